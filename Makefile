@@ -1,0 +1,121 @@
+# The two commands:  make demo   and   make test
+#
+# On a fresh machine they need Python 3.11+ (with venv), make and, for full speed, a C compiler. They make .venv
+# themselves; another interpreter: make test PYTHON=python3.12. Stamp files under .venv say what is done, so a
+# second call starts at once.
+
+PYTHON ?= python3
+VENV := .venv
+PURE := .venv-pure
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+PURE_PIP := $(PURE)/bin/python -m pip --disable-pip-version-check
+SKIP_NATIVE := BNCORE_REQUIRE_NATIVE= BNCORE_SKIP_NATIVE=1
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+# What the tests demand of the extension: 1 present, 0 absent. A machine without a compiler tests the fallbacks
+# and says so; with BNCORE_REQUIRE_NATIVE=1 in the environment, as in .ci/run, it fails there instead.
+EXPECT = BNCORE_EXPECT_NATIVE=$$(ls bncore/backends/native*.so >/dev/null 2>&1 && echo 1 || echo 0)
+
+NATIVE_SOURCES := setup.py $(wildcard src_c/* bncore/backends/native.pyx bncore/backends/native.pxd)
+BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'])")
+
+# pip installs into one environment at a time.
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help demo test bench bench-torch test-torch coverage lint format test-without-native sdist-check \
+	report build clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: build $(VENV)/.demo ## the main job on real data: accuracy and time, then a network trained
+	$(PY) -m bncore.demo
+
+test: build $(VENV)/.test ## the test suite, doctests included
+	$(EXPECT) $(PY) -m pytest -m "not needs_torch" $(PYTEST_ARGS)
+
+coverage: PYTEST_ARGS += --cov --cov-report=term
+coverage: test ## the test suite; fails if it reaches less than 95 % of the lines
+
+test-torch: build $(VENV)/.test $(VENV)/.peers ## the tests that compare with PyTorch (installs it)
+	$(EXPECT) $(PY) -m pytest -m needs_torch tests $(PYTEST_ARGS)
+
+test-without-native: $(PURE)/.test ## the same suite on Numba and NumPy, the package installed with no extension
+	BNCORE_EXPECT_NATIVE=0 $(PURE)/bin/pytest --import-mode=importlib -m "not needs_torch" \
+		tests --pyargs bncore $(PYTEST_ARGS)
+
+bench: build $(VENV)/.bench ## a quick benchmark; BENCH_ARGS=--full for every shape
+	$(PY) -m pytest benchmarks $(BENCH_ARGS)
+
+bench-torch: build $(VENV)/.bench $(VENV)/.peers ## the same with PyTorch beside it (installs it)
+	$(PY) -m pytest benchmarks $(BENCH_ARGS)
+
+report: build $(VENV)/.bench $(VENV)/.peers ## measure the README's table and write it (installs PyTorch)
+	$(PY) benchmarks/report.py --write README.md
+
+lint: $(VENV)/.lint ## formatting, lint and types of Python, Cython and C
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/cython-lint bncore/backends
+	$(VENV)/bin/clang-format --dry-run -Werror src_c/*.[ch]
+
+format: $(VENV)/.lint ## rewrite Python and C in the project's format
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/clang-format -i src_c/*.[ch]
+
+sdist-check: $(VENV)/.build-tool ## build the sdist, install it in a clean venv, run one call
+	rm -rf dist .venv-sdist
+	$(PY) -m build --sdist
+	$(PYTHON) -m venv .venv-sdist
+	.venv-sdist/bin/python -m pip --disable-pip-version-check install -q --upgrade pip
+	.venv-sdist/bin/python -m pip --disable-pip-version-check install dist/bncore-*.tar.gz
+	cd .venv-sdist && BNCORE_EXPECT_NATIVE=$(BNCORE_REQUIRE_NATIVE) bin/python ../.ci/one_call.py
+
+# The extension, in the checkout, with the compiler's messages on the screen.
+build: $(VENV)/.native
+$(VENV)/.native: $(VENV)/.base $(NATIVE_SOURCES)
+	$(PY) setup.py -q build_ext --inplace --force
+	@ls bncore/backends/native*.so >/dev/null 2>&1 || echo \
+		"bncore: THE NATIVE EXTENSION WAS NOT BUILT (see above); what follows runs on Numba and NumPy"
+	@touch $@
+
+$(VENV)/.base: pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'bncore needs Python 3.11 or newer')"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q --upgrade pip
+	$(PIP) install -q --upgrade $(BUILD_REQUIRES)
+	@touch $@
+
+# Dependencies, and the checkout itself as an editable install; the extension is built by the rule above.
+$(VENV)/.demo $(VENV)/.test $(VENV)/.bench $(VENV)/.lint: $(VENV)/.%: $(VENV)/.base
+	$(SKIP_NATIVE) $(PIP) install -q --no-build-isolation -e ".[$*]"
+	@touch $@
+
+# On Linux PyPI's PyTorch brings CUDA with it; PIP_INDEX_URL=https://download.pytorch.org/whl/cpu takes the
+# build for CPUs, which is the one to compare with.
+$(VENV)/.peers: $(VENV)/.base
+	$(SKIP_NATIVE) $(PIP) install -q --no-build-isolation -e ".[peers]"
+	@touch $@
+
+$(VENV)/.build-tool: $(VENV)/.base
+	$(PIP) install -q build
+	@touch $@
+
+# Not editable, and rebuilt whenever the package changes: what is tested is what was installed.
+$(PURE)/.test: pyproject.toml setup.py $(wildcard bncore/*.py bncore/*/*.py bncore/*/*.pyi)
+	$(PYTHON) -m venv $(PURE)
+	$(PURE_PIP) install -q --upgrade pip
+	$(SKIP_NATIVE) $(PURE_PIP) install -q ".[test]"
+	$(SKIP_NATIVE) $(PURE_PIP) install -q \
+		--force-reinstall --no-deps .
+	@touch $@
+
+clean: ## remove everything that was built, environments included
+	rm -rf $(VENV) $(PURE) .venv-sdist build dist *.egg-info .coverage htmlcov .benchmarks
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f bncore/backends/native.c bncore/backends/native*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
