@@ -1,0 +1,240 @@
+"""The algorithm in NumPy: the readable twin of the compiled kernels, and the last fallback.
+
+It gives the same bits as they do, because it does the same operations in the same order: the sums
+are in `numpy_statistics`, the shape's geometry and the coefficients in `partition`.
+
+No temporary grows with x: work is done on tiles of at most about `TILE` values.  `n_threads` is
+accepted and not used.  NaN and Inf give no warning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from bncore.backends.numpy_statistics import (
+    TILE,
+    Partial,
+    add_columns,
+    channel_groups,
+    column_strips,
+    merge_columns,
+    planes_grad_sums,
+    planes_moments,
+    rows_grad_sums,
+    rows_moments,
+)
+from bncore.backends.partition import (
+    Data,
+    Planes,
+    Rows,
+    Stat,
+    geometry,
+    gradient_coefficients,
+    inverse_std,
+    normalize_coefficients,
+)
+
+name = "numpy"
+
+
+def tiles(
+    geo: Planes | Rows, arrays: tuple[Data, ...], coefficients: tuple[Data, ...]
+) -> Iterator[tuple[Data, ...]]:
+    """Yield the same tile of every array, then the coefficients that broadcast against it."""
+    flat = [array.reshape(-1) for array in arrays]
+    if isinstance(geo, Planes):
+        shapes = [(geo.outer, geo.channels, geo.inner)]
+    else:
+        shapes = [(geo.full, geo.width, 1), (1, geo.short, 1)]
+        coefficients = tuple(np.tile(c.repeat(geo.inner), geo.repeat) for c in coefficients)
+    begin = 0
+    for shape in shapes:
+        end = begin + shape[0] * shape[1] * shape[2]
+        views = [array[begin:end].reshape(shape) for array in flat]
+        for tile in tile_slices(*shape):
+            per_channel = tile[1]
+            yield (
+                *(view[tile] for view in views),
+                *(c[: shape[1]][per_channel, np.newaxis] for c in coefficients),
+            )
+        begin = end
+
+
+def tile_slices(outer: int, channels: int, inner: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Cut a 3-D array into tiles of at most TILE values, each as contiguous as it can be."""
+    i_step = max(1, min(inner, TILE))
+    c_step = max(1, min(channels, TILE // i_step))
+    o_step = max(1, TILE // (i_step * c_step))
+    for o in range(0, outer, o_step):
+        for c in range(0, channels, c_step):
+            for i in range(0, inner, i_step):
+                yield slice(o, o + o_step), slice(c, c + c_step), slice(i, i + i_step)
+
+
+# The operations: outputs, then inputs, then parameters, as in every backend.
+# Shapes: x, y, dy, dx (outer, channels, inner); every statistic and parameter (channels,).
+
+
+@np.errstate(all="ignore")
+def moments(mean: Stat, m2: Stat, x: Data, n_threads: int) -> None:
+    """Write the mean of every channel, and the sum of squares about it."""
+    mean[:] = m2[:] = 0.0
+    if x.size == 0:
+        return
+    geo = geometry(*x.shape)
+    if isinstance(geo, Planes):
+        planes = x.reshape(geo.outer, geo.channels, geo.inner)
+        for group in channel_groups(geo):
+            total = planes_moments(planes[:, group], geo)
+            mean[group], m2[group] = total.pivot + total.offset, total.m2
+    else:
+        columns = Partial(*np.empty((4, geo.width)))
+        for strip in column_strips(geo):
+            columns[strip] = rows_moments(x.reshape(-1), geo, strip)
+        total = merge_columns(columns, geo)
+        mean[:], m2[:] = total.pivot + total.offset, total.m2
+
+
+@np.errstate(all="ignore")
+def grad_sums(
+    sum_dy: Stat,
+    sum_dy_xhat: Stat,
+    dy: Data,
+    x: Data,
+    mean: Stat,
+    var: Stat,
+    eps: float,
+    n_threads: int,
+) -> None:
+    """Write sum(dy) and sum(dy * xhat) of every channel."""
+    sum_dy[:] = sum_dy_xhat[:] = 0.0
+    if x.size == 0:
+        return
+    geo = geometry(*x.shape)
+    if isinstance(geo, Planes):
+        shape = geo.outer, geo.channels, geo.inner
+        for group in channel_groups(geo):
+            g, d = dy.reshape(shape)[:, group], x.reshape(shape)[:, group]
+            sum_dy[group], sum_dy_xhat[group] = planes_grad_sums(g, d, mean[group], geo)
+    else:
+        means = np.tile(mean.repeat(geo.inner), geo.repeat)
+        a, b = np.empty((2, geo.width))
+        for strip in column_strips(geo):
+            a[strip], b[strip] = rows_grad_sums(
+                dy.reshape(-1), x.reshape(-1), means[strip], geo, strip
+            )
+        sum_dy[:], sum_dy_xhat[:] = add_columns(a, geo), add_columns(b, geo)
+    sum_dy_xhat *= inverse_std(var, eps)
+
+
+@np.errstate(all="ignore")
+def normalize(
+    y: Data,
+    x: Data,
+    mean: Stat,
+    var: Stat,
+    weight: Stat | None,
+    bias: Stat | None,
+    eps: float,
+    n_threads: int,
+) -> None:
+    """Write ``y = weight * (x - mean) / sqrt(var + eps) + bias``."""
+    if x.size == 0:
+        return
+    hi, sc, shift = np.empty((3, len(mean)), x.dtype)
+    weight = np.ones_like(mean) if weight is None else weight
+    bias = np.zeros_like(mean) if bias is None else bias
+    normalize_coefficients(hi, sc, shift, mean, inverse_std(var, eps), weight, bias)
+    for tile in tiles(geometry(*x.shape), (y, x), (hi, sc, shift)):
+        out, value, hi, sc, shift = tile
+        np.subtract(value, hi, out=out)
+        out *= sc
+        out += shift
+
+
+@np.errstate(all="ignore")
+def grad_input(
+    dx: Data,
+    dy: Data,
+    x: Data,
+    mean: Stat,
+    var: Stat,
+    sum_dy: Stat,
+    sum_dy_xhat: Stat,
+    count: float,
+    weight: Stat | None,
+    eps: float,
+    n_threads: int,
+) -> None:
+    """Write ``dx = weight * invstd * (dy - sum_dy / count - xhat * sum_dy_xhat / count)``."""
+    if x.size == 0:
+        return
+    hi, of_dy, of_x, shift = np.empty((4, len(mean)), x.dtype)
+    weight = np.ones_like(mean) if weight is None else weight
+    invstd = inverse_std(var, eps)
+    gradient_coefficients(hi, of_dy, of_x, shift, mean, invstd, weight, sum_dy, sum_dy_xhat, count)
+    for tile in tiles(geometry(*x.shape), (dx, dy, x), (hi, of_dy, of_x, shift)):
+        out, g, value, hi, of_dy, of_x, shift = tile
+        from_x = (value - hi) * of_x  # before dx is written: dx may be x
+        np.multiply(g, of_dy, out=out)
+        out += from_x
+        out += shift
+
+
+def train(
+    y: Data,
+    mean: Stat,
+    m2: Stat,
+    x: Data,
+    weight: Stat | None,
+    bias: Stat | None,
+    eps: float,
+    n_threads: int,
+) -> None:
+    """Normalize x by its own moments, and write these."""
+    moments(mean, m2, x, n_threads)
+    if x.size:
+        normalize(y, x, mean, m2 / (x.size // len(mean)), weight, bias, eps, n_threads)
+
+
+def train_backward(
+    dx: Data,
+    sum_dy: Stat,
+    sum_dy_xhat: Stat,
+    dy: Data,
+    x: Data,
+    mean: Stat,
+    var: Stat,
+    weight: Stat | None,
+    eps: float,
+    n_threads: int,
+) -> None:
+    """Write the gradients of `train`."""
+    grad_sums(sum_dy, sum_dy_xhat, dy, x, mean, var, eps, n_threads)
+    if x.size:
+        count = float(x.size // len(mean))
+        grad_input(dx, dy, x, mean, var, sum_dy, sum_dy_xhat, count, weight, eps, n_threads)
+
+
+@np.errstate(all="ignore")
+def infer_backward(
+    dx: Data,
+    sum_dy: Stat,
+    sum_dy_xhat: Stat,
+    dy: Data,
+    x: Data,
+    mean: Stat,
+    var: Stat,
+    weight: Stat | None,
+    eps: float,
+    n_threads: int,
+) -> None:
+    """Write the gradients of `normalize` by given statistics, which are constants."""
+    grad_sums(sum_dy, sum_dy_xhat, dy, x, mean, var, eps, n_threads)
+    weight = np.ones_like(mean) if weight is None else weight
+    of_dy = (weight * inverse_std(var, eps)).astype(x.dtype)
+    if x.size:
+        for out, g, scale in tiles(geometry(*x.shape), (dx, dy), (of_dy,)):
+            np.multiply(g, scale, out=out)

@@ -1,0 +1,213 @@
+"""What the Python backends share: constants, geometry and coefficients.
+
+Every backend adds in the same order, so that all of them give the same bits.  That order is a
+function of the shape ``(outer, channels, inner)`` alone and is fixed here; ``docs/numerics.md``
+derives it.  The coefficients of the elementwise formulas are computed in float64 and rounded
+once to the storage type of the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import gcd
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Data: TypeAlias = NDArray[np.floating[Any]]  # x, y, dy, dx: float32 or float64
+Stat: TypeAlias = NDArray[np.float64]  # one value per channel, or per column
+
+LANES = 16  # partial sums of a channel that run side by side (planes)
+BLOCK = 4096  # values that are summed before the pivot moves (planes)
+ROW_BLOCK = 256  # the same, in rows of the virtual matrix (rows)
+PIVOT_ROWS = 8  # rows that give a column its first pivot
+SEGMENT = 32768  # fewest values of a channel that are worth a segment of their own
+MAX_SEGMENTS = 64  # most segments of a channel or column
+FOLD_WIDTH = 256  # widest row that is folded: several rows side by side make one
+
+
+@dataclass(frozen=True, slots=True)
+class Planes:
+    """A channel is `outer` runs of `inner` contiguous values, and `inner` fills the lanes.
+
+    The values of a channel count from 0 to `count` - 1 through all its images.
+    """
+
+    outer: int
+    channels: int
+    inner: int
+    segment_len: int  # values of a channel per segment, a multiple of BLOCK
+
+    @property
+    def count(self) -> int:
+        """Values per channel."""
+        return self.outer * self.inner
+
+    @property
+    def n_segments(self) -> int:
+        """Segments of a channel; none of them is empty."""
+        return _ceil_div(self.count, self.segment_len)
+
+    def segment(self, k: int) -> tuple[int, int]:
+        """Give the half-open range of values that segment `k` covers."""
+        return k * self.segment_len, min(self.count, (k + 1) * self.segment_len)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Short runs: memory is read as a matrix of `width` virtual columns.
+
+    A virtual row holds `repeat` outer rows side by side.  Column j belongs to channel
+    ``(j // inner) % channels``.  The last row may be short: it then has `short` columns.
+    """
+
+    outer: int
+    channels: int
+    inner: int
+    repeat: int
+    segment_rows: int  # rows per segment, a multiple of ROW_BLOCK
+
+    @property
+    def count(self) -> int:
+        """Values per channel."""
+        return self.outer * self.inner
+
+    @property
+    def width(self) -> int:
+        """Columns of the virtual matrix."""
+        return self.repeat * self.channels * self.inner
+
+    @property
+    def full(self) -> int:
+        """Rows that have all columns."""
+        return self.outer // self.repeat
+
+    @property
+    def short(self) -> int:
+        """Columns of the short last row; 0 where there is no short row."""
+        return (self.outer % self.repeat) * self.channels * self.inner
+
+    @property
+    def rows(self) -> int:
+        """Rows, the short one included."""
+        return self.full + (self.short > 0)
+
+    @property
+    def n_segments(self) -> int:
+        """Segments of a column; one that has the short row alone is empty for the rest."""
+        return _ceil_div(self.rows, self.segment_rows)
+
+    def segment(self, k: int) -> tuple[int, int]:
+        """Give the half-open range of rows that segment `k` covers."""
+        return k * self.segment_rows, min(self.rows, (k + 1) * self.segment_rows)
+
+
+def geometry(outer: int, channels: int, inner: int) -> Planes | Rows:
+    """Choose the order of additions for a shape with at least one value."""
+    if channels == 1:  # one channel is one run, however it was cut
+        outer, inner = 1, outer * inner
+    if inner >= LANES:
+        return _planes(outer, channels, inner)
+    return _rows(outer, channels, inner)
+
+
+def _planes(outer: int, channels: int, inner: int) -> Planes:
+    count = outer * inner
+    parts = min(max(count // SEGMENT, 1), MAX_SEGMENTS)
+    return Planes(outer, channels, inner, _ceil_div(_ceil_div(count, parts), BLOCK) * BLOCK)
+
+
+def _rows(outer: int, channels: int, inner: int) -> Rows:
+    base = channels * inner
+    repeat = 1
+    if base <= FOLD_WIDTH:  # a whole number of lanes, and at least four times LANES columns
+        repeat = LANES // gcd(LANES, base)
+        while repeat * base < 4 * LANES:
+            repeat *= 2
+    if outer < PIVOT_ROWS * repeat:
+        repeat = 1
+    blocks = _ceil_div(_ceil_div(outer, repeat), ROW_BLOCK)
+    parts = min(blocks, MAX_SEGMENTS)
+    return Rows(outer, channels, inner, repeat, _ceil_div(blocks, parts) * ROW_BLOCK)
+
+
+def _ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+class Piece(NamedTuple):
+    """A run of values of one image, and what is due after it."""
+
+    image: int
+    start: int  # position in the image
+    stop: int
+    flush: int  # values that wait for a flush when one is due after this piece, else 0
+
+
+def pieces(geo: Planes, segment: int) -> Iterator[Piece]:
+    """Walk one segment of a channel: pieces of at most BLOCK values within one image.
+
+    Several pieces make a block: it ends when it holds BLOCK values or more, or with the segment.
+    """
+    at, end = geo.segment(segment)
+    pending = 0
+    while at < end:
+        image, start = divmod(at, geo.inner)
+        length = min(geo.inner - start, end - at, BLOCK)
+        at += length
+        pending += length
+        due = pending if pending >= BLOCK or at == end else 0
+        yield Piece(image, start, start + length, due)
+        if due:
+            pending = 0
+
+
+# The functions below use nothing but elementwise array arithmetic and assignment, in which
+# assigning to a float32 array rounds: the Numba backend compiles these very functions.
+
+
+def inverse_std(var: Stat, eps: float) -> Stat:
+    """Compute ``1 / sqrt(var + eps)`` in float64."""
+    return 1.0 / np.sqrt(var + eps)
+
+
+def normalize_coefficients(
+    hi: Data, scale: Data, shift: Data, mean: Stat, invstd: Stat, weight: Stat, bias: Stat
+) -> None:
+    """Fill the coefficients of ``y = (x - hi) * scale + shift``.
+
+    `hi` is the mean rounded to the storage type; what the rounding lost, times the scale, moves
+    into the shift, so that centering comes before scaling and loses nothing.
+    """
+    hi[:] = mean
+    scale[:] = weight * invstd
+    lo = mean - hi
+    shift[:] = np.where(lo == 0.0, bias, bias - lo * scale)
+
+
+def gradient_coefficients(
+    hi: Data,
+    of_dy: Data,
+    of_x: Data,
+    shift: Data,
+    mean: Stat,
+    invstd: Stat,
+    weight: Stat,
+    sum_dy: Stat,
+    sum_dy_xhat: Stat,
+    count: float,
+) -> None:
+    """Fill the coefficients of ``dx = (dy * of_dy + (x - hi) * of_x) + shift``.
+
+    This is ``weight * invstd * (dy - sum_dy / n - xhat * sum_dy_xhat / n)`` (Ioffe & Szegedy
+    2015, section 3) sorted by what changes from value to value.
+    """
+    a = weight * invstd
+    c = -a * (sum_dy / count)
+    hi[:] = mean
+    of_dy[:] = a
+    of_x[:] = -(a * invstd) * (sum_dy_xhat / count)
+    lo = mean - hi
+    shift[:] = np.where(lo == 0.0, c, c - lo * of_x)
