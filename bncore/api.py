@@ -1,0 +1,372 @@
+"""Batch normalization in training and inference, each forward and backward.
+
+A call first offers its arguments to the backend's small-call path, where it has one: that answers
+at once, or says None where an argument is not already canonical.  Then `bncore.problem` repairs
+the argument or explains what is wrong with it, and a kernel runs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, SupportsIndex
+
+import numpy as np
+import numpy.typing as npt
+
+from bncore.backends import current
+from bncore.problem import Problem, real
+from bncore.statistics import Moments, checked_moments, trusted_moments
+from bncore.threads import resolve
+
+Array = npt.NDArray[np.floating[Any]]
+
+
+def batch_norm_train(
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike | None = None,
+    bias: npt.ArrayLike | None = None,
+    *,
+    axis: SupportsIndex = 1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> tuple[Array, Moments]:
+    """Normalize every channel of a batch by the batch's own mean and variance.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, with the population variance.
+
+    Parameters
+    ----------
+    x : array_like of float32 or float64, of 2 or more dimensions
+        C is its size along `axis`.  Any memory order works without a copy, such as an NCHW-shaped
+        view of NHWC memory.  An array that is no contiguous block (a slice, a negative stride,
+        a broadcast), that is unaligned or in foreign byte order is copied once.
+    weight, bias : (C,) array_like of float, optional
+        gamma and beta, of any real floating dtype, read as float64; 1 and 0 where they are None.
+    axis : int, default 1
+        The channel axis, negative allowed: 1 for NCHW, -1 for NHWC.
+    eps : float, default 1e-5
+        Added to the variance, in x's unit squared; >= 0.
+    out : ndarray, optional
+        Where y goes: of x's shape and dtype, writable.  It may be `x` itself.  Where its memory
+        order or byte order is not that of x's canonical form, it is filled through a temporary.
+    n_threads : int, optional
+        At most so many threads; by default what `get_num_threads` returns.  The result is the
+        same to the bit for any number.
+
+    Returns
+    -------
+    y : ndarray
+        `out`, or a new array of x's shape, dtype and memory order.
+    moments : Moments
+        Count, mean and sum of squared deviations per channel, in float64: what
+        `batch_norm_train_backward` and `update_running_stats` take.
+
+    Raises
+    ------
+    TypeError
+        If x is not float32 or float64, an array is masked, or an argument has the wrong type.
+    ValueError
+        If x has fewer than 2 dimensions or exactly one value per channel, or an argument has the
+        wrong size or value, or `out` overlaps an input in part.  Nothing has been written then.
+
+    Notes
+    -----
+    An empty batch gives an empty y and ``moments.count == 0``.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015, Algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bncore
+    >>> x = np.array([[0.0, 1.0], [2.0, 5.0]])
+    >>> y, moments = bncore.batch_norm_train(x, eps=0.0)
+    >>> y
+    array([[-1., -1.],
+           [ 1.,  1.]])
+    >>> moments.mean, moments.var()
+    (array([1., 3.]), array([1., 4.]))
+    """
+    backend = current()
+    threads = resolve(n_threads)
+    if backend.fast_train is not None:
+        done = backend.fast_train(x, weight, bias, axis, eps, out, threads)
+        if done is not None:
+            return done[0], trusted_moments(done[1], done[2], done[3])
+    p = Problem(x, axis)
+    gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
+    eps = real("eps", eps, 0.0)
+    p.require_batch()
+    y = p.output(out, parameters=(gamma, beta))
+    mean, m2 = p.zeros(), p.zeros()
+    if not p.empty:
+        backend.kernels.train(y.values, mean, m2, p.x, gamma.values, beta.values, eps, threads)
+    return y.finish(), trusted_moments(p.count, mean, m2)
+
+
+def batch_norm_train_backward(
+    dy: npt.ArrayLike,
+    x: npt.ArrayLike,
+    moments: Moments,
+    weight: npt.ArrayLike | None = None,
+    *,
+    axis: SupportsIndex = 1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> tuple[Array, Array, Array]:
+    """Compute the gradients of `batch_norm_train`.
+
+    ``dx = weight * invstd * (dy - mean(dy) - xhat * mean(dy * xhat))``, with
+    ``invstd = 1 / sqrt(var + eps)`` and ``xhat = (x - mean) * invstd``; the means are per channel.
+
+    Parameters
+    ----------
+    dy : array_like
+        Gradient of the loss by y; of x's shape and dtype.  In another memory order than x it is
+        copied once, into x's.
+    x : array_like of float32 or float64
+        The input of the forward call.  See `batch_norm_train` for layouts and copies.
+    moments : Moments
+        As `batch_norm_train` returned them for this x.
+    weight : (C,) array_like of float, optional
+        As in the forward call.
+    axis, eps, n_threads
+        As in the forward call.
+    out : ndarray, optional
+        Where dx goes: of x's shape and dtype, writable.  It may be `dy` or `x` itself.
+
+    Returns
+    -------
+    dx : ndarray
+        `out`, or a new array of x's shape, dtype and memory order.
+    dweight, dbias : (C,) ndarray
+        ``sum(dy * xhat)`` and ``sum(dy)`` per channel, summed in float64, in weight's dtype, or in
+        x's where there is no weight.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `batch_norm_train`; and if dy differs from x in shape or dtype, or `moments` is of
+        another number of channels or of values.  Nothing has been written then.
+
+    See Also
+    --------
+    grad_sums, grad_input : The same in two steps, for moments merged over pieces of a batch.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015, section 3, the gradients after Algorithm 1, with the terms
+    in d(loss)/d(mean) that cancel left out.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bncore
+    >>> x = np.array([[0.0], [2.0]])
+    >>> y, moments = bncore.batch_norm_train(x, eps=0.0)
+    >>> dx, dweight, dbias = bncore.batch_norm_train_backward(
+    ...     np.array([[1.0], [2.0]]), x, moments, eps=0.0)
+    >>> dweight, dbias
+    (array([1.]), array([3.]))
+    """
+    backend = current()
+    threads = resolve(n_threads)
+    if backend.fast_train_backward is not None and type(moments) is Moments:
+        done = backend.fast_train_backward(
+            dy, x, moments.count, moments.mean, moments.m2, weight, axis, eps, out, threads
+        )
+        if done is not None:
+            gradients: tuple[Array, Array, Array] = done
+            return gradients
+    p = Problem(x, axis)
+    gradient, source = p.gradient(dy)
+    checked_moments("moments", moments, p.channels)
+    gamma = p.optional("weight", weight)
+    eps = real("eps", eps, 0.0)
+    if moments.count != p.count:
+        raise ValueError(
+            f"moments: expected count {p.count}, the values per channel of x, "
+            f"got {moments.count}; for merged moments use grad_sums and grad_input"
+        )
+    dx = p.output(out, source, (gamma,))
+    sum_dy, sum_dy_xhat = p.zeros(), p.zeros()
+    if not p.empty:
+        backend.kernels.train_backward(
+            dx.values,
+            sum_dy,
+            sum_dy_xhat,
+            gradient,
+            p.x,
+            moments.mean,
+            moments.var(),
+            gamma.values,
+            eps,
+            threads,
+        )
+    dweight = p.parameter_gradient(sum_dy_xhat, gamma)
+    dbias = p.parameter_gradient(sum_dy, gamma)
+    return dx.finish(), dweight, dbias
+
+
+def batch_norm_infer(
+    x: npt.ArrayLike,
+    mean: npt.ArrayLike,
+    var: npt.ArrayLike,
+    weight: npt.ArrayLike | None = None,
+    bias: npt.ArrayLike | None = None,
+    *,
+    axis: SupportsIndex = 1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> Array:
+    """Normalize every channel by given statistics, such as running ones.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``
+
+    Parameters
+    ----------
+    x : array_like of float32 or float64, of 2 or more dimensions
+        See `batch_norm_train` for layouts and copies.
+    mean, var : (C,) array_like of float
+        Statistics per channel, of any real floating dtype, read as float64; mean in x's unit, var
+        in its square.
+    weight, bias : (C,) array_like of float, optional
+        gamma and beta; 1 and 0 where they are None.
+    axis, eps, n_threads
+        As in `batch_norm_train`.
+    out : ndarray, optional
+        Where y goes: of x's shape and dtype, writable.  It may be `x` itself.
+
+    Returns
+    -------
+    ndarray
+        `out`, or a new array of x's shape, dtype and memory order.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `batch_norm_train`, but one value per channel is allowed.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015, Algorithm 2, step 11.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bncore
+    >>> bncore.batch_norm_infer(np.array([[1.0, 8.0]]), [0.0, 4.0], [1.0, 4.0], eps=0.0)
+    array([[1., 2.]])
+    """
+    backend = current()
+    threads = resolve(n_threads)
+    if backend.fast_infer is not None:
+        y: Array | None = backend.fast_infer(x, mean, var, weight, bias, axis, eps, out, threads)
+        if y is not None:
+            return y
+    p = Problem(x, axis)
+    given = p.parameter("mean", mean), p.parameter("var", var)
+    gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
+    eps = real("eps", eps, 0.0)
+    result = p.output(out, parameters=(*given, gamma, beta))
+    if not p.empty:
+        backend.kernels.normalize(
+            result.values,
+            p.x,
+            given[0].values,
+            given[1].values,
+            gamma.values,
+            beta.values,
+            eps,
+            threads,
+        )
+    return result.finish()
+
+
+def batch_norm_infer_backward(
+    dy: npt.ArrayLike,
+    x: npt.ArrayLike,
+    mean: npt.ArrayLike,
+    var: npt.ArrayLike,
+    weight: npt.ArrayLike | None = None,
+    *,
+    axis: SupportsIndex = 1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> tuple[Array, Array, Array]:
+    """Compute the gradients of `batch_norm_infer`, whose mean and var are constants.
+
+    ``dx = dy * weight / sqrt(var + eps)``
+
+    Parameters
+    ----------
+    dy : array_like
+        Gradient of the loss by y; of x's shape and dtype.  In another memory order than x it is
+        copied once, into x's.
+    x : array_like of float32 or float64
+        The input of the forward call.  See `batch_norm_train` for layouts and copies.
+    mean, var, weight, axis, eps, n_threads
+        As in the forward call.
+    out : ndarray, optional
+        Where dx goes: of x's shape and dtype, writable.  It may be `dy` or `x` itself.
+
+    Returns
+    -------
+    dx : ndarray
+        `out`, or a new array of x's shape, dtype and memory order.
+    dweight, dbias : (C,) ndarray
+        ``sum(dy * xhat)`` and ``sum(dy)`` per channel, ``xhat = (x - mean) / sqrt(var + eps)``;
+        summed in float64, in weight's dtype, or in x's where there is no weight.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `batch_norm_infer`; and if dy differs from x in shape or dtype.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015, section 3: the gradients by gamma and beta after
+    Algorithm 1, and its d(loss)/d(x) with mean and variance held constant.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bncore
+    >>> bncore.batch_norm_infer_backward(
+    ...     np.array([[3.0]]), np.array([[5.0]]), [1.0], [4.0], [2.0], eps=0.0)
+    (array([[3.]]), array([6.]), array([3.]))
+    """
+    backend = current()
+    threads = resolve(n_threads)
+    p = Problem(x, axis)
+    gradient, source = p.gradient(dy)
+    given = p.parameter("mean", mean), p.parameter("var", var)
+    gamma = p.optional("weight", weight)
+    eps = real("eps", eps, 0.0)
+    dx = p.output(out, source, (*given, gamma))
+    sum_dy, sum_dy_xhat = p.zeros(), p.zeros()
+    if not p.empty:
+        backend.kernels.infer_backward(
+            dx.values,
+            sum_dy,
+            sum_dy_xhat,
+            gradient,
+            p.x,
+            given[0].values,
+            given[1].values,
+            gamma.values,
+            eps,
+            threads,
+        )
+    dweight = p.parameter_gradient(sum_dy_xhat, gamma)
+    dbias = p.parameter_gradient(sum_dy, gamma)
+    return dx.finish(), dweight, dbias

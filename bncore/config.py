@@ -1,0 +1,118 @@
+"""What is running: versions, backends, instruction set, threads."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+
+from bncore import backends, problem, threads
+
+
+def show_config(mode: str = "stdout") -> dict[str, Any] | None:
+    """Print what bncore runs on: versions, backends, instruction set, OpenMP, threads.
+
+    Parameters
+    ----------
+    mode : {"stdout", "dicts"}
+        Print it, or return it as a dict, as in `numpy.show_config`.
+
+    Returns
+    -------
+    dict or None
+        None where it was printed.
+
+    Raises
+    ------
+    ValueError
+        If `mode` is another word.
+
+    Examples
+    --------
+    >>> import bncore
+    >>> sorted(bncore.show_config(mode="dicts"))
+    ['backend', 'backends', 'native', 'threads', 'versions']
+    """
+    if mode not in ("stdout", "dicts"):
+        raise ValueError(f"mode: expected 'stdout' or 'dicts', got {problem.shown(mode)}")
+    config = _config()
+    if mode == "dicts":
+        return config
+    print("\n".join(_lines(config)))
+    return None
+
+
+def _config() -> dict[str, Any]:
+    from bncore import __version__
+
+    number, source = threads.in_force()
+    return {
+        "versions": {
+            "bncore": __version__,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "numba": _version("numba"),
+            "machine": f"{platform.machine()}, {platform.system()}",
+        },
+        "backend": backends.current().name,
+        "backends": {name: _state(name) for name in backends.NAMES},
+        "native": _native(),
+        "threads": {"number": number, "source": source},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _state(name: str) -> str:
+    """Say whether a backend can be used.  Numba is slow to import, so it is only looked for."""
+    if name == "numba" and "numba" not in sys.modules:
+        found = importlib.util.find_spec("numba") is not None
+        return "installed" if found else "not available: Numba is not installed"
+    try:
+        backends.load(name)
+    except ImportError:
+        return f"not available: {backends.why_missing(name)}"
+    return "available"
+
+
+def _native() -> dict[str, Any] | None:
+    """Return what the native module says of itself; None where it is missing."""
+    native = backends.native_module()
+    if native is None:
+        return None
+    return {
+        "instruction_set": native.isa(),
+        "instruction_sets": list(native.available_isas()),
+        "openmp": native.has_openmp(),
+        "openmp_max_threads": native.omp_max_threads(),
+    }
+
+
+def _lines(config: dict[str, Any]) -> list[str]:
+    lines = [
+        f"{name:<9} {'not installed' if value is None else value}"
+        for name, value in config["versions"].items()
+    ]
+    lines.append(f"backend   {config['backend']}")
+    lines += [f"  {name:<7} {state}" for name, state in config["backends"].items()]
+    native = config["native"]
+    if native is not None:
+        lines.append(
+            f"native    {native['instruction_set']} of {', '.join(native['instruction_sets'])}; "
+            + (
+                f"OpenMP, at most {native['openmp_max_threads']} threads"
+                if native["openmp"]
+                else "no OpenMP"
+            )
+        )
+    lines.append(f"threads   {config['threads']['number']} ({config['threads']['source']})")
+    return lines

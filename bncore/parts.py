@@ -1,0 +1,290 @@
+"""The four kernels as functions of their own.
+
+Training is `moments`, then `normalize`; its gradient is `grad_sums`, then `grad_input`.  Between
+the two steps, moments and sums of pieces of a batch (micro-batches, chunks, machines) merge.
+"""
+
+from __future__ import annotations
+
+from typing import Any, SupportsIndex
+
+import numpy as np
+import numpy.typing as npt
+
+from bncore.backends import current
+from bncore.problem import Problem, real
+from bncore.statistics import (
+    GradSums,
+    Moments,
+    checked_moments,
+    checked_sums,
+    trusted_moments,
+    trusted_sums,
+)
+from bncore.threads import resolve
+
+Array = npt.NDArray[np.floating[Any]]
+
+
+def moments(x: npt.ArrayLike, *, axis: SupportsIndex = 1, n_threads: int | None = None) -> Moments:
+    """Compute count, mean and sum of squared deviations of every channel, in one pass.
+
+    Parameters
+    ----------
+    x : array_like of float32 or float64, of 2 or more dimensions
+        See `batch_norm_train` for layouts and copies.
+    axis : int, default 1
+        The channel axis.
+    n_threads : int, optional
+        At most so many threads; by default what `get_num_threads` returns.
+
+    Returns
+    -------
+    Moments
+        In float64.  One value per channel gives m2 = 0, no value count 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If x is not float32 or float64, or has fewer than 2 dimensions, or `axis` is none of them.
+
+    References
+    ----------
+    B. P. Welford, "Note on a Method for Calculating Corrected Sums of Squares and Products",
+    Technometrics 4 (1962) 419-420, by blocks; merged by equation 2.1 of T. F. Chan, G. H. Golub,
+    R. J. LeVeque, The American Statistician 37 (1983) 242-247.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bncore
+    >>> bncore.moments(np.array([[0.0, 1.0], [2.0, 5.0]]))
+    Moments(count=2, mean=array([1., 3.]), m2=array([2., 8.]))
+    """
+    backend = current()
+    threads = resolve(n_threads)
+    p = Problem(x, axis)
+    mean, m2 = p.zeros(), p.zeros()
+    if not p.empty:
+        backend.kernels.moments(mean, m2, p.x, threads)
+    return trusted_moments(p.count, mean, m2)
+
+
+def _given_moments(p: Problem, value: Moments) -> Moments:
+    """Return moments that fit x and say something about it."""
+    checked_moments("moments", value, p.channels)
+    if value.count == 0 and not p.empty:
+        raise ValueError("moments: expected count >= 1 for an x that is not empty, got 0")
+    return value
+
+
+def normalize(
+    x: npt.ArrayLike,
+    moments: Moments,
+    weight: npt.ArrayLike | None = None,
+    bias: npt.ArrayLike | None = None,
+    *,
+    axis: SupportsIndex = 1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> Array:
+    """Normalize every channel by given moments: the second half of `batch_norm_train`.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, with ``var = moments.var()``.
+
+    Parameters
+    ----------
+    x : array_like of float32 or float64, of 2 or more dimensions
+        See `batch_norm_train` for layouts and copies.
+    moments : Moments
+        Of x, or of a larger batch that x is a piece of.
+    weight, bias : (C,) array_like of float, optional
+        gamma and beta; 1 and 0 where they are None.
+    axis, eps, out, n_threads
+        As in `batch_norm_train`.
+
+    Returns
+    -------
+    ndarray
+        `out`, or a new array of x's shape, dtype and memory order.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `batch_norm_train`; and if `moments` is of another number of channels, or of no value
+        where x has some.  One value per channel is allowed.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015, Algorithm 1, steps 3 and 4.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bncore
+    >>> a, b = np.array([[0.0], [2.0]]), np.array([[4.0], [6.0]])  # two micro-batches
+    >>> both = bncore.moments(a).merge(bncore.moments(b))
+    >>> y = bncore.normalize(a, both)
+    >>> whole, _ = bncore.batch_norm_train(np.concatenate([a, b]))
+    >>> np.allclose(y, whole[:2], rtol=1e-15)
+    True
+    """
+    backend = current()
+    threads = resolve(n_threads)
+    p = Problem(x, axis)
+    _given_moments(p, moments)
+    gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
+    eps = real("eps", eps, 0.0)
+    y = p.output(out, parameters=(gamma, beta))
+    if not p.empty:
+        backend.kernels.normalize(
+            y.values, p.x, moments.mean, moments.var(), gamma.values, beta.values, eps, threads
+        )
+    return y.finish()
+
+
+def grad_sums(
+    dy: npt.ArrayLike,
+    x: npt.ArrayLike,
+    moments: Moments,
+    *,
+    axis: SupportsIndex = 1,
+    eps: float = 1e-5,
+    n_threads: int | None = None,
+) -> GradSums:
+    """Sum dy and dy * xhat over every channel: the first half of `batch_norm_train_backward`.
+
+    Parameters
+    ----------
+    dy : array_like
+        Gradient of the loss by y; of x's shape and dtype.  In another memory order than x it is
+        copied once, into x's.
+    x : array_like of float32 or float64
+        See `batch_norm_train` for layouts and copies.
+    moments : Moments
+        That x was normalized by.
+    axis, eps, n_threads
+        As in `batch_norm_train`.
+
+    Returns
+    -------
+    GradSums
+        ``sum_dy`` is the gradient of bias, ``sum_dy_xhat`` that of weight,
+        ``xhat = (x - mean) / sqrt(var + eps)``; in float64.  Sums of pieces add up.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `batch_norm_train_backward`, but `moments` may count more values than x has.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015, section 3: the gradients by gamma and beta after
+    Algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bncore
+    >>> x = np.array([[0.0], [2.0]])
+    >>> bncore.grad_sums(np.array([[1.0], [2.0]]), x, bncore.moments(x), eps=0.0)
+    GradSums(sum_dy=array([3.]), sum_dy_xhat=array([1.]))
+    """
+    backend = current()
+    threads = resolve(n_threads)
+    p = Problem(x, axis)
+    gradient, _ = p.gradient(dy)
+    _given_moments(p, moments)
+    eps = real("eps", eps, 0.0)
+    sum_dy, sum_dy_xhat = p.zeros(), p.zeros()
+    if not p.empty:
+        backend.kernels.grad_sums(
+            sum_dy, sum_dy_xhat, gradient, p.x, moments.mean, moments.var(), eps, threads
+        )
+    return trusted_sums(sum_dy, sum_dy_xhat)
+
+
+def grad_input(
+    dy: npt.ArrayLike,
+    x: npt.ArrayLike,
+    moments: Moments,
+    sums: GradSums,
+    weight: npt.ArrayLike | None = None,
+    *,
+    axis: SupportsIndex = 1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> Array:
+    """Compute the gradient by x from the sums: the second half of `batch_norm_train_backward`.
+
+    ``dx = weight * invstd * (dy - (sum_dy + xhat * sum_dy_xhat) / n)``, with ``n = moments.count``,
+    ``invstd = 1 / sqrt(var + eps)`` and ``xhat = (x - mean) * invstd``.
+
+    Parameters
+    ----------
+    dy, x : array_like
+        As in `grad_sums`.
+    moments : Moments
+        That x was normalized by, of the whole batch.
+    sums : GradSums
+        Over the whole batch.
+    weight : (C,) array_like of float, optional
+        gamma; 1 where it is None.
+    axis, eps, n_threads
+        As in `batch_norm_train`.
+    out : ndarray, optional
+        Where dx goes: of x's shape and dtype, writable.  It may be `dy` or `x` itself.
+
+    Returns
+    -------
+    ndarray
+        `out`, or a new array of x's shape, dtype and memory order.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `grad_sums`; and if `sums`, `weight` or `out` is of the wrong type or size.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015, section 3: d(loss)/d(x) after Algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bncore
+    >>> x, dy = np.array([[0.0], [2.0], [4.0]]), np.array([[1.0], [0.0], [1.0]])
+    >>> moments = bncore.moments(x)
+    >>> dx = bncore.grad_input(dy, x, moments, bncore.grad_sums(dy, x, moments))
+    >>> np.array_equal(dx, bncore.batch_norm_train_backward(dy, x, moments)[0])
+    True
+    """
+    backend = current()
+    threads = resolve(n_threads)
+    p = Problem(x, axis)
+    gradient, source = p.gradient(dy)
+    _given_moments(p, moments)
+    checked_sums("sums", sums, p.channels)
+    gamma = p.optional("weight", weight)
+    eps = real("eps", eps, 0.0)
+    dx = p.output(out, source, (gamma,))
+    if not p.empty:
+        backend.kernels.grad_input(
+            dx.values,
+            gradient,
+            p.x,
+            moments.mean,
+            moments.var(),
+            sums.sum_dy,
+            sums.sum_dy_xhat,
+            float(moments.count),
+            gamma.values,
+            eps,
+            threads,
+        )
+    return dx.finish()

@@ -1,0 +1,377 @@
+"""Per-channel statistics as values: what training returns, backward takes and ranks exchange."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn, SupportsIndex, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from bncore import problem
+
+Stat: TypeAlias = npt.NDArray[np.float64]
+
+_new = object.__new__
+
+
+def _frozen_copy(values: npt.NDArray[np.floating[Any]]) -> Stat:
+    """Copy to a float64 array that nobody can write to."""
+    with np.errstate(all="ignore"):
+        copy = np.array(values, dtype=np.float64, order="C")
+    copy.flags.writeable = False
+    return copy
+
+
+def _pair(first: str, a: object, second: str, b: object) -> tuple[Stat, Stat]:
+    """Copy two per-channel arrays of one size."""
+    one = problem.vector(first, a, None)
+    two = problem.vector(second, b, one.shape[0])
+    return _frozen_copy(one), _frozen_copy(two)
+
+
+def _same(a: Stat, b: Stat) -> bool:
+    return np.array_equal(a, b, equal_nan=True)
+
+
+class _Immutable:
+    """A value: its attributes are set once, and it compares by content."""
+
+    __slots__ = ()
+    # Arrays have no hash either.
+    __hash__ = None  # type: ignore[assignment]
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"{type(self).__name__} is immutable: cannot set {name!r}")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"{type(self).__name__} is immutable: cannot delete {name!r}")
+
+
+class Moments(_Immutable):
+    """Count, mean and sum of squared deviations of every channel.
+
+    Immutable.  Two of them merge into the moments of both batches together, so statistics of
+    micro-batches, of chunks of a file or of several machines need no second pass over data.
+
+    Parameters
+    ----------
+    count : int
+        Values per channel, >= 0.
+    mean : (C,) array_like of float
+        Mean per channel, in x's unit.  Copied.
+    m2 : (C,) array_like of float
+        Sum of squared deviations from the mean per channel, in x's unit squared.  Copied.
+
+    Attributes
+    ----------
+    count : int
+    mean, m2 : (C,) ndarray of float64, read-only
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where `count` is no integer or negative, or an array is not 1-D, of a floating dtype and of
+        the same size as the other, or an m2 is negative.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bncore import Moments
+    >>> a = Moments(2, np.array([1.0]), np.array([2.0]))  # 0, 2
+    >>> b = Moments(2, np.array([5.0]), np.array([2.0]))  # 4, 6
+    >>> a.merge(b)
+    Moments(count=4, mean=array([3.]), m2=array([20.]))
+    >>> a.merge(b).var()
+    array([5.])
+    """
+
+    __slots__ = ("count", "m2", "mean")
+
+    count: int
+    mean: Stat
+    m2: Stat
+
+    def __init__(self, count: SupportsIndex, mean: npt.ArrayLike, m2: npt.ArrayLike) -> None:
+        number = problem.integer_at_least("count", count, 0)
+        if number >= 1 << 63:
+            raise ValueError(f"count: expected an integer below 2**63, got {number}")
+        frozen_mean, frozen_m2 = _pair("mean", mean, "m2", m2)
+        if (frozen_m2 < 0.0).any():
+            at = int(np.argmax(frozen_m2 < 0.0))
+            raise ValueError(
+                f"m2: expected values >= 0, got {float(frozen_m2[at])} for channel {at}"
+            )
+        _set_count(self, number)
+        _set_mean(self, frozen_mean)
+        _set_m2(self, frozen_m2)
+
+    def merge(self, other: Moments) -> Moments:
+        """Return the moments of both batches together.
+
+        Parameters
+        ----------
+        other : Moments
+            Of the same number of channels.
+
+        Returns
+        -------
+        Moments
+            ``self`` or ``other`` itself where the other one has count 0.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where `other` is no Moments, or has another number of channels.
+
+        References
+        ----------
+        T. F. Chan, G. H. Golub, R. J. LeVeque, "Algorithms for Computing the Sample Variance:
+        Analysis and Recommendations", The American Statistician 37 (1983) 242-247, equation 2.1.
+        """
+        other = checked_moments("other", other, self.mean.shape[0])
+        if other.count == 0:
+            return self
+        if self.count == 0:
+            return other
+        count = self.count + other.count
+        share = other.count / count
+        with np.errstate(all="ignore"):
+            delta = other.mean - self.mean
+            mean = self.mean + delta * share
+            m2 = (self.m2 + other.m2) + (delta * delta) * (self.count * share)
+        return trusted_moments(count, mean, m2)
+
+    def var(self, correction: float = 0) -> Stat:
+        """Return the variance per channel, m2 / (count - correction).
+
+        Parameters
+        ----------
+        correction : float, default 0
+            0 for the population variance, which normalizes; 1 for the unbiased estimate.
+
+        Returns
+        -------
+        (C,) ndarray of float64
+            In x's unit squared.  NaN, or inf where m2 > 0, if `count` is not above `correction`.
+        """
+        divisor = max(self.count - problem.real("correction", correction), 0.0)
+        if divisor == 0.0:
+            with np.errstate(all="ignore"):
+                return self.m2 / divisor
+        return self.m2 / divisor
+
+    def std(self, correction: float = 0) -> Stat:
+        """Return the standard deviation per channel, the square root of ``var(correction)``."""
+        return np.sqrt(self.var(correction))
+
+    def invstd(self, eps: float) -> Stat:
+        """Return 1 / sqrt(var() + eps) per channel, the factor that normalizes.
+
+        Parameters
+        ----------
+        eps : float
+            Added to the variance, >= 0, in x's unit squared.
+
+        Returns
+        -------
+        (C,) ndarray of float64
+            inf where the variance and `eps` are 0.
+        """
+        eps = problem.real("eps", eps, 0.0)
+        with np.errstate(all="ignore"):
+            return 1.0 / np.sqrt(self.var() + eps)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Moments):
+            return NotImplemented
+        return (
+            self.count == other.count and _same(self.mean, other.mean) and _same(self.m2, other.m2)
+        )
+
+    def __repr__(self) -> str:
+        return f"Moments(count={self.count}, mean={self.mean!r}, m2={self.m2!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return trusted_moments, (self.count, self.mean, self.m2)
+
+
+# The slots' own setters: past the guard in __setattr__, and faster than object.__setattr__.
+_set_count = Moments.__dict__["count"].__set__
+_set_mean = Moments.__dict__["mean"].__set__
+_set_m2 = Moments.__dict__["m2"].__set__
+
+
+def trusted_moments(count: int, mean: Stat, m2: Stat) -> Moments:
+    """Make Moments of arrays that nobody else writes to, unchecked and not copied."""
+    mean.flags.writeable = False
+    m2.flags.writeable = False
+    self = _new(Moments)
+    _set_count(self, count)
+    _set_mean(self, mean)
+    _set_m2(self, m2)
+    return self
+
+
+def checked_moments(name: str, value: object, channels: int) -> Moments:
+    """Return `value`, which has to be Moments of so many channels."""
+    if not isinstance(value, Moments):
+        raise TypeError(f"{name}: expected Moments, got {problem.shown(value)}")
+    if value.mean.shape[0] != channels:
+        raise ValueError(f"{name}: expected {channels} channels, got {value.mean.shape[0]}")
+    return value
+
+
+class GradSums(_Immutable):
+    """Sums of dy and of dy * xhat over every channel: the gradients of bias and of weight.
+
+    Immutable.  Sums of pieces of a batch add up: ``a + b``, or ``a.merge(b)``.
+
+    Parameters
+    ----------
+    sum_dy : (C,) array_like of float
+        Sum of dy per channel.  Copied.
+    sum_dy_xhat : (C,) array_like of float
+        Sum of dy * xhat per channel, xhat = (x - mean) / sqrt(var + eps).  Copied.
+
+    Attributes
+    ----------
+    sum_dy, sum_dy_xhat : (C,) ndarray of float64, read-only
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an array is not 1-D, of a floating dtype and of the same size as the other.
+
+    Examples
+    --------
+    >>> from bncore import GradSums
+    >>> GradSums([1.0], [2.0]) + GradSums([3.0], [0.5])
+    GradSums(sum_dy=array([4.]), sum_dy_xhat=array([2.5]))
+    """
+
+    __slots__ = ("sum_dy", "sum_dy_xhat")
+
+    sum_dy: Stat
+    sum_dy_xhat: Stat
+
+    def __init__(self, sum_dy: npt.ArrayLike, sum_dy_xhat: npt.ArrayLike) -> None:
+        a, b = _pair("sum_dy", sum_dy, "sum_dy_xhat", sum_dy_xhat)
+        _set_sum_dy(self, a)
+        _set_sum_dy_xhat(self, b)
+
+    def merge(self, other: GradSums) -> GradSums:
+        """Return the sums over both pieces.  Raise where `other` is of other channels or type."""
+        other = checked_sums("other", other, self.sum_dy.shape[0])
+        with np.errstate(all="ignore"):
+            return trusted_sums(self.sum_dy + other.sum_dy, self.sum_dy_xhat + other.sum_dy_xhat)
+
+    def __add__(self, other: GradSums) -> GradSums:
+        if not isinstance(other, GradSums):
+            return NotImplemented
+        return self.merge(other)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, GradSums):
+            return NotImplemented
+        return _same(self.sum_dy, other.sum_dy) and _same(self.sum_dy_xhat, other.sum_dy_xhat)
+
+    def __repr__(self) -> str:
+        return f"GradSums(sum_dy={self.sum_dy!r}, sum_dy_xhat={self.sum_dy_xhat!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return trusted_sums, (self.sum_dy, self.sum_dy_xhat)
+
+
+_set_sum_dy = GradSums.__dict__["sum_dy"].__set__
+_set_sum_dy_xhat = GradSums.__dict__["sum_dy_xhat"].__set__
+
+
+def trusted_sums(sum_dy: Stat, sum_dy_xhat: Stat) -> GradSums:
+    """Make GradSums of arrays that nobody else writes to, unchecked and not copied."""
+    sum_dy.flags.writeable = False
+    sum_dy_xhat.flags.writeable = False
+    self = _new(GradSums)
+    _set_sum_dy(self, sum_dy)
+    _set_sum_dy_xhat(self, sum_dy_xhat)
+    return self
+
+
+def checked_sums(name: str, value: object, channels: int) -> GradSums:
+    """Return `value`, which has to be GradSums of so many channels."""
+    if not isinstance(value, GradSums):
+        raise TypeError(f"{name}: expected GradSums, got {problem.shown(value)}")
+    if value.sum_dy.shape[0] != channels:
+        raise ValueError(f"{name}: expected {channels} channels, got {value.sum_dy.shape[0]}")
+    return value
+
+
+def update_running_stats(
+    running_mean: npt.NDArray[np.floating[Any]],
+    running_var: npt.NDArray[np.floating[Any]],
+    moments: Moments,
+    *,
+    momentum: float = 0.1,
+    correction: float = 1,
+) -> None:
+    """Move running statistics towards those of a batch, in place.
+
+    ``running = (1 - momentum) * running + momentum * batch``, computed in float64 and rounded once.
+
+    Parameters
+    ----------
+    running_mean, running_var : (C,) ndarray, writable, of any real floating dtype and stride
+        Changed in place.  They must not overlap each other.
+    moments : Moments
+        Of the batch.  With count 0 nothing changes.
+    momentum : float, default 0.1
+        Weight of the *new* batch, 0 to 1: as in PyTorch.  Keras and ONNX weigh the old value.
+    correction : float, default 1
+        The batch variance is m2 / (count - correction): 1 as in PyTorch, 0 as in Keras and ONNX.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument is not as above, or `moments.count` is not above `correction`.  Nothing
+        has been written then.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015, section 3.1 (moving averages), Algorithm 2, step 10 (the
+    unbiased variance).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bncore import Moments, update_running_stats
+    >>> mean, var = np.zeros(1), np.ones(1)
+    >>> update_running_stats(mean, var, Moments(3, [4.0], [6.0]), momentum=0.5)
+    >>> mean, var
+    (array([2.]), array([2.]))
+    """
+    if not isinstance(moments, Moments):
+        raise TypeError(f"moments: expected Moments, got {problem.shown(moments)}")
+    channels = moments.mean.shape[0]
+    problem.vector("running_mean", problem.writable_array("running_mean", running_mean), channels)
+    problem.vector("running_var", problem.writable_array("running_var", running_var), channels)
+    if problem.share_memory(running_mean, running_var):
+        raise ValueError("running_var: expected memory apart from running_mean, got an overlap")
+    momentum = problem.real("momentum", momentum, 0.0, 1.0)
+    correction = problem.real("correction", correction)
+    if moments.count == 0:
+        return
+    if moments.count <= correction:
+        raise ValueError(
+            f"moments: expected count > correction = {correction:g}, got {moments.count}"
+        )
+    mean = _moved(running_mean, moments.mean, momentum)
+    var = _moved(running_var, moments.var(correction), momentum)
+    running_mean[...] = mean
+    running_var[...] = var
+
+
+def _moved(old: npt.NDArray[Any], batch: Stat, momentum: float) -> npt.NDArray[Any]:
+    """Compute the new running value in float64, in the dtype of the old one."""
+    with np.errstate(all="ignore"):
+        new = (1.0 - momentum) * old.astype(np.float64) + momentum * batch
+        return new.astype(old.dtype)

@@ -1,0 +1,186 @@
+"""How many threads a call may use.
+
+The first of these that is given: ``n_threads=`` of the call, `set_num_threads`, the environment
+variable BNCORE_NUM_THREADS.  Else the least of what OpenMP would take (so that OMP_NUM_THREADS and
+threadpoolctl count), the CPUs that this process may run on, and its cgroup's CPU quota.  A small
+problem uses fewer.  The results do not depend on any of it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import SupportsIndex
+
+from bncore import problem
+from bncore.backends import native_module
+
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+CGROUP_MEMBERSHIP = Path("/proc/self/cgroup")
+
+# More threads than this only cost; asking the system for thousands can end the process.
+MOST = max(64, os.cpu_count() or 1)
+
+_set: int | None = None  # set_num_threads
+_limit: tuple[int, str] | None = None  # the environment, affinity and cgroup: read once
+_openmp: Callable[[], int] | None = None  # OpenMP's own limit, which may change at any time
+
+
+def set_num_threads(n: SupportsIndex | None) -> None:
+    """Set how many threads a call uses where its ``n_threads`` is None.
+
+    Parameters
+    ----------
+    n : int or None
+        At least 1.  Counts above 64 and above the number of CPUs are cut to the larger of the two.
+        None goes back to the default: BNCORE_NUM_THREADS, or what the machine allows.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `n` is no integer, or below 1.
+
+    Examples
+    --------
+    >>> import bncore
+    >>> bncore.set_num_threads(2)
+    >>> bncore.get_num_threads()
+    2
+    >>> bncore.set_num_threads(None)
+    """
+    global _set
+    _set = None if n is None else min(problem.integer_at_least("n", n, 1), MOST)
+
+
+def get_num_threads() -> int:
+    """Return how many threads a call uses where its ``n_threads`` is None.
+
+    It is the first of: `set_num_threads`; the environment variable BNCORE_NUM_THREADS; the least
+    of OpenMP's own limit (OMP_NUM_THREADS, threadpoolctl), the CPUs that the process may run on,
+    and its cgroup's CPU quota, rounded up.
+
+    Raises
+    ------
+    ValueError
+        If BNCORE_NUM_THREADS or OMP_NUM_THREADS, where it is what counts, is no integer >= 1.
+    """
+    return _set or in_force()[0]
+
+
+def resolve(n_threads: SupportsIndex | None) -> int:
+    """Return the ``n_threads`` of a call as a number."""
+    if n_threads is None:
+        return _set or in_force()[0]
+    return min(problem.integer_at_least("n_threads", n_threads, 1), MOST)
+
+
+def in_force() -> tuple[int, str]:
+    """Return the number of threads that is in force, and what gave it."""
+    global _limit, _openmp
+    if _set is not None:
+        return _set, "set_num_threads"
+    if _limit is None:
+        native = native_module()
+        _openmp = None if native is None else native.omp_max_threads
+        by_hand = "" if native is not None else os.environ.get("OMP_NUM_THREADS", "")
+        chosen = environment_limit(os.environ.get("BNCORE_NUM_THREADS", ""))
+        _limit = chosen or machine_limit(by_hand)
+    if _openmp is not None and _limit[1] != "BNCORE_NUM_THREADS":
+        openmp = _openmp()
+        if openmp <= _limit[0]:
+            return openmp, "OpenMP"
+    return _limit
+
+
+def environment_limit(text: str) -> tuple[int, str] | None:
+    """Read the value of BNCORE_NUM_THREADS; None where it is not set."""
+    if not text:
+        return None
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise ValueError(f"BNCORE_NUM_THREADS: expected an integer >= 1, got {text!r}")
+    return min(number, MOST), "BNCORE_NUM_THREADS"
+
+
+def machine_limit(omp_num_threads: str) -> tuple[int, str]:
+    """Return how many threads the machine, its cgroup and OMP_NUM_THREADS allow, and which did.
+
+    OMP_NUM_THREADS matters here where the native module is missing, which asks OpenMP itself.
+    """
+    limits = [(_cpus(), "CPU affinity")]
+    quota = cgroup_cpus(CGROUP_ROOT, CGROUP_MEMBERSHIP)
+    if quota is not None:
+        limits.append((quota, "cgroup CPU quota"))
+    # The outermost level of a list such as "4,2"; OpenMP ignores what it cannot read.
+    first = omp_num_threads.split(",")[0].strip()
+    if first.isdecimal() and int(first) > 0:
+        limits.append((int(first), "OMP_NUM_THREADS"))
+    number, source = min(limits)
+    return min(number, MOST), source
+
+
+def _cpus() -> int:
+    """Return how many CPUs this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cgroup_cpus(root: Path, membership: Path) -> int | None:
+    """Return how many CPUs the cgroup's quota amounts to, rounded up; None where it sets none.
+
+    A quota of an ancestor holds for its children too, so the least one on the way up counts.
+
+    Parameters
+    ----------
+    root : Path
+        Where the cgroup file systems are mounted: /sys/fs/cgroup.
+    membership : Path
+        The file that says which groups the process is in, lines of ``id:controllers:path``:
+        /proc/self/cgroup.  In a container its paths may be the host's; then the root counts.
+    """
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return None
+    quotas = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":  # version 2
+            mounts, read = [root, root / "unified"], _quota_v2
+        elif "cpu" in controllers.split(","):
+            mounts, read = [root / controllers, root / "cpu"], _quota_v1
+        else:
+            continue
+        for mount in mounts:
+            group = mount / path.strip("/")
+            for directory in (group, *group.parents):
+                quotas.append(read(directory))
+                if directory == mount:
+                    break
+    known = [quota for quota in quotas if quota is not None]
+    return max(1, math.ceil(min(known))) if known else None
+
+
+def _quota_v2(directory: Path) -> float | None:
+    """Read cpu.max: "<quota or max> <period>", both in microseconds."""
+    try:
+        quota, period = (directory / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else int(quota) / int(period)
+
+
+def _quota_v1(directory: Path) -> float | None:
+    """Read cpu.cfs_quota_us, -1 for no limit, and cpu.cfs_period_us."""
+    try:
+        quota = int((directory / "cpu.cfs_quota_us").read_text())
+        period = int((directory / "cpu.cfs_period_us").read_text())
+    except (OSError, ValueError):
+        return None
+    return quota / period if quota > 0 and period > 0 else None
