@@ -33,7 +33,7 @@ def train_both(console: Console, epochs: int) -> None:
     console.print(
         f"\nA network 64 -> {HIDDEN} -> 10 on {len(digits.train_x):,} digits, tested on "
         f"{len(digits.test_x)} others.\nSame seed, same weights at the start, same batches of "
-        f"{BATCH}, same learning rate {RATE}; evaluated with running statistics."
+        f"{BATCH}, same learning rate {RATE};\nevaluated with running statistics."
     )
     side_by_side = Table(title="Training with and without batch normalization")
     for name in ("epoch", "loss", "test accuracy", "loss, batch norm", "test accuracy, batch norm"):

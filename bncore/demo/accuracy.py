@@ -45,10 +45,10 @@ def forward_reference(
 
 
 def backward_reference(
-    dy: Array, x: Array, weight: Array, axes: Axes, eps: float
+    dy: Array, x: Array, mean: Array, var: Array, weight: Array, axes: Axes, eps: float
 ) -> tuple[Any, Any]:
     """Exact dx, and the largest of its three terms."""
-    mean, var = formula.statistics(x, axes)
-    terms = formula.backward_terms(dy, x, mean, var, weight, axes, eps)
+    sum_dy, sum_dy_xhat = formula.sums(dy, x, mean, var, axes, eps)
+    terms = formula.input_terms(dy, x, mean, var, sum_dy, sum_dy_xhat, weight, eps)
     magnitude = np.maximum.reduce([np.broadcast_to(np.abs(t), x.shape) for t in terms])
     return terms[0] + terms[1] + terms[2], magnitude

@@ -32,22 +32,46 @@ def train(x: Array, weight: Array, bias: Array, axes: Axes, eps: float) -> Array
     return infer(x, mean, var, weight, bias, eps)
 
 
-def backward_terms(
-    dy: Array, x: Array, mean: Array, var: Array, weight: Array, axes: Axes, eps: float
+def sums(
+    dy: Array, x: Array, mean: Array, var: Array, axes: Axes, eps: float
+) -> tuple[Array, Array]:
+    """Sum dy and dy * xhat: the gradients of bias and weight."""
+    xhat = (x - mean) / np.sqrt(var + eps)
+    return dy.sum(axis=axes, keepdims=True), (dy * xhat).sum(axis=axes, keepdims=True)
+
+
+def input_terms(
+    dy: Array,
+    x: Array,
+    mean: Array,
+    var: Array,
+    sum_dy: Array,
+    sum_dy_xhat: Array,
+    weight: Array,
+    eps: float,
 ) -> tuple[Array, Array, Array]:
     """Three terms whose sum is dx: through y itself, through the mean, and through the variance."""
+    count = x.size // mean.size
     invstd = 1.0 / np.sqrt(var + eps)
-    xhat = (x - mean) * invstd
-    mean_dy = dy.mean(axis=axes, keepdims=True)
-    mean_dy_xhat = (dy * xhat).mean(axis=axes, keepdims=True)
     scale = weight * invstd
-    return scale * dy, -scale * mean_dy, -scale * xhat * mean_dy_xhat
+    xhat = (x - mean) * invstd
+    return scale * dy, -scale * (sum_dy / count), -scale * (sum_dy_xhat / count) * xhat
 
 
 def backward(
     dy: Array, x: Array, mean: Array, var: Array, weight: Array, axes: Axes, eps: float
-) -> Array:
-    """Gradient of the loss by x, in training mode."""
-    through_y, through_mean, through_var = backward_terms(dy, x, mean, var, weight, axes, eps)
-    dx: Array = through_y + through_mean + through_var
-    return dx
+) -> tuple[Array, Array, Array]:
+    """Gradients of the loss by x, weight and bias, in training mode."""
+    sum_dy, sum_dy_xhat = sums(dy, x, mean, var, axes, eps)
+    through_y, through_mean, through_var = input_terms(
+        dy, x, mean, var, sum_dy, sum_dy_xhat, weight, eps
+    )
+    return through_y + through_mean + through_var, sum_dy_xhat, sum_dy
+
+
+def infer_backward(
+    dy: Array, x: Array, mean: Array, var: Array, weight: Array, axes: Axes, eps: float
+) -> tuple[Array, Array, Array]:
+    """Gradients of the loss by x, weight and bias, the statistics being constants."""
+    sum_dy, sum_dy_xhat = sums(dy, x, mean, var, axes, eps)
+    return dy * (weight / np.sqrt(var + eps)), sum_dy_xhat, sum_dy

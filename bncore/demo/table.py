@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 
 import numpy as np
 from rich.console import Console
@@ -13,7 +14,7 @@ import bncore
 from bncore.demo import accuracy, formula
 from bncore.demo.data import feature_maps
 from bncore.demo.formula import Array
-from bncore.demo.timing import interleaved_medians
+from bncore.demo.timing import interleaved_times
 
 EPS = 1e-5
 
@@ -86,8 +87,8 @@ def cases(x: Array, dy: Array, weight: Array, bias: Array, axis: int) -> list[Ca
         Case(
             "backward",
             ours_backward,
-            lambda: formula.backward(dy, x, batch_mean, batch_var, w, axes, EPS),
-            *accuracy.backward_reference(wide_dy, wide_x, wide_w, axes, EPS),
+            lambda: formula.backward(dy, x, batch_mean, batch_var, w, axes, EPS)[0],
+            *accuracy.backward_reference(wide_dy, wide_x, wide_mean, wide_var, wide_w, axes, EPS),
         ),
     ]
 
@@ -98,8 +99,9 @@ def measure(layout: str, case: Case, repeats: int) -> Row:
         accuracy.max_ulp(function(), case.exact, case.magnitude)
         for function in (case.ours, case.numpy)
     )
-    bn_time, np_time = interleaved_medians([case.ours, case.numpy], repeats)
-    return Row(layout, case.operation, (ours, numpy), (bn_time, np_time))
+    our_times, numpy_times = interleaved_times([case.ours, case.numpy], repeats)
+    times = (median(our_times), median(numpy_times))
+    return Row(layout, case.operation, (ours, numpy), times)
 
 
 def measure_all(*, repeats: int, limit: int | None = None) -> tuple[list[Row], tuple[int, ...]]:
@@ -120,9 +122,9 @@ def print_table(console: Console, rows: list[Row], shape: tuple[int, ...], repea
     """Print the rows, with what they were measured on and how."""
     n, c, h, w = shape
     console.print(
-        f"{n:,} handwritten digits, filtered by {c} fixed 3 x 3 kernels into {c} channels of "
+        f"\n{n:,} handwritten digits, filtered by {c} fixed 3 x 3 kernels into {c} channels of "
         f"{h} x {w} (float32).\nErrors: the largest, in ulp, against the formula in extended "
-        f"precision. Times: one thread, medians of {repeats} interleaved repeats."
+        f"precision.\nTimes: one thread, medians of {repeats} interleaved repeats."
     )
     table = Table(title="Batch normalization of image batches")
     for name in ("layout", "operation"):

@@ -1,0 +1,120 @@
+"""The demo: its formulas and its network against central differences, and a quick run of it all."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bncore.demo import __main__ as demo
+from bncore.demo import data, formula, network, table
+
+AXES = (0, 2)
+STEP = 1e-6
+
+
+def central_difference(loss, value: np.ndarray, index: tuple[int, ...]) -> float:
+    """Slope of loss() as value[index] moves."""
+    before = value[index]
+    value[index] = before + STEP
+    above = loss()
+    value[index] = before - STEP
+    below = loss()
+    value[index] = before
+    return (above - below) / (2 * STEP)
+
+
+@pytest.mark.parametrize("mode", ["train", "infer"])
+def test_the_formula_is_its_own_derivative(rng, mode):
+    x, dy = rng.normal(size=(2, 4, 3, 5))
+    weight, bias, mean, var = rng.uniform(0.5, 2.0, (4, 1, 3, 1))
+
+    def loss() -> float:
+        if mode == "train":
+            return float((dy * formula.train(x, weight, bias, AXES, 1e-5)).sum())
+        return float((dy * formula.infer(x, mean, var, weight, bias, 1e-5)).sum())
+
+    statistics = formula.statistics(x, AXES) if mode == "train" else (mean, var)
+    backward = formula.backward if mode == "train" else formula.infer_backward
+    gradients = backward(dy, x, *statistics, weight, AXES, 1e-5)
+    for value, gradient in zip((x, weight, bias), gradients, strict=True):
+        for index in np.ndindex(value.shape):
+            assert gradient[index] == pytest.approx(
+                central_difference(loss, value, index), rel=1e-6, abs=1e-7
+            )
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_gradients_of_the_network(rng, batch_norm):
+    net = network.Network(hidden=6, batch_norm=batch_norm, dtype=np.float64)
+    x, label = rng.random((9, 64)), rng.integers(0, 10, 9)
+
+    def loss() -> float:
+        return network.softmax_loss(net.forward(x, training=True), label)[0]
+
+    net.loss_and_gradients(x, label)
+    pairs = [pair for layer in net.layers for pair in layer.parameters()]
+    assert len(pairs) == (6 if batch_norm else 4)
+    for value, gradient in pairs:
+        assert gradient.shape == value.shape
+        for flat in rng.choice(value.size, min(value.size, 8), replace=False):
+            index = np.unravel_index(flat, value.shape)
+            slope = central_difference(loss, value, index)
+            assert gradient[index] == pytest.approx(slope, rel=1e-5, abs=1e-8)
+
+
+def test_evaluation_uses_the_running_statistics(rng):
+    net = network.Network(hidden=6, batch_norm=True)
+    x = rng.random((50, 64)).astype(np.float32)
+    alone = net.forward(x[:1], training=False)
+    np.testing.assert_allclose(alone, net.forward(x, training=False)[:1], rtol=1e-5)
+    before = alone.copy()
+    net.forward(x, training=True)
+    assert np.abs(net.forward(x[:1], training=False) - before).max() > 1e-3
+
+
+def test_both_networks_start_equal_and_learn():
+    digits = data.split_digits()
+    plain, normed = (network.Network(32, batch_norm) for batch_norm in (False, True))
+    np.testing.assert_array_equal(plain.layers[0].weight, normed.layers[0].weight)
+    np.testing.assert_array_equal(plain.layers[-1].weight, normed.layers[-1].weight)
+    for net in (plain, normed):
+        epochs = list(network.train(net, digits, epochs=3, batch=64, rate=0.1))
+        losses = [epoch.loss for epoch in epochs]
+        assert losses == sorted(losses, reverse=True)
+        assert epochs[-1].accuracy > 0.7
+
+
+def test_the_digits_are_whole():
+    digits = data.split_digits()
+    assert len(digits.train_x) + len(digits.test_x) == 1797
+    assert digits.train_x.dtype == np.float32
+    assert 0 <= digits.train_x.min() < digits.train_x.max() == 1
+    assert set(digits.test_label) == set(range(10))
+
+
+def test_feature_maps_are_filtered_images():
+    maps = data.feature_maps(20)
+    assert maps.shape == (20, 16, 8, 8)
+    assert maps.flags.c_contiguous
+    images = data.load_digits().images[:20]
+    inner = sum(images[:, i : i + 6, j : j + 6] for i in range(3) for j in range(3)) / 9
+    np.testing.assert_allclose(maps[:, 0, 1:-1, 1:-1], inner, rtol=1e-6)
+
+
+def test_the_table_covers_both_layouts_and_is_right(backend):
+    rows, shape = table.measure_all(repeats=1, limit=60)
+    assert shape == (60, 16, 8, 8)
+    assert [(row.layout, row.operation) for row in rows] == [
+        (layout, operation)
+        for layout in ("NCHW", "NHWC")
+        for operation in ("train", "infer", "backward")
+    ]
+    for row in rows:
+        assert row.errors[0] <= (8 if row.operation == "backward" else 3)
+
+
+def test_the_demo_runs_from_end_to_end(capsys):
+    demo.main(["--quick"])
+    printed = capsys.readouterr().out
+    for expected in ("NCHW", "NHWC", "backward", "times faster", "test accuracy, batch norm"):
+        assert expected in printed
