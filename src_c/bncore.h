@@ -1,0 +1,119 @@
+/* bncore: batch normalization for CPUs. The public C interface (C11, C++17).
+ *
+ * Every array is (outer, channels, inner), C-contiguous: NCHW is (N, C, H*W), NHWC is (N*H*W, C, 1).
+ * x, dy, y, dx are float or double, as problem->dtype says. Statistics and parameters are double[channels].
+ * y and dx may be the same memory as x or dy (in place); other overlap of an output is undefined.
+ * Arguments are in the order: problem, outputs, inputs, parameters. NULL is allowed only where a
+ * function says so. Every function is re-entrant, allocates nothing of x's size, and gives the
+ * same bits for any number of threads, executor, instruction set and alignment.
+ */
+#ifndef BNCORE_H
+#define BNCORE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(_WIN32)
+#define BNCORE_API
+#else
+#define BNCORE_API __attribute__((visibility("default")))
+#endif
+
+#define BNCORE_VERSION "0.1.0"
+
+typedef enum bncore_dtype { BNCORE_FLOAT32 = 0, BNCORE_FLOAT64 = 1 } bncore_dtype;
+
+typedef enum bncore_status {
+    BNCORE_OK = 0,
+    BNCORE_ERROR_NULL,     /* a pointer that must not be NULL is NULL */
+    BNCORE_ERROR_SIZE,     /* a size is negative, or the array is larger than memory can be */
+    BNCORE_ERROR_DTYPE,    /* dtype is not of bncore_dtype */
+    BNCORE_ERROR_EPS,      /* eps is negative, infinite or NaN */
+    BNCORE_ERROR_THREADS,  /* n_threads is below 1 */
+    BNCORE_ERROR_COUNT,    /* count is not above 0 */
+    BNCORE_ERROR_SCRATCH,  /* scratch is smaller than bncore_scratch_size() says */
+    BNCORE_ERROR_MEMORY,   /* no memory for scratch */
+    BNCORE_ERROR_ISA       /* no such instruction set, or this processor lacks it */
+} bncore_status;
+
+/* A host's own parallel-for: call task(arg, i) once for each i in [0, tasks), in any order and on
+ * up to `threads` threads at once, and return when all are done. */
+typedef struct bncore_executor {
+    void (*parallel_for)(void *context, int64_t tasks, int32_t threads, void (*task)(void *arg, int64_t i), void *arg);
+    void *context;
+} bncore_executor;
+
+typedef struct bncore_problem {
+    int64_t outer, channels, inner;
+    double eps;                      /* added to the variance, >= 0 */
+    int32_t dtype;                   /* bncore_dtype */
+    int32_t n_threads;               /* at most so many threads, >= 1; small problems take fewer */
+    const bncore_executor *executor; /* NULL: OpenMP where it was built in, else serial */
+    void *scratch;                   /* NULL: the call allocates and frees its own */
+    size_t scratch_size;             /* bytes at scratch */
+    uint64_t reserved[4];            /* zero */
+} bncore_problem;
+
+/* Fill *problem: the sizes, eps = 1e-5, one thread, the default executor, no scratch. */
+BNCORE_API bncore_status bncore_problem_init(bncore_problem *problem, bncore_dtype dtype, int64_t outer,
+                                             int64_t channels, int64_t inner);
+
+/* Bytes of scratch that any of the operations below needs: O(channels), at most 64 partial results each. */
+BNCORE_API size_t bncore_scratch_size(const bncore_problem *problem);
+
+/* Per channel the mean and m2, the sum of squared deviations from it, of n = outer * inner values. n = 0: both 0. */
+BNCORE_API bncore_status bncore_moments(const bncore_problem *problem, double *mean, double *m2, const void *x);
+
+/* y = (x - mean) * weight / sqrt(var + eps) + bias. weight, bias: NULL for 1 and 0. Also inference. */
+BNCORE_API bncore_status bncore_normalize(const bncore_problem *problem, void *y, const void *x, const double *mean,
+                                          const double *var, const double *weight, const double *bias);
+
+/* bncore_moments, then bncore_normalize with var = m2 / n, to the bit. */
+BNCORE_API bncore_status bncore_train(const bncore_problem *problem, void *y, double *mean, double *m2, const void *x,
+                                      const double *weight, const double *bias);
+
+/* Per channel sum(dy) and sum(dy * xhat), xhat = (x - mean) / sqrt(var + eps): the gradients of bias and weight. */
+BNCORE_API bncore_status bncore_grad_sums(const bncore_problem *problem, double *sum_dy, double *sum_dy_xhat,
+                                          const void *dy, const void *x, const double *mean, const double *var);
+
+/* dx = weight / sqrt(var + eps) * (dy - sum_dy / count - xhat * sum_dy_xhat / count). weight: NULL for 1.
+ * count: how many values per channel the sums and the statistics were taken over (all ranks and pieces). */
+BNCORE_API bncore_status bncore_grad_input(const bncore_problem *problem, void *dx, const void *dy, const void *x,
+                                           const double *mean, const double *var, const double *sum_dy,
+                                           const double *sum_dy_xhat, double count, const double *weight);
+
+/* bncore_grad_sums, then bncore_grad_input with count = outer * inner, to the bit. */
+BNCORE_API bncore_status bncore_train_backward(const bncore_problem *problem, void *dx, double *sum_dy,
+                                               double *sum_dy_xhat, const void *dy, const void *x, const double *mean,
+                                               const double *var, const double *weight);
+
+/* The same with frozen statistics: dx = dy * weight / sqrt(var + eps). */
+BNCORE_API bncore_status bncore_infer_backward(const bncore_problem *problem, void *dx, double *sum_dy,
+                                               double *sum_dy_xhat, const void *dy, const void *x, const double *mean,
+                                               const double *var, const double *weight);
+
+/* One English sentence for a status. */
+BNCORE_API const char *bncore_status_string(bncore_status status);
+BNCORE_API const char *bncore_version(void);
+
+/* The instruction set in use, and the i-th that this processor can run, best first (NULL past the last). */
+BNCORE_API const char *bncore_isa(void);
+BNCORE_API const char *bncore_isa_available(int i);
+
+/* Choose by name; NULL or "": the best. Not to be called while an operation runs. The environment
+ * variable BNCORE_ISA does the same before the first operation: bncore_isa_init() reports its errors. */
+BNCORE_API bncore_status bncore_isa_set(const char *name);
+BNCORE_API bncore_status bncore_isa_init(void);
+
+/* OpenMP: how many threads its runtime would use now (1 where it was not built in), and whether it is built in. */
+BNCORE_API int bncore_openmp_max_threads(void);
+BNCORE_API int bncore_has_openmp(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

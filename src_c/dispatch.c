@@ -1,0 +1,71 @@
+/* Which kernels run: what this processor can, or what BNCORE_ISA says. The only global state of the library. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "bncore.h"
+#include "kernels.h"
+
+#define BNCORE_ISA(name, flags, supported) extern const bncore_kernels bncore_kernels_##name;
+#include "isa.def"
+#undef BNCORE_ISA
+
+#define HAS(feature) __builtin_cpu_supports(feature)
+
+enum { MOST_ISAS = 8 };
+
+/* The instruction sets that this processor has, best first. */
+static int list_available(const bncore_kernels *available[MOST_ISAS])
+{
+    int count = 0;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+#endif
+#define BNCORE_ISA(name, flags, supported) \
+    if (supported) available[count++] = &bncore_kernels_##name;
+#include "isa.def"
+#undef BNCORE_ISA
+    return count;
+}
+
+static const bncore_kernels *chosen = NULL;
+
+static const bncore_kernels *find(const char *name)
+{
+    const bncore_kernels *available[MOST_ISAS];
+    const int count = list_available(available);
+    if (!name || !*name) return available[0];
+    for (int i = 0; i < count; i++)
+        if (strcmp(available[i]->name, name) == 0) return available[i];
+    return NULL;
+}
+
+bncore_status bncore_isa_set(const char *name)
+{
+    const bncore_kernels *found = find(name);
+    if (!found) return BNCORE_ERROR_ISA;
+    chosen = found;
+    return BNCORE_OK;
+}
+
+bncore_status bncore_isa_init(void)
+{
+    return chosen ? BNCORE_OK : bncore_isa_set(getenv("BNCORE_ISA"));
+}
+
+const bncore_kernels *bncore_kernels_now(void)
+{
+    return bncore_isa_init() == BNCORE_OK ? chosen : NULL;
+}
+
+const char *bncore_isa(void)
+{
+    const bncore_kernels *now = bncore_kernels_now();
+    return now ? now->name : NULL;
+}
+
+const char *bncore_isa_available(int i)
+{
+    const bncore_kernels *available[MOST_ISAS];
+    const int count = list_available(available);
+    return i >= 0 && i < count ? available[i]->name : NULL;
+}

@@ -1,0 +1,132 @@
+/* Backward, for storage type T: the two sums of Ioffe & Szegedy (2015), section 3, and dx made of them. */
+
+/* Add `len` values to the lanes a (sum of dy) and b (sum of dy * (x - mean)); the tail as in add_run. */
+static inline void NAME(add_grad_run)(lanes *restrict acc, const T *restrict dy, const T *restrict x, int64_t len,
+                                      double mean, int64_t ahead)
+{
+    double a[BNCORE_LANES], b[BNCORE_LANES];
+    for (int l = 0; l < BNCORE_LANES; l++) a[l] = acc->a[l];
+    for (int l = 0; l < BNCORE_LANES; l++) b[l] = acc->b[l];
+    int64_t i = 0;
+    for (; i + BNCORE_LANES <= len; i += BNCORE_LANES) {
+        const T *restrict u = dy + i, *restrict v = x + i;
+        fetch(u, ahead);
+        fetch(v, ahead);
+#pragma omp simd
+        for (int l = 0; l < BNCORE_LANES; l++) {
+            const double g = (double)u[l];
+            a[l] += g;
+            b[l] += g * ((double)v[l] - mean);
+        }
+    }
+    const int left = (int)(len - i);
+    if (left > 0) {
+        T padded_dy[BNCORE_LANES], padded_x[BNCORE_LANES];
+        const T *restrict u = NAME(last_vector)(padded_dy, dy, len, left);
+        const T *restrict v = NAME(last_vector)(padded_x, x, len, left);
+#pragma omp simd
+        for (int l = 0; l < BNCORE_LANES; l++) {
+            const double g = l >= BNCORE_LANES - left ? (double)u[l] : 0.0;
+            const double d = l >= BNCORE_LANES - left ? (double)v[l] - mean : 0.0;
+            a[l] += g;
+            b[l] += g * d;
+        }
+    }
+    for (int l = 0; l < BNCORE_LANES; l++) acc->a[l] = a[l];
+    for (int l = 0; l < BNCORE_LANES; l++) acc->b[l] = b[l];
+}
+
+static void NAME(grad_sums_planes)(double *partial, const bncore_arrays *arrays, const double *mean,
+                                   const bncore_planes *t)
+{
+    const T *dy = arrays->dy, *x = arrays->x;
+    lanes acc[BNCORE_GROUP] = {0};
+    int64_t pending = 0;
+    for (int64_t i = 0; i < t->channels * GRAD_FIELDS; i++) partial[i] = 0.0;
+    for (int64_t e = t->begin; e < t->end;) {
+        const piece p = piece_at(t, e, BNCORE_BLOCK);
+        for (int64_t c = 0; c < t->channels; c++) {
+            const int64_t at = c * t->inner + p.offset;
+            NAME(add_grad_run)(&acc[c], dy + at, x + at, p.len, mean[c], t->image_stride * (int64_t)sizeof(T));
+        }
+        e += p.len;
+        pending += p.len;
+        if (pending < BNCORE_BLOCK && e < t->end) continue;
+        for (int64_t c = 0; c < t->channels; c++) {
+            partial[c * GRAD_FIELDS] += fold_lanes(acc[c].a);
+            partial[c * GRAD_FIELDS + 1] += fold_lanes(acc[c].b);
+            acc[c] = (lanes){0};
+        }
+        pending = 0;
+    }
+}
+
+static inline void NAME(add_grad_strip)(double *restrict a_, double *restrict b_, const double *restrict mean_,
+                                        const T *restrict dy, const T *restrict x, int64_t stride, int rows)
+{
+    double a[BNCORE_LANES], b[BNCORE_LANES], mean[BNCORE_LANES];
+    for (int l = 0; l < BNCORE_LANES; l++) a[l] = a_[l];
+    for (int l = 0; l < BNCORE_LANES; l++) b[l] = b_[l];
+    for (int l = 0; l < BNCORE_LANES; l++) mean[l] = mean_[l];
+    for (int r = 0; r < rows; r++) {
+        const T *restrict u = dy + r * stride, *restrict v = x + r * stride;
+        fetch(u, AHEAD);
+        fetch(v, AHEAD);
+#pragma omp simd
+        for (int l = 0; l < BNCORE_LANES; l++) {
+            const double g = (double)u[l];
+            a[l] += g;
+            b[l] += g * ((double)v[l] - mean[l]);
+        }
+    }
+    for (int l = 0; l < BNCORE_LANES; l++) a_[l] = a[l];
+    for (int l = 0; l < BNCORE_LANES; l++) b_[l] = b[l];
+}
+
+static inline void NAME(add_grad_rows)(double *restrict a, double *restrict b, const double *restrict mean,
+                                       const T *restrict dy, const T *restrict x, int64_t stride, int64_t cols,
+                                       int rows)
+{
+    int64_t j = 0;
+    for (; j + BNCORE_LANES <= cols; j += BNCORE_LANES)
+        NAME(add_grad_strip)(a + j, b + j, mean + j, dy + j, x + j, stride, rows);
+    for (; j < cols; j++)
+        for (int r = 0; r < rows; r++) {
+            const double g = (double)dy[r * stride + j];
+            a[j] += g;
+            b[j] += g * ((double)x[r * stride + j] - mean[j]);
+        }
+}
+
+static void NAME(grad_sums_strip)(double *partial, const T *dy, const T *x, const double *mean, const bncore_rows *t)
+{
+    double a[STRIP], b[STRIP];
+    for (int64_t i = 0; i < t->cols * GRAD_FIELDS; i++) partial[i] = 0.0;
+    for (int64_t block = 0; block < t->rows; block += BNCORE_ROW_BLOCK) {
+        const int64_t rows = bncore_min(t->rows - block, BNCORE_ROW_BLOCK);
+        for (int64_t j = 0; j < t->cols; j++) a[j] = b[j] = 0.0;
+        int64_t r = 0;
+        for (; r + ROW_TILE <= rows; r += ROW_TILE) {
+            const int64_t at = (block + r) * t->stride;
+            NAME(add_grad_rows)(a, b, mean, dy + at, x + at, t->stride, t->cols, ROW_TILE);
+        }
+        for (; r < rows; r++) {
+            const int64_t at = (block + r) * t->stride;
+            NAME(add_grad_rows)(a, b, mean, dy + at, x + at, t->stride, t->cols, 1);
+        }
+        for (int64_t j = 0; j < t->cols; j++) {
+            partial[j * GRAD_FIELDS] += a[j];
+            partial[j * GRAD_FIELDS + 1] += b[j];
+        }
+    }
+}
+
+static void NAME(grad_sums_rows)(double *partial, const bncore_arrays *arrays, const double *mean,
+                                 const bncore_rows *t)
+{
+    const T *dy = arrays->dy, *x = arrays->x;
+    for (int64_t j = 0; j < t->cols; j += STRIP) {
+        const bncore_rows strip = {t->rows, bncore_min(t->cols - j, STRIP), t->stride};
+        NAME(grad_sums_strip)(partial + j * GRAD_FIELDS, dy + j, x + j, mean + j, &strip);
+    }
+}

@@ -1,0 +1,317 @@
+#include "job.h"
+
+#include <stdlib.h>
+#if !defined(_WIN32)
+#include <unistd.h>
+#endif
+
+#include "executor.h"
+
+enum {
+    LOCAL_SCRATCH = 8 * 1024,   /* bytes on the stack: small problems allocate nothing */
+    THREAD_VALUES = 32 * 1024,  /* fewer values than this per thread: waking it costs more than it saves */
+    TASKS_PER_THREAD = 4,       /* so that an uneven last task costs little */
+    APPLY_VALUES = 64 * 1024,   /* rows: values per task of the elementwise pass */
+    LEAST_CACHE = 4 << 20,      /* bytes: smaller problems never pass the caches */
+    USUAL_CACHE = 32 << 20,     /* bytes of last-level cache where the system does not tell */
+    STRIP_TASK = 256            /* rows: columns per task where rows alone do not feed the threads */
+};
+
+/* Bytes of the last-level cache, as far as the system tells. */
+static int64_t last_level_cache(void)
+{
+#ifdef _SC_LEVEL3_CACHE_SIZE
+    const long bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    if (bytes >= LEAST_CACHE) return bytes;
+#endif
+    return USUAL_CACHE;
+}
+
+static int64_t columns(const bncore_geometry *g)
+{
+    return g->planes ? g->channels : g->cols;
+}
+
+size_t bncore_job_scratch(const bncore_geometry *g)
+{
+    const int64_t per_column = g->segments * MAX_FIELDS + MAX_FIELDS + 1;
+    return (size_t)(columns(g) * per_column) * sizeof(double);
+}
+
+static bncore_arrays arrays_at(const job *j, int64_t offset)
+{
+    const bncore_arrays *a = &j->arrays;
+    const size_t bytes = (size_t)offset * j->item;
+    return (bncore_arrays){a->dst ? (char *)a->dst + bytes : NULL, a->dy ? (const char *)a->dy + bytes : NULL,
+                           (const char *)a->x + bytes, a->stream};
+}
+
+static const void *coef_at(const job *j, int64_t column)
+{
+    return (const char *)j->coef + (size_t)column * j->item;
+}
+
+/* ---- planes ---- */
+
+static bncore_planes planes_tile(const job *j, int64_t group)
+{
+    const int64_t first = group * j->group;
+    return (bncore_planes){.channels = bncore_min(j->group, j->g.channels - first),
+                           .inner = j->g.inner,
+                           .image_stride = j->g.channels * j->g.inner,
+                           .begin = 0,
+                           .end = j->g.n};
+}
+
+static bncore_planes planes_segment(const job *j, int64_t group, int64_t segment)
+{
+    bncore_planes t = planes_tile(j, group);
+    t.begin = segment * j->g.segment;
+    t.end = bncore_min(t.begin + j->g.segment, j->g.n);
+    return t;
+}
+
+static void reduce_segment(const job *j, int64_t group, int64_t segment, double *partial)
+{
+    const bncore_planes t = planes_segment(j, group, segment);
+    const int64_t first = group * j->group;
+    const bncore_arrays a = arrays_at(j, first * j->g.inner);
+    j->reduce_planes(partial, &a, j->mean ? j->mean + first : NULL, &t);
+}
+
+static void apply_tile(const job *j, int64_t group, const bncore_planes *t)
+{
+    const int64_t first = group * j->group;
+    const bncore_arrays a = arrays_at(j, first * j->g.inner);
+    j->apply_planes(&a, coef_at(j, first), j->g.channels, t);
+}
+
+/* A group of channels from x to y: the second pass finds in cache what the first one read. */
+static void task_group(void *arg, int64_t group)
+{
+    const job *j = arg;
+    const bncore_planes t = planes_tile(j, group);
+    const int64_t first = group * j->group;
+    double partial[BNCORE_GROUP * MAX_FIELDS], more[BNCORE_GROUP * MAX_FIELDS];
+    reduce_segment(j, group, 0, partial);
+    for (int64_t s = 1; s < j->g.segments; s++) {
+        reduce_segment(j, group, s, more);
+        for (int64_t c = 0; c < t.channels; c++) j->merge(partial + c * j->fields, more + c * j->fields);
+    }
+    for (int64_t c = 0; c < t.channels; c++) j->finish(j, first + c, partial + c * j->fields);
+    if (!j->apply_planes) return;
+    for (int64_t c = 0; c < t.channels; c++) j->set_coef(j, first + c, first + c);
+    apply_tile(j, group, &t);
+}
+
+static void task_reduce_planes(void *arg, int64_t i)
+{
+    const job *j = arg;
+    const int64_t group = i / j->g.segments, segment = i % j->g.segments;
+    reduce_segment(j, group, segment, j->partial + (segment * j->g.channels + group * j->group) * j->fields);
+}
+
+/* Whole images where there are enough of them, so that runs of memory stay whole. */
+static void task_apply_planes(void *arg, int64_t i)
+{
+    const job *j = arg;
+    const bncore_geometry *g = &j->g;
+    const int64_t group = i / g->segments, segment = i % g->segments;
+    bncore_planes t = planes_segment(j, group, segment);
+    if (g->outer >= g->segments) {
+        t.begin = segment * g->outer / g->segments * g->inner;
+        t.end = (segment + 1) * g->outer / g->segments * g->inner;
+    }
+    apply_tile(j, group, &t);
+}
+
+/* ---- rows ---- */
+
+/* Rows begin .. end - 1 of columns first .. first + cols - 1, by kind: the columns that reach into a short last
+ * row have one row more than the others. Calls part(job, first, cols, rows) for each kind. */
+static void split_short(const job *j, int64_t begin, int64_t end, int64_t first, int64_t cols,
+                        void (*part)(const job *, int64_t begin, int64_t first, const bncore_rows *, void *), void *arg)
+{
+    const bncore_geometry *g = &j->g;
+    bncore_rows t = {end - begin, cols, g->cols};
+    if (end < g->rows || g->short_cols == 0) {
+        part(j, begin, first, &t, arg);
+        return;
+    }
+    const int64_t longer = bncore_min(bncore_max(g->short_cols - first, 0), cols);
+    if (longer > 0) {
+        t.cols = longer;
+        part(j, begin, first, &t, arg);
+    }
+    if (cols > longer) {
+        t.cols = cols - longer;
+        t.rows--;
+        part(j, begin, first + longer, &t, arg);
+    }
+}
+
+static void reduce_part(const job *j, int64_t begin, int64_t first, const bncore_rows *t, void *arg)
+{
+    double *partial = (double *)arg + first * j->fields;
+    if (t->rows == 0) {
+        for (int64_t i = 0; i < t->cols * j->fields; i++) partial[i] = 0.0;
+        return;
+    }
+    const bncore_arrays a = arrays_at(j, begin * j->g.cols + first);
+    j->reduce_rows(partial, &a, j->column_mean ? j->column_mean + first : NULL, t);
+}
+
+static void task_reduce_rows(void *arg, int64_t i)
+{
+    const job *j = arg;
+    const bncore_geometry *g = &j->g;
+    const int64_t segment = i / j->strips, first = i % j->strips * j->strip;
+    const int64_t begin = segment * g->segment, end = bncore_min(begin + g->segment, g->rows);
+    split_short(j, begin, end, first, bncore_min(j->strip, g->cols - first), reduce_part,
+                j->partial + segment * g->cols * j->fields);
+}
+
+static void apply_part(const job *j, int64_t begin, int64_t first, const bncore_rows *t, void *arg)
+{
+    (void)arg;
+    const bncore_arrays a = arrays_at(j, begin * j->g.cols + first);
+    j->apply_rows(&a, coef_at(j, first), j->g.cols, t);
+}
+
+/* The last rows first: they were read last and are still in cache. */
+static void task_apply_rows(void *arg, int64_t i)
+{
+    const job *j = arg;
+    const int64_t begin = (j->chunks - 1 - i) * j->chunk, end = bncore_min(begin + j->chunk, j->g.rows);
+    split_short(j, begin, end, 0, j->g.cols, apply_part, NULL);
+}
+
+/* ---- both ---- */
+
+/* Segments in order onto the first, then a channel's columns in order onto its first column. */
+static void finish_channel(const job *j, int64_t channel)
+{
+    const bncore_geometry *g = &j->g;
+    const int64_t all = columns(g), inner = g->planes ? 1 : g->inner;
+    double total[MAX_FIELDS], column[MAX_FIELDS];
+    int any = 0;
+    for (int64_t fold = 0; fold < all; fold += g->channels * inner)
+        for (int64_t col = fold + channel * inner; col < fold + (channel + 1) * inner; col++) {
+            const double *first = j->partial + col * j->fields;
+            for (int f = 0; f < j->fields; f++) column[f] = first[f];
+            for (int64_t s = 1; s < g->segments; s++) j->merge(column, first + s * all * j->fields);
+            if (any)
+                j->merge(total, column);
+            else
+                for (int f = 0; f < j->fields; f++) total[f] = column[f];
+            any = 1;
+        }
+    j->finish(j, channel, total);
+}
+
+static void each_column(const job *j, void (*visit)(const job *, int64_t column, int64_t channel))
+{
+    const bncore_geometry *g = &j->g;
+    const int64_t all = columns(g), inner = g->planes ? 1 : g->inner;
+    for (int64_t col = 0; col < all;)
+        for (int64_t c = 0; c < g->channels; c++)
+            for (int64_t i = 0; i < inner; i++, col++) visit(j, col, c);
+}
+
+static void set_column_mean(const job *j, int64_t column, int64_t channel)
+{
+    j->column_mean[column] = j->mean[channel];
+}
+
+static void run_planes(job *j)
+{
+    const bncore_executor *executor = j->problem->executor;
+    const int64_t tasks = j->groups * j->g.segments;
+    const int many = j->threads == 1 || j->groups >= TASKS_PER_THREAD * j->threads || j->g.segments == 1;
+    if (j->fields && many) {
+        bncore_parallel_for(executor, j->groups, j->threads, task_group, j);
+        return;
+    }
+    if (j->fields) {
+        bncore_parallel_for(executor, tasks, j->threads, task_reduce_planes, j);
+        for (int64_t c = 0; c < j->g.channels; c++) finish_channel(j, c);
+    }
+    if (!j->apply_planes) return;
+    each_column(j, j->set_coef);
+    bncore_parallel_for(executor, tasks, j->threads, task_apply_planes, j);
+}
+
+static void run_rows(job *j)
+{
+    const bncore_executor *executor = j->problem->executor;
+    if (j->fields) {
+        if (j->mean)
+            each_column(j, set_column_mean);
+        else
+            j->column_mean = NULL;
+        bncore_parallel_for(executor, j->g.segments * j->strips, j->threads, task_reduce_rows, j);
+        for (int64_t c = 0; c < j->g.channels; c++) finish_channel(j, c);
+    }
+    if (!j->apply_rows) return;
+    each_column(j, j->set_coef);
+    bncore_parallel_for(executor, j->chunks, j->threads, task_apply_rows, j);
+}
+
+/* Whether the destination is to pass the caches: it, and what it is made of, do not fit them anyway. */
+static int worth_streaming(const job *j)
+{
+    const bncore_arrays *a = &j->arrays;
+    if (!a->dst || a->dst == a->x || a->dst == a->dy) return 0;
+    const int64_t bytes = j->g.n * j->g.channels * (int64_t)j->item * (a->dy ? 3 : 2);
+    if (bytes < LEAST_CACHE) return 0;
+    const int64_t cache = last_level_cache();
+    return bytes > cache;
+}
+
+static void cut_planes(job *j)
+{
+    const bncore_geometry *g = &j->g;
+    const int64_t wanted = j->threads == 1 ? 1 : j->threads * TASKS_PER_THREAD; /* tasks */
+    if (j->fields)
+        j->group = bncore_group_size(g, (int64_t)j->item * (j->arrays.dy ? 2 : 1), (int32_t)wanted);
+    else
+        j->group = bncore_ceil_div(g->channels, bncore_min(bncore_ceil_div(wanted, g->segments), g->channels));
+    j->groups = bncore_ceil_div(g->channels, j->group);
+}
+
+static void cut(job *j)
+{
+    const bncore_geometry *g = &j->g;
+    const int64_t useful = bncore_max(g->n * g->channels / THREAD_VALUES, 1);
+    j->threads = (int32_t)bncore_min(j->problem->n_threads, useful);
+    j->arrays.stream = worth_streaming(j);
+    if (g->planes) {
+        cut_planes(j);
+        return;
+    }
+    j->strip = g->segments >= TASKS_PER_THREAD * j->threads || j->threads == 1 ? g->cols : STRIP_TASK;
+    j->strips = bncore_ceil_div(g->cols, j->strip);
+    j->chunk = bncore_max(APPLY_VALUES / g->cols, 1);
+    j->chunks = bncore_ceil_div(g->rows, j->chunk);
+}
+
+bncore_status bncore_job_run(job *j)
+{
+    double local[LOCAL_SCRATCH / sizeof(double)];
+    const bncore_problem *p = j->problem;
+    const size_t need = bncore_job_scratch(&j->g);
+    if (p->scratch && p->scratch_size < need) return BNCORE_ERROR_SCRATCH;
+    void *scratch = p->scratch ? p->scratch : need <= sizeof local ? local : malloc(need);
+    if (!scratch) return BNCORE_ERROR_MEMORY;
+    cut(j);
+    const int64_t all = columns(&j->g);
+    j->coef = scratch;
+    j->column_mean = (double *)scratch + MAX_FIELDS * all;
+    j->partial = j->column_mean + all;
+    if (j->g.planes)
+        run_planes(j);
+    else
+        run_rows(j);
+    if (scratch != p->scratch && scratch != (void *)local) free(scratch);
+    return BNCORE_OK;
+}

@@ -1,0 +1,51 @@
+/* One call of an operation, as ops.c runs it: at most one reduction per channel (partial results, merged in fixed
+ * order, finished into the two results of a channel) and at most one elementwise pass with coefficients. */
+#ifndef BNCORE_JOB_H
+#define BNCORE_JOB_H
+
+#include "bncore.h"
+#include "kernels.h"
+
+typedef struct job {
+    const bncore_problem *problem;
+    const bncore_kernel_set *kernels;
+    bncore_geometry g;
+    bncore_arrays arrays;
+    size_t item; /* bytes of one value */
+    int32_t threads;
+
+    /* What the caller gave: per channel, NULL where it does not apply. */
+    const double *mean, *var, *weight, *bias;
+    const double *sum_dy, *sum_dy_xhat;
+    double count;
+
+    /* The reduction; fields == 0: there is none. */
+    int fields;
+    void (*reduce_planes)(double *partial, const bncore_arrays *a, const double *mean, const bncore_planes *t);
+    void (*reduce_rows)(double *partial, const bncore_arrays *a, const double *mean, const bncore_rows *t);
+    void (*merge)(double *into, const double *from);
+    void (*finish)(const struct job *job, int64_t channel, const double *partial);
+    double *results[2]; /* mean and m2, or sum_dy and sum_dy_xhat */
+
+    /* The elementwise pass; NULL: there is none. */
+    void (*set_coef)(const struct job *job, int64_t column, int64_t channel);
+    void (*apply_planes)(const bncore_arrays *a, const void *coef, int64_t stride, const bncore_planes *t);
+    void (*apply_rows)(const bncore_arrays *a, const void *coef, int64_t stride, const bncore_rows *t);
+
+    /* Scratch. */
+    double *partial;     /* [segment][column][field] */
+    double *column_mean; /* rows: the mean of each column's channel */
+    void *coef;          /* [field][column] */
+
+    int64_t group, groups; /* planes: channels per task, tasks */
+    int64_t strip, strips; /* rows: columns per task of the reduction, tasks across */
+    int64_t chunk, chunks; /* rows: rows per task of the elementwise pass, tasks */
+} job;
+
+/* Cuts the job, takes scratch, runs it. */
+bncore_status bncore_job_run(job *job);
+
+/* Bytes of scratch for the most demanding operation on this shape. */
+size_t bncore_job_scratch(const bncore_geometry *g);
+
+#endif

@@ -1,0 +1,36 @@
+/* The kernels of one instruction set. Built once per line of isa.def, with that line's flags and
+ * -DBNCORE_ISA_NAME=<name>; always with -ffp-contract=off, so that all of them give the same bits. */
+#include "reduce.h"
+#include "stream.h"
+
+#define JOIN_(a, b) a##_##b
+#define JOIN(a, b) JOIN_(a, b)
+
+enum {
+    STRIP = 1024,  /* rows: columns whose running state stays in L1 and L2 */
+    ROW_TILE = 4,  /* rows: rows added between a load and a store of that state */
+    AHEAD = 65536  /* rows: bytes from the values under way to those that are being fetched */
+};
+
+/* Rows: the running statistics of STRIP columns, and s and q of the block under way. */
+typedef struct running_columns {
+    double s[STRIP], q[STRIP], pivot[STRIP], S[STRIP], Q[STRIP];
+} running_columns;
+
+#define T float
+#define NAME(function) function##_f32
+#include "kernels_tmpl.c"
+#undef T
+#undef NAME
+
+#define T double
+#define NAME(function) function##_f64
+#include "kernels_tmpl.c"
+#undef T
+#undef NAME
+
+#define STRING_(a) #a
+#define STRING(a) STRING_(a)
+
+extern const bncore_kernels JOIN(bncore_kernels, BNCORE_ISA_NAME);
+const bncore_kernels JOIN(bncore_kernels, BNCORE_ISA_NAME) = {STRING(BNCORE_ISA_NAME), {&kernel_set_f32, &kernel_set_f64}};

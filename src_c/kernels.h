@@ -1,0 +1,58 @@
+/* The dispatch table: one struct of kernel pointers per instruction set, one set of kernels per storage type.
+ *
+ * Reductions write one partial result per channel (planes) or column (rows), an array of doubles:
+ *   moments:  {n, pivot, offset, m2}, the mean being pivot + offset
+ *   grad_sums: {sum of dy, sum of dy * (x - mean)}
+ * Elementwise kernels read coefficients of the storage type, field by field: coefficient[field * stride + column].
+ */
+#ifndef BNCORE_KERNELS_H
+#define BNCORE_KERNELS_H
+
+#include "partition.h"
+
+enum { MOMENTS_FIELDS = 4, GRAD_FIELDS = 2, NORMALIZE_FIELDS = 3, INPUT_FIELDS = 4, MAX_FIELDS = 4 };
+
+/* Planes: `channels` neighbouring channels, their values begin .. end - 1. Image i of channel c starts at
+ * (i * image_stride + c * inner) values from the array pointer. */
+typedef struct bncore_planes {
+    int64_t channels, inner, image_stride, begin, end;
+} bncore_planes;
+
+/* Rows: rows x cols values, rows `stride` values apart. */
+typedef struct bncore_rows {
+    int64_t rows, cols, stride;
+} bncore_rows;
+
+/* dst is y or dx; dy is NULL in forward. stream: dst is too large for the caches (and none of the others). */
+typedef struct bncore_arrays {
+    void *dst;
+    const void *dy, *x;
+    int stream;
+} bncore_arrays;
+
+typedef struct bncore_kernel_set {
+    void (*moments_planes)(double *partial, const bncore_arrays *a, const double *unused, const bncore_planes *t);
+    void (*moments_rows)(double *partial, const bncore_arrays *a, const double *unused, const bncore_rows *t);
+    void (*grad_sums_planes)(double *partial, const bncore_arrays *a, const double *mean, const bncore_planes *t);
+    void (*grad_sums_rows)(double *partial, const bncore_arrays *a, const double *mean, const bncore_rows *t);
+
+    void (*normalize_planes)(const bncore_arrays *a, const void *coef, int64_t stride, const bncore_planes *t);
+    void (*normalize_rows)(const bncore_arrays *a, const void *coef, int64_t stride, const bncore_rows *t);
+    void (*grad_input_planes)(const bncore_arrays *a, const void *coef, int64_t stride, const bncore_planes *t);
+    void (*grad_input_rows)(const bncore_arrays *a, const void *coef, int64_t stride, const bncore_rows *t);
+    void (*grad_frozen_planes)(const bncore_arrays *a, const void *coef, int64_t stride, const bncore_planes *t);
+    void (*grad_frozen_rows)(const bncore_arrays *a, const void *coef, int64_t stride, const bncore_rows *t);
+
+    void (*normalize_coef)(void *coef, int64_t stride, int64_t column, double mean, double scale, double bias);
+    void (*grad_input_coef)(void *coef, int64_t stride, int64_t column, double mean, double a, double k, double c);
+} bncore_kernel_set;
+
+typedef struct bncore_kernels {
+    const char *name;
+    const bncore_kernel_set *set[2]; /* by bncore_dtype */
+} bncore_kernels;
+
+/* The table in use. */
+const bncore_kernels *bncore_kernels_now(void);
+
+#endif

@@ -1,0 +1,159 @@
+/* Statistics in one pass over memory, for storage type T. Chan, Golub & LeVeque (1983) in blocks about a pivot. */
+
+/* Add `len` values to the lanes s (sum of d) and q (sum of d*d), d = x - pivot. The last len % LANES values
+ * go to the last lanes: one more vector that ends with the run, its first lanes masked. */
+static inline void NAME(add_run)(lanes *restrict acc, const T *restrict x, int64_t len, double pivot,
+                                 int64_t ahead)
+{
+    double s[BNCORE_LANES], q[BNCORE_LANES];
+    for (int l = 0; l < BNCORE_LANES; l++) s[l] = acc->a[l];
+    for (int l = 0; l < BNCORE_LANES; l++) q[l] = acc->b[l];
+    int64_t i = 0;
+    for (; i + BNCORE_LANES <= len; i += BNCORE_LANES) {
+        const T *restrict v = x + i;
+        fetch(v, ahead);
+#pragma omp simd
+        for (int l = 0; l < BNCORE_LANES; l++) {
+            const double d = (double)v[l] - pivot;
+            s[l] += d;
+            q[l] += d * d;
+        }
+    }
+    const int left = (int)(len - i);
+    if (left > 0) {
+        T padded[BNCORE_LANES];
+        const T *restrict v = NAME(last_vector)(padded, x, len, left);
+#pragma omp simd
+        for (int l = 0; l < BNCORE_LANES; l++) {
+            const double d = l >= BNCORE_LANES - left ? (double)v[l] - pivot : 0.0;
+            s[l] += d;
+            q[l] += d * d;
+        }
+    }
+    for (int l = 0; l < BNCORE_LANES; l++) acc->a[l] = s[l];
+    for (int l = 0; l < BNCORE_LANES; l++) acc->b[l] = q[l];
+}
+
+/* A first pivot: the mean of the first k values, taken about the first, so that a constant gives itself. */
+static inline double NAME(first_pivot)(const T *x, int64_t k, int64_t stride)
+{
+    const double x0 = (double)x[0];
+    double sum = 0.0;
+    for (int64_t i = 1; i < k; i++) sum += (double)x[i * stride] - x0;
+    const double pivot = x0 + sum / (double)k;
+    return is_finite(pivot) ? pivot : 0.0;
+}
+
+static void NAME(moments_planes)(double *partial, const bncore_arrays *arrays, const double *unused,
+                                 const bncore_planes *t)
+{
+    (void)unused;
+    const T *x = arrays->x;
+    running w[BNCORE_GROUP];
+    lanes acc[BNCORE_GROUP] = {0};
+    int64_t pending = 0;
+    const piece first = piece_at(t, t->begin, BNCORE_LANES);
+    for (int64_t c = 0; c < t->channels; c++)
+        w[c] = (running){.pivot = NAME(first_pivot)(x + c * t->inner + first.offset, first.len, 1)};
+    for (int64_t e = t->begin; e < t->end;) {
+        const piece p = piece_at(t, e, BNCORE_BLOCK);
+        for (int64_t c = 0; c < t->channels; c++)
+            NAME(add_run)(&acc[c], x + c * t->inner + p.offset, p.len, w[c].pivot, t->image_stride * (int64_t)sizeof(T));
+        e += p.len;
+        pending += p.len;
+        if (pending < BNCORE_BLOCK && e < t->end) continue;
+        for (int64_t c = 0; c < t->channels; c++) {
+            w[c] = running_flush(w[c], fold_lanes(acc[c].a), fold_lanes(acc[c].b), (double)pending);
+            acc[c] = (lanes){0};
+        }
+        pending = 0;
+    }
+    for (int64_t c = 0; c < t->channels; c++) running_finish(&w[c], partial + c * MOMENTS_FIELDS);
+}
+
+/* Rows: `rows` rows of LANES columns, added to s and q one row after the other. */
+static inline void NAME(add_strip)(double *restrict s_, double *restrict q_, const double *restrict pivot_,
+                                   const T *restrict x, int64_t stride, int rows)
+{
+    double s[BNCORE_LANES], q[BNCORE_LANES], pivot[BNCORE_LANES];
+    for (int l = 0; l < BNCORE_LANES; l++) s[l] = s_[l];
+    for (int l = 0; l < BNCORE_LANES; l++) q[l] = q_[l];
+    for (int l = 0; l < BNCORE_LANES; l++) pivot[l] = pivot_[l];
+    for (int r = 0; r < rows; r++) {
+        const T *restrict v = x + r * stride;
+        fetch(v, AHEAD);
+#pragma omp simd
+        for (int l = 0; l < BNCORE_LANES; l++) {
+            const double d = (double)v[l] - pivot[l];
+            s[l] += d;
+            q[l] += d * d;
+        }
+    }
+    for (int l = 0; l < BNCORE_LANES; l++) s_[l] = s[l];
+    for (int l = 0; l < BNCORE_LANES; l++) q_[l] = q[l];
+}
+
+static inline void NAME(add_rows)(running_columns *w, const T *x, int64_t stride, int64_t cols, int rows)
+{
+    int64_t j = 0;
+    for (; j + BNCORE_LANES <= cols; j += BNCORE_LANES)
+        NAME(add_strip)(w->s + j, w->q + j, w->pivot + j, x + j, stride, rows);
+    for (; j < cols; j++)
+        for (int r = 0; r < rows; r++) {
+            const double d = (double)x[r * stride + j] - w->pivot[j];
+            w->s[j] += d;
+            w->q[j] += d * d;
+        }
+}
+
+/* first_pivot for each column; sums of differences gather in s. */
+static void NAME(first_pivots)(running_columns *w, const T *x, const bncore_rows *t)
+{
+    const int64_t k = bncore_min(t->rows, BNCORE_PIVOT_ROWS);
+    for (int64_t j = 0; j < t->cols; j++) w->s[j] = 0.0;
+    for (int64_t r = 1; r < k; r++)
+        for (int64_t j = 0; j < t->cols; j++) w->s[j] += (double)x[r * t->stride + j] - (double)x[j];
+    for (int64_t j = 0; j < t->cols; j++) {
+        const double pivot = (double)x[j] + w->s[j] / (double)k;
+        w->pivot[j] = is_finite(pivot) ? pivot : 0.0;
+        w->S[j] = w->Q[j] = 0.0;
+    }
+}
+
+/* Up to STRIP columns, so that their state stays in L1 beside the data. */
+static void NAME(moments_strip)(double *partial, const T *x, const bncore_rows *t)
+{
+    running_columns w;
+    NAME(first_pivots)(&w, x, t);
+    for (int64_t block = 0; block < t->rows; block += BNCORE_ROW_BLOCK) {
+        const int64_t rows = bncore_min(t->rows - block, BNCORE_ROW_BLOCK);
+        for (int64_t j = 0; j < t->cols; j++) w.s[j] = w.q[j] = 0.0;
+        const T *v = x + block * t->stride;
+        int64_t r = 0;
+        for (; r + ROW_TILE <= rows; r += ROW_TILE)
+            NAME(add_rows)(&w, v + r * t->stride, t->stride, t->cols, ROW_TILE);
+        for (; r < rows; r++) NAME(add_rows)(&w, v + r * t->stride, t->stride, t->cols, 1);
+        for (int64_t j = 0; j < t->cols; j++) {
+            const running moved = running_flush((running){(double)block, w.pivot[j], w.S[j], w.Q[j]}, w.s[j], w.q[j],
+                                                (double)rows);
+            w.pivot[j] = moved.pivot;
+            w.S[j] = moved.S;
+            w.Q[j] = moved.Q;
+        }
+    }
+    for (int64_t j = 0; j < t->cols; j++) {
+        const running end = {(double)t->rows, w.pivot[j], w.S[j], w.Q[j]};
+        running_finish(&end, partial + j * MOMENTS_FIELDS);
+    }
+}
+
+static void NAME(moments_rows)(double *partial, const bncore_arrays *arrays, const double *unused,
+                               const bncore_rows *t)
+{
+    (void)unused;
+    const T *x = arrays->x;
+    for (int64_t j = 0; j < t->cols; j += STRIP) {
+        const bncore_rows strip = {t->rows, bncore_min(t->cols - j, STRIP), t->stride};
+        NAME(moments_strip)(partial + j * MOMENTS_FIELDS, x + j, &strip);
+    }
+}

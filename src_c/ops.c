@@ -1,0 +1,283 @@
+/* The operations: which reduction, which elementwise pass, and the arithmetic per channel between them. */
+#include <math.h>
+
+#include "job.h"
+
+/* ---- arguments ---- */
+
+static bncore_status check(const bncore_problem *p)
+{
+    if (!p) return BNCORE_ERROR_NULL;
+    if (p->dtype != BNCORE_FLOAT32 && p->dtype != BNCORE_FLOAT64) return BNCORE_ERROR_DTYPE;
+    if (p->outer < 0 || p->channels < 0 || p->inner < 0) return BNCORE_ERROR_SIZE;
+    const int64_t most = INT64_MAX / 64; /* bytes of x, and of scratch beside it */
+    if (p->outer && p->inner > most / p->outer) return BNCORE_ERROR_SIZE;
+    const int64_t n = p->outer * p->inner;
+    if (p->channels && bncore_max(n, 1) > most / p->channels) return BNCORE_ERROR_SIZE;
+    if (!(p->eps >= 0.0 && isfinite(p->eps))) return BNCORE_ERROR_EPS;
+    if (p->n_threads < 1) return BNCORE_ERROR_THREADS;
+    return BNCORE_OK;
+}
+
+static bncore_status start(job *j, const bncore_problem *p, void *dst, const void *dy, const void *x)
+{
+    const bncore_status status = check(p);
+    if (status != BNCORE_OK) return status;
+    const bncore_kernels *kernels = bncore_kernels_now();
+    if (!kernels) return BNCORE_ERROR_ISA;
+    *j = (job){.problem = p,
+               .kernels = kernels->set[p->dtype],
+               .g = bncore_partition(p->outer, p->channels, p->inner),
+               .arrays = {dst, dy, x},
+               .item = p->dtype == BNCORE_FLOAT32 ? sizeof(float) : sizeof(double)};
+    return BNCORE_OK;
+}
+
+/* Arrays of x's size may be NULL where they hold nothing, parameters where there is no channel. */
+static int missing(const bncore_problem *p, const void *array)
+{
+    return !array && p->outer && p->channels && p->inner;
+}
+
+static int missing_channels(const bncore_problem *p, const double *parameter)
+{
+    return !parameter && p->channels;
+}
+
+static bncore_status run(job *j)
+{
+    if (j->g.n > 0 && j->g.channels > 0) return bncore_job_run(j);
+    for (int i = 0; i < 2; i++)
+        for (int64_t c = 0; j->results[i] && c < j->g.channels; c++) j->results[i][c] = 0.0;
+    return BNCORE_OK;
+}
+
+/* ---- per channel ---- */
+
+/* Chan, Golub & LeVeque (1983), eq. 2.1, on {n, pivot, offset, m2}: the difference of the means keeps its digits
+ * where |mean| >> std because pivots and offsets are subtracted apart. */
+static void merge_moments(double *a, const double *b)
+{
+    if (b[0] == 0.0) return;
+    if (a[0] == 0.0) {
+        for (int f = 0; f < MOMENTS_FIELDS; f++) a[f] = b[f];
+        return;
+    }
+    const double delta = (b[1] - a[1]) + (b[2] - a[2]);
+    const double n = a[0] + b[0], r = b[0] / n;
+    a[2] = a[2] + delta * r;
+    a[3] = (a[3] + b[3]) + (delta * delta) * (a[0] * r);
+    a[0] = n;
+}
+
+static void merge_sums(double *a, const double *b)
+{
+    for (int f = 0; f < GRAD_FIELDS; f++) a[f] = a[f] + b[f];
+}
+
+static void finish_moments(const job *j, int64_t c, const double *partial)
+{
+    j->results[0][c] = partial[1] + partial[2];
+    j->results[1][c] = partial[3];
+}
+
+static double invstd(const job *j, int64_t c)
+{
+    return 1.0 / sqrt(j->var[c] + j->problem->eps);
+}
+
+static void finish_sums(const job *j, int64_t c, const double *partial)
+{
+    j->results[0][c] = partial[0];
+    j->results[1][c] = partial[1] * invstd(j, c);
+}
+
+static void set_normalize(const job *j, int64_t column, double mean, int64_t c, double inverse)
+{
+    const double scale = j->weight ? j->weight[c] * inverse : inverse;
+    j->kernels->normalize_coef(j->coef, j->g.planes ? j->g.channels : j->g.cols, column, mean, scale,
+                               j->bias ? j->bias[c] : 0.0);
+}
+
+static void normalize_by_var(const job *j, int64_t column, int64_t c)
+{
+    set_normalize(j, column, j->mean[c], c, invstd(j, c));
+}
+
+static void normalize_by_moments(const job *j, int64_t column, int64_t c)
+{
+    const double var = j->results[1][c] / (double)j->g.n;
+    set_normalize(j, column, j->results[0][c], c, 1.0 / sqrt(var + j->problem->eps));
+}
+
+static void set_grad_input(const job *j, int64_t column, int64_t c)
+{
+    const double inverse = invstd(j, c);
+    const double a = j->weight ? j->weight[c] * inverse : inverse;
+    const double k = -(a * inverse) * (j->sum_dy_xhat[c] / j->count);
+    const double shift = -a * (j->sum_dy[c] / j->count);
+    j->kernels->grad_input_coef(j->coef, j->g.planes ? j->g.channels : j->g.cols, column, j->mean[c], a, k, shift);
+}
+
+static void set_grad_frozen(const job *j, int64_t column, int64_t c)
+{
+    const double inverse = invstd(j, c);
+    j->kernels->grad_input_coef(j->coef, j->g.planes ? j->g.channels : j->g.cols, column, 0.0,
+                                j->weight ? j->weight[c] * inverse : inverse, 0.0, 0.0);
+}
+
+/* ---- reductions and passes ---- */
+
+static void reduce_moments(job *j, double *mean, double *m2)
+{
+    j->fields = MOMENTS_FIELDS;
+    j->reduce_planes = j->kernels->moments_planes;
+    j->reduce_rows = j->kernels->moments_rows;
+    j->merge = merge_moments;
+    j->finish = finish_moments;
+    j->results[0] = mean;
+    j->results[1] = m2;
+}
+
+static void reduce_sums(job *j, double *sum_dy, double *sum_dy_xhat)
+{
+    j->fields = GRAD_FIELDS;
+    j->reduce_planes = j->kernels->grad_sums_planes;
+    j->reduce_rows = j->kernels->grad_sums_rows;
+    j->merge = merge_sums;
+    j->finish = finish_sums;
+    j->results[0] = sum_dy;
+    j->results[1] = sum_dy_xhat;
+}
+
+static void apply_normalize(job *j, void (*set_coef)(const job *, int64_t, int64_t))
+{
+    j->apply_planes = j->kernels->normalize_planes;
+    j->apply_rows = j->kernels->normalize_rows;
+    j->set_coef = set_coef;
+}
+
+static void apply_grad_input(job *j, const double *sum_dy, const double *sum_dy_xhat, double count)
+{
+    j->apply_planes = j->kernels->grad_input_planes;
+    j->apply_rows = j->kernels->grad_input_rows;
+    j->set_coef = set_grad_input;
+    j->sum_dy = sum_dy;
+    j->sum_dy_xhat = sum_dy_xhat;
+    j->count = count;
+}
+
+static void given(job *j, const double *mean, const double *var, const double *weight, const double *bias)
+{
+    j->mean = mean;
+    j->var = var;
+    j->weight = weight;
+    j->bias = bias;
+}
+
+/* ---- the public operations ---- */
+
+bncore_status bncore_moments(const bncore_problem *p, double *mean, double *m2, const void *x)
+{
+    job j;
+    const bncore_status status = start(&j, p, NULL, NULL, x);
+    if (status != BNCORE_OK) return status;
+    if (missing(p, x) || missing_channels(p, mean) || missing_channels(p, m2)) return BNCORE_ERROR_NULL;
+    reduce_moments(&j, mean, m2);
+    return run(&j);
+}
+
+bncore_status bncore_normalize(const bncore_problem *p, void *y, const void *x, const double *mean, const double *var,
+                               const double *weight, const double *bias)
+{
+    job j;
+    const bncore_status status = start(&j, p, y, NULL, x);
+    if (status != BNCORE_OK) return status;
+    if (missing(p, y) || missing(p, x) || missing_channels(p, mean) || missing_channels(p, var))
+        return BNCORE_ERROR_NULL;
+    given(&j, mean, var, weight, bias);
+    apply_normalize(&j, normalize_by_var);
+    return run(&j);
+}
+
+bncore_status bncore_train(const bncore_problem *p, void *y, double *mean, double *m2, const void *x,
+                           const double *weight, const double *bias)
+{
+    job j;
+    const bncore_status status = start(&j, p, y, NULL, x);
+    if (status != BNCORE_OK) return status;
+    if (missing(p, y) || missing(p, x) || missing_channels(p, mean) || missing_channels(p, m2))
+        return BNCORE_ERROR_NULL;
+    given(&j, NULL, NULL, weight, bias);
+    reduce_moments(&j, mean, m2);
+    apply_normalize(&j, normalize_by_moments);
+    return run(&j);
+}
+
+bncore_status bncore_grad_sums(const bncore_problem *p, double *sum_dy, double *sum_dy_xhat, const void *dy,
+                               const void *x, const double *mean, const double *var)
+{
+    job j;
+    const bncore_status status = start(&j, p, NULL, dy, x);
+    if (status != BNCORE_OK) return status;
+    if (missing(p, dy) || missing(p, x) || missing_channels(p, mean) || missing_channels(p, var) ||
+        missing_channels(p, sum_dy) || missing_channels(p, sum_dy_xhat))
+        return BNCORE_ERROR_NULL;
+    given(&j, mean, var, NULL, NULL);
+    reduce_sums(&j, sum_dy, sum_dy_xhat);
+    return run(&j);
+}
+
+bncore_status bncore_grad_input(const bncore_problem *p, void *dx, const void *dy, const void *x, const double *mean,
+                                const double *var, const double *sum_dy, const double *sum_dy_xhat, double count,
+                                const double *weight)
+{
+    job j;
+    const bncore_status status = start(&j, p, dx, dy, x);
+    if (status != BNCORE_OK) return status;
+    if (missing(p, dx) || missing(p, dy) || missing(p, x) || missing_channels(p, mean) || missing_channels(p, var) ||
+        missing_channels(p, sum_dy) || missing_channels(p, sum_dy_xhat))
+        return BNCORE_ERROR_NULL;
+    if (!(count > 0.0)) return BNCORE_ERROR_COUNT;
+    given(&j, mean, var, weight, NULL);
+    apply_grad_input(&j, sum_dy, sum_dy_xhat, count);
+    return run(&j);
+}
+
+static bncore_status start_backward(job *j, const bncore_problem *p, void *dx, double *sum_dy, double *sum_dy_xhat,
+                                    const void *dy, const void *x, const double *mean, const double *var,
+                                    const double *weight)
+{
+    const bncore_status status = start(j, p, dx, dy, x);
+    if (status != BNCORE_OK) return status;
+    if (missing(p, dx) || missing(p, dy) || missing(p, x) || missing_channels(p, mean) || missing_channels(p, var) ||
+        missing_channels(p, sum_dy) || missing_channels(p, sum_dy_xhat))
+        return BNCORE_ERROR_NULL;
+    given(j, mean, var, weight, NULL);
+    reduce_sums(j, sum_dy, sum_dy_xhat);
+    return BNCORE_OK;
+}
+
+bncore_status bncore_train_backward(const bncore_problem *p, void *dx, double *sum_dy, double *sum_dy_xhat,
+                                    const void *dy, const void *x, const double *mean, const double *var,
+                                    const double *weight)
+{
+    job j;
+    const bncore_status status = start_backward(&j, p, dx, sum_dy, sum_dy_xhat, dy, x, mean, var, weight);
+    if (status != BNCORE_OK) return status;
+    apply_grad_input(&j, sum_dy, sum_dy_xhat, (double)j.g.n);
+    return run(&j);
+}
+
+bncore_status bncore_infer_backward(const bncore_problem *p, void *dx, double *sum_dy, double *sum_dy_xhat,
+                                    const void *dy, const void *x, const double *mean, const double *var,
+                                    const double *weight)
+{
+    job j;
+    const bncore_status status = start_backward(&j, p, dx, sum_dy, sum_dy_xhat, dy, x, mean, var, weight);
+    if (status != BNCORE_OK) return status;
+    j.apply_planes = j.kernels->grad_frozen_planes;
+    j.apply_rows = j.kernels->grad_frozen_rows;
+    j.set_coef = set_grad_frozen;
+    return run(&j);
+}
