@@ -13,6 +13,8 @@ PURE_PIP := $(PURE)/bin/python -m pip --disable-pip-version-check
 SKIP_NATIVE := BNCORE_REQUIRE_NATIVE= BNCORE_SKIP_NATIVE=1
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+BENCH := $(PY) -m pytest benchmarks --benchmark-group-by=group --benchmark-name=trial \
+	--benchmark-columns=median,iqr,rounds --benchmark-sort=mean
 
 # What the tests demand of the extension: 1 present, 0 absent. A machine without a compiler tests the fallbacks
 # and says so; with BNCORE_REQUIRE_NATIVE=1 in the environment, as in .ci/run, it fails there instead.
@@ -47,13 +49,13 @@ test-without-native: $(PURE)/.test ## the same suite on Numba and NumPy, the pac
 		tests --pyargs bncore $(PYTEST_ARGS)
 
 bench: build $(VENV)/.bench ## a quick benchmark; BENCH_ARGS=--full for every shape
-	$(PY) -m pytest benchmarks $(BENCH_ARGS)
+	$(BENCH) $(BENCH_ARGS)
 
 bench-torch: build $(VENV)/.bench $(VENV)/.peers ## the same with PyTorch beside it (installs it)
-	$(PY) -m pytest benchmarks $(BENCH_ARGS)
+	$(BENCH) $(BENCH_ARGS)
 
 report: build $(VENV)/.bench $(VENV)/.peers ## measure the README's table and write it (installs PyTorch)
-	$(PY) benchmarks/report.py --write README.md
+	$(PY) benchmarks/report.py --write README.md --json benchmarks/report.json
 
 lint: $(VENV)/.lint ## formatting, lint and types of Python, Cython and C
 	$(VENV)/bin/ruff check .

@@ -45,6 +45,9 @@ class Bncore:
         self.backend = backend
         self.name = f"bncore {backend}"
 
+    def can(self, operation: str) -> bool:
+        return True
+
     @contextmanager
     def active(self, threads: int) -> Iterator[None]:
         with bncore.use_backend(self.backend):
@@ -87,6 +90,9 @@ class NumpyFormula:
     exact = False
     name = "NumPy formula"
 
+    def can(self, operation: str) -> bool:
+        return True
+
     @contextmanager
     def active(self, threads: int) -> Iterator[None]:
         yield
@@ -121,6 +127,9 @@ class Torch:
     def __init__(self, torch: ModuleType) -> None:
         self.torch = torch
 
+    def can(self, operation: str) -> bool:
+        return operation not in ("grad_sums", "grad_input")
+
     @contextmanager
     def active(self, threads: int) -> Iterator[None]:
         before = self.torch.get_num_threads()
@@ -131,7 +140,7 @@ class Torch:
         finally:
             self.torch.set_num_threads(before)
 
-    def call(self, operation: str, p: Problem) -> Call | None:
+    def call(self, operation: str, p: Problem) -> Call:
         torch = self.torch
         x, dy, out = (torch.from_numpy(a).movedim(p.axis, 1) for a in (p.x, p.dy, p.out))
         w, b, *stored = map(torch.from_numpy, (p.weight, p.bias, p.running_mean, p.running_var))
@@ -156,7 +165,7 @@ class Torch:
             "moments": lambda: torch.var_mean(x, axes, correction=0)[::-1],
         }
         calls["mean_var"] = calls["moments"]
-        return calls.get(operation)
+        return calls[operation]
 
     def arrays(self, operation: str, result: Any, p: Problem) -> tuple[np.ndarray, ...]:
         tensors = result if isinstance(result, tuple) else (result,)

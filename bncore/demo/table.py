@@ -53,6 +53,7 @@ def cases(x: Array, dy: Array, weight: Array, bias: Array, axis: int) -> list[Ca
     mean, var = moments.mean.astype(np.float32), moments.var().astype(np.float32)
     mean_b, var_b = mean.reshape(shape), var.reshape(shape)
     wide_mean, wide_var = formula.statistics(wide_x, axes)
+    stored = accuracy.extended(mean_b, var_b)
     batch_mean, batch_var = formula.statistics(x, axes)
     y, dx = np.empty_like(x), np.empty_like(x)
 
@@ -80,9 +81,7 @@ def cases(x: Array, dy: Array, weight: Array, bias: Array, axis: int) -> list[Ca
             "infer",
             ours_infer,
             lambda: formula.infer(x, mean_b, var_b, w, b, EPS),
-            *accuracy.forward_reference(
-                wide_x, *accuracy.extended(mean_b, var_b), wide_w, wide_b, EPS
-            ),
+            *accuracy.forward_reference(wide_x, stored[0], stored[1], wide_w, wide_b, EPS),
         ),
         Case(
             "backward",
@@ -108,9 +107,10 @@ def measure_all(*, repeats: int, limit: int | None = None) -> tuple[list[Row], t
     """Every operation in both layouts; the rows, and the shape of the batch in NCHW."""
     rng = np.random.default_rng(0)
     nchw = feature_maps(limit)
-    dy = rng.normal(size=nchw.shape).astype(np.float32)
-    weight = rng.uniform(0.5, 2.0, nchw.shape[1]).astype(np.float32)
-    bias = rng.normal(size=nchw.shape[1]).astype(np.float32)
+    channels: int = nchw.shape[1]
+    dy = rng.standard_normal(nchw.shape, dtype=np.float32)
+    weight = rng.uniform(0.5, 2.0, channels).astype(np.float32)
+    bias = rng.standard_normal(channels, dtype=np.float32)
     rows = []
     for layout, axis, order in (("NCHW", 1, (0, 1, 2, 3)), ("NHWC", -1, (0, 2, 3, 1))):
         x_l, dy_l = (np.ascontiguousarray(a.transpose(order)) for a in (nchw, dy))
