@@ -13,7 +13,7 @@ PURE_PIP := $(PURE)/bin/python -m pip --disable-pip-version-check
 SKIP_NATIVE := BNCORE_REQUIRE_NATIVE= BNCORE_SKIP_NATIVE=1
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
-BENCH := $(PY) -m pytest benchmarks --benchmark-group-by=group --benchmark-name=trial \
+BENCH := $(PY) -m pytest benchmarks --benchmark-group-by=group \
 	--benchmark-columns=median,iqr,rounds --benchmark-sort=mean
 
 # What the tests demand of the extension: 1 present, 0 absent. A machine without a compiler tests the fallbacks

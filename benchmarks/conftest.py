@@ -49,6 +49,7 @@ def measure(benchmark, request):
         with contestant.active(threads):
             call = contestant.call(operation, p)
             ulp = assert_right(contestant, operation, p, call())
+            benchmark.name = contestant.name
             benchmark.group = f"{operation} {'x'.join(map(str, shape))} {layout}"
             benchmark(call)
         moved = p.minimal_bytes(operation)
