@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn, SupportsIndex, TypeAlias
+from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -33,21 +33,7 @@ def _same(a: Stat, b: Stat) -> bool:
     return np.array_equal(a, b, equal_nan=True)
 
 
-class _Immutable:
-    """A value: its attributes are set once, and it compares by content."""
-
-    __slots__ = ()
-    # Arrays have no hash either.
-    __hash__ = None  # type: ignore[assignment]
-
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise AttributeError(f"{type(self).__name__} is immutable: cannot set {name!r}")
-
-    def __delattr__(self, name: str) -> NoReturn:
-        raise AttributeError(f"{type(self).__name__} is immutable: cannot delete {name!r}")
-
-
-class Moments(_Immutable):
+class Moments:
     """Count, mean and sum of squared deviations of every channel.
 
     Immutable.  Two of them merge into the moments of both batches together, so statistics of
@@ -61,11 +47,6 @@ class Moments(_Immutable):
         Mean per channel, in x's unit.  Copied.
     m2 : (C,) array_like of float
         Sum of squared deviations from the mean per channel, in x's unit squared.  Copied.
-
-    Attributes
-    ----------
-    count : int
-    mean, m2 : (C,) ndarray of float64, read-only
 
     Raises
     ------
@@ -85,11 +66,12 @@ class Moments(_Immutable):
     array([5.])
     """
 
-    __slots__ = ("count", "m2", "mean")
+    __slots__ = ("_count", "_m2", "_mean")
+    __hash__ = None  # type: ignore[assignment]  # as arrays
 
-    count: int
-    mean: Stat
-    m2: Stat
+    _count: int
+    _mean: Stat
+    _m2: Stat
 
     def __init__(self, count: SupportsIndex, mean: npt.ArrayLike, m2: npt.ArrayLike) -> None:
         number = problem.integer_at_least("count", count, 0)
@@ -101,9 +83,24 @@ class Moments(_Immutable):
             raise ValueError(
                 f"m2: expected values >= 0, got {float(frozen_m2[at])} for channel {at}"
             )
-        _set_count(self, number)
-        _set_mean(self, frozen_mean)
-        _set_m2(self, frozen_m2)
+        self._count = number
+        self._mean = frozen_mean
+        self._m2 = frozen_m2
+
+    @property
+    def count(self) -> int:
+        """Values per channel."""
+        return self._count
+
+    @property
+    def mean(self) -> Stat:
+        """Mean per channel, in x's unit; read-only."""
+        return self._mean
+
+    @property
+    def m2(self) -> Stat:
+        """Sum of squared deviations from the mean per channel; read-only."""
+        return self._m2
 
     def merge(self, other: Moments) -> Moments:
         """Return the moments of both batches together.
@@ -195,20 +192,14 @@ class Moments(_Immutable):
         return trusted_moments, (self.count, self.mean, self.m2)
 
 
-# The slots' own setters: past the guard in __setattr__, and faster than object.__setattr__.
-_set_count = Moments.__dict__["count"].__set__
-_set_mean = Moments.__dict__["mean"].__set__
-_set_m2 = Moments.__dict__["m2"].__set__
-
-
 def trusted_moments(count: int, mean: Stat, m2: Stat) -> Moments:
     """Make Moments of arrays that nobody else writes to, unchecked and not copied."""
-    mean.flags.writeable = False
-    m2.flags.writeable = False
+    mean.setflags(write=False)
+    m2.setflags(write=False)
     self = _new(Moments)
-    _set_count(self, count)
-    _set_mean(self, mean)
-    _set_m2(self, m2)
+    self._count = count
+    self._mean = mean
+    self._m2 = m2
     return self
 
 
@@ -221,7 +212,7 @@ def checked_moments(name: str, value: object, channels: int) -> Moments:
     return value
 
 
-class GradSums(_Immutable):
+class GradSums:
     """Sums of dy and of dy * xhat over every channel: the gradients of bias and of weight.
 
     Immutable.  Sums of pieces of a batch add up: ``a + b``, or ``a.merge(b)``.
@@ -232,10 +223,6 @@ class GradSums(_Immutable):
         Sum of dy per channel.  Copied.
     sum_dy_xhat : (C,) array_like of float
         Sum of dy * xhat per channel, xhat = (x - mean) / sqrt(var + eps).  Copied.
-
-    Attributes
-    ----------
-    sum_dy, sum_dy_xhat : (C,) ndarray of float64, read-only
 
     Raises
     ------
@@ -249,15 +236,24 @@ class GradSums(_Immutable):
     GradSums(sum_dy=array([4.]), sum_dy_xhat=array([2.5]))
     """
 
-    __slots__ = ("sum_dy", "sum_dy_xhat")
+    __slots__ = ("_sum_dy", "_sum_dy_xhat")
+    __hash__ = None  # type: ignore[assignment]  # as arrays
 
-    sum_dy: Stat
-    sum_dy_xhat: Stat
+    _sum_dy: Stat
+    _sum_dy_xhat: Stat
 
     def __init__(self, sum_dy: npt.ArrayLike, sum_dy_xhat: npt.ArrayLike) -> None:
-        a, b = _pair("sum_dy", sum_dy, "sum_dy_xhat", sum_dy_xhat)
-        _set_sum_dy(self, a)
-        _set_sum_dy_xhat(self, b)
+        self._sum_dy, self._sum_dy_xhat = _pair("sum_dy", sum_dy, "sum_dy_xhat", sum_dy_xhat)
+
+    @property
+    def sum_dy(self) -> Stat:
+        """Sum of dy per channel, the gradient of bias; read-only."""
+        return self._sum_dy
+
+    @property
+    def sum_dy_xhat(self) -> Stat:
+        """Sum of dy * xhat per channel, the gradient of weight; read-only."""
+        return self._sum_dy_xhat
 
     def merge(self, other: GradSums) -> GradSums:
         """Return the sums over both pieces.  Raise where `other` is of other channels or type."""
@@ -282,17 +278,13 @@ class GradSums(_Immutable):
         return trusted_sums, (self.sum_dy, self.sum_dy_xhat)
 
 
-_set_sum_dy = GradSums.__dict__["sum_dy"].__set__
-_set_sum_dy_xhat = GradSums.__dict__["sum_dy_xhat"].__set__
-
-
 def trusted_sums(sum_dy: Stat, sum_dy_xhat: Stat) -> GradSums:
     """Make GradSums of arrays that nobody else writes to, unchecked and not copied."""
-    sum_dy.flags.writeable = False
-    sum_dy_xhat.flags.writeable = False
+    sum_dy.setflags(write=False)
+    sum_dy_xhat.setflags(write=False)
     self = _new(GradSums)
-    _set_sum_dy(self, sum_dy)
-    _set_sum_dy_xhat(self, sum_dy_xhat)
+    self._sum_dy = sum_dy
+    self._sum_dy_xhat = sum_dy_xhat
     return self
 
 

@@ -71,6 +71,8 @@ def get_num_threads() -> int:
 
 def resolve(n_threads: SupportsIndex | None) -> int:
     """Return the ``n_threads`` of a call as a number."""
+    if type(n_threads) is int and 1 <= n_threads <= MOST:
+        return n_threads
     if n_threads is None:
         return _set or in_force()[0]
     return min(problem.integer_at_least("n_threads", n_threads, 1), MOST)
