@@ -1,0 +1,530 @@
+"""Bad input: one table of wrong arguments, for every public function and every backend.
+
+A wrong argument raises TypeError or ValueError, with a message that names it, before anything is
+written. Some inputs that look bad have a documented result instead: they stand at the end. Ids
+such as S1 or N15 name reports against other libraries, where that input crashed or gave nonsense.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bncore
+
+C = 3
+SHAPE = (4, C, 5)
+Arguments = dict[str, Any]
+
+
+# ---------------------------------------------------------------------------------- good arguments
+
+
+def good_arguments() -> Arguments:
+    """Arguments by name, right for every function that has a parameter of that name."""
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal(SHAPE)
+    dy = rng.standard_normal(SHAPE)
+    moments = bncore.moments(x)
+    return {
+        "x": x,
+        "dy": dy,
+        "weight": rng.standard_normal(C),
+        "bias": rng.standard_normal(C),
+        "mean": rng.standard_normal(C),
+        "var": rng.uniform(0.5, 2.0, C),
+        "moments": moments,
+        "sums": bncore.grad_sums(dy, x, moments),
+        "out": np.full(SHAPE, 7.0),
+        "axis": 1,
+        "eps": 1e-5,
+        "n_threads": 1,
+        "running_mean": rng.standard_normal(C),
+        "running_var": rng.uniform(0.5, 2.0, C),
+        "momentum": 0.1,
+        "correction": 1,
+        "keepdims": False,
+    }
+
+
+FUNCTIONS = {
+    function.__name__: function
+    for function in (
+        bncore.batch_norm_train,
+        bncore.batch_norm_train_backward,
+        bncore.batch_norm_infer,
+        bncore.batch_norm_infer_backward,
+        bncore.moments,
+        bncore.normalize,
+        bncore.grad_sums,
+        bncore.grad_input,
+        bncore.mean_var,
+        bncore.update_running_stats,
+    )
+}
+
+
+def arguments_of(name: str) -> Arguments:
+    good = good_arguments()
+    return {
+        parameter: good[parameter] for parameter in inspect.signature(FUNCTIONS[name]).parameters
+    }
+
+
+def contents(arguments: Arguments) -> dict[str, bytes]:
+    """Every byte of every array among the arguments."""
+    found = {}
+    for name, value in arguments.items():
+        if isinstance(value, bncore.Moments):
+            found[name] = value.mean.tobytes() + value.m2.tobytes()
+        elif isinstance(value, bncore.GradSums):
+            found[name] = value.sum_dy.tobytes() + value.sum_dy_xhat.tobytes()
+        elif isinstance(value, np.ndarray) and value.dtype != object:
+            found[name] = value.tobytes()
+    return found
+
+
+# -------------------------------------------------------------------------------- the table of bad
+
+
+@dataclass(frozen=True)
+class Bad:
+    """One wrong argument: how to make it from good ones, and what must be raised."""
+
+    id: str
+    argument: str
+    make: Callable[[Arguments], Any]
+    error: type[Exception]
+    got: str  # what the message says that came
+
+    def functions(self) -> list[str]:
+        return [
+            name
+            for name, function in FUNCTIONS.items()
+            if self.argument in inspect.signature(function).parameters
+            and name not in ACCEPTED.get(self.id.rpartition("-")[2], ())
+        ]
+
+
+# For these functions the value is a good one.
+ACCEPTED = {
+    "rank0": ("mean_var",),
+    "rank1": ("mean_var",),
+    "AxisNone": ("mean_var",),
+    "NoBatch": ("update_running_stats",),
+    # There, running_mean has to fit moments, so it is the one that is named.
+    "channels": ("update_running_stats",),
+    "OtherCount": ("normalize", "grad_sums", "grad_input", "update_running_stats"),
+}
+
+
+def partial_overlap(name: str) -> Callable[[Arguments], np.ndarray]:
+    """Give an `out` that begins one value after the start of an argument's memory."""
+
+    def make(arguments: Arguments) -> np.ndarray:
+        if name not in arguments:
+            pytest.skip(f"this function has no {name}")
+        values = arguments[name]
+        memory = np.zeros(values.size + np.prod(SHAPE))
+        arguments[name] = memory[: values.size].reshape(values.shape)
+        arguments[name][...] = values
+        return memory[1 : 1 + np.prod(SHAPE)].reshape(SHAPE)
+
+    return make
+
+
+def read_only(arguments: Arguments) -> np.ndarray:
+    out = np.zeros(SHAPE)
+    out.flags.writeable = False
+    return out
+
+
+def masked(name: str) -> Callable[[Arguments], Any]:
+    return lambda arguments: np.ma.masked_less(np.array(arguments[name]), 0.0)
+
+
+def as_dtype(name: str, dtype: Any) -> Callable[[Arguments], Any]:
+    return lambda arguments: arguments[name].astype(dtype)
+
+
+def value(bad: Any) -> Callable[[Arguments], Any]:
+    return lambda arguments: bad
+
+
+def data_cases(name: str) -> list[Bad]:
+    """What x, and dy, must not be."""
+    dtypes = {
+        "int": np.int64,
+        "bool": np.bool_,
+        "N13-N14-float16": np.float16,
+        "longdouble": np.longdouble,
+        "complex": np.complex128,
+        "object": object,
+        "str": "U8",
+    }
+    cases = [
+        Bad(f"{name}-{label}", name, as_dtype(name, dtype), TypeError, str(np.dtype(dtype)))
+        for label, dtype in dtypes.items()
+    ]
+    return [
+        *cases,
+        Bad(f"{name}-masked", name, masked(name), TypeError, "MaskedArray"),
+        Bad(f"{name}-None", name, value(None), TypeError, "None"),
+        Bad(f"{name}-text", name, value("text"), TypeError, "U4"),
+        Bad(f"{name}-ragged", name, value([[1.0], [2.0, 3.0]]), TypeError, "list"),
+    ]
+
+
+def parameter_cases(name: str, *, required: bool) -> list[Bad]:
+    """What a per-channel array must not be."""
+    shapes = {
+        "S1-S6-S16-short": (C - 1,),
+        "S1-long": (C + 1,),
+        "S1-S3-S5-empty": (0,),
+        "S10-one": (1,),
+        "rank2": (1, C),
+        "rank0": (),
+        "S9-rank10": (0, C, 1, 1, 0, 1, 1, 1, 1, 1),
+        "broadcast": (1, C, 1),
+    }
+    dtypes = {"int": np.int64, "bool": np.bool_, "complex": np.complex64, "object": object}
+    array = name.startswith("running")
+    cases = [
+        Bad(f"{name}-{label}", name, value(np.ones(shape)), ValueError, str(shape))
+        for label, shape in shapes.items()
+    ]
+    cases += [
+        Bad(f"{name}-{label}", name, as_dtype(name, dtype), TypeError, str(np.dtype(dtype)))
+        for label, dtype in dtypes.items()
+    ]
+    cases.append(Bad(f"{name}-masked", name, masked(name), TypeError, "MaskedArray"))
+    cases.append(Bad(f"{name}-text", name, value("abc"), TypeError, "'abc'" if array else "U3"))
+    if required:
+        cases.append(Bad(f"{name}-S7-S8-None", name, value(None), TypeError, "None"))
+    return cases
+
+
+def scalar_cases() -> list[Bad]:
+    """What eps, axis, n_threads and the options of the statistics must not be."""
+    return [
+        Bad("eps-N15-N17-negative", "eps", value(-1.0), ValueError, "-1.0"),
+        Bad("eps-tiny-negative", "eps", value(-1e-300), ValueError, "-1e-300"),
+        Bad("eps-nan", "eps", value(float("nan")), ValueError, "nan"),
+        Bad("eps-inf", "eps", value(float("inf")), ValueError, "inf"),
+        Bad("eps-huge-int", "eps", value(10**400), ValueError, "10000"),
+        Bad("eps-text", "eps", value("1e-5"), TypeError, "'1e-5'"),
+        Bad("eps-None", "eps", value(None), TypeError, "None"),
+        Bad("eps-bool", "eps", value(True), TypeError, "True"),
+        Bad("eps-complex", "eps", value(1e-5j), TypeError, "complex"),
+        Bad("eps-array", "eps", value(np.full(C, 1e-5)), TypeError, "ndarray"),
+        Bad("axis-high", "axis", value(3), ValueError, "3"),
+        Bad("axis-low", "axis", value(-4), ValueError, "-4"),
+        Bad("axis-huge", "axis", value(2**70), ValueError, str(2**70)),
+        Bad("axis-float", "axis", value(1.0), TypeError, "1.0"),
+        Bad("axis-bool", "axis", value(True), TypeError, "True"),
+        Bad("axis-text", "axis", value("1"), TypeError, "'1'"),
+        Bad("axis-AxisNone", "axis", value(None), TypeError, "None"),
+        Bad("n_threads-zero", "n_threads", value(0), ValueError, "0"),
+        Bad("n_threads-negative", "n_threads", value(-1), ValueError, "-1"),
+        Bad("n_threads-float", "n_threads", value(2.0), TypeError, "2.0"),
+        Bad("n_threads-bool", "n_threads", value(True), TypeError, "True"),
+        Bad("n_threads-text", "n_threads", value("2"), TypeError, "'2'"),
+        Bad("momentum-N18-negative", "momentum", value(-0.1), ValueError, "-0.1"),
+        Bad("momentum-N18-above-1", "momentum", value(1.5), ValueError, "1.5"),
+        Bad("momentum-nan", "momentum", value(float("nan")), ValueError, "nan"),
+        Bad("momentum-None", "momentum", value(None), TypeError, "None"),
+        Bad("momentum-text", "momentum", value("0.1"), TypeError, "'0.1'"),
+        Bad("correction-nan", "correction", value(float("nan")), ValueError, "nan"),
+        Bad("correction-inf", "correction", value(float("inf")), ValueError, "inf"),
+        Bad("correction-text", "correction", value("1"), TypeError, "'1'"),
+        Bad("keepdims-text", "keepdims", value("yes"), TypeError, "'yes'"),
+    ]
+
+
+def moments_of(channels: int, count: int = 20) -> bncore.Moments:
+    return bncore.Moments(count, np.zeros(channels), np.ones(channels))
+
+
+BAD = [
+    *data_cases("x"),
+    Bad("x-rank0", "x", value(np.array(1.0)), ValueError, "0"),
+    Bad("x-S11-S23-rank1", "x", value(np.ones(4)), ValueError, "1"),
+    *data_cases("dy"),
+    Bad("dy-S2-shape", "dy", value(np.ones((1, 1, 3, 3))), ValueError, "(1, 1, 3, 3)"),
+    Bad("dy-S14-empty", "dy", value(np.ones((0, 128))), ValueError, "(0, 128)"),
+    Bad("dy-broadcast", "dy", value(np.ones((1, C, 1))), ValueError, "(1, 3, 1)"),
+    Bad("dy-float32", "dy", as_dtype("dy", np.float32), TypeError, "float32"),
+    *parameter_cases("weight", required=False),
+    *parameter_cases("bias", required=False),
+    *parameter_cases("mean", required=True),
+    *parameter_cases("var", required=True),
+    *parameter_cases("running_mean", required=True),
+    *parameter_cases("running_var", required=True),
+    Bad("running_mean-list", "running_mean", value([0.0] * C), TypeError, "list"),
+    Bad("running_var-list", "running_var", value([1.0] * C), TypeError, "list"),
+    Bad("running_mean-one-element-thrice", "running_mean",
+        value(np.lib.stride_tricks.as_strided(np.ones(1), (C,), (0,))), ValueError, "(0,)"),
+    Bad("running_var-W5-same-memory", "running_var",
+        lambda arguments: arguments["running_mean"], ValueError, "overlap"),
+    Bad("running_var-W5-reversed", "running_var",
+        lambda arguments: arguments["running_mean"][::-1], ValueError, "overlap"),
+    Bad("moments-S2-S15-channels", "moments", value(moments_of(C + 1)), ValueError, "4"),
+    Bad("moments-zero-channels", "moments", value(moments_of(0)), ValueError, "0"),
+    Bad("moments-OtherCount", "moments", value(moments_of(C, 21)), ValueError, "21"),
+    Bad("moments-NoBatch", "moments", value(moments_of(C, 0)), ValueError, "0"),
+    Bad("moments-W7-invstd", "moments", value(np.ones(C)), TypeError, "ndarray"),
+    Bad("moments-None", "moments", value(None), TypeError, "None"),
+    Bad("moments-tuple", "moments", value((20, np.ones(C), np.ones(C))), TypeError, "tuple"),
+    Bad("sums-channels", "sums", value(bncore.GradSums(np.ones(2), np.ones(2))), ValueError, "2"),
+    Bad("sums-None", "sums", value(None), TypeError, "None"),
+    Bad("sums-tuple", "sums", value((np.ones(C), np.ones(C))), TypeError, "tuple"),
+    Bad("out-shape", "out", value(np.zeros((4, C, 6))), ValueError, "(4, 3, 6)"),
+    Bad("out-rank", "out", value(np.zeros((1, *SHAPE))), ValueError, "(1, 4, 3, 5)"),
+    Bad("out-float32", "out", value(np.zeros(SHAPE, np.float32)), TypeError, "float32"),
+    Bad("out-int", "out", value(np.zeros(SHAPE, np.int64)), TypeError, "int64"),
+    Bad("out-list", "out", value([0.0]), TypeError, "list"),
+    Bad("out-masked", "out", value(np.ma.zeros(SHAPE)), TypeError, "MaskedArray"),
+    Bad("out-read-only", "out", read_only, ValueError, "read-only"),
+    Bad("out-one-element", "out",
+        value(np.lib.stride_tricks.as_strided(np.zeros(1), SHAPE, (0, 0, 0))),
+        ValueError, "(0, 0, 0)"),
+    Bad("out-overlaps-itself", "out",
+        value(np.lib.stride_tricks.as_strided(np.zeros(100), SHAPE, (40, 16, 8))),
+        ValueError, "(40, 16, 8)"),
+    Bad("out-overlaps-x", "out", partial_overlap("x"), ValueError, "overlap"),
+    Bad("out-reversed-x", "out", lambda arguments: arguments["x"][::-1], ValueError, "overlap"),
+    Bad("out-overlaps-dy", "out", partial_overlap("dy"), ValueError, "overlap"),
+    Bad("out-W6-overlaps-weight", "out", partial_overlap("weight"), ValueError, "overlap"),
+    Bad("out-W6-overlaps-bias", "out", partial_overlap("bias"), ValueError, "overlap"),
+    Bad("out-overlaps-mean", "out", partial_overlap("mean"), ValueError, "overlap"),
+    Bad("out-overlaps-var", "out", partial_overlap("var"), ValueError, "overlap"),
+    *scalar_cases(),
+]  # fmt: skip
+
+NEEDS = {f"overlaps-{name}": name for name in ("x", "dy", "weight", "bias", "mean", "var")}
+
+
+def applies(bad: Bad, name: str) -> bool:
+    """Whether the function has the other argument that the case is about."""
+    parameters = inspect.signature(FUNCTIONS[name]).parameters
+    return all(needed in parameters for text, needed in NEEDS.items() if bad.id.endswith(text))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_good_arguments_are_good(backend, name):
+    FUNCTIONS[name](**arguments_of(name))
+
+
+@pytest.mark.parametrize(
+    ("bad", "name"),
+    [
+        pytest.param(bad, name, id=f"{name}-{bad.id}")
+        for bad in BAD
+        for name in bad.functions()
+        if applies(bad, name)
+    ],
+)
+def test_bad_argument(backend, bad, name):
+    arguments = arguments_of(name)
+    arguments[bad.argument] = bad.make(arguments)
+    before = contents(arguments)
+    with pytest.raises(bad.error) as raised:
+        FUNCTIONS[name](**arguments)
+    assert type(raised.value) in (TypeError, ValueError, np.exceptions.AxisError)
+    message = str(raised.value)
+    assert message.startswith(f"{bad.argument}: expected "), message
+    assert bad.got in message.partition(", got ")[2], message
+    assert contents(arguments) == before
+
+
+# ------------------------------------------------------------------ one value, and the statistics
+
+ONE_VALUE = [(1, 1), (1, 3), (1, 3, 1, 1), (1, 0)]
+
+
+@pytest.mark.parametrize("shape", ONE_VALUE, ids=lambda shape: f"N10-N11-N12-{shape}")
+def test_one_value_per_channel_is_no_batch(backend, shape):
+    x, out = np.ones(shape), np.full(shape, 7.0)
+    with pytest.raises(ValueError) as raised:
+        bncore.batch_norm_train(x, out=out)
+    assert str(raised.value) == (
+        f"Expected more than 1 value per channel when training, got input size {shape}"
+    )
+    assert (out == 7.0).all()
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_running_variance_needs_more_values_than_the_correction(count):
+    mean, var = np.zeros(C), np.ones(C)
+    moments = bncore.Moments(count, np.ones(C), np.zeros(C))
+    if count == 0:
+        bncore.update_running_stats(mean, var, moments)
+    else:
+        with pytest.raises(ValueError, match=r"^moments: expected count > correction = 1, got 1$"):
+            bncore.update_running_stats(mean, var, moments)
+    assert (mean == 0.0).all() and (var == 1.0).all()
+
+
+MOMENTS = [
+    pytest.param("count", (-(2**63), np.ones(3), np.ones(3)), ValueError, id="S18-count"),
+    pytest.param("count", (2**63, np.ones(3), np.ones(3)), ValueError, id="count-huge"),
+    pytest.param("count", (2.0, np.ones(3), np.ones(3)), TypeError, id="count-float"),
+    pytest.param("count", (True, np.ones(3), np.ones(3)), TypeError, id="count-bool"),
+    pytest.param("mean", (2, np.ones((2, 3)), np.ones(3)), ValueError, id="S18-mean-rank2"),
+    pytest.param("mean", (2, np.ones(3, int), np.ones(3)), TypeError, id="mean-int"),
+    pytest.param("m2", (2, np.ones(3), np.ones(2)), ValueError, id="m2-short"),
+    pytest.param("m2", (2, np.ones(3), np.ones(3, complex)), TypeError, id="m2-complex"),
+    pytest.param("m2", (2, np.ones(3), np.array([1.0, -1e-9, 0.0])), ValueError, id="m2-negative"),
+    pytest.param("m2", (2, np.ones(3), np.ma.ones(3)), TypeError, id="m2-masked"),
+]
+
+
+@pytest.mark.parametrize(("argument", "given", "error"), MOMENTS)
+def test_moments_of_nonsense(argument, given, error):
+    with pytest.raises(error, match=f"^{argument}: expected "):
+        bncore.Moments(*given)
+
+
+def test_grad_sums_of_nonsense():
+    with pytest.raises(ValueError, match=r"^sum_dy_xhat: expected shape \(3,\), got \(2,\)$"):
+        bncore.GradSums(np.ones(3), np.ones(2))
+    with pytest.raises(TypeError, match=r"^sum_dy: expected a real floating dtype, got int64$"):
+        bncore.GradSums(np.ones(3, int), np.ones(3))
+
+
+# --------------------------------------------------------------- looks bad, has a documented result
+
+EMPTY = [
+    pytest.param((0, 64, 112, 112), id="S12"),
+    pytest.param((0, 0, 0, 0), id="S4"),
+    pytest.param((4, 2, 0, 3), id="S15"),
+    pytest.param((0, 5), id="rows"),
+    pytest.param((5, 0), id="no-channels"),
+]
+
+
+@pytest.mark.parametrize("shape", EMPTY)
+def test_an_empty_batch_has_an_empty_result(backend, shape):
+    channels = shape[1]
+    x, ones, zeros = np.ones(shape, np.float32), np.ones(channels), np.zeros(channels)
+    y, moments = bncore.batch_norm_train(x, ones, zeros)
+    assert y.shape == shape and y.dtype == np.float32
+    assert moments == bncore.Moments(5 if shape == (5, 0) else 0, zeros, zeros)
+    assert np.isnan(moments.var()).all()
+    running = zeros.copy(), ones.copy()
+    bncore.update_running_stats(*running, moments)
+    assert (running[0] == 0.0).all() and (running[1] == 1.0).all()
+    for dx, dweight, dbias in (
+        bncore.batch_norm_train_backward(x, x, moments, ones),
+        bncore.batch_norm_infer_backward(x, x, zeros, ones, ones),
+    ):
+        assert dx.shape == shape
+        assert (dweight == zeros).all() and (dbias == zeros).all()
+    assert bncore.batch_norm_infer(x, zeros, ones).shape == shape
+    assert bncore.normalize(x, moments).shape == shape
+    sums = bncore.grad_sums(x, x, moments)
+    assert sums == bncore.GradSums(zeros, zeros)
+    assert bncore.grad_input(x, x, moments, sums).shape == shape
+
+
+@pytest.mark.parametrize("eps", [0, 0.0, np.float32(0.0)], ids=repr)
+def test_eps_may_be_zero(backend, eps):  # N16
+    x = np.array([[1.0, 5.0], [3.0, 5.0]])
+    y = bncore.batch_norm_infer(x, [2.0, 5.0], [1.0, 4.0], eps=eps)
+    assert (y == [[-1.0, 0.0], [1.0, 0.0]]).all()
+    y, _ = bncore.batch_norm_train(x, eps=eps)
+    assert (y[:, 0] == [-1.0, 1.0]).all()
+    assert np.isnan(y[:, 1]).all()  # 0 / 0, as the formula says
+
+
+def test_parameters_may_share_memory(backend):  # W5, W6
+    rng = np.random.default_rng(3)
+    x, a, b = rng.standard_normal(SHAPE), rng.standard_normal(C), rng.uniform(0.5, 2.0, C)
+    expected = bncore.batch_norm_infer(x, a.copy(), b.copy(), b.copy(), a.copy())
+    assert (bncore.batch_norm_infer(x, a, b, b, a) == expected).all()
+    y, moments = bncore.batch_norm_train(x, b, a)
+    kept = y.copy(), moments.mean.copy(), moments.m2.copy()
+    bncore.update_running_stats(a, b, moments, momentum=0.5)
+    assert (y == kept[0]).all()
+    assert (moments.mean == kept[1]).all() and (moments.m2 == kept[2]).all()
+
+
+def test_statistics_of_mixed_dtype_and_alignment(backend):  # S17
+    x = np.random.default_rng(4).standard_normal((6, 5))
+    mean = np.arange(5.0)
+    memory = np.zeros(5 * 4 + 1, np.uint8)
+    var = memory[1:].view(np.float32)
+    var[...] = 2.0
+    assert not var.flags.aligned
+    expected = bncore.batch_norm_infer(x, mean, np.full(5, 2.0))
+    assert (bncore.batch_norm_infer(x, mean, var) == expected).all()
+    before = mean.copy()
+    bncore.update_running_stats(mean, var, bncore.moments(x), momentum=0.0)
+    assert (mean == before).all() and (var == 2.0).all()
+
+
+def test_transposed_x_in_inference(backend):  # S16
+    x = np.random.default_rng(4).standard_normal((5, 6)).T
+    y = bncore.batch_norm_infer(x, np.zeros(5), np.ones(5), eps=0.0)
+    assert (y == x).all() and y.strides == x.strides
+
+
+@pytest.mark.parametrize("shape", [pytest.param((131072, 1), id="S22"), (1, 2, 1), (2, 2048)])
+def test_shapes_that_broke_launches(backend, shape):
+    rows, channels = shape[0], shape[1]
+    x = ((3 * np.arange(rows)[:, np.newaxis] + np.arange(channels)) % 7.0).reshape(shape)
+    moments = bncore.moments(x)
+    np.testing.assert_allclose(moments.mean, x.reshape(rows, channels).mean(0), rtol=1e-14)
+    if rows > 1:
+        y, trained = bncore.batch_norm_train(x)
+        assert trained == moments
+        expected = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
+        np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("offset", [1e4, 1e6], ids=lambda offset: f"N1-N2-N3-N4-{offset:g}")
+def test_a_far_mean_gives_no_negative_variance(backend, offset):
+    x = (np.random.default_rng(6).standard_normal((8, 3, 40)) + offset).astype(np.float32)
+    y, moments = bncore.batch_norm_train(x)
+    reference = x.astype(np.float64).var((0, 2))
+    np.testing.assert_allclose(moments.var(), reference, rtol=1e-9)
+    assert np.isfinite(y).all()
+    dx, dweight, _ = bncore.batch_norm_train_backward(y, x, moments)
+    assert np.isfinite(dx).all() and np.isfinite(dweight).all()
+
+
+CONSTANT = [
+    pytest.param((1, 1, 3, 3), [100.0], id="N6"),
+    pytest.param((16, 2, 8), [1e10, 0.1], id="N7"),
+    pytest.param((100_000, 2), [100.0, -100.0], id="N8"),
+]
+
+
+@pytest.mark.parametrize(("shape", "constants"), CONSTANT)
+def test_a_constant_channel_gives_bias_exactly(backend, shape, constants):
+    column = np.float32(constants).reshape(1, -1, *[1] * (len(shape) - 2))
+    bias = np.linspace(0.25, 0.5, shape[1])
+    y, moments = bncore.batch_norm_train(
+        np.ascontiguousarray(np.broadcast_to(column, shape)), bias=bias
+    )
+    assert (moments.m2 == 0.0).all()
+    assert (moments.mean == np.float32(constants)).all()
+    assert (np.moveaxis(y, 1, -1) == bias.astype(np.float32)).all()
+
+
+def test_dy_in_another_memory_order(backend):  # W1, W2
+    rng = np.random.default_rng(8)
+    x, dy = rng.standard_normal((2, 4, 3, 5, 6))
+    x, dy = x.copy(), np.moveaxis(np.ascontiguousarray(np.moveaxis(dy, 1, -1)), -1, 1)
+    moments = bncore.moments(x)
+    for a, b in zip(
+        bncore.batch_norm_train_backward(dy, x, moments),
+        bncore.batch_norm_train_backward(dy.copy(order="C"), x, moments),
+        strict=True,
+    ):
+        assert (a == b).all() and a.flags.c_contiguous
