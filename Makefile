@@ -29,7 +29,7 @@ BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyprojec
 .PHONY: help demo test bench bench-torch test-torch coverage lint format test-without-native sdist-check \
 	report build clean
 
-help: ## this list
+help: ## this list (also: make alone)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: build $(VENV)/.demo ## the main job on real data: accuracy and time, then a network trained
