@@ -1,0 +1,107 @@
+"""Types of the compiled module; see contract.py and native.pyx."""
+
+from typing import Any, SupportsIndex
+
+from bncore.backends.contract import Data, Stat
+
+name: str
+
+def isa() -> str: ...
+def available_isas() -> tuple[str, ...]: ...
+def set_isa(isa_name: str) -> None: ...
+def has_openmp() -> bool: ...
+def omp_max_threads() -> int: ...
+def moments(mean: Stat, m2: Stat, x: Data, n_threads: int) -> None: ...
+def normalize(
+    y: Data,
+    x: Data,
+    mean: Stat,
+    var: Stat,
+    weight: Stat | None,
+    bias: Stat | None,
+    eps: float,
+    n_threads: int,
+) -> None: ...
+def train(
+    y: Data,
+    mean: Stat,
+    m2: Stat,
+    x: Data,
+    weight: Stat | None,
+    bias: Stat | None,
+    eps: float,
+    n_threads: int,
+) -> None: ...
+def grad_sums(
+    sum_dy: Stat,
+    sum_dy_xhat: Stat,
+    dy: Data,
+    x: Data,
+    mean: Stat,
+    var: Stat,
+    eps: float,
+    n_threads: int,
+) -> None: ...
+def grad_input(
+    dx: Data,
+    dy: Data,
+    x: Data,
+    mean: Stat,
+    var: Stat,
+    sum_dy: Stat,
+    sum_dy_xhat: Stat,
+    count: float,
+    weight: Stat | None,
+    eps: float,
+    n_threads: int,
+) -> None: ...
+def train_backward(
+    dx: Data,
+    sum_dy: Stat,
+    sum_dy_xhat: Stat,
+    dy: Data,
+    x: Data,
+    mean: Stat,
+    var: Stat,
+    weight: Stat | None,
+    eps: float,
+    n_threads: int,
+) -> None: ...
+def infer_backward(
+    dx: Data,
+    sum_dy: Stat,
+    sum_dy_xhat: Stat,
+    dy: Data,
+    x: Data,
+    mean: Stat,
+    var: Stat,
+    weight: Stat | None,
+    eps: float,
+    n_threads: int,
+) -> None: ...
+def fast_train(
+    x: Any, weight: Any, bias: Any, axis: SupportsIndex, eps: Any, out: Any, n_threads: int
+) -> tuple[Data, int, Stat, Stat] | None: ...
+def fast_infer(
+    x: Any,
+    mean: Any,
+    var: Any,
+    weight: Any,
+    bias: Any,
+    axis: SupportsIndex,
+    eps: Any,
+    out: Any,
+    n_threads: int,
+) -> Data | None: ...
+def fast_train_backward(
+    dy: Any,
+    x: Any,
+    count: int,
+    mean: Any,
+    m2: Any,
+    weight: Any,
+    axis: SupportsIndex,
+    eps: Any,
+    out: Any,
+    n_threads: int,
+) -> tuple[Data, Data, Data] | None: ...

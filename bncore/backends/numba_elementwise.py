@@ -1,0 +1,149 @@
+"""Elementwise loops of the Numba backend, and whole groups of channels while they are in cache.
+
+Arithmetic is in the type of the data.  An output may be the very memory of an input: every value
+is read before it is written.  Arrays of data are flat; ``begin`` and ``end`` count their values.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bncore.backends.numba_sums import (
+    add_parts,
+    gradient_coefficients,
+    inverse_std,
+    jit,
+    merge_parts,
+    normalize_coefficients,
+    planes_moments_segment,
+    planes_sums_segment,
+)
+from bncore.backends.numba_lanes import load, splat, store
+from bncore.backends.partition import LANES, Data, Stat
+
+# Planes: one coefficient for a run of `inner` values
+
+
+@jit
+def planes_normalize(
+    begin: int, end: int, y: Data, x: Data, hi: Data, scale: Data, shift: Data, inner: int
+) -> None:
+    """Write y = (x - hi) * scale + shift."""
+    plane = begin // inner
+    while begin < end:
+        c = plane % len(hi)
+        stop = min((plane + 1) * inner, end)
+        whole = stop - (stop - begin) % LANES
+        center, factor, offset = splat(hi[c]), splat(scale[c]), splat(shift[c])
+        for i in range(begin, whole, LANES):
+            store(y, i, (load(x, i) - center) * factor + offset)
+        for i in range(whole, stop):
+            y[i] = (x[i] - hi[c]) * scale[c] + shift[c]
+        begin = stop
+        plane += 1
+
+
+@jit
+def planes_grad_input(
+    begin: int,
+    end: int,
+    dx: Data,
+    dy: Data,
+    x: Data,
+    hi: Data,
+    of_dy: Data,
+    of_x: Data,
+    shift: Data,
+    inner: int,
+) -> None:
+    """Write dx = (dy * of_dy + (x - hi) * of_x) + shift."""
+    plane = begin // inner
+    while begin < end:
+        c = plane % len(hi)
+        stop = min((plane + 1) * inner, end)
+        whole = stop - (stop - begin) % LANES
+        center, offset = splat(hi[c]), splat(shift[c])
+        factor_dy, factor_x = splat(of_dy[c]), splat(of_x[c])
+        for i in range(begin, whole, LANES):
+            from_dy = load(dy, i) * factor_dy
+            store(dx, i, (from_dy + (load(x, i) - center) * factor_x) + offset)
+        for i in range(whole, stop):
+            dx[i] = (dy[i] * of_dy[c] + (x[i] - hi[c]) * of_x[c]) + shift[c]
+        begin = stop
+        plane += 1
+
+
+@jit
+def planes_scale(begin: int, end: int, dx: Data, dy: Data, of_dy: Data, inner: int) -> None:
+    """Write dx = dy * of_dy."""
+    plane = begin // inner
+    while begin < end:
+        c = plane % len(of_dy)
+        stop = min((plane + 1) * inner, end)
+        whole = stop - (stop - begin) % LANES
+        factor = splat(of_dy[c])
+        for i in range(begin, whole, LANES):
+            store(dx, i, load(dy, i) * factor)
+        for i in range(whole, stop):
+            dx[i] = dy[i] * of_dy[c]
+        begin = stop
+        plane += 1
+
+
+# Rows: coefficients repeated to the width of a row; begin and end count rows, the last is short
+
+
+@jit
+def rows_normalize(
+    begin: int, end: int, y: Data, x: Data, hi: Data, scale: Data, shift: Data
+) -> None:
+    """Write y = (x - hi) * scale + shift."""
+    width = len(hi)
+    for left in range(begin * width, min(end * width, len(x)), width):
+        columns = min(width, len(x) - left)
+        whole = columns - columns % LANES
+        for j in range(0, whole, LANES):
+            i = left + j
+            store(y, i, (load(x, i) - load(hi, j)) * load(scale, j) + load(shift, j))
+        for j in range(whole, columns):
+            y[left + j] = (x[left + j] - hi[j]) * scale[j] + shift[j]
+
+
+@jit
+def rows_grad_input(
+    begin: int,
+    end: int,
+    dx: Data,
+    dy: Data,
+    x: Data,
+    hi: Data,
+    of_dy: Data,
+    of_x: Data,
+    shift: Data,
+) -> None:
+    """Write dx = (dy * of_dy + (x - hi) * of_x) + shift."""
+    width = len(hi)
+    for left in range(begin * width, min(end * width, len(x)), width):
+        columns = min(width, len(x) - left)
+        whole = columns - columns % LANES
+        for j in range(0, whole, LANES):
+            i = left + j
+            from_dy = load(dy, i) * load(of_dy, j)
+            from_x = (load(x, i) - load(hi, j)) * load(of_x, j)
+            store(dx, i, (from_dy + from_x) + load(shift, j))
+        for j in range(whole, columns):
+            i = left + j
+            dx[i] = (dy[i] * of_dy[j] + (x[i] - hi[j]) * of_x[j]) + shift[j]
+
+
+@jit
+def rows_scale(begin: int, end: int, dx: Data, dy: Data, of_dy: Data) -> None:
+    """Write dx = dy * of_dy."""
+    width = len(of_dy)
+    for left in range(begin * width, min(end * width, len(dy)), width):
+        columns = min(width, len(dy) - left)
+        whole = columns - columns % LANES
+        for j in range(0, whole, LANES):
+            store(dx, left + j, load(dy, left + j) * load(of_dy, j))
+        for j in range(whole, columns):
+            dx[left + j] = dy[left + j] * of_dy[j]

@@ -1,0 +1,114 @@
+"""Build bncore's native extension: the C core once per instruction set of src_c/isa.def, and the Cython binding.
+
+The extension is optional: where it cannot be built, the package installs without it, says so, and runs on Numba.
+BNCORE_REQUIRE_NATIVE=1 makes a failure an error; BNCORE_SKIP_NATIVE=1 does not try.
+"""
+
+import os
+import platform
+import re
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+SOURCES = ["api.c", "dispatch.c", "executor.c", "job.c", "ops.c", "partition.c"]
+# No option that changes a result: no -ffast-math, no contraction to FMA, no wider intermediate.
+FLAGS = [
+    "-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
+    "-fvisibility=hidden", "-D_GNU_SOURCE",
+]  # fmt: skip
+
+
+def asked(variable: str) -> bool:
+    """Whether an environment variable is set to anything but 0."""
+    return os.environ.get(variable, "") not in ("", "0")
+
+
+def instruction_sets() -> list[tuple[str, list[str]]]:
+    """Name and compiler flags of each line of isa.def that is for this machine."""
+    lines = re.findall(r'^BNCORE_ISA\((\w+), "(.*?)"', Path("src_c/isa.def").read_text(), re.M)
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    return [(name, shlex.split(flags)) for name, flags in lines if x86 or not flags]
+
+
+class BuildNative(build_ext):
+    """Compile kernels.c once per instruction set; OpenMP where the compiler has it."""
+
+    def run(self) -> None:
+        try:
+            super().run()
+        except Exception as error:
+            self.give_up(error)
+
+    def give_up(self, error: Exception) -> None:
+        if asked("BNCORE_REQUIRE_NATIVE"):
+            raise error
+        line = "*" * 78
+        print(
+            f"{line}\nbncore: the native extension was not built; Numba will do the work.\n"
+            f"bncore: {type(error).__name__}: {error}\n{line}",
+            file=sys.stderr,
+        )
+        self.extensions = []
+
+    def build_extension(self, ext: Extension) -> None:
+        from Cython.Build import cythonize
+
+        openmp = self.openmp_flags()
+        flags = FLAGS + openmp
+        ext.extra_objects = [self.kernels(name, flags + isa) for name, isa in instruction_sets()]
+        ext.extra_compile_args = flags
+        ext.extra_link_args = openmp
+        (cythonized,) = cythonize([ext], language_level=3, quiet=True)
+        ext.sources = cythonized.sources
+        super().build_extension(ext)
+
+    def kernels(self, name: str, flags: list[str]) -> str:
+        (made,) = self.compiler.compile(
+            ["src_c/kernels.c"],
+            output_dir=str(Path(self.build_temp) / name),
+            macros=[("BNCORE_ISA_NAME", name)],
+            extra_postargs=flags,
+            depends=[str(path) for path in Path("src_c").iterdir()],
+        )
+        return made
+
+    def openmp_flags(self) -> list[str]:
+        """-fopenmp where it compiles and links; else the simd part alone, which needs no runtime."""
+        with tempfile.TemporaryDirectory() as folder:
+            program = Path(folder) / "probe.c"
+            program.write_text("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n")
+            try:
+                objects = self.compiler.compile(
+                    [str(program)], output_dir=folder, extra_postargs=["-fopenmp"]
+                )
+                self.compiler.link_executable(
+                    objects, "probe", output_dir=folder, extra_postargs=["-fopenmp"]
+                )
+            except Exception as error:
+                print(f"bncore: no OpenMP, the kernels will run on one thread: {error}", file=sys.stderr)
+                return ["-fopenmp-simd"]
+        return ["-fopenmp"]
+
+
+def extensions() -> list[Extension]:
+    if asked("BNCORE_SKIP_NATIVE"):
+        return []
+    import numpy
+
+    return [
+        Extension(
+            "bncore.backends.native",
+            ["bncore/backends/native.pyx", *(f"src_c/{name}" for name in SOURCES)],
+            include_dirs=["src_c", numpy.get_include()],
+            depends=[str(path) for path in Path("src_c").iterdir()],
+            define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
+        )
+    ]
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": BuildNative})

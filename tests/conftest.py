@@ -1,0 +1,38 @@
+"""Fixtures of the whole suite; `variants.py` finds the backends."""
+
+from __future__ import annotations
+
+import os
+import zlib
+
+import numpy as np
+import pytest
+import variants
+from hypothesis import settings
+
+import bncore
+
+# The suite gives the same result every day; a longer search: HYPOTHESIS_PROFILE=search.
+settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40)
+settings.register_profile("search", deadline=None, max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+
+
+@pytest.fixture(params=variants.FOUND.present, ids=str)
+def backend(request):
+    """Every backend that works here, native once per instruction set, each active in turn."""
+    with request.param.active():
+        yield request.param
+
+
+@pytest.fixture(autouse=True)
+def _thread_count_restored():
+    yield
+    bncore.set_num_threads(None)
+
+
+@pytest.fixture
+def rng(request):
+    """Random numbers that depend on the test's name alone, so that a failure repeats by itself."""
+    name = request.node.originalname or request.node.name
+    return np.random.default_rng(zlib.crc32(name.encode()))

@@ -1,0 +1,151 @@
+"""The same bits for any number of threads, any instruction set, any alignment, layout and run.
+
+Every result is compared with the NumPy backend's on one thread, so agreement of backends and
+instruction sets is part of every test here.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import arrays
+import bncore
+import numpy as np
+import operations
+import pytest
+from arrays import EDGE_SHAPES, FLOATS, LAYOUTS, THREADED_SHAPES
+
+THREADS = (1, 2, 3, 4, 7)
+BIT_LAYOUTS = [
+    layout
+    for layout in LAYOUTS
+    if str(layout) in ("contiguous", "channels_last_view", "channels_last", "channels_first")
+]
+
+
+@cache
+def reference(shape, dtype, layout_index=0):
+    """A case, and all its results from the NumPy backend on one thread."""
+    rng = np.random.default_rng(17)
+    case = operations.make_case(rng, shape, dtype).laid_out(BIT_LAYOUTS[layout_index])
+    with bncore.use_backend("numpy"):
+        return case, operations.run_all(case, n_threads=1)
+
+
+def test_the_comparison_sees_one_bit():
+    _, expected = reference((9, 3), np.float32)
+    changed = dict(expected)
+    changed["train.y"] = changed["train.y"].copy()
+    changed["train.y"].view(np.uint32)[4, 1] ^= 1
+    assert operations.differences(expected, expected) == []
+    assert operations.differences(changed, expected) == ["train.y"]
+    assert arrays.differing_bits(changed["train.y"], expected["train.y"]) == 1
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape", THREADED_SHAPES, ids=str)
+def test_threads(backend, shape, dtype):
+    """Arrays large enough that seven threads all get work; one, two and three channels too."""
+    case, expected = reference(shape, dtype)
+    for n_threads in THREADS:
+        got = operations.run_all(case, n_threads=n_threads)
+        assert operations.differences(got, expected) == [], n_threads
+
+
+@pytest.mark.parametrize("index", range(len(BIT_LAYOUTS)), ids=[str(e) for e in BIT_LAYOUTS])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_layouts_and_threads(backend, dtype, index):
+    case, expected = reference((6, 5, 91, 97), dtype, index)
+    for n_threads in THREADS:
+        got = operations.run_all(case, n_threads=n_threads)
+        assert operations.differences(got, expected) == [], n_threads
+
+
+def shifted(case: operations.Case, name: str, elements: int) -> operations.Results:
+    """An operation with x, dy and out each starting `elements` items after a cache line."""
+
+    def move(array: np.ndarray) -> np.ndarray:
+        stored, order = arrays.stored_in_order(array)
+        return arrays.offset_by(stored, elements).transpose(np.argsort(order))
+
+    moved = case.rebuilt(move)
+    # A second offset for the output: input and output need not be aligned alike.
+    out = arrays.offset_by(arrays.stored_in_order(case.x)[0], 15 - elements)
+    out = out.transpose(np.argsort(arrays.stored_in_order(case.x)[1]))
+    results = operations.WRITING[name](moved, out=out, n_threads=1 + elements % 7)
+    assert results.get("y", results.get("dx")) is out
+    return results
+
+
+@pytest.mark.parametrize("index", range(len(BIT_LAYOUTS)), ids=[str(e) for e in BIT_LAYOUTS])
+@pytest.mark.parametrize("shape", [(5, 6, 31, 33), (3, 7, 5)], ids=str)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_alignments(backend, dtype, shape, index):
+    """x, dy and out at 16 offsets within a cache line, at a number of threads that varies."""
+    case, expected = reference(shape, dtype, index)
+    for elements in range(16):
+        for name in operations.WRITING:
+            for key, value in shifted(case, name, elements).items():
+                assert arrays.same_bits(value, expected[f"{name}.{key}"]), (elements, name, key)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_alignments_of_large_arrays_on_every_thread_count(backend, dtype):
+    """Streaming stores and vector heads depend on alignment; here all threads meet them."""
+    case, expected = reference((2, 3, 77777), dtype)
+    for elements in (0, 1, 5, 8, 15):
+        moved = case.rebuilt(lambda a, k=elements: arrays.offset_by(a, k))
+        for n_threads in THREADS:
+            out = arrays.offset_by(case.x, elements)
+            for key, value in operations.train(moved, out=out, n_threads=n_threads).items():
+                assert arrays.same_bits(value, expected[f"train.{key}"]), (elements, n_threads)
+            out = arrays.offset_by(case.x, elements)
+            gradient = operations.train_backward(moved, out=out, n_threads=n_threads)
+            for key, value in gradient.items():
+                assert arrays.same_bits(value, expected[f"train_backward.{key}"])
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("parameter_dtype", [None, np.float32], ids=["no_parameters", "parameters"])
+def test_edge_shapes(backend, dtype, parameter_dtype):
+    """Lanes, blocks, row blocks, gathered rows and segments, one below, at and above."""
+    for shape in [*EDGE_SHAPES, *arrays.RANK_SHAPES, *arrays.EMPTY_SHAPES]:
+        case = operations.make_case(
+            np.random.default_rng(19), shape, dtype, parameter_dtype=parameter_dtype
+        )
+        with bncore.use_backend("numpy"):
+            expected = operations.run_all(case, n_threads=1)
+        got = operations.run_all(operations.replace(case), n_threads=3)
+        assert operations.differences(got, expected) == [], shape
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("kind", ["shifted", "outlier_first", "huge", "subnormal", "sorted"])
+def test_values(backend, dtype, kind):
+    for shape in [(3, 4, 5000), (70000, 2), (600, 24)]:
+        case = operations.make_case(np.random.default_rng(23), shape, dtype, kind)
+        with bncore.use_backend("numpy"):
+            expected = operations.run_all(case, n_threads=1)
+        got = operations.run_all(operations.replace(case), n_threads=7)
+        assert operations.differences(got, expected) == [], shape
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape", [(5, 6, 31, 33), (4, 3, 30000), (40000, 3)], ids=str)
+def test_fused_operations_are_their_parts(backend, shape, dtype):
+    """train == moments then normalize; train_backward == grad_sums then grad_input."""
+    case = operations.make_case(np.random.default_rng(29), shape, dtype)
+    for n_threads in (1, 3):
+        got = operations.run_all(case, n_threads=n_threads)
+        assert arrays.same_bits(got["train.y"], got["normalize.y"])
+        assert arrays.same_bits(got["train.mean"], got["moments.mean"])
+        assert arrays.same_bits(got["train.m2"], got["moments.m2"])
+        assert arrays.same_bits(got["train_backward.dx"], got["grad_input.dx"])
+        assert arrays.same_bits(got["train_backward.dbias"], got["grad_sums.sum_dy"])
+        assert arrays.same_bits(got["train_backward.dweight"], got["grad_sums.sum_dy_xhat"])
+
+
+def test_repeated_runs(backend):
+    case, expected = reference((3, 2, 90001), np.float32)
+    for _ in range(10):
+        assert operations.differences(operations.run_all(case), expected) == []

@@ -1,0 +1,205 @@
+"""Any rank, axis and memory order: the same values, in the order of memory they came in."""
+
+from __future__ import annotations
+
+import itertools
+
+import arrays
+import bncore
+import numpy as np
+import operations
+import oracle
+import pytest
+import tolerances
+from arrays import FLOATS, LAYOUTS, RANK_SHAPES, VALUES
+
+
+@pytest.fixture(params=LAYOUTS, ids=str)
+def layout(request):
+    return request.param
+
+
+def in_place_result(results: operations.Results) -> np.ndarray:
+    return results["y"] if "y" in results else results["dx"]
+
+
+def assert_gates(plain: operations.Case, results: operations.Results) -> None:
+    """Forward and backward results (plain order) within the accuracy gates."""
+    dtype = plain.x.dtype.newbyteorder("=")
+    exact = oracle.channel_moments(plain.x)
+    forward = oracle.forward(plain.x, exact, plain.weight, plain.bias, plain.eps)
+    assert oracle.forward_error(results["train.y"], forward) <= tolerances.forward(dtype)
+    backward = oracle.backward(plain.dy, plain.x, exact, plain.weight, plain.eps)
+    error = oracle.gradient_error(results["train_backward.dx"], backward)
+    assert error <= tolerances.gradient(dtype)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape", [*RANK_SHAPES, (3, 5, 17, 19), (40, 8)], ids=str)
+def test_every_layout_gives_the_plain_result(backend, rng, layout, shape, dtype):
+    """To the bit where a channel's values keep their order in memory, else within the gates."""
+    plain = operations.make_case(rng, shape, dtype)
+    case = plain.laid_out(layout)
+    results = operations.plain_results(case, operations.run_all(case))
+    assert all(value.dtype.isnative for value in results.values())
+    if layout.same_order:
+        assert operations.differences(results, operations.run_all(plain)) == []
+    assert_gates(plain, results)
+
+
+@pytest.mark.parametrize("shape", RANK_SHAPES, ids=str)
+def test_results_have_the_memory_order_of_x(backend, rng, layout, shape):
+    case = operations.make_case(rng, shape).laid_out(layout)
+    for name, operation in operations.WRITING.items():
+        result = in_place_result(operation(case))
+        assert arrays.memory_order(result) == arrays.memory_order(case.x), name
+        assert arrays.stored_in_order(result)[0].flags.c_contiguous, name
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape", [(3, 4, 5), (2, 3, 4, 5)], ids=str)
+def test_any_axis_of_any_order_is_a_transpose(backend, rng, shape, dtype):
+    """Every order of memory and every channel axis: the bits of the same memory seen in C order."""
+    for order in itertools.permutations(range(len(shape))):
+        x, dy = (
+            VALUES["normal"](rng, [shape[a] for a in order], dtype).transpose(np.argsort(order))
+            for _ in range(2)
+        )
+        assert arrays.memory_order(x) == order
+        for axis in range(len(shape)):
+            weight, bias = arrays.parameters(rng, shape[axis])
+            mean, var = rng.standard_normal(shape[axis]), rng.uniform(0.5, 2, shape[axis])
+            case = operations.Case(x, dy, weight, bias, mean, var, axis=axis)
+            stored = operations.replace(
+                case, x=x.transpose(order), dy=dy.transpose(order), axis=order.index(axis)
+            )
+            expected = {
+                key: value.transpose(np.argsort(order)) if value.ndim > 1 else value
+                for key, value in operations.run_all(stored).items()
+            }
+            assert operations.differences(operations.run_all(case), expected) == []
+
+
+@pytest.mark.parametrize("shape", RANK_SHAPES, ids=str)
+def test_negative_axes_count_from_the_end(backend, rng, shape):
+    x = VALUES["normal"](rng, shape, np.float32)
+    for axis in range(len(shape)):
+        if x.size == x.shape[axis]:
+            continue
+        expected, _ = bncore.batch_norm_train(x, axis=axis)
+        y, moments = bncore.batch_norm_train(x, axis=axis - len(shape))
+        assert arrays.same_bits(y, expected)
+        assert moments.mean.shape == (shape[axis],)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_in_place(backend, rng, layout, dtype):
+    """out=x, and in backward out=dy as well: the very memory is written, to the same bits."""
+    if not layout.writable:
+        return
+    plain = operations.make_case(rng, (4, 3, 9, 7), dtype)
+    for name, operation in operations.WRITING.items():
+        expected = in_place_result(operation(plain.laid_out(layout)))
+        for target in ("x", "dy") if name in operations.BACKWARD else ("x",):
+            case = plain.laid_out(layout).with_statistics()
+            out = getattr(case, target)
+            got = in_place_result(operation(case, out=out))
+            assert got is out
+            assert arrays.same_bits(got, expected), (name, target)
+
+
+def test_out_of_any_order_is_filled(backend, rng, layout):
+    """out has its own layout, byte order and alignment; x has another."""
+    if not layout.writable:
+        return
+    plain = operations.make_case(rng, (4, 3, 9, 7))
+    for name, operation in operations.WRITING.items():
+        expected = in_place_result(operation(plain))
+        out = np.moveaxis(layout.build(np.zeros_like(plain.x)), layout.axis(4), 1)
+        result = in_place_result(operation(plain, out=out))
+        assert result is out
+        assert arrays.same_bits(np.ascontiguousarray(out), expected), name
+
+
+def test_out_leaves_its_surroundings_alone(backend, rng):
+    """A window of a larger buffer: nothing outside the window is written."""
+    plain = operations.make_case(rng, (4, 3, 9, 7))
+    for operation in operations.WRITING.values():
+        buffer = np.full((6, 5, 11, 9), 7.25, np.float32)
+        inside = (slice(1, -1),) * 4
+        operation(plain, out=buffer[inside])
+        assert arrays.same_bits(buffer[inside].copy(), in_place_result(operation(plain)))
+        buffer[inside] = 7.25
+        assert (buffer == 7.25).all()
+
+
+@pytest.mark.parametrize("dy_layout", LAYOUTS, ids=str)
+def test_dy_may_have_another_order_than_x(backend, rng, layout, dy_layout):
+    """The gradient comes in x's order, whatever dy's is."""
+    plain = operations.make_case(rng, (4, 3, 5, 6))
+    as_plain = np.moveaxis(dy_layout.build(plain.dy), dy_layout.axis(4), 1)
+    x_plain = np.moveaxis(layout.build(plain.x), layout.axis(4), 1)
+    mixed = operations.replace(plain, x=x_plain, dy=as_plain)
+    same = operations.replace(plain, x=x_plain, dy=like(plain.dy, x_plain))
+    for name in ("train_backward", "infer_backward", "grad_input", "grad_sums"):
+        got, expected = operations.ALL[name](mixed), operations.ALL[name](same)
+        assert operations.differences(got, expected) == [], name
+        if "dx" in got:
+            assert arrays.memory_order(got["dx"]) == arrays.memory_order(x_plain), name
+
+
+def like(values: np.ndarray, model: np.ndarray) -> np.ndarray:
+    """The values in the model's order of memory."""
+    out = np.empty_like(model, dtype=values.dtype)
+    out[...] = values
+    return out
+
+
+def test_inputs_are_never_written(backend, rng, layout):
+    case = operations.make_case(rng, (4, 3, 5, 6)).laid_out(layout)
+    held = {
+        name: getattr(case, name).copy() for name in ("x", "dy", "weight", "bias", "mean", "var")
+    }
+    operations.run_all(case)
+    for name, value in held.items():
+        assert arrays.same_bits(getattr(case, name), value), name
+
+
+def test_broadcast_input(backend, rng):
+    """One image repeated with stride 0: read as the array it stands for."""
+    image = VALUES["normal"](rng, (3, 8, 9), np.float32)
+    x = np.broadcast_to(image, (5, 3, 8, 9))
+    case = operations.replace(operations.make_case(rng, x.shape), x=x)
+    expected = operations.run_all(operations.replace(case, x=x.copy()))
+    assert operations.differences(operations.run_all(case), expected) == []
+
+
+def test_array_likes(backend, rng):
+    """Lists of floats and objects with __array__ are what NumPy makes of them."""
+
+    class Wrapper:
+        def __init__(self, array):
+            self.array = array
+
+        def __array__(self, dtype=None, copy=None):
+            return self.array
+
+    x = VALUES["normal"](rng, (4, 3), np.float64)
+    expected, _ = bncore.batch_norm_train(x)
+    for given in (x.tolist(), tuple(map(tuple, x.tolist())), Wrapper(x)):
+        y, _ = bncore.batch_norm_train(given)
+        assert type(y) is np.ndarray
+        assert arrays.same_bits(y, expected)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_memory_mapped_input_and_output(backend, rng, tmp_path, dtype):
+    plain = operations.make_case(rng, (4, 3, 50), dtype)
+    path = tmp_path / "x.npy"
+    np.save(path, plain.x)
+    x = np.load(path, mmap_mode="r")
+    out = np.lib.format.open_memmap(tmp_path / "y.npy", "w+", dtype, plain.x.shape)
+    y, _ = bncore.batch_norm_train(x, plain.weight, plain.bias, out=out)
+    assert y is out
+    expected, _ = bncore.batch_norm_train(plain.x, plain.weight, plain.bias)
+    assert arrays.same_bits(np.load(tmp_path / "y.npy"), expected)

@@ -1,0 +1,70 @@
+"""Every tolerance of the suite, each with the reason for its size.
+
+Nothing else in the tests states a tolerance, and a test that needs none compares bits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+EPS32 = 2.0**-24  # half an ulp of 1 in float32: the relative error of one rounding
+EPS64 = 2.0**-53  # the same in float64
+
+# The gates of docs/numerics.md.
+FORWARD_ULP = 3.0  # float32 forward, in ulp of |weight*xhat| + |bias|
+GRADIENT_ULP = 8.0  # float32 dx, in ulp of the largest of its three terms
+VARIANCE_FLOAT32 = 2.0**-22  # relative, float32 input
+VARIANCE_FLOAT64 = 1e-14  # relative, float64 input, NIST's sets
+GRADIENT_FLOAT64 = 1e-12  # relative to the largest term
+
+# Statistics are float64 whatever the input is, so float32 input deserves far better than its gate:
+# this one fails as soon as one accumulator is float32. Summing 1e6 values in blocks measures below
+# 1e-15.
+VARIANCE_ACCUMULATED = 1e-13
+
+# An outlier of 1e6 std as first value: the first pivot is the mean of 16 values, so one block is summed
+# 6e4 std away from its mean. That costs up to three digits of a channel that ends with the block.
+VARIANCE_OUTLIER = 1e-12
+
+# The mean, relative to the larger of |mean| and std. Up to 64 segments merge, each with a rounding.
+MEAN = 16 * EPS64
+
+# float64 forward, relative to the same scale: a handful of roundings (the mean's own is allowed for
+# by `oracle.forward_error`).
+FORWARD_FLOAT64 = 1e-15
+
+# Moments of pieces, merged, against the moments of the whole: one rounding of the mean per piece.
+MERGED = 1e-13
+
+# Central differences of sixth order, step 1e-2 std: truncation and rounding both near 1e-12 of the
+# gradient's size.
+CENTRAL_DIFFERENCES = 1e-10
+
+# Sums that are zero in exact arithmetic, relative to the sum of absolute values.
+IDENTITY_FLOAT64 = 1e-13
+IDENTITY_FLOAT32 = 4 * EPS32
+
+# Two orders of the same float64 additions, results rounded to float32: at most neighbouring
+# floats, counted as ulp of the same scale as FORWARD_ULP and GRADIENT_ULP.
+REORDERED_ULP = 1.0
+
+# The ONNX node cases carry their own tolerance (rtol 1e-3); their reference is float32 NumPy.
+ONNX_RTOL = 1e-5
+ONNX_ATOL = 1e-6
+
+# PyTorch in float64 as second oracle.
+TORCH_FLOAT64 = 1e-11
+
+# Heap growth of a call on an array of 64 MiB and more: lane sums, partial sums and thread stacks,
+# never x's size.
+HEAP_GROWTH_BYTES = 2 * 2**20
+
+
+def forward(dtype: type) -> float:
+    """Bound for `oracle.forward_error`."""
+    return FORWARD_ULP if dtype == np.float32 else FORWARD_FLOAT64
+
+
+def gradient(dtype: type) -> float:
+    """Bound for `oracle.gradient_error`."""
+    return GRADIENT_ULP if dtype == np.float32 else GRADIENT_FLOAT64

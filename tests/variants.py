@@ -1,0 +1,76 @@
+"""Which backends work here: NumPy, Numba, and native once per instruction set of this CPU."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+
+import bncore
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A backend, and for native the instruction set it runs with."""
+
+    name: str
+    isa: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.isa}" if self.isa else self.name
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What makes a fresh process choose this variant."""
+        chosen = {"BNCORE_BACKEND": self.name}
+        if self.isa:
+            chosen["BNCORE_ISA"] = self.isa
+        return chosen
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        with bncore.use_backend(self.name):
+            if self.isa is None:
+                yield
+                return
+            native = native_module()
+            before = native.isa()
+            native.set_isa(self.isa)
+            try:
+                yield
+            finally:
+                native.set_isa(before)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Variants that work, and for each backend that does not, the reason."""
+
+    present: list[Variant]
+    missing: dict[str, str]
+
+    def names(self) -> set[str]:
+        return {variant.name for variant in self.present}
+
+
+def native_module() -> ModuleType:
+    return importlib.import_module("bncore.backends.native")
+
+
+def find() -> Found:
+    present, missing = [Variant("numpy")], {}
+    try:
+        importlib.import_module("numba")
+        present.append(Variant("numba"))
+    except ImportError as error:
+        missing["numba"] = str(error)
+    try:
+        present += [Variant("native", isa) for isa in native_module().available_isas()]
+    except ImportError as error:
+        missing["native"] = str(error)
+    return Found(present, missing)
+
+
+FOUND = find()
