@@ -119,6 +119,8 @@ def _choose_default() -> Active:
             _default = load(name)
         except ImportError:
             error = _missing[name]
+            if name == "native" and os.environ.get("BNCORE_ISA") and not is_absent(error):
+                raise  # an instruction set was asked for: another backend is no answer
             if not isinstance(error, ModuleNotFoundError):
                 warnings.warn(
                     f"bncore: backend {name} is installed but cannot be used: {error}",
