@@ -29,21 +29,22 @@ typedef enum bncore_dtype { BNCORE_FLOAT32 = 0, BNCORE_FLOAT64 = 1 } bncore_dtyp
 
 typedef enum bncore_status {
     BNCORE_OK = 0,
-    BNCORE_ERROR_NULL,     /* a pointer that must not be NULL is NULL */
-    BNCORE_ERROR_SIZE,     /* a size is negative, or the array is larger than memory can be */
-    BNCORE_ERROR_DTYPE,    /* dtype is not of bncore_dtype */
-    BNCORE_ERROR_EPS,      /* eps is negative, infinite or NaN */
-    BNCORE_ERROR_THREADS,  /* n_threads is below 1 */
-    BNCORE_ERROR_COUNT,    /* count is not above 0 */
-    BNCORE_ERROR_SCRATCH,  /* scratch is smaller than bncore_scratch_size() says */
-    BNCORE_ERROR_MEMORY,   /* no memory for scratch */
-    BNCORE_ERROR_ISA       /* no such instruction set, or this processor lacks it */
+    BNCORE_ERROR_NULL,    /* a pointer that must not be NULL is NULL */
+    BNCORE_ERROR_SIZE,    /* a size is negative, or the array is larger than memory can be */
+    BNCORE_ERROR_DTYPE,   /* dtype is not of bncore_dtype */
+    BNCORE_ERROR_EPS,     /* eps is negative, infinite or NaN */
+    BNCORE_ERROR_THREADS, /* n_threads is below 1 */
+    BNCORE_ERROR_COUNT,   /* count is not above 0 */
+    BNCORE_ERROR_SCRATCH, /* scratch is smaller than bncore_scratch_size() says */
+    BNCORE_ERROR_MEMORY,  /* no memory for scratch */
+    BNCORE_ERROR_ISA      /* no such instruction set, or this processor lacks it */
 } bncore_status;
 
 /* A host's own parallel-for: call task(arg, i) once for each i in [0, tasks), in any order and on
  * up to `threads` threads at once, and return when all are done. */
 typedef struct bncore_executor {
-    void (*parallel_for)(void *context, int64_t tasks, int32_t threads, void (*task)(void *arg, int64_t i), void *arg);
+    void (*parallel_for)(void *context, int64_t tasks, int32_t threads,
+                         void (*task)(void *arg, int64_t i), void *arg);
     void *context;
 } bncore_executor;
 
@@ -59,42 +60,49 @@ typedef struct bncore_problem {
 } bncore_problem;
 
 /* Fill *problem: the sizes, eps = 1e-5, one thread, the default executor, no scratch. */
-BNCORE_API bncore_status bncore_problem_init(bncore_problem *problem, bncore_dtype dtype, int64_t outer,
-                                             int64_t channels, int64_t inner);
+BNCORE_API bncore_status bncore_problem_init(bncore_problem *problem, bncore_dtype dtype,
+                                             int64_t outer, int64_t channels, int64_t inner);
 
 /* Bytes of scratch that any of the operations below needs: O(channels), at most 64 partial results each. */
 BNCORE_API size_t bncore_scratch_size(const bncore_problem *problem);
 
 /* Per channel the mean and m2, the sum of squared deviations from it, of n = outer * inner values. n = 0: both 0. */
-BNCORE_API bncore_status bncore_moments(const bncore_problem *problem, double *mean, double *m2, const void *x);
+BNCORE_API bncore_status bncore_moments(const bncore_problem *problem, double *mean, double *m2,
+                                        const void *x);
 
 /* y = (x - mean) * weight / sqrt(var + eps) + bias. weight, bias: NULL for 1 and 0. Also inference. */
-BNCORE_API bncore_status bncore_normalize(const bncore_problem *problem, void *y, const void *x, const double *mean,
-                                          const double *var, const double *weight, const double *bias);
+BNCORE_API bncore_status bncore_normalize(const bncore_problem *problem, void *y, const void *x,
+                                          const double *mean, const double *var,
+                                          const double *weight, const double *bias);
 
 /* bncore_moments, then bncore_normalize with var = m2 / n, to the bit. */
-BNCORE_API bncore_status bncore_train(const bncore_problem *problem, void *y, double *mean, double *m2, const void *x,
-                                      const double *weight, const double *bias);
+BNCORE_API bncore_status bncore_train(const bncore_problem *problem, void *y, double *mean,
+                                      double *m2, const void *x, const double *weight,
+                                      const double *bias);
 
 /* Per channel sum(dy) and sum(dy * xhat), xhat = (x - mean) / sqrt(var + eps): the gradients of bias and weight. */
-BNCORE_API bncore_status bncore_grad_sums(const bncore_problem *problem, double *sum_dy, double *sum_dy_xhat,
-                                          const void *dy, const void *x, const double *mean, const double *var);
+BNCORE_API bncore_status bncore_grad_sums(const bncore_problem *problem, double *sum_dy,
+                                          double *sum_dy_xhat, const void *dy, const void *x,
+                                          const double *mean, const double *var);
 
 /* dx = weight / sqrt(var + eps) * (dy - sum_dy / count - xhat * sum_dy_xhat / count). weight: NULL for 1.
  * count: how many values per channel the sums and the statistics were taken over (all ranks and pieces). */
-BNCORE_API bncore_status bncore_grad_input(const bncore_problem *problem, void *dx, const void *dy, const void *x,
-                                           const double *mean, const double *var, const double *sum_dy,
-                                           const double *sum_dy_xhat, double count, const double *weight);
+BNCORE_API bncore_status bncore_grad_input(const bncore_problem *problem, void *dx, const void *dy,
+                                           const void *x, const double *mean, const double *var,
+                                           const double *sum_dy, const double *sum_dy_xhat,
+                                           double count, const double *weight);
 
 /* bncore_grad_sums, then bncore_grad_input with count = outer * inner, to the bit. */
-BNCORE_API bncore_status bncore_train_backward(const bncore_problem *problem, void *dx, double *sum_dy,
-                                               double *sum_dy_xhat, const void *dy, const void *x, const double *mean,
-                                               const double *var, const double *weight);
+BNCORE_API bncore_status bncore_train_backward(const bncore_problem *problem, void *dx,
+                                               double *sum_dy, double *sum_dy_xhat, const void *dy,
+                                               const void *x, const double *mean, const double *var,
+                                               const double *weight);
 
 /* The same with frozen statistics: dx = dy * weight / sqrt(var + eps). */
-BNCORE_API bncore_status bncore_infer_backward(const bncore_problem *problem, void *dx, double *sum_dy,
-                                               double *sum_dy_xhat, const void *dy, const void *x, const double *mean,
-                                               const double *var, const double *weight);
+BNCORE_API bncore_status bncore_infer_backward(const bncore_problem *problem, void *dx,
+                                               double *sum_dy, double *sum_dy_xhat, const void *dy,
+                                               const void *x, const double *mean, const double *var,
+                                               const double *weight);
 
 /* One English sentence for a status. */
 BNCORE_API const char *bncore_status_string(bncore_status status);

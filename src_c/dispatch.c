@@ -20,7 +20,7 @@ static int list_available(const bncore_kernels *available[MOST_ISAS])
 #if defined(__x86_64__)
     __builtin_cpu_init();
 #endif
-#define BNCORE_ISA(name, flags, supported) \
+#define BNCORE_ISA(name, flags, supported)                                                         \
     if (supported) available[count++] = &bncore_kernels_##name;
 #include "isa.def"
 #undef BNCORE_ISA

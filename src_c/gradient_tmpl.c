@@ -1,8 +1,8 @@
 /* Backward, for storage type T: the two sums of Ioffe & Szegedy (2015), section 3, and dx made of them. */
 
 /* Add `len` values to the lanes a (sum of dy) and b (sum of dy * (x - mean)); the tail as in add_run. */
-static inline void NAME(add_grad_run)(lanes *restrict acc, const T *restrict dy, const T *restrict x, int64_t len,
-                                      double mean, int64_t ahead)
+static inline void NAME(add_grad_run)(lanes *restrict acc, const T *restrict dy,
+                                      const T *restrict x, int64_t len, double mean, int64_t ahead)
 {
     double a[BNCORE_LANES], b[BNCORE_LANES];
     for (int l = 0; l < BNCORE_LANES; l++) a[l] = acc->a[l];
@@ -47,7 +47,8 @@ static void NAME(grad_sums_planes)(double *partial, const bncore_arrays *arrays,
         const piece p = piece_at(t, e, BNCORE_BLOCK);
         for (int64_t c = 0; c < t->channels; c++) {
             const int64_t at = c * t->inner + p.offset;
-            NAME(add_grad_run)(&acc[c], dy + at, x + at, p.len, mean[c], t->image_stride * (int64_t)sizeof(T));
+            NAME(add_grad_run)(&acc[c], dy + at, x + at, p.len, mean[c],
+                               t->image_stride * (int64_t)sizeof(T));
         }
         e += p.len;
         pending += p.len;
@@ -61,8 +62,9 @@ static void NAME(grad_sums_planes)(double *partial, const bncore_arrays *arrays,
     }
 }
 
-static inline void NAME(add_grad_strip)(double *restrict a_, double *restrict b_, const double *restrict mean_,
-                                        const T *restrict dy, const T *restrict x, int64_t stride, int rows)
+static inline void NAME(add_grad_strip)(double *restrict a_, double *restrict b_,
+                                        const double *restrict mean_, const T *restrict dy,
+                                        const T *restrict x, int64_t stride, int rows)
 {
     double a[BNCORE_LANES], b[BNCORE_LANES], mean[BNCORE_LANES];
     for (int l = 0; l < BNCORE_LANES; l++) a[l] = a_[l];
@@ -83,9 +85,9 @@ static inline void NAME(add_grad_strip)(double *restrict a_, double *restrict b_
     for (int l = 0; l < BNCORE_LANES; l++) b_[l] = b[l];
 }
 
-static inline void NAME(add_grad_rows)(double *restrict a, double *restrict b, const double *restrict mean,
-                                       const T *restrict dy, const T *restrict x, int64_t stride, int64_t cols,
-                                       int rows)
+static inline void NAME(add_grad_rows)(double *restrict a, double *restrict b,
+                                       const double *restrict mean, const T *restrict dy,
+                                       const T *restrict x, int64_t stride, int64_t cols, int rows)
 {
     int64_t j = 0;
     for (; j + BNCORE_LANES <= cols; j += BNCORE_LANES)
@@ -98,7 +100,8 @@ static inline void NAME(add_grad_rows)(double *restrict a, double *restrict b, c
         }
 }
 
-static void NAME(grad_sums_strip)(double *partial, const T *dy, const T *x, const double *mean, const bncore_rows *t)
+static void NAME(grad_sums_strip)(double *partial, const T *dy, const T *x, const double *mean,
+                                  const bncore_rows *t)
 {
     double a[STRIP], b[STRIP];
     for (int64_t i = 0; i < t->cols * GRAD_FIELDS; i++) partial[i] = 0.0;

@@ -8,13 +8,14 @@
 #include "executor.h"
 
 enum {
-    LOCAL_SCRATCH = 8 * 1024,   /* bytes on the stack: small problems allocate nothing */
-    THREAD_VALUES = 32 * 1024,  /* fewer values than this per thread: waking it costs more than it saves */
-    TASKS_PER_THREAD = 4,       /* so that an uneven last task costs little */
-    APPLY_VALUES = 64 * 1024,   /* rows: values per task of the elementwise pass */
-    LEAST_CACHE = 4 << 20,      /* bytes: smaller problems never pass the caches */
-    USUAL_CACHE = 32 << 20,     /* bytes of last-level cache where the system does not tell */
-    STRIP_TASK = 256            /* rows: columns per task where rows alone do not feed the threads */
+    LOCAL_SCRATCH = 8 * 1024, /* bytes on the stack: small problems allocate nothing */
+    THREAD_VALUES = 32 *
+        1024, /* fewer values than this per thread: waking it costs more than it saves */
+    TASKS_PER_THREAD = 4,     /* so that an uneven last task costs little */
+    APPLY_VALUES = 64 * 1024, /* rows: values per task of the elementwise pass */
+    LEAST_CACHE = 4 << 20,    /* bytes: smaller problems never pass the caches */
+    USUAL_CACHE = 32 << 20,   /* bytes of last-level cache where the system does not tell */
+    STRIP_TASK = 256          /* rows: columns per task where rows alone do not feed the threads */
 };
 
 /* Bytes of the last-level cache, as far as the system tells. */
@@ -42,8 +43,9 @@ static bncore_arrays arrays_at(const job *j, int64_t offset)
 {
     const bncore_arrays *a = &j->arrays;
     const size_t bytes = (size_t)offset * j->item;
-    return (bncore_arrays){a->dst ? (char *)a->dst + bytes : NULL, a->dy ? (const char *)a->dy + bytes : NULL,
-                           (const char *)a->x + bytes, a->stream};
+    return (bncore_arrays){a->dst ? (char *)a->dst + bytes : NULL,
+                           a->dy ? (const char *)a->dy + bytes : NULL, (const char *)a->x + bytes,
+                           a->stream};
 }
 
 static const void *coef_at(const job *j, int64_t column)
@@ -96,7 +98,8 @@ static void task_group(void *arg, int64_t group)
     reduce_segment(j, group, 0, partial);
     for (int64_t s = 1; s < j->g.segments; s++) {
         reduce_segment(j, group, s, more);
-        for (int64_t c = 0; c < t.channels; c++) j->merge(partial + c * j->fields, more + c * j->fields);
+        for (int64_t c = 0; c < t.channels; c++)
+            j->merge(partial + c * j->fields, more + c * j->fields);
     }
     for (int64_t c = 0; c < t.channels; c++) j->finish(j, first + c, partial + c * j->fields);
     if (!j->apply_planes) return;
@@ -108,7 +111,8 @@ static void task_reduce_planes(void *arg, int64_t i)
 {
     const job *j = arg;
     const int64_t group = i / j->g.segments, segment = i % j->g.segments;
-    reduce_segment(j, group, segment, j->partial + (segment * j->g.channels + group * j->group) * j->fields);
+    reduce_segment(j, group, segment,
+                   j->partial + (segment * j->g.channels + group * j->group) * j->fields);
 }
 
 /* Whole images where there are enough of them, so that runs of memory stay whole. */
@@ -130,7 +134,9 @@ static void task_apply_planes(void *arg, int64_t i)
 /* Rows begin .. end - 1 of columns first .. first + cols - 1, by kind: the columns that reach into a short last
  * row have one row more than the others. Calls part(job, first, cols, rows) for each kind. */
 static void split_short(const job *j, int64_t begin, int64_t end, int64_t first, int64_t cols,
-                        void (*part)(const job *, int64_t begin, int64_t first, const bncore_rows *, void *), void *arg)
+                        void (*part)(const job *, int64_t begin, int64_t first, const bncore_rows *,
+                                     void *),
+                        void *arg)
 {
     const bncore_geometry *g = &j->g;
     bncore_rows t = {end - begin, cols, g->cols};
@@ -182,7 +188,8 @@ static void apply_part(const job *j, int64_t begin, int64_t first, const bncore_
 static void task_apply_rows(void *arg, int64_t i)
 {
     const job *j = arg;
-    const int64_t begin = (j->chunks - 1 - i) * j->chunk, end = bncore_min(begin + j->chunk, j->g.rows);
+    const int64_t begin = (j->chunks - 1 - i) * j->chunk,
+                  end = bncore_min(begin + j->chunk, j->g.rows);
     split_short(j, begin, end, 0, j->g.cols, apply_part, NULL);
 }
 
@@ -227,7 +234,8 @@ static void run_planes(job *j)
 {
     const bncore_executor *executor = j->problem->executor;
     const int64_t tasks = j->groups * j->g.segments;
-    const int many = j->threads == 1 || j->groups >= TASKS_PER_THREAD * j->threads || j->g.segments == 1;
+    const int many =
+        j->threads == 1 || j->groups >= TASKS_PER_THREAD * j->threads || j->g.segments == 1;
     if (j->fields && many) {
         bncore_parallel_for(executor, j->groups, j->threads, task_group, j);
         return;
@@ -275,7 +283,8 @@ static void cut_planes(job *j)
     if (j->fields)
         j->group = bncore_group_size(g, (int64_t)j->item * (j->arrays.dy ? 2 : 1), (int32_t)wanted);
     else
-        j->group = bncore_ceil_div(g->channels, bncore_min(bncore_ceil_div(wanted, g->segments), g->channels));
+        j->group = bncore_ceil_div(g->channels,
+                                   bncore_min(bncore_ceil_div(wanted, g->segments), g->channels));
     j->groups = bncore_ceil_div(g->channels, j->group);
 }
 
@@ -289,7 +298,8 @@ static void cut(job *j)
         cut_planes(j);
         return;
     }
-    j->strip = g->segments >= TASKS_PER_THREAD * j->threads || j->threads == 1 ? g->cols : STRIP_TASK;
+    j->strip =
+        g->segments >= TASKS_PER_THREAD * j->threads || j->threads == 1 ? g->cols : STRIP_TASK;
     j->strips = bncore_ceil_div(g->cols, j->strip);
     j->chunk = bncore_max(APPLY_VALUES / g->cols, 1);
     j->chunks = bncore_ceil_div(g->rows, j->chunk);

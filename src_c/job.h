@@ -21,16 +21,20 @@ typedef struct job {
 
     /* The reduction; fields == 0: there is none. */
     int fields;
-    void (*reduce_planes)(double *partial, const bncore_arrays *a, const double *mean, const bncore_planes *t);
-    void (*reduce_rows)(double *partial, const bncore_arrays *a, const double *mean, const bncore_rows *t);
+    void (*reduce_planes)(double *partial, const bncore_arrays *a, const double *mean,
+                          const bncore_planes *t);
+    void (*reduce_rows)(double *partial, const bncore_arrays *a, const double *mean,
+                        const bncore_rows *t);
     void (*merge)(double *into, const double *from);
     void (*finish)(const struct job *job, int64_t channel, const double *partial);
     double *results[2]; /* mean and m2, or sum_dy and sum_dy_xhat */
 
     /* The elementwise pass; NULL: there is none. */
     void (*set_coef)(const struct job *job, int64_t column, int64_t channel);
-    void (*apply_planes)(const bncore_arrays *a, const void *coef, int64_t stride, const bncore_planes *t);
-    void (*apply_rows)(const bncore_arrays *a, const void *coef, int64_t stride, const bncore_rows *t);
+    void (*apply_planes)(const bncore_arrays *a, const void *coef, int64_t stride,
+                         const bncore_planes *t);
+    void (*apply_rows)(const bncore_arrays *a, const void *coef, int64_t stride,
+                       const bncore_rows *t);
 
     /* Scratch. */
     double *partial;     /* [segment][column][field] */

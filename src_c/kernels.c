@@ -7,9 +7,9 @@
 #define JOIN(a, b) JOIN_(a, b)
 
 enum {
-    STRIP = 1024,  /* rows: columns whose running state stays in L1 and L2 */
-    ROW_TILE = 4,  /* rows: rows added between a load and a store of that state */
-    AHEAD = 65536  /* rows: bytes from the values under way to those that are being fetched */
+    STRIP = 1024, /* rows: columns whose running state stays in L1 and L2 */
+    ROW_TILE = 4, /* rows: rows added between a load and a store of that state */
+    AHEAD = 65536 /* rows: bytes from the values under way to those that are being fetched */
 };
 
 /* Rows: the running statistics of STRIP columns, and s and q of the block under way. */
@@ -33,4 +33,5 @@ typedef struct running_columns {
 #define STRING(a) STRING_(a)
 
 extern const bncore_kernels JOIN(bncore_kernels, BNCORE_ISA_NAME);
-const bncore_kernels JOIN(bncore_kernels, BNCORE_ISA_NAME) = {STRING(BNCORE_ISA_NAME), {&kernel_set_f32, &kernel_set_f64}};
+const bncore_kernels JOIN(bncore_kernels, BNCORE_ISA_NAME) = {STRING(BNCORE_ISA_NAME),
+                                                              {&kernel_set_f32, &kernel_set_f64}};

@@ -10,7 +10,13 @@
 
 #include "partition.h"
 
-enum { MOMENTS_FIELDS = 4, GRAD_FIELDS = 2, NORMALIZE_FIELDS = 3, INPUT_FIELDS = 4, MAX_FIELDS = 4 };
+enum {
+    MOMENTS_FIELDS = 4,
+    GRAD_FIELDS = 2,
+    NORMALIZE_FIELDS = 3,
+    INPUT_FIELDS = 4,
+    MAX_FIELDS = 4
+};
 
 /* Planes: `channels` neighbouring channels, their values begin .. end - 1. Image i of channel c starts at
  * (i * image_stride + c * inner) values from the array pointer. */
@@ -31,20 +37,32 @@ typedef struct bncore_arrays {
 } bncore_arrays;
 
 typedef struct bncore_kernel_set {
-    void (*moments_planes)(double *partial, const bncore_arrays *a, const double *unused, const bncore_planes *t);
-    void (*moments_rows)(double *partial, const bncore_arrays *a, const double *unused, const bncore_rows *t);
-    void (*grad_sums_planes)(double *partial, const bncore_arrays *a, const double *mean, const bncore_planes *t);
-    void (*grad_sums_rows)(double *partial, const bncore_arrays *a, const double *mean, const bncore_rows *t);
+    void (*moments_planes)(double *partial, const bncore_arrays *a, const double *unused,
+                           const bncore_planes *t);
+    void (*moments_rows)(double *partial, const bncore_arrays *a, const double *unused,
+                         const bncore_rows *t);
+    void (*grad_sums_planes)(double *partial, const bncore_arrays *a, const double *mean,
+                             const bncore_planes *t);
+    void (*grad_sums_rows)(double *partial, const bncore_arrays *a, const double *mean,
+                           const bncore_rows *t);
 
-    void (*normalize_planes)(const bncore_arrays *a, const void *coef, int64_t stride, const bncore_planes *t);
-    void (*normalize_rows)(const bncore_arrays *a, const void *coef, int64_t stride, const bncore_rows *t);
-    void (*grad_input_planes)(const bncore_arrays *a, const void *coef, int64_t stride, const bncore_planes *t);
-    void (*grad_input_rows)(const bncore_arrays *a, const void *coef, int64_t stride, const bncore_rows *t);
-    void (*grad_frozen_planes)(const bncore_arrays *a, const void *coef, int64_t stride, const bncore_planes *t);
-    void (*grad_frozen_rows)(const bncore_arrays *a, const void *coef, int64_t stride, const bncore_rows *t);
+    void (*normalize_planes)(const bncore_arrays *a, const void *coef, int64_t stride,
+                             const bncore_planes *t);
+    void (*normalize_rows)(const bncore_arrays *a, const void *coef, int64_t stride,
+                           const bncore_rows *t);
+    void (*grad_input_planes)(const bncore_arrays *a, const void *coef, int64_t stride,
+                              const bncore_planes *t);
+    void (*grad_input_rows)(const bncore_arrays *a, const void *coef, int64_t stride,
+                            const bncore_rows *t);
+    void (*grad_frozen_planes)(const bncore_arrays *a, const void *coef, int64_t stride,
+                               const bncore_planes *t);
+    void (*grad_frozen_rows)(const bncore_arrays *a, const void *coef, int64_t stride,
+                             const bncore_rows *t);
 
-    void (*normalize_coef)(void *coef, int64_t stride, int64_t column, double mean, double scale, double bias);
-    void (*grad_input_coef)(void *coef, int64_t stride, int64_t column, double mean, double a, double k, double c);
+    void (*normalize_coef)(void *coef, int64_t stride, int64_t column, double mean, double scale,
+                           double bias);
+    void (*grad_input_coef)(void *coef, int64_t stride, int64_t column, double mean, double a,
+                            double k, double c);
 } bncore_kernel_set;
 
 typedef struct bncore_kernels {

@@ -10,9 +10,9 @@ static inline const T *NAME(last_vector)(T *padded, const T *x, int64_t len, int
     return padded;
 }
 
+#include "gradient_tmpl.c"
 #include "moments_tmpl.c"
 #include "normalize_tmpl.c"
-#include "gradient_tmpl.c"
 
 static const bncore_kernel_set NAME(kernel_set) = {
     .moments_planes = NAME(moments_planes),

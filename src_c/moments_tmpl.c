@@ -2,8 +2,8 @@
 
 /* Add `len` values to the lanes s (sum of d) and q (sum of d*d), d = x - pivot. The last len % LANES values
  * go to the last lanes: one more vector that ends with the run, its first lanes masked. */
-static inline void NAME(add_run)(lanes *restrict acc, const T *restrict x, int64_t len, double pivot,
-                                 int64_t ahead)
+static inline void NAME(add_run)(lanes *restrict acc, const T *restrict x, int64_t len,
+                                 double pivot, int64_t ahead)
 {
     double s[BNCORE_LANES], q[BNCORE_LANES];
     for (int l = 0; l < BNCORE_LANES; l++) s[l] = acc->a[l];
@@ -58,7 +58,8 @@ static void NAME(moments_planes)(double *partial, const bncore_arrays *arrays, c
     for (int64_t e = t->begin; e < t->end;) {
         const piece p = piece_at(t, e, BNCORE_BLOCK);
         for (int64_t c = 0; c < t->channels; c++)
-            NAME(add_run)(&acc[c], x + c * t->inner + p.offset, p.len, w[c].pivot, t->image_stride * (int64_t)sizeof(T));
+            NAME(add_run)(&acc[c], x + c * t->inner + p.offset, p.len, w[c].pivot,
+                          t->image_stride * (int64_t)sizeof(T));
         e += p.len;
         pending += p.len;
         if (pending < BNCORE_BLOCK && e < t->end) continue;
@@ -72,8 +73,9 @@ static void NAME(moments_planes)(double *partial, const bncore_arrays *arrays, c
 }
 
 /* Rows: `rows` rows of LANES columns, added to s and q one row after the other. */
-static inline void NAME(add_strip)(double *restrict s_, double *restrict q_, const double *restrict pivot_,
-                                   const T *restrict x, int64_t stride, int rows)
+static inline void NAME(add_strip)(double *restrict s_, double *restrict q_,
+                                   const double *restrict pivot_, const T *restrict x,
+                                   int64_t stride, int rows)
 {
     double s[BNCORE_LANES], q[BNCORE_LANES], pivot[BNCORE_LANES];
     for (int l = 0; l < BNCORE_LANES; l++) s[l] = s_[l];
@@ -93,7 +95,8 @@ static inline void NAME(add_strip)(double *restrict s_, double *restrict q_, con
     for (int l = 0; l < BNCORE_LANES; l++) q_[l] = q[l];
 }
 
-static inline void NAME(add_rows)(running_columns *w, const T *x, int64_t stride, int64_t cols, int rows)
+static inline void NAME(add_rows)(running_columns *w, const T *x, int64_t stride, int64_t cols,
+                                  int rows)
 {
     int64_t j = 0;
     for (; j + BNCORE_LANES <= cols; j += BNCORE_LANES)
@@ -112,7 +115,8 @@ static void NAME(first_pivots)(running_columns *w, const T *x, const bncore_rows
     const int64_t k = bncore_min(t->rows, BNCORE_PIVOT_ROWS);
     for (int64_t j = 0; j < t->cols; j++) w->s[j] = 0.0;
     for (int64_t r = 1; r < k; r++)
-        for (int64_t j = 0; j < t->cols; j++) w->s[j] += (double)x[r * t->stride + j] - (double)x[j];
+        for (int64_t j = 0; j < t->cols; j++)
+            w->s[j] += (double)x[r * t->stride + j] - (double)x[j];
     for (int64_t j = 0; j < t->cols; j++) {
         const double pivot = (double)x[j] + w->s[j] / (double)k;
         w->pivot[j] = is_finite(pivot) ? pivot : 0.0;
@@ -134,8 +138,8 @@ static void NAME(moments_strip)(double *partial, const T *x, const bncore_rows *
             NAME(add_rows)(&w, v + r * t->stride, t->stride, t->cols, ROW_TILE);
         for (; r < rows; r++) NAME(add_rows)(&w, v + r * t->stride, t->stride, t->cols, 1);
         for (int64_t j = 0; j < t->cols; j++) {
-            const running moved = running_flush((running){(double)block, w.pivot[j], w.S[j], w.Q[j]}, w.s[j], w.q[j],
-                                                (double)rows);
+            const running moved = running_flush(
+                (running){(double)block, w.pivot[j], w.S[j], w.Q[j]}, w.s[j], w.q[j], (double)rows);
             w.pivot[j] = moved.pivot;
             w.S[j] = moved.S;
             w.Q[j] = moved.Q;

@@ -3,7 +3,8 @@
 
 /* y = (x - hi) * scale + shift: hi is the mean rounded to T, and what rounding lost is in shift, so that
  * |mean| >> std costs no digits. Fields: hi, scale, shift. */
-static void NAME(normalize_coef)(void *coef_, int64_t stride, int64_t j, double mean, double scale, double bias)
+static void NAME(normalize_coef)(void *coef_, int64_t stride, int64_t j, double mean, double scale,
+                                 double bias)
 {
     T *coef = coef_;
     const T hi = (T)mean, sc = (T)scale;
@@ -14,7 +15,8 @@ static void NAME(normalize_coef)(void *coef_, int64_t stride, int64_t j, double 
 }
 
 /* dx = (dy * a + (x - hi) * k) + c. Fields: a, hi, k, c. */
-static void NAME(grad_input_coef)(void *coef_, int64_t stride, int64_t j, double mean, double a, double k, double c)
+static void NAME(grad_input_coef)(void *coef_, int64_t stride, int64_t j, double mean, double a,
+                                  double k, double c)
 {
     T *coef = coef_;
     const T hi = (T)mean, k_T = (T)k;
@@ -26,7 +28,8 @@ static void NAME(grad_input_coef)(void *coef_, int64_t stride, int64_t j, double
 }
 
 /* One run of values, with coefficients of one channel (planes) or of one per value (rows): to[i] from dy[i], x[i]. */
-static inline void NAME(normalize_run)(T *to, const T *dy, const T *x, int64_t len, const T *coef, int64_t stride)
+static inline void NAME(normalize_run)(T *to, const T *dy, const T *x, int64_t len, const T *coef,
+                                       int64_t stride)
 {
     (void)dy;
     const T hi = coef[0], scale = coef[stride], shift = coef[2 * stride];
@@ -34,7 +37,8 @@ static inline void NAME(normalize_run)(T *to, const T *dy, const T *x, int64_t l
     for (int64_t i = 0; i < len; i++) to[i] = (x[i] - hi) * scale + shift;
 }
 
-static inline void NAME(normalize_row)(T *to, const T *dy, const T *x, int64_t len, const T *coef, int64_t stride)
+static inline void NAME(normalize_row)(T *to, const T *dy, const T *x, int64_t len, const T *coef,
+                                       int64_t stride)
 {
     (void)dy;
     const T *hi = coef, *scale = hi + stride, *shift = scale + stride;
@@ -42,14 +46,16 @@ static inline void NAME(normalize_row)(T *to, const T *dy, const T *x, int64_t l
     for (int64_t i = 0; i < len; i++) to[i] = (x[i] - hi[i]) * scale[i] + shift[i];
 }
 
-static inline void NAME(grad_input_run)(T *to, const T *dy, const T *x, int64_t len, const T *coef, int64_t stride)
+static inline void NAME(grad_input_run)(T *to, const T *dy, const T *x, int64_t len, const T *coef,
+                                        int64_t stride)
 {
     const T a = coef[0], hi = coef[stride], k = coef[2 * stride], c = coef[3 * stride];
 #pragma omp simd
     for (int64_t i = 0; i < len; i++) to[i] = (dy[i] * a + (x[i] - hi) * k) + c;
 }
 
-static inline void NAME(grad_input_row)(T *to, const T *dy, const T *x, int64_t len, const T *coef, int64_t stride)
+static inline void NAME(grad_input_row)(T *to, const T *dy, const T *x, int64_t len, const T *coef,
+                                        int64_t stride)
 {
     const T *a = coef, *hi = a + stride, *k = hi + stride, *c = k + stride;
 #pragma omp simd
@@ -57,7 +63,8 @@ static inline void NAME(grad_input_row)(T *to, const T *dy, const T *x, int64_t 
 }
 
 /* Frozen statistics: dx = dy * a, the first field of grad_input's coefficients. */
-static inline void NAME(grad_frozen_run)(T *to, const T *dy, const T *x, int64_t len, const T *coef, int64_t stride)
+static inline void NAME(grad_frozen_run)(T *to, const T *dy, const T *x, int64_t len, const T *coef,
+                                         int64_t stride)
 {
     (void)x, (void)stride;
     const T a = coef[0];
@@ -65,7 +72,8 @@ static inline void NAME(grad_frozen_run)(T *to, const T *dy, const T *x, int64_t
     for (int64_t i = 0; i < len; i++) to[i] = dy[i] * a;
 }
 
-static inline void NAME(grad_frozen_row)(T *to, const T *dy, const T *x, int64_t len, const T *coef, int64_t stride)
+static inline void NAME(grad_frozen_row)(T *to, const T *dy, const T *x, int64_t len, const T *coef,
+                                         int64_t stride)
 {
     (void)x, (void)stride;
 #pragma omp simd
@@ -79,7 +87,8 @@ typedef struct NAME(writer) {
     T tile[STREAM_BYTES / sizeof(T)];
 } NAME(writer);
 
-typedef void NAME(run_function)(T *to, const T *dy, const T *x, int64_t len, const T *coef, int64_t stride);
+typedef void NAME(run_function)(T *to, const T *dy, const T *x, int64_t len, const T *coef,
+                                int64_t stride);
 
 static inline void NAME(flush)(NAME(writer) * w)
 {
@@ -89,8 +98,9 @@ static inline void NAME(flush)(NAME(writer) * w)
 }
 
 /* run() on `len` values that go behind the writer's last ones; per_value: each value has coefficients of its own. */
-static inline void NAME(write_run)(NAME(writer) * w, NAME(run_function) * run, const T *dy, const T *x, int64_t len,
-                                   const T *coef, int64_t stride, int per_value)
+static inline void NAME(write_run)(NAME(writer) * w, NAME(run_function) * run, const T *dy,
+                                   const T *x, int64_t len, const T *coef, int64_t stride,
+                                   int per_value)
 {
     const int64_t room = (int64_t)(STREAM_BYTES / sizeof(T));
     while (len > 0) {
@@ -106,8 +116,9 @@ static inline void NAME(write_run)(NAME(writer) * w, NAME(run_function) * run, c
 }
 
 /* The last image first: what was read last is still in cache. Within an image, memory forwards. */
-static inline __attribute__((always_inline)) void NAME(walk_planes)(const bncore_arrays *arrays, const T *coef,
-                                                                    int64_t stride, const bncore_planes *t,
+static inline __attribute__((always_inline)) void NAME(walk_planes)(const bncore_arrays *arrays,
+                                                                    const T *coef, int64_t stride,
+                                                                    const bncore_planes *t,
                                                                     NAME(run_function) * run)
 {
     const T *dy = arrays->dy, *x = arrays->x;
@@ -136,8 +147,9 @@ static inline __attribute__((always_inline)) void NAME(walk_planes)(const bncore
     if (arrays->stream) stream_end();
 }
 
-static inline __attribute__((always_inline)) void NAME(walk_rows)(const bncore_arrays *arrays, const T *coef,
-                                                                  int64_t stride, const bncore_rows *t,
+static inline __attribute__((always_inline)) void NAME(walk_rows)(const bncore_arrays *arrays,
+                                                                  const T *coef, int64_t stride,
+                                                                  const bncore_rows *t,
                                                                   NAME(run_function) * run)
 {
     const T *dy = arrays->dy, *x = arrays->x;
@@ -158,32 +170,38 @@ static inline __attribute__((always_inline)) void NAME(walk_rows)(const bncore_a
     stream_end();
 }
 
-static void NAME(normalize_planes)(const bncore_arrays *a, const void *coef, int64_t stride, const bncore_planes *t)
+static void NAME(normalize_planes)(const bncore_arrays *a, const void *coef, int64_t stride,
+                                   const bncore_planes *t)
 {
     NAME(walk_planes)(a, coef, stride, t, NAME(normalize_run));
 }
 
-static void NAME(normalize_rows)(const bncore_arrays *a, const void *coef, int64_t stride, const bncore_rows *t)
+static void NAME(normalize_rows)(const bncore_arrays *a, const void *coef, int64_t stride,
+                                 const bncore_rows *t)
 {
     NAME(walk_rows)(a, coef, stride, t, NAME(normalize_row));
 }
 
-static void NAME(grad_input_planes)(const bncore_arrays *a, const void *coef, int64_t stride, const bncore_planes *t)
+static void NAME(grad_input_planes)(const bncore_arrays *a, const void *coef, int64_t stride,
+                                    const bncore_planes *t)
 {
     NAME(walk_planes)(a, coef, stride, t, NAME(grad_input_run));
 }
 
-static void NAME(grad_input_rows)(const bncore_arrays *a, const void *coef, int64_t stride, const bncore_rows *t)
+static void NAME(grad_input_rows)(const bncore_arrays *a, const void *coef, int64_t stride,
+                                  const bncore_rows *t)
 {
     NAME(walk_rows)(a, coef, stride, t, NAME(grad_input_row));
 }
 
-static void NAME(grad_frozen_planes)(const bncore_arrays *a, const void *coef, int64_t stride, const bncore_planes *t)
+static void NAME(grad_frozen_planes)(const bncore_arrays *a, const void *coef, int64_t stride,
+                                     const bncore_planes *t)
 {
     NAME(walk_planes)(a, coef, stride, t, NAME(grad_frozen_run));
 }
 
-static void NAME(grad_frozen_rows)(const bncore_arrays *a, const void *coef, int64_t stride, const bncore_rows *t)
+static void NAME(grad_frozen_rows)(const bncore_arrays *a, const void *coef, int64_t stride,
+                                   const bncore_rows *t)
 {
     NAME(walk_rows)(a, coef, stride, t, NAME(grad_frozen_row));
 }

@@ -19,7 +19,8 @@ static bncore_status check(const bncore_problem *p)
     return BNCORE_OK;
 }
 
-static bncore_status start(job *j, const bncore_problem *p, void *dst, const void *dy, const void *x)
+static bncore_status start(job *j, const bncore_problem *p, void *dst, const void *dy,
+                           const void *x)
 {
     const bncore_status status = check(p);
     if (status != BNCORE_OK) return status;
@@ -95,8 +96,8 @@ static void finish_sums(const job *j, int64_t c, const double *partial)
 static void set_normalize(const job *j, int64_t column, double mean, int64_t c, double inverse)
 {
     const double scale = j->weight ? j->weight[c] * inverse : inverse;
-    j->kernels->normalize_coef(j->coef, j->g.planes ? j->g.channels : j->g.cols, column, mean, scale,
-                               j->bias ? j->bias[c] : 0.0);
+    j->kernels->normalize_coef(j->coef, j->g.planes ? j->g.channels : j->g.cols, column, mean,
+                               scale, j->bias ? j->bias[c] : 0.0);
 }
 
 static void normalize_by_var(const job *j, int64_t column, int64_t c)
@@ -116,7 +117,8 @@ static void set_grad_input(const job *j, int64_t column, int64_t c)
     const double a = j->weight ? j->weight[c] * inverse : inverse;
     const double k = -(a * inverse) * (j->sum_dy_xhat[c] / j->count);
     const double shift = -a * (j->sum_dy[c] / j->count);
-    j->kernels->grad_input_coef(j->coef, j->g.planes ? j->g.channels : j->g.cols, column, j->mean[c], a, k, shift);
+    j->kernels->grad_input_coef(j->coef, j->g.planes ? j->g.channels : j->g.cols, column,
+                                j->mean[c], a, k, shift);
 }
 
 static void set_grad_frozen(const job *j, int64_t column, int64_t c)
@@ -167,7 +169,8 @@ static void apply_grad_input(job *j, const double *sum_dy, const double *sum_dy_
     j->count = count;
 }
 
-static void given(job *j, const double *mean, const double *var, const double *weight, const double *bias)
+static void given(job *j, const double *mean, const double *var, const double *weight,
+                  const double *bias)
 {
     j->mean = mean;
     j->var = var;
@@ -182,13 +185,14 @@ bncore_status bncore_moments(const bncore_problem *p, double *mean, double *m2, 
     job j;
     const bncore_status status = start(&j, p, NULL, NULL, x);
     if (status != BNCORE_OK) return status;
-    if (missing(p, x) || missing_channels(p, mean) || missing_channels(p, m2)) return BNCORE_ERROR_NULL;
+    if (missing(p, x) || missing_channels(p, mean) || missing_channels(p, m2))
+        return BNCORE_ERROR_NULL;
     reduce_moments(&j, mean, m2);
     return run(&j);
 }
 
-bncore_status bncore_normalize(const bncore_problem *p, void *y, const void *x, const double *mean, const double *var,
-                               const double *weight, const double *bias)
+bncore_status bncore_normalize(const bncore_problem *p, void *y, const void *x, const double *mean,
+                               const double *var, const double *weight, const double *bias)
 {
     job j;
     const bncore_status status = start(&j, p, y, NULL, x);
@@ -200,8 +204,8 @@ bncore_status bncore_normalize(const bncore_problem *p, void *y, const void *x, 
     return run(&j);
 }
 
-bncore_status bncore_train(const bncore_problem *p, void *y, double *mean, double *m2, const void *x,
-                           const double *weight, const double *bias)
+bncore_status bncore_train(const bncore_problem *p, void *y, double *mean, double *m2,
+                           const void *x, const double *weight, const double *bias)
 {
     job j;
     const bncore_status status = start(&j, p, y, NULL, x);
@@ -214,8 +218,8 @@ bncore_status bncore_train(const bncore_problem *p, void *y, double *mean, doubl
     return run(&j);
 }
 
-bncore_status bncore_grad_sums(const bncore_problem *p, double *sum_dy, double *sum_dy_xhat, const void *dy,
-                               const void *x, const double *mean, const double *var)
+bncore_status bncore_grad_sums(const bncore_problem *p, double *sum_dy, double *sum_dy_xhat,
+                               const void *dy, const void *x, const double *mean, const double *var)
 {
     job j;
     const bncore_status status = start(&j, p, NULL, dy, x);
@@ -228,15 +232,15 @@ bncore_status bncore_grad_sums(const bncore_problem *p, double *sum_dy, double *
     return run(&j);
 }
 
-bncore_status bncore_grad_input(const bncore_problem *p, void *dx, const void *dy, const void *x, const double *mean,
-                                const double *var, const double *sum_dy, const double *sum_dy_xhat, double count,
-                                const double *weight)
+bncore_status bncore_grad_input(const bncore_problem *p, void *dx, const void *dy, const void *x,
+                                const double *mean, const double *var, const double *sum_dy,
+                                const double *sum_dy_xhat, double count, const double *weight)
 {
     job j;
     const bncore_status status = start(&j, p, dx, dy, x);
     if (status != BNCORE_OK) return status;
-    if (missing(p, dx) || missing(p, dy) || missing(p, x) || missing_channels(p, mean) || missing_channels(p, var) ||
-        missing_channels(p, sum_dy) || missing_channels(p, sum_dy_xhat))
+    if (missing(p, dx) || missing(p, dy) || missing(p, x) || missing_channels(p, mean) ||
+        missing_channels(p, var) || missing_channels(p, sum_dy) || missing_channels(p, sum_dy_xhat))
         return BNCORE_ERROR_NULL;
     if (!(count > 0.0)) return BNCORE_ERROR_COUNT;
     given(&j, mean, var, weight, NULL);
@@ -244,37 +248,39 @@ bncore_status bncore_grad_input(const bncore_problem *p, void *dx, const void *d
     return run(&j);
 }
 
-static bncore_status start_backward(job *j, const bncore_problem *p, void *dx, double *sum_dy, double *sum_dy_xhat,
-                                    const void *dy, const void *x, const double *mean, const double *var,
-                                    const double *weight)
+static bncore_status start_backward(job *j, const bncore_problem *p, void *dx, double *sum_dy,
+                                    double *sum_dy_xhat, const void *dy, const void *x,
+                                    const double *mean, const double *var, const double *weight)
 {
     const bncore_status status = start(j, p, dx, dy, x);
     if (status != BNCORE_OK) return status;
-    if (missing(p, dx) || missing(p, dy) || missing(p, x) || missing_channels(p, mean) || missing_channels(p, var) ||
-        missing_channels(p, sum_dy) || missing_channels(p, sum_dy_xhat))
+    if (missing(p, dx) || missing(p, dy) || missing(p, x) || missing_channels(p, mean) ||
+        missing_channels(p, var) || missing_channels(p, sum_dy) || missing_channels(p, sum_dy_xhat))
         return BNCORE_ERROR_NULL;
     given(j, mean, var, weight, NULL);
     reduce_sums(j, sum_dy, sum_dy_xhat);
     return BNCORE_OK;
 }
 
-bncore_status bncore_train_backward(const bncore_problem *p, void *dx, double *sum_dy, double *sum_dy_xhat,
-                                    const void *dy, const void *x, const double *mean, const double *var,
-                                    const double *weight)
+bncore_status bncore_train_backward(const bncore_problem *p, void *dx, double *sum_dy,
+                                    double *sum_dy_xhat, const void *dy, const void *x,
+                                    const double *mean, const double *var, const double *weight)
 {
     job j;
-    const bncore_status status = start_backward(&j, p, dx, sum_dy, sum_dy_xhat, dy, x, mean, var, weight);
+    const bncore_status status =
+        start_backward(&j, p, dx, sum_dy, sum_dy_xhat, dy, x, mean, var, weight);
     if (status != BNCORE_OK) return status;
     apply_grad_input(&j, sum_dy, sum_dy_xhat, (double)j.g.n);
     return run(&j);
 }
 
-bncore_status bncore_infer_backward(const bncore_problem *p, void *dx, double *sum_dy, double *sum_dy_xhat,
-                                    const void *dy, const void *x, const double *mean, const double *var,
-                                    const double *weight)
+bncore_status bncore_infer_backward(const bncore_problem *p, void *dx, double *sum_dy,
+                                    double *sum_dy_xhat, const void *dy, const void *x,
+                                    const double *mean, const double *var, const double *weight)
 {
     job j;
-    const bncore_status status = start_backward(&j, p, dx, sum_dy, sum_dy_xhat, dy, x, mean, var, weight);
+    const bncore_status status =
+        start_backward(&j, p, dx, sum_dy, sum_dy_xhat, dy, x, mean, var, weight);
     if (status != BNCORE_OK) return status;
     j.apply_planes = j.kernels->grad_frozen_planes;
     j.apply_rows = j.kernels->grad_frozen_rows;

@@ -5,14 +5,14 @@
 #include <stdint.h>
 
 enum {
-    BNCORE_LANES = 16,         /* virtual lanes of a planes reduction */
-    BNCORE_BLOCK = 4096,       /* planes: values between two flushes of the lanes */
-    BNCORE_ROW_BLOCK = 256,    /* rows: rows between two flushes */
-    BNCORE_PIVOT_ROWS = 8,     /* rows: rows that make the first pivot */
-    BNCORE_SEGMENT = 32768,    /* planes: least values of a segment, the unit of parallel reduction */
-    BNCORE_MAX_SEGMENTS = 64,  /* segments per channel: bounds scratch */
-    BNCORE_FOLD_WIDTH = 256,   /* rows: rows narrower than this may be folded into wider ones */
-    BNCORE_GROUP = 16          /* planes: channels per task, at most */
+    BNCORE_LANES = 16,      /* virtual lanes of a planes reduction */
+    BNCORE_BLOCK = 4096,    /* planes: values between two flushes of the lanes */
+    BNCORE_ROW_BLOCK = 256, /* rows: rows between two flushes */
+    BNCORE_PIVOT_ROWS = 8,  /* rows: rows that make the first pivot */
+    BNCORE_SEGMENT = 32768, /* planes: least values of a segment, the unit of parallel reduction */
+    BNCORE_MAX_SEGMENTS = 64, /* segments per channel: bounds scratch */
+    BNCORE_FOLD_WIDTH = 256,  /* rows: rows narrower than this may be folded into wider ones */
+    BNCORE_GROUP = 16         /* planes: channels per task, at most */
 };
 
 /* Planes (inner >= 16): a channel is `outer` runs of `inner` values; value e lies in image e / inner.
@@ -23,7 +23,8 @@ typedef struct bncore_geometry {
     int64_t outer, channels, inner;
     int64_t n; /* values per channel */
     int64_t rows, cols, short_cols;
-    int64_t segments, segment; /* how many, and values (planes) or rows (rows) of each but the last */
+    int64_t segments,
+        segment; /* how many, and values (planes) or rows (rows) of each but the last */
 } bncore_geometry;
 
 bncore_geometry bncore_partition(int64_t outer, int64_t channels, int64_t inner);
@@ -32,8 +33,17 @@ bncore_geometry bncore_partition(int64_t outer, int64_t channels, int64_t inner)
  * cache between the two passes, runs are long enough for the prefetcher, and `threads` threads all have work. */
 int64_t bncore_group_size(const bncore_geometry *g, int64_t bytes, int32_t threads);
 
-static inline int64_t bncore_min(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t bncore_max(int64_t a, int64_t b) { return a > b ? a : b; }
-static inline int64_t bncore_ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+static inline int64_t bncore_min(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+static inline int64_t bncore_max(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+static inline int64_t bncore_ceil_div(int64_t a, int64_t b)
+{
+    return a / b + (a % b != 0);
+}
 
 #endif

@@ -68,7 +68,8 @@ static inline running running_flush(running w, double s, double q, double n)
     const double t = moved - w.pivot, nt = w.n * t;
     const double Q = w.Q - t * (2.0 * w.S - nt);
     const double S = w.S - nt;
-    const int ok = is_finite(moved); /* else an Inf or NaN came by: S and Q carry it to the result */
+    const int ok =
+        is_finite(moved); /* else an Inf or NaN came by: S and Q carry it to the result */
     w.pivot = ok ? moved : w.pivot;
     w.S = ok ? S : w.S;
     w.Q = ok ? (Q < 0.0 ? 0.0 : Q) : w.Q;

@@ -16,7 +16,8 @@ enum { STREAM_BYTES = 2048, LINE = 64 };
 static inline void stream_lines(char *dst, const char *src, size_t lines)
 {
 #if defined(__AVX512F__)
-    for (size_t i = 0; i < lines * LINE; i += LINE) _mm512_stream_si512((void *)(dst + i), _mm512_loadu_si512(src + i));
+    for (size_t i = 0; i < lines * LINE; i += LINE)
+        _mm512_stream_si512((void *)(dst + i), _mm512_loadu_si512(src + i));
 #elif defined(__SSE2__)
     for (size_t i = 0; i < lines * LINE; i += 16)
         _mm_stream_si128((__m128i *)(dst + i), _mm_loadu_si128((const __m128i *)(src + i)));

@@ -1,4 +1,4 @@
-"""Elementwise loops of the Numba backend, and whole groups of channels while they are in cache.
+"""Elementwise loops of the Numba backend.
 
 Arithmetic is in the type of the data.  An output may be the very memory of an input: every value
 is read before it is written.  Arrays of data are flat; ``begin`` and ``end`` count their values.
@@ -6,20 +6,9 @@ is read before it is written.  Arrays of data are flat; ``begin`` and ``end`` co
 
 from __future__ import annotations
 
-import numpy as np
-
-from bncore.backends.numba_sums import (
-    add_parts,
-    gradient_coefficients,
-    inverse_std,
-    jit,
-    merge_parts,
-    normalize_coefficients,
-    planes_moments_segment,
-    planes_sums_segment,
-)
 from bncore.backends.numba_lanes import load, splat, store
-from bncore.backends.partition import LANES, Data, Stat
+from bncore.backends.numba_sums import jit
+from bncore.backends.partition import LANES, Data
 
 # Planes: one coefficient for a run of `inner` values
 

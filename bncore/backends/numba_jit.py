@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from bncore.backends import numpy_reference
 from bncore.backends.numba_elementwise import (
     planes_grad_input,
     planes_normalize,
@@ -21,24 +22,296 @@ from bncore.backends.numba_elementwise import (
     rows_normalize,
     rows_scale,
 )
+from bncore.backends.numba_fused import planes_train, planes_train_backward
 from bncore.backends.numba_sums import (
+    STRIP,
     add_parts,
-    gradient_coefficients,
-    inverse_std,
-    jit,
     merge_parts,
-    normalize_coefficients,
     planes_moments,
-    planes_moments_segment,
     planes_sums,
-    planes_sums_segment,
     rows_moments,
     rows_sums,
 )
 from bncore.backends.numba_threads import spread, useful
-from bncore.backends.partition import LANES, Data, Planes, Rows, Stat, geometry
+from bncore.backends.partition import (
+    LANES,
+    Data,
+    Planes,
+    Rows,
+    Stat,
+    geometry,
+    gradient_coefficients,
+    inverse_std,
+    normalize_coefficients,
+)
 
 name = "numba"
 
 CACHE = 1 << 19  # bytes of a channel group that stay in cache from the sums to the second read
-GROUP = 64  # most channels of a group: their lanes fit in the first-level cache
+RUN = 1 << 13  # bytes of one image of a group: enough for the prefetcher
+GROUP = 16  # most channels of a group: their lanes fit in the first-level cache
+BALANCE = 4  # groups per thread that keep all threads busy to the end
+
+
+def _shape(x: Data) -> Planes | Rows | None:
+    """Choose the geometry; None where a row is shorter than a vector: the NumPy twin does those.
+
+    They are small: so few columns are folded into wider rows wherever there are rows enough.
+    """
+    geo = geometry(*x.shape)
+    return None if isinstance(geo, Rows) and geo.width < LANES else geo
+
+
+def _group(geo: Planes, threads: int, value_bytes: int) -> int:
+    """Choose how many channels a task takes."""
+    fits = CACHE // (geo.count * value_bytes)
+    wide = -(-RUN // (geo.inner * value_bytes))
+    fair = geo.channels if threads == 1 else geo.channels // (BALANCE * threads)
+    return max(1, min(max(fits, wide, 1), GROUP, fair))
+
+
+def _columns(values: Stat, geo: Rows) -> Stat:
+    """Repeat per-channel values to the width of a row."""
+    return np.tile(values.repeat(geo.inner), geo.repeat)
+
+
+def _is_fused(geo: Planes | Rows, threads: int) -> bool:
+    """Tell whether channels alone feed the threads, so that a group can stay in cache."""
+    return isinstance(geo, Planes) and (threads == 1 or geo.channels >= BALANCE * threads)
+
+
+def _normalized(
+    y: Data, x: Data, geo: Planes | Rows, coefficients: tuple[Data, ...], threads: int
+) -> None:
+    if isinstance(geo, Planes):
+        spread(threads, x.size, planes_normalize, y, x, *coefficients, geo.inner)
+    else:
+        wide = (_columns(c, geo) for c in coefficients)
+        spread(threads, geo.rows, rows_normalize, y, x, *wide)
+
+
+@np.errstate(all="ignore")
+def moments(mean: Stat, m2: Stat, x: Data, n_threads: int) -> None:
+    """Write the mean of every channel, and the sum of squares about it."""
+    geo = _shape(x)
+    if geo is None:
+        numpy_reference.moments(mean, m2, x, n_threads)
+        return
+    threads, flat = useful(n_threads, x.size), x.reshape(-1)
+    if isinstance(geo, Planes):
+        group = _group(geo, threads, x.itemsize)
+        parts = np.empty((geo.n_segments, 4, geo.channels))
+        tasks = geo.n_segments * -(-geo.channels // group)
+        spread(threads, tasks, planes_moments, parts, flat, geo.inner, geo.segment_len, group)
+        merge_parts(mean, m2, parts, 1, 0, geo.channels)
+    else:
+        parts = np.empty((geo.n_segments, 4, geo.width))
+        tasks = geo.n_segments * max(geo.width // STRIP, 1)
+        spread(threads, tasks, rows_moments, parts, flat, geo.segment_rows)
+        merge_parts(mean, m2, parts, geo.inner, 0, geo.channels)
+
+
+@np.errstate(all="ignore")
+def grad_sums(
+    sum_dy: Stat,
+    sum_dy_xhat: Stat,
+    dy: Data,
+    x: Data,
+    mean: Stat,
+    var: Stat,
+    eps: float,
+    n_threads: int,
+) -> None:
+    """Write sum(dy) and sum(dy * xhat) of every channel."""
+    geo = _shape(x)
+    if geo is None:
+        numpy_reference.grad_sums(sum_dy, sum_dy_xhat, dy, x, mean, var, eps, n_threads)
+        return
+    threads, flat = useful(n_threads, x.size), (dy.reshape(-1), x.reshape(-1))
+    if isinstance(geo, Planes):
+        group = _group(geo, threads, 2 * x.itemsize)
+        parts = np.empty((geo.n_segments, 2, geo.channels))
+        tasks = geo.n_segments * -(-geo.channels // group)
+        fixed = (geo.inner, geo.segment_len, group)
+        spread(threads, tasks, planes_sums, parts, *flat, mean, *fixed)
+        add_parts(sum_dy, sum_dy_xhat, parts, 1, 0, geo.channels)
+    else:
+        parts = np.empty((geo.n_segments, 2, geo.width))
+        tasks = geo.n_segments * max(geo.width // STRIP, 1)
+        spread(threads, tasks, rows_sums, parts, *flat, _columns(mean, geo), geo.segment_rows)
+        add_parts(sum_dy, sum_dy_xhat, parts, geo.inner, 0, geo.channels)
+    sum_dy_xhat *= inverse_std(var, eps)
+
+
+def _ones(weight: Stat | None, like: Stat) -> Stat:
+    return np.ones_like(like) if weight is None else weight
+
+
+def _zeros(bias: Stat | None, like: Stat) -> Stat:
+    return np.zeros_like(like) if bias is None else bias
+
+
+@np.errstate(all="ignore")
+def normalize(
+    y: Data,
+    x: Data,
+    mean: Stat,
+    var: Stat,
+    weight: Stat | None,
+    bias: Stat | None,
+    eps: float,
+    n_threads: int,
+) -> None:
+    """Write ``y = weight * (x - mean) / sqrt(var + eps) + bias``."""
+    geo = _shape(x)
+    if geo is None:
+        numpy_reference.normalize(y, x, mean, var, weight, bias, eps, n_threads)
+        return
+    hi, scale, shift = np.empty((3, len(mean)), x.dtype)
+    invstd = inverse_std(var, eps)
+    normalize_coefficients(hi, scale, shift, mean, invstd, _ones(weight, mean), _zeros(bias, mean))
+    threads = useful(n_threads, x.size)
+    _normalized(y.reshape(-1), x.reshape(-1), geo, (hi, scale, shift), threads)
+
+
+@np.errstate(all="ignore")
+def grad_input(
+    dx: Data,
+    dy: Data,
+    x: Data,
+    mean: Stat,
+    var: Stat,
+    sum_dy: Stat,
+    sum_dy_xhat: Stat,
+    count: float,
+    weight: Stat | None,
+    eps: float,
+    n_threads: int,
+) -> None:
+    """Write ``dx = weight * invstd * (dy - sum_dy / count - xhat * sum_dy_xhat / count)``."""
+    geo = _shape(x)
+    sums = (sum_dy, sum_dy_xhat, count)
+    if geo is None:
+        numpy_reference.grad_input(dx, dy, x, mean, var, *sums, weight, eps, n_threads)
+        return
+    coefficients = tuple(np.empty((4, len(mean)), x.dtype))
+    gradient_coefficients(
+        *coefficients, mean, inverse_std(var, eps), _ones(weight, mean), *sums
+    )
+    threads = useful(n_threads, x.size)
+    flat = (dx.reshape(-1), dy.reshape(-1), x.reshape(-1))
+    if isinstance(geo, Planes):
+        spread(threads, x.size, planes_grad_input, *flat, *coefficients, geo.inner)
+    else:
+        wide = (_columns(c, geo) for c in coefficients)
+        spread(threads, geo.rows, rows_grad_input, *flat, *wide)
+
+
+@np.errstate(all="ignore")
+def train(
+    y: Data,
+    mean: Stat,
+    m2: Stat,
+    x: Data,
+    weight: Stat | None,
+    bias: Stat | None,
+    eps: float,
+    n_threads: int,
+) -> None:
+    """Normalize x by its own moments, and write these."""
+    geo, threads = _shape(x), useful(n_threads, x.size)
+    if geo is None or not _is_fused(geo, threads):
+        moments(mean, m2, x, n_threads)
+        normalize(y, x, mean, m2 / (x.size // len(mean)), weight, bias, eps, n_threads)
+        return
+    assert isinstance(geo, Planes)
+    group = _group(geo, threads, x.itemsize)
+    spread(
+        threads,
+        -(-geo.channels // group),
+        planes_train,
+        y.reshape(-1),
+        mean,
+        m2,
+        x.reshape(-1),
+        _ones(weight, mean),
+        _zeros(bias, mean),
+        eps,
+        np.empty((geo.n_segments, 4, geo.channels)),
+        *np.empty((3, geo.channels), x.dtype),
+        geo.inner,
+        geo.segment_len,
+        group,
+    )
+
+
+@np.errstate(all="ignore")
+def train_backward(
+    dx: Data,
+    sum_dy: Stat,
+    sum_dy_xhat: Stat,
+    dy: Data,
+    x: Data,
+    mean: Stat,
+    var: Stat,
+    weight: Stat | None,
+    eps: float,
+    n_threads: int,
+) -> None:
+    """Write the gradients of `train`."""
+    geo, threads = _shape(x), useful(n_threads, x.size)
+    if geo is None or not _is_fused(geo, threads):
+        sums = (sum_dy, sum_dy_xhat)
+        grad_sums(*sums, dy, x, mean, var, eps, n_threads)
+        count = float(x.size // len(mean))
+        grad_input(dx, dy, x, mean, var, *sums, count, weight, eps, n_threads)
+        return
+    assert isinstance(geo, Planes)
+    group = _group(geo, threads, 2 * x.itemsize)
+    spread(
+        threads,
+        -(-geo.channels // group),
+        planes_train_backward,
+        dx.reshape(-1),
+        sum_dy,
+        sum_dy_xhat,
+        dy.reshape(-1),
+        x.reshape(-1),
+        mean,
+        inverse_std(var, eps),
+        _ones(weight, mean),
+        np.empty((geo.n_segments, 2, geo.channels)),
+        *np.empty((4, geo.channels), x.dtype),
+        geo.inner,
+        geo.segment_len,
+        group,
+    )
+
+
+@np.errstate(all="ignore")
+def infer_backward(
+    dx: Data,
+    sum_dy: Stat,
+    sum_dy_xhat: Stat,
+    dy: Data,
+    x: Data,
+    mean: Stat,
+    var: Stat,
+    weight: Stat | None,
+    eps: float,
+    n_threads: int,
+) -> None:
+    """Write the gradients of `normalize` by given statistics, which are constants."""
+    geo, threads = _shape(x), useful(n_threads, x.size)
+    if geo is None:
+        numpy_reference.infer_backward(
+            dx, sum_dy, sum_dy_xhat, dy, x, mean, var, weight, eps, n_threads
+        )
+        return
+    grad_sums(sum_dy, sum_dy_xhat, dy, x, mean, var, eps, n_threads)
+    of_dy = (_ones(weight, mean) * inverse_std(var, eps)).astype(x.dtype)
+    flat = (dx.reshape(-1), dy.reshape(-1))
+    if isinstance(geo, Planes):
+        spread(threads, x.size, planes_scale, *flat, of_dy, geo.inner)
+    else:
+        spread(threads, geo.rows, rows_scale, *flat, _columns(of_dy, geo))
