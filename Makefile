@@ -61,7 +61,7 @@ lint: $(VENV)/.lint ## formatting, lint and types of Python, Cython and C
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/cython-lint bncore/backends
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint bncore/backends # it calls pycodestyle by name
 	$(VENV)/bin/clang-format --dry-run -Werror src_c/*.[ch]
 
 format: $(VENV)/.lint ## rewrite Python and C in the project's format
@@ -74,8 +74,8 @@ sdist-check: $(VENV)/.build-tool ## build the sdist, install it in a clean venv,
 	$(PY) -m build --sdist
 	$(PYTHON) -m venv .venv-sdist
 	.venv-sdist/bin/python -m pip --disable-pip-version-check install -q --upgrade pip
-	.venv-sdist/bin/python -m pip --disable-pip-version-check install dist/bncore-*.tar.gz
-	cd .venv-sdist && BNCORE_EXPECT_NATIVE=$(BNCORE_REQUIRE_NATIVE) bin/python ../.ci/one_call.py
+	.venv-sdist/bin/python -m pip --disable-pip-version-check install --no-cache-dir -q dist/bncore-*.tar.gz
+	cd .venv-sdist && bin/python ../.ci/one_call.py
 
 # The extension, in the checkout, with the compiler's messages on the screen.
 build: $(VENV)/.native
@@ -107,13 +107,11 @@ $(VENV)/.build-tool: $(VENV)/.base
 	$(PIP) install -q build
 	@touch $@
 
-# Not editable, and rebuilt whenever the package changes: what is tested is what was installed.
+# Not editable, and installed anew whenever the package changes: what is tested is what was installed.
 $(PURE)/.test: pyproject.toml setup.py $(wildcard bncore/*.py bncore/*/*.py bncore/*/*.pyi)
 	$(PYTHON) -m venv $(PURE)
 	$(PURE_PIP) install -q --upgrade pip
 	$(SKIP_NATIVE) $(PURE_PIP) install -q ".[test]"
-	$(SKIP_NATIVE) $(PURE_PIP) install -q \
-		--force-reinstall --no-deps .
 	@touch $@
 
 clean: ## remove everything that was built, environments included
