@@ -1,0 +1,108 @@
+"""The arrows between modules: who may import whom."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import bncore
+
+ROOT = Path(bncore.__file__).parent
+SOURCES = {
+    ".".join(("bncore", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(
+        ".__init__"
+    ): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+
+# What each module may import of bncore, beside the standard library and NumPy.
+FACE = {
+    "bncore.problem": set(),
+    "bncore.statistics": {"bncore.problem"},
+    "bncore.threads": {"bncore.problem", "bncore.backends"},
+    "bncore.config": {"bncore", "bncore.problem", "bncore.backends", "bncore.threads"},
+}
+for function_module in ("bncore.api", "bncore.parts", "bncore.reductions"):
+    FACE[function_module] = {
+        "bncore.problem",
+        "bncore.statistics",
+        "bncore.backends",
+        "bncore.threads",
+    }
+
+
+def imports(path: Path, *, at_import: bool = False) -> set[str]:
+    """Modules that a file imports; with `at_import`, only those that importing it imports."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if at_import else ast.walk(tree)
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: imports are absolute here"
+            module = node.module or ""
+            # `from bncore import problem` imports a module, `from bncore.x import name` may not.
+            named = {f"{module}.{alias.name}" for alias in node.names}
+            modules = {name for name in named if name in SOURCES}
+            found |= modules or {module}
+    return found
+
+
+def of_bncore(names: set[str]) -> set[str]:
+    return {name for name in names if name.partition(".")[0] == "bncore"}
+
+
+def test_every_module_is_looked_at():
+    assert {"bncore", *FACE, "bncore.backends", "bncore.backends.contract"} <= set(SOURCES)
+
+
+@pytest.mark.parametrize("module", FACE)
+def test_the_face(module):
+    used = imports(SOURCES[module])
+    assert of_bncore(used) <= FACE[module]
+
+
+def test_problem_imports_numpy_alone():
+    used = {name.partition(".")[0] for name in imports(SOURCES["bncore.problem"])}
+    assert used - {"__future__", "collections", "math", "numbers", "operator", "typing"} == {
+        "numpy"
+    }
+
+
+BACKENDS = [name for name in SOURCES if name.startswith("bncore.backends.")]
+
+
+@pytest.mark.parametrize("module", BACKENDS)
+def test_a_backend_knows_nothing_of_the_face(module):
+    used = of_bncore(imports(SOURCES[module]))
+    assert all(name.startswith("bncore.backends.") for name in used), used
+
+
+def test_the_native_module_knows_nothing_of_the_face():
+    source = ROOT / "backends" / "native.pyx"
+    if not source.exists():  # an installed package ships the compiled module alone
+        pytest.skip("the Cython source is not here")
+    lines = source.read_text(encoding="utf-8").splitlines()
+    assert not [line for line in lines if "import" in line.split() and "bncore" in line.split()]
+
+
+def test_the_registry_imports_no_backend_and_no_numba():
+    used = imports(SOURCES["bncore.backends"])
+    assert of_bncore(used) == {"bncore.backends.contract"}
+    for module in SOURCES.keys() & {"bncore", *FACE}:
+        assert "numba" not in imports(SOURCES[module], at_import=True)
+
+
+@pytest.mark.parametrize("module", [name for name in SOURCES if not name.startswith("bncore.demo")])
+def test_nothing_imports_the_demo(module):
+    assert not [name for name in imports(SOURCES[module]) if name.startswith("bncore.demo")]
+
+
+def test_c_knows_nothing_of_python():
+    sources = sorted((ROOT.parent / "src_c").glob("*.[ch]"))
+    if not sources:  # an installed package
+        pytest.skip("the C sources are not here")
+    assert not [path.name for path in sources if "Python.h" in path.read_text(encoding="utf-8")]
