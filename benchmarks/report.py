@@ -66,7 +66,10 @@ def shape_table(rows: list[dict[str, Any]]) -> str:
 def accuracy_table(errors: dict[str, list[float]]) -> str:
     return table(
         ["mean/std", *(f"{ratio:g}" for ratio in MEAN_OVER_STD)],
-        [[name, *(f"{e:.2f}" if e < 100 else f"{e:.0f}" for e in errors[name])] for name in errors],
+        [
+            [name, *(f"{e:.2f}" if e < 100 else f"{e:.0f}" for e in errors[name])]
+            for name in sorted(errors, key=lambda name: name.rpartition(",")[2])
+        ],
     )
 
 
@@ -117,8 +120,7 @@ def markdown(data: dict[str, Any]) -> str:
             "`benchmarks/shapes.json`: geometric mean, and the worst shape for bncore.",
             speed_table(data["speed"]),
             "Accuracy: largest error of training forward, in ulp of |weight·x̂| + |bias|, against "
-            "the formula in extended precision. Four channels of a million normal float32 values, "
-            "both layouts.",
+            "the formula in extended precision. Four channels of a million normal float32 values.",
             accuracy_table(data["accuracy"]),
             "Promises:",
             table(["figure", "must be", "is", "kept"], verdicts),
