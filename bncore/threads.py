@@ -152,7 +152,9 @@ def cgroup_cpus(root: Path, membership: Path) -> int | None:
         return None
     quotas = []
     for line in lines:
-        _, controllers, path = line.split(":", 2)
+        controllers, _, path = line.partition(":")[2].partition(":")
+        if not path:
+            continue
         if controllers == "":  # version 2
             mounts, read = [root, root / "unified"], _quota_v2
         elif "cpu" in controllers.split(","):
@@ -173,9 +175,9 @@ def _quota_v2(directory: Path) -> float | None:
     """Read cpu.max: "<quota or max> <period>", both in microseconds."""
     try:
         quota, period = (directory / "cpu.max").read_text().split()
+        return None if quota == "max" else _cpus_of(int(quota), int(period))
     except (OSError, ValueError):
         return None
-    return None if quota == "max" else int(quota) / int(period)
 
 
 def _quota_v1(directory: Path) -> float | None:
@@ -185,4 +187,8 @@ def _quota_v1(directory: Path) -> float | None:
         period = int((directory / "cpu.cfs_period_us").read_text())
     except (OSError, ValueError):
         return None
+    return _cpus_of(quota, period)
+
+
+def _cpus_of(quota: int, period: int) -> float | None:
     return quota / period if quota > 0 and period > 0 else None

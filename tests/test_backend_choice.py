@@ -1,0 +1,149 @@
+"""Which backend is active: by name, by environment, by default, per thread; and what is missing."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+import bncore
+import variants
+from bncore import backends
+from bncore.backends.contract import Backend
+
+PRESENT = sorted(variants.FOUND.names())
+X = np.array([[1.0, 2.0], [3.0, 6.0]])
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """The registry as after import: nothing loaded, nothing chosen."""
+    monkeypatch.setattr(backends, "_loaded", {})
+    monkeypatch.setattr(backends, "_missing", {})
+    monkeypatch.setattr(backends, "_default", None)
+    for name in ("BNCORE_BACKEND", "BNCORE_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def without(monkeypatch, **errors):
+    """Let the import of some backends fail."""
+    real = importlib.import_module
+
+    def failing(module, *rest):
+        for name, error in errors.items():
+            if module == backends.MODULES[name]:
+                raise error
+        return real(module, *rest)
+
+    monkeypatch.setattr(backends.importlib, "import_module", failing)
+
+
+ABSENT = ModuleNotFoundError("No module named 'x'", name=backends.MODULES["native"])
+NO_NUMBA = ModuleNotFoundError("No module named 'numba'", name="numba")
+
+
+@pytest.mark.parametrize("name", PRESENT)
+def test_every_backend_keeps_the_contract(name):
+    with bncore.use_backend(name) as active:
+        assert active == name == backends.current().name == backends.current().kernels.name
+    kernels = backends.load(name).kernels
+    for function, model in inspect.getmembers(Backend, inspect.isfunction):
+        if function.startswith("_"):
+            continue
+        wanted = list(inspect.signature(model).parameters)[1:]
+        assert list(inspect.signature(getattr(kernels, function)).parameters) == wanted
+
+
+def test_blocks_nest_and_end_with_an_error():
+    before = backends.current().name
+    with bncore.use_backend(PRESENT[0]):
+        with pytest.raises(RuntimeError), bncore.use_backend("numpy"):
+            assert backends.current().name == "numpy"
+            raise RuntimeError
+        assert backends.current().name == PRESENT[0]
+    assert backends.current().name == before
+
+
+def test_a_block_counts_for_its_own_thread():
+    before = backends.current().name
+    seen = []
+    with bncore.use_backend("numpy"):
+        thread = threading.Thread(target=lambda: seen.append(backends.current().name))
+        thread.start()
+        thread.join()
+    assert seen == [before]
+
+
+def test_an_unknown_name_is_refused_at_once():
+    with pytest.raises(ValueError, match=r"^backend: expected one of native, numba, numpy, got"):
+        bncore.use_backend("cuda")
+
+
+def test_the_best_that_is_there_is_the_default(registry):
+    without(registry, native=ABSENT)
+    registry.setitem(backends.MODULES, "numba", backends.MODULES["numpy"])  # quick to import
+    assert backends.current().kernels is backends.load("numpy").kernels
+    assert backends._default.name == "numba"
+    assert bncore.moments(X).mean.tolist() == [2.0, 4.0]
+
+
+def test_numpy_is_always_there(registry):
+    without(registry, native=ABSENT, numba=NO_NUMBA)
+    assert backends.current().name == "numpy"
+    assert backends.native_module() is None
+    with pytest.raises(ImportError, match=r"^backend: native is not available here: the compiled"):
+        bncore.use_backend("native")
+    with pytest.raises(ImportError, match=r"^backend: numba is not available here: No module"):
+        bncore.use_backend("numba")
+
+
+def test_a_broken_backend_is_passed_over_with_a_warning(registry):
+    without(registry, native=ImportError("libgomp.so.1: cannot open"), numba=NO_NUMBA)
+    with pytest.warns(RuntimeWarning, match=r"native is installed but cannot be used: libgomp"):
+        assert backends.current().name == "numpy"
+    assert backends.current().name == "numpy"  # once is enough
+
+
+def test_a_forced_instruction_set_is_not_passed_over(registry):
+    without(registry, native=ImportError("BNCORE_ISA: expected avx2, got 'mmx'"))
+    registry.setenv("BNCORE_ISA", "mmx")
+    with pytest.raises(ImportError, match=r"BNCORE_ISA: expected avx2, got 'mmx'$"):
+        bncore.moments(X)
+
+
+def test_the_environment_chooses(registry):
+    registry.setenv("BNCORE_BACKEND", "numpy")
+    assert backends.current().name == "numpy"
+
+
+def test_a_wrong_environment_is_named(registry):
+    registry.setenv("BNCORE_BACKEND", "cuda")
+    with pytest.raises(ValueError) as raised:
+        bncore.moments(X)
+    assert str(raised.value) == "BNCORE_BACKEND: expected one of native, numba, numpy, got 'cuda'"
+
+
+def test_a_missing_backend_that_was_asked_for_is_an_error(registry):
+    without(registry, native=ABSENT)
+    registry.setenv("BNCORE_BACKEND", "native")
+    with pytest.raises(ImportError, match=r"^backend: native is not available here"):
+        bncore.moments(X)
+
+
+def test_numba_is_not_imported_unasked():
+    code = (
+        "import sys, numpy, bncore; bncore.moments(numpy.ones((3, 2)));"
+        "bncore.show_config(); print('numba' in sys.modules)"
+    )
+    environment = {**os.environ, "BNCORE_BACKEND": "numpy"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "False"

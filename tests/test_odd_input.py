@@ -1,0 +1,145 @@
+"""Input that looks bad and has a documented result: empty, aliased, constant, far from zero.
+
+Ids such as S12 or N6 name reports against other libraries, where that input crashed or gave
+nonsense. What raises an error instead is in `test_bad_input.py`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import bncore
+
+C = 3
+SHAPE = (4, C, 5)
+
+EMPTY = [
+    pytest.param((0, 64, 112, 112), id="S12"),
+    pytest.param((0, 0, 0, 0), id="S4"),
+    pytest.param((4, 2, 0, 3), id="S15"),
+    pytest.param((0, 5), id="rows"),
+    pytest.param((5, 0), id="no-channels"),
+]
+
+
+@pytest.mark.parametrize("shape", EMPTY)
+def test_an_empty_batch_has_an_empty_result(backend, shape):
+    channels = shape[1]
+    x, ones, zeros = np.ones(shape, np.float32), np.ones(channels), np.zeros(channels)
+    y, moments = bncore.batch_norm_train(x, ones, zeros)
+    assert y.shape == shape and y.dtype == np.float32
+    assert moments == bncore.Moments(5 if shape == (5, 0) else 0, zeros, zeros)
+    assert np.isnan(moments.var()).all()
+    running = zeros.copy(), ones.copy()
+    bncore.update_running_stats(*running, moments)
+    assert (running[0] == 0.0).all() and (running[1] == 1.0).all()
+    for dx, dweight, dbias in (
+        bncore.batch_norm_train_backward(x, x, moments, ones),
+        bncore.batch_norm_infer_backward(x, x, zeros, ones, ones),
+    ):
+        assert dx.shape == shape
+        assert (dweight == zeros).all() and (dbias == zeros).all()
+    assert bncore.batch_norm_infer(x, zeros, ones).shape == shape
+    assert bncore.normalize(x, moments).shape == shape
+    sums = bncore.grad_sums(x, x, moments)
+    assert sums == bncore.GradSums(zeros, zeros)
+    assert bncore.grad_input(x, x, moments, sums).shape == shape
+
+
+@pytest.mark.parametrize("eps", [0, 0.0, np.float32(0.0)], ids=repr)
+def test_eps_may_be_zero(backend, eps):  # N16
+    x = np.array([[1.0, 5.0], [3.0, 5.0]])
+    y = bncore.batch_norm_infer(x, [2.0, 5.0], [1.0, 4.0], eps=eps)
+    assert (y == [[-1.0, 0.0], [1.0, 0.0]]).all()
+    y, _ = bncore.batch_norm_train(x, eps=eps)
+    assert (y[:, 0] == [-1.0, 1.0]).all()
+    assert np.isnan(y[:, 1]).all()  # 0 / 0, as the formula says
+
+
+def test_parameters_may_share_memory(backend):  # W5, W6
+    rng = np.random.default_rng(3)
+    x, a, b = rng.standard_normal(SHAPE), rng.standard_normal(C), rng.uniform(0.5, 2.0, C)
+    expected = bncore.batch_norm_infer(x, a.copy(), b.copy(), b.copy(), a.copy())
+    assert (bncore.batch_norm_infer(x, a, b, b, a) == expected).all()
+    y, moments = bncore.batch_norm_train(x, b, a)
+    kept = y.copy(), moments.mean.copy(), moments.m2.copy()
+    bncore.update_running_stats(a, b, moments, momentum=0.5)
+    assert (y == kept[0]).all()
+    assert (moments.mean == kept[1]).all() and (moments.m2 == kept[2]).all()
+
+
+def test_statistics_of_mixed_dtype_and_alignment(backend):  # S17
+    x = np.random.default_rng(4).standard_normal((6, 5))
+    mean = np.arange(5.0)
+    memory = np.zeros(5 * 4 + 1, np.uint8)
+    var = memory[1:].view(np.float32)
+    var[...] = 2.0
+    assert not var.flags.aligned
+    expected = bncore.batch_norm_infer(x, mean, np.full(5, 2.0))
+    assert (bncore.batch_norm_infer(x, mean, var) == expected).all()
+    before = mean.copy()
+    bncore.update_running_stats(mean, var, bncore.moments(x), momentum=0.0)
+    assert (mean == before).all() and (var == 2.0).all()
+
+
+def test_transposed_x_in_inference(backend):  # S16
+    x = np.random.default_rng(4).standard_normal((5, 6)).T
+    y = bncore.batch_norm_infer(x, np.zeros(5), np.ones(5), eps=0.0)
+    assert (y == x).all() and y.strides == x.strides
+
+
+@pytest.mark.parametrize("shape", [pytest.param((131072, 1), id="S22"), (1, 2, 1), (2, 2048)])
+def test_shapes_that_broke_launches(backend, shape):
+    rows, channels = shape[0], shape[1]
+    x = ((3 * np.arange(rows)[:, np.newaxis] + np.arange(channels)) % 7.0).reshape(shape)
+    moments = bncore.moments(x)
+    np.testing.assert_allclose(moments.mean, x.reshape(rows, channels).mean(0), rtol=1e-14)
+    if rows > 1:
+        y, trained = bncore.batch_norm_train(x)
+        assert trained == moments
+        expected = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
+        np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("offset", [1e4, 1e6], ids=lambda offset: f"N1-N2-N3-N4-{offset:g}")
+def test_a_far_mean_gives_no_negative_variance(backend, offset):
+    x = (np.random.default_rng(6).standard_normal((8, 3, 40)) + offset).astype(np.float32)
+    y, moments = bncore.batch_norm_train(x)
+    reference = x.astype(np.float64).var((0, 2))
+    np.testing.assert_allclose(moments.var(), reference, rtol=1e-9)
+    assert np.isfinite(y).all()
+    dx, dweight, _ = bncore.batch_norm_train_backward(y, x, moments)
+    assert np.isfinite(dx).all() and np.isfinite(dweight).all()
+
+
+CONSTANT = [
+    pytest.param((1, 1, 3, 3), [100.0], id="N6"),
+    pytest.param((16, 2, 8), [1e10, 0.1], id="N7"),
+    pytest.param((100_000, 2), [100.0, -100.0], id="N8"),
+]
+
+
+@pytest.mark.parametrize(("shape", "constants"), CONSTANT)
+def test_a_constant_channel_gives_bias_exactly(backend, shape, constants):
+    column = np.float32(constants).reshape(1, -1, *[1] * (len(shape) - 2))
+    bias = np.linspace(0.25, 0.5, shape[1])
+    y, moments = bncore.batch_norm_train(
+        np.ascontiguousarray(np.broadcast_to(column, shape)), bias=bias
+    )
+    assert (moments.m2 == 0.0).all()
+    assert (moments.mean == np.float32(constants)).all()
+    assert (np.moveaxis(y, 1, -1) == bias.astype(np.float32)).all()
+
+
+def test_dy_in_another_memory_order(backend):  # W1, W2
+    rng = np.random.default_rng(8)
+    x, dy = rng.standard_normal((2, 4, 3, 5, 6))
+    x, dy = x.copy(), np.moveaxis(np.ascontiguousarray(np.moveaxis(dy, 1, -1)), -1, 1)
+    moments = bncore.moments(x)
+    for a, b in zip(
+        bncore.batch_norm_train_backward(dy, x, moments),
+        bncore.batch_norm_train_backward(dy.copy(order="C"), x, moments),
+        strict=True,
+    ):
+        assert (a == b).all() and a.flags.c_contiguous

@@ -1,0 +1,159 @@
+"""How many threads by default: who is asked first, and what the machine allows."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+import bncore
+from bncore import threads
+
+
+@pytest.fixture(autouse=True)
+def _fresh(monkeypatch):
+    """Nothing set, nothing remembered, and nothing of it left afterwards."""
+    for name in ("_set", "_limit", "_openmp"):
+        monkeypatch.setattr(threads, name, None)
+    monkeypatch.delenv("BNCORE_NUM_THREADS", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+
+class Native:
+    """Stands in for the native module."""
+
+    def __init__(self, openmp):
+        self.openmp = openmp
+
+    def omp_max_threads(self):
+        return self.openmp
+
+
+def machine(monkeypatch, *, openmp=None, cpus=8, quota=None):
+    native = None if openmp is None else Native(openmp)
+    monkeypatch.setattr(threads, "native_module", lambda: native)
+    monkeypatch.setattr(threads, "_cpus", lambda: cpus)
+    monkeypatch.setattr(threads, "cgroup_cpus", lambda root, membership: quota)
+    return native
+
+
+def test_the_least_limit_counts(monkeypatch):
+    for limits, expected in (
+        ({"openmp": 4}, (4, "OpenMP")),
+        ({"openmp": 16}, (8, "CPU affinity")),
+        ({"openmp": 16, "quota": 3}, (3, "cgroup CPU quota")),
+        ({"openmp": 2, "quota": 3}, (2, "OpenMP")),
+        ({}, (8, "CPU affinity")),
+        ({"quota": 5}, (5, "cgroup CPU quota")),
+    ):
+        monkeypatch.setattr(threads, "_limit", None)
+        machine(monkeypatch, **limits)
+        assert threads.in_force() == expected
+        assert bncore.get_num_threads() == expected[0]
+
+
+def test_openmp_is_asked_every_time(monkeypatch):
+    native = machine(monkeypatch, openmp=4)
+    assert bncore.get_num_threads() == 4
+    native.openmp = 1
+    assert bncore.get_num_threads() == 1
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("3", 3), ("3,2", 3), (" 5 ", 5), ("64", 8), ("", 8), ("0", 8), ("many", 8), ("-1", 8),
+])  # fmt: skip
+def test_omp_num_threads_is_read_where_openmp_is_not_there(monkeypatch, text, expected):
+    machine(monkeypatch)
+    monkeypatch.setenv("OMP_NUM_THREADS", text)
+    assert threads.in_force()[0] == expected
+
+
+def test_the_environment_comes_before_the_machine_and_set_num_threads_before_both(monkeypatch):
+    machine(monkeypatch, openmp=4)
+    monkeypatch.setenv("BNCORE_NUM_THREADS", "7")
+    assert threads.in_force() == (7, "BNCORE_NUM_THREADS")
+    bncore.set_num_threads(3)
+    assert threads.in_force() == (3, "set_num_threads")
+    assert threads.resolve(None) == bncore.get_num_threads() == 3
+    assert threads.resolve(5) == 5
+    bncore.set_num_threads(None)
+    assert bncore.get_num_threads() == 7
+
+
+@pytest.mark.parametrize("text", ["two", "0", "-1", "1.5", " "])
+def test_a_bad_environment_is_named(monkeypatch, text):
+    monkeypatch.setenv("BNCORE_NUM_THREADS", text)
+    with pytest.raises(ValueError) as raised:
+        bncore.get_num_threads()
+    message = f"BNCORE_NUM_THREADS: expected an integer >= 1, got {text!r}"
+    assert str(raised.value) == message
+
+
+def test_thousands_are_cut(monkeypatch):
+    most = max(64, os.cpu_count())
+    for given in (most + 1, 2**31, 2**70):
+        assert threads.resolve(given) == most
+        bncore.set_num_threads(given)
+        assert bncore.get_num_threads() == most
+    bncore.set_num_threads(None)
+    monkeypatch.setenv("BNCORE_NUM_THREADS", "1000000")
+    assert bncore.get_num_threads() == most
+
+
+@pytest.mark.parametrize(("n", "error"), [(0, ValueError), (-3, ValueError), (2.0, TypeError),
+                                          (True, TypeError), ("2", TypeError)])  # fmt: skip
+def test_set_num_threads_wants_a_count(n, error):
+    with pytest.raises(error, match=r"^n: expected an integer >= 1, got "):
+        bncore.set_num_threads(n)
+
+
+def test_this_process_has_a_cpu():
+    assert 1 <= threads._cpus() <= os.cpu_count()
+
+
+# ------------------------------------------------------------------------------------- cgroup files
+
+
+def tree(root, files):
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    return threads.cgroup_cpus(root / "fs", root / "self")
+
+
+V2 = "0::/user.slice/job"
+
+
+@pytest.mark.parametrize(("files", "expected"), [
+    ({"self": V2, "fs/user.slice/job/cpu.max": "200000 100000"}, 2),
+    ({"self": V2, "fs/user.slice/job/cpu.max": "150000 100000"}, 2),
+    ({"self": V2, "fs/user.slice/job/cpu.max": "10000 100000"}, 1),
+    ({"self": V2, "fs/user.slice/job/cpu.max": "max 100000"}, None),
+    ({"self": V2, "fs/user.slice/job/cpu.max": "max 100000",
+      "fs/user.slice/cpu.max": "300000 100000"}, 3),
+    ({"self": V2, "fs/user.slice/job/cpu.max": "400000 100000",
+      "fs/user.slice/cpu.max": "300000 100000"}, 3),
+    # In a container: the path is the host's, the files are at the root.
+    ({"self": V2, "fs/cpu.max": "50000 25000"}, 2),
+    ({"self": "0::/", "fs/cpu.max": "250000 100000"}, 3),
+    ({"self": "0::/../other", "fs/cpu.max": "250000 100000"}, 3),
+    ({"self": "4:cpu,cpuacct:/job\n3:memory:/job", "fs/cpu,cpuacct/job/cpu.cfs_quota_us": "350000",
+      "fs/cpu,cpuacct/job/cpu.cfs_period_us": "100000"}, 4),
+    ({"self": "4:cpu,cpuacct:/job", "fs/cpu/cpu.cfs_quota_us": "100000",
+      "fs/cpu/cpu.cfs_period_us": "100000"}, 1),
+    ({"self": "4:cpu:/", "fs/cpu/cpu.cfs_quota_us": "-1",
+      "fs/cpu/cpu.cfs_period_us": "100000"}, None),
+    # Both versions: the controllers of version 1, and an empty version 2.
+    ({"self": "4:cpu:/job\n0::/job", "fs/cpu/job/cpu.cfs_quota_us": "200000",
+      "fs/cpu/job/cpu.cfs_period_us": "100000"}, 2),
+    ({"self": "3:cpuset:/job", "fs/cpuset/job/cpu.max": "100000 100000"}, None),
+    ({"self": V2, "fs/user.slice/job/cpu.max": "nonsense"}, None),
+    ({"self": V2, "fs/user.slice/job/cpu.max": "100000 0"}, None),
+    ({"self": "a:b\n\n0::/", "fs/cpu.max": "100000 100000"}, 1),
+    ({"self": "what is this", "fs/cpu.max": "100000 100000"}, None),
+    ({"self": V2}, None),
+    ({}, None),
+])  # fmt: skip
+def test_cgroup_quota(tmp_path, files, expected):
+    assert tree(tmp_path, files) == expected
