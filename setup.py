@@ -1,6 +1,7 @@
-"""Build bncore's native extension: the C core once per instruction set of src_c/isa.def, and the Cython binding.
+"""Build bncore's native extension: the C core, once per line of src_c/isa.def, and its binding.
 
-The extension is optional: where it cannot be built, the package installs without it, says so, and runs on Numba.
+The extension is optional: where it cannot be built, the package installs without it, says so, and
+runs on Numba.
 BNCORE_REQUIRE_NATIVE=1 makes a failure an error; BNCORE_SKIP_NATIVE=1 does not try.
 """
 
@@ -78,10 +79,12 @@ class BuildNative(build_ext):
         return made
 
     def openmp_flags(self) -> list[str]:
-        """-fopenmp where it compiles and links; else the simd part alone, which needs no runtime."""
+        """-fopenmp where it compiles and links; else its simd part, which needs no runtime."""
         with tempfile.TemporaryDirectory() as folder:
             program = Path(folder) / "probe.c"
-            program.write_text("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n")
+            program.write_text(
+                "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
+            )
             try:
                 objects = self.compiler.compile(
                     [str(program)], output_dir=folder, extra_postargs=["-fopenmp"]
@@ -90,7 +93,10 @@ class BuildNative(build_ext):
                     objects, "probe", output_dir=folder, extra_postargs=["-fopenmp"]
                 )
             except Exception as error:
-                print(f"bncore: no OpenMP, the kernels will run on one thread: {error}", file=sys.stderr)
+                print(
+                    f"bncore: no OpenMP, the kernels will run on one thread: {error}",
+                    file=sys.stderr,
+                )
                 return ["-fopenmp-simd"]
         return ["-fopenmp"]
 

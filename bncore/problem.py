@@ -194,6 +194,8 @@ def memory_order(array: npt.NDArray[Any]) -> tuple[int, ...]:
     if array.flags.c_contiguous:
         return tuple(axes)
     shape, strides = array.shape, array.strides
+    if any(size > 1 and stride == 0 for size, stride in zip(shape, strides, strict=True)):
+        return tuple(axes)  # a broadcast has no memory order of its own
     return tuple(sorted(axes, key=lambda i: -abs(strides[i]) if shape[i] > 1 else -math.inf))
 
 

@@ -7,10 +7,10 @@ import zlib
 
 import numpy as np
 import pytest
-import variants
 from hypothesis import settings
 
 import bncore
+import variants
 
 # The suite gives the same result every day; a longer search: HYPOTHESIS_PROFILE=search.
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40)

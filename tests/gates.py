@@ -9,8 +9,9 @@ import hashlib
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 
-import arrays
 import numpy as np
+
+import arrays
 import oracle
 from arrays import Layout
 
@@ -18,7 +19,9 @@ RATIOS = (1.0, 1e2, 1e4, 1e6)  # mean / std of the channels, with std 1
 EPS = 1e-5
 SHAPE = (10, len(RATIOS), 250, 400)
 GATE_ORDERS = ("random", "outlier_first", "sorted")
-GATE_LAYOUTS = [layout for layout in arrays.LAYOUTS if layout.name in ("contiguous", "channels_last")]
+GATE_LAYOUTS = [
+    layout for layout in arrays.LAYOUTS if layout.name in ("contiguous", "channels_last")
+]
 
 
 @dataclass(eq=False)

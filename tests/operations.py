@@ -10,9 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import numpy as np
+
 import arrays
 import bncore
-import numpy as np
 from arrays import LAYOUTS, VALUES, Layout
 
 Results = dict[str, np.ndarray]
@@ -137,9 +138,7 @@ def normalize(case: Case, **options) -> Results:
 
 
 def grad_sums(case: Case, **options) -> Results:
-    sums = bncore.grad_sums(
-        case.dy, case.x, case.moments, axis=case.axis, eps=case.eps, **options
-    )
+    sums = bncore.grad_sums(case.dy, case.x, case.moments, axis=case.axis, eps=case.eps, **options)
     return {"sum_dy": sums.sum_dy, "sum_dy_xhat": sums.sum_dy_xhat}
 
 

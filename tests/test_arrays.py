@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import arrays
 import numpy as np
 import pytest
+
+import arrays
 from arrays import FLOATS, LAYOUTS, VALUES
 
 

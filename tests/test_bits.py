@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from functools import cache
 
+import numpy as np
+import pytest
+
 import arrays
 import bncore
-import numpy as np
 import operations
-import pytest
 from arrays import EDGE_SHAPES, FLOATS, LAYOUTS, THREADED_SHAPES
 
 THREADS = (1, 2, 3, 4, 7)

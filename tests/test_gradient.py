@@ -5,16 +5,17 @@ from __future__ import annotations
 from fractions import Fraction
 from functools import cache
 
-import arrays
-import bncore
 import numpy as np
-import operations
-import oracle
 import pytest
-import tolerances
-from arrays import EDGE_SHAPES, FLOATS, LAYOUTS, VALUES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+import arrays
+import bncore
+import operations
+import oracle
+import tolerances
+from arrays import EDGE_SHAPES, FLOATS, LAYOUTS, VALUES
 
 RATIOS = (1.0, 1e2, 1e4, 1e6)
 LARGE = [(4, 4, 157, 160), (100480, 4)]  # 1e5 values per channel, as planes and as rows
@@ -180,7 +181,9 @@ def test_any_shape_and_layout(backend, shape, dtype, layout, eps, weighted, seed
     if shape[0] * int(np.prod(shape[2:])) < 2:
         return
     rng = np.random.default_rng(seed)
-    plain = operations.make_case(rng, shape, dtype, parameter_dtype=np.float64 if weighted else None)
+    plain = operations.make_case(
+        rng, shape, dtype, parameter_dtype=np.float64 if weighted else None
+    )
     case = operations.replace(plain.laid_out(layout), eps=eps)
     exact = oracle.channel_moments(plain.x)
     forward = oracle.forward(plain.x, exact, plain.weight, plain.bias, eps)
@@ -203,9 +206,7 @@ def test_any_shape_and_layout(backend, shape, dtype, layout, eps, weighted, seed
 @pytest.mark.parametrize("parameter_dtype", [None, np.float16, np.float32, np.float64])
 def test_parameter_gradients_are_the_sums_in_their_type(backend, rng, dtype, parameter_dtype):
     case = operations.make_case(rng, (9, 5, 11), dtype, parameter_dtype=parameter_dtype)
-    _, dweight, dbias = bncore.batch_norm_train_backward(
-        case.dy, case.x, case.moments, case.weight
-    )
+    _, dweight, dbias = bncore.batch_norm_train_backward(case.dy, case.x, case.moments, case.weight)
     expected = parameter_dtype or dtype
     assert dweight.dtype == dbias.dtype == expected
     assert arrays.same_bits(dweight, case.sums.sum_dy_xhat.astype(expected))
@@ -226,8 +227,7 @@ def test_micro_batches_make_the_whole(backend, rng, dtype):
     for g, piece in zip(dys[1:], xs[1:], strict=True):
         sums = sums + bncore.grad_sums(g, piece, merged)
     pieces = [
-        bncore.grad_input(g, piece, merged, sums, weight)
-        for g, piece in zip(dys, xs, strict=True)
+        bncore.grad_input(g, piece, merged, sums, weight) for g, piece in zip(dys, xs, strict=True)
     ]
     expected = oracle.backward(dy, x, oracle.channel_moments(x), weight)
     dx = np.concatenate(pieces)

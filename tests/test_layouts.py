@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
+import pytest
+
 import arrays
 import bncore
-import numpy as np
 import operations
 import oracle
-import pytest
 import tolerances
 from arrays import FLOATS, LAYOUTS, RANK_SHAPES, VALUES
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+import numpy as np
+import pytest
+
 import arrays
 import bncore
-import numpy as np
 import oracle
-import pytest
 import tolerances
 from arrays import CONSTANTS, EDGE_SHAPES, FLOATS, VALUES
 from gates import GATE_LAYOUTS, GATE_ORDERS, digest, gate_case
@@ -18,7 +19,10 @@ PARAMETERS = ["neither", "weight", "bias", "both"]
 
 def chosen_parameters(which: str, channels: int) -> tuple[np.ndarray | None, np.ndarray | None]:
     weight, bias = arrays.parameters(np.random.default_rng(3), channels)
-    return weight if which in ("weight", "both") else None, bias if which in ("bias", "both") else None
+    return weight if which in ("weight", "both") else None, bias if which in (
+        "bias",
+        "both",
+    ) else None
 
 
 _measured: dict[tuple[str, str, bytes], float] = {}

@@ -6,8 +6,9 @@ import math
 from fractions import Fraction
 
 import numpy as np
-import oracle
 import pytest
+
+import oracle
 from arrays import CONSTANTS, FLOATS, VALUES
 
 

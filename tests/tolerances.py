@@ -22,12 +22,14 @@ GRADIENT_FLOAT64 = 1e-12  # relative to the largest term
 # 1e-15.
 VARIANCE_ACCUMULATED = 1e-13
 
-# An outlier of 1e6 std as first value: the first pivot is the mean of 16 values, so one block is summed
-# 6e4 std away from its mean. That costs up to three digits of a channel that ends with the block.
+# An outlier of 1e6 std as first value: the first pivot is the mean of 16 values, so one block is
+# summed 6e4 std away from its mean. That costs up to three digits of a channel that ends with it,
+# and the sum of float32 values about a float64 pivot rounds to one side: up to half an ulp a value.
 VARIANCE_OUTLIER = 1e-12
 
 # The mean, relative to the larger of |mean| and std. Up to 64 segments merge, each with a rounding.
 MEAN = 16 * EPS64
+MEAN_OUTLIER = 256 * EPS64  # half an ulp for each of the 256 values of a lane, and what merges add
 
 # float64 forward, relative to the same scale: a handful of roundings (the mean's own is allowed for
 # by `oracle.forward_error`).

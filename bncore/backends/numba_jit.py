@@ -70,7 +70,7 @@ def _group(geo: Planes, threads: int, value_bytes: int) -> int:
     return max(1, min(max(fits, wide, 1), GROUP, fair))
 
 
-def _columns(values: Stat, geo: Rows) -> Stat:
+def _columns(values: Data, geo: Rows) -> Data:
     """Repeat per-channel values to the width of a row."""
     return np.tile(values.repeat(geo.inner), geo.repeat)
 
@@ -194,10 +194,9 @@ def grad_input(
     if geo is None:
         numpy_reference.grad_input(dx, dy, x, mean, var, *sums, weight, eps, n_threads)
         return
-    coefficients = tuple(np.empty((4, len(mean)), x.dtype))
-    gradient_coefficients(
-        *coefficients, mean, inverse_std(var, eps), _ones(weight, mean), *sums
-    )
+    coefficients = hi, of_dy, of_x, shift = tuple(np.empty((4, len(mean)), x.dtype))
+    invstd = inverse_std(var, eps)
+    gradient_coefficients(hi, of_dy, of_x, shift, mean, invstd, _ones(weight, mean), *sums)
     threads = useful(n_threads, x.size)
     flat = (dx.reshape(-1), dy.reshape(-1), x.reshape(-1))
     if isinstance(geo, Planes):

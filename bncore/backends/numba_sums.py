@@ -401,9 +401,7 @@ def planes_sums(
         k, c0 = task // groups, task % groups * group
         end = min((k + 1) * segment_len, count)
         c1 = min(c0 + group, channels)
-        planes_sums_segment(
-            parts[k], dy, x, mean, channels, inner, c0, c1, k * segment_len, end
-        )
+        planes_sums_segment(parts[k], dy, x, mean, channels, inner, c0, c1, k * segment_len, end)
 
 
 @jit
@@ -431,6 +429,4 @@ def rows_sums(
         k, j0 = task // strips, task % strips * STRIP
         j1 = width if task % strips == strips - 1 else j0 + STRIP
         end = min((k + 1) * segment_rows, full + (short > 0))
-        rows_sums_segment(
-            parts[k], dy, x, means, width, full, short, j0, j1, k * segment_rows, end
-        )
+        rows_sums_segment(parts[k], dy, x, means, width, full, short, j0, j1, k * segment_rows, end)

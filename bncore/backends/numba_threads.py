@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 WORK = 32768  # fewest values that are worth a thread
@@ -34,7 +35,7 @@ def spread(n_threads: int, n_tasks: int, kernel: Callable[..., None], *args: Any
     ranges = min(n_threads, n_tasks)
     edges = [n_tasks * i // max(ranges, 1) for i in range(ranges + 1)]
     futures: list[Future[None]] = []
-    for first, last in zip(edges[1:], edges[2:], strict=False):
+    for first, last in pairwise(edges[1:]):
         try:
             futures.append(_pool().submit(kernel, first, last, *args))
         except RuntimeError:  # the interpreter is going down and takes no more work
