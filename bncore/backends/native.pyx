@@ -313,6 +313,15 @@ cdef inline cnp.ndarray _per_channel(Call *call):
     return cnp.PyArray_EMPTY(1, &channels, cnp.NPY_DOUBLE, 0)
 
 
+cdef inline cnp.ndarray _as_float32(cnp.ndarray values):
+    """Round a (C,) array of float64; what is too large becomes infinite, and nothing warns."""
+    cdef cnp.npy_intp c, channels = cnp.PyArray_DIM(values, 0)
+    cdef cnp.ndarray rounded = cnp.PyArray_EMPTY(1, &channels, cnp.NPY_FLOAT, 0)
+    for c in range(channels):
+        (<float *>cnp.PyArray_DATA(rounded))[c] = <float>(<double *>cnp.PyArray_DATA(values))[c]
+    return rounded
+
+
 def fast_train(x, weight, bias, axis, eps, out, int n_threads):
     """batch_norm_train as (y, count, mean, m2), or None where an argument is not canonical."""
     cdef Call call
@@ -390,4 +399,4 @@ def fast_train_backward(dy, x, count, mean, m2, weight, axis, eps, out, int n_th
     cdef int kind = cnp.PyArray_TYPE(<cnp.ndarray>x if weight is None else <cnp.ndarray>weight)
     if kind == cnp.NPY_DOUBLE:
         return dx, sum_dy_xhat, sum_dy
-    return dx, cnp.PyArray_Cast(sum_dy_xhat, kind), cnp.PyArray_Cast(sum_dy, kind)
+    return dx, _as_float32(sum_dy_xhat), _as_float32(sum_dy)
