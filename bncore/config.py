@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import platform
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -66,6 +65,9 @@ def _config() -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
+    # Here, because importing it takes longer than importing bncore.
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version(package)
     except PackageNotFoundError:

@@ -58,10 +58,12 @@ def integer_at_least(name: str, value: object, least: int) -> int:
 
 def real(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
     """Return `value` as a finite float between `low` and `high`, both included."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    # The exact type first: asking an abstract class takes longer than all else here.
+    known = type(value) is float or type(value) is int
+    if not known and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
         raise TypeError(f"{name}: expected a real number, got {shown(value)}")
     try:
-        number = float(value)
+        number = float(value)  # type: ignore[arg-type]
     except OverflowError:
         number = math.inf
     if not (math.isfinite(number) and low <= number <= high):
@@ -71,6 +73,13 @@ def real(name: str, value: object, low: float = -math.inf, high: float = math.in
             bounds = f" >= {low:g}" if low > -math.inf else ""
         raise ValueError(f"{name}: expected a finite number{bounds}, got {shown(value)}")
     return number
+
+
+def boolean(name: str, value: object) -> bool:
+    """Return `value` as a bool."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected a bool, got {shown(value)}")
+    return bool(value)
 
 
 def one_axis(axis: object, ndim: int, expected: str = "an integer") -> int:
@@ -210,21 +219,19 @@ def block(array: Array, order: tuple[int, ...]) -> Array:
 class Output:
     """Where a result goes: `values` for the kernel, and the array that the caller gets."""
 
-    __slots__ = ("_array", "_block", "values")
+    __slots__ = ("_array", "_copy", "values")
 
-    def __init__(self, array: Array, order: tuple[int, ...], sizes: tuple[int, int, int]) -> None:
-        view = array.transpose(order)
-        flags = view.flags
-        direct = flags.c_contiguous and flags.aligned and view.dtype.isnative
-        staged = view if direct else np.empty(view.shape, NATIVE_DTYPES[view.dtype.char])
+    def __init__(
+        self, array: Array, values: Array, copy: tuple[Array, Array] | None = None
+    ) -> None:
         self._array = array
-        self._block = None if direct else (view, staged)
-        self.values: Array = staged.reshape(sizes)
+        self._copy = copy
+        self.values = values
 
     def finish(self) -> Array:
-        """Fill the caller's array where it was not written directly, and return it."""
-        if self._block is not None:
-            np.copyto(*self._block)
+        """Fill the caller's array where the kernel did not write to it, and return it."""
+        if self._copy is not None:
+            np.copyto(*self._copy)
         return self._array
 
 
@@ -325,10 +332,7 @@ class Problem:
         an input would change the input while it is read.
         """
         if out is None:
-            sizes = [self.shape[i] for i in self._order]
-            inverse = sorted(range(len(sizes)), key=self._order.__getitem__)
-            new: Array = np.empty(sizes, self.dtype).transpose(inverse)
-            return Output(new, self._order, self._sizes)
+            return self._new_output()
         array = writable_array("out", out)
         if array.dtype.char != self.dtype.char:
             raise TypeError(f"out: expected {self.dtype}, got {array.dtype}")
@@ -345,56 +349,16 @@ class Problem:
         for parameter in parameters:
             if parameter.source is not None and share_memory(array, parameter.source):
                 raise ValueError("out: expected memory apart from the parameters, got an overlap")
-        return Output(array, self._order, self._sizes)
+        view = array.transpose(self._order)
+        if view.flags.c_contiguous and view.flags.aligned and view.dtype.isnative:
+            return Output(array, view.reshape(self._sizes))
+        staged: Array = np.empty(view.shape, self.dtype)
+        return Output(array, staged.reshape(self._sizes), (view, staged))
 
-
-# Reductions over any axes
-
-
-class Reduction:
-    """x with some axes reduced, as (outer, kept, inner).
-
-    Attributes
-    ----------
-    x : (outer, kept, inner) array, C-contiguous, aligned, native-endian
-        x's own memory where the kept axes lie together in it, else one copy.
-    dtype : x's dtype in native byte order
-    count : how many values are reduced to one
-    """
-
-    __slots__ = ("_kept", "_shape", "_squeezed", "count", "dtype", "x")
-
-    def __init__(self, x: object, axis: object, keepdims: object) -> None:
-        array = data_array("x", x)
-        shape = array.shape
-        reduced = set(several_axes(axis, array.ndim))
-        if not isinstance(keepdims, (bool, np.bool_)):
-            raise TypeError(f"keepdims: expected a bool, got {shown(keepdims)}")
-        order = [i for i in memory_order(array) if shape[i] != 1]
-        kept = [i for i in order if i not in reduced]
-        first = order.index(kept[0]) if kept else len(order)
-        if order[first : first + len(kept)] != kept:
-            # A copy: what is fastest in memory stays fastest, so that it reads long runs.
-            away = [i for i in order if i in reduced]
-            order, first = (kept + away, 0) if order[-1] in reduced else (away + kept, len(away))
-        sizes = [shape[i] for i in order]
-        last = first + len(kept)
-        outer, inner = math.prod(sizes[:first]), math.prod(sizes[last:])
-        ones = tuple(i for i in range(array.ndim) if shape[i] == 1)
-        values = block(array, (*ones, *order))
-        self.x: Array = values.reshape(outer, math.prod(sizes[first:last]), inner)
-        self.dtype: np.dtype[Any] = NATIVE_DTYPES[array.dtype.char]
-        self.count = outer * inner
-        self._kept = kept
-        self._squeezed = [shape[i] for i in kept]
-        self._shape = tuple(
-            1 if i in reduced else shape[i]
-            for i in range(array.ndim)
-            if keepdims or i not in reduced
-        )
-
-    def result(self, values: Stat) -> Any:
-        """Return one value per kept element in the result's shape; a scalar where it has none."""
-        kept = sorted(range(len(self._kept)), key=self._kept.__getitem__)
-        array = cast(values, self.dtype).reshape(self._squeezed).transpose(kept)
-        return np.ascontiguousarray(array).reshape(self._shape)[()]
+    def _new_output(self) -> Output:
+        new: Array = np.empty([self.shape[i] for i in self._order], self.dtype)
+        values = new.reshape(self._sizes)
+        if self._source.flags.c_contiguous:
+            return Output(new, values)
+        inverse = sorted(range(new.ndim), key=self._order.__getitem__)
+        return Output(new.transpose(inverse), values)

@@ -2,15 +2,62 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 
+from bncore import problem
 from bncore.backends import current
-from bncore.problem import Reduction, real
 from bncore.statistics import trusted_moments
 from bncore.threads import resolve
+
+
+class Reduction:
+    """x with some axes reduced, as (outer, kept, inner).
+
+    Attributes
+    ----------
+    x : (outer, kept, inner) array, C-contiguous, aligned, native-endian
+        x's own memory where the kept axes lie together in it, else one copy.
+    dtype : x's dtype in native byte order
+    count : how many values are reduced to one
+    """
+
+    __slots__ = ("_kept", "_shape", "_squeezed", "count", "dtype", "x")
+
+    def __init__(self, x: object, axis: object, keepdims: object) -> None:
+        array = problem.data_array("x", x)
+        shape = array.shape
+        reduced = set(problem.several_axes(axis, array.ndim))
+        keep = problem.boolean("keepdims", keepdims)
+        order = [i for i in problem.memory_order(array) if shape[i] != 1]
+        kept = [i for i in order if i not in reduced]
+        first = order.index(kept[0]) if kept else len(order)
+        if order[first : first + len(kept)] != kept:
+            # A copy: what is fastest in memory stays fastest, so that it reads long runs.
+            away = [i for i in order if i in reduced]
+            order, first = (kept + away, 0) if order[-1] in reduced else (away + kept, len(away))
+        sizes = [shape[i] for i in order]
+        last = first + len(kept)
+        outer, inner = math.prod(sizes[:first]), math.prod(sizes[last:])
+        ones = tuple(i for i in range(array.ndim) if shape[i] == 1)
+        values = problem.block(array, (*ones, *order))
+        self.x: problem.Array = values.reshape(outer, math.prod(sizes[first:last]), inner)
+        self.dtype: np.dtype[Any] = problem.NATIVE_DTYPES[array.dtype.char]
+        self.count = outer * inner
+        self._kept = kept
+        self._squeezed = [shape[i] for i in kept]
+        self._shape = tuple(
+            1 if i in reduced else shape[i] for i in range(array.ndim) if keep or i not in reduced
+        )
+
+    def result(self, values: problem.Stat) -> Any:
+        """Return one value per kept element in the result's shape; a scalar where it has none."""
+        kept = sorted(range(len(self._kept)), key=self._kept.__getitem__)
+        array = problem.cast(values, self.dtype).reshape(self._squeezed).transpose(kept)
+        return np.ascontiguousarray(array).reshape(self._shape)[()]
 
 
 def mean_var(
@@ -60,7 +107,7 @@ def mean_var(
     backend = current()
     threads = resolve(n_threads)
     r = Reduction(x, axis, keepdims)
-    correction = real("correction", correction)
+    correction = problem.real("correction", correction)
     size = r.x.shape[1]
     mean, m2 = np.full(size, np.nan), np.full(size, np.nan)
     if r.x.size:

@@ -356,14 +356,15 @@ def update_running_stats(
         raise ValueError(
             f"moments: expected count > correction = {correction:g}, got {moments.count}"
         )
-    mean = _moved(running_mean, moments.mean, momentum)
-    var = _moved(running_var, moments.var(correction), momentum)
-    running_mean[...] = mean
-    running_var[...] = var
+    var = moments.var(correction)
+    with np.errstate(all="ignore"):
+        new_mean = _moved(running_mean, moments.mean, momentum)
+        new_var = _moved(running_var, var, momentum)
+    running_mean[...] = new_mean
+    running_var[...] = new_var
 
 
 def _moved(old: npt.NDArray[Any], batch: Stat, momentum: float) -> npt.NDArray[Any]:
     """Compute the new running value in float64, in the dtype of the old one."""
-    with np.errstate(all="ignore"):
-        new = (1.0 - momentum) * old.astype(np.float64) + momentum * batch
-        return new.astype(old.dtype)
+    new = (1.0 - momentum) * old.astype(np.float64) + momentum * batch
+    return new.astype(old.dtype)

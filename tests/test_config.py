@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+
 import numpy as np
 import pytest
 
@@ -26,6 +28,10 @@ def test_it_says_what_is_running(backend, capsys):
     assert capsys.readouterr().out == ""
 
 
+def not_installed(package):
+    raise importlib.metadata.PackageNotFoundError
+
+
 def test_it_says_what_is_missing(monkeypatch, capsys):
     absent = ModuleNotFoundError("No module", name=backends.MODULES["native"])
     loaded = {name: active for name, active in backends._loaded.items() if name != "native"}
@@ -33,17 +39,13 @@ def test_it_says_what_is_missing(monkeypatch, capsys):
     monkeypatch.setattr(backends, "_missing", {"native": absent})
     monkeypatch.setattr(config.importlib.util, "find_spec", lambda name: None)
     monkeypatch.delitem(config.sys.modules, "numba", raising=False)
-    monkeypatch.setattr(config, "version", lambda package: _raise())
+    monkeypatch.setattr(importlib.metadata, "version", not_installed)
     with bncore.use_backend("numpy"):
         bncore.show_config()
     printed = capsys.readouterr().out
     assert "native  not available: the compiled extension was not built" in printed
     assert "numba   not available: Numba is not installed" in printed
     assert "numba     not installed" in printed
-
-
-def _raise():
-    raise config.PackageNotFoundError
 
 
 def test_a_build_without_openmp_says_so(monkeypatch, capsys):

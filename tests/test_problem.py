@@ -11,41 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bncore import problem
-from bncore.problem import Problem, Reduction
-
-
-def numbered(shape: tuple[int, ...], dtype: type = np.float64) -> np.ndarray:
-    return np.arange(math.prod(shape), dtype=dtype).reshape(shape)
-
-
-def in_memory_order(array: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
-    """The same values, the axes lying in memory in this order, slowest first."""
-    return np.ascontiguousarray(array.transpose(order)).transpose(np.argsort(order))
-
-
-@st.composite
-def views(draw) -> np.ndarray:
-    """Arrays of any rank, memory order, step and sign of stride, byte order and alignment."""
-    shape = tuple(draw(st.lists(st.integers(0, 4), min_size=2, max_size=5)))
-    order = draw(st.permutations(range(len(shape))))
-    steps = draw(st.lists(st.sampled_from([1, 1, 1, -1, 2]), min_size=len(shape),
-                          max_size=len(shape)))  # fmt: skip
-    big = in_memory_order(
-        numbered(tuple(n * abs(step) for n, step in zip(shape, steps, strict=True))), order
-    )
-    array = big[tuple(slice(None, None, step) for step in steps)]
-    assert array.shape == shape
-    kind = draw(st.sampled_from(["plain", "plain", "big-endian", "unaligned", "read-only"]))
-    if kind == "big-endian":
-        array = array.astype(">f8", order="K")
-    elif kind == "unaligned":
-        memory = np.zeros(array.nbytes + 1, np.uint8)
-        moved = memory[1:].view(np.float64).reshape(shape)
-        moved[...] = array
-        array = moved
-    elif kind == "read-only":
-        array.flags.writeable = False
-    return array
+from bncore.problem import Problem
+from views import in_memory_order, numbered, views
 
 
 def channel_values(array: np.ndarray, axis: int) -> list[list[float]]:
@@ -236,33 +203,3 @@ def test_an_unaligned_parameter_is_copied():
     weight = memory[1:].view(np.float64)
     given = Problem(numbered((4, 3)), 1).parameter("weight", weight)
     assert given.values.flags.aligned and given.source is weight
-
-
-# --------------------------------------------------------------------------------------- reductions
-
-
-def reduction_axes(rank: int) -> list[tuple[int, ...]]:
-    return [axes for n in range(rank + 1) for axes in itertools.combinations(range(rank), n)]
-
-
-@pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
-@pytest.mark.parametrize("axes", reduction_axes(3), ids=str)
-def test_kept_axes_that_lie_together_need_no_copy(order, axes):
-    x = in_memory_order(numbered((2, 3, 4)), order)
-    r = Reduction(x, axes, False)
-    pattern = "".join("R" if i in axes else "K" for i in order)
-    assert np.shares_memory(r.x, x) == ("R" not in pattern.strip("R"))
-    assert r.count == math.prod(x.shape[i] for i in axes)
-    sums = r.result(r.x.sum((0, 2)))
-    np.testing.assert_array_equal(sums, x.sum(axes))
-
-
-@given(views(), st.data())
-def test_reductions_keep_what_numpy_keeps(array, data):
-    axes = data.draw(st.sampled_from([None, *reduction_axes(array.ndim)]))
-    keepdims = data.draw(st.booleans())
-    r = Reduction(array, axes, keepdims)
-    expected = array.sum(axes, keepdims=keepdims)
-    got = r.result(r.x.sum((0, 2)))
-    assert type(got) is type(expected) and got.shape == expected.shape
-    np.testing.assert_array_equal(got, expected)

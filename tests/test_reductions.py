@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bncore
+from bncore.reductions import Reduction
 from tolerances import EPS32, EPS64
+from views import in_memory_order, numbered, views
 
 AXES = [None, (), 0, 1, -1, (0, 2), (2, 0), (1, 2), (0, 1), (-1, 0, 1), (0, 1, 2)]
 
@@ -107,3 +110,33 @@ def test_a_mean_far_from_zero_keeps_the_digits_of_the_variance(backend, rng):
     _, var = bncore.mean_var(x, axis=0)
     exact = ((x - 1e9) - (x - 1e9).mean(0)).var(0)  # x - 1e9 is exact
     np.testing.assert_allclose(var, exact, rtol=1e-13)
+
+
+# ------------------------------------------------------------------------------- what is copied
+
+
+def reduction_axes(rank: int) -> list[tuple[int, ...]]:
+    return [axes for n in range(rank + 1) for axes in itertools.combinations(range(rank), n)]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
+@pytest.mark.parametrize("axes", reduction_axes(3), ids=str)
+def test_kept_axes_that_lie_together_need_no_copy(order, axes):
+    x = in_memory_order(numbered((2, 3, 4)), order)
+    r = Reduction(x, axes, False)
+    pattern = "".join("R" if i in axes else "K" for i in order)
+    assert np.shares_memory(r.x, x) == ("R" not in pattern.strip("R"))
+    assert r.count == math.prod(x.shape[i] for i in axes)
+    sums = r.result(r.x.sum((0, 2)))
+    np.testing.assert_array_equal(sums, x.sum(axes))
+
+
+@given(views(), st.data())
+def test_reductions_keep_what_numpy_keeps(array, data):
+    axes = data.draw(st.sampled_from([None, *reduction_axes(array.ndim)]))
+    keepdims = data.draw(st.booleans())
+    r = Reduction(array, axes, keepdims)
+    expected = array.sum(axes, keepdims=keepdims)
+    got = r.result(r.x.sum((0, 2)))
+    assert type(got) is type(expected) and got.shape == expected.shape
+    np.testing.assert_array_equal(got, expected)
