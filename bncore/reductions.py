@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from bncore import problem
 from bncore.backends import current
-from bncore.statistics import trusted_moments
+from bncore.statistics import variance
 from bncore.threads import resolve
 
 
@@ -112,5 +112,4 @@ def mean_var(
     mean, m2 = np.full(size, np.nan), np.full(size, np.nan)
     if r.x.size:
         backend.kernels.moments(mean, m2, r.x, threads)
-    var = trusted_moments(r.count, mean, m2).var(correction)
-    return r.result(mean), r.result(var)
+    return r.result(mean), r.result(variance(r.count, m2, correction))

@@ -33,6 +33,15 @@ def _same(a: Stat, b: Stat) -> bool:
     return np.array_equal(a, b, equal_nan=True)
 
 
+def variance(count: int, m2: Stat, correction: float) -> Stat:
+    """Compute m2 / (count - correction); where that divides by 0, NaN or inf in silence."""
+    divisor = max(count - correction, 0.0)
+    if divisor == 0.0:
+        with np.errstate(all="ignore"):
+            return m2 / divisor
+    return m2 / divisor
+
+
 class Moments:
     """Count, mean and sum of squared deviations of every channel.
 
@@ -151,11 +160,7 @@ class Moments:
         (C,) ndarray of float64
             In x's unit squared.  NaN, or inf where m2 > 0, if `count` is not above `correction`.
         """
-        divisor = max(self.count - problem.real("correction", correction), 0.0)
-        if divisor == 0.0:
-            with np.errstate(all="ignore"):
-                return self.m2 / divisor
-        return self.m2 / divisor
+        return variance(self.count, self.m2, problem.real("correction", correction))
 
     def std(self, correction: float = 0) -> Stat:
         """Return the standard deviation per channel, the square root of ``var(correction)``."""
