@@ -1,0 +1,69 @@
+"""A forked child works and never hangs, though the threads of its parent are not there."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import warnings
+
+import numpy as np
+import pytest
+
+import bncore
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+SECONDS = 60  # far more than the work takes
+
+
+def work(x: np.ndarray) -> bytes:
+    y, moments = bncore.batch_norm_train(x, n_threads=4)
+    return y.tobytes() + moments.m2.tobytes()
+
+
+def exit_code_of_child(child) -> int:
+    """Fork, run child() there, and return its exit code; kill it when it hangs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads: the point here
+        pid = os.fork()
+    if pid == 0:
+        try:
+            os._exit(child())
+        finally:
+            os._exit(3)
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    raise AssertionError("the child hangs")
+
+
+def test_child_and_grandchild(backend, rng):
+    x = rng.standard_normal((8, 16, 40, 40), dtype=np.float32)
+    expected = work(x)  # the parent's threads exist now
+
+    def grandchild() -> int:
+        return 0 if work(x) == expected else 1
+
+    def child() -> int:
+        return 0 if work(x) == expected and exit_code_of_child(grandchild) == 0 else 1
+
+    assert exit_code_of_child(child) == 0
+    assert work(x) == expected  # and the parent goes on
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="fork is unsafe beside macOS's libraries")
+def test_multiprocessing(backend, rng):
+    x = rng.standard_normal((8, 16, 40, 40), dtype=np.float32)
+    expected = work(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            results = pool.map_async(work, [x] * 4).get(timeout=SECONDS)
+    assert results == [expected] * 4
