@@ -198,14 +198,17 @@ def same_elements(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
 
 
 def memory_order(array: npt.NDArray[Any]) -> tuple[int, ...]:
-    """Return the axes, slowest in memory first; an axis of size 1 has no place of its own."""
+    """Return the axes, slowest in memory first: the order that NumPy's order="K" keeps.
+
+    The place of an axis of size 1 means nothing, since no step is taken along it.
+    """
     axes = range(array.ndim)
     if array.flags.c_contiguous:
         return tuple(axes)
-    shape, strides = array.shape, array.strides
-    if any(size > 1 and stride == 0 for size, stride in zip(shape, strides, strict=True)):
-        return tuple(axes)  # a broadcast has no memory order of its own
-    return tuple(sorted(axes, key=lambda i: -abs(strides[i]) if shape[i] > 1 else -math.inf))
+    if array.flags.f_contiguous:
+        return tuple(reversed(axes))
+    strides = array.strides
+    return tuple(sorted(axes, key=lambda i: -abs(strides[i])))
 
 
 def block(array: Array, order: tuple[int, ...]) -> Array:

@@ -37,8 +37,7 @@ def test_a_result_lies_in_the_memory_order_of_x(array, data):
     y = output.finish()
     assert y.shape == array.shape and y.dtype == np.float64 and (y == array).all()
     like = np.empty_like(array, dtype=np.float64, order="K", subok=False)
-    wide = [i for i in range(array.ndim) if array.shape[i] > 1]
-    assert [y.strides[i] for i in wide] == [like.strides[i] for i in wide] or array.size == 0
+    assert y.strides == like.strides
 
 
 @given(views(), st.data())
