@@ -167,7 +167,7 @@ def test_inputs_are_never_written(backend, rng, layout):
 
 
 def test_broadcast_input(backend, rng):
-    """One image repeated with stride 0: the array it stands for, in the memory order of its copy."""
+    """One image repeated with stride 0: the array it stands for, in the memory order of a copy."""
     image = VALUES["normal"](rng, (3, 8, 9), np.float32)
     x = np.broadcast_to(image, (5, 3, 8, 9))
     case = operations.replace(operations.make_case(rng, x.shape), x=x)
