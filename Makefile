@@ -106,8 +106,8 @@ $(VENV)/.demo $(VENV)/.test $(VENV)/.bench $(VENV)/.lint: $(VENV)/.%: $(VENV)/.b
 	$(SKIP_NATIVE) $(PIP) install -q --no-build-isolation -e ".[$*]"
 	@touch $@
 
-# On Linux PyPI's PyTorch brings CUDA with it; PIP_INDEX_URL=https://download.pytorch.org/whl/cpu takes the
-# build for CPUs, which is the one to compare with.
+# PyTorch's build for CPUs is the one to compare with: where pip would take another, point it there by its own
+# settings (PIP_INDEX_URL or PIP_FIND_LINKS).
 $(VENV)/.peers: $(VENV)/.base
 	$(SKIP_NATIVE) $(PIP) install -q --no-build-isolation -e ".[peers]"
 	@touch $@
