@@ -1,60 +1,171 @@
-"""Threads as a user meets them: concurrent calls, the GIL, and OpenMP's own limit."""
+"""Threads as a user meets them: how many, concurrent calls, the GIL, OpenMP's own limit."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import textwrap
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import threadpoolctl
 
 import bncore
+import operations
 import variants
 
-NATIVE = pytest.mark.skipif(
-    "native" not in variants.FOUND.names(), reason="the native extension is absent"
+NAMES = sorted(variants.FOUND.names())
+NATIVE = pytest.mark.skipif("native" not in NAMES, reason="the native extension is absent")
+
+
+def python(script: str, **environment: str) -> str:
+    """What a fresh process prints; no thread setting is inherited."""
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+def test_set_and_get():
+    default = bncore.get_num_threads()
+    assert 1 <= default <= (os.cpu_count() or 1)
+    bncore.set_num_threads(3)
+    assert bncore.get_num_threads() == 3
+    bncore.set_num_threads(None)
+    assert bncore.get_num_threads() == default
+
+
+COUNT = "import bncore; print(bncore.get_num_threads())"
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"BNCORE_NUM_THREADS": "3"}, "3"),
+        ({"BNCORE_NUM_THREADS": "5", "OMP_NUM_THREADS": "1"}, "5"),
+        ({"OMP_NUM_THREADS": "1"}, "1"),
+    ],
+    ids=str,
 )
+def test_the_environment(name, environment, expected):
+    assert python(COUNT, BNCORE_BACKEND=name, **environment) == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no CPU affinity on this system")
+@pytest.mark.parametrize("name", NAMES)
+def test_affinity(name):
+    """A process bound to one CPU takes one thread, unless it is told otherwise."""
+    bound = f"import os; os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}}); {COUNT}"
+    assert python(bound, BNCORE_BACKEND=name) == "1"
+    assert python(bound, BNCORE_BACKEND=name, BNCORE_NUM_THREADS="2") == "2"
+
+
+@NATIVE
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted as Linux lists them")
+@pytest.mark.parametrize(
+    ("shape", "n_threads", "expected"),
+    [
+        ((8, 64, 64, 64), 1, 1),
+        ((8, 64, 64, 64), 3, 3),
+        ((8, 1, 256, 256), 3, 3),
+        ((2, 2, 512, 512), 4, 4),
+        ((1, 16, 4, 4), 4, 1),
+    ],
+    ids=str,
+)
+def test_threads_are_started_where_they_pay(shape, n_threads, expected):
+    """As many as asked for, with fewer channels than threads too; none for a small problem."""
+    started = python(
+        f"""
+        import os
+        import numpy as np
+        import bncore
+
+        x = np.ones({shape}, np.float32)
+        before = len(os.listdir("/proc/self/task"))
+        y, moments = bncore.batch_norm_train(x, n_threads={n_threads})
+        bncore.batch_norm_train_backward(y, x, moments, n_threads={n_threads})
+        print(1 + len(os.listdir("/proc/self/task")) - before)
+        """,
+        BNCORE_BACKEND="native",
+        OPENBLAS_NUM_THREADS="1",
+    )
+    if bncore.show_config(mode="dicts")["native"]["openmp"]:
+        assert int(started) == expected
+    else:
+        assert int(started) == 1
 
 
 def test_concurrent_calls(backend, rng):
     """Eight Python threads at once, each with its own data and parallel calls of its own."""
-    arrays = [rng.standard_normal((4, 8, 64, 64)).astype(np.float32) for _ in range(8)]
+    cases = [operations.make_case(rng, (4, 8, 64, 64)) for _ in range(8)]
 
-    def work(x: np.ndarray) -> bytes:
-        with backend.active():
-            y, moments = bncore.batch_norm_train(x, n_threads=2)
-            return y.tobytes() + moments.mean.tobytes()
+    def work(case: operations.Case) -> operations.Results:
+        with bncore.use_backend(backend.name):  # a choice counts for its own thread
+            return operations.run_all(operations.replace(case), n_threads=2)
 
-    expected = [work(x) for x in arrays]
+    expected = [work(case) for case in cases]
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(work, arrays * 3)) == expected * 3
+        for got, want in zip(pool.map(work, cases * 3), expected * 3, strict=True):
+            assert operations.differences(got, want) == []
 
 
-@NATIVE
-def test_the_gil_is_released(rng):
-    """Another Python thread counts on while one native call runs."""
-    x = rng.standard_normal((8, 64, 128, 128)).astype(np.float32)
-    out = np.empty_like(x)
-    started, stop, count = threading.Event(), threading.Event(), [0]
+@contextmanager
+def ticking():
+    """Another Python thread counts whenever it gets the GIL, which nobody is forced to give up.
+
+    The switch interval is beyond the test's end, so the count moves only while this thread lets go.
+    """
+    ticks, stop = [0], threading.Event()
 
     def tick() -> None:
-        started.set()
-        while not stop.wait(0.0005):
-            count[0] += 1
+        while not stop.is_set():
+            ticks[0] += 1
+            time.sleep(0)
 
     thread = threading.Thread(target=tick)
-    thread.start()
-    started.wait()
-    with bncore.use_backend("native"):
-        for _ in range(200):
-            before = count[0]
-            bncore.batch_norm_train(x, out=out, n_threads=1)
-            if count[0] > before:
-                break
-    stop.set()
-    thread.join()
-    assert count[0] > before  # in some call of about 10 ms the other thread got its turn
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e6)
+    try:
+        thread.start()
+        yield ticks
+    finally:
+        stop.set()
+        thread.join()
+        sys.setswitchinterval(interval)
+
+
+def test_the_gil_is_released(backend, rng):
+    case = operations.make_case(rng, (4, 16, 128, 128)).with_statistics()
+    out = np.empty_like(case.x)
+    with ticking() as ticks:
+        held = ticks[0]
+        sum(range(10**6))
+        assert ticks[0] == held  # as long as nobody lets go, nothing moves
+        for name, operation in operations.ALL.items():
+            options = {"out": out} if name in operations.WRITING else {}
+            operation(case, n_threads=1, **options)  # compiled, pages touched
+            held = ticks[0]
+            for _ in range(300):  # the system may need more than one call to wake the other thread
+                operation(case, n_threads=1, **options)
+                if ticks[0] > held:
+                    break
+            assert ticks[0] > held, name
 
 
 @NATIVE
@@ -64,3 +175,7 @@ def test_threadpoolctl_sees_and_limits_openmp():
     assert any(info["user_api"] == "openmp" for info in threadpoolctl.threadpool_info())
     with threadpoolctl.threadpool_limits(1, user_api="openmp"):
         assert bncore.get_num_threads() == 1
+    before = bncore.get_num_threads()
+    with threadpoolctl.threadpool_limits(1):
+        assert bncore.get_num_threads() == 1
+    assert bncore.get_num_threads() == before
