@@ -1,14 +1,16 @@
 /* Backward, for storage type T: the two sums of Ioffe & Szegedy (2015), section 3, and dx made of them. */
 
-/* Add `len` values to the lanes a (sum of dy) and b (sum of dy * (x - mean)); the tail as in add_run. */
-static inline void NAME(add_grad_run)(lanes *restrict acc, const T *restrict dy,
-                                      const T *restrict x, int64_t len, double mean, int64_t ahead)
+/* Add to the lanes a (sum of dy) and b (sum of dy * (x - mean)); vectors and last lanes as in add_vectors. */
+static inline ALWAYS_INLINE void NAME(add_grad_vectors)(lanes *restrict acc, const T *restrict dy,
+                                                        const T *restrict x, int64_t len,
+                                                        const T *restrict last_dy,
+                                                        const T *restrict last_x, int left,
+                                                        int tail, double mean, int64_t ahead)
 {
     double a[BNCORE_LANES], b[BNCORE_LANES];
     for (int l = 0; l < BNCORE_LANES; l++) a[l] = acc->a[l];
     for (int l = 0; l < BNCORE_LANES; l++) b[l] = acc->b[l];
-    int64_t i = 0;
-    for (; i + BNCORE_LANES <= len; i += BNCORE_LANES) {
+    for (int64_t i = 0; i + BNCORE_LANES <= len; i += BNCORE_LANES) {
         const T *restrict u = dy + i, *restrict v = x + i;
         fetch(u, ahead);
         fetch(v, ahead);
@@ -19,21 +21,44 @@ static inline void NAME(add_grad_run)(lanes *restrict acc, const T *restrict dy,
             b[l] += g * ((double)v[l] - mean);
         }
     }
-    const int left = (int)(len - i);
-    if (left > 0) {
-        T padded_dy[BNCORE_LANES], padded_x[BNCORE_LANES];
-        const T *restrict u = NAME(last_vector)(padded_dy, dy, len, left);
-        const T *restrict v = NAME(last_vector)(padded_x, x, len, left);
+    if (tail) {
 #pragma omp simd
-        for (int l = 0; l < BNCORE_LANES; l++) {
-            const double g = l >= BNCORE_LANES - left ? (double)u[l] : 0.0;
-            const double d = l >= BNCORE_LANES - left ? (double)v[l] - mean : 0.0;
+        for (int l = BNCORE_LANES - tail; l < BNCORE_LANES; l++) {
+            const double g = l >= BNCORE_LANES - left ? (double)last_dy[l] : 0.0;
+            const double d = l >= BNCORE_LANES - left ? (double)last_x[l] - mean : 0.0;
             a[l] += g;
             b[l] += g * d;
         }
     }
     for (int l = 0; l < BNCORE_LANES; l++) acc->a[l] = a[l];
     for (int l = 0; l < BNCORE_LANES; l++) acc->b[l] = b[l];
+}
+
+static NOINLINE void NAME(add_short_grad_run)(lanes *acc, const T *dy, const T *x, int64_t len,
+                                              double mean)
+{
+    for (int64_t i = 0; i < len; i++) {
+        const double g = (double)dy[i];
+        acc->a[BNCORE_LANES - len + i] += g;
+        acc->b[BNCORE_LANES - len + i] += g * ((double)x[i] - mean);
+    }
+}
+
+/* A run of len values, as in add_run. */
+static inline void NAME(add_grad_run)(lanes *acc, const T *dy, const T *x, int64_t len, double mean,
+                                      int64_t ahead)
+{
+    const int left = (int)(len % BNCORE_LANES);
+    const int64_t last = len - BNCORE_LANES;
+    if (last < 0)
+        NAME(add_short_grad_run)(acc, dy, x, len, mean);
+    else if (left == 0)
+        NAME(add_grad_vectors)(acc, dy, x, len, dy, x, 0, 0, mean, ahead);
+    else if (left <= 4)
+        NAME(add_grad_vectors)(acc, dy, x, len, dy + last, x + last, left, 4, mean, ahead);
+    else
+        NAME(add_grad_vectors)(acc, dy, x, len, dy + last, x + last, left, BNCORE_LANES, mean,
+                               ahead);
 }
 
 static void NAME(grad_sums_planes)(double *partial, const bncore_arrays *arrays, const double *mean,

@@ -14,18 +14,19 @@ enum {
     TASKS_PER_THREAD = 4,     /* so that an uneven last task costs little */
     APPLY_VALUES = 64 * 1024, /* rows: values per task of the elementwise pass */
     LEAST_CACHE = 4 << 20,    /* bytes: smaller problems never pass the caches */
-    USUAL_CACHE = 32 << 20,   /* bytes of last-level cache where the system does not tell */
+    MOST_CACHE = 32 << 20,    /* bytes of last-level cache that a core can have at most */
     STRIP_TASK = 256          /* rows: columns per task where rows alone do not feed the threads */
 };
 
-/* Bytes of the last-level cache, as far as the system tells. */
+/* Bytes of the last-level cache that one core reaches, as far as the system tells: it may add up the caches of all
+ * clusters of cores (256 MiB where a core reaches 32). */
 static int64_t last_level_cache(void)
 {
 #ifdef _SC_LEVEL3_CACHE_SIZE
     const long bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
-    if (bytes >= LEAST_CACHE) return bytes;
+    if (bytes >= LEAST_CACHE) return bncore_min(bytes, MOST_CACHE);
 #endif
-    return USUAL_CACHE;
+    return MOST_CACHE;
 }
 
 static int64_t columns(const bncore_geometry *g)

@@ -3,6 +3,8 @@
 #include "reduce.h"
 #include "stream.h"
 
+#define ALWAYS_INLINE __attribute__((always_inline))
+#define NOINLINE __attribute__((noinline, cold))
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)
 

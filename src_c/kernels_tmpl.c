@@ -1,15 +1,5 @@
 /* All kernels for one storage type: kernels.c defines T and NAME() and includes this file once per type. */
 
-/* The last `left` values of a run of len, in the last lanes of a vector: the vector that ends with the run, or
- * where the run is shorter than a vector, a padded copy. The lanes before them hold anything. */
-static inline const T *NAME(last_vector)(T *padded, const T *x, int64_t len, int left)
-{
-    if (len >= BNCORE_LANES) return x + len - BNCORE_LANES;
-    for (int l = 0; l < BNCORE_LANES; l++) padded[l] = (T)0;
-    for (int l = 0; l < left; l++) padded[BNCORE_LANES - left + l] = x[l];
-    return padded;
-}
-
 #include "gradient_tmpl.c"
 #include "moments_tmpl.c"
 #include "normalize_tmpl.c"

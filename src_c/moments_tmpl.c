@@ -1,15 +1,15 @@
 /* Statistics in one pass over memory, for storage type T. Chan, Golub & LeVeque (1983) in blocks about a pivot. */
 
-/* Add `len` values to the lanes s (sum of d) and q (sum of d*d), d = x - pivot. The last len % LANES values
- * go to the last lanes: one more vector that ends with the run, its first lanes masked. */
-static inline void NAME(add_run)(lanes *restrict acc, const T *restrict x, int64_t len,
-                                 double pivot, int64_t ahead)
+/* Add to the lanes s (sum of d) and q (sum of d * d), d = x - pivot, the whole vectors of x, then the last `left`
+ * lanes of the vector at `last`. */
+static inline ALWAYS_INLINE void NAME(add_vectors)(lanes *restrict acc, const T *restrict x,
+                                                   int64_t len, const T *restrict last, int left,
+                                                   int tail, double pivot, int64_t ahead)
 {
     double s[BNCORE_LANES], q[BNCORE_LANES];
     for (int l = 0; l < BNCORE_LANES; l++) s[l] = acc->a[l];
     for (int l = 0; l < BNCORE_LANES; l++) q[l] = acc->b[l];
-    int64_t i = 0;
-    for (; i + BNCORE_LANES <= len; i += BNCORE_LANES) {
+    for (int64_t i = 0; i + BNCORE_LANES <= len; i += BNCORE_LANES) {
         const T *restrict v = x + i;
         fetch(v, ahead);
 #pragma omp simd
@@ -19,19 +19,41 @@ static inline void NAME(add_run)(lanes *restrict acc, const T *restrict x, int64
             q[l] += d * d;
         }
     }
-    const int left = (int)(len - i);
-    if (left > 0) {
-        T padded[BNCORE_LANES];
-        const T *restrict v = NAME(last_vector)(padded, x, len, left);
+    if (tail) {
 #pragma omp simd
-        for (int l = 0; l < BNCORE_LANES; l++) {
-            const double d = l >= BNCORE_LANES - left ? (double)v[l] - pivot : 0.0;
+        for (int l = BNCORE_LANES - tail; l < BNCORE_LANES; l++) {
+            const double d = l >= BNCORE_LANES - left ? (double)last[l] - pivot : 0.0;
             s[l] += d;
             q[l] += d * d;
         }
     }
     for (int l = 0; l < BNCORE_LANES; l++) acc->a[l] = s[l];
     for (int l = 0; l < BNCORE_LANES; l++) acc->b[l] = q[l];
+}
+
+/* A run shorter than a vector. Out of the way: inlined, it costs the others registers. */
+static NOINLINE void NAME(add_short_run)(lanes *acc, const T *x, int64_t len, double pivot)
+{
+    for (int64_t i = 0; i < len; i++) {
+        const double d = (double)x[i] - pivot;
+        acc->a[BNCORE_LANES - len + i] += d;
+        acc->b[BNCORE_LANES - len + i] += d * d;
+    }
+}
+
+/* A run of len values; its last len % LANES go to the last lanes. Each call is inlined for itself, so that the lanes
+ * stay in registers from the first vector to the last one. */
+static inline void NAME(add_run)(lanes *acc, const T *x, int64_t len, double pivot, int64_t ahead)
+{
+    const int left = (int)(len % BNCORE_LANES);
+    if (len < BNCORE_LANES)
+        NAME(add_short_run)(acc, x, len, pivot);
+    else if (left == 0)
+        NAME(add_vectors)(acc, x, len, x, 0, 0, pivot, ahead);
+    else if (left <= 4)
+        NAME(add_vectors)(acc, x, len, x + len - BNCORE_LANES, left, 4, pivot, ahead);
+    else
+        NAME(add_vectors)(acc, x, len, x + len - BNCORE_LANES, left, BNCORE_LANES, pivot, ahead);
 }
 
 /* A first pivot: the mean of the first k values, taken about the first, so that a constant gives itself. */

@@ -80,21 +80,48 @@ static inline void NAME(grad_frozen_row)(T *to, const T *dy, const T *x, int64_t
     for (int64_t i = 0; i < len; i++) to[i] = dy[i] * coef[i];
 }
 
-/* A destination too large for the caches is written through a tile in L1, past them. */
-typedef struct NAME(writer) {
-    T *dst; /* where tile[0] goes */
-    int64_t used;
-    T tile[STREAM_BYTES / sizeof(T)];
-} NAME(writer);
-
 typedef void NAME(run_function)(T *to, const T *dy, const T *x, int64_t len, const T *coef,
                                 int64_t stride);
 
+/* A destination too large for the caches is written through a tile in L1, past them. The tile mirrors whole lines of
+ * memory, so that each is written at once; it lies in one page, since a store across two is slow. */
+enum {
+    NAME(LINE) = LINE / sizeof(T),
+    NAME(TILE) = STREAM_TILE / sizeof(T),
+    NAME(ROOM) = NAME(TILE) - NAME(LINE) /* so that what is moved to the start is always a line */
+};
+
+typedef struct NAME(writer) {
+    T *line;            /* where tile[0] goes: the start of a line */
+    int64_t begin, end; /* the values of the tile that are not in memory yet */
+    _Alignas(STREAM_TILE) T tile[NAME(TILE)];
+} NAME(writer);
+
+static inline void NAME(write_from)(NAME(writer) * w, T *dst)
+{
+    w->begin = w->end = (int64_t)((uintptr_t)dst % LINE / sizeof(T));
+    w->line = dst - w->begin;
+}
+
+/* Write the whole lines; the values after them move to the tile's start. */
 static inline void NAME(flush)(NAME(writer) * w)
 {
-    stream_out(w->dst, w->tile, (size_t)w->used * sizeof(T));
-    w->dst += w->used;
-    w->used = 0;
+    const int64_t whole = w->end - w->end % NAME(LINE);
+    int64_t i = 0;
+    for (; w->begin > 0 && i < NAME(LINE); i++) /* a first line that began before dst */
+        if (i >= w->begin) w->line[i] = w->tile[i];
+    stream_lines(w->line + i, w->tile + i, (size_t)((whole - i) / NAME(LINE)));
+    memcpy(w->tile, w->tile + whole, LINE);
+    w->line += whole;
+    w->end -= whole;
+    w->begin = 0;
+}
+
+/* The rest, less than a line or not: by ordinary stores. */
+static inline void NAME(write_rest)(NAME(writer) * w)
+{
+    if (w->end >= NAME(LINE)) NAME(flush)(w);
+    for (; w->begin < w->end; w->begin++) w->line[w->begin] = w->tile[w->begin];
 }
 
 /* run() on `len` values that go behind the writer's last ones; per_value: each value has coefficients of its own. */
@@ -102,24 +129,19 @@ static inline void NAME(write_run)(NAME(writer) * w, NAME(run_function) * run, c
                                    const T *x, int64_t len, const T *coef, int64_t stride,
                                    int per_value)
 {
-    const int64_t room = (int64_t)(STREAM_BYTES / sizeof(T));
-    while (len > 0) {
-        const int64_t most = bncore_min(len, room - w->used);
-        run(w->tile + w->used, dy, x, most, coef, stride);
-        w->used += most;
-        if (w->used == room) NAME(flush)(w);
-        if (dy) dy += most;
-        x += most;
-        len -= most;
-        if (per_value) coef += most;
+    for (int64_t i = 0, most; i < len; i += most) {
+        const int64_t room = NAME(ROOM) - w->end;
+        if (room < len - i && room < NAME(ROOM) / 2) NAME(flush)(w); /* keeps a short run whole */
+        most = bncore_min(len - i, NAME(ROOM) - w->end);
+        run(w->tile + w->end, dy ? dy + i : NULL, x + i, most, per_value ? coef + i : coef, stride);
+        w->end += most;
     }
 }
 
 /* The last image first: what was read last is still in cache. Within an image, memory forwards. */
-static inline __attribute__((always_inline)) void NAME(walk_planes)(const bncore_arrays *arrays,
-                                                                    const T *coef, int64_t stride,
-                                                                    const bncore_planes *t,
-                                                                    NAME(run_function) * run)
+static inline ALWAYS_INLINE void NAME(walk_planes)(const bncore_arrays *arrays, const T *coef,
+                                                   int64_t stride, const bncore_planes *t,
+                                                   NAME(run_function) * run)
 {
     const T *dy = arrays->dy, *x = arrays->x;
     T *dst = arrays->dst;
@@ -127,8 +149,7 @@ static inline __attribute__((always_inline)) void NAME(walk_planes)(const bncore
     piece p;
     for (int64_t e = t->end; e > t->begin; e -= p.len) {
         p = piece_before(t, e);
-        w.dst = dst + p.offset;
-        w.used = 0;
+        NAME(write_from)(&w, dst + p.offset);
         for (int64_t c = 0; c < t->channels; c++) {
             const int64_t at = c * t->inner + p.offset;
             const T *dy_at = dy ? dy + at : NULL;
@@ -136,28 +157,26 @@ static inline __attribute__((always_inline)) void NAME(walk_planes)(const bncore
                 run(dst + at, dy_at, x + at, p.len, coef + c, stride);
                 continue;
             }
-            if (w.dst + w.used != dst + at) { /* this image is not whole: runs do not join */
-                NAME(flush)(&w);
-                w.dst = dst + at;
+            if (w.line + w.end != dst + at) { /* this image is not whole: runs do not join */
+                NAME(write_rest)(&w);
+                NAME(write_from)(&w, dst + at);
             }
             NAME(write_run)(&w, run, dy_at, x + at, p.len, coef + c, stride, 0);
         }
-        if (arrays->stream) NAME(flush)(&w);
+        if (arrays->stream) NAME(write_rest)(&w);
     }
     if (arrays->stream) stream_end();
 }
 
-static inline __attribute__((always_inline)) void NAME(walk_rows)(const bncore_arrays *arrays,
-                                                                  const T *coef, int64_t stride,
-                                                                  const bncore_rows *t,
-                                                                  NAME(run_function) * run)
+static inline ALWAYS_INLINE void NAME(walk_rows)(const bncore_arrays *arrays, const T *coef,
+                                                 int64_t stride, const bncore_rows *t,
+                                                 NAME(run_function) * run)
 {
     const T *dy = arrays->dy, *x = arrays->x;
     T *dst = arrays->dst;
     const int stream = arrays->stream && t->cols == t->stride;
     NAME(writer) w;
-    w.dst = dst;
-    w.used = 0;
+    NAME(write_from)(&w, dst);
     for (int64_t at = 0; at < t->rows * t->stride; at += t->stride) {
         const T *dy_at = dy ? dy + at : NULL;
         if (stream)
@@ -166,7 +185,7 @@ static inline __attribute__((always_inline)) void NAME(walk_rows)(const bncore_a
             run(dst + at, dy_at, x + at, t->cols, coef, stride);
     }
     if (!stream) return;
-    NAME(flush)(&w);
+    NAME(write_rest)(&w);
     stream_end();
 }
 

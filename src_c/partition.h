@@ -12,7 +12,7 @@ enum {
     BNCORE_SEGMENT = 32768, /* planes: least values of a segment, the unit of parallel reduction */
     BNCORE_MAX_SEGMENTS = 64, /* segments per channel: bounds scratch */
     BNCORE_FOLD_WIDTH = 256,  /* rows: rows narrower than this may be folded into wider ones */
-    BNCORE_GROUP = 16         /* planes: channels per task, at most */
+    BNCORE_GROUP = 32         /* planes: channels per task, at most */
 };
 
 /* Planes (inner >= 16): a channel is `outer` runs of `inner` values; value e lies in image e / inner.
