@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from bncore.backends import current
 from bncore.problem import Problem, real
-from bncore.statistics import Moments, checked_moments, trusted_moments
+from bncore.statistics import Moments, checked_moments, frozen_moments, trusted_moments
 from bncore.threads import resolve
 
 Array = npt.NDArray[np.floating[Any]]
@@ -95,7 +95,7 @@ def batch_norm_train(
     if backend.fast_train is not None:
         done = backend.fast_train(x, weight, bias, axis, eps, out, threads)
         if done is not None:
-            return done[0], trusted_moments(done[1], done[2], done[3])
+            return done[0], frozen_moments(done[1], done[2], done[3])
     p = Problem(x, axis)
     gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
     eps = real("eps", eps, 0.0)

@@ -201,6 +201,11 @@ def trusted_moments(count: int, mean: Stat, m2: Stat) -> Moments:
     """Make Moments of arrays that nobody else writes to, unchecked and not copied."""
     mean.setflags(write=False)
     m2.setflags(write=False)
+    return frozen_moments(count, mean, m2)
+
+
+def frozen_moments(count: int, mean: Stat, m2: Stat) -> Moments:
+    """Make Moments of read-only arrays that nobody else writes to."""
     self = _new(Moments)
     self._count = count
     self._mean = mean

@@ -18,6 +18,7 @@ from libc.stdlib cimport free, malloc
 
 cdef extern from "numpy/arrayobject.h":
     cnp.ndarray PyArray_NewLikeArray(cnp.ndarray like, cnp.NPY_ORDER order, void *dtype, int subok)
+    void PyArray_CLEARFLAGS(cnp.ndarray array, int flags)
 
 cnp.import_array()
 
@@ -323,7 +324,7 @@ cdef inline cnp.ndarray _as_float32(cnp.ndarray values):
 
 
 def fast_train(x, weight, bias, axis, eps, out, int n_threads):
-    """batch_norm_train as (y, count, mean, m2), or None where an argument is not canonical."""
+    """batch_norm_train as (y, count, mean, m2), the last two read-only, or None if an argument is not canonical."""
     cdef Call call
     cdef bncore_status status
     cdef cnp.ndarray y, mean, m2
@@ -342,6 +343,8 @@ def fast_train(x, weight, bias, axis, eps, out, int n_threads):
         _check(status)
     finally:
         _close(&call)
+    PyArray_CLEARFLAGS(mean, cnp.NPY_ARRAY_WRITEABLE)
+    PyArray_CLEARFLAGS(m2, cnp.NPY_ARRAY_WRITEABLE)
     return y, count, mean, m2
 
 
