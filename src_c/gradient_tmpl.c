@@ -8,8 +8,8 @@ static inline ALWAYS_INLINE void NAME(add_grad_vectors)(lanes *restrict acc, con
                                                         int tail, double mean, int64_t ahead)
 {
     double a[BNCORE_LANES], b[BNCORE_LANES];
-    for (int l = 0; l < BNCORE_LANES; l++) a[l] = acc->a[l];
-    for (int l = 0; l < BNCORE_LANES; l++) b[l] = acc->b[l];
+#pragma omp simd
+    for (int l = 0; l < BNCORE_LANES; l++) a[l] = acc->a[l], b[l] = acc->b[l];
     for (int64_t i = 0; i + BNCORE_LANES <= len; i += BNCORE_LANES) {
         const T *restrict u = dy + i, *restrict v = x + i;
         fetch(u, ahead);
@@ -21,17 +21,15 @@ static inline ALWAYS_INLINE void NAME(add_grad_vectors)(lanes *restrict acc, con
             b[l] += g * ((double)v[l] - mean);
         }
     }
-    if (tail) {
 #pragma omp simd
-        for (int l = BNCORE_LANES - tail; l < BNCORE_LANES; l++) {
-            const double g = l >= BNCORE_LANES - left ? (double)last_dy[l] : 0.0;
-            const double d = l >= BNCORE_LANES - left ? (double)last_x[l] - mean : 0.0;
-            a[l] += g;
-            b[l] += g * d;
-        }
+    for (int l = BNCORE_LANES - tail; l < BNCORE_LANES; l++) {
+        const double g = l >= BNCORE_LANES - left ? (double)last_dy[l] : 0.0;
+        const double d = l >= BNCORE_LANES - left ? (double)last_x[l] - mean : 0.0;
+        a[l] += g;
+        b[l] += g * d;
     }
-    for (int l = 0; l < BNCORE_LANES; l++) acc->a[l] = a[l];
-    for (int l = 0; l < BNCORE_LANES; l++) acc->b[l] = b[l];
+#pragma omp simd
+    for (int l = 0; l < BNCORE_LANES; l++) acc->a[l] = a[l], acc->b[l] = b[l];
 }
 
 static NOINLINE void NAME(add_short_grad_run)(lanes *acc, const T *dy, const T *x, int64_t len,
@@ -54,8 +52,9 @@ static inline void NAME(add_grad_run)(lanes *acc, const T *dy, const T *x, int64
         NAME(add_short_grad_run)(acc, dy, x, len, mean);
     else if (left == 0)
         NAME(add_grad_vectors)(acc, dy, x, len, dy, x, 0, 0, mean, ahead);
-    else if (left <= 4)
-        NAME(add_grad_vectors)(acc, dy, x, len, dy + last, x + last, left, 4, mean, ahead);
+    else if (left <= BNCORE_LANES / 2)
+        NAME(add_grad_vectors)(acc, dy, x, len, dy + last, x + last, left, BNCORE_LANES / 2, mean,
+                               ahead);
     else
         NAME(add_grad_vectors)(acc, dy, x, len, dy + last, x + last, left, BNCORE_LANES, mean,
                                ahead);
@@ -92,9 +91,8 @@ static inline void NAME(add_grad_strip)(double *restrict a_, double *restrict b_
                                         const T *restrict x, int64_t stride, int rows)
 {
     double a[BNCORE_LANES], b[BNCORE_LANES], mean[BNCORE_LANES];
-    for (int l = 0; l < BNCORE_LANES; l++) a[l] = a_[l];
-    for (int l = 0; l < BNCORE_LANES; l++) b[l] = b_[l];
-    for (int l = 0; l < BNCORE_LANES; l++) mean[l] = mean_[l];
+#pragma omp simd
+    for (int l = 0; l < BNCORE_LANES; l++) a[l] = a_[l], b[l] = b_[l], mean[l] = mean_[l];
     for (int r = 0; r < rows; r++) {
         const T *restrict u = dy + r * stride, *restrict v = x + r * stride;
         fetch(u, AHEAD);
@@ -106,8 +104,8 @@ static inline void NAME(add_grad_strip)(double *restrict a_, double *restrict b_
             b[l] += g * ((double)v[l] - mean[l]);
         }
     }
-    for (int l = 0; l < BNCORE_LANES; l++) a_[l] = a[l];
-    for (int l = 0; l < BNCORE_LANES; l++) b_[l] = b[l];
+#pragma omp simd
+    for (int l = 0; l < BNCORE_LANES; l++) a_[l] = a[l], b_[l] = b[l];
 }
 
 static inline void NAME(add_grad_rows)(double *restrict a, double *restrict b,

@@ -7,8 +7,8 @@ static inline ALWAYS_INLINE void NAME(add_vectors)(lanes *restrict acc, const T 
                                                    int tail, double pivot, int64_t ahead)
 {
     double s[BNCORE_LANES], q[BNCORE_LANES];
-    for (int l = 0; l < BNCORE_LANES; l++) s[l] = acc->a[l];
-    for (int l = 0; l < BNCORE_LANES; l++) q[l] = acc->b[l];
+#pragma omp simd
+    for (int l = 0; l < BNCORE_LANES; l++) s[l] = acc->a[l], q[l] = acc->b[l];
     for (int64_t i = 0; i + BNCORE_LANES <= len; i += BNCORE_LANES) {
         const T *restrict v = x + i;
         fetch(v, ahead);
@@ -19,16 +19,14 @@ static inline ALWAYS_INLINE void NAME(add_vectors)(lanes *restrict acc, const T 
             q[l] += d * d;
         }
     }
-    if (tail) {
 #pragma omp simd
-        for (int l = BNCORE_LANES - tail; l < BNCORE_LANES; l++) {
-            const double d = l >= BNCORE_LANES - left ? (double)last[l] - pivot : 0.0;
-            s[l] += d;
-            q[l] += d * d;
-        }
+    for (int l = BNCORE_LANES - tail; l < BNCORE_LANES; l++) {
+        const double d = l >= BNCORE_LANES - left ? (double)last[l] - pivot : 0.0;
+        s[l] += d;
+        q[l] += d * d;
     }
-    for (int l = 0; l < BNCORE_LANES; l++) acc->a[l] = s[l];
-    for (int l = 0; l < BNCORE_LANES; l++) acc->b[l] = q[l];
+#pragma omp simd
+    for (int l = 0; l < BNCORE_LANES; l++) acc->a[l] = s[l], acc->b[l] = q[l];
 }
 
 /* A run shorter than a vector. Out of the way: inlined, it costs the others registers. */
@@ -50,8 +48,9 @@ static inline void NAME(add_run)(lanes *acc, const T *x, int64_t len, double piv
         NAME(add_short_run)(acc, x, len, pivot);
     else if (left == 0)
         NAME(add_vectors)(acc, x, len, x, 0, 0, pivot, ahead);
-    else if (left <= 4)
-        NAME(add_vectors)(acc, x, len, x + len - BNCORE_LANES, left, 4, pivot, ahead);
+    else if (left <= BNCORE_LANES / 2)
+        NAME(add_vectors)(acc, x, len, x + len - BNCORE_LANES, left, BNCORE_LANES / 2, pivot,
+                          ahead);
     else
         NAME(add_vectors)(acc, x, len, x + len - BNCORE_LANES, left, BNCORE_LANES, pivot, ahead);
 }
@@ -100,9 +99,8 @@ static inline void NAME(add_strip)(double *restrict s_, double *restrict q_,
                                    int64_t stride, int rows)
 {
     double s[BNCORE_LANES], q[BNCORE_LANES], pivot[BNCORE_LANES];
-    for (int l = 0; l < BNCORE_LANES; l++) s[l] = s_[l];
-    for (int l = 0; l < BNCORE_LANES; l++) q[l] = q_[l];
-    for (int l = 0; l < BNCORE_LANES; l++) pivot[l] = pivot_[l];
+#pragma omp simd
+    for (int l = 0; l < BNCORE_LANES; l++) s[l] = s_[l], q[l] = q_[l], pivot[l] = pivot_[l];
     for (int r = 0; r < rows; r++) {
         const T *restrict v = x + r * stride;
         fetch(v, AHEAD);
@@ -113,8 +111,8 @@ static inline void NAME(add_strip)(double *restrict s_, double *restrict q_,
             q[l] += d * d;
         }
     }
-    for (int l = 0; l < BNCORE_LANES; l++) s_[l] = s[l];
-    for (int l = 0; l < BNCORE_LANES; l++) q_[l] = q[l];
+#pragma omp simd
+    for (int l = 0; l < BNCORE_LANES; l++) s_[l] = s[l], q_[l] = q[l];
 }
 
 static inline void NAME(add_rows)(running_columns *w, const T *x, int64_t stride, int64_t cols,
