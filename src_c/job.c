@@ -114,6 +114,9 @@ static void task_reduce_planes(void *arg, int64_t i)
     const int64_t group = i / j->g.segments, segment = i % j->g.segments;
     reduce_segment(j, group, segment,
                    j->partial + (segment * j->g.channels + group * j->group) * j->fields);
+    if (!j->at_once) return;
+    const bncore_planes t = planes_segment(j, group, segment);
+    apply_tile(j, group, &t);
 }
 
 /* Whole images where there are enough of them, so that runs of memory stay whole. */
@@ -168,21 +171,23 @@ static void reduce_part(const job *j, int64_t begin, int64_t first, const bncore
     j->reduce_rows(partial, &a, j->column_mean ? j->column_mean + first : NULL, t);
 }
 
+static void apply_part(const job *j, int64_t begin, int64_t first, const bncore_rows *t, void *arg)
+{
+    (void)arg;
+    const bncore_arrays a = arrays_at(j, begin * j->g.cols + first);
+    j->apply_rows(&a, coef_at(j, first), j->g.cols, t);
+}
+
 static void task_reduce_rows(void *arg, int64_t i)
 {
     const job *j = arg;
     const bncore_geometry *g = &j->g;
     const int64_t segment = i / j->strips, first = i % j->strips * j->strip;
     const int64_t begin = segment * g->segment, end = bncore_min(begin + g->segment, g->rows);
-    split_short(j, begin, end, first, bncore_min(j->strip, g->cols - first), reduce_part,
+    const int64_t cols = bncore_min(j->strip, g->cols - first);
+    split_short(j, begin, end, first, cols, reduce_part,
                 j->partial + segment * g->cols * j->fields);
-}
-
-static void apply_part(const job *j, int64_t begin, int64_t first, const bncore_rows *t, void *arg)
-{
-    (void)arg;
-    const bncore_arrays a = arrays_at(j, begin * j->g.cols + first);
-    j->apply_rows(&a, coef_at(j, first), j->g.cols, t);
+    if (j->at_once) split_short(j, begin, end, first, cols, apply_part, NULL);
 }
 
 /* The last rows first: they were read last and are still in cache. */
@@ -241,11 +246,12 @@ static void run_planes(job *j)
         bncore_parallel_for(executor, j->groups, j->threads, task_group, j);
         return;
     }
+    if (j->at_once) each_column(j, j->set_coef);
     if (j->fields) {
         bncore_parallel_for(executor, tasks, j->threads, task_reduce_planes, j);
         for (int64_t c = 0; c < j->g.channels; c++) finish_channel(j, c);
     }
-    if (!j->apply_planes) return;
+    if (!j->apply_planes || j->at_once) return;
     each_column(j, j->set_coef);
     bncore_parallel_for(executor, tasks, j->threads, task_apply_planes, j);
 }
@@ -253,6 +259,7 @@ static void run_planes(job *j)
 static void run_rows(job *j)
 {
     const bncore_executor *executor = j->problem->executor;
+    if (j->at_once) each_column(j, j->set_coef);
     if (j->fields) {
         if (j->mean)
             each_column(j, set_column_mean);
@@ -261,7 +268,7 @@ static void run_rows(job *j)
         bncore_parallel_for(executor, j->g.segments * j->strips, j->threads, task_reduce_rows, j);
         for (int64_t c = 0; c < j->g.channels; c++) finish_channel(j, c);
     }
-    if (!j->apply_rows) return;
+    if (!j->apply_rows || j->at_once) return;
     each_column(j, j->set_coef);
     bncore_parallel_for(executor, j->chunks, j->threads, task_apply_rows, j);
 }

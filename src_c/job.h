@@ -29,7 +29,9 @@ typedef struct job {
     void (*finish)(const struct job *job, int64_t channel, const double *partial);
     double *results[2]; /* mean and m2, or sum_dy and sum_dy_xhat */
 
-    /* The elementwise pass; NULL: there is none. */
+    /* The elementwise pass; NULL: there is none. at_once: it does not need the reduction's results, and follows it
+     * piece by piece. */
+    int at_once;
     void (*set_coef)(const struct job *job, int64_t column, int64_t channel);
     void (*apply_planes)(const bncore_arrays *a, const void *coef, int64_t stride,
                          const bncore_planes *t);

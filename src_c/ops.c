@@ -282,6 +282,7 @@ bncore_status bncore_infer_backward(const bncore_problem *p, void *dx, double *s
     const bncore_status status =
         start_backward(&j, p, dx, sum_dy, sum_dy_xhat, dy, x, mean, var, weight);
     if (status != BNCORE_OK) return status;
+    j.at_once = 1;
     j.apply_planes = j.kernels->grad_frozen_planes;
     j.apply_rows = j.kernels->grad_frozen_rows;
     j.set_coef = set_grad_frozen;
