@@ -1,4 +1,4 @@
-"""Types of the compiled module; see contract.py and native.pyx."""
+"""Types of the compiled module; see contract.py, native.pyx and small_calls.pxi."""
 
 from typing import Any, SupportsIndex
 
