@@ -6,8 +6,8 @@ is read before it is written.  Arrays of data are flat; ``begin`` and ``end`` co
 
 from __future__ import annotations
 
+from bncore.backends.numba_compile import jit
 from bncore.backends.numba_lanes import load, splat, store
-from bncore.backends.numba_sums import jit
 from bncore.backends.partition import LANES, Data
 
 # Planes: one coefficient for a run of `inner` values

@@ -23,15 +23,9 @@ from bncore.backends.numba_elementwise import (
     rows_scale,
 )
 from bncore.backends.numba_fused import planes_train, planes_train_backward
-from bncore.backends.numba_sums import (
-    STRIP,
-    add_parts,
-    merge_parts,
-    planes_moments,
-    planes_sums,
-    rows_moments,
-    rows_sums,
-)
+from bncore.backends.numba_state import add_parts, merge_parts
+from bncore.backends.numba_sums_planes import planes_moments, planes_sums
+from bncore.backends.numba_sums_rows import STRIP, rows_moments, rows_sums
 from bncore.backends.numba_threads import spread, useful
 from bncore.backends.partition import (
     LANES,
