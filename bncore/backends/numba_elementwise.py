@@ -1,7 +1,8 @@
 """Elementwise loops of the Numba backend.
 
 Arithmetic is in the type of the data.  An output may be the very memory of an input: every value
-is read before it is written.  Arrays of data are flat; ``begin`` and ``end`` count their values.
+is read before it is written.  The last vector of a run ends with it and may overlap the one before;
+it is computed first and stored last.  Arrays of data are flat; ``begin`` and ``end`` count their values.
 """
 
 from __future__ import annotations
@@ -22,12 +23,16 @@ def planes_normalize(
     while begin < end:
         c = plane % len(hi)
         stop = min((plane + 1) * inner, end)
-        whole = stop - (stop - begin) % LANES
-        center, factor, offset = splat(hi[c]), splat(scale[c]), splat(shift[c])
-        for i in range(begin, whole, LANES):
-            store(y, i, (load(x, i) - center) * factor + offset)
-        for i in range(whole, stop):
-            y[i] = (x[i] - hi[c]) * scale[c] + shift[c]
+        last = stop - LANES
+        if last >= begin:
+            center, factor, offset = splat(hi[c]), splat(scale[c]), splat(shift[c])
+            end_of_run = (load(x, last) - center) * factor + offset
+            for i in range(begin, last, LANES):
+                store(y, i, (load(x, i) - center) * factor + offset)
+            store(y, last, end_of_run)
+        else:
+            for i in range(begin, stop):
+                y[i] = (x[i] - hi[c]) * scale[c] + shift[c]
         begin = stop
         plane += 1
 
@@ -50,14 +55,19 @@ def planes_grad_input(
     while begin < end:
         c = plane % len(hi)
         stop = min((plane + 1) * inner, end)
-        whole = stop - (stop - begin) % LANES
-        center, offset = splat(hi[c]), splat(shift[c])
-        factor_dy, factor_x = splat(of_dy[c]), splat(of_x[c])
-        for i in range(begin, whole, LANES):
-            from_dy = load(dy, i) * factor_dy
-            store(dx, i, (from_dy + (load(x, i) - center) * factor_x) + offset)
-        for i in range(whole, stop):
-            dx[i] = (dy[i] * of_dy[c] + (x[i] - hi[c]) * of_x[c]) + shift[c]
+        last = stop - LANES
+        if last >= begin:
+            center, offset = splat(hi[c]), splat(shift[c])
+            factor_dy, factor_x = splat(of_dy[c]), splat(of_x[c])
+            from_dy = load(dy, last) * factor_dy
+            end_of_run = (from_dy + (load(x, last) - center) * factor_x) + offset
+            for i in range(begin, last, LANES):
+                from_dy = load(dy, i) * factor_dy
+                store(dx, i, (from_dy + (load(x, i) - center) * factor_x) + offset)
+            store(dx, last, end_of_run)
+        else:
+            for i in range(begin, stop):
+                dx[i] = (dy[i] * of_dy[c] + (x[i] - hi[c]) * of_x[c]) + shift[c]
         begin = stop
         plane += 1
 
@@ -69,12 +79,16 @@ def planes_scale(begin: int, end: int, dx: Data, dy: Data, of_dy: Data, inner: i
     while begin < end:
         c = plane % len(of_dy)
         stop = min((plane + 1) * inner, end)
-        whole = stop - (stop - begin) % LANES
-        factor = splat(of_dy[c])
-        for i in range(begin, whole, LANES):
-            store(dx, i, load(dy, i) * factor)
-        for i in range(whole, stop):
-            dx[i] = dy[i] * of_dy[c]
+        last = stop - LANES
+        if last >= begin:
+            factor = splat(of_dy[c])
+            end_of_run = load(dy, last) * factor
+            for i in range(begin, last, LANES):
+                store(dx, i, load(dy, i) * factor)
+            store(dx, last, end_of_run)
+        else:
+            for i in range(begin, stop):
+                dx[i] = dy[i] * of_dy[c]
         begin = stop
         plane += 1
 

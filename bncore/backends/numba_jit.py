@@ -43,7 +43,7 @@ name = "numba"
 
 CACHE = 1 << 19  # bytes of a channel group that stay in cache from the sums to the second read
 RUN = 3 << 15  # bytes of one image of a group: enough for the prefetcher
-GROUP = 16  # most channels of a group: their lanes fit in the first-level cache
+GROUP = 32  # most channels of a group: their lanes fit in the first-level cache
 BALANCE = 4  # groups per thread that keep all threads busy to the end
 
 
