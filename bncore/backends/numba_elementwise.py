@@ -1,8 +1,9 @@
 """Elementwise loops of the Numba backend.
 
 Arithmetic is in the type of the data.  An output may be the very memory of an input: every value
-is read before it is written.  The last vector of a run ends with it and may overlap the one before;
-it is computed first and stored last.  Arrays of data are flat; ``begin`` and ``end`` count their values.
+is read before it is written.  The last vector of a run ends with it and may overlap the one
+before; it is computed first and stored last.  Arrays of data are flat; ``begin`` and ``end``
+count their values.
 """
 
 from __future__ import annotations
