@@ -1,11 +1,9 @@
 /* Backward, for storage type T: the two sums of Ioffe & Szegedy (2015), section 3, and dx made of them. */
 
-/* Add to the lanes a (sum of dy) and b (sum of dy * (x - mean)); vectors and last lanes as in add_vectors. */
+/* Add to the lanes a (sum of dy) and b (sum of dy * (x - mean)); the last `left` values as in add_vectors. */
 static inline ALWAYS_INLINE void NAME(add_grad_vectors)(lanes *restrict acc, const T *restrict dy,
-                                                        const T *restrict x, int64_t len,
-                                                        const T *restrict last_dy,
-                                                        const T *restrict last_x, int left,
-                                                        int tail, double mean, int64_t ahead)
+                                                        const T *restrict x, int64_t len, int left,
+                                                        double mean, int64_t ahead)
 {
     double a[BNCORE_LANES], b[BNCORE_LANES];
 #pragma omp simd
@@ -21,12 +19,15 @@ static inline ALWAYS_INLINE void NAME(add_grad_vectors)(lanes *restrict acc, con
             b[l] += g * ((double)v[l] - mean);
         }
     }
+    if (left) {
+        const T *restrict u = dy + len - BNCORE_LANES, *restrict v = x + len - BNCORE_LANES;
 #pragma omp simd
-    for (int l = BNCORE_LANES - tail; l < BNCORE_LANES; l++) {
-        const double g = l >= BNCORE_LANES - left ? (double)last_dy[l] : 0.0;
-        const double d = l >= BNCORE_LANES - left ? (double)last_x[l] - mean : 0.0;
-        a[l] += g;
-        b[l] += g * d;
+        for (int l = 0; l < BNCORE_LANES; l++) {
+            const double g = l >= BNCORE_LANES - left ? (double)u[l] : 0.0;
+            const double d = l >= BNCORE_LANES - left ? (double)v[l] - mean : 0.0;
+            a[l] += g;
+            b[l] += g * d;
+        }
     }
 #pragma omp simd
     for (int l = 0; l < BNCORE_LANES; l++) acc->a[l] = a[l], acc->b[l] = b[l];
@@ -47,17 +48,12 @@ static inline void NAME(add_grad_run)(lanes *acc, const T *dy, const T *x, int64
                                       int64_t ahead)
 {
     const int left = (int)(len % BNCORE_LANES);
-    const int64_t last = len - BNCORE_LANES;
-    if (last < 0)
+    if (len < BNCORE_LANES)
         NAME(add_short_grad_run)(acc, dy, x, len, mean);
     else if (left == 0)
-        NAME(add_grad_vectors)(acc, dy, x, len, dy, x, 0, 0, mean, ahead);
-    else if (left <= BNCORE_LANES / 2)
-        NAME(add_grad_vectors)(acc, dy, x, len, dy + last, x + last, left, BNCORE_LANES / 2, mean,
-                               ahead);
+        NAME(add_grad_vectors)(acc, dy, x, len, 0, mean, ahead);
     else
-        NAME(add_grad_vectors)(acc, dy, x, len, dy + last, x + last, left, BNCORE_LANES, mean,
-                               ahead);
+        NAME(add_grad_vectors)(acc, dy, x, len, left, mean, ahead);
 }
 
 static void NAME(grad_sums_planes)(double *partial, const bncore_arrays *arrays, const double *mean,

@@ -1,6 +1,7 @@
 #include "job.h"
 
 #include <stdlib.h>
+#include <string.h>
 #if !defined(_WIN32)
 #include <unistd.h>
 #endif
@@ -15,7 +16,10 @@ enum {
     APPLY_VALUES = 64 * 1024, /* rows: values per task of the elementwise pass */
     LEAST_CACHE = 4 << 20,    /* bytes: smaller problems never pass the caches */
     MOST_CACHE = 32 << 20,    /* bytes of last-level cache that a core can have at most */
-    STRIP_TASK = 256          /* rows: columns per task where rows alone do not feed the threads */
+    STRIP_TASK = 256,         /* rows: columns per task where rows alone do not feed the threads */
+    COEF_APART =
+        80 /* more columns between two fields of the coefficients than there are: REPEATED, and so
+                               * that fields of 1024 columns do not meet in one set of the first-level cache */
 };
 
 /* Bytes of the last-level cache that one core reaches, as far as the system tells: it may add up the caches of all
@@ -37,7 +41,7 @@ static int64_t columns(const bncore_geometry *g)
 size_t bncore_job_scratch(const bncore_geometry *g)
 {
     const int64_t per_column = g->segments * MAX_FIELDS + MAX_FIELDS + 1;
-    return (size_t)(columns(g) * per_column) * sizeof(double);
+    return (size_t)(columns(g) * per_column + MAX_FIELDS * COEF_APART) * sizeof(double);
 }
 
 static bncore_arrays arrays_at(const job *j, int64_t offset)
@@ -86,7 +90,7 @@ static void apply_tile(const job *j, int64_t group, const bncore_planes *t)
 {
     const int64_t first = group * j->group;
     const bncore_arrays a = arrays_at(j, first * j->g.inner);
-    j->apply_planes(&a, coef_at(j, first), j->g.channels, t);
+    j->apply_planes(&a, coef_at(j, first), j->coef_stride, t);
 }
 
 /* A group of channels from x to y: the second pass finds in cache what the first one read. */
@@ -135,34 +139,10 @@ static void task_apply_planes(void *arg, int64_t i)
 
 /* ---- rows ---- */
 
-/* Rows begin .. end - 1 of columns first .. first + cols - 1, by kind: the columns that reach into a short last
- * row have one row more than the others. Calls part(job, first, cols, rows) for each kind. */
-static void split_short(const job *j, int64_t begin, int64_t end, int64_t first, int64_t cols,
-                        void (*part)(const job *, int64_t begin, int64_t first, const bncore_rows *,
-                                     void *),
-                        void *arg)
+static void reduce_part(const job *j, double *partial, int64_t begin, int64_t first,
+                        const bncore_rows *t)
 {
-    const bncore_geometry *g = &j->g;
-    bncore_rows t = {end - begin, cols, g->cols};
-    if (end < g->rows || g->short_cols == 0) {
-        part(j, begin, first, &t, arg);
-        return;
-    }
-    const int64_t longer = bncore_min(bncore_max(g->short_cols - first, 0), cols);
-    if (longer > 0) {
-        t.cols = longer;
-        part(j, begin, first, &t, arg);
-    }
-    if (cols > longer) {
-        t.cols = cols - longer;
-        t.rows--;
-        part(j, begin, first + longer, &t, arg);
-    }
-}
-
-static void reduce_part(const job *j, int64_t begin, int64_t first, const bncore_rows *t, void *arg)
-{
-    double *partial = (double *)arg + first * j->fields;
+    partial += first * j->fields;
     if (t->rows == 0) {
         for (int64_t i = 0; i < t->cols * j->fields; i++) partial[i] = 0.0;
         return;
@@ -171,11 +151,31 @@ static void reduce_part(const job *j, int64_t begin, int64_t first, const bncore
     j->reduce_rows(partial, &a, j->column_mean ? j->column_mean + first : NULL, t);
 }
 
-static void apply_part(const job *j, int64_t begin, int64_t first, const bncore_rows *t, void *arg)
+/* Rows begin .. end - 1 of columns first .. first + cols - 1. The columns that reach into a short last row have one
+ * row more than the others. */
+static void reduce_columns(const job *j, double *partial, int64_t begin, int64_t end, int64_t first,
+                           int64_t cols)
 {
-    (void)arg;
-    const bncore_arrays a = arrays_at(j, begin * j->g.cols + first);
-    j->apply_rows(&a, coef_at(j, first), j->g.cols, t);
+    const bncore_geometry *g = &j->g;
+    const int short_row = end == g->rows && g->short_cols > 0;
+    const int64_t longer = bncore_min(bncore_max(g->short_cols - first, 0), cols);
+    const bncore_rows all = {end - begin, short_row ? longer : cols, g->cols};
+    const bncore_rows shorter = {end - begin - 1, cols - longer, g->cols};
+    if (all.cols > 0) reduce_part(j, partial, begin, first, &all);
+    if (short_row && shorter.cols > 0) reduce_part(j, partial, begin, first + longer, &shorter);
+}
+
+/* Whole rows begin .. end - 1, and the short one apart. */
+static void apply_whole_rows(const job *j, int64_t begin, int64_t end)
+{
+    const bncore_geometry *g = &j->g;
+    const int short_row = end == g->rows && g->short_cols > 0;
+    const bncore_rows whole = {end - begin - short_row, g->cols, g->cols};
+    const bncore_rows rest = {1, g->short_cols, g->short_cols};
+    bncore_arrays a = arrays_at(j, begin * g->cols);
+    if (whole.rows > 0) j->apply_rows(&a, j->coef, j->coef_stride, &whole);
+    a = arrays_at(j, (end - 1) * g->cols);
+    if (short_row) j->apply_rows(&a, j->coef, j->coef_stride, &rest);
 }
 
 static void task_reduce_rows(void *arg, int64_t i)
@@ -184,10 +184,9 @@ static void task_reduce_rows(void *arg, int64_t i)
     const bncore_geometry *g = &j->g;
     const int64_t segment = i / j->strips, first = i % j->strips * j->strip;
     const int64_t begin = segment * g->segment, end = bncore_min(begin + g->segment, g->rows);
-    const int64_t cols = bncore_min(j->strip, g->cols - first);
-    split_short(j, begin, end, first, cols, reduce_part,
-                j->partial + segment * g->cols * j->fields);
-    if (j->at_once) split_short(j, begin, end, first, cols, apply_part, NULL);
+    reduce_columns(j, j->partial + segment * g->cols * j->fields, begin, end, first,
+                   bncore_min(j->strip, g->cols - first));
+    if (j->at_once) apply_whole_rows(j, begin, end);
 }
 
 /* The last rows first: they were read last and are still in cache. */
@@ -196,7 +195,7 @@ static void task_apply_rows(void *arg, int64_t i)
     const job *j = arg;
     const int64_t begin = (j->chunks - 1 - i) * j->chunk,
                   end = bncore_min(begin + j->chunk, j->g.rows);
-    split_short(j, begin, end, 0, j->g.cols, apply_part, NULL);
+    apply_whole_rows(j, begin, end);
 }
 
 /* ---- both ---- */
@@ -231,6 +230,16 @@ static void each_column(const job *j, void (*visit)(const job *, int64_t column,
             for (int64_t i = 0; i < inner; i++, col++) visit(j, col, c);
 }
 
+static void set_coefs(const job *j)
+{
+    each_column(j, j->set_coef);
+    const size_t repeated = (size_t)bncore_min(columns(&j->g), REPEATED) * j->item;
+    for (int f = 0; f < MAX_FIELDS; f++) {
+        char *field = (char *)j->coef + (size_t)(f * j->coef_stride) * j->item;
+        memcpy(field + (size_t)columns(&j->g) * j->item, field, repeated);
+    }
+}
+
 static void set_column_mean(const job *j, int64_t column, int64_t channel)
 {
     j->column_mean[column] = j->mean[channel];
@@ -246,20 +255,20 @@ static void run_planes(job *j)
         bncore_parallel_for(executor, j->groups, j->threads, task_group, j);
         return;
     }
-    if (j->at_once) each_column(j, j->set_coef);
+    if (j->at_once) set_coefs(j);
     if (j->fields) {
         bncore_parallel_for(executor, tasks, j->threads, task_reduce_planes, j);
         for (int64_t c = 0; c < j->g.channels; c++) finish_channel(j, c);
     }
     if (!j->apply_planes || j->at_once) return;
-    each_column(j, j->set_coef);
+    set_coefs(j);
     bncore_parallel_for(executor, tasks, j->threads, task_apply_planes, j);
 }
 
 static void run_rows(job *j)
 {
     const bncore_executor *executor = j->problem->executor;
-    if (j->at_once) each_column(j, j->set_coef);
+    if (j->at_once) set_coefs(j);
     if (j->fields) {
         if (j->mean)
             each_column(j, set_column_mean);
@@ -269,7 +278,7 @@ static void run_rows(job *j)
         for (int64_t c = 0; c < j->g.channels; c++) finish_channel(j, c);
     }
     if (!j->apply_rows || j->at_once) return;
-    each_column(j, j->set_coef);
+    set_coefs(j);
     bncore_parallel_for(executor, j->chunks, j->threads, task_apply_rows, j);
 }
 
@@ -280,8 +289,7 @@ static int worth_streaming(const job *j)
     if (!a->dst || a->dst == a->x || a->dst == a->dy) return 0;
     const int64_t bytes = j->g.n * j->g.channels * (int64_t)j->item * (a->dy ? 3 : 2);
     if (bytes < LEAST_CACHE) return 0;
-    const int64_t cache = last_level_cache();
-    return bytes > cache;
+    return bytes > last_level_cache() / 4 * 3;
 }
 
 static void cut_planes(job *j)
@@ -309,6 +317,7 @@ static void cut(job *j)
     j->strip =
         g->segments >= TASKS_PER_THREAD * j->threads || j->threads == 1 ? g->cols : STRIP_TASK;
     j->strips = bncore_ceil_div(g->cols, j->strip);
+    j->at_once = j->at_once && j->strips == 1;
     j->chunk = bncore_max(APPLY_VALUES / g->cols, 1);
     j->chunks = bncore_ceil_div(g->rows, j->chunk);
 }
@@ -324,7 +333,8 @@ bncore_status bncore_job_run(job *j)
     cut(j);
     const int64_t all = columns(&j->g);
     j->coef = scratch;
-    j->column_mean = (double *)scratch + MAX_FIELDS * all;
+    j->coef_stride = all + COEF_APART;
+    j->column_mean = (double *)scratch + MAX_FIELDS * j->coef_stride;
     j->partial = j->column_mean + all;
     if (j->g.planes)
         run_planes(j);

@@ -41,7 +41,8 @@ typedef struct job {
     /* Scratch. */
     double *partial;     /* [segment][column][field] */
     double *column_mean; /* rows: the mean of each column's channel */
-    void *coef;          /* [field][column] */
+    void *coef;          /* [field][column], fields coef_stride columns apart */
+    int64_t coef_stride;
 
     int64_t group, groups; /* planes: channels per task, tasks */
     int64_t strip, strips; /* rows: columns per task of the reduction, tasks across */

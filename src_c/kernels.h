@@ -3,7 +3,8 @@
  * Reductions write one partial result per channel (planes) or column (rows), an array of doubles:
  *   moments:  {n, pivot, offset, m2}, the mean being pivot + offset
  *   grad_sums: {sum of dy, sum of dy * (x - mean)}
- * Elementwise kernels read coefficients of the storage type, field by field: coefficient[field * stride + column].
+ * Elementwise kernels read coefficients of the storage type, field by field: coefficient[field * stride + column]; for
+ * rows, those of the first REPEATED columns stand once more behind the last ones.
  */
 #ifndef BNCORE_KERNELS_H
 #define BNCORE_KERNELS_H
@@ -15,7 +16,8 @@ enum {
     GRAD_FIELDS = 2,
     NORMALIZE_FIELDS = 3,
     INPUT_FIELDS = 4,
-    MAX_FIELDS = 4
+    MAX_FIELDS = 4,
+    REPEATED = 16
 };
 
 /* Planes: `channels` neighbouring channels, their values begin .. end - 1. Image i of channel c starts at
@@ -24,7 +26,7 @@ typedef struct bncore_planes {
     int64_t channels, inner, image_stride, begin, end;
 } bncore_planes;
 
-/* Rows: rows x cols values, rows `stride` values apart. */
+/* Rows: rows x cols values, rows `stride` values apart; elementwise, stride == cols. */
 typedef struct bncore_rows {
     int64_t rows, cols, stride;
 } bncore_rows;

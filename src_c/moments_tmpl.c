@@ -1,10 +1,10 @@
 /* Statistics in one pass over memory, for storage type T. Chan, Golub & LeVeque (1983) in blocks about a pivot. */
 
-/* Add to the lanes s (sum of d) and q (sum of d * d), d = x - pivot, the whole vectors of x, then the last `left`
- * lanes of the vector at `last`. */
+/* Add to the lanes s (sum of d) and q (sum of d * d), d = x - pivot, the whole vectors of x, then its last `left` values
+ * to the last lanes. All lanes take part in that, or GCC would keep them in memory. */
 static inline ALWAYS_INLINE void NAME(add_vectors)(lanes *restrict acc, const T *restrict x,
-                                                   int64_t len, const T *restrict last, int left,
-                                                   int tail, double pivot, int64_t ahead)
+                                                   int64_t len, int left, double pivot,
+                                                   int64_t ahead)
 {
     double s[BNCORE_LANES], q[BNCORE_LANES];
 #pragma omp simd
@@ -19,11 +19,14 @@ static inline ALWAYS_INLINE void NAME(add_vectors)(lanes *restrict acc, const T 
             q[l] += d * d;
         }
     }
+    if (left) {
+        const T *restrict last = x + len - BNCORE_LANES;
 #pragma omp simd
-    for (int l = BNCORE_LANES - tail; l < BNCORE_LANES; l++) {
-        const double d = l >= BNCORE_LANES - left ? (double)last[l] - pivot : 0.0;
-        s[l] += d;
-        q[l] += d * d;
+        for (int l = 0; l < BNCORE_LANES; l++) {
+            const double d = l >= BNCORE_LANES - left ? (double)last[l] - pivot : 0.0;
+            s[l] += d;
+            q[l] += d * d;
+        }
     }
 #pragma omp simd
     for (int l = 0; l < BNCORE_LANES; l++) acc->a[l] = s[l], acc->b[l] = q[l];
@@ -47,12 +50,9 @@ static inline void NAME(add_run)(lanes *acc, const T *x, int64_t len, double piv
     if (len < BNCORE_LANES)
         NAME(add_short_run)(acc, x, len, pivot);
     else if (left == 0)
-        NAME(add_vectors)(acc, x, len, x, 0, 0, pivot, ahead);
-    else if (left <= BNCORE_LANES / 2)
-        NAME(add_vectors)(acc, x, len, x + len - BNCORE_LANES, left, BNCORE_LANES / 2, pivot,
-                          ahead);
+        NAME(add_vectors)(acc, x, len, 0, pivot, ahead);
     else
-        NAME(add_vectors)(acc, x, len, x + len - BNCORE_LANES, left, BNCORE_LANES, pivot, ahead);
+        NAME(add_vectors)(acc, x, len, left, pivot, ahead);
 }
 
 /* A first pivot: the mean of the first k values, taken about the first, so that a constant gives itself. */

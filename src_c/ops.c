@@ -96,8 +96,8 @@ static void finish_sums(const job *j, int64_t c, const double *partial)
 static void set_normalize(const job *j, int64_t column, double mean, int64_t c, double inverse)
 {
     const double scale = j->weight ? j->weight[c] * inverse : inverse;
-    j->kernels->normalize_coef(j->coef, j->g.planes ? j->g.channels : j->g.cols, column, mean,
-                               scale, j->bias ? j->bias[c] : 0.0);
+    j->kernels->normalize_coef(j->coef, j->coef_stride, column, mean, scale,
+                               j->bias ? j->bias[c] : 0.0);
 }
 
 static void normalize_by_var(const job *j, int64_t column, int64_t c)
@@ -117,14 +117,13 @@ static void set_grad_input(const job *j, int64_t column, int64_t c)
     const double a = j->weight ? j->weight[c] * inverse : inverse;
     const double k = -(a * inverse) * (j->sum_dy_xhat[c] / j->count);
     const double shift = -a * (j->sum_dy[c] / j->count);
-    j->kernels->grad_input_coef(j->coef, j->g.planes ? j->g.channels : j->g.cols, column,
-                                j->mean[c], a, k, shift);
+    j->kernels->grad_input_coef(j->coef, j->coef_stride, column, j->mean[c], a, k, shift);
 }
 
 static void set_grad_frozen(const job *j, int64_t column, int64_t c)
 {
     const double inverse = invstd(j, c);
-    j->kernels->grad_input_coef(j->coef, j->g.planes ? j->g.channels : j->g.cols, column, 0.0,
+    j->kernels->grad_input_coef(j->coef, j->coef_stride, column, 0.0,
                                 j->weight ? j->weight[c] * inverse : inverse, 0.0, 0.0);
 }
 

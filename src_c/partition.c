@@ -52,7 +52,7 @@ bncore_geometry bncore_partition(int64_t outer, int64_t channels, int64_t inner)
 
 int64_t bncore_group_size(const bncore_geometry *g, int64_t bytes, int32_t threads)
 {
-    const int64_t cache = 512 * 1024, run = 96 * 1024;
+    const int64_t cache = 768 * 1024, run = 24 * 1024;
     const int64_t fits = cache / bncore_max(g->n * bytes, 1);
     const int64_t long_enough = bncore_ceil_div(run, g->inner * bytes);
     const int64_t wanted = bncore_min(bncore_max(bncore_max(fits, long_enough), 1), BNCORE_GROUP);

@@ -92,7 +92,7 @@ def test_alignments(backend, dtype, shape, index):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_alignments_of_large_arrays_on_every_thread_count(backend, dtype):
-    """Streaming stores and vector heads depend on alignment; here all threads meet them."""
+    """All threads, at several places within a line; test_streaming.py has still larger ones."""
     case, expected = reference((2, 3, 77777), dtype)
     for elements in (0, 1, 5, 8, 15):
         moved = case.rebuilt(lambda a, k=elements: arrays.offset_by(a, k))

@@ -1,0 +1,73 @@
+"""Outputs that pass the caches: arrays past the gate in src_c/job.c, at every kind of edge.
+
+The same call in place never streams, so its result is what a streamed one must equal to the bit.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+import arrays
+import operations
+from arrays import FLOATS
+from variants import FOUND
+
+# At least this much output and input together is streamed: 3/4 of the cache that job.c believes in.
+STREAMED_BYTES = 24 << 20
+
+# (N, C, spatial...) by what meets in a line of 64 bytes: runs shorter than a line, runs that end
+# within one, planes of a group of channels or in part, rows of whole lines and others, folded ones.
+SHAPES = [
+    (27, 9000, 16),
+    (27, 2500, 7, 7),
+    (5, 64, 99, 101),
+    (2, 3, 550001),
+    (210000, 16),
+    (9001, 400),
+    (6401, 512),
+    (3101, 1040),
+    (1700, 1999),
+    (100003, 33),
+]
+
+
+@pytest.fixture(params=[v for v in FOUND.present if v.name == "native"], ids=str)
+def native(request):
+    """Each instruction set of the one backend that streams."""
+    with request.param.active():
+        yield
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_streamed_output_has_the_bits_of_one_in_place(native, shape, dtype, rng):
+    if dtype == np.float64:
+        shape = ((shape[0] + 1) // 2, *shape[1:])
+    assert 2 * math.prod(shape) * np.dtype(dtype).itemsize > STREAMED_BYTES
+    case = operations.make_case(rng, shape, dtype)
+    for name in operations.WRITING:
+        # Statistics first: in place, x is no longer what they are of.
+        here = case.rebuilt(np.copy).with_statistics()
+        expected = operations.WRITING[name](here, out=here.x)
+        for place, n_threads in ((0, 1), (4, 2), (13, 3)):
+            out = arrays.offset_by(np.full_like(case.x, np.nan), place)
+            before = out.ctypes.data
+            got = operations.WRITING[name](case, out=out, n_threads=n_threads)
+            assert operations.differences(got, expected) == [], (name, place, n_threads)
+            assert got.get("y", got.get("dx")).ctypes.data == before
+
+
+def test_streaming_writes_nothing_outside_its_output(native, rng):
+    """A buffer longer than the output on both sides, at places before, at and after a line."""
+    case = operations.make_case(rng, (5, 64, 99, 101))
+    for place in (1, 15, 16):
+        buffer = np.full(case.x.size + 256, 7.0, np.float32)
+        start = -buffer.ctypes.data % 64 // 4 + 64 + place
+        out = buffer[start : start + case.x.size].reshape(case.x.shape)
+        operations.infer(case, out=out)
+        assert (buffer[:start] == 7.0).all()
+        assert (buffer[start + case.x.size :] == 7.0).all()
+        assert not (out == 7.0).all(axis=(0, 2, 3)).any()
