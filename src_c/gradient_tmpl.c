@@ -56,13 +56,14 @@ static inline void NAME(add_grad_run)(lanes *acc, const T *dy, const T *x, int64
         NAME(add_grad_vectors)(acc, dy, x, len, left, mean, ahead);
 }
 
-static void NAME(grad_sums_planes)(double *partial, const bncore_arrays *arrays, const double *mean,
-                                   const bncore_planes *t)
+static void NAME(grad_sums_planes)(bncore_partial partial, const bncore_arrays *arrays,
+                                   const double *mean, const bncore_planes *t)
 {
     const T *dy = arrays->dy, *x = arrays->x;
     lanes acc[BNCORE_GROUP] = {0};
     int64_t pending = 0;
-    for (int64_t i = 0; i < t->channels * GRAD_FIELDS; i++) partial[i] = 0.0;
+    double *sum_a = partial.at, *sum_b = sum_a + partial.stride;
+    for (int64_t c = 0; c < t->channels; c++) sum_a[c] = sum_b[c] = 0.0;
     for (int64_t e = t->begin; e < t->end;) {
         const piece p = piece_at(t, e, BNCORE_BLOCK);
         for (int64_t c = 0; c < t->channels; c++) {
@@ -74,8 +75,8 @@ static void NAME(grad_sums_planes)(double *partial, const bncore_arrays *arrays,
         pending += p.len;
         if (pending < BNCORE_BLOCK && e < t->end) continue;
         for (int64_t c = 0; c < t->channels; c++) {
-            partial[c * GRAD_FIELDS] += fold_lanes(acc[c].a);
-            partial[c * GRAD_FIELDS + 1] += fold_lanes(acc[c].b);
+            sum_a[c] += fold_lanes(acc[c].a);
+            sum_b[c] += fold_lanes(acc[c].b);
             acc[c] = (lanes){0};
         }
         pending = 0;
@@ -119,11 +120,12 @@ static inline void NAME(add_grad_rows)(double *restrict a, double *restrict b,
         }
 }
 
-static void NAME(grad_sums_strip)(double *partial, const T *dy, const T *x, const double *mean,
-                                  const bncore_rows *t)
+static void NAME(grad_sums_strip)(bncore_partial partial, const T *dy, const T *x,
+                                  const double *mean, const bncore_rows *t)
 {
     double a[STRIP], b[STRIP];
-    for (int64_t i = 0; i < t->cols * GRAD_FIELDS; i++) partial[i] = 0.0;
+    double *sum_a = partial.at, *sum_b = sum_a + partial.stride;
+    for (int64_t j = 0; j < t->cols; j++) sum_a[j] = sum_b[j] = 0.0;
     for (int64_t block = 0; block < t->rows; block += BNCORE_ROW_BLOCK) {
         const int64_t rows = bncore_min(t->rows - block, BNCORE_ROW_BLOCK);
         for (int64_t j = 0; j < t->cols; j++) a[j] = b[j] = 0.0;
@@ -137,18 +139,19 @@ static void NAME(grad_sums_strip)(double *partial, const T *dy, const T *x, cons
             NAME(add_grad_rows)(a, b, mean, dy + at, x + at, t->stride, t->cols, 1);
         }
         for (int64_t j = 0; j < t->cols; j++) {
-            partial[j * GRAD_FIELDS] += a[j];
-            partial[j * GRAD_FIELDS + 1] += b[j];
+            sum_a[j] += a[j];
+            sum_b[j] += b[j];
         }
     }
 }
 
-static void NAME(grad_sums_rows)(double *partial, const bncore_arrays *arrays, const double *mean,
-                                 const bncore_rows *t)
+static void NAME(grad_sums_rows)(bncore_partial partial, const bncore_arrays *arrays,
+                                 const double *mean, const bncore_rows *t)
 {
     const T *dy = arrays->dy, *x = arrays->x;
     for (int64_t j = 0; j < t->cols; j += STRIP) {
         const bncore_rows strip = {t->rows, bncore_min(t->cols - j, STRIP), t->stride};
-        NAME(grad_sums_strip)(partial + j * GRAD_FIELDS, dy + j, x + j, mean + j, &strip);
+        NAME(grad_sums_strip)((bncore_partial){partial.at + j, partial.stride}, dy + j, x + j,
+                              mean + j, &strip);
     }
 }

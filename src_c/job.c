@@ -58,6 +58,12 @@ static const void *coef_at(const job *j, int64_t column)
     return (const char *)j->coef + (size_t)column * j->item;
 }
 
+static bncore_partial partial_at(const job *j, int64_t segment)
+{
+    const int64_t all = columns(&j->g);
+    return (bncore_partial){j->partial + segment * j->fields * all, all};
+}
+
 /* ---- planes ---- */
 
 static bncore_planes planes_tile(const job *j, int64_t group)
@@ -78,7 +84,7 @@ static bncore_planes planes_segment(const job *j, int64_t group, int64_t segment
     return t;
 }
 
-static void reduce_segment(const job *j, int64_t group, int64_t segment, double *partial)
+static void reduce_segment(const job *j, int64_t group, int64_t segment, bncore_partial partial)
 {
     const bncore_planes t = planes_segment(j, group, segment);
     const int64_t first = group * j->group;
@@ -99,14 +105,14 @@ static void task_group(void *arg, int64_t group)
     const job *j = arg;
     const bncore_planes t = planes_tile(j, group);
     const int64_t first = group * j->group;
-    double partial[BNCORE_GROUP * MAX_FIELDS], more[BNCORE_GROUP * MAX_FIELDS];
+    double first_fields[BNCORE_GROUP * MAX_FIELDS], more_fields[BNCORE_GROUP * MAX_FIELDS];
+    const bncore_partial partial = {first_fields, BNCORE_GROUP}, more = {more_fields, BNCORE_GROUP};
     reduce_segment(j, group, 0, partial);
     for (int64_t s = 1; s < j->g.segments; s++) {
         reduce_segment(j, group, s, more);
-        for (int64_t c = 0; c < t.channels; c++)
-            j->merge(partial + c * j->fields, more + c * j->fields);
+        j->merge(partial, more.at, t.channels);
     }
-    for (int64_t c = 0; c < t.channels; c++) j->finish(j, first + c, partial + c * j->fields);
+    for (int64_t c = 0; c < t.channels; c++) j->finish(j, first + c, partial, c);
     if (!j->apply_planes) return;
     for (int64_t c = 0; c < t.channels; c++) j->set_coef(j, first + c, first + c);
     apply_tile(j, group, &t);
@@ -116,8 +122,9 @@ static void task_reduce_planes(void *arg, int64_t i)
 {
     const job *j = arg;
     const int64_t group = i / j->g.segments, segment = i % j->g.segments;
+    const bncore_partial partial = partial_at(j, segment);
     reduce_segment(j, group, segment,
-                   j->partial + (segment * j->g.channels + group * j->group) * j->fields);
+                   (bncore_partial){partial.at + group * j->group, partial.stride});
     if (!j->at_once) return;
     const bncore_planes t = planes_segment(j, group, segment);
     apply_tile(j, group, &t);
@@ -139,12 +146,13 @@ static void task_apply_planes(void *arg, int64_t i)
 
 /* ---- rows ---- */
 
-static void reduce_part(const job *j, double *partial, int64_t begin, int64_t first,
+static void reduce_part(const job *j, bncore_partial partial, int64_t begin, int64_t first,
                         const bncore_rows *t)
 {
-    partial += first * j->fields;
+    partial.at += first;
     if (t->rows == 0) {
-        for (int64_t i = 0; i < t->cols * j->fields; i++) partial[i] = 0.0;
+        for (int f = 0; f < j->fields; f++)
+            for (int64_t c = 0; c < t->cols; c++) partial.at[f * partial.stride + c] = 0.0;
         return;
     }
     const bncore_arrays a = arrays_at(j, begin * j->g.cols + first);
@@ -153,8 +161,8 @@ static void reduce_part(const job *j, double *partial, int64_t begin, int64_t fi
 
 /* Rows begin .. end - 1 of columns first .. first + cols - 1. The columns that reach into a short last row have one
  * row more than the others. */
-static void reduce_columns(const job *j, double *partial, int64_t begin, int64_t end, int64_t first,
-                           int64_t cols)
+static void reduce_columns(const job *j, bncore_partial partial, int64_t begin, int64_t end,
+                           int64_t first, int64_t cols)
 {
     const bncore_geometry *g = &j->g;
     const int short_row = end == g->rows && g->short_cols > 0;
@@ -184,7 +192,7 @@ static void task_reduce_rows(void *arg, int64_t i)
     const bncore_geometry *g = &j->g;
     const int64_t segment = i / j->strips, first = i % j->strips * j->strip;
     const int64_t begin = segment * g->segment, end = bncore_min(begin + g->segment, g->rows);
-    reduce_columns(j, j->partial + segment * g->cols * j->fields, begin, end, first,
+    reduce_columns(j, partial_at(j, segment), begin, end, first,
                    bncore_min(j->strip, g->cols - first));
     if (j->at_once) apply_whole_rows(j, begin, end);
 }
@@ -201,24 +209,23 @@ static void task_apply_rows(void *arg, int64_t i)
 /* ---- both ---- */
 
 /* Segments in order onto the first, then a channel's columns in order onto its first column. */
-static void finish_channel(const job *j, int64_t channel)
+static void finish_channels(const job *j)
 {
     const bncore_geometry *g = &j->g;
-    const int64_t all = columns(g), inner = g->planes ? 1 : g->inner;
-    double total[MAX_FIELDS], column[MAX_FIELDS];
-    int any = 0;
-    for (int64_t fold = 0; fold < all; fold += g->channels * inner)
-        for (int64_t col = fold + channel * inner; col < fold + (channel + 1) * inner; col++) {
-            const double *first = j->partial + col * j->fields;
-            for (int f = 0; f < j->fields; f++) column[f] = first[f];
-            for (int64_t s = 1; s < g->segments; s++) j->merge(column, first + s * all * j->fields);
-            if (any)
-                j->merge(total, column);
-            else
-                for (int f = 0; f < j->fields; f++) total[f] = column[f];
-            any = 1;
+    const int64_t all = columns(g), inner = g->planes ? 1 : g->inner, width = g->channels * inner;
+    const bncore_partial total = partial_at(j, 0);
+    for (int64_t s = 1; s < g->segments; s++) j->merge(total, partial_at(j, s).at, all);
+    if (inner == 1) {
+        for (int64_t fold = width; fold < all; fold += width)
+            j->merge(total, total.at + fold, width);
+    } else {
+        for (int64_t c = 0; c < g->channels; c++) {
+            const bncore_partial first = {total.at + c * inner, total.stride};
+            for (int64_t i = 1; i < inner * (all / width); i++)
+                j->merge(first, first.at + i / inner * width + i % inner, 1);
         }
-    j->finish(j, channel, total);
+    }
+    for (int64_t c = 0; c < g->channels; c++) j->finish(j, c, total, c * inner);
 }
 
 static void each_column(const job *j, void (*visit)(const job *, int64_t column, int64_t channel))
@@ -258,7 +265,7 @@ static void run_planes(job *j)
     if (j->at_once) set_coefs(j);
     if (j->fields) {
         bncore_parallel_for(executor, tasks, j->threads, task_reduce_planes, j);
-        for (int64_t c = 0; c < j->g.channels; c++) finish_channel(j, c);
+        finish_channels(j);
     }
     if (!j->apply_planes || j->at_once) return;
     set_coefs(j);
@@ -275,7 +282,7 @@ static void run_rows(job *j)
         else
             j->column_mean = NULL;
         bncore_parallel_for(executor, j->g.segments * j->strips, j->threads, task_reduce_rows, j);
-        for (int64_t c = 0; c < j->g.channels; c++) finish_channel(j, c);
+        finish_channels(j);
     }
     if (!j->apply_rows || j->at_once) return;
     set_coefs(j);

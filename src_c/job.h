@@ -21,12 +21,12 @@ typedef struct job {
 
     /* The reduction; fields == 0: there is none. */
     int fields;
-    void (*reduce_planes)(double *partial, const bncore_arrays *a, const double *mean,
+    void (*reduce_planes)(bncore_partial partial, const bncore_arrays *a, const double *mean,
                           const bncore_planes *t);
-    void (*reduce_rows)(double *partial, const bncore_arrays *a, const double *mean,
+    void (*reduce_rows)(bncore_partial partial, const bncore_arrays *a, const double *mean,
                         const bncore_rows *t);
-    void (*merge)(double *into, const double *from);
-    void (*finish)(const struct job *job, int64_t channel, const double *partial);
+    void (*merge)(bncore_partial into, const double *from, int64_t cols);
+    void (*finish)(const struct job *job, int64_t channel, bncore_partial partial, int64_t column);
     double *results[2]; /* mean and m2, or sum_dy and sum_dy_xhat */
 
     /* The elementwise pass; NULL: there is none. at_once: it does not need the reduction's results, and follows it
@@ -39,7 +39,7 @@ typedef struct job {
                        const bncore_rows *t);
 
     /* Scratch. */
-    double *partial;     /* [segment][column][field] */
+    double *partial;     /* [segment][field][column] */
     double *column_mean; /* rows: the mean of each column's channel */
     void *coef;          /* [field][column], fields coef_stride columns apart */
     int64_t coef_stride;

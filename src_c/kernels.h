@@ -1,6 +1,6 @@
 /* The dispatch table: one struct of kernel pointers per instruction set, one set of kernels per storage type.
  *
- * Reductions write one partial result per channel (planes) or column (rows), an array of doubles:
+ * Reductions give one partial result per channel (planes) or column (rows), of these fields:
  *   moments:  {n, pivot, offset, m2}, the mean being pivot + offset
  *   grad_sums: {sum of dy, sum of dy * (x - mean)}
  * Elementwise kernels read coefficients of the storage type, field by field: coefficient[field * stride + column]; for
@@ -31,6 +31,12 @@ typedef struct bncore_rows {
     int64_t rows, cols, stride;
 } bncore_rows;
 
+/* Field f of the partial result of column c is at[f * stride + c]. */
+typedef struct bncore_partial {
+    double *at;
+    int64_t stride;
+} bncore_partial;
+
 /* dst is y or dx; dy is NULL in forward. stream: dst is too large for the caches (and none of the others). */
 typedef struct bncore_arrays {
     void *dst;
@@ -39,14 +45,17 @@ typedef struct bncore_arrays {
 } bncore_arrays;
 
 typedef struct bncore_kernel_set {
-    void (*moments_planes)(double *partial, const bncore_arrays *a, const double *unused,
+    void (*moments_planes)(bncore_partial partial, const bncore_arrays *a, const double *unused,
                            const bncore_planes *t);
-    void (*moments_rows)(double *partial, const bncore_arrays *a, const double *unused,
+    void (*moments_rows)(bncore_partial partial, const bncore_arrays *a, const double *unused,
                          const bncore_rows *t);
-    void (*grad_sums_planes)(double *partial, const bncore_arrays *a, const double *mean,
+    void (*grad_sums_planes)(bncore_partial partial, const bncore_arrays *a, const double *mean,
                              const bncore_planes *t);
-    void (*grad_sums_rows)(double *partial, const bncore_arrays *a, const double *mean,
+    void (*grad_sums_rows)(bncore_partial partial, const bncore_arrays *a, const double *mean,
                            const bncore_rows *t);
+    /* into = into and from, in this order, column by column; of one stride. */
+    void (*merge_moments)(bncore_partial into, const double *from, int64_t cols);
+    void (*merge_sums)(bncore_partial into, const double *from, int64_t cols);
 
     void (*normalize_planes)(const bncore_arrays *a, const void *coef, int64_t stride,
                              const bncore_planes *t);

@@ -65,8 +65,8 @@ static inline double NAME(first_pivot)(const T *x, int64_t k, int64_t stride)
     return is_finite(pivot) ? pivot : 0.0;
 }
 
-static void NAME(moments_planes)(double *partial, const bncore_arrays *arrays, const double *unused,
-                                 const bncore_planes *t)
+static void NAME(moments_planes)(bncore_partial partial, const bncore_arrays *arrays,
+                                 const double *unused, const bncore_planes *t)
 {
     (void)unused;
     const T *x = arrays->x;
@@ -90,7 +90,7 @@ static void NAME(moments_planes)(double *partial, const bncore_arrays *arrays, c
         }
         pending = 0;
     }
-    for (int64_t c = 0; c < t->channels; c++) running_finish(&w[c], partial + c * MOMENTS_FIELDS);
+    for (int64_t c = 0; c < t->channels; c++) running_finish(&w[c], partial, c);
 }
 
 /* Rows: `rows` rows of LANES columns, added to s and q one row after the other. */
@@ -145,7 +145,7 @@ static void NAME(first_pivots)(running_columns *w, const T *x, const bncore_rows
 }
 
 /* Up to STRIP columns, so that their state stays in L1 beside the data. */
-static void NAME(moments_strip)(double *partial, const T *x, const bncore_rows *t)
+static void NAME(moments_strip)(bncore_partial partial, const T *x, const bncore_rows *t)
 {
     running_columns w;
     NAME(first_pivots)(&w, x, t);
@@ -167,17 +167,17 @@ static void NAME(moments_strip)(double *partial, const T *x, const bncore_rows *
     }
     for (int64_t j = 0; j < t->cols; j++) {
         const running end = {(double)t->rows, w.pivot[j], w.S[j], w.Q[j]};
-        running_finish(&end, partial + j * MOMENTS_FIELDS);
+        running_finish(&end, partial, j);
     }
 }
 
-static void NAME(moments_rows)(double *partial, const bncore_arrays *arrays, const double *unused,
-                               const bncore_rows *t)
+static void NAME(moments_rows)(bncore_partial partial, const bncore_arrays *arrays,
+                               const double *unused, const bncore_rows *t)
 {
     (void)unused;
     const T *x = arrays->x;
     for (int64_t j = 0; j < t->cols; j += STRIP) {
         const bncore_rows strip = {t->rows, bncore_min(t->cols - j, STRIP), t->stride};
-        NAME(moments_strip)(partial + j * MOMENTS_FIELDS, x + j, &strip);
+        NAME(moments_strip)((bncore_partial){partial.at + j, partial.stride}, x + j, &strip);
     }
 }

@@ -55,31 +55,11 @@ static bncore_status run(job *j)
 
 /* ---- per channel ---- */
 
-/* Chan, Golub & LeVeque (1983), eq. 2.1, on {n, pivot, offset, m2}: the difference of the means keeps its digits
- * where |mean| >> std because pivots and offsets are subtracted apart. */
-static void merge_moments(double *a, const double *b)
+static void finish_moments(const job *j, int64_t c, bncore_partial partial, int64_t column)
 {
-    if (b[0] == 0.0) return;
-    if (a[0] == 0.0) {
-        for (int f = 0; f < MOMENTS_FIELDS; f++) a[f] = b[f];
-        return;
-    }
-    const double delta = (b[1] - a[1]) + (b[2] - a[2]);
-    const double n = a[0] + b[0], r = b[0] / n;
-    a[2] = a[2] + delta * r;
-    a[3] = (a[3] + b[3]) + (delta * delta) * (a[0] * r);
-    a[0] = n;
-}
-
-static void merge_sums(double *a, const double *b)
-{
-    for (int f = 0; f < GRAD_FIELDS; f++) a[f] = a[f] + b[f];
-}
-
-static void finish_moments(const job *j, int64_t c, const double *partial)
-{
-    j->results[0][c] = partial[1] + partial[2];
-    j->results[1][c] = partial[3];
+    const double *from = partial.at + column;
+    j->results[0][c] = from[partial.stride] + from[2 * partial.stride];
+    j->results[1][c] = from[3 * partial.stride];
 }
 
 static double invstd(const job *j, int64_t c)
@@ -87,10 +67,10 @@ static double invstd(const job *j, int64_t c)
     return 1.0 / sqrt(j->var[c] + j->problem->eps);
 }
 
-static void finish_sums(const job *j, int64_t c, const double *partial)
+static void finish_sums(const job *j, int64_t c, bncore_partial partial, int64_t column)
 {
-    j->results[0][c] = partial[0];
-    j->results[1][c] = partial[1] * invstd(j, c);
+    j->results[0][c] = partial.at[column];
+    j->results[1][c] = partial.at[partial.stride + column] * invstd(j, c);
 }
 
 static void set_normalize(const job *j, int64_t column, double mean, int64_t c, double inverse)
@@ -134,7 +114,7 @@ static void reduce_moments(job *j, double *mean, double *m2)
     j->fields = MOMENTS_FIELDS;
     j->reduce_planes = j->kernels->moments_planes;
     j->reduce_rows = j->kernels->moments_rows;
-    j->merge = merge_moments;
+    j->merge = j->kernels->merge_moments;
     j->finish = finish_moments;
     j->results[0] = mean;
     j->results[1] = m2;
@@ -145,7 +125,7 @@ static void reduce_sums(job *j, double *sum_dy, double *sum_dy_xhat)
     j->fields = GRAD_FIELDS;
     j->reduce_planes = j->kernels->grad_sums_planes;
     j->reduce_rows = j->kernels->grad_sums_rows;
-    j->merge = merge_sums;
+    j->merge = j->kernels->merge_sums;
     j->finish = finish_sums;
     j->results[0] = sum_dy;
     j->results[1] = sum_dy_xhat;

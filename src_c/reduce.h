@@ -77,13 +77,48 @@ static inline running running_flush(running w, double s, double q, double n)
 }
 
 /* The partial result {n, pivot, offset, m2} of a segment. */
-static inline void running_finish(const running *w, double *partial)
+static inline void running_finish(const running *w, bncore_partial partial, int64_t column)
 {
     const double offset = w->S / w->n, m2 = w->Q - w->S * offset;
-    partial[0] = w->n;
-    partial[1] = w->pivot;
-    partial[2] = offset;
-    partial[3] = m2 < 0.0 ? 0.0 : m2;
+    double *to = partial.at + column;
+    to[0] = w->n;
+    to[partial.stride] = w->pivot;
+    to[2 * partial.stride] = offset;
+    to[3 * partial.stride] = m2 < 0.0 ? 0.0 : m2;
+}
+
+/* Chan, Golub & LeVeque (1983), eq. 2.1: the difference of the means keeps its digits where |mean| >> std because
+ * pivots and offsets are subtracted apart. What holds no value (n = 0) changes nothing. */
+static void merge_moments(bncore_partial into, const double *from, int64_t cols)
+{
+    const int64_t stride = into.stride;
+    double *restrict n_ = into.at, *restrict pivot_ = n_ + stride,
+                     *restrict offset_ = pivot_ + stride, *restrict m2_ = offset_ + stride;
+    const double *restrict from_n = from, *restrict from_pivot = from_n + stride,
+                           *restrict from_offset = from_pivot + stride,
+                           *restrict from_m2 = from_offset + stride;
+#pragma omp simd
+    for (int64_t c = 0; c < cols; c++) {
+        const double na = n_[c], nb = from_n[c], n = na + nb, r = nb / n;
+        const double delta = (from_pivot[c] - pivot_[c]) + (from_offset[c] - offset_[c]);
+        const double offset = offset_[c] + delta * r;
+        const double m2 = (m2_[c] + from_m2[c]) + (delta * delta) * (na * r);
+        const int only_b = na == 0.0, both = na != 0.0 && nb != 0.0;
+        n_[c] = n;
+        pivot_[c] = only_b ? from_pivot[c] : pivot_[c];
+        offset_[c] = only_b ? from_offset[c] : both ? offset : offset_[c];
+        m2_[c] = only_b ? from_m2[c] : both ? m2 : m2_[c];
+    }
+}
+
+static void merge_sums(bncore_partial into, const double *from, int64_t cols)
+{
+    for (int f = 0; f < GRAD_FIELDS; f++) {
+        double *restrict a = into.at + f * into.stride;
+        const double *restrict b = from + f * into.stride;
+#pragma omp simd
+        for (int64_t c = 0; c < cols; c++) a[c] = a[c] + b[c];
+    }
 }
 
 #endif
