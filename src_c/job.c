@@ -9,7 +9,7 @@
 #include "executor.h"
 
 enum {
-    LOCAL_SCRATCH = 8 * 1024, /* bytes on the stack: small problems allocate nothing */
+    LOCAL_SCRATCH = 32 * 1024, /* bytes on the stack: small problems allocate nothing */
     THREAD_VALUES = 32 *
         1024, /* fewer values than this per thread: waking it costs more than it saves */
     TASKS_PER_THREAD = 4,     /* so that an uneven last task costs little */
@@ -40,7 +40,7 @@ static int64_t columns(const bncore_geometry *g)
 
 size_t bncore_job_scratch(const bncore_geometry *g)
 {
-    const int64_t per_column = g->segments * MAX_FIELDS + MAX_FIELDS + 1;
+    const int64_t per_column = g->segments * MAX_FIELDS + MAX_FIELDS + 2;
     return (size_t)(columns(g) * per_column + MAX_FIELDS * COEF_APART) * sizeof(double);
 }
 
@@ -112,9 +112,9 @@ static void task_group(void *arg, int64_t group)
         reduce_segment(j, group, s, more);
         j->merge(partial, more.at, t.channels);
     }
-    for (int64_t c = 0; c < t.channels; c++) j->finish(j, first + c, partial, c);
+    j->finish(j, first, t.channels, partial, 1);
     if (!j->apply_planes) return;
-    for (int64_t c = 0; c < t.channels; c++) j->set_coef(j, first + c, first + c);
+    j->set_coefs(j, first, t.channels);
     apply_tile(j, group, &t);
 }
 
@@ -225,31 +225,30 @@ static void finish_channels(const job *j)
                 j->merge(first, first.at + i / inner * width + i % inner, 1);
         }
     }
-    for (int64_t c = 0; c < g->channels; c++) j->finish(j, c, total, c * inner);
+    j->finish(j, 0, g->channels, total, inner);
 }
 
-static void each_column(const job *j, void (*visit)(const job *, int64_t column, int64_t channel))
+/* Per channel to per column, in place; `item` bytes each. */
+static void spread_over_columns(const bncore_geometry *g, void *values, size_t item)
 {
-    const bncore_geometry *g = &j->g;
-    const int64_t all = columns(g), inner = g->planes ? 1 : g->inner;
-    for (int64_t col = 0; col < all;)
-        for (int64_t c = 0; c < g->channels; c++)
-            for (int64_t i = 0; i < inner; i++, col++) visit(j, col, c);
+    char *to = values;
+    const int64_t inner = g->planes ? 1 : g->inner, width = g->channels * inner;
+    for (int64_t column = width - 1; inner > 1 && column > 0; column--)
+        memmove(to + (size_t)column * item, to + (size_t)(column / inner) * item, item);
+    for (int64_t fold = width; fold < columns(g); fold += width)
+        memcpy(to + (size_t)fold * item, to, (size_t)width * item);
 }
 
 static void set_coefs(const job *j)
 {
-    each_column(j, j->set_coef);
-    const size_t repeated = (size_t)bncore_min(columns(&j->g), REPEATED) * j->item;
+    j->set_coefs(j, 0, j->g.channels);
+    if (j->g.planes) return;
+    const size_t repeated = (size_t)bncore_min(j->g.cols, REPEATED) * j->item;
     for (int f = 0; f < MAX_FIELDS; f++) {
         char *field = (char *)j->coef + (size_t)(f * j->coef_stride) * j->item;
-        memcpy(field + (size_t)columns(&j->g) * j->item, field, repeated);
+        spread_over_columns(&j->g, field, j->item);
+        memcpy(field + (size_t)j->g.cols * j->item, field, repeated);
     }
-}
-
-static void set_column_mean(const job *j, int64_t column, int64_t channel)
-{
-    j->column_mean[column] = j->mean[channel];
 }
 
 static void run_planes(job *j)
@@ -277,10 +276,10 @@ static void run_rows(job *j)
     const bncore_executor *executor = j->problem->executor;
     if (j->at_once) set_coefs(j);
     if (j->fields) {
-        if (j->mean)
-            each_column(j, set_column_mean);
-        else
-            j->column_mean = NULL;
+        if (j->column_mean) {
+            memcpy(j->column_mean, j->mean, (size_t)j->g.channels * sizeof(double));
+            spread_over_columns(&j->g, j->column_mean, sizeof(double));
+        }
         bncore_parallel_for(executor, j->g.segments * j->strips, j->threads, task_reduce_rows, j);
         finish_channels(j);
     }
@@ -341,8 +340,10 @@ bncore_status bncore_job_run(job *j)
     const int64_t all = columns(&j->g);
     j->coef = scratch;
     j->coef_stride = all + COEF_APART;
-    j->column_mean = (double *)scratch + MAX_FIELDS * j->coef_stride;
-    j->partial = j->column_mean + all;
+    j->invstd = (double *)scratch + MAX_FIELDS * j->coef_stride;
+    j->column_mean = j->mean ? j->invstd + all : NULL;
+    j->partial = j->invstd + 2 * all;
+    if (j->var) j->kernels->inverse_std(j->invstd, j->g.channels, j->var, 1.0, p->eps);
     if (j->g.planes)
         run_planes(j);
     else

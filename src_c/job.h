@@ -19,20 +19,22 @@ typedef struct job {
     const double *sum_dy, *sum_dy_xhat;
     double count;
 
-    /* The reduction; fields == 0: there is none. */
+    /* The reduction; fields == 0: there is none. finish: the results of channels first .. first + n - 1, from columns
+     * 0, step, 2 step ... of partial. */
     int fields;
     void (*reduce_planes)(bncore_partial partial, const bncore_arrays *a, const double *mean,
                           const bncore_planes *t);
     void (*reduce_rows)(bncore_partial partial, const bncore_arrays *a, const double *mean,
                         const bncore_rows *t);
     void (*merge)(bncore_partial into, const double *from, int64_t cols);
-    void (*finish)(const struct job *job, int64_t channel, bncore_partial partial, int64_t column);
+    void (*finish)(const struct job *job, int64_t first, int64_t n, bncore_partial partial,
+                   int64_t step);
     double *results[2]; /* mean and m2, or sum_dy and sum_dy_xhat */
 
-    /* The elementwise pass; NULL: there is none. at_once: it does not need the reduction's results, and follows it
+    /* The elementwise pass; NULL: there is none. set_coefs: of channels first .. first + n - 1. at_once: it does not need the reduction's results, and follows it
      * piece by piece. */
     int at_once;
-    void (*set_coef)(const struct job *job, int64_t column, int64_t channel);
+    void (*set_coefs)(const struct job *job, int64_t first, int64_t n);
     void (*apply_planes)(const bncore_arrays *a, const void *coef, int64_t stride,
                          const bncore_planes *t);
     void (*apply_rows)(const bncore_arrays *a, const void *coef, int64_t stride,
@@ -40,6 +42,7 @@ typedef struct job {
 
     /* Scratch. */
     double *partial;     /* [segment][field][column] */
+    double *invstd;      /* [channel], once a variance is known */
     double *column_mean; /* rows: the mean of each column's channel */
     void *coef;          /* [field][column], fields coef_stride columns apart */
     int64_t coef_stride;

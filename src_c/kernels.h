@@ -70,10 +70,15 @@ typedef struct bncore_kernel_set {
     void (*grad_frozen_rows)(const bncore_arrays *a, const void *coef, int64_t stride,
                              const bncore_rows *t);
 
-    void (*normalize_coef)(void *coef, int64_t stride, int64_t column, double mean, double scale,
-                           double bias);
-    void (*grad_input_coef)(void *coef, int64_t stride, int64_t column, double mean, double a,
-                            double k, double c);
+    /* Per channel, n of them: 1 / sqrt(var / divisor + eps), and the coefficients that follow from it. weight and
+     * bias may be NULL. */
+    void (*inverse_std)(double *invstd, int64_t n, const double *var, double divisor, double eps);
+    void (*normalize_coefs)(void *coef, int64_t stride, int64_t n, const double *mean,
+                            const double *invstd, const double *weight, const double *bias);
+    void (*grad_input_coefs)(void *coef, int64_t stride, int64_t n, const double *mean,
+                             const double *invstd, const double *weight, const double *sum_dy,
+                             const double *sum_dy_xhat, double count);
+    void (*grad_frozen_coefs)(void *coef, int64_t n, const double *invstd, const double *weight);
 } bncore_kernel_set;
 
 typedef struct bncore_kernels {

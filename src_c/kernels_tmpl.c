@@ -17,6 +17,8 @@ static const bncore_kernel_set NAME(kernel_set) = {
     .grad_input_rows = NAME(grad_input_rows),
     .grad_frozen_planes = NAME(grad_frozen_planes),
     .grad_frozen_rows = NAME(grad_frozen_rows),
-    .normalize_coef = NAME(normalize_coef),
-    .grad_input_coef = NAME(grad_input_coef),
+    .inverse_std = inverse_std,
+    .normalize_coefs = NAME(normalize_coefs),
+    .grad_input_coefs = NAME(grad_input_coefs),
+    .grad_frozen_coefs = NAME(grad_frozen_coefs),
 };

@@ -3,28 +3,47 @@
 
 /* y = (x - hi) * scale + shift: hi is the mean rounded to T, and what rounding lost is in shift, so that
  * |mean| >> std costs no digits. Fields: hi, scale, shift. */
-static void NAME(normalize_coef)(void *coef_, int64_t stride, int64_t j, double mean, double scale,
-                                 double bias)
+static void NAME(normalize_coefs)(void *coef, int64_t stride, int64_t n,
+                                  const double *restrict mean, const double *restrict invstd,
+                                  const double *restrict weight, const double *restrict bias)
 {
-    T *coef = coef_;
-    const T hi = (T)mean, sc = (T)scale;
-    const double lo = mean - (double)hi;
-    coef[j] = hi;
-    coef[stride + j] = sc;
-    coef[2 * stride + j] = (T)(lo == 0.0 ? bias : bias - lo * (double)sc);
+    T *restrict hi = coef, *restrict scale = hi + stride, *restrict shift = scale + stride;
+#pragma omp simd
+    for (int64_t c = 0; c < n; c++) {
+        hi[c] = (T)mean[c];
+        scale[c] = (T)(weight ? weight[c] * invstd[c] : invstd[c]);
+        const double lo = mean[c] - (double)hi[c], b = bias ? bias[c] : 0.0;
+        shift[c] = (T)(lo == 0.0 ? b : b - lo * (double)scale[c]);
+    }
 }
 
-/* dx = (dy * a + (x - hi) * k) + c. Fields: a, hi, k, c. */
-static void NAME(grad_input_coef)(void *coef_, int64_t stride, int64_t j, double mean, double a,
-                                  double k, double c)
+/* dx = (dy * a + (x - hi) * k) + shift. Fields: a, hi, k, shift. */
+static void NAME(grad_input_coefs)(void *coef, int64_t stride, int64_t n,
+                                   const double *restrict mean, const double *restrict invstd,
+                                   const double *restrict weight, const double *restrict sum_dy,
+                                   const double *restrict sum_dy_xhat, double count)
 {
-    T *coef = coef_;
-    const T hi = (T)mean, k_T = (T)k;
-    const double lo = mean - (double)hi;
-    coef[j] = (T)a;
-    coef[stride + j] = hi;
-    coef[2 * stride + j] = k_T;
-    coef[3 * stride + j] = (T)(lo == 0.0 ? c : c - lo * (double)k_T);
+    T *restrict a_ = coef, *restrict hi = a_ + stride, *restrict k_ = hi + stride,
+                *restrict shift_ = k_ + stride;
+#pragma omp simd
+    for (int64_t c = 0; c < n; c++) {
+        const double a = weight ? weight[c] * invstd[c] : invstd[c];
+        const double shift = -a * (sum_dy[c] / count);
+        a_[c] = (T)a;
+        hi[c] = (T)mean[c];
+        k_[c] = (T)(-(a * invstd[c]) * (sum_dy_xhat[c] / count));
+        const double lo = mean[c] - (double)hi[c];
+        shift_[c] = (T)(lo == 0.0 ? shift : shift - lo * (double)k_[c]);
+    }
+}
+
+/* Frozen statistics: the field a alone. */
+static void NAME(grad_frozen_coefs)(void *coef, int64_t n, const double *restrict invstd,
+                                    const double *restrict weight)
+{
+    T *restrict a = coef;
+#pragma omp simd
+    for (int64_t c = 0; c < n; c++) a[c] = (T)(weight ? weight[c] * invstd[c] : invstd[c]);
 }
 
 /* One run of values, with coefficients of one channel (planes) or of one per value (rows): to[i] from dy[i], x[i]. */

@@ -55,56 +55,66 @@ static bncore_status run(job *j)
 
 /* ---- per channel ---- */
 
-static void finish_moments(const job *j, int64_t c, bncore_partial partial, int64_t column)
+static void finish_moments(const job *j, int64_t first, int64_t n, bncore_partial partial,
+                           int64_t step)
 {
-    const double *from = partial.at + column;
-    j->results[0][c] = from[partial.stride] + from[2 * partial.stride];
-    j->results[1][c] = from[3 * partial.stride];
+    for (int64_t c = 0; c < n; c++) {
+        const double *from = partial.at + c * step;
+        j->results[0][first + c] = from[partial.stride] + from[2 * partial.stride];
+        j->results[1][first + c] = from[3 * partial.stride];
+    }
 }
 
-static double invstd(const job *j, int64_t c)
+static void finish_sums(const job *j, int64_t first, int64_t n, bncore_partial partial,
+                        int64_t step)
 {
-    return 1.0 / sqrt(j->var[c] + j->problem->eps);
+    for (int64_t c = 0; c < n; c++) {
+        const double *from = partial.at + c * step;
+        j->results[0][first + c] = from[0];
+        j->results[1][first + c] = from[partial.stride] * j->invstd[first + c];
+    }
 }
 
-static void finish_sums(const job *j, int64_t c, bncore_partial partial, int64_t column)
+static const double *from_channel(const double *parameter, int64_t first)
 {
-    j->results[0][c] = partial.at[column];
-    j->results[1][c] = partial.at[partial.stride + column] * invstd(j, c);
+    return parameter ? parameter + first : NULL;
 }
 
-static void set_normalize(const job *j, int64_t column, double mean, int64_t c, double inverse)
+static void *coef_at(const job *j, int64_t column)
 {
-    const double scale = j->weight ? j->weight[c] * inverse : inverse;
-    j->kernels->normalize_coef(j->coef, j->coef_stride, column, mean, scale,
-                               j->bias ? j->bias[c] : 0.0);
+    return (char *)j->coef + (size_t)column * j->item;
 }
 
-static void normalize_by_var(const job *j, int64_t column, int64_t c)
+static void set_normalize(const job *j, int64_t first, int64_t n, const double *mean)
 {
-    set_normalize(j, column, j->mean[c], c, invstd(j, c));
+    j->kernels->normalize_coefs(coef_at(j, first), j->coef_stride, n, mean + first,
+                                j->invstd + first, from_channel(j->weight, first),
+                                from_channel(j->bias, first));
 }
 
-static void normalize_by_moments(const job *j, int64_t column, int64_t c)
+static void normalize_by_var(const job *j, int64_t first, int64_t n)
 {
-    const double var = j->results[1][c] / (double)j->g.n;
-    set_normalize(j, column, j->results[0][c], c, 1.0 / sqrt(var + j->problem->eps));
+    set_normalize(j, first, n, j->mean);
 }
 
-static void set_grad_input(const job *j, int64_t column, int64_t c)
+static void normalize_by_moments(const job *j, int64_t first, int64_t n)
 {
-    const double inverse = invstd(j, c);
-    const double a = j->weight ? j->weight[c] * inverse : inverse;
-    const double k = -(a * inverse) * (j->sum_dy_xhat[c] / j->count);
-    const double shift = -a * (j->sum_dy[c] / j->count);
-    j->kernels->grad_input_coef(j->coef, j->coef_stride, column, j->mean[c], a, k, shift);
+    j->kernels->inverse_std(j->invstd + first, n, j->results[1] + first, (double)j->g.n,
+                            j->problem->eps);
+    set_normalize(j, first, n, j->results[0]);
 }
 
-static void set_grad_frozen(const job *j, int64_t column, int64_t c)
+static void set_grad_input(const job *j, int64_t first, int64_t n)
 {
-    const double inverse = invstd(j, c);
-    j->kernels->grad_input_coef(j->coef, j->coef_stride, column, 0.0,
-                                j->weight ? j->weight[c] * inverse : inverse, 0.0, 0.0);
+    j->kernels->grad_input_coefs(coef_at(j, first), j->coef_stride, n, j->mean + first,
+                                 j->invstd + first, from_channel(j->weight, first),
+                                 j->sum_dy + first, j->sum_dy_xhat + first, j->count);
+}
+
+static void set_grad_frozen(const job *j, int64_t first, int64_t n)
+{
+    j->kernels->grad_frozen_coefs(coef_at(j, first), n, j->invstd + first,
+                                  from_channel(j->weight, first));
 }
 
 /* ---- reductions and passes ---- */
@@ -131,18 +141,18 @@ static void reduce_sums(job *j, double *sum_dy, double *sum_dy_xhat)
     j->results[1] = sum_dy_xhat;
 }
 
-static void apply_normalize(job *j, void (*set_coef)(const job *, int64_t, int64_t))
+static void apply_normalize(job *j, void (*set_coefs)(const job *, int64_t, int64_t))
 {
     j->apply_planes = j->kernels->normalize_planes;
     j->apply_rows = j->kernels->normalize_rows;
-    j->set_coef = set_coef;
+    j->set_coefs = set_coefs;
 }
 
 static void apply_grad_input(job *j, const double *sum_dy, const double *sum_dy_xhat, double count)
 {
     j->apply_planes = j->kernels->grad_input_planes;
     j->apply_rows = j->kernels->grad_input_rows;
-    j->set_coef = set_grad_input;
+    j->set_coefs = set_grad_input;
     j->sum_dy = sum_dy;
     j->sum_dy_xhat = sum_dy_xhat;
     j->count = count;
@@ -264,6 +274,6 @@ bncore_status bncore_infer_backward(const bncore_problem *p, void *dx, double *s
     j.at_once = 1;
     j.apply_planes = j.kernels->grad_frozen_planes;
     j.apply_rows = j.kernels->grad_frozen_rows;
-    j.set_coef = set_grad_frozen;
+    j.set_coefs = set_grad_frozen;
     return run(&j);
 }
