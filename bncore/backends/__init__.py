@@ -42,7 +42,7 @@ class Active:
 
 
 _loaded: dict[str, Active] = {}
-_missing: dict[str, ImportError] = {}
+_missing: dict[str, Exception] = {}
 _default: Active | None = None
 _chosen: ContextVar[Active | None] = ContextVar("bncore backend", default=None)
 
@@ -62,14 +62,14 @@ def load(name: str) -> Active:
     ImportError
         If it cannot be imported here; the message says why.
     """
+    if not isinstance(name, str) or name not in MODULES:
+        raise ValueError(f"backend: expected one of {', '.join(NAMES)}, got {name!r}")
     if name in _loaded:
         return _loaded[name]
-    if name not in MODULES:
-        raise ValueError(f"backend: expected one of {', '.join(NAMES)}, got {name!r}")
     if name not in _missing:
         try:
             module = importlib.import_module(MODULES[name])
-        except ImportError as error:
+        except Exception as error:  # a broken installation raises anything
             _missing[name] = error
         else:
             _loaded[name] = Active(name, cast(Backend, module))
@@ -86,10 +86,10 @@ def why_missing(name: str) -> str | None:
         return None
     if name == "native" and is_absent(error):
         return "the compiled extension was not built"
-    return str(error)
+    return str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
 
 
-def is_absent(error: ImportError) -> bool:
+def is_absent(error: Exception) -> bool:
     """Tell whether the native module is just not there, rather than broken."""
     return isinstance(error, ModuleNotFoundError) and error.name == MODULES["native"]
 
@@ -123,7 +123,7 @@ def _choose_default() -> Active:
                 raise  # an instruction set was asked for: another backend is no answer
             if not isinstance(error, ModuleNotFoundError):
                 warnings.warn(
-                    f"bncore: backend {name} is installed but cannot be used: {error}",
+                    f"bncore: backend {name} is installed but cannot be used: {why_missing(name)}",
                     RuntimeWarning,
                     stacklevel=4,
                 )
@@ -136,7 +136,8 @@ def _choose_default() -> Active:
 def use_backend(name: str) -> AbstractContextManager[str]:
     """Use one backend inside a ``with`` block.
 
-    All backends give the same bits, so this is for tests, benchmarks and comparison.
+    All backends give the same bits, so this is for tests, benchmarks and comparison.  Where a
+    result is NaN, all are NaN; its bits are not promised.
 
     Parameters
     ----------
