@@ -183,6 +183,7 @@ def grad_input(
         out += shift
 
 
+@np.errstate(all="ignore")
 def train(
     y: Data,
     mean: Stat,
@@ -199,6 +200,7 @@ def train(
         normalize(y, x, mean, m2 / (x.size // len(mean)), weight, bias, eps, n_threads)
 
 
+@np.errstate(all="ignore")
 def train_backward(
     dx: Data,
     sum_dy: Stat,
