@@ -110,6 +110,13 @@ def several_axes(axis: object, ndim: int) -> tuple[int, ...]:
 # Arrays
 
 
+def _holds_mask(value: object) -> bool:
+    """Tell whether a list or tuple has a masked array in it, at any depth."""
+    if isinstance(value, (list, tuple)):
+        return any(map(_holds_mask, value))
+    return isinstance(value, np.ma.MaskedArray)
+
+
 def plain_array(name: str, value: object) -> npt.NDArray[Any]:
     """Return `value` as an ndarray, itself where it is one; a mask would be lost: refused."""
     if type(value) is np.ndarray:
@@ -118,6 +125,8 @@ def plain_array(name: str, value: object) -> npt.NDArray[Any]:
         raise TypeError(f"{name}: expected an array without a mask, got {shown(value)}")
     if value is None:
         raise TypeError(f"{name}: expected an array, got None")
+    if _holds_mask(value):
+        raise TypeError(f"{name}: expected an array without a mask, got a MaskedArray in a list")
     try:
         return np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
