@@ -18,7 +18,8 @@ BENCH := $(PY) -m pytest benchmarks --benchmark-group-by=group \
 
 # What the tests demand of the extension: 1 present, 0 absent. A machine without a compiler tests the fallbacks
 # and says so; with BNCORE_REQUIRE_NATIVE=1 in the environment, as in .ci/run, it fails there instead.
-EXPECT = BNCORE_EXPECT_NATIVE=$$(ls bncore/backends/native*.so >/dev/null 2>&1 && echo 1 || echo 0)
+NATIVE_IS_THERE = ls bncore/backends/native*.so >/dev/null 2>&1
+EXPECT = BNCORE_EXPECT_NATIVE=$(if $(filter-out 0,$(BNCORE_REQUIRE_NATIVE)),1,$$($(NATIVE_IS_THERE) && echo 1 || echo 0))
 
 # COVERAGE=1 measures coverage and fails below pyproject.toml's limit. Lines that Numba compiles count once they
 # are compiled, which Numba itself reports; hence a cache of its own, empty at the start.
@@ -86,13 +87,14 @@ sdist-check: $(VENV)/.build-tool ## build the sdist, install it in a clean venv,
 	.venv-sdist/bin/python -m pip --disable-pip-version-check install --no-cache-dir -q dist/bncore-*.tar.gz
 	cd .venv-sdist && bin/python ../.ci/one_call.py
 
-# The extension, in the checkout, with the compiler's messages on the screen.
+# The extension, in the checkout, with the compiler's messages on the screen. An older one goes first, so that it is
+# not taken for the result; a build that failed leaves no stamp, so the next make tries again.
 build: $(VENV)/.native
 $(VENV)/.native: $(VENV)/.base $(NATIVE_SOURCES)
+	@rm -f bncore/backends/native*.so
 	$(PY) setup.py -q build_ext --inplace --force
-	@ls bncore/backends/native*.so >/dev/null 2>&1 || echo \
-		"bncore: THE NATIVE EXTENSION WAS NOT BUILT (see above); what follows runs on Numba and NumPy"
-	@touch $@
+	@if $(NATIVE_IS_THERE); then touch $@; else echo \
+		"bncore: THE NATIVE EXTENSION WAS NOT BUILT (see above); what follows runs on Numba and NumPy"; fi
 
 $(VENV)/.base: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'bncore needs Python 3.11 or newer')"

@@ -1,0 +1,74 @@
+"""The build: what make remembers of it and demands."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHON", "CC", "CFLAGS", "LDFLAGS", "COVERAGE"}
+ENVIRONMENT = {
+    name: value
+    for name, value in os.environ.items()
+    if name not in SETTINGS and not name.startswith("BNCORE_")
+}
+
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+def executable(path: Path, script: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """The Makefile over an environment whose Python is a script that does nothing."""
+    for name in ("Makefile", "pyproject.toml", "setup.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "bncore" / "backends").mkdir(parents=True)
+    executable(tmp_path / ".venv" / "bin" / "python", "exit 0")
+    for stamp in (".base", ".test"):
+        (tmp_path / ".venv" / stamp).touch()
+    return tmp_path
+
+
+def make(checkout: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["make", "--no-print-directory", *arguments],
+        cwd=checkout,
+        env=ENVIRONMENT | variables,
+        capture_output=True,
+        text=True,
+    )
+
+
+@needs_make
+def test_a_build_that_failed_is_tried_again(checkout):
+    stale = checkout / "bncore" / "backends" / "native.old.so"
+    stale.touch()
+    for _ in range(2):
+        done = make(checkout, "build")
+        assert done.returncode == 0
+        assert "THE NATIVE EXTENSION WAS NOT BUILT" in done.stdout
+        assert not stale.exists()
+    executable(checkout / ".venv" / "bin" / "python", "touch bncore/backends/native.new.so")
+    assert "NOT BUILT" not in make(checkout, "build").stdout
+    assert (checkout / ".venv" / ".native").exists()
+    assert "build_ext" not in make(checkout, "build").stdout
+
+
+@needs_make
+@pytest.mark.parametrize(("required", "expected"), [("1", "1"), ("0", None), ("", None)])
+def test_the_suite_demands_what_is_required(checkout, required, expected):
+    (checkout / ".venv" / ".native").touch()
+    printed = make(checkout, "-n", "test", BNCORE_REQUIRE_NATIVE=required).stdout
+    assert ("BNCORE_EXPECT_NATIVE=1 " in printed) == (expected == "1"), printed
+    assert "BNCORE_EXPECT_NATIVE=" in printed
