@@ -1,8 +1,8 @@
 # The two commands:  make demo   and   make test
 #
 # On a fresh machine they need Python 3.11+ (with venv), make and, for full speed, a C compiler. They make .venv
-# themselves; another interpreter: make test PYTHON=python3.12. Stamp files under .venv say what is done, so a
-# second call starts at once.
+# themselves; another interpreter: make test PYTHON=python3.12, after make clean where .venv has one already. Stamp
+# files under .venv say what is done, so a second call starts at once.
 
 PYTHON ?= python3
 VENV := .venv
@@ -96,7 +96,16 @@ $(VENV)/.native: $(VENV)/.base $(NATIVE_SOURCES)
 	@if $(NATIVE_IS_THERE); then touch $@; else echo \
 		"bncore: THE NATIVE EXTENSION WAS NOT BUILT (see above); what follows runs on Numba and NumPy"; fi
 
-$(VENV)/.base: pyproject.toml
+# An environment keeps the interpreter that made it; another one that was asked for would be ignored in silence.
+WHICH_PYTHON := import sys; print(sys.implementation.cache_tag + getattr(sys, "abiflags", ""))
+same-python-as-%:
+	@if [ -n "$(filter-out file default,$(origin PYTHON))" ] && [ -x $*/bin/python ]; then \
+		asked=$$($(PYTHON) -c '$(WHICH_PYTHON)') && made=$$($*/bin/python -c '$(WHICH_PYTHON)') || exit 1; \
+		[ "$$asked" = "$$made" ] || { echo "bncore: $* was made by $$made, and PYTHON=$(PYTHON) is $$asked:" \
+			"run \`make clean\` first" >&2; exit 1; }; \
+	fi
+
+$(VENV)/.base: pyproject.toml | same-python-as-$(VENV)
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'bncore needs Python 3.11 or newer')"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -q --upgrade pip
@@ -119,7 +128,7 @@ $(VENV)/.build-tool: $(VENV)/.base
 	@touch $@
 
 # Not editable, and installed anew whenever the package changes: what is tested is what was installed.
-$(PURE)/.test: pyproject.toml setup.py $(wildcard bncore/*.py bncore/*/*.py bncore/*/*.pyi)
+$(PURE)/.test: pyproject.toml setup.py $(wildcard bncore/*.py bncore/*/*.py bncore/*/*.pyi) | same-python-as-$(PURE)
 	$(PYTHON) -m venv $(PURE)
 	$(PURE_PIP) install -q --upgrade pip
 	$(SKIP_NATIVE) $(PURE_PIP) install -q ".[test]"

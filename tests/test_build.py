@@ -72,3 +72,23 @@ def test_the_suite_demands_what_is_required(checkout, required, expected):
     printed = make(checkout, "-n", "test", BNCORE_REQUIRE_NATIVE=required).stdout
     assert ("BNCORE_EXPECT_NATIVE=1 " in printed) == (expected == "1"), printed
     assert "BNCORE_EXPECT_NATIVE=" in printed
+
+
+@needs_make
+@pytest.mark.parametrize("how", ["command line", "environment"])
+def test_another_interpreter_than_the_environments_is_not_ignored(checkout, how):
+    (checkout / ".venv" / ".native").touch()
+    executable(checkout / ".venv" / "bin" / "python", "echo cpython-399")
+
+    def build(python: Path | str) -> subprocess.CompletedProcess[str]:
+        if how == "environment":
+            return make(checkout, "build", PYTHON=str(python))
+        return make(checkout, "build", f"PYTHON={python}")
+
+    done = build(sys.executable)
+    assert done.returncode != 0
+    assert ".venv was made by cpython-399" in done.stderr
+    assert "run `make clean` first" in done.stderr
+    assert build(executable(checkout / "same", "echo cpython-399")).returncode == 0
+    assert build(checkout / "nowhere").returncode != 0
+    assert make(checkout, "build").returncode == 0
