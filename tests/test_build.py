@@ -1,8 +1,10 @@
-"""The build: what make remembers of it and demands."""
+"""The build: what make remembers of it and demands; what an old compiler leaves out."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -92,3 +94,77 @@ def test_another_interpreter_than_the_environments_is_not_ignored(checkout, how)
     assert build(executable(checkout / "same", "echo cpython-399")).returncode == 0
     assert build(checkout / "nowhere").returncode != 0
     assert make(checkout, "build").returncode == 0
+
+
+# ---- setup.py, with a compiler that knows less than this one
+
+COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="there is no C compiler")
+needs_cython = pytest.mark.skipif(
+    importlib.util.find_spec("Cython") is None, reason="Cython is not installed"
+)
+
+
+def build_native(
+    folder: Path, cases: str, **variables: str
+) -> tuple[subprocess.CompletedProcess[str], list[Path]]:
+    """Build the extension into `folder`, in a hurry.  The compiler looks at its arguments first.
+
+    `cases` are those of a shell's `case`, where `refuse` is a command that fails.
+    """
+    compiler = executable(
+        folder / "cc",
+        'refuse() { echo "this compiler is too old" >&2; exit 1; }\n'
+        f'case " $* " in {cases} esac\n'
+        f'exec {COMPILER} "$@" -O0',
+    )
+    into = (f"--build-lib={folder}/lib", f"--build-temp={folder}/temp")
+    done = subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", "--force", *into],
+        cwd=ROOT,
+        env=ENVIRONMENT | {"CC": str(compiler)} | variables,
+        capture_output=True,
+        text=True,
+    )
+    return done, list(folder.glob("lib/**/native*.so"))
+
+
+@needs_compiler
+@needs_cython
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="one instruction set alone here")
+@pytest.mark.parametrize(
+    "cases",
+    [
+        pytest.param('*" -march=x86-64-v3 "*) refuse;;', id="flag"),
+        pytest.param('*WITHOUT_avx2*);; *" src_c/dispatch.c "*) refuse;;', id="detection"),
+    ],
+)
+def test_an_instruction_set_that_does_not_compile_is_left_out(tmp_path, cases):
+    done, (built,) = build_native(tmp_path, cases, BNCORE_REQUIRE_NATIVE="1")
+    assert done.returncode == 0
+    assert "bncore: this compiler does not know avx2, which is left out" in done.stderr
+    code = (
+        "from importlib import machinery, util\n"
+        f"loader = machinery.ExtensionFileLoader('native', {str(built)!r})\n"
+        "native = util.module_from_spec(util.spec_from_loader('native', loader))\n"
+        "loader.exec_module(native)\n"
+        "print(*native.available_isas())"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True
+    )
+    found = run.stdout.split()
+    assert "avx2" not in found and found[-1] == "baseline"
+
+
+@needs_compiler
+@needs_cython
+@pytest.mark.parametrize("required", ["0", "1"])
+def test_without_the_baseline_there_is_no_extension(tmp_path, required):
+    done, built = build_native(
+        tmp_path, '*" src_c/kernels.c "*) refuse;;', BNCORE_REQUIRE_NATIVE=required
+    )
+    assert not built
+    assert (done.returncode == 0) == (required == "0")
+    assert ("bncore: the native extension was not built" in done.stderr) == (required == "0")
