@@ -59,7 +59,8 @@ def get_num_threads() -> int:
 
     It is the first of: `set_num_threads`; the environment variable BNCORE_NUM_THREADS; the least
     of OpenMP's own limit (OMP_NUM_THREADS, threadpoolctl), the CPUs that the process may run on,
-    and its cgroup's CPU quota, rounded up.
+    and its cgroup's CPU quota, rounded up.  In a forked child the native backend runs on one
+    thread all the same, since the threads of its parent are not there.
 
     Raises
     ------

@@ -124,6 +124,9 @@ BNCORE_API bncore_status bncore_isa_init(void);
 BNCORE_API int bncore_openmp_max_threads(void);
 BNCORE_API int bncore_has_openmp(void);
 
+/* Whether this process is a forked child, where the default executor runs serially: OpenMP's threads are not there. */
+BNCORE_API int bncore_in_forked_child(void);
+
 #ifdef __cplusplus
 }
 #endif
