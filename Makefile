@@ -72,12 +72,12 @@ lint: $(VENV)/.lint ## formatting, lint and types of Python, Cython and C
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint bncore/backends # it calls pycodestyle by name
-	$(VENV)/bin/clang-format --dry-run -Werror src_c/*.[ch]
+	$(VENV)/bin/clang-format --dry-run -Werror src_c/*.[ch] docs/*.c
 
 format: $(VENV)/.lint ## rewrite Python and C in the project's format
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
-	$(VENV)/bin/clang-format -i src_c/*.[ch]
+	$(VENV)/bin/clang-format -i src_c/*.[ch] docs/*.c
 
 sdist-check: $(VENV)/.build-tool ## build the sdist, install it in a clean venv, run one call
 	rm -rf dist .venv-sdist
