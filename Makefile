@@ -36,7 +36,7 @@ BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyprojec
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help demo test bench bench-torch test-torch coverage lint format test-without-native sdist-check \
-	report build clean
+	counts report build clean
 
 help: ## this list (also: make alone)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ format: $(VENV)/.lint ## rewrite Python and C in the project's format
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/clang-format -i src_c/*.[ch] docs/*.c
 
+counts: build ## instructions of a few calls under callgrind, against the recorded ones (needs valgrind)
+	$(PY) benchmarks/counts.py
+
 sdist-check: $(VENV)/.build-tool ## build the sdist, install it in a clean venv, run one call
 	rm -rf dist .venv-sdist
 	$(PY) -m build --sdist
@@ -87,9 +90,14 @@ sdist-check: $(VENV)/.build-tool ## build the sdist, install it in a clean venv,
 	.venv-sdist/bin/python -m pip --disable-pip-version-check install --no-cache-dir -q dist/bncore-*.tar.gz
 	cd .venv-sdist && bin/python ../.ci/one_call.py
 
+# Numba looks at a kernel's own file only: what was compiled from another one that has changed goes.
+$(VENV)/.numba: $(VENV)/.base $(wildcard bncore/backends/numba_*.py bncore/backends/partition.py)
+	rm -f bncore/backends/__pycache__/*.nb[ic]
+	@touch $@
+
 # The extension, in the checkout, with the compiler's messages on the screen. An older one goes first, so that it is
 # not taken for the result; a build that failed leaves no stamp, so the next make tries again.
-build: $(VENV)/.native
+build: $(VENV)/.native $(VENV)/.numba
 $(VENV)/.native: $(VENV)/.base $(NATIVE_SOURCES)
 	@rm -f bncore/backends/native*.so
 	$(PY) setup.py -q build_ext --inplace --force

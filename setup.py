@@ -65,6 +65,8 @@ class BuildNative(build_ext):
             "the native extension was not built; Numba will do the work.",
             f"{type(error).__name__}: {error}",
         )
+        for ext in self.extensions:  # of an earlier build, of other sources
+            Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
         self.extensions = []
 
     def build_extension(self, ext: Extension) -> None:

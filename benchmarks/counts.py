@@ -90,9 +90,9 @@ def count(isa: str, binary: Path) -> dict[str, int]:
         # Each call of the API runs one job, whose instructions are collected and written apart.
         options = [f"--callgrind-out-file={folder}/out", "--collect-atstart=no"]
         options += ["--toggle-collect=bncore_job_run", "--dump-after=bncore_job_run"]
+        command = [sys.executable, "-S", "-E", __file__]
         done = subprocess.run(
-            ["valgrind", "--tool=callgrind", *options, sys.executable, "-S", "-E", __file__]
-            + ["--calls", str(binary)],
+            ["valgrind", "--tool=callgrind", *options, *command, "--calls", str(binary)],
             env={"BNCORE_ISA": isa, "PYTHONMALLOC": "malloc", "PATH": "/usr/bin:/bin"},
             capture_output=True,
             text=True,

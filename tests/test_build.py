@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.util
 import os
 import platform
@@ -168,3 +169,29 @@ def test_without_the_baseline_there_is_no_extension(tmp_path, required):
     assert not built
     assert (done.returncode == 0) == (required == "0")
     assert ("bncore: the native extension was not built" in done.stderr) == (required == "0")
+
+
+def test_a_build_that_failed_installs_no_older_binary(tmp_path):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("bncore", "src_c"):
+        shutil.copytree(
+            ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "__pycache__")
+        )
+    compiler = executable(tmp_path / "cc", "exit 1")
+    output = tmp_path / "lib" / "bncore" / "backends"
+    output.mkdir(parents=True)
+    suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
+    (output / f"native{suffix}").touch()
+    done = subprocess.run(
+        [sys.executable, "setup.py", "build", "--build-lib", "lib"],
+        cwd=tmp_path,
+        env=ENVIRONMENT | {"CC": str(compiler)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the native extension was not built" in done.stderr
+    assert (output / "contract.py").exists()
+    assert list(output.glob("native*.so")) == []

@@ -23,7 +23,8 @@ THREAD_VALUES = 32 * 1024  # fewer values than this per thread do not wake one
 
 # (outer, channels, inner): ResNet-50 at batch 32 in both layouts, few channels, one channel.
 SHAPES = [
-    (32, 64, 12544), (32, 64, 3136), (32, 256, 3136), (32, 512, 784), (32, 1024, 196), (32, 2048, 49),
+    (32, 64, 12544), (32, 64, 3136), (32, 256, 3136), (32, 512, 784), (32, 1024, 196),
+    (32, 2048, 49),
     (401408, 64, 1), (100352, 256, 1), (25088, 512, 1), (6272, 1024, 1), (1568, 2048, 1),
     (4, 3, 262144), (1, 1, 4194304), (1048576, 3, 1), (4194304, 1, 1),
 ]  # fmt: skip
@@ -73,7 +74,9 @@ def test_every_thread_gets_work(shape):
     for name in OPERATIONS:
         for n_threads in THREADS:
             seen = []
-            call.run(name, n_threads, lambda tasks, threads, _, seen=seen: seen.append((tasks, threads)))
+            call.run(
+                name, n_threads, lambda tasks, threads, _, seen=seen: seen.append((tasks, threads))
+            )
             useful = min(n_threads, max(math.prod(shape) // THREAD_VALUES, 1))
             if useful == 1:
                 assert seen == [], (name, n_threads)
@@ -84,7 +87,9 @@ def test_every_thread_gets_work(shape):
                 assert tasks >= min(useful, 48), (name, n_threads, tasks)
 
 
-@pytest.mark.parametrize("shape", [(8, 24, 784), (3001, 64, 1), (9001, 3, 5), (2, 2, 40001)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(8, 24, 784), (3001, 64, 1), (9001, 3, 5), (2, 2, 40001)], ids=str
+)
 def test_any_order_of_tasks_gives_the_same_bits(shape, rng):
     """Backwards, and on real threads of the host."""
     call = Call(shape, rng)
@@ -104,7 +109,9 @@ def test_any_order_of_tasks_gives_the_same_bits(shape, rng):
         expected = expected.run(name, 1, None)
         for n_threads in (2, 7, 128):
             for parallel_for in (backwards, pooled):
-                for got, want in zip(call.run(name, n_threads, parallel_for), expected, strict=True):
+                for got, want in zip(
+                    call.run(name, n_threads, parallel_for), expected, strict=True
+                ):
                     assert got.tobytes() == want.tobytes(), (name, n_threads, parallel_for)
         assert p.n_threads == 1
 
@@ -145,7 +152,11 @@ def test_a_problem_that_makes_no_sense_is_refused(change, message):
     for field, value in change.items():
         setattr(p, field, value)
     y, c = np.full(60, 7.0, np.float32), np.ones(3)
-    for arguments in (("train", y, c, c, y, c, c), ("moments", c, c, y), ("normalize", y, y, c, c, c, c)):
+    for arguments in (
+        ("train", y, c, c, y, c, c),
+        ("moments", c, c, y),
+        ("normalize", y, y, c, c, c, c),
+    ):
         status = host.run(arguments[0], p, *arguments[1:])
         assert message in host.library().bncore_status_string(status)
     assert (y == 7.0).all()
