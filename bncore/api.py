@@ -256,6 +256,10 @@ def batch_norm_infer(
     TypeError, ValueError
         As `batch_norm_train`, but one value per channel is allowed.
 
+    Notes
+    -----
+    A variance below 0 is not refused: a channel with ``var + eps < 0`` is NaN.
+
     References
     ----------
     S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing

@@ -36,16 +36,6 @@ _limit: tuple[int, str] | None = None  # the environment and the cgroup: read on
 _openmp: Callable[[], int] | None = None  # OpenMP's own limit, which may change at any time
 _least = (1, "")  # that limit, or the CPUs of this process where they are fewer
 _counted = -math.inf  # when they were counted
-_forked = False  # whether this process is a forked child
-
-
-def _note_fork() -> None:
-    global _forked, _counted
-    _forked, _counted = True, -math.inf
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_note_fork)
 
 
 def set_num_threads(n: SupportsIndex | None) -> None:
@@ -55,7 +45,7 @@ def set_num_threads(n: SupportsIndex | None) -> None:
     ----------
     n : int or None
         At least 1.  Counts above 64 and above the number of CPUs are cut to the larger of the two.
-        None goes back to the default: BNCORE_NUM_THREADS, or what the machine allows.
+        None goes back to the default: BNCORE_NUM_THREADS, or what the machine allows, read anew.
 
     Raises
     ------
@@ -104,7 +94,8 @@ def resolve(n_threads: SupportsIndex | None) -> int:
 
 def in_force() -> tuple[int, str]:
     """Return the number of threads that is in force, and what gave it."""
-    if _forked and current().name == "native" and native_module().has_openmp():
+    native = native_module()
+    if native is not None and native.in_forked_child() and current().name == "native":
         return 1, "forked child"
     if _set is not None:
         return _set, "set_num_threads"

@@ -52,6 +52,9 @@ typedef struct job {
     int64_t chunk, chunks; /* rows: rows per task of the elementwise pass, tasks */
 } job;
 
+/* Whether a problem makes sense: BNCORE_OK, or what is wrong with it. */
+bncore_status bncore_problem_check(const bncore_problem *problem);
+
 /* Cuts the job, takes scratch, runs it. */
 bncore_status bncore_job_run(job *job);
 

@@ -17,7 +17,8 @@ static void NAME(normalize_coefs)(void *coef, int64_t stride, int64_t n,
     }
 }
 
-/* dx = (dy * a + (x - hi) * k) + shift. Fields: a, hi, k, shift. */
+/* dx = ((dy + (x - hi) * k) + shift) * a: the common factor last, since invstd squared would leave the range of float
+ * for a std beyond 1e19. Fields: a, hi, k, shift. */
 static void NAME(grad_input_coefs)(void *coef, int64_t stride, int64_t n,
                                    const double *restrict mean, const double *restrict invstd,
                                    const double *restrict weight, const double *restrict sum_dy,
@@ -27,11 +28,10 @@ static void NAME(grad_input_coefs)(void *coef, int64_t stride, int64_t n,
                 *restrict shift_ = k_ + stride;
 #pragma omp simd
     for (int64_t c = 0; c < n; c++) {
-        const double a = weight ? weight[c] * invstd[c] : invstd[c];
-        const double shift = -a * (sum_dy[c] / count);
-        a_[c] = (T)a;
+        const double shift = -(sum_dy[c] / count);
+        a_[c] = (T)(weight ? weight[c] * invstd[c] : invstd[c]);
         hi[c] = (T)mean[c];
-        k_[c] = (T)(-(a * invstd[c]) * (sum_dy_xhat[c] / count));
+        k_[c] = (T)(-invstd[c] * (sum_dy_xhat[c] / count));
         const double lo = mean[c] - (double)hi[c];
         shift_[c] = (T)(lo == 0.0 ? shift : shift - lo * (double)k_[c]);
     }
@@ -70,7 +70,7 @@ static inline void NAME(grad_input_run)(T *to, const T *dy, const T *x, int64_t 
 {
     const T a = coef[0], hi = coef[stride], k = coef[2 * stride], c = coef[3 * stride];
 #pragma omp simd
-    for (int64_t i = 0; i < len; i++) to[i] = (dy[i] * a + (x[i] - hi) * k) + c;
+    for (int64_t i = 0; i < len; i++) to[i] = ((dy[i] + (x[i] - hi) * k) + c) * a;
 }
 
 static inline void NAME(grad_input_row)(T *to, const T *dy, const T *x, int64_t len, const T *coef,
@@ -78,7 +78,7 @@ static inline void NAME(grad_input_row)(T *to, const T *dy, const T *x, int64_t 
 {
     const T *a = coef, *hi = a + stride, *k = hi + stride, *c = k + stride;
 #pragma omp simd
-    for (int64_t i = 0; i < len; i++) to[i] = (dy[i] * a[i] + (x[i] - hi[i]) * k[i]) + c[i];
+    for (int64_t i = 0; i < len; i++) to[i] = ((dy[i] + (x[i] - hi[i]) * k[i]) + c[i]) * a[i];
 }
 
 /* Frozen statistics: dx = dy * a, the first field of grad_input's coefficients. */

@@ -5,24 +5,10 @@
 
 /* ---- arguments ---- */
 
-static bncore_status check(const bncore_problem *p)
-{
-    if (!p) return BNCORE_ERROR_NULL;
-    if (p->dtype != BNCORE_FLOAT32 && p->dtype != BNCORE_FLOAT64) return BNCORE_ERROR_DTYPE;
-    if (p->outer < 0 || p->channels < 0 || p->inner < 0) return BNCORE_ERROR_SIZE;
-    const int64_t most = INT64_MAX / 64; /* bytes of x, and of scratch beside it */
-    if (p->outer && p->inner > most / p->outer) return BNCORE_ERROR_SIZE;
-    const int64_t n = p->outer * p->inner;
-    if (p->channels && bncore_max(n, 1) > most / p->channels) return BNCORE_ERROR_SIZE;
-    if (!(p->eps >= 0.0 && isfinite(p->eps))) return BNCORE_ERROR_EPS;
-    if (p->n_threads < 1) return BNCORE_ERROR_THREADS;
-    return BNCORE_OK;
-}
-
 static bncore_status start(job *j, const bncore_problem *p, void *dst, const void *dy,
                            const void *x)
 {
-    const bncore_status status = check(p);
+    const bncore_status status = bncore_problem_check(p);
     if (status != BNCORE_OK) return status;
     const bncore_kernels *kernels = bncore_kernels_now();
     if (!kernels) return BNCORE_ERROR_ISA;

@@ -37,6 +37,8 @@ EDGE_SHAPES = [
     (70, 2, 1000),
     (66000, 2),
 ]
+# The fewest values that a thread is worth: smaller problems are serial.
+THREAD_VALUES = 32768
 # Segments are cut at 32768 values and never exceed 64 per channel; these have enough of them for 7
 # threads.
 THREADED_SHAPES = [

@@ -134,11 +134,33 @@ def test_whatever_an_import_raises_makes_a_backend_missing(registry):
         bncore.use_backend("numba")
 
 
-def test_a_forced_instruction_set_is_not_passed_over(registry):
+@pytest.mark.parametrize("named", ["", "native"])
+def test_a_wrong_instruction_set_is_one_plain_error(registry, named):
     without(registry, native=ImportError("BNCORE_ISA: expected avx2, got 'mmx'"))
     registry.setenv("BNCORE_ISA", "mmx")
-    with pytest.raises(ImportError, match=r"BNCORE_ISA: expected avx2, got 'mmx'$"):
+    registry.setenv("BNCORE_BACKEND", named)
+    with pytest.raises(ValueError, match=r"^BNCORE_ISA: expected avx2, got 'mmx'$") as raised:
         bncore.moments(X)
+    assert raised.value.__suppress_context__ and raised.value.__cause__ is None
+
+
+def test_a_forced_instruction_set_is_not_passed_over(registry):
+    without(registry, native=ImportError("libgomp.so.1: cannot open"))
+    registry.setenv("BNCORE_ISA", "avx2")
+    with pytest.raises(ImportError, match=r"native is not available here: libgomp"):
+        bncore.moments(X)
+
+
+@pytest.mark.skipif("native" not in PRESENT, reason="the native module is missing")
+def test_the_native_module_refuses_an_unknown_instruction_set():
+    done = subprocess.run(
+        [sys.executable, "-c", "import numpy, bncore; bncore.moments(numpy.ones((3, 2)))"],
+        env={**os.environ, "BNCORE_ISA": "mmx", "BNCORE_BACKEND": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr.count("Traceback") == 1
+    assert done.stderr.splitlines()[-1].startswith("ValueError: BNCORE_ISA: expected one of ")
 
 
 def test_the_environment_chooses(registry):

@@ -77,6 +77,19 @@ def test_the_child_says_how_many_threads_it_has(backend):
     assert bncore.get_num_threads() == 3  # in the parent nothing has changed
 
 
+def test_show_config_tells_a_child():
+    parent = bncore.show_config("dicts")["native"]
+    if parent is None:
+        pytest.skip("the native module is missing")
+    assert parent["forked_child"] is False
+    if parent["openmp"]:
+
+        def child() -> int:
+            return 0 if bncore.show_config("dicts")["native"]["forked_child"] else 1
+
+        assert exit_code_of_child(child) == 0
+
+
 @pytest.mark.skipif(sys.platform == "darwin", reason="fork is unsafe beside macOS's libraries")
 def test_multiprocessing(backend, rng):
     x = rng.standard_normal((8, 16, 40, 40), dtype=np.float32)

@@ -18,7 +18,6 @@ def _fresh(monkeypatch):
         monkeypatch.setattr(threads, name, None)
     monkeypatch.setattr(threads, "_counted", -math.inf)
     monkeypatch.setattr(threads, "_least", (1, ""))
-    monkeypatch.setattr(threads, "_forked", False)
     monkeypatch.delenv("BNCORE_NUM_THREADS", raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
@@ -31,6 +30,9 @@ class Native:
 
     def omp_max_threads(self):
         return self.openmp
+
+    def in_forked_child(self):
+        return False
 
 
 def machine(monkeypatch, *, openmp=None, cpus=8, quota=None):

@@ -24,6 +24,9 @@ MODULES = {
 }
 NAMES = tuple(MODULES)
 
+# pip hides what a build says, so a reinstallation has to be told to show it.
+REMEDY = "`BNCORE_REQUIRE_NATIVE=1 pip install -v --force-reinstall --no-deps .`"
+
 # A small-call path: None says that the arguments are not canonical.
 Fast = Callable[..., Any] | None
 
@@ -85,7 +88,7 @@ def why_missing(name: str) -> str | None:
     if error is None:
         return None
     if name == "native" and is_absent(error):
-        return "the compiled extension was not built"
+        return f"the compiled extension was not built (in bncore's checkout, {REMEDY} shows why)"
     return str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
 
 
@@ -102,6 +105,13 @@ def native_module() -> Any:
         return None
 
 
+def _refuse_isa() -> None:
+    """Raise one plain error where the native module refused BNCORE_ISA."""
+    reason = str(_missing["native"])
+    if reason.startswith("BNCORE_ISA:"):
+        raise ValueError(reason) from None
+
+
 def _choose_default() -> Active:
     """Take the backend of BNCORE_BACKEND, else the best that can be imported."""
     global _default
@@ -113,6 +123,10 @@ def _choose_default() -> Active:
             raise ValueError(
                 f"BNCORE_BACKEND: expected one of {', '.join(NAMES)}, got {name!r}"
             ) from None
+        except ImportError:
+            if name == "native":
+                _refuse_isa()
+            raise
         return _default
     for name in NAMES[:-1]:
         try:
@@ -120,6 +134,7 @@ def _choose_default() -> Active:
         except ImportError:
             error = _missing[name]
             if name == "native" and os.environ.get("BNCORE_ISA") and not is_absent(error):
+                _refuse_isa()
                 raise  # an instruction set was asked for: another backend is no answer
             if not isinstance(error, ModuleNotFoundError):
                 warnings.warn(

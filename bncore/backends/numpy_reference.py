@@ -178,9 +178,9 @@ def grad_input(
     for tile in tiles(geometry(*x.shape), (dx, dy, x), (hi, of_dy, of_x, shift)):
         out, g, value, hi, of_dy, of_x, shift = tile
         from_x = (value - hi) * of_x  # before dx is written: dx may be x
-        np.multiply(g, of_dy, out=out)
-        out += from_x
+        np.add(g, from_x, out=out)
         out += shift
+        out *= of_dy
 
 
 @np.errstate(all="ignore")
