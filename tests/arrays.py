@@ -260,6 +260,13 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     return a.astype(native, copy=False).tobytes() == b.astype(native, copy=False).tobytes()
 
 
+def one_nan(array: np.ndarray) -> np.ndarray:
+    """A copy in which every NaN has the same bits."""
+    array = np.array(array)
+    array[np.isnan(array)] = np.nan
+    return array
+
+
 def differing_bits(a: np.ndarray, b: np.ndarray) -> int:
     """How many bits of two arrays of one shape and dtype differ."""
     if a.shape != b.shape or a.dtype != b.dtype:

@@ -136,6 +136,26 @@ def test_values(backend, dtype, kind):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("spoiled", ["x", "dy", "weight", "bias", "mean", "var"])
+def test_nan_and_infinity(backend, dtype, spoiled):
+    """All NaN in the same places, and everything else to the bit; the bits of NaN are free."""
+    rng = np.random.default_rng(31)
+    for shape in [(3, 4, 20001), (120011, 2), (9, 40, 17), (31, 5)]:
+        case = operations.make_case(rng, shape, dtype)
+        values = getattr(case, spoiled).copy()
+        flat = values.reshape(-1)
+        for k, value in enumerate((np.nan, np.inf, -np.inf, -np.nan)):
+            flat[k :: max(4, flat.size // 3)] = value
+        case = operations.replace(case, **{spoiled: values})
+        with bncore.use_backend("numpy"):
+            expected = operations.run_all(operations.replace(case), n_threads=1)
+        got = operations.run_all(operations.replace(case), n_threads=7)
+        assert any(np.isnan(value).any() for value in expected.values())
+        for key, value in expected.items():
+            assert arrays.same_bits(arrays.one_nan(got[key]), arrays.one_nan(value)), (shape, key)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("shape", [(5, 6, 31, 33), (4, 3, 30000), (40000, 3)], ids=str)
 def test_fused_operations_are_their_parts(backend, shape, dtype):
     """train == moments then normalize; train_backward == grad_sums then grad_input."""
