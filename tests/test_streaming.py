@@ -1,4 +1,4 @@
-"""Outputs that pass the caches: arrays past the gate (src_c/job.c, numba_jit.py), at every kind of edge.
+"""Outputs that pass the caches: arrays past the gates of job.c and numba_jit.py, at every edge.
 
 The same call in place never streams, so its result is what a streamed one must equal to the bit.
 """
