@@ -17,7 +17,7 @@ bncore_status bncore_problem_init(bncore_problem *problem, bncore_dtype dtype, i
 size_t bncore_scratch_size(const bncore_problem *problem)
 {
     const bncore_geometry g = bncore_partition(problem->outer, problem->channels, problem->inner);
-    return bncore_job_scratch(&g);
+    return bncore_job_scratch(&g, problem->fusion != NULL);
 }
 
 const char *bncore_status_string(bncore_status status)
@@ -43,6 +43,8 @@ const char *bncore_status_string(bncore_status status)
         return "no memory for scratch";
     case BNCORE_ERROR_ISA:
         return "no such instruction set, or this processor lacks it";
+    case BNCORE_ERROR_FUSION:
+        return "activation is not of bncore_activation, or its slope is infinite or NaN";
     }
     return "unknown status";
 }

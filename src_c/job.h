@@ -29,6 +29,10 @@ typedef struct job {
     void (*finish)(const struct job *job, int64_t channel, bncore_partial partial, int64_t column);
     double *results[2]; /* mean and m2, or sum_dy and sum_dy_xhat */
 
+    /* Backward of an activation: what its mask adds to the coefficients, for both passes; else NULL. */
+    void (*set_mask)(const struct job *job, int64_t column, int64_t channel);
+    int masked; /* the variant of the second pass */
+
     /* The elementwise pass; NULL: there is none. at_once: it does not need the reduction's results, and follows it
      * piece by piece. */
     int at_once;
@@ -52,7 +56,7 @@ typedef struct job {
 /* Cuts the job, takes scratch, runs it. */
 bncore_status bncore_job_run(job *job);
 
-/* Bytes of scratch for the most demanding operation on this shape. */
-size_t bncore_job_scratch(const bncore_geometry *g);
+/* Bytes of scratch for the most demanding operation on this shape; fused: with a bncore_fusion. */
+size_t bncore_job_scratch(const bncore_geometry *g, int fused);
 
 #endif

@@ -1,9 +1,19 @@
 /* The operations: which reduction, which elementwise pass, and the arithmetic per channel between them. */
 #include <math.h>
+#include <string.h>
 
 #include "job.h"
 
 /* ---- arguments ---- */
+
+static bncore_status check_fusion(const bncore_problem *p)
+{
+    const bncore_fusion *f = p->fusion;
+    const double slope = p->dtype == BNCORE_FLOAT32 ? (double)(float)f->slope : f->slope;
+    if (f->activation < BNCORE_NO_ACTIVATION || f->activation > BNCORE_LEAKY_RELU)
+        return BNCORE_ERROR_FUSION;
+    return isfinite(slope) ? BNCORE_OK : BNCORE_ERROR_FUSION;
+}
 
 static bncore_status check(const bncore_problem *p)
 {
@@ -16,7 +26,7 @@ static bncore_status check(const bncore_problem *p)
     if (p->channels && bncore_max(n, 1) > most / p->channels) return BNCORE_ERROR_SIZE;
     if (!(p->eps >= 0.0 && isfinite(p->eps))) return BNCORE_ERROR_EPS;
     if (p->n_threads < 1) return BNCORE_ERROR_THREADS;
-    return BNCORE_OK;
+    return p->fusion ? check_fusion(p) : BNCORE_OK;
 }
 
 static bncore_status start(job *j, const bncore_problem *p, void *dst, const void *dy,
@@ -29,7 +39,7 @@ static bncore_status start(job *j, const bncore_problem *p, void *dst, const voi
     *j = (job){.problem = p,
                .kernels = kernels->set[p->dtype],
                .g = bncore_partition(p->outer, p->channels, p->inner),
-               .arrays = {dst, dy, x},
+               .arrays = {.dst = dst, .dy = dy, .x = x},
                .item = p->dtype == BNCORE_FLOAT32 ? sizeof(float) : sizeof(double)};
     return BNCORE_OK;
 }
@@ -103,8 +113,47 @@ static void set_grad_input(const job *j, int64_t column, int64_t c)
 static void set_grad_frozen(const job *j, int64_t column, int64_t c)
 {
     const double inverse = invstd(j, c);
-    j->kernels->grad_input_coef(j->coef, j->coef_stride, column, 0.0,
+    j->kernels->grad_input_coef(j->coef, j->coef_stride, column, j->mean[c],
                                 j->weight ? j->weight[c] * inverse : inverse, 0.0, 0.0);
+}
+
+/* As set_normalize in forward, so that z comes out the same. */
+static void set_mask(const job *j, int64_t column, int64_t c)
+{
+    const double inverse = invstd(j, c);
+    const double scale = j->weight ? j->weight[c] * inverse : inverse;
+    j->kernels->mask_coef(j->coef, j->coef_stride, column, j->mean[c], scale,
+                          j->bias ? j->bias[c] : 0.0);
+}
+
+/* ---- fusion ---- */
+
+/* Takes what the problem's fusion says of activation and residual; the variant that this asks for. */
+static int fuse(job *j)
+{
+    const bncore_fusion *f = j->problem->fusion;
+    j->arrays.slope = f->slope;
+    j->arrays.least = f->activation == BNCORE_LEAKY_RELU ? -INFINITY : INFINITY;
+    j->arrays.residual = f->residual;
+    return (f->activation ? ACTIVATION : 0) + (f->residual ? RESIDUAL : 0);
+}
+
+/* Backward: the variant of grad_sums. Without an activation dresidual is a copy of dy, and all else as ever. */
+static int fuse_backward(job *j)
+{
+    const bncore_fusion *f = j->problem->fusion;
+    const size_t bytes = (size_t)(j->g.n * j->g.channels) * j->item;
+    if (!f->activation) {
+        if (f->dresidual && f->dresidual != j->arrays.dy && bytes)
+            memcpy(f->dresidual, j->arrays.dy, bytes);
+        return 0;
+    }
+    const int variant = fuse(j);
+    j->arrays.dresidual = f->dresidual;
+    j->bias = f->bias;
+    j->set_mask = set_mask;
+    j->masked = f->dresidual ? 0 : variant;
+    return f->dresidual ? variant + STORED : variant;
 }
 
 /* ---- reductions and passes ---- */
@@ -120,11 +169,11 @@ static void reduce_moments(job *j, double *mean, double *m2)
     j->results[1] = m2;
 }
 
-static void reduce_sums(job *j, double *sum_dy, double *sum_dy_xhat)
+static void reduce_sums(job *j, double *sum_dy, double *sum_dy_xhat, int variant)
 {
     j->fields = GRAD_FIELDS;
-    j->reduce_planes = j->kernels->grad_sums_planes;
-    j->reduce_rows = j->kernels->grad_sums_rows;
+    j->reduce_planes = j->kernels->grad_sums_planes[variant];
+    j->reduce_rows = j->kernels->grad_sums_rows[variant];
     j->merge = j->kernels->merge_sums;
     j->finish = finish_sums;
     j->results[0] = sum_dy;
@@ -133,15 +182,16 @@ static void reduce_sums(job *j, double *sum_dy, double *sum_dy_xhat)
 
 static void apply_normalize(job *j, void (*set_coef)(const job *, int64_t, int64_t))
 {
-    j->apply_planes = j->kernels->normalize_planes;
-    j->apply_rows = j->kernels->normalize_rows;
+    const int variant = j->problem->fusion ? fuse(j) : 0;
+    j->apply_planes = j->kernels->normalize_planes[variant];
+    j->apply_rows = j->kernels->normalize_rows[variant];
     j->set_coef = set_coef;
 }
 
 static void apply_grad_input(job *j, const double *sum_dy, const double *sum_dy_xhat, double count)
 {
-    j->apply_planes = j->kernels->grad_input_planes;
-    j->apply_rows = j->kernels->grad_input_rows;
+    j->apply_planes = j->kernels->grad_input_planes[j->masked];
+    j->apply_rows = j->kernels->grad_input_rows[j->masked];
     j->set_coef = set_grad_input;
     j->sum_dy = sum_dy;
     j->sum_dy_xhat = sum_dy_xhat;
@@ -207,7 +257,7 @@ bncore_status bncore_grad_sums(const bncore_problem *p, double *sum_dy, double *
         missing_channels(p, sum_dy) || missing_channels(p, sum_dy_xhat))
         return BNCORE_ERROR_NULL;
     given(&j, mean, var, NULL, NULL);
-    reduce_sums(&j, sum_dy, sum_dy_xhat);
+    reduce_sums(&j, sum_dy, sum_dy_xhat, 0);
     return run(&j);
 }
 
@@ -237,7 +287,7 @@ static bncore_status start_backward(job *j, const bncore_problem *p, void *dx, d
         missing_channels(p, var) || missing_channels(p, sum_dy) || missing_channels(p, sum_dy_xhat))
         return BNCORE_ERROR_NULL;
     given(j, mean, var, weight, NULL);
-    reduce_sums(j, sum_dy, sum_dy_xhat);
+    reduce_sums(j, sum_dy, sum_dy_xhat, p->fusion ? fuse_backward(j) : 0);
     return BNCORE_OK;
 }
 
@@ -262,8 +312,8 @@ bncore_status bncore_infer_backward(const bncore_problem *p, void *dx, double *s
         start_backward(&j, p, dx, sum_dy, sum_dy_xhat, dy, x, mean, var, weight);
     if (status != BNCORE_OK) return status;
     j.at_once = 1;
-    j.apply_planes = j.kernels->grad_frozen_planes;
-    j.apply_rows = j.kernels->grad_frozen_rows;
+    j.apply_planes = j.kernels->grad_frozen_planes[j.masked];
+    j.apply_rows = j.kernels->grad_frozen_rows[j.masked];
     j.set_coef = set_grad_frozen;
     return run(&j);
 }
