@@ -1,8 +1,8 @@
 # The two commands:  make demo   and   make test
 #
 # On a fresh machine they need Python 3.11+ (with venv), make and, for full speed, a C compiler. They make .venv
-# themselves; another interpreter: make test PYTHON=python3.12. Stamp files under .venv say what is done, so a
-# second call starts at once.
+# themselves; another interpreter: make test PYTHON=python3.12, after make clean where .venv has one already. Stamp
+# files under .venv say what is done, so a second call starts at once.
 
 PYTHON ?= python3
 VENV := .venv
@@ -18,7 +18,8 @@ BENCH := $(PY) -m pytest benchmarks --benchmark-group-by=group \
 
 # What the tests demand of the extension: 1 present, 0 absent. A machine without a compiler tests the fallbacks
 # and says so; with BNCORE_REQUIRE_NATIVE=1 in the environment, as in .ci/run, it fails there instead.
-EXPECT = BNCORE_EXPECT_NATIVE=$$(ls bncore/backends/native*.so >/dev/null 2>&1 && echo 1 || echo 0)
+NATIVE_IS_THERE = ls bncore/backends/native*.so >/dev/null 2>&1
+EXPECT = BNCORE_EXPECT_NATIVE=$(if $(filter-out 0,$(BNCORE_REQUIRE_NATIVE)),1,$$($(NATIVE_IS_THERE) && echo 1 || echo 0))
 
 # COVERAGE=1 measures coverage and fails below pyproject.toml's limit. Lines that Numba compiles count once they
 # are compiled, which Numba itself reports; hence a cache of its own, empty at the start.
@@ -35,7 +36,7 @@ BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyprojec
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help demo test bench bench-torch test-torch coverage lint format test-without-native sdist-check \
-	report build clean
+	counts report build clean
 
 help: ## this list (also: make alone)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,12 +72,15 @@ lint: $(VENV)/.lint ## formatting, lint and types of Python, Cython and C
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint bncore/backends # it calls pycodestyle by name
-	$(VENV)/bin/clang-format --dry-run -Werror src_c/*.[ch]
+	$(VENV)/bin/clang-format --dry-run -Werror src_c/*.[ch] docs/*.c
 
 format: $(VENV)/.lint ## rewrite Python and C in the project's format
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
-	$(VENV)/bin/clang-format -i src_c/*.[ch]
+	$(VENV)/bin/clang-format -i src_c/*.[ch] docs/*.c
+
+counts: build ## instructions of a few calls under callgrind, against the recorded ones (needs valgrind)
+	$(PY) benchmarks/counts.py
 
 sdist-check: $(VENV)/.build-tool ## build the sdist, install it in a clean venv, run one call
 	rm -rf dist .venv-sdist
@@ -86,15 +90,30 @@ sdist-check: $(VENV)/.build-tool ## build the sdist, install it in a clean venv,
 	.venv-sdist/bin/python -m pip --disable-pip-version-check install --no-cache-dir -q dist/bncore-*.tar.gz
 	cd .venv-sdist && bin/python ../.ci/one_call.py
 
-# The extension, in the checkout, with the compiler's messages on the screen.
-build: $(VENV)/.native
-$(VENV)/.native: $(VENV)/.base $(NATIVE_SOURCES)
-	$(PY) setup.py -q build_ext --inplace --force
-	@ls bncore/backends/native*.so >/dev/null 2>&1 || echo \
-		"bncore: THE NATIVE EXTENSION WAS NOT BUILT (see above); what follows runs on Numba and NumPy"
+# Numba looks at a kernel's own file only: what was compiled from another one that has changed goes.
+$(VENV)/.numba: $(VENV)/.base $(wildcard bncore/backends/numba_*.py bncore/backends/partition.py)
+	rm -f bncore/backends/__pycache__/*.nb[ic]
 	@touch $@
 
-$(VENV)/.base: pyproject.toml
+# The extension, in the checkout, with the compiler's messages on the screen. An older one goes first, so that it is
+# not taken for the result; a build that failed leaves no stamp, so the next make tries again.
+build: $(VENV)/.native $(VENV)/.numba
+$(VENV)/.native: $(VENV)/.base $(NATIVE_SOURCES)
+	@rm -f bncore/backends/native*.so
+	$(PY) setup.py -q build_ext --inplace --force
+	@if $(NATIVE_IS_THERE); then touch $@; else echo \
+		"bncore: THE NATIVE EXTENSION WAS NOT BUILT (see above); what follows runs on Numba and NumPy"; fi
+
+# An environment keeps the interpreter that made it; another one that was asked for would be ignored in silence.
+WHICH_PYTHON := import sys; print(sys.implementation.cache_tag + getattr(sys, "abiflags", ""))
+same-python-as-%:
+	@if [ -n "$(filter-out file default,$(origin PYTHON))" ] && [ -x $*/bin/python ]; then \
+		asked=$$($(PYTHON) -c '$(WHICH_PYTHON)') && made=$$($*/bin/python -c '$(WHICH_PYTHON)') || exit 1; \
+		[ "$$asked" = "$$made" ] || { echo "bncore: $* was made by $$made, and PYTHON=$(PYTHON) is $$asked:" \
+			"run \`make clean\` first" >&2; exit 1; }; \
+	fi
+
+$(VENV)/.base: pyproject.toml | same-python-as-$(VENV)
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'bncore needs Python 3.11 or newer')"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -q --upgrade pip
@@ -117,7 +136,7 @@ $(VENV)/.build-tool: $(VENV)/.base
 	@touch $@
 
 # Not editable, and installed anew whenever the package changes: what is tested is what was installed.
-$(PURE)/.test: pyproject.toml setup.py $(wildcard bncore/*.py bncore/*/*.py bncore/*/*.pyi)
+$(PURE)/.test: pyproject.toml setup.py $(wildcard bncore/*.py bncore/*/*.py bncore/*/*.pyi) | same-python-as-$(PURE)
 	$(PYTHON) -m venv $(PURE)
 	$(PURE_PIP) install -q --upgrade pip
 	$(SKIP_NATIVE) $(PURE_PIP) install -q ".[test]"

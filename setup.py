@@ -1,7 +1,7 @@
 """Build bncore's native extension: the C core, once per line of src_c/isa.def, and its binding.
 
 The extension is optional: where it cannot be built, the package installs without it, says so, and
-runs on Numba.
+runs on Numba (pip shows what a build says under -v alone).
 BNCORE_REQUIRE_NATIVE=1 makes a failure an error; BNCORE_SKIP_NATIVE=1 does not try.
 """
 
@@ -31,6 +31,12 @@ def asked(variable: str) -> bool:
     return os.environ.get(variable, "") not in ("", "0")
 
 
+def tell(*lines: str) -> None:
+    """Print a message that stands out among the compiler's."""
+    stars = "*" * 78
+    print(stars, *(f"bncore: {line}" for line in lines), stars, sep="\n", file=sys.stderr)
+
+
 def instruction_sets() -> list[tuple[str, list[str]]]:
     """Name and compiler flags of each line of isa.def that is for this machine."""
     lines = re.findall(r'^BNCORE_ISA\((\w+), "(.*?)"', Path("src_c/isa.def").read_text(), re.M)
@@ -38,8 +44,13 @@ def instruction_sets() -> list[tuple[str, list[str]]]:
     return [(name, shlex.split(flags)) for name, flags in lines if x86 or not flags]
 
 
+def without(name: str) -> tuple[str, str]:
+    """Give the macro that leaves a line of isa.def out."""
+    return f"BNCORE_WITHOUT_{name}", "1"
+
+
 class BuildNative(build_ext):
-    """Compile kernels.c once per instruction set; OpenMP where the compiler has it."""
+    """Compile kernels.c once per instruction set that the compiler knows; OpenMP where it can."""
 
     def run(self) -> None:
         try:
@@ -50,12 +61,12 @@ class BuildNative(build_ext):
     def give_up(self, error: Exception) -> None:
         if asked("BNCORE_REQUIRE_NATIVE"):
             raise error
-        line = "*" * 78
-        print(
-            f"{line}\nbncore: the native extension was not built; Numba will do the work.\n"
-            f"bncore: {type(error).__name__}: {error}\n{line}",
-            file=sys.stderr,
+        tell(
+            "the native extension was not built; Numba will do the work.",
+            f"{type(error).__name__}: {error}",
         )
+        for ext in self.extensions:  # of an earlier build, of other sources
+            Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
         self.extensions = []
 
     def build_extension(self, ext: Extension) -> None:
@@ -63,7 +74,16 @@ class BuildNative(build_ext):
 
         openmp = self.openmp_flags()
         flags = FLAGS + openmp
-        ext.extra_objects = [self.kernels(name, flags + isa) for name, isa in instruction_sets()]
+        for name, isa in instruction_sets():
+            try:
+                made = self.kernels(name, flags + isa)
+                self.dispatch(name, flags)
+                ext.extra_objects.append(made)
+            except Exception as error:
+                if not isa:
+                    raise  # the baseline is what everything needs
+                tell(f"this compiler does not know {name}, which is left out: {error}")
+                ext.define_macros.append(without(name))
         ext.extra_compile_args = flags
         ext.extra_link_args = openmp
         (cythonized,) = cythonize([ext], language_level=3, quiet=True)
@@ -80,6 +100,15 @@ class BuildNative(build_ext):
         )
         return made
 
+    def dispatch(self, name: str, flags: list[str]) -> None:
+        """Try whether the compiler can ask the processor for this one instruction set."""
+        self.compiler.compile(
+            ["src_c/dispatch.c"],
+            output_dir=str(Path(self.build_temp) / name),
+            macros=[without(other) for other, isa in instruction_sets() if isa and other != name],
+            extra_postargs=flags,
+        )
+
     def openmp_flags(self) -> list[str]:
         """-fopenmp where it compiles and links; else its simd part, which needs no runtime."""
         with tempfile.TemporaryDirectory() as folder:
@@ -95,10 +124,7 @@ class BuildNative(build_ext):
                     objects, "probe", output_dir=folder, extra_postargs=["-fopenmp"]
                 )
             except Exception as error:
-                print(
-                    f"bncore: no OpenMP, the kernels will run on one thread: {error}",
-                    file=sys.stderr,
-                )
+                tell(f"no OpenMP, the kernels will run on one thread: {error}")
                 return ["-fopenmp-simd"]
         return ["-fopenmp"]
 

@@ -9,6 +9,7 @@ from bncore.api import (
 from bncore.backends import use_backend
 from bncore.config import show_config
 from bncore.parts import grad_input, grad_sums, moments, normalize
+from bncore.pool import set_buffer_pool
 from bncore.reductions import mean_var
 from bncore.statistics import GradSums, Moments, update_running_stats
 from bncore.threads import get_num_threads, set_num_threads
@@ -28,6 +29,7 @@ __all__ = [
     "mean_var",
     "moments",
     "normalize",
+    "set_buffer_pool",
     "set_num_threads",
     "show_config",
     "update_running_stats",

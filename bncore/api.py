@@ -12,6 +12,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
+from bncore import pool
 from bncore.backends import current
 from bncore.problem import Problem, real
 from bncore.statistics import Moments, checked_moments, frozen_moments, trusted_moments
@@ -90,6 +91,7 @@ def batch_norm_train(
     >>> moments.mean, moments.var()
     (array([1., 3.]), array([1., 4.]))
     """
+    out = pool.output(x, out)
     backend = current()
     threads = resolve(n_threads)
     if backend.fast_train is not None:
@@ -174,6 +176,7 @@ def batch_norm_train_backward(
     >>> dweight, dbias
     (array([1.]), array([3.]))
     """
+    out = pool.output(x, out)
     backend = current()
     threads = resolve(n_threads)
     if backend.fast_train_backward is not None and type(moments) is Moments:
@@ -253,6 +256,10 @@ def batch_norm_infer(
     TypeError, ValueError
         As `batch_norm_train`, but one value per channel is allowed.
 
+    Notes
+    -----
+    A variance below 0 is not refused: a channel with ``var + eps < 0`` is NaN.
+
     References
     ----------
     S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
@@ -265,6 +272,7 @@ def batch_norm_infer(
     >>> bncore.batch_norm_infer(np.array([[1.0, 8.0]]), [0.0, 4.0], [1.0, 4.0], eps=0.0)
     array([[1., 2.]])
     """
+    out = pool.output(x, out)
     backend = current()
     threads = resolve(n_threads)
     if backend.fast_infer is not None:
@@ -345,6 +353,7 @@ def batch_norm_infer_backward(
     ...     np.array([[3.0]]), np.array([[5.0]]), [1.0], [4.0], [2.0], eps=0.0)
     (array([[3.]]), array([6.]), array([3.]))
     """
+    out = pool.output(x, out)
     backend = current()
     threads = resolve(n_threads)
     p = Problem(x, axis)

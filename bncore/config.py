@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
 import sys
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, overload
 
 import numpy as np
 
 from bncore import backends, problem, threads
 
 
+@overload
+def show_config(mode: Literal["stdout"] = ...) -> None: ...
+@overload
+def show_config(mode: Literal["dicts"]) -> dict[str, Any]: ...
 def show_config(mode: str = "stdout") -> dict[str, Any] | None:
-    """Print what bncore runs on: versions, backends, instruction set, OpenMP, threads.
+    """Print what bncore runs on: versions, path, backends, instruction set, OpenMP, threads.
 
     Parameters
     ----------
@@ -34,7 +40,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     --------
     >>> import bncore
     >>> sorted(bncore.show_config(mode="dicts"))
-    ['backend', 'backends', 'native', 'threads', 'versions']
+    ['backend', 'backends', 'native', 'path', 'threads', 'versions']
     """
     if mode not in ("stdout", "dicts"):
         raise ValueError(f"mode: expected 'stdout' or 'dicts', got {problem.shown(mode)}")
@@ -57,6 +63,8 @@ def _config() -> dict[str, Any]:
             "numba": _version("numba"),
             "machine": f"{platform.machine()}, {platform.system()}",
         },
+        # Of this package: a checkout in the current directory comes before an installed one.
+        "path": str(Path(__file__).parent),
         "backend": backends.current().name,
         "backends": {name: _state(name) for name in backends.NAMES},
         "native": _native(),
@@ -82,7 +90,9 @@ def _state(name: str) -> str:
     try:
         backends.load(name)
     except ImportError:
-        return f"not available: {backends.why_missing(name)}"
+        ignored = os.environ.get("BNCORE_ISA") if name == "native" else None
+        note = f"; BNCORE_ISA={ignored} is ignored" if ignored else ""
+        return f"not available: {backends.why_missing(name)}{note}"
     return "available"
 
 
@@ -96,6 +106,7 @@ def _native() -> dict[str, Any] | None:
         "instruction_sets": list(native.available_isas()),
         "openmp": native.has_openmp(),
         "openmp_max_threads": native.omp_max_threads(),
+        "forked_child": native.in_forked_child(),
     }
 
 
@@ -104,17 +115,23 @@ def _lines(config: dict[str, Any]) -> list[str]:
         f"{name:<9} {'not installed' if value is None else value}"
         for name, value in config["versions"].items()
     ]
-    lines.append(f"backend   {config['backend']}")
+    lines += [f"path      {config['path']}", f"backend   {config['backend']}"]
     lines += [f"  {name:<7} {state}" for name, state in config["backends"].items()]
     native = config["native"]
     if native is not None:
         lines.append(
             f"native    {native['instruction_set']} of {', '.join(native['instruction_sets'])}; "
-            + (
-                f"OpenMP, at most {native['openmp_max_threads']} threads"
-                if native["openmp"]
-                else "no OpenMP"
-            )
+            + _parallelism(native)
         )
     lines.append(f"threads   {config['threads']['number']} ({config['threads']['source']})")
     return lines
+
+
+def _parallelism(native: dict[str, Any]) -> str:
+    """Say how the native module spreads its work."""
+    if not native["openmp"]:
+        return "no OpenMP"
+    if native["forked_child"]:
+        return "OpenMP, but one thread, since this is a forked child"
+    most = native["openmp_max_threads"]
+    return f"OpenMP, at most {most} {'thread' if most == 1 else 'threads'}"

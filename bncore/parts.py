@@ -11,6 +11,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
+from bncore import pool
 from bncore.backends import current
 from bncore.problem import Problem, real
 from bncore.statistics import (
@@ -131,6 +132,7 @@ def normalize(
     >>> np.allclose(y, whole[:2], rtol=1e-15)
     True
     """
+    out = pool.output(x, out)
     backend = current()
     threads = resolve(n_threads)
     p = Problem(x, axis)
@@ -264,6 +266,7 @@ def grad_input(
     >>> np.array_equal(dx, bncore.batch_norm_train_backward(dy, x, moments)[0])
     True
     """
+    out = pool.output(x, out)
     backend = current()
     threads = resolve(n_threads)
     p = Problem(x, axis)

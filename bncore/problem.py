@@ -110,6 +110,13 @@ def several_axes(axis: object, ndim: int) -> tuple[int, ...]:
 # Arrays
 
 
+def _holds_mask(value: object) -> bool:
+    """Tell whether a list or tuple has a masked array in it, at any depth."""
+    if isinstance(value, (list, tuple)):
+        return any(map(_holds_mask, value))
+    return isinstance(value, np.ma.MaskedArray)
+
+
 def plain_array(name: str, value: object) -> npt.NDArray[Any]:
     """Return `value` as an ndarray, itself where it is one; a mask would be lost: refused."""
     if type(value) is np.ndarray:
@@ -118,29 +125,45 @@ def plain_array(name: str, value: object) -> npt.NDArray[Any]:
         raise TypeError(f"{name}: expected an array without a mask, got {shown(value)}")
     if value is None:
         raise TypeError(f"{name}: expected an array, got None")
+    if _holds_mask(value):
+        raise TypeError(f"{name}: expected an array without a mask, got a MaskedArray in a list")
     try:
         return np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name}: expected an array, got {shown(value)} ({error})") from error
 
 
+def dtype_shown(value: object, array: npt.NDArray[Any]) -> str:
+    """Describe a refused dtype: what is no array by its type, what can be converted with a hint."""
+    if array.dtype.kind == "O" and value is not array:
+        return f"{shown(value)} (not called?)" if callable(value) else shown(value)
+    if array.dtype.kind in "biuf":
+        how = ".astype(np.float32)" if value is array else "np.asarray(..., np.float32)"
+        return f"{array.dtype} (convert with {how})"
+    return str(array.dtype)
+
+
 def data_array(name: str, value: object) -> Array:
     """Return `value` as a float32 or float64 array of any layout and byte order."""
     array = plain_array(name, value)
     if array.dtype.char not in NATIVE_DTYPES:
-        raise TypeError(f"{name}: expected float32 or float64, got {array.dtype}")
+        raise TypeError(f"{name}: expected float32 or float64, got {dtype_shown(value, array)}")
     return array
 
 
-def vector(name: str, value: object, size: int | None) -> Array:
-    """Return `value` as a 1-D array of a real float dtype, and of this size unless it is None."""
+def vector(name: str, value: object, size: int | None, axis: object = None) -> Array:
+    """Return `value` as a 1-D array of a real float dtype, and of this size unless it is None.
+
+    `axis` is the channel axis that the size is from, where there is one, for the message.
+    """
     array = plain_array(name, value)
     if array.dtype.kind != "f":
-        raise TypeError(f"{name}: expected a real floating dtype, got {array.dtype}")
+        raise TypeError(f"{name}: expected a real floating dtype, got {dtype_shown(value, array)}")
     if array.ndim != 1:
         raise ValueError(f"{name}: expected 1 dimension, got shape {array.shape}")
     if size is not None and array.shape[0] != size:
-        raise ValueError(f"{name}: expected shape ({size},), got {array.shape}")
+        source = "" if axis is None else f" ({size} channels along axis {axis})"
+        raise ValueError(f"{name}: expected shape ({size},){source}, got {array.shape}")
     return array
 
 
@@ -263,7 +286,7 @@ class Problem:
     channels, count : number of channels, and of values per channel
     """
 
-    __slots__ = ("_order", "_sizes", "_source", "channels", "count", "dtype", "shape", "x")
+    __slots__ = ("_axis", "_order", "_sizes", "_source", "channels", "count", "dtype", "shape", "x")
 
     def __init__(self, x: object, axis: object) -> None:
         array = data_array("x", x)
@@ -278,6 +301,7 @@ class Problem:
         self.dtype: np.dtype[Any] = NATIVE_DTYPES[array.dtype.char]
         self.channels = sizes[at]
         self.count = outer * inner
+        self._axis = axis
         self._order = order
         self._sizes = (outer, self.channels, inner)
         self._source = array
@@ -306,7 +330,7 @@ class Problem:
 
     def parameter(self, name: str, value: object) -> Parameter:
         """Return a per-channel argument as float64."""
-        source = vector(name, value, self.channels)
+        source = vector(name, value, self.channels, self._axis)
         values: Any = cast(source, np.float64)
         return Parameter(values if values.flags.aligned else values.copy(), source)
 

@@ -33,13 +33,24 @@ def _same(a: Stat, b: Stat) -> bool:
     return np.array_equal(a, b, equal_nan=True)
 
 
+def _below_2_63(count: int) -> int:
+    if count >= 1 << 63:
+        raise ValueError(f"count: expected an integer below 2**63, got {count}")
+    return count
+
+
 def variance(count: int, m2: Stat, correction: float) -> Stat:
-    """Compute m2 / (count - correction); where that divides by 0, NaN or inf in silence."""
-    divisor = max(count - correction, 0.0)
-    if divisor == 0.0:
-        with np.errstate(all="ignore"):
-            return m2 / divisor
-    return m2 / divisor
+    """Compute m2 / (count - correction), in silence; NaN or inf where that divides by 0."""
+    with np.errstate(all="ignore"):
+        return m2 / max(count - correction, 0.0)
+
+
+def _two_sum(a: Stat, b: Stat) -> tuple[Stat, Stat]:
+    """Return fl(a + b) and what it lost, exactly (Knuth 1969); lost is 0 where it is not finite."""
+    total = a + b
+    part = total - a
+    lost = (a - (total - part)) + (b - part)
+    return total, np.where(np.isfinite(lost), lost, 0.0)
 
 
 class Moments:
@@ -75,17 +86,16 @@ class Moments:
     array([5.])
     """
 
-    __slots__ = ("_count", "_m2", "_mean")
+    __slots__ = ("_count", "_low", "_m2", "_mean")
     __hash__ = None  # type: ignore[assignment]  # as arrays
 
     _count: int
     _mean: Stat
     _m2: Stat
+    _low: Stat | float  # what rounding took from the mean, where it was merged
 
     def __init__(self, count: SupportsIndex, mean: npt.ArrayLike, m2: npt.ArrayLike) -> None:
-        number = problem.integer_at_least("count", count, 0)
-        if number >= 1 << 63:
-            raise ValueError(f"count: expected an integer below 2**63, got {number}")
+        number = _below_2_63(problem.integer_at_least("count", count, 0))
         frozen_mean, frozen_m2 = _pair("mean", mean, "m2", m2)
         if (frozen_m2 < 0.0).any():
             at = int(np.argmax(frozen_m2 < 0.0))
@@ -95,6 +105,7 @@ class Moments:
         self._count = number
         self._mean = frozen_mean
         self._m2 = frozen_m2
+        self._low = 0.0
 
     @property
     def count(self) -> int:
@@ -127,25 +138,29 @@ class Moments:
         Raises
         ------
         TypeError, ValueError
-            Where `other` is no Moments, or has another number of channels.
+            Where `other` is no Moments or has other channels, or 2**63 values come together.
 
         References
         ----------
         T. F. Chan, G. H. Golub, R. J. LeVeque, "Algorithms for Computing the Sample Variance:
         Analysis and Recommendations", The American Statistician 37 (1983) 242-247, equation 2.1.
+        D. E. Knuth, The Art of Computer Programming, volume 2 (1969), section 4.2.2: TwoSum.  What
+        rounding takes from a merged mean goes into the next merge.
         """
         other = checked_moments("other", other, self.mean.shape[0])
         if other.count == 0:
             return self
         if self.count == 0:
             return other
-        count = self.count + other.count
+        count = _below_2_63(self.count + other.count)
         share = other.count / count
         with np.errstate(all="ignore"):
-            delta = other.mean - self.mean
-            mean = self.mean + delta * share
+            delta, lost = _two_sum(other.mean, -self.mean)
+            delta += lost + (other._low - self._low)
+            mean, lost = _two_sum(self.mean, delta * share)
+            mean, low = _two_sum(mean, lost + self._low)
             m2 = (self.m2 + other.m2) + (delta * delta) * (self.count * share)
-        return trusted_moments(count, mean, m2)
+        return trusted_moments(count, mean, m2, low)
 
     def var(self, correction: float = 0) -> Stat:
         """Return the variance per channel, m2 / (count - correction).
@@ -164,7 +179,8 @@ class Moments:
 
     def std(self, correction: float = 0) -> Stat:
         """Return the standard deviation per channel, the square root of ``var(correction)``."""
-        return np.sqrt(self.var(correction))
+        with np.errstate(all="ignore"):
+            return np.sqrt(self.var(correction))
 
     def invstd(self, eps: float) -> Stat:
         """Return 1 / sqrt(var() + eps) per channel, the factor that normalizes.
@@ -194,22 +210,23 @@ class Moments:
         return f"Moments(count={self.count}, mean={self.mean!r}, m2={self.m2!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return trusted_moments, (self.count, self.mean, self.m2)
+        return trusted_moments, (self.count, self.mean, self.m2, self._low)
 
 
-def trusted_moments(count: int, mean: Stat, m2: Stat) -> Moments:
+def trusted_moments(count: int, mean: Stat, m2: Stat, low: Stat | float = 0.0) -> Moments:
     """Make Moments of arrays that nobody else writes to, unchecked and not copied."""
     mean.setflags(write=False)
     m2.setflags(write=False)
-    return frozen_moments(count, mean, m2)
+    return frozen_moments(count, mean, m2, low)
 
 
-def frozen_moments(count: int, mean: Stat, m2: Stat) -> Moments:
+def frozen_moments(count: int, mean: Stat, m2: Stat, low: Stat | float = 0.0) -> Moments:
     """Make Moments of read-only arrays that nobody else writes to."""
     self = _new(Moments)
     self._count = count
     self._mean = mean
     self._m2 = m2
+    self._low = low
     return self
 
 

@@ -4,6 +4,11 @@ The first of these that is given: ``n_threads=`` of the call, `set_num_threads`,
 variable BNCORE_NUM_THREADS.  Else the least of what OpenMP would take (so that OMP_NUM_THREADS and
 threadpoolctl count), the CPUs that this process may run on, and its cgroup's CPU quota.  A small
 problem uses fewer.  The results do not depend on any of it.
+
+OpenMP is asked at every call.  The CPUs are counted anew where the last count is older than
+`CPUS_AGE`, so that a worker that is bound to some of them after import keeps to those; to count at
+every call would cost a small call a third of its time, and more on a larger machine.  The
+environment and the quota are read once, and again after ``set_num_threads(None)``.
 """
 
 from __future__ import annotations
@@ -12,10 +17,11 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 from typing import SupportsIndex
 
 from bncore import problem
-from bncore.backends import native_module
+from bncore.backends import current, native_module
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 CGROUP_MEMBERSHIP = Path("/proc/self/cgroup")
@@ -23,9 +29,13 @@ CGROUP_MEMBERSHIP = Path("/proc/self/cgroup")
 # More threads than this only cost; asking the system for thousands can end the process.
 MOST = max(64, os.cpu_count() or 1)
 
+CPUS_AGE = 0.1  # seconds
+
 _set: int | None = None  # set_num_threads
-_limit: tuple[int, str] | None = None  # the environment, affinity and cgroup: read once
+_limit: tuple[int, str] | None = None  # the environment and the cgroup: read once
 _openmp: Callable[[], int] | None = None  # OpenMP's own limit, which may change at any time
+_least = (1, "")  # that limit, or the CPUs of this process where they are fewer
+_counted = -math.inf  # when they were counted
 
 
 def set_num_threads(n: SupportsIndex | None) -> None:
@@ -35,7 +45,7 @@ def set_num_threads(n: SupportsIndex | None) -> None:
     ----------
     n : int or None
         At least 1.  Counts above 64 and above the number of CPUs are cut to the larger of the two.
-        None goes back to the default: BNCORE_NUM_THREADS, or what the machine allows.
+        None goes back to the default: BNCORE_NUM_THREADS, or what the machine allows, read anew.
 
     Raises
     ------
@@ -50,8 +60,10 @@ def set_num_threads(n: SupportsIndex | None) -> None:
     2
     >>> bncore.set_num_threads(None)
     """
-    global _set
+    global _set, _limit, _counted
     _set = None if n is None else min(problem.integer_at_least("n", n, 1), MOST)
+    if n is None:
+        _limit, _counted = None, -math.inf
 
 
 def get_num_threads() -> int:
@@ -59,14 +71,16 @@ def get_num_threads() -> int:
 
     It is the first of: `set_num_threads`; the environment variable BNCORE_NUM_THREADS; the least
     of OpenMP's own limit (OMP_NUM_THREADS, threadpoolctl), the CPUs that the process may run on,
-    and its cgroup's CPU quota, rounded up.
+    and its cgroup's CPU quota, rounded up.  A value of OMP_NUM_THREADS that is no integer >= 1 is
+    ignored, as OpenMP does.  In a forked child it is 1 with the native backend, whatever is set:
+    the threads of OpenMP do not outlive a fork.
 
     Raises
     ------
     ValueError
-        If BNCORE_NUM_THREADS or OMP_NUM_THREADS, where it is what counts, is no integer >= 1.
+        If BNCORE_NUM_THREADS, where it is what counts, is no integer >= 1.
     """
-    return _set or in_force()[0]
+    return in_force()[0]
 
 
 def resolve(n_threads: SupportsIndex | None) -> int:
@@ -74,26 +88,45 @@ def resolve(n_threads: SupportsIndex | None) -> int:
     if type(n_threads) is int and 1 <= n_threads <= MOST:
         return n_threads
     if n_threads is None:
-        return _set or in_force()[0]
+        return _set or _default(CPUS_AGE)[0]
     return min(problem.integer_at_least("n_threads", n_threads, 1), MOST)
 
 
 def in_force() -> tuple[int, str]:
     """Return the number of threads that is in force, and what gave it."""
-    global _limit, _openmp
+    native = native_module()
+    if native is not None and native.in_forked_child() and current().name == "native":
+        return 1, "forked child"
     if _set is not None:
         return _set, "set_num_threads"
-    if _limit is None:
+    return _default(0.0)
+
+
+def _default(cpus_age: float) -> tuple[int, str]:
+    """Find the default number of threads and what gave it; the CPUs counted so lately."""
+    if monotonic() - _counted >= cpus_age:
+        _count()
+    if _openmp is not None:
+        openmp = _openmp()
+        if openmp <= _least[0]:
+            return openmp, "OpenMP"
+    return _least
+
+
+def _count() -> None:
+    """Read the environment and the cgroup, if that was not done yet, and count the CPUs."""
+    global _limit, _openmp, _least, _counted
+    limit = _limit
+    if limit is None:
         native = native_module()
-        _openmp = None if native is None else native.omp_max_threads
         by_hand = "" if native is not None else os.environ.get("OMP_NUM_THREADS", "")
         chosen = environment_limit(os.environ.get("BNCORE_NUM_THREADS", ""))
-        _limit = chosen or machine_limit(by_hand)
-    if _openmp is not None and _limit[1] != "BNCORE_NUM_THREADS":
-        openmp = _openmp()
-        if openmp <= _limit[0]:
-            return openmp, "OpenMP"
-    return _limit
+        _openmp = None if native is None or chosen else native.omp_max_threads
+        _limit = limit = chosen or machine_limit(by_hand)
+    if limit[1] == "BNCORE_NUM_THREADS":
+        _least, _counted = limit, math.inf
+    else:
+        _least, _counted = min(limit, (_cpus(), "CPU affinity")), monotonic()
 
 
 def environment_limit(text: str) -> tuple[int, str] | None:
@@ -110,11 +143,11 @@ def environment_limit(text: str) -> tuple[int, str] | None:
 
 
 def machine_limit(omp_num_threads: str) -> tuple[int, str]:
-    """Return how many threads the machine, its cgroup and OMP_NUM_THREADS allow, and which did.
+    """Return how many threads the cgroup, OMP_NUM_THREADS and `MOST` allow, and which did.
 
     OMP_NUM_THREADS matters here where the native module is missing, which asks OpenMP itself.
     """
-    limits = [(_cpus(), "CPU affinity")]
+    limits = [(MOST, "most")]
     quota = cgroup_cpus(CGROUP_ROOT, CGROUP_MEMBERSHIP)
     if quota is not None:
         limits.append((quota, "cgroup CPU quota"))
@@ -122,8 +155,7 @@ def machine_limit(omp_num_threads: str) -> tuple[int, str]:
     first = omp_num_threads.split(",")[0].strip()
     if first.isdecimal() and int(first) > 0:
         limits.append((int(first), "OMP_NUM_THREADS"))
-    number, source = min(limits)
-    return min(number, MOST), source
+    return min(limits)
 
 
 def _cpus() -> int:

@@ -1,5 +1,29 @@
 /* What a caller asks about a problem and about the library. */
+#include <math.h>
+
 #include "job.h"
+
+static bncore_status check_fusion(const bncore_fusion *f, int32_t dtype)
+{
+    const double slope = dtype == BNCORE_FLOAT32 ? (double)(float)f->slope : f->slope;
+    if (f->activation < BNCORE_NO_ACTIVATION || f->activation > BNCORE_LEAKY_RELU)
+        return BNCORE_ERROR_FUSION;
+    return isfinite(slope) ? BNCORE_OK : BNCORE_ERROR_FUSION;
+}
+
+bncore_status bncore_problem_check(const bncore_problem *p)
+{
+    if (!p) return BNCORE_ERROR_NULL;
+    if (p->dtype != BNCORE_FLOAT32 && p->dtype != BNCORE_FLOAT64) return BNCORE_ERROR_DTYPE;
+    if (p->outer < 0 || p->channels < 0 || p->inner < 0) return BNCORE_ERROR_SIZE;
+    const int64_t most = INT64_MAX / 64; /* bytes of x, and of scratch beside it */
+    if (p->outer && p->inner > most / p->outer) return BNCORE_ERROR_SIZE;
+    const int64_t n = p->outer * p->inner;
+    if (p->channels && bncore_max(n, 1) > most / p->channels) return BNCORE_ERROR_SIZE;
+    if (!(p->eps >= 0.0 && isfinite(p->eps))) return BNCORE_ERROR_EPS;
+    if (p->n_threads < 1) return BNCORE_ERROR_THREADS;
+    return p->fusion ? check_fusion(p->fusion, p->dtype) : BNCORE_OK;
+}
 
 bncore_status bncore_problem_init(bncore_problem *problem, bncore_dtype dtype, int64_t outer,
                                   int64_t channels, int64_t inner)
@@ -11,13 +35,14 @@ bncore_status bncore_problem_init(bncore_problem *problem, bncore_dtype dtype, i
                                 .eps = 1e-5,
                                 .dtype = (int32_t)dtype,
                                 .n_threads = 1};
-    return BNCORE_OK;
+    return bncore_problem_check(problem);
 }
 
 size_t bncore_scratch_size(const bncore_problem *problem)
 {
+    if (bncore_problem_check(problem) != BNCORE_OK) return 0;
     const bncore_geometry g = bncore_partition(problem->outer, problem->channels, problem->inner);
-    return bncore_job_scratch(&g, problem->fusion != NULL);
+    return bncore_job_scratch(&g);
 }
 
 const char *bncore_status_string(bncore_status status)

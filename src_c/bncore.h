@@ -1,11 +1,12 @@
 /* bncore: batch normalization for CPUs. The public C interface (C11, C++17).
  *
  * Every array is (outer, channels, inner), C-contiguous: NCHW is (N, C, H*W), NHWC is (N*H*W, C, 1).
- * x, dy, y, dx are float or double, as problem->dtype says. Statistics and parameters are double[channels].
+ * x, dy, y, dx are float or double, as problem->dtype says; statistics and parameters are double[channels]. All of
+ * them, and scratch, are aligned as their type needs.
  * y and dx may be the same memory as x, dy or a residual (in place); other overlap of an output is undefined.
  * Arguments are in the order: problem, outputs, inputs, parameters. NULL is allowed only where a
- * function says so. Every function is re-entrant, allocates nothing of x's size, and gives the
- * same bits for any number of threads, executor, instruction set and alignment.
+ * function says so. Every function is re-entrant, takes scratch of O(channels) (bncore_scratch_size), and gives the
+ * same bits for any number of threads, executor, instruction set and place in memory (of a NaN, only that it is one).
  */
 #ifndef BNCORE_H
 #define BNCORE_H
@@ -83,12 +84,13 @@ typedef struct bncore_problem {
     uint64_t reserved[3];            /* zero */
 } bncore_problem;
 
-/* Fill *problem: the sizes, eps = 1e-5, one thread, the default executor, no scratch, no fusion. */
+/* Fill *problem: the sizes, eps = 1e-5, one thread, the default executor, no scratch, no fusion. Returns what an
+ * operation would say of it. */
 BNCORE_API bncore_status bncore_problem_init(bncore_problem *problem, bncore_dtype dtype,
                                              int64_t outer, int64_t channels, int64_t inner);
 
-/* Bytes of scratch that any of the operations below needs: O(channels), at most 64 partial results each. More with a
- * fusion than without. */
+/* Bytes of scratch that any of the operations below needs: O(channels), at most 64 partial results each. 0 for a
+ * problem that no operation accepts. */
 BNCORE_API size_t bncore_scratch_size(const bncore_problem *problem);
 
 /* Per channel the mean and m2, the sum of squared deviations from it, of n = outer * inner values. n = 0: both 0. */
@@ -145,6 +147,9 @@ BNCORE_API bncore_status bncore_isa_init(void);
 /* OpenMP: how many threads its runtime would use now (1 where it was not built in), and whether it is built in. */
 BNCORE_API int bncore_openmp_max_threads(void);
 BNCORE_API int bncore_has_openmp(void);
+
+/* Whether this process is a forked child, where the default executor runs serially: OpenMP's threads are not there. */
+BNCORE_API int bncore_in_forked_child(void);
 
 #ifdef __cplusplus
 }

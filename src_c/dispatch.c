@@ -27,7 +27,8 @@ static int list_available(const bncore_kernels *available[MOST_ISAS])
     return count;
 }
 
-static const bncore_kernels *chosen = NULL;
+static const bncore_kernels *_Atomic chosen =
+    NULL; /* several first calls may choose it, all the same */
 
 static const bncore_kernels *find(const char *name)
 {

@@ -8,11 +8,11 @@
 
 /* After fork() the child has none of the parent's OpenMP threads, and entering a parallel region would wait for
  * them for ever: the child runs serially. */
-static int in_forked_child = 0;
+static int forked = 0;
 
 static void note_fork(void)
 {
-    in_forked_child = 1;
+    forked = 1;
 }
 
 __attribute__((constructor)) static void watch_forks(void)
@@ -20,7 +20,7 @@ __attribute__((constructor)) static void watch_forks(void)
     pthread_atfork(NULL, NULL, note_fork);
 }
 #else
-enum { in_forked_child = 0 };
+enum { forked = 0 };
 #endif
 
 static void run_serial(int64_t tasks, void (*task)(void *, int64_t), void *arg)
@@ -46,7 +46,7 @@ void bncore_parallel_for(const bncore_executor *executor, int64_t tasks, int32_t
         run_serial(tasks, task, arg);
     else if (executor)
         executor->parallel_for(executor->context, tasks, threads, task, arg);
-    else if (in_forked_child)
+    else if (forked)
         run_serial(tasks, task, arg);
     else
         run_openmp(tasks, threads, task, arg);
@@ -68,4 +68,9 @@ int bncore_has_openmp(void)
 #else
     return 0;
 #endif
+}
+
+int bncore_in_forked_child(void)
+{
+    return forked;
 }

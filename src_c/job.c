@@ -9,7 +9,7 @@
 #include "executor.h"
 
 enum {
-    LOCAL_SCRATCH = 8 * 1024, /* bytes on the stack: small problems allocate nothing */
+    LOCAL_SCRATCH = 32 * 1024, /* bytes on the stack: small problems allocate nothing */
     THREAD_VALUES = 32 *
         1024, /* fewer values than this per thread: waking it costs more than it saves */
     TASKS_PER_THREAD = 4,     /* so that an uneven last task costs little */
@@ -38,17 +38,10 @@ static int64_t columns(const bncore_geometry *g)
     return g->planes ? g->channels : g->cols;
 }
 
-/* Fields of coefficients. */
-static int64_t coef_fields(int fused)
+size_t bncore_job_scratch(const bncore_geometry *g)
 {
-    return fused ? MASK_SHIFT + 1 : MAX_FIELDS;
-}
-
-size_t bncore_job_scratch(const bncore_geometry *g, int fused)
-{
-    const int64_t fields = coef_fields(fused);
-    const int64_t per_column = g->segments * MAX_FIELDS + fields + 1;
-    return (size_t)(columns(g) * per_column + fields * COEF_APART) * sizeof(double);
+    const int64_t per_column = g->segments * MAX_FIELDS + COEF_FIELDS + 2;
+    return (size_t)(columns(g) * per_column + COEF_FIELDS * COEF_APART) * sizeof(double);
 }
 
 static const void *coef_at(const job *j, int64_t column)
@@ -139,15 +132,15 @@ static void task_group(void *arg, int64_t group)
     const int64_t first = group * j->group;
     double first_fields[BNCORE_GROUP * MAX_FIELDS], more_fields[BNCORE_GROUP * MAX_FIELDS];
     const bncore_partial partial = {first_fields, BNCORE_GROUP}, more = {more_fields, BNCORE_GROUP};
-    for (int64_t c = 0; j->set_mask && c < t.channels; c++) j->set_mask(j, first + c, first + c);
+    if (j->set_mask) j->set_mask(j, first, t.channels);
     reduce_segment(j, group, 0, partial);
     for (int64_t s = 1; s < j->g.segments; s++) {
         reduce_segment(j, group, s, more);
         j->merge(partial, more.at, t.channels);
     }
-    for (int64_t c = 0; c < t.channels; c++) j->finish(j, first + c, partial, c);
+    j->finish(j, first, t.channels, partial, 1);
     if (!j->apply_planes) return;
-    for (int64_t c = 0; c < t.channels; c++) j->set_coef(j, first + c, first + c);
+    j->set_coefs(j, first, t.channels);
     apply_tile(j, group, &t);
 }
 
@@ -258,39 +251,32 @@ static void finish_channels(const job *j)
                 j->merge(first, first.at + i / inner * width + i % inner, 1);
         }
     }
-    for (int64_t c = 0; c < g->channels; c++) j->finish(j, c, total, c * inner);
+    j->finish(j, 0, g->channels, total, inner);
 }
 
-static void each_column(const job *j, void (*visit)(const job *, int64_t column, int64_t channel))
+/* Per channel to per column, in place; `item` bytes each. */
+static void spread_over_columns(const bncore_geometry *g, void *values, size_t item)
 {
-    const bncore_geometry *g = &j->g;
-    const int64_t all = columns(g), inner = g->planes ? 1 : g->inner;
-    for (int64_t col = 0; col < all;)
-        for (int64_t c = 0; c < g->channels; c++)
-            for (int64_t i = 0; i < inner; i++, col++) visit(j, col, c);
+    char *to = values;
+    const int64_t inner = g->planes ? 1 : g->inner, width = g->channels * inner;
+    for (int64_t column = width - 1; inner > 1 && column > 0; column--)
+        memmove(to + (size_t)column * item, to + (size_t)(column / inner) * item, item);
+    for (int64_t fold = width; fold < columns(g); fold += width)
+        memcpy(to + (size_t)fold * item, to, (size_t)width * item);
 }
 
-static void set_coefs(const job *j)
+/* whole: else the mask alone, for the first pass. */
+static void set_coefs(const job *j, int whole)
 {
-    each_column(j, j->set_coef);
-    if (j->set_mask) each_column(j, j->set_mask);
-    const size_t repeated = (size_t)bncore_min(columns(&j->g), REPEATED) * j->item;
-    for (int f = 0; f < coef_fields(j->set_mask != NULL); f++) {
+    if (whole) j->set_coefs(j, 0, j->g.channels);
+    if (j->set_mask) j->set_mask(j, 0, j->g.channels);
+    if (j->g.planes) return;
+    const size_t repeated = (size_t)bncore_min(j->g.cols, REPEATED) * j->item;
+    for (int f = 0; f < (j->set_mask ? COEF_FIELDS : MAX_FIELDS); f++) {
         char *field = (char *)j->coef + (size_t)(f * j->coef_stride) * j->item;
-        memcpy(field + (size_t)columns(&j->g) * j->item, field, repeated);
+        spread_over_columns(&j->g, field, j->item);
+        memcpy(field + (size_t)j->g.cols * j->item, field, repeated);
     }
-}
-
-/* What the first pass has to find set: the mask, or all that does not wait for its results. */
-static void set_first_coefs(const job *j)
-{
-    if (j->at_once) set_coefs(j);
-    if (j->set_mask && !j->at_once) each_column(j, j->set_mask);
-}
-
-static void set_column_mean(const job *j, int64_t column, int64_t channel)
-{
-    j->column_mean[column] = j->mean[channel];
 }
 
 static void run_planes(job *j)
@@ -303,30 +289,30 @@ static void run_planes(job *j)
         bncore_parallel_for(executor, j->groups, j->threads, task_group, j);
         return;
     }
-    set_first_coefs(j);
+    if (j->at_once || j->set_mask) set_coefs(j, j->at_once);
     if (j->fields) {
         bncore_parallel_for(executor, tasks, j->threads, task_reduce_planes, j);
         finish_channels(j);
     }
     if (!j->apply_planes || j->at_once) return;
-    set_coefs(j);
+    set_coefs(j, 1);
     bncore_parallel_for(executor, tasks, j->threads, task_apply_planes, j);
 }
 
 static void run_rows(job *j)
 {
     const bncore_executor *executor = j->problem->executor;
-    set_first_coefs(j);
+    if (j->at_once || j->set_mask) set_coefs(j, j->at_once);
     if (j->fields) {
-        if (j->mean)
-            each_column(j, set_column_mean);
-        else
-            j->column_mean = NULL;
+        if (j->column_mean) {
+            memcpy(j->column_mean, j->mean, (size_t)j->g.channels * sizeof(double));
+            spread_over_columns(&j->g, j->column_mean, sizeof(double));
+        }
         bncore_parallel_for(executor, j->g.segments * j->strips, j->threads, task_reduce_rows, j);
         finish_channels(j);
     }
     if (!j->apply_rows || j->at_once) return;
-    set_coefs(j);
+    set_coefs(j, 1);
     bncore_parallel_for(executor, j->chunks, j->threads, task_apply_rows, j);
 }
 
@@ -382,7 +368,7 @@ bncore_status bncore_job_run(job *j)
 {
     double local[LOCAL_SCRATCH / sizeof(double)];
     const bncore_problem *p = j->problem;
-    const size_t need = bncore_job_scratch(&j->g, p->fusion != NULL);
+    const size_t need = bncore_job_scratch(&j->g);
     if (p->scratch && p->scratch_size < need) return BNCORE_ERROR_SCRATCH;
     void *scratch = p->scratch ? p->scratch : need <= sizeof local ? local : malloc(need);
     if (!scratch) return BNCORE_ERROR_MEMORY;
@@ -390,8 +376,10 @@ bncore_status bncore_job_run(job *j)
     const int64_t all = columns(&j->g);
     j->coef = scratch;
     j->coef_stride = all + COEF_APART;
-    j->column_mean = (double *)scratch + coef_fields(p->fusion != NULL) * j->coef_stride;
-    j->partial = j->column_mean + all;
+    j->invstd = (double *)scratch + COEF_FIELDS * j->coef_stride;
+    j->column_mean = j->mean ? j->invstd + all : NULL;
+    j->partial = j->invstd + 2 * all;
+    if (j->var) j->kernels->inverse_std(j->invstd, j->g.channels, j->var, 1.0, p->eps);
     if (j->g.planes)
         run_planes(j);
     else

@@ -19,24 +19,28 @@ typedef struct job {
     const double *sum_dy, *sum_dy_xhat;
     double count;
 
-    /* The reduction; fields == 0: there is none. */
+    /* The reduction; fields == 0: there is none. finish: the results of channels first .. first + n - 1, from columns
+     * 0, step, 2 step ... of partial. */
     int fields;
     void (*reduce_planes)(bncore_partial partial, const bncore_arrays *a, const double *mean,
                           const bncore_planes *t);
     void (*reduce_rows)(bncore_partial partial, const bncore_arrays *a, const double *mean,
                         const bncore_rows *t);
     void (*merge)(bncore_partial into, const double *from, int64_t cols);
-    void (*finish)(const struct job *job, int64_t channel, bncore_partial partial, int64_t column);
+    void (*finish)(const struct job *job, int64_t first, int64_t n, bncore_partial partial,
+                   int64_t step);
     double *results[2]; /* mean and m2, or sum_dy and sum_dy_xhat */
 
-    /* Backward of an activation: what its mask adds to the coefficients, for both passes; else NULL. */
-    void (*set_mask)(const struct job *job, int64_t column, int64_t channel);
+    /* Backward of an activation: what its mask adds to the coefficients of channels first .. first + n - 1, for both
+     * passes; else NULL. */
+    void (*set_mask)(const struct job *job, int64_t first, int64_t n);
     int masked; /* the variant of the second pass */
 
-    /* The elementwise pass; NULL: there is none. at_once: it does not need the reduction's results, and follows it
+    /* The elementwise pass; NULL: there is none. set_coefs: of channels first .. first + n - 1. at_once: it does not
+     * need the reduction's results, and follows it
      * piece by piece. */
     int at_once;
-    void (*set_coef)(const struct job *job, int64_t column, int64_t channel);
+    void (*set_coefs)(const struct job *job, int64_t first, int64_t n);
     void (*apply_planes)(const bncore_arrays *a, const void *coef, int64_t stride,
                          const bncore_planes *t);
     void (*apply_rows)(const bncore_arrays *a, const void *coef, int64_t stride,
@@ -44,6 +48,7 @@ typedef struct job {
 
     /* Scratch. */
     double *partial;     /* [segment][field][column] */
+    double *invstd;      /* [channel], once a variance is known */
     double *column_mean; /* rows: the mean of each column's channel */
     void *coef;          /* [field][column], fields coef_stride columns apart */
     int64_t coef_stride;
@@ -53,10 +58,13 @@ typedef struct job {
     int64_t chunk, chunks; /* rows: rows per task of the elementwise pass, tasks */
 } job;
 
+/* Whether a problem makes sense: BNCORE_OK, or what is wrong with it. */
+bncore_status bncore_problem_check(const bncore_problem *problem);
+
 /* Cuts the job, takes scratch, runs it. */
 bncore_status bncore_job_run(job *job);
 
-/* Bytes of scratch for the most demanding operation on this shape; fused: with a bncore_fusion. */
-size_t bncore_job_scratch(const bncore_geometry *g, int fused);
+/* Bytes of scratch for the most demanding operation on this shape. */
+size_t bncore_job_scratch(const bncore_geometry *g);
 
 #endif

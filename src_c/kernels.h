@@ -16,8 +16,9 @@
 enum {
     MOMENTS_FIELDS = 4,
     GRAD_FIELDS = 2,
-    MAX_FIELDS = 4, /* of a partial result, and of coefficients */
+    MAX_FIELDS = 4, /* of a partial result, and of coefficients without a mask */
     MASK_SHIFT = 4, /* the field of coefficients that a mask adds */
+    COEF_FIELDS = 5,
     REPEATED = 16
 };
 
@@ -89,13 +90,18 @@ typedef struct bncore_kernel_set {
     void (*grad_frozen_rows[ELEMENTWISE_VARIANTS])(const bncore_arrays *a, const void *coef,
                                                    int64_t stride, const bncore_rows *t);
 
-    void (*normalize_coef)(void *coef, int64_t stride, int64_t column, double mean, double scale,
-                           double bias);
-    void (*grad_input_coef)(void *coef, int64_t stride, int64_t column, double mean, double a,
-                            double k, double c);
-    /* What a mask adds: fields a, hi and MASK_SHIFT. */
-    void (*mask_coef)(void *coef, int64_t stride, int64_t column, double mean, double scale,
-                      double bias);
+    /* Per channel, n of them: 1 / sqrt(var / divisor + eps), and the coefficients that follow from it. weight and
+     * bias may be NULL. */
+    void (*inverse_std)(double *invstd, int64_t n, const double *var, double divisor, double eps);
+    void (*normalize_coefs)(void *coef, int64_t stride, int64_t n, const double *mean,
+                            const double *invstd, const double *weight, const double *bias);
+    /* What a mask adds to those of backward: the fields a, hi and MASK_SHIFT, as in normalize_coefs. */
+    void (*mask_coefs)(void *coef, int64_t stride, int64_t n, const double *mean,
+                       const double *invstd, const double *weight, const double *bias);
+    void (*grad_input_coefs)(void *coef, int64_t stride, int64_t n, const double *mean,
+                             const double *invstd, const double *weight, const double *sum_dy,
+                             const double *sum_dy_xhat, double count);
+    void (*grad_frozen_coefs)(void *coef, int64_t n, const double *invstd, const double *weight);
 } bncore_kernel_set;
 
 typedef struct bncore_kernels {

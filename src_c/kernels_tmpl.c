@@ -70,7 +70,9 @@ static const bncore_kernel_set NAME(kernel_set) = {
             [ACTIVATION] = NAME(grad_frozen_rows_relu),
             [ACTIVATION | RESIDUAL] = NAME(grad_frozen_rows_add_relu),
         },
-    .normalize_coef = NAME(normalize_coef),
-    .grad_input_coef = NAME(grad_input_coef),
-    .mask_coef = NAME(mask_coef),
+    .inverse_std = inverse_std,
+    .normalize_coefs = NAME(normalize_coefs),
+    .mask_coefs = NAME(mask_coefs),
+    .grad_input_coefs = NAME(grad_input_coefs),
+    .grad_frozen_coefs = NAME(grad_frozen_coefs),
 };

@@ -1,46 +1,65 @@
 /* Elementwise kernels for storage type T: y from x, dx from dy and x. The arithmetic is in T; what needs more
  * digits was folded into the coefficients in double. dst may be an input itself: element i depends on element i. */
 
-/* A shift in which what rounding the mean to hi lost, times the factor of x - hi, is made up for. */
-static inline T NAME(shifted)(double shift, double mean, T hi, T factor)
-{
-    const double lo = mean - (double)hi;
-    return (T)(lo == 0.0 ? shift : shift - lo * (double)factor);
-}
-
 /* y = (x - hi) * scale + shift: hi is the mean rounded to T, and what rounding lost is in shift, so that
- * |mean| >> std costs no digits. Fields: hi, scale, shift. */
-static void NAME(normalize_coef)(void *coef_, int64_t stride, int64_t j, double mean, double scale,
-                                 double bias)
+ * |mean| >> std costs no digits. */
+static inline ALWAYS_INLINE void
+NAME(normalize_fields)(T *restrict hi, T *restrict scale, T *restrict shift, int64_t n,
+                       const double *restrict mean, const double *restrict invstd,
+                       const double *restrict weight, const double *restrict bias)
 {
-    T *coef = coef_;
-    const T hi = (T)mean, sc = (T)scale;
-    coef[j] = hi;
-    coef[stride + j] = sc;
-    coef[2 * stride + j] = NAME(shifted)(bias, mean, hi, sc);
+#pragma omp simd
+    for (int64_t c = 0; c < n; c++) {
+        hi[c] = (T)mean[c];
+        scale[c] = (T)(weight ? weight[c] * invstd[c] : invstd[c]);
+        const double lo = mean[c] - (double)hi[c], b = bias ? bias[c] : 0.0;
+        shift[c] = (T)(lo == 0.0 ? b : b - lo * (double)scale[c]);
+    }
 }
 
-/* dx = (dy * a + (x - hi) * k) + c. Fields: a, hi, k, c. */
-static void NAME(grad_input_coef)(void *coef_, int64_t stride, int64_t j, double mean, double a,
-                                  double k, double c)
+/* Fields: hi, scale, shift. */
+static void NAME(normalize_coefs)(void *coef, int64_t stride, int64_t n, const double *mean,
+                                  const double *invstd, const double *weight, const double *bias)
 {
-    T *coef = coef_;
-    const T hi = (T)mean, k_T = (T)k;
-    coef[j] = (T)a;
-    coef[stride + j] = hi;
-    coef[2 * stride + j] = k_T;
-    coef[3 * stride + j] = NAME(shifted)(c, mean, hi, k_T);
+    T *hi = coef;
+    NAME(normalize_fields)(hi, hi + stride, hi + 2 * stride, n, mean, invstd, weight, bias);
 }
 
-/* The fields of normalize's coefficients where grad_input has them. */
-static void NAME(mask_coef)(void *coef_, int64_t stride, int64_t j, double mean, double scale,
-                            double bias)
+/* The same where backward has them: its a is the scale. */
+static void NAME(mask_coefs)(void *coef, int64_t stride, int64_t n, const double *mean,
+                             const double *invstd, const double *weight, const double *bias)
 {
-    T *coef = coef_;
-    const T hi = (T)mean, sc = (T)scale;
-    coef[j] = sc;
-    coef[stride + j] = hi;
-    coef[MASK_SHIFT * stride + j] = NAME(shifted)(bias, mean, hi, sc);
+    T *a = coef;
+    NAME(normalize_fields)(a + stride, a, a + MASK_SHIFT * stride, n, mean, invstd, weight, bias);
+}
+
+/* dx = ((dy + (x - hi) * k) + shift) * a: the common factor last, since invstd squared would leave the range of float
+ * for a std beyond 1e19. Fields: a, hi, k, shift. */
+static void NAME(grad_input_coefs)(void *coef, int64_t stride, int64_t n,
+                                   const double *restrict mean, const double *restrict invstd,
+                                   const double *restrict weight, const double *restrict sum_dy,
+                                   const double *restrict sum_dy_xhat, double count)
+{
+    T *restrict a_ = coef, *restrict hi = a_ + stride, *restrict k_ = hi + stride,
+                *restrict shift_ = k_ + stride;
+#pragma omp simd
+    for (int64_t c = 0; c < n; c++) {
+        const double shift = -(sum_dy[c] / count);
+        a_[c] = (T)(weight ? weight[c] * invstd[c] : invstd[c]);
+        hi[c] = (T)mean[c];
+        k_[c] = (T)(-invstd[c] * (sum_dy_xhat[c] / count));
+        const double lo = mean[c] - (double)hi[c];
+        shift_[c] = (T)(lo == 0.0 ? shift : shift - lo * (double)k_[c]);
+    }
+}
+
+/* Frozen statistics: the field a alone. */
+static void NAME(grad_frozen_coefs)(void *coef, int64_t n, const double *restrict invstd,
+                                    const double *restrict weight)
+{
+    T *restrict a = coef;
+#pragma omp simd
+    for (int64_t c = 0; c < n; c++) a[c] = (T)(weight ? weight[c] * invstd[c] : invstd[c]);
 }
 
 /* One run of values, with coefficients of one channel (planes) or of one per value (rows). */
@@ -69,7 +88,7 @@ static inline ALWAYS_INLINE void NAME(grad_input_run)(T *to, NAME(values) v, int
 #pragma omp simd
     for (int64_t i = 0; i < len; i++) {
         const T d = v.x[i] - hi;
-        to[i] = (NAME(g_of)(v, i, d, a, shift, fused) * a + d * k) + c;
+        to[i] = ((NAME(g_of)(v, i, d, a, shift, fused) + d * k) + c) * a;
     }
 }
 
@@ -82,7 +101,7 @@ static inline ALWAYS_INLINE void NAME(grad_input_row)(T *to, NAME(values) v, int
     for (int64_t i = 0; i < len; i++) {
         const T d = v.x[i] - hi[i];
         const T g = NAME(g_of)(v, i, d, a[i], fused & ACTIVATION ? shift[i] : (T)0, fused);
-        to[i] = (g * a[i] + d * k[i]) + c[i];
+        to[i] = ((g + d * k[i]) + c[i]) * a[i];
     }
 }
 
@@ -90,7 +109,7 @@ static inline ALWAYS_INLINE void NAME(grad_input_row)(T *to, NAME(values) v, int
 static inline ALWAYS_INLINE void NAME(grad_frozen_run)(T *to, NAME(values) v, int64_t len,
                                                        const T *coef, int64_t stride, int fused)
 {
-    const T a = coef[0], hi = coef[stride];
+    const T a = coef[0], hi = fused & ACTIVATION ? coef[stride] : (T)0;
     const T shift = fused & ACTIVATION ? coef[MASK_SHIFT * stride] : (T)0;
 #pragma omp simd
     for (int64_t i = 0; i < len; i++) to[i] = NAME(g_of)(v, i, v.x[i] - hi, a, shift, fused) * a;

@@ -6,33 +6,10 @@
 
 /* ---- arguments ---- */
 
-static bncore_status check_fusion(const bncore_problem *p)
-{
-    const bncore_fusion *f = p->fusion;
-    const double slope = p->dtype == BNCORE_FLOAT32 ? (double)(float)f->slope : f->slope;
-    if (f->activation < BNCORE_NO_ACTIVATION || f->activation > BNCORE_LEAKY_RELU)
-        return BNCORE_ERROR_FUSION;
-    return isfinite(slope) ? BNCORE_OK : BNCORE_ERROR_FUSION;
-}
-
-static bncore_status check(const bncore_problem *p)
-{
-    if (!p) return BNCORE_ERROR_NULL;
-    if (p->dtype != BNCORE_FLOAT32 && p->dtype != BNCORE_FLOAT64) return BNCORE_ERROR_DTYPE;
-    if (p->outer < 0 || p->channels < 0 || p->inner < 0) return BNCORE_ERROR_SIZE;
-    const int64_t most = INT64_MAX / 64; /* bytes of x, and of scratch beside it */
-    if (p->outer && p->inner > most / p->outer) return BNCORE_ERROR_SIZE;
-    const int64_t n = p->outer * p->inner;
-    if (p->channels && bncore_max(n, 1) > most / p->channels) return BNCORE_ERROR_SIZE;
-    if (!(p->eps >= 0.0 && isfinite(p->eps))) return BNCORE_ERROR_EPS;
-    if (p->n_threads < 1) return BNCORE_ERROR_THREADS;
-    return p->fusion ? check_fusion(p) : BNCORE_OK;
-}
-
 static bncore_status start(job *j, const bncore_problem *p, void *dst, const void *dy,
                            const void *x)
 {
-    const bncore_status status = check(p);
+    const bncore_status status = bncore_problem_check(p);
     if (status != BNCORE_OK) return status;
     const bncore_kernels *kernels = bncore_kernels_now();
     if (!kernels) return BNCORE_ERROR_ISA;
@@ -65,65 +42,73 @@ static bncore_status run(job *j)
 
 /* ---- per channel ---- */
 
-static void finish_moments(const job *j, int64_t c, bncore_partial partial, int64_t column)
+static void finish_moments(const job *j, int64_t first, int64_t n, bncore_partial partial,
+                           int64_t step)
 {
-    const double *from = partial.at + column;
-    j->results[0][c] = from[partial.stride] + from[2 * partial.stride];
-    j->results[1][c] = from[3 * partial.stride];
+    for (int64_t c = 0; c < n; c++) {
+        const double *from = partial.at + c * step;
+        j->results[0][first + c] = from[partial.stride] + from[2 * partial.stride];
+        j->results[1][first + c] = from[3 * partial.stride];
+    }
 }
 
-static double invstd(const job *j, int64_t c)
+static void finish_sums(const job *j, int64_t first, int64_t n, bncore_partial partial,
+                        int64_t step)
 {
-    return 1.0 / sqrt(j->var[c] + j->problem->eps);
+    for (int64_t c = 0; c < n; c++) {
+        const double *from = partial.at + c * step;
+        j->results[0][first + c] = from[0];
+        j->results[1][first + c] = from[partial.stride] * j->invstd[first + c];
+    }
 }
 
-static void finish_sums(const job *j, int64_t c, bncore_partial partial, int64_t column)
+static const double *from_channel(const double *parameter, int64_t first)
 {
-    j->results[0][c] = partial.at[column];
-    j->results[1][c] = partial.at[partial.stride + column] * invstd(j, c);
+    return parameter ? parameter + first : NULL;
 }
 
-static void set_normalize(const job *j, int64_t column, double mean, int64_t c, double inverse)
+static void *coef_at(const job *j, int64_t column)
 {
-    const double scale = j->weight ? j->weight[c] * inverse : inverse;
-    j->kernels->normalize_coef(j->coef, j->coef_stride, column, mean, scale,
-                               j->bias ? j->bias[c] : 0.0);
+    return (char *)j->coef + (size_t)column * j->item;
 }
 
-static void normalize_by_var(const job *j, int64_t column, int64_t c)
+static void set_normalize(const job *j, int64_t first, int64_t n, const double *mean)
 {
-    set_normalize(j, column, j->mean[c], c, invstd(j, c));
+    j->kernels->normalize_coefs(coef_at(j, first), j->coef_stride, n, mean + first,
+                                j->invstd + first, from_channel(j->weight, first),
+                                from_channel(j->bias, first));
 }
 
-static void normalize_by_moments(const job *j, int64_t column, int64_t c)
+static void normalize_by_var(const job *j, int64_t first, int64_t n)
 {
-    const double var = j->results[1][c] / (double)j->g.n;
-    set_normalize(j, column, j->results[0][c], c, 1.0 / sqrt(var + j->problem->eps));
+    set_normalize(j, first, n, j->mean);
 }
 
-static void set_grad_input(const job *j, int64_t column, int64_t c)
+static void normalize_by_moments(const job *j, int64_t first, int64_t n)
 {
-    const double inverse = invstd(j, c);
-    const double a = j->weight ? j->weight[c] * inverse : inverse;
-    const double k = -(a * inverse) * (j->sum_dy_xhat[c] / j->count);
-    const double shift = -a * (j->sum_dy[c] / j->count);
-    j->kernels->grad_input_coef(j->coef, j->coef_stride, column, j->mean[c], a, k, shift);
+    j->kernels->inverse_std(j->invstd + first, n, j->results[1] + first, (double)j->g.n,
+                            j->problem->eps);
+    set_normalize(j, first, n, j->results[0]);
 }
 
-static void set_grad_frozen(const job *j, int64_t column, int64_t c)
+static void set_grad_input(const job *j, int64_t first, int64_t n)
 {
-    const double inverse = invstd(j, c);
-    j->kernels->grad_input_coef(j->coef, j->coef_stride, column, j->mean[c],
-                                j->weight ? j->weight[c] * inverse : inverse, 0.0, 0.0);
+    j->kernels->grad_input_coefs(coef_at(j, first), j->coef_stride, n, j->mean + first,
+                                 j->invstd + first, from_channel(j->weight, first),
+                                 j->sum_dy + first, j->sum_dy_xhat + first, j->count);
 }
 
-/* As set_normalize in forward, so that z comes out the same. */
-static void set_mask(const job *j, int64_t column, int64_t c)
+static void set_grad_frozen(const job *j, int64_t first, int64_t n)
 {
-    const double inverse = invstd(j, c);
-    const double scale = j->weight ? j->weight[c] * inverse : inverse;
-    j->kernels->mask_coef(j->coef, j->coef_stride, column, j->mean[c], scale,
-                          j->bias ? j->bias[c] : 0.0);
+    j->kernels->grad_frozen_coefs(coef_at(j, first), n, j->invstd + first,
+                                  from_channel(j->weight, first));
+}
+
+/* As normalize_by_var, so that z comes out as in forward. */
+static void set_mask(const job *j, int64_t first, int64_t n)
+{
+    j->kernels->mask_coefs(coef_at(j, first), j->coef_stride, n, j->mean + first, j->invstd + first,
+                           from_channel(j->weight, first), from_channel(j->bias, first));
 }
 
 /* ---- fusion ---- */
@@ -180,19 +165,19 @@ static void reduce_sums(job *j, double *sum_dy, double *sum_dy_xhat, int variant
     j->results[1] = sum_dy_xhat;
 }
 
-static void apply_normalize(job *j, void (*set_coef)(const job *, int64_t, int64_t))
+static void apply_normalize(job *j, void (*set_coefs)(const job *, int64_t, int64_t))
 {
     const int variant = j->problem->fusion ? fuse(j) : 0;
     j->apply_planes = j->kernels->normalize_planes[variant];
     j->apply_rows = j->kernels->normalize_rows[variant];
-    j->set_coef = set_coef;
+    j->set_coefs = set_coefs;
 }
 
 static void apply_grad_input(job *j, const double *sum_dy, const double *sum_dy_xhat, double count)
 {
     j->apply_planes = j->kernels->grad_input_planes[j->masked];
     j->apply_rows = j->kernels->grad_input_rows[j->masked];
-    j->set_coef = set_grad_input;
+    j->set_coefs = set_grad_input;
     j->sum_dy = sum_dy;
     j->sum_dy_xhat = sum_dy_xhat;
     j->count = count;
@@ -314,6 +299,6 @@ bncore_status bncore_infer_backward(const bncore_problem *p, void *dx, double *s
     j.at_once = 1;
     j.apply_planes = j.kernels->grad_frozen_planes[j.masked];
     j.apply_rows = j.kernels->grad_frozen_rows[j.masked];
-    j.set_coef = set_grad_frozen;
+    j.set_coefs = set_grad_frozen;
     return run(&j);
 }

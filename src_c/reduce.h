@@ -121,4 +121,12 @@ static void merge_sums(bncore_partial into, const double *from, int64_t cols)
     }
 }
 
+/* An infinity where var and eps are 0. */
+static void inverse_std(double *restrict invstd, int64_t n, const double *restrict var,
+                        double divisor, double eps)
+{
+#pragma omp simd
+    for (int64_t c = 0; c < n; c++) invstd[c] = 1.0 / sqrt(var[c] / divisor + eps);
+}
+
 #endif

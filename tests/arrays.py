@@ -37,6 +37,8 @@ EDGE_SHAPES = [
     (70, 2, 1000),
     (66000, 2),
 ]
+# The fewest values that a thread is worth: smaller problems are serial.
+THREAD_VALUES = 32768
 # Segments are cut at 32768 values and never exceed 64 per channel; these have enough of them for 7
 # threads.
 THREADED_SHAPES = [
@@ -256,6 +258,13 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
         return False
     native = a.dtype.newbyteorder("=")
     return a.astype(native, copy=False).tobytes() == b.astype(native, copy=False).tobytes()
+
+
+def one_nan(array: np.ndarray) -> np.ndarray:
+    """A copy in which every NaN has the same bits."""
+    array = np.array(array)
+    array[np.isnan(array)] = np.nan
+    return array
 
 
 def differing_bits(a: np.ndarray, b: np.ndarray) -> int:

@@ -255,14 +255,14 @@ def grad_input(
     for c in range(x.shape[1]):
         inv = invstd(var[c], eps)
         a = inv if weight is None else weight[c] * inv
-        k = -(a * inv) * (sum_dy_xhat[c] / count)
-        shift = -a * (sum_dy[c] / count)
+        k = -inv * (sum_dy_xhat[c] / count)
+        shift = -(sum_dy[c] / count)
         hi, ga, gk = t(mean[c]), t(a), t(k)
         lo = mean[c] - float(hi)
         gc = t(shift if lo == 0 else shift - lo * float(gk))
         for o in range(x.shape[0]):
             for i in range(x.shape[2]):
-                dx[o, c, i] = (dy[o, c, i] * ga + (x[o, c, i] - hi) * gk) + gc
+                dx[o, c, i] = ((dy[o, c, i] + (x[o, c, i] - hi) * gk) + gc) * ga
     return dx
 
 

@@ -7,6 +7,7 @@ import pytest
 
 import arrays
 from arrays import FLOATS, LAYOUTS, VALUES
+from bncore.backends import numba_threads
 
 
 @pytest.fixture(params=LAYOUTS, ids=str)
@@ -128,3 +129,18 @@ def test_bits_are_compared_as_bits():
     assert arrays.differing_bits(one, np.nextafter(one, np.float32(9))) >= 2
     with pytest.raises(ValueError, match="cannot compare"):
         arrays.differing_bits(one, one[:2])
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_one_nan_hides_the_bits_of_nan_and_nothing_else(dtype):
+    a = np.array([np.nan, -0.0, np.inf, 1.0], dtype)
+    b = np.array([-np.nan, -0.0, np.inf, 1.0], dtype)
+    assert not arrays.same_bits(a, b)
+    assert arrays.same_bits(arrays.one_nan(a), arrays.one_nan(b))
+    assert np.signbit(b[0])  # and the argument stays
+    for other in ([1.0, -0.0, np.inf, 1.0], [np.nan, 0.0, np.inf, 1.0], [np.nan, -0.0, -np.inf, 1]):
+        assert not arrays.same_bits(arrays.one_nan(a), arrays.one_nan(np.array(other, dtype)))
+
+
+def test_work_for_a_thread_is_what_the_backends_take_for_it():
+    assert arrays.THREAD_VALUES == numba_threads.WORK

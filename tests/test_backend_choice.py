@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,6 +88,13 @@ def test_an_unknown_name_is_refused_at_once():
         bncore.use_backend("cuda")
 
 
+@pytest.mark.parametrize("name", [["native"], None, 3, {}], ids=repr)
+def test_what_is_no_name_is_refused_like_an_unknown_one(name):
+    with pytest.raises(ValueError) as raised:
+        bncore.use_backend(name)
+    assert str(raised.value) == f"backend: expected one of native, numba, numpy, got {name!r}"
+
+
 def test_the_best_that_is_there_is_the_default(registry):
     without(registry, native=ABSENT)
     registry.setitem(backends.MODULES, "numba", backends.MODULES["numpy"])  # quick to import
@@ -111,11 +120,47 @@ def test_a_broken_backend_is_passed_over_with_a_warning(registry):
     assert backends.current().name == "numpy"  # once is enough
 
 
-def test_a_forced_instruction_set_is_not_passed_over(registry):
+def test_whatever_an_import_raises_makes_a_backend_missing(registry):
+    without(registry, native=ValueError("numpy.dtype size changed"), numba=RuntimeError("no cache"))
+    with pytest.warns(RuntimeWarning) as warned:
+        assert backends.current().name == "numpy"
+    assert [str(warning.message) for warning in warned] == [
+        "bncore: backend native is installed but cannot be used: ValueError: numpy.dtype size "
+        "changed",
+        "bncore: backend numba is installed but cannot be used: RuntimeError: no cache",
+    ]
+    assert backends.why_missing("numba") == "RuntimeError: no cache"
+    with pytest.raises(ImportError, match=r"^backend: numba is not available here: RuntimeError"):
+        bncore.use_backend("numba")
+
+
+@pytest.mark.parametrize("named", ["", "native"])
+def test_a_wrong_instruction_set_is_one_plain_error(registry, named):
     without(registry, native=ImportError("BNCORE_ISA: expected avx2, got 'mmx'"))
     registry.setenv("BNCORE_ISA", "mmx")
-    with pytest.raises(ImportError, match=r"BNCORE_ISA: expected avx2, got 'mmx'$"):
+    registry.setenv("BNCORE_BACKEND", named)
+    with pytest.raises(ValueError, match=r"^BNCORE_ISA: expected avx2, got 'mmx'$") as raised:
         bncore.moments(X)
+    assert raised.value.__suppress_context__ and raised.value.__cause__ is None
+
+
+def test_a_forced_instruction_set_is_not_passed_over(registry):
+    without(registry, native=ImportError("libgomp.so.1: cannot open"))
+    registry.setenv("BNCORE_ISA", "avx2")
+    with pytest.raises(ImportError, match=r"native is not available here: libgomp"):
+        bncore.moments(X)
+
+
+@pytest.mark.skipif("native" not in PRESENT, reason="the native module is missing")
+def test_the_native_module_refuses_an_unknown_instruction_set():
+    done = subprocess.run(
+        [sys.executable, "-c", "import numpy, bncore; bncore.moments(numpy.ones((3, 2)))"],
+        env={**os.environ, "BNCORE_ISA": "mmx", "BNCORE_BACKEND": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr.count("Traceback") == 1
+    assert done.stderr.splitlines()[-1].startswith("ValueError: BNCORE_ISA: expected one of ")
 
 
 def test_the_environment_chooses(registry):
@@ -135,6 +180,62 @@ def test_a_missing_backend_that_was_asked_for_is_an_error(registry):
     registry.setenv("BNCORE_BACKEND", "native")
     with pytest.raises(ImportError, match=r"^backend: native is not available here"):
         bncore.moments(X)
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """Run code on a copy of the package that has no extension; give what it prints."""
+    ignored = shutil.ignore_patterns("*.so", "*.pyd", "__pycache__")
+    shutil.copytree(Path(bncore.__file__).parent, tmp_path / "bncore", ignore=ignored)
+
+    def run(code: str, **environment: str) -> str:
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("BNCORE_", "NUMBA_"))}
+        done = subprocess.run(
+            [sys.executable, "-W", "always", "-c", f"import bncore; {code}"],
+            env={**inherited, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+            | environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    assert str(tmp_path) in run("print(bncore.__file__)")
+    return run
+
+
+CALL = (
+    "import numpy; print(bncore.moments(numpy.full((2, 1, 40), 3.0)).mean, "
+    "bncore.show_config('dicts')['backend'])"
+)
+
+
+@pytest.mark.skipif("numba" not in PRESENT, reason="Numba is not installed")
+def test_numba_works_where_it_can_keep_no_code(copied, tmp_path):
+    """Neither beside the package nor in the user's directory; not even for root."""
+    (tmp_path / "bncore" / "backends" / "__pycache__").write_text("a file where a directory goes")
+    nowhere = str(tmp_path / "bncore" / "py.typed")
+    printed = copied(
+        CALL
+        + "; from bncore.backends import numba_compile as c; print(type(c.inverse_std._cache))",
+        HOME=nowhere,
+        XDG_CACHE_HOME=nowhere,
+    )
+    assert printed == "[3.] numba\n<class 'numba.core.caching.NullCache'>\n"
+
+
+@pytest.mark.skipif("numba" not in PRESENT, reason="Numba is not installed")
+def test_numba_that_compiles_nothing_is_refused(copied):
+    printed = copied(CALL, NUMBA_DISABLE_JIT="1")
+    assert printed.startswith("[3.] numpy\n")
+    assert "backend numba is installed but cannot be used: NUMBA_DISABLE_JIT is set" in printed
+    printed = copied(
+        "\ntry: bncore.use_backend('numba')\nexcept ImportError as e: print(e)",
+        NUMBA_DISABLE_JIT="1",
+    )
+    assert printed.startswith("backend: numba is not available here: NUMBA_DISABLE_JIT is set")
 
 
 def test_numba_is_not_imported_unasked():

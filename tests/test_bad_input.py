@@ -144,8 +144,8 @@ def read_only(arguments: Arguments) -> np.ndarray:
     return out
 
 
-def masked(name: str) -> Callable[[Arguments], Any]:
-    return lambda arguments: np.ma.masked_less(np.array(arguments[name]), 0.0)
+def masked(name: str, wrapped: Callable[[Any], Any] = lambda a: a) -> Callable[[Arguments], Any]:
+    return lambda arguments: wrapped(np.ma.masked_less(np.array(arguments[name]), 9.0))
 
 
 def as_dtype(name: str, dtype: Any) -> Callable[[Arguments], Any]:
@@ -174,6 +174,7 @@ def data_cases(name: str) -> list[Bad]:
     return [
         *cases,
         Bad(f"{name}-masked", name, masked(name), TypeError, "MaskedArray"),
+        Bad(f"{name}-masked-list", name, masked(name, list), TypeError, "in a list"),
         Bad(f"{name}-None", name, value(None), TypeError, "None"),
         Bad(f"{name}-text", name, value("text"), TypeError, "U4"),
         Bad(f"{name}-ragged", name, value([[1.0], [2.0, 3.0]]), TypeError, "list"),
@@ -204,6 +205,8 @@ def parameter_cases(name: str, *, required: bool) -> list[Bad]:
     ]
     cases.append(Bad(f"{name}-masked", name, masked(name), TypeError, "MaskedArray"))
     cases.append(Bad(f"{name}-text", name, value("abc"), TypeError, "'abc'" if array else "U3"))
+    if not array:
+        cases.append(Bad(f"{name}-masked-list", name, masked(name, list), TypeError, "in a list"))
     if required:
         cases.append(Bad(f"{name}-S7-S8-None", name, value(None), TypeError, "None"))
     return cases
@@ -393,5 +396,5 @@ def test_moments_of_nonsense(argument, given, error):
 def test_grad_sums_of_nonsense():
     with pytest.raises(ValueError, match=r"^sum_dy_xhat: expected shape \(3,\), got \(2,\)$"):
         bncore.GradSums(np.ones(3), np.ones(2))
-    with pytest.raises(TypeError, match=r"^sum_dy: expected a real floating dtype, got int64$"):
+    with pytest.raises(TypeError, match=r"^sum_dy: expected a real floating dtype, got int64 \("):
         bncore.GradSums(np.ones(3, int), np.ones(3))

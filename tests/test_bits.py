@@ -6,6 +6,7 @@ instruction sets is part of every test here.
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import numpy as np
@@ -47,6 +48,7 @@ def test_the_comparison_sees_one_bit():
 @pytest.mark.parametrize("shape", THREADED_SHAPES, ids=str)
 def test_threads(backend, shape, dtype):
     """Arrays large enough that seven threads all get work; one, two and three channels too."""
+    assert math.prod(shape) >= max(THREADS) * arrays.THREAD_VALUES
     case, expected = reference(shape, dtype)
     for n_threads in THREADS:
         got = operations.run_all(case, n_threads=n_threads)
@@ -62,48 +64,49 @@ def test_layouts_and_threads(backend, dtype, index):
         assert operations.differences(got, expected) == [], n_threads
 
 
-def shifted(case: operations.Case, name: str, elements: int) -> operations.Results:
-    """An operation with x, dy and out each starting `elements` items after a cache line."""
+def moved(array: np.ndarray, elements: int) -> np.ndarray:
+    """The same values in the same memory order, `elements` items after a cache line's start."""
+    stored, order = arrays.stored_in_order(array)
+    return arrays.offset_by(stored, elements).transpose(np.argsort(order))
 
-    def move(array: np.ndarray) -> np.ndarray:
-        stored, order = arrays.stored_in_order(array)
-        return arrays.offset_by(stored, elements).transpose(np.argsort(order))
 
-    moved = case.rebuilt(move)
-    # A second offset for the output: input and output need not be aligned alike.
-    out = arrays.offset_by(arrays.stored_in_order(case.x)[0], 15 - elements)
-    out = out.transpose(np.argsort(arrays.stored_in_order(case.x)[1]))
-    results = operations.WRITING[name](moved, out=out, n_threads=1 + elements % 7)
-    assert results.get("y", results.get("dx")) is out
-    return results
+def check_offset(case, expected, name, elements, threads):
+    """An operation with x, dy and out each starting somewhere within a cache line."""
+    shifted = case.rebuilt(lambda array: moved(array, elements))
+    options = {}
+    if name in operations.WRITING:  # output and input need not be aligned alike
+        options["out"] = moved(case.x, 15 - elements)
+    for n_threads in threads:
+        results = operations.ALL[name](shifted, n_threads=n_threads, **options)
+        for key, value in results.items():
+            place = elements, n_threads, name, key
+            assert arrays.same_bits(value, expected[f"{name}.{key}"]), place
+            assert key not in ("y", "dx") or value is options["out"]
 
 
 @pytest.mark.parametrize("index", range(len(BIT_LAYOUTS)), ids=[str(e) for e in BIT_LAYOUTS])
 @pytest.mark.parametrize("shape", [(5, 6, 31, 33), (3, 7, 5)], ids=str)
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_alignments(backend, dtype, shape, index):
-    """x, dy and out at 16 offsets within a cache line, at a number of threads that varies."""
+def test_alignments_of_small_arrays(backend, dtype, shape, index):
+    """16 offsets within a cache line; too few values for a second thread, which costs nothing."""
     case, expected = reference(shape, dtype, index)
     for elements in range(16):
         for name in operations.WRITING:
-            for key, value in shifted(case, name, elements).items():
-                assert arrays.same_bits(value, expected[f"{name}.{key}"]), (elements, name, key)
+            check_offset(case, expected, name, elements, [7])
 
 
+@pytest.mark.parametrize("index", range(len(BIT_LAYOUTS)), ids=[str(e) for e in BIT_LAYOUTS])
+@pytest.mark.parametrize("shape", [(5, 6, 91, 85), (2, 300, 400)], ids=str)
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_alignments_of_large_arrays_on_every_thread_count(backend, dtype):
-    """All threads, at several places within a line; test_streaming.py has still larger ones."""
-    case, expected = reference((2, 3, 77777), dtype)
-    for elements in (0, 1, 5, 8, 15):
-        moved = case.rebuilt(lambda a, k=elements: arrays.offset_by(a, k))
-        for n_threads in THREADS:
-            out = arrays.offset_by(case.x, elements)
-            for key, value in operations.train(moved, out=out, n_threads=n_threads).items():
-                assert arrays.same_bits(value, expected[f"train.{key}"]), (elements, n_threads)
-            out = arrays.offset_by(case.x, elements)
-            gradient = operations.train_backward(moved, out=out, n_threads=n_threads)
-            for key, value in gradient.items():
-                assert arrays.same_bits(value, expected[f"train_backward.{key}"])
+def test_alignments_times_threads_times_layouts(backend, dtype, shape, index):
+    """All of them, on work for seven threads; test_streaming.py has still larger arrays."""
+    assert math.prod(shape) >= max(THREADS) * arrays.THREAD_VALUES
+    case, expected = reference(shape, dtype, index)
+    # The NumPy backend has no threads, so each offset has one of the counts there.
+    counts = [THREADS] * 16 if backend.name != "numpy" else [[THREADS[k % 5]] for k in range(16)]
+    for elements in range(16):
+        for name in ("train", "train_backward", "moments"):
+            check_offset(case, expected, name, elements, counts[elements])
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -123,12 +126,33 @@ def test_edge_shapes(backend, dtype, parameter_dtype):
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("kind", ["shifted", "outlier_first", "huge", "subnormal", "sorted"])
 def test_values(backend, dtype, kind):
-    for shape in [(3, 4, 5000), (70000, 2), (600, 24)]:
+    for shape in [(3, 4, 20001), (120011, 2), (9601, 24)]:
+        assert math.prod(shape) >= 7 * arrays.THREAD_VALUES
         case = operations.make_case(np.random.default_rng(23), shape, dtype, kind)
         with bncore.use_backend("numpy"):
             expected = operations.run_all(case, n_threads=1)
         got = operations.run_all(operations.replace(case), n_threads=7)
         assert operations.differences(got, expected) == [], shape
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("spoiled", ["x", "dy", "weight", "bias", "mean", "var"])
+def test_nan_and_infinity(backend, dtype, spoiled):
+    """All NaN in the same places, and everything else to the bit; the bits of NaN are free."""
+    rng = np.random.default_rng(31)
+    for shape in [(3, 4, 20001), (120011, 2), (9, 40, 17), (31, 5)]:
+        case = operations.make_case(rng, shape, dtype)
+        values = getattr(case, spoiled).copy()
+        flat = values.reshape(-1)
+        for k, value in enumerate((np.nan, np.inf, -np.inf, -np.nan)):
+            flat[k :: max(4, flat.size // 3)] = value
+        case = operations.replace(case, **{spoiled: values})
+        with bncore.use_backend("numpy"):
+            expected = operations.run_all(operations.replace(case), n_threads=1)
+        got = operations.run_all(operations.replace(case), n_threads=7)
+        assert any(np.isnan(value).any() for value in expected.values())
+        for key, value in expected.items():
+            assert arrays.same_bits(arrays.one_nan(got[key]), arrays.one_nan(value)), (shape, key)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

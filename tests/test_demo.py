@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -118,3 +121,15 @@ def test_the_demo_runs_from_end_to_end(capsys):
     printed = capsys.readouterr().out
     for expected in ("NCHW", "NHWC", "backward", "times faster", "test accuracy, batch norm"):
         assert expected in printed
+    for said in ("digits of 8 x 8 pixels", "ulp of the summed terms", "faster than the NumPy"):
+        assert said in printed
+
+
+def test_a_missing_dependency_is_explained():
+    code = (
+        "import sys; sys.modules['rich'] = None; sys.argv = ['demo']; "
+        "import runpy; runpy.run_module('bncore.demo', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "pip install '.[demo]', or make demo" in done.stderr

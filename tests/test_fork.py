@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import bncore
+from bncore import threads
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 SECONDS = 60  # far more than the work takes
@@ -56,6 +57,37 @@ def test_child_and_grandchild(backend, rng):
 
     assert exit_code_of_child(child) == 0
     assert work(x) == expected  # and the parent goes on
+
+
+def test_the_child_says_how_many_threads_it_has(backend):
+    """With OpenMP one, whatever is set; Numba makes new threads, and NumPy never had any."""
+    config = bncore.show_config(mode="dicts")
+    serial = backend.name == "native" and config["native"]["openmp"]
+    bncore.set_num_threads(3)
+
+    def child() -> int:
+        expected = (1, "forked child") if serial else (3, "set_num_threads")
+        reported = bncore.show_config(mode="dicts")["threads"]
+        if tuple(reported.values()) != expected or bncore.get_num_threads() != expected[0]:
+            return 1
+        bncore.set_num_threads(None)
+        return 0 if (threads.in_force() == (1, "forked child")) == serial else 2
+
+    assert exit_code_of_child(child) == 0
+    assert bncore.get_num_threads() == 3  # in the parent nothing has changed
+
+
+def test_show_config_tells_a_child():
+    parent = bncore.show_config("dicts")["native"]
+    if parent is None:
+        pytest.skip("the native module is missing")
+    assert parent["forked_child"] is False
+    if parent["openmp"]:
+
+        def child() -> int:
+            return 0 if bncore.show_config("dicts")["native"]["forked_child"] else 1
+
+        assert exit_code_of_child(child) == 0
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="fork is unsafe beside macOS's libraries")

@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import bncore
@@ -15,11 +16,26 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 
 
-def test_the_example_of_the_readme_runs():
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def blocks_of_the_readme(language: str) -> list[str]:
+    text = (ROOT / "README.md").read_text()
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def test_the_examples_of_the_readme_run():
+    whole, in_pieces = blocks_of_the_readme("python")
     names: dict[str, object] = {}
-    exec(compile(example, "README.md", "exec"), names)
+    exec(compile(whole, "README.md", "exec"), names)
     assert names["moments"].count == 32 * 14 * 14
+    gradients = [names[name] for name in ("dx", "dweight", "dbias")]
+    exec(compile(in_pieces, "README.md", "exec"), names)
+    for before, name in zip(gradients, ("dx", "dweight", "dbias"), strict=True):
+        np.testing.assert_allclose(names[name], before, rtol=1e-4, atol=1e-6)
+
+
+def test_the_readme_lists_every_public_name():
+    rows = re.findall(r"^\|(.*?)\|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    listed = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert set(bncore.__all__) <= listed
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -20,6 +20,7 @@ SOURCES = {
 # What each module may import of bncore, beside the standard library and NumPy.
 FACE = {
     "bncore.problem": set(),
+    "bncore.pool": {"bncore.problem"},
     "bncore.statistics": {"bncore.problem"},
     "bncore.threads": {"bncore.problem", "bncore.backends"},
     "bncore.config": {"bncore", "bncore.problem", "bncore.backends", "bncore.threads"},
@@ -27,6 +28,7 @@ FACE = {
 for function_module in ("bncore.api", "bncore.parts", "bncore.reductions"):
     FACE[function_module] = {
         "bncore.problem",
+        "bncore.pool",
         "bncore.statistics",
         "bncore.backends",
         "bncore.threads",

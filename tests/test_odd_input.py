@@ -57,6 +57,12 @@ def test_eps_may_be_zero(backend, eps):
     assert np.isnan(y[:, 1]).all()  # 0 / 0, as the formula says
 
 
+def test_a_negative_variance_gives_nan_in_its_channel(backend):
+    x = np.array([[1.0, 5.0, 2.0], [3.0, 6.0, 4.0]])
+    y = bncore.batch_norm_infer(x, [2.0, 5.0, 2.0], [1.0, -1.0, -0.5e-5])
+    assert np.isnan(y).tolist() == [[False, True, False]] * 2
+
+
 def test_parameters_may_share_memory_W5_W6(backend):
     rng = np.random.default_rng(3)
     x, a, b = rng.standard_normal(SHAPE), rng.standard_normal(C), rng.uniform(0.5, 2.0, C)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from fractions import Fraction
+from functools import reduce
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bncore
+import oracle
 from bncore import GradSums, Moments, update_running_stats
 from tolerances import EPS64, MERGED
 
@@ -103,6 +105,73 @@ def test_moments_of_many_batches_match_those_of_the_whole(rng):
     np.testing.assert_allclose(merged.mean, expected.mean, rtol=8 * EPS64)
     # Six means near 1e6 are rounded to EPS64 * 1e6 each, beside a standard deviation of 1.
     np.testing.assert_allclose(merged.m2, expected.m2, rtol=6 * 2e6 * EPS64)
+
+
+FAR = 1e12  # a mean of 1e13 std: beside it, doubles lie 1e-3 std apart
+STD = 0.1
+
+
+def far_values(rng, size):
+    return rng.standard_normal((size, 2)) * STD + FAR
+
+
+def merged_exactly(pieces: list[Moments], channel: int) -> oracle.ExactMoments:
+    """What merging gives in exact arithmetic, from means as rounded as they come."""
+    count, mean, m2 = 0, Fraction(0), Fraction(0)
+    for piece in pieces:
+        delta = Fraction(float(piece.mean[channel])) - mean
+        total = count + piece.count
+        m2 += Fraction(float(piece.m2[channel])) + delta * delta * count * piece.count / total
+        mean += delta * piece.count / total
+        count = total
+    return oracle.ExactMoments(count, mean, m2)
+
+
+@pytest.mark.parametrize("order", ["one by one", "by halves"])
+def test_single_values_far_from_zero_merge_to_the_exact_variance(rng, order):
+    """Means of single values are exact, so nothing is lost however many merge."""
+    x = far_values(rng, 2048)
+    pieces = [bncore.moments(row.reshape(1, 2)) for row in x]
+    if order == "one by one":
+        merged = reduce(Moments.merge, pieces)
+    else:
+        while len(pieces) > 1:
+            pieces = [a.merge(b) for a, b in zip(pieces[::2], pieces[1::2], strict=True)]
+        (merged,) = pieces
+    for c in range(2):
+        exact = oracle.exact_moments(x[:, c])
+        assert oracle.relative_error(merged.m2[c], exact.m2) <= MERGED
+        assert merged.mean[c] == float(exact.mean)
+
+
+def test_pieces_far_from_zero_lose_what_their_own_means_lost(rng):
+    """Merging is exact but for its inputs; docs/numerics.md states the bound of those."""
+    pieces, size = 100, 1000
+    x = far_values(rng, pieces * size)
+    parts = [bncore.moments(piece) for piece in np.split(x, pieces)]
+    merged = reduce(Moments.merge, parts)
+    rounding = EPS64 * FAR / STD
+    for c in range(2):
+        assert oracle.relative_error(merged.m2[c], merged_exactly(parts, c).m2) <= MERGED
+        error = oracle.relative_error(merged.m2[c], oracle.exact_moments(x[:, c]).m2)
+        assert error <= rounding**2 + 2 * rounding / size**0.5
+
+
+def test_what_a_merged_mean_lost_is_kept_by_copies(rng):
+    pieces = [bncore.moments(row.reshape(1, 2)) for row in far_values(rng, 512)]
+    expected = reduce(Moments.merge, pieces)
+    half = reduce(Moments.merge, pieces[:256])
+    for again in (copy.copy, copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))):
+        assert again(half) == half
+        assert reduce(Moments.merge, pieces[256:], again(half)) == expected
+
+
+def test_as_many_values_as_the_constructor_takes_and_no_more():
+    most = Moments(2**63 - 1, [1.0], [2.0])
+    assert Moments(2**62, [1.0], [2.0]).merge(Moments(2**62 - 1, [1.0], [0.0])) == most
+    with pytest.raises(ValueError) as raised:
+        most.merge(Moments(1, [1.0], [2.0]))
+    assert str(raised.value) == f"count: expected an integer below 2**63, got {2**63}"
 
 
 # ---------------------------------------------------------------------------------- both, as values

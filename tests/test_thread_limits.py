@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import pytest
@@ -15,6 +16,8 @@ def _fresh(monkeypatch):
     """Nothing set, nothing remembered, and nothing of it left afterwards."""
     for name in ("_set", "_limit", "_openmp"):
         monkeypatch.setattr(threads, name, None)
+    monkeypatch.setattr(threads, "_counted", -math.inf)
+    monkeypatch.setattr(threads, "_least", (1, ""))
     monkeypatch.delenv("BNCORE_NUM_THREADS", raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
@@ -27,6 +30,9 @@ class Native:
 
     def omp_max_threads(self):
         return self.openmp
+
+    def in_forked_child(self):
+        return False
 
 
 def machine(monkeypatch, *, openmp=None, cpus=8, quota=None):
@@ -57,6 +63,33 @@ def test_openmp_is_asked_every_time(monkeypatch):
     assert bncore.get_num_threads() == 4
     native.openmp = 1
     assert bncore.get_num_threads() == 1
+
+
+def test_the_cpus_are_counted_again(monkeypatch):
+    """At once where somebody asks, and after a tenth of a second where a call does."""
+    now = 100.0
+    machine(monkeypatch, cpus=8)
+    monkeypatch.setattr(threads, "monotonic", lambda: now)
+    assert threads.resolve(None) == 8
+    machine(monkeypatch, cpus=3)
+    now += threads.CPUS_AGE / 2
+    assert threads.resolve(None) == 8
+    now += threads.CPUS_AGE
+    assert threads.resolve(None) == 3
+    machine(monkeypatch, cpus=2)
+    assert bncore.get_num_threads() == threads.resolve(None) == 2
+    machine(monkeypatch, cpus=1)
+    bncore.set_num_threads(None)
+    assert threads.resolve(None) == 1
+
+
+def test_the_quota_is_read_again_when_the_default_is_asked_for(monkeypatch):
+    machine(monkeypatch, quota=3)
+    assert bncore.get_num_threads() == 3
+    machine(monkeypatch, quota=5)
+    assert bncore.get_num_threads() == 3
+    bncore.set_num_threads(None)
+    assert bncore.get_num_threads() == 5
 
 
 @pytest.mark.parametrize(("text", "expected"), [

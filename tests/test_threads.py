@@ -66,6 +66,12 @@ def test_the_environment(name, environment, expected):
     assert python(COUNT, BNCORE_BACKEND=name, **environment) == expected
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("text", ["abc", "0", "-1"])
+def test_what_openmp_cannot_read_is_ignored(name, text):
+    assert python(COUNT, BNCORE_BACKEND=name, OMP_NUM_THREADS=text) == python(COUNT)
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no CPU affinity on this system")
 @pytest.mark.parametrize("name", NAMES)
 def test_affinity(name):
@@ -73,6 +79,24 @@ def test_affinity(name):
     bound = f"import os; os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}}); {COUNT}"
     assert python(bound, BNCORE_BACKEND=name) == "1"
     assert python(bound, BNCORE_BACKEND=name, BNCORE_NUM_THREADS="2") == "2"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no CPU affinity on this system")
+@pytest.mark.skipif(os.cpu_count() == 1, reason="with one CPU there is nothing to be bound to")
+@pytest.mark.parametrize("name", NAMES)
+def test_affinity_that_is_set_later(name):
+    """A worker that binds itself after its first call keeps to its CPU from then on."""
+    late = f"""
+        import os, time
+        import bncore
+        from bncore import threads
+        first = threads.resolve(None)
+        os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}})
+        time.sleep(1.5 * threads.CPUS_AGE)
+        print(first > 1, threads.resolve(None), bncore.get_num_threads())
+    """
+    allowed = len(os.sched_getaffinity(0)) > 1
+    assert python(late, BNCORE_BACKEND=name) == f"{allowed} 1 1"
 
 
 @NATIVE

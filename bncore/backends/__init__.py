@@ -24,6 +24,9 @@ MODULES = {
 }
 NAMES = tuple(MODULES)
 
+# pip hides what a build says, so a reinstallation has to be told to show it.
+REMEDY = "`BNCORE_REQUIRE_NATIVE=1 pip install -v --force-reinstall --no-deps .`"
+
 # A small-call path: None says that the arguments are not canonical.
 Fast = Callable[..., Any] | None
 
@@ -42,7 +45,7 @@ class Active:
 
 
 _loaded: dict[str, Active] = {}
-_missing: dict[str, ImportError] = {}
+_missing: dict[str, Exception] = {}
 _default: Active | None = None
 _chosen: ContextVar[Active | None] = ContextVar("bncore backend", default=None)
 
@@ -62,14 +65,14 @@ def load(name: str) -> Active:
     ImportError
         If it cannot be imported here; the message says why.
     """
+    if not isinstance(name, str) or name not in MODULES:
+        raise ValueError(f"backend: expected one of {', '.join(NAMES)}, got {name!r}")
     if name in _loaded:
         return _loaded[name]
-    if name not in MODULES:
-        raise ValueError(f"backend: expected one of {', '.join(NAMES)}, got {name!r}")
     if name not in _missing:
         try:
             module = importlib.import_module(MODULES[name])
-        except ImportError as error:
+        except Exception as error:  # a broken installation raises anything
             _missing[name] = error
         else:
             _loaded[name] = Active(name, cast(Backend, module))
@@ -85,11 +88,11 @@ def why_missing(name: str) -> str | None:
     if error is None:
         return None
     if name == "native" and is_absent(error):
-        return "the compiled extension was not built"
-    return str(error)
+        return f"the compiled extension was not built (in bncore's checkout, {REMEDY} shows why)"
+    return str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
 
 
-def is_absent(error: ImportError) -> bool:
+def is_absent(error: Exception) -> bool:
     """Tell whether the native module is just not there, rather than broken."""
     return isinstance(error, ModuleNotFoundError) and error.name == MODULES["native"]
 
@@ -100,6 +103,13 @@ def native_module() -> Any:
         return load("native").kernels
     except ImportError:
         return None
+
+
+def _refuse_isa() -> None:
+    """Raise one plain error where the native module refused BNCORE_ISA."""
+    reason = str(_missing["native"])
+    if reason.startswith("BNCORE_ISA:"):
+        raise ValueError(reason) from None
 
 
 def _choose_default() -> Active:
@@ -113,6 +123,10 @@ def _choose_default() -> Active:
             raise ValueError(
                 f"BNCORE_BACKEND: expected one of {', '.join(NAMES)}, got {name!r}"
             ) from None
+        except ImportError:
+            if name == "native":
+                _refuse_isa()
+            raise
         return _default
     for name in NAMES[:-1]:
         try:
@@ -120,10 +134,11 @@ def _choose_default() -> Active:
         except ImportError:
             error = _missing[name]
             if name == "native" and os.environ.get("BNCORE_ISA") and not is_absent(error):
+                _refuse_isa()
                 raise  # an instruction set was asked for: another backend is no answer
             if not isinstance(error, ModuleNotFoundError):
                 warnings.warn(
-                    f"bncore: backend {name} is installed but cannot be used: {error}",
+                    f"bncore: backend {name} is installed but cannot be used: {why_missing(name)}",
                     RuntimeWarning,
                     stacklevel=4,
                 )
@@ -136,7 +151,8 @@ def _choose_default() -> Active:
 def use_backend(name: str) -> AbstractContextManager[str]:
     """Use one backend inside a ``with`` block.
 
-    All backends give the same bits, so this is for tests, benchmarks and comparison.
+    All backends give the same bits, so this is for tests, benchmarks and comparison.  Where a
+    result is NaN, all are NaN; its bits are not promised.
 
     Parameters
     ----------

@@ -49,3 +49,4 @@ cdef extern from "bncore.h" nogil:
     bncore_status bncore_isa_init()
     int bncore_openmp_max_threads()
     int bncore_has_openmp()
+    int bncore_in_forked_child()

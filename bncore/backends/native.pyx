@@ -58,6 +58,10 @@ def omp_max_threads():
     return bncore_openmp_max_threads()
 
 
+def in_forked_child():
+    return bool(bncore_in_forked_child())
+
+
 # ---- the contract ----
 
 cdef inline double *_doubles(cnp.ndarray array) noexcept nogil:

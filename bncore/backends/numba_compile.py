@@ -9,13 +9,26 @@ import numba
 
 from bncore.backends import partition
 
+if numba.config.DISABLE_JIT:
+    raise ImportError("NUMBA_DISABLE_JIT is set, and these kernels exist compiled only")
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def jit(function: Function) -> Function:
-    """Compile with plain IEEE arithmetic, no lock, and the machine code kept on disk."""
+    """Compile with plain IEEE arithmetic, no lock, and the machine code kept on disk.
+
+    Where no directory can be written to, it is kept in memory and made anew by every process.
+    """
+    try:
+        return _compiled(function, cache=True)
+    except RuntimeError:  # "cannot cache function": neither here nor in the user's directory
+        return _compiled(function, cache=False)
+
+
+def _compiled(function: Function, *, cache: bool) -> Function:
     compiled: Function = numba.njit(
-        cache=True, nogil=True, error_model="numpy", fastmath=False, boundscheck=False
+        cache=cache, nogil=True, error_model="numpy", fastmath=False, boundscheck=False
     )(function)
     return compiled
 

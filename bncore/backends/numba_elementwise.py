@@ -51,7 +51,7 @@ def planes_grad_input(
     shift: Data,
     inner: int,
 ) -> None:
-    """Write dx = (dy * of_dy + (x - hi) * of_x) + shift."""
+    """Write dx = ((dy + (x - hi) * of_x) + shift) * of_dy."""
     plane = begin // inner
     while begin < end:
         c = plane % len(hi)
@@ -60,15 +60,15 @@ def planes_grad_input(
         if last >= begin:
             center, offset = splat(hi[c]), splat(shift[c])
             factor_dy, factor_x = splat(of_dy[c]), splat(of_x[c])
-            from_dy = load(dy, last) * factor_dy
-            end_of_run = (from_dy + (load(x, last) - center) * factor_x) + offset
+            from_x = (load(x, last) - center) * factor_x
+            end_of_run = ((load(dy, last) + from_x) + offset) * factor_dy
             for i in range(begin, last, LANES):
-                from_dy = load(dy, i) * factor_dy
-                store(dx, i, (from_dy + (load(x, i) - center) * factor_x) + offset)
+                from_x = (load(x, i) - center) * factor_x
+                store(dx, i, ((load(dy, i) + from_x) + offset) * factor_dy)
             store(dx, last, end_of_run)
         else:
             for i in range(begin, stop):
-                dx[i] = (dy[i] * of_dy[c] + (x[i] - hi[c]) * of_x[c]) + shift[c]
+                dx[i] = ((dy[i] + (x[i] - hi[c]) * of_x[c]) + shift[c]) * of_dy[c]
         begin = stop
         plane += 1
 
@@ -125,19 +125,18 @@ def rows_grad_input(
     of_x: Data,
     shift: Data,
 ) -> None:
-    """Write dx = (dy * of_dy + (x - hi) * of_x) + shift."""
+    """Write dx = ((dy + (x - hi) * of_x) + shift) * of_dy."""
     width = len(hi)
     for left in range(begin * width, min(end * width, len(x)), width):
         columns = min(width, len(x) - left)
         whole = columns - columns % LANES
         for j in range(0, whole, LANES):
             i = left + j
-            from_dy = load(dy, i) * load(of_dy, j)
             from_x = (load(x, i) - load(hi, j)) * load(of_x, j)
-            store(dx, i, (from_dy + from_x) + load(shift, j))
+            store(dx, i, ((load(dy, i) + from_x) + load(shift, j)) * load(of_dy, j))
         for j in range(whole, columns):
             i = left + j
-            dx[i] = (dy[i] * of_dy[j] + (x[i] - hi[j]) * of_x[j]) + shift[j]
+            dx[i] = ((dy[i] + (x[i] - hi[j]) * of_x[j]) + shift[j]) * of_dy[j]
 
 
 @jit

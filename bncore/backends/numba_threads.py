@@ -13,6 +13,9 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 WORK = 32768  # fewest values that are worth a thread
 
 
@@ -30,8 +33,33 @@ def useful(n_threads: int, size: int) -> int:
     return max(1, min(n_threads, size // WORK))
 
 
+class _Writable:
+    """The memory of a read-only array, for NumPy to make an array of that is not."""
+
+    __slots__ = ("__array_interface__", "_array")
+
+    def __init__(self, array: npt.NDArray[Any]) -> None:
+        self._array = array
+        self.__array_interface__ = {
+            **array.__array_interface__,
+            "data": (array.ctypes.data, False),
+        }
+
+
+def one_type(argument: Any) -> Any:
+    """Return a read-only array as a writable one, which shares its memory; all else as it is.
+
+    To Numba these are two types, and it compiles for every mix of them.  Kernels write to
+    nothing but outputs, and those are writable as they come.
+    """
+    if isinstance(argument, np.ndarray) and not argument.flags.writeable:
+        return np.asarray(_Writable(argument))
+    return argument
+
+
 def spread(n_threads: int, n_tasks: int, kernel: Callable[..., None], *args: Any) -> None:
     """Run ``kernel(first, last, *args)`` over the tasks, cut into one range for each thread."""
+    args = tuple(map(one_type, args))
     ranges = min(n_threads, n_tasks)
     edges = [n_tasks * i // max(ranges, 1) for i in range(ranges + 1)]
     futures: list[Future[None]] = []

@@ -178,11 +178,12 @@ def grad_input(
     for tile in tiles(geometry(*x.shape), (dx, dy, x), (hi, of_dy, of_x, shift)):
         out, g, value, hi, of_dy, of_x, shift = tile
         from_x = (value - hi) * of_x  # before dx is written: dx may be x
-        np.multiply(g, of_dy, out=out)
-        out += from_x
+        np.add(g, from_x, out=out)
         out += shift
+        out *= of_dy
 
 
+@np.errstate(all="ignore")
 def train(
     y: Data,
     mean: Stat,
@@ -199,6 +200,7 @@ def train(
         normalize(y, x, mean, m2 / (x.size // len(mean)), weight, bias, eps, n_threads)
 
 
+@np.errstate(all="ignore")
 def train_backward(
     dx: Data,
     sum_dy: Stat,

@@ -199,15 +199,15 @@ def gradient_coefficients(
     sum_dy_xhat: Stat,
     count: float,
 ) -> None:
-    """Fill the coefficients of ``dx = (dy * of_dy + (x - hi) * of_x) + shift``.
+    """Fill the coefficients of ``dx = ((dy + (x - hi) * of_x) + shift) * of_dy``.
 
     This is ``weight * invstd * (dy - sum_dy / n - xhat * sum_dy_xhat / n)`` (Ioffe & Szegedy
-    2015, section 3) sorted by what changes from value to value.
+    2015, section 3) sorted by what changes from value to value. The common factor comes last: in
+    one with the others, invstd squared would leave the range of float32 for std beyond 1e19.
     """
-    a = weight * invstd
-    c = -a * (sum_dy / count)
+    c = -(sum_dy / count)
     hi[:] = mean
-    of_dy[:] = a
-    of_x[:] = -(a * invstd) * (sum_dy_xhat / count)
+    of_dy[:] = weight * invstd
+    of_x[:] = -invstd * (sum_dy_xhat / count)
     lo = mean - hi
     shift[:] = np.where(lo == 0.0, c, c - lo * of_x)

@@ -1,4 +1,4 @@
-"""The main job on real data: ``python -m bncore.demo`` (needs the extra ``bncore[demo]``).
+"""The main job on real data: ``python -m bncore.demo`` (needs ``pip install '.[demo]'``).
 
 ``data`` makes image batches of the handwritten digits, ``formula`` holds the batch normalization
 that everybody writes in NumPy, ``accuracy`` an extended-precision reference and the error measure,

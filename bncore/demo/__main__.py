@@ -9,7 +9,10 @@ try:
     import rich  # noqa: F401
     import sklearn  # noqa: F401
 except ImportError as error:
-    sys.exit(f"The demo needs scikit-learn and rich ({error}): pip install 'bncore[demo]'")
+    sys.exit(
+        f"The demo needs scikit-learn and rich ({error}): "
+        "in bncore's checkout, pip install '.[demo]', or make demo"
+    )
 
 from rich.console import Console
 from rich.table import Table

@@ -1,0 +1,148 @@
+"""Count the instructions of a few calls under callgrind and compare them with the recorded ones.
+
+    python benchmarks/counts.py              compare with counts.json; exit 1 where a count moved
+    python benchmarks/counts.py --record     write counts.json
+
+Unlike a time, a count is the same on a busy machine: a kernel that no longer vectorizes, or a loop
+that lost its registers, shows at once.  What moves by more than TOLERANCE wants a new record in the
+commit that moved it.  Counts depend on the compiler, so they are compared only under the one that
+they were recorded with.  valgrind knows no AVX-512: the other instruction sets stand for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+RECORD = Path(__file__).with_name("counts.json")
+TOLERANCE = 0.10
+ISAS = ("avx2", "baseline")
+
+# (outer, channels, inner): planes, short planes, rows of whole vectors and others, narrow rows.
+SHAPES = [(4, 8, 784), (8, 16, 49), (256, 64, 1), (64, 300, 1), (2048, 3, 1)]
+DTYPES = ("float", "double")
+# Functions of bncore.h, with their arguments after the problem: x's size, or one per channel.
+FUNCTIONS = {
+    "bncore_moments": "ccx",
+    "bncore_train": "xccxcc",
+    "bncore_normalize": "xxcccc",
+    "bncore_train_backward": "xccxxccc",
+    "bncore_infer_backward": "xccxxccc",
+}
+
+
+def names() -> list[str]:
+    return [
+        f"{function} {'x'.join(map(str, shape))} {dtype}"
+        for function in FUNCTIONS
+        for shape in SHAPES
+        for dtype in DTYPES
+    ]
+
+
+def call_all(library: str) -> None:
+    """Make every call once, in the order of `names`; no NumPy: valgrind makes its import slow."""
+    import ctypes
+    from array import array
+
+    native = ctypes.CDLL(library)
+    for function, arguments in FUNCTIONS.items():
+        for outer, channels, inner in SHAPES:
+            for kind, dtype in enumerate(DTYPES):
+                problem = ctypes.create_string_buffer(256)
+                native.bncore_problem_init(
+                    problem, kind, *map(ctypes.c_int64, (outer, channels, inner))
+                )
+                n = outer * channels * inner
+                memory = {
+                    "x": array(dtype[0], range(11)) * (n // 11 + 1),
+                    "c": array("d", [1.0]) * channels,
+                }
+                given = [memory[a][:] for a in arguments]
+                addresses = [ctypes.c_void_p(array.buffer_info()[0]) for array in given]
+                status = getattr(native, function)(problem, *addresses)
+                assert status == 0, f"{function} returned {status}"
+
+
+def library() -> Path:
+    found = sorted((Path(__file__).parent.parent / "bncore" / "backends").glob("native*.so"))
+    if not found:
+        sys.exit("counts: the native extension is not built")
+    return found[0]
+
+
+def compiler(binary: Path) -> str:
+    """The compiler's major version, as it wrote it into the binary."""
+    found = re.search(rb"GCC: \([^)]*\) (\d+)\.|clang version (\d+)\.", binary.read_bytes())
+    if not found:
+        return "unknown"
+    return f"GCC {found[1].decode()}" if found[1] else f"clang {found[2].decode()}"
+
+
+def count(isa: str, binary: Path) -> dict[str, int]:
+    """Instructions of every call, in one process under callgrind."""
+    with tempfile.TemporaryDirectory() as folder:
+        # Each call of the API runs one job, whose instructions are collected and written apart.
+        options = [f"--callgrind-out-file={folder}/out", "--collect-atstart=no"]
+        options += ["--toggle-collect=bncore_job_run", "--dump-after=bncore_job_run"]
+        command = [sys.executable, "-S", "-E", __file__]
+        done = subprocess.run(
+            ["valgrind", "--tool=callgrind", *options, *command, "--calls", str(binary)],
+            env={"BNCORE_ISA": isa, "PYTHONMALLOC": "malloc", "PATH": "/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            sys.exit(f"counts: {' '.join(done.args)}\n{done.stderr}")
+        totals = []
+        for part in range(1, len(names()) + 1):
+            text = Path(f"{folder}/out.{part}").read_text(encoding="utf-8")
+            totals.append(int(re.search(r"^totals: (\d+)", text, re.M)[1]))
+    return dict(zip(names(), totals, strict=True))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--record", action="store_true", help=f"write {RECORD.name}")
+    parser.add_argument("--calls", metavar="LIBRARY", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.calls:
+        call_all(options.calls)
+        return
+
+    binary = library()
+    built_with = compiler(binary)
+    counts = {isa: count(isa, binary) for isa in ISAS}
+    if options.record:
+        record = {"compiler": built_with, "counts": counts}
+        RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        print(f"{sum(map(len, counts.values()))} counts of {built_with} written to {RECORD.name}")
+        return
+    record = json.loads(RECORD.read_text(encoding="utf-8"))
+    if record["compiler"] != built_with:
+        print(f"recorded with {record['compiler']}, built with {built_with}: not compared")
+        return
+    moved = 0
+    for isa in ISAS:
+        if counts[isa].keys() != record["counts"][isa].keys():
+            sys.exit(f"the recorded calls ({isa}) are not those of today: --record")
+        for name, now in counts[isa].items():
+            ratio = now / record["counts"][isa][name]
+            if abs(ratio - 1) > TOLERANCE:
+                moved += 1
+                print(f"{isa} {name}: {now} instructions, {ratio:.2f} of the recorded ones")
+    total = sum(map(len, counts.values()))
+    print(f"{total - moved} of {total} counts are within {TOLERANCE:.0%} of the recorded ones")
+    sys.exit(moved > 0)
+
+
+if __name__ == "__main__":
+    main()

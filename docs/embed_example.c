@@ -1,0 +1,28 @@
+/* Normalize a small batch from C. README.md, "Embedding", has the commands that build it. */
+#include <stdio.h>
+
+#include "bncore.h"
+
+enum { IMAGES = 4, CHANNELS = 3, PLANE = 5, SIZE = IMAGES * CHANNELS * PLANE };
+
+int main(void)
+{
+    float x[SIZE], y[SIZE]; /* NCHW: outer = IMAGES, channels = CHANNELS, inner = PLANE */
+    double mean[CHANNELS], m2[CHANNELS];
+    const double weight[CHANNELS] = {1.0, 2.0, 3.0}, bias[CHANNELS] = {0.0, 10.0, 20.0};
+    for (int i = 0; i < SIZE; i++) x[i] = (float)(i * i % 17);
+
+    bncore_problem problem;
+    bncore_status status = bncore_problem_init(&problem, BNCORE_FLOAT32, IMAGES, CHANNELS, PLANE);
+    problem.n_threads = 2; /* at most; a problem as small as this one takes one */
+    if (status == BNCORE_OK) status = bncore_train(&problem, y, mean, m2, x, weight, bias);
+    if (status != BNCORE_OK) {
+        fprintf(stderr, "%s\n", bncore_status_string(status));
+        return 1;
+    }
+    fprintf(stderr, "bncore %s, kernels for %s\n", bncore_version(), bncore_isa());
+    for (int c = 0; c < CHANNELS; c++)
+        printf("channel %d: mean %.17g, variance %.17g, first value %.9g\n", c, mean[c],
+               m2[c] / (IMAGES * PLANE), y[c * PLANE]);
+    return 0;
+}

@@ -1,0 +1,197 @@
+"""The build: what make remembers of it and demands; what an old compiler leaves out."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHON", "CC", "CFLAGS", "LDFLAGS", "COVERAGE"}
+ENVIRONMENT = {
+    name: value
+    for name, value in os.environ.items()
+    if name not in SETTINGS and not name.startswith("BNCORE_")
+}
+
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+def executable(path: Path, script: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """The Makefile over an environment whose Python is a script that does nothing."""
+    for name in ("Makefile", "pyproject.toml", "setup.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "bncore" / "backends").mkdir(parents=True)
+    executable(tmp_path / ".venv" / "bin" / "python", "exit 0")
+    for stamp in (".base", ".test"):
+        (tmp_path / ".venv" / stamp).touch()
+    return tmp_path
+
+
+def make(checkout: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["make", "--no-print-directory", *arguments],
+        cwd=checkout,
+        env=ENVIRONMENT | variables,
+        capture_output=True,
+        text=True,
+    )
+
+
+@needs_make
+def test_a_build_that_failed_is_tried_again(checkout):
+    stale = checkout / "bncore" / "backends" / "native.old.so"
+    stale.touch()
+    for _ in range(2):
+        done = make(checkout, "build")
+        assert done.returncode == 0
+        assert "THE NATIVE EXTENSION WAS NOT BUILT" in done.stdout
+        assert not stale.exists()
+    executable(checkout / ".venv" / "bin" / "python", "touch bncore/backends/native.new.so")
+    assert "NOT BUILT" not in make(checkout, "build").stdout
+    assert (checkout / ".venv" / ".native").exists()
+    assert "build_ext" not in make(checkout, "build").stdout
+
+
+@needs_make
+@pytest.mark.parametrize(("required", "expected"), [("1", "1"), ("0", None), ("", None)])
+def test_the_suite_demands_what_is_required(checkout, required, expected):
+    (checkout / ".venv" / ".native").touch()
+    printed = make(checkout, "-n", "test", BNCORE_REQUIRE_NATIVE=required).stdout
+    assert ("BNCORE_EXPECT_NATIVE=1 " in printed) == (expected == "1"), printed
+    assert "BNCORE_EXPECT_NATIVE=" in printed
+
+
+@needs_make
+@pytest.mark.parametrize("how", ["command line", "environment"])
+def test_another_interpreter_than_the_environments_is_not_ignored(checkout, how):
+    (checkout / ".venv" / ".native").touch()
+    executable(checkout / ".venv" / "bin" / "python", "echo cpython-399")
+
+    def build(python: Path | str) -> subprocess.CompletedProcess[str]:
+        if how == "environment":
+            return make(checkout, "build", PYTHON=str(python))
+        return make(checkout, "build", f"PYTHON={python}")
+
+    done = build(sys.executable)
+    assert done.returncode != 0
+    assert ".venv was made by cpython-399" in done.stderr
+    assert "run `make clean` first" in done.stderr
+    assert build(executable(checkout / "same", "echo cpython-399")).returncode == 0
+    assert build(checkout / "nowhere").returncode != 0
+    assert make(checkout, "build").returncode == 0
+
+
+# ---- setup.py, with a compiler that knows less than this one
+
+COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="there is no C compiler")
+needs_cython = pytest.mark.skipif(
+    importlib.util.find_spec("Cython") is None, reason="Cython is not installed"
+)
+
+
+def build_native(
+    folder: Path, cases: str, **variables: str
+) -> tuple[subprocess.CompletedProcess[str], list[Path]]:
+    """Build the extension into `folder`, in a hurry.  The compiler looks at its arguments first.
+
+    `cases` are those of a shell's `case`, where `refuse` is a command that fails.
+    """
+    compiler = executable(
+        folder / "cc",
+        'refuse() { echo "this compiler is too old" >&2; exit 1; }\n'
+        f'case " $* " in {cases} esac\n'
+        f'exec {COMPILER} "$@" -O0',
+    )
+    into = (f"--build-lib={folder}/lib", f"--build-temp={folder}/temp")
+    done = subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", "--force", *into],
+        cwd=ROOT,
+        env=ENVIRONMENT | {"CC": str(compiler)} | variables,
+        capture_output=True,
+        text=True,
+    )
+    return done, list(folder.glob("lib/**/native*.so"))
+
+
+@needs_compiler
+@needs_cython
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="one instruction set alone here")
+@pytest.mark.parametrize(
+    "cases",
+    [
+        pytest.param('*" -march=x86-64-v3 "*) refuse;;', id="flag"),
+        pytest.param('*WITHOUT_avx2*);; *" src_c/dispatch.c "*) refuse;;', id="detection"),
+    ],
+)
+def test_an_instruction_set_that_does_not_compile_is_left_out(tmp_path, cases):
+    done, (built,) = build_native(tmp_path, cases, BNCORE_REQUIRE_NATIVE="1")
+    assert done.returncode == 0
+    assert "bncore: this compiler does not know avx2, which is left out" in done.stderr
+    code = (
+        "from importlib import machinery, util\n"
+        f"loader = machinery.ExtensionFileLoader('native', {str(built)!r})\n"
+        "native = util.module_from_spec(util.spec_from_loader('native', loader))\n"
+        "loader.exec_module(native)\n"
+        "print(*native.available_isas())"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True
+    )
+    found = run.stdout.split()
+    assert "avx2" not in found and found[-1] == "baseline"
+
+
+@needs_compiler
+@needs_cython
+@pytest.mark.parametrize("required", ["0", "1"])
+def test_without_the_baseline_there_is_no_extension(tmp_path, required):
+    done, built = build_native(
+        tmp_path, '*" src_c/kernels.c "*) refuse;;', BNCORE_REQUIRE_NATIVE=required
+    )
+    assert not built
+    assert (done.returncode == 0) == (required == "0")
+    assert ("bncore: the native extension was not built" in done.stderr) == (required == "0")
+
+
+def test_a_build_that_failed_installs_no_older_binary(tmp_path):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("bncore", "src_c"):
+        shutil.copytree(
+            ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "__pycache__")
+        )
+    compiler = executable(tmp_path / "cc", "exit 1")
+    output = tmp_path / "lib" / "bncore" / "backends"
+    output.mkdir(parents=True)
+    suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
+    (output / f"native{suffix}").touch()
+    done = subprocess.run(
+        [sys.executable, "setup.py", "build", "--build-lib", "lib"],
+        cwd=tmp_path,
+        env=ENVIRONMENT | {"CC": str(compiler)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the native extension was not built" in done.stderr
+    assert (output / "contract.py").exists()
+    assert list(output.glob("native*.so")) == []

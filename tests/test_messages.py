@@ -1,0 +1,57 @@
+"""Messages that say more than what is wrong: what probably was meant, and where a size is from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import bncore
+
+C = 3
+X = np.ones((4, C, 5))
+
+MESSAGES = [
+    pytest.param(
+        lambda: bncore.batch_norm_infer(X, bncore.moments(X), np.ones(C)),
+        "mean: expected a real floating dtype, got Moments",
+        id="moments-for-mean",
+    ),
+    pytest.param(
+        lambda: bncore.batch_norm_infer(X, np.ones(C), bncore.moments(X).var),
+        "var: expected a real floating dtype, got method (not called?)",
+        id="forgotten-parentheses",
+    ),
+    pytest.param(
+        lambda: bncore.moments({"x": 1}),
+        "x: expected float32 or float64, got dict",
+        id="dict-for-x",
+    ),
+    pytest.param(
+        lambda: bncore.moments(X.astype(np.int64)),
+        "x: expected float32 or float64, got int64 (convert with .astype(np.float32))",
+        id="integer-x",
+    ),
+    pytest.param(
+        lambda: bncore.batch_norm_train(X, [1, 2, 3]),
+        "weight: expected a real floating dtype, "
+        "got int64 (convert with np.asarray(..., np.float32))",
+        id="integer-list",
+    ),
+    pytest.param(
+        lambda: bncore.moments(X.astype(complex)),
+        "x: expected float32 or float64, got complex128",
+        id="complex-x",
+    ),
+    pytest.param(
+        lambda: bncore.batch_norm_train(X, axis=-1, bias=np.ones(C)),
+        "bias: expected shape (5,) (5 channels along axis -1), got (3,)",
+        id="bias-of-another-axis",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), MESSAGES)
+def test_message(call, message):
+    with pytest.raises((TypeError, ValueError)) as raised:
+        call()
+    assert str(raised.value) == message

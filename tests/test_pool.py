@@ -1,0 +1,178 @@
+"""The buffer pool: memory is used again, and never while anybody can still see it."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+import bncore
+from bncore import pool
+
+LARGE = (4, 64, 64, 64)  # 4 MiB of float32
+
+
+@pytest.fixture(autouse=True)
+def _pool_restored():
+    yield
+    bncore.set_buffer_pool(None)
+
+
+def large(rng, dtype=np.float32):
+    return rng.standard_normal(LARGE).astype(dtype)
+
+
+def test_memory_is_used_again(backend, rng):
+    x = large(rng)
+    expected, moments = bncore.batch_norm_train(x)
+    bncore.set_buffer_pool(1 << 26)
+    y, _ = bncore.batch_norm_train(x)
+    place = y.ctypes.data
+    del y
+    dx, _, _ = bncore.batch_norm_train_backward(x, x, moments)
+    assert dx.ctypes.data == place
+    del dx
+    y, _ = bncore.batch_norm_train(x)
+    assert y.ctypes.data == place
+    assert np.array_equal(y, expected)
+
+
+FUNCTIONS = {
+    "train": lambda x, m: bncore.batch_norm_train(x)[0],
+    "train_backward": lambda x, m: bncore.batch_norm_train_backward(x, x, m)[0],
+    "infer": lambda x, m: bncore.batch_norm_infer(x, m.mean, m.var()),
+    "infer_backward": lambda x, m: bncore.batch_norm_infer_backward(x, x, m.mean, m.var())[0],
+    "normalize": lambda x, m: bncore.normalize(x, m),
+    "grad_input": lambda x, m: bncore.grad_input(x, x, m, bncore.grad_sums(x, x, m)),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_every_function_and_layout(name, dtype, rng):
+    """From the pool: the same values, dtype and memory order as without, in native byte order."""
+    plain = large(rng, dtype)
+    layouts = [
+        plain,
+        np.moveaxis(plain, 1, -1).copy().transpose(0, 3, 1, 2),
+        plain.copy(order="F"),
+        plain[:, ::-1],
+        np.broadcast_to(plain[:1], plain.shape),
+        plain.astype(plain.dtype.newbyteorder(">")),
+    ]
+    for x in layouts:
+        moments = bncore.moments(x)
+        bncore.set_buffer_pool(None)
+        expected = FUNCTIONS[name](x, moments)
+        bncore.set_buffer_pool(1 << 26)
+        got = FUNCTIONS[name](x, moments)
+        assert not got.flags.owndata
+        assert got.strides == expected.strides
+        assert got.dtype == expected.dtype
+        assert np.array_equal(got, expected)
+
+
+def test_a_view_keeps_the_memory(rng):
+    x = large(rng)
+    bncore.set_buffer_pool(1 << 26)
+    y, _ = bncore.batch_norm_train(x)
+    place, view, kept = y.ctypes.data, y[1:, 3].T, y[1:, 3].T.copy()
+    reshaped = np.asarray(memoryview(view))
+    del y, view
+    gc.collect()
+    other, _ = bncore.batch_norm_train(-x)
+    assert other.ctypes.data != place
+    assert np.array_equal(reshaped, kept)
+    del reshaped
+    again, _ = bncore.batch_norm_train(x)
+    assert again.ctypes.data == place
+
+
+def test_the_bound_holds(rng):
+    x = large(rng)
+    bncore.set_buffer_pool(2 * x.nbytes + 4096)
+    results = [bncore.batch_norm_train(x)[0] for _ in range(5)]
+    assert pool.state() == {"max_bytes": 2 * x.nbytes + 4096, "idle_bytes": 0}
+    del results
+    idle = pool.state()["idle_bytes"]
+    assert 2 * x.nbytes <= idle <= 2 * x.nbytes + 4096
+    bncore.set_buffer_pool(0)
+    y, _ = bncore.batch_norm_train(x)
+    del y
+    assert pool.state()["idle_bytes"] == 0
+
+
+def test_the_oldest_block_goes_first(rng):
+    small, big = large(rng), large(rng, np.float64)
+    bncore.set_buffer_pool(big.nbytes + 4096)
+    bncore.batch_norm_train(small)
+    bncore.batch_norm_train(big)
+    assert big.nbytes <= pool.state()["idle_bytes"] < big.nbytes + small.nbytes
+
+
+def test_small_arrays_given_outputs_and_bad_input_are_not_the_pools(rng):
+    bncore.set_buffer_pool(1 << 26)
+    y, _ = bncore.batch_norm_train(rng.standard_normal((4, 3, 5)))
+    assert y.flags.owndata
+    x = large(rng)
+    out = np.empty_like(x)
+    assert bncore.batch_norm_train(x, out=out)[0] is out
+    with pytest.raises(TypeError, match="x: expected float32 or float64, got int64"):
+        bncore.batch_norm_train(np.ones(LARGE, np.int64))
+    with pytest.raises(ValueError, match="weight"):
+        bncore.batch_norm_train(x, np.ones(3))
+
+
+def test_without_a_pool_numpy_allocates(rng):
+    assert pool.state() is None
+    assert bncore.batch_norm_infer(large(rng), np.zeros(64), np.ones(64)).base is None
+
+
+@pytest.mark.parametrize("bad", [-1, 1.5, "1", True])
+def test_bad_bounds(bad):
+    with pytest.raises((TypeError, ValueError), match="max_bytes: expected an integer >= 0"):
+        bncore.set_buffer_pool(bad)
+    assert pool.state() is None
+
+
+def test_threads_never_share_a_block(rng):
+    """Each thread checks that nobody else wrote to its result."""
+    bncore.set_buffer_pool(1 << 26)
+    base = large(rng)
+    wrong = []
+
+    def work(shift: float) -> None:
+        x = base + np.float32(shift)
+        for _ in range(20):
+            y = bncore.batch_norm_infer(x, np.zeros(64), np.ones(64), eps=0.0, n_threads=1)
+            if not np.array_equal(y, x):
+                wrong.append(shift)
+
+    threads = [threading.Thread(target=work, args=(float(i),)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_arrays_outlive_the_pool_and_the_interpreter():
+    """A result that is alive when the pool goes, and one at the end of the process."""
+    program = (
+        "import numpy as np, bncore\n"
+        "bncore.set_buffer_pool(1 << 26)\n"
+        "x = np.ones((4, 64, 64, 64), np.float32)\n"
+        "y, _ = bncore.batch_norm_train(x)\n"
+        "bncore.set_buffer_pool(None)\n"
+        "assert (y == 0).all()\n"
+        "z = bncore.batch_norm_infer(x, np.zeros(64), np.ones(64), eps=0.0)\n"
+        "assert (y == 0).all() and (z == 1).all()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
