@@ -98,6 +98,21 @@ def test_another_interpreter_than_the_environments_is_not_ignored(checkout, how)
     assert make(checkout, "build").returncode == 0
 
 
+@needs_make
+def test_what_an_earlier_build_left_is_not_installed_without_native(checkout):
+    """setuptools packages whatever lies in build/lib, a module that is deleted by now too."""
+    stale = checkout / "build" / "lib.linux" / "bncore" / "deleted.py"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    python = checkout / "python"
+    install = "mkdir -p .venv-pure/bin && ln -sf ../../fake .venv-pure/bin/python"
+    executable(python, install)
+    executable(checkout / "fake", 'case " $* " in *test*) ls build > seen;; esac')
+    done = make(checkout, ".venv-pure/.test", f"PYTHON={python}")
+    assert done.returncode == 0, done.stderr
+    assert (checkout / "seen").read_text() == ""
+
+
 # ---- setup.py, with a compiler that knows less than this one
 
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")

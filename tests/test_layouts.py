@@ -14,7 +14,6 @@ import oracle
 import tolerances
 from arrays import FLOATS, LAYOUTS, RANK_SHAPES, VALUES
 
-
 WRITABLE = [layout for layout in LAYOUTS if layout.writable]
 
 

@@ -22,6 +22,15 @@ pytestmark = pytest.mark.skipif(
 SHAPE = (6, 4, 5, 3)
 
 
+def watched(short: Callable, calls: list[bool]) -> Callable:
+    def call(*arguments):
+        result = short(*arguments)
+        calls.append(result is not None)
+        return result
+
+    return call
+
+
 @pytest.fixture
 def taken(monkeypatch):
     """For each call of a short way by name, whether it did the work."""
@@ -30,13 +39,7 @@ def taken(monkeypatch):
         active = backends.current()
         for name in ("fast_train", "fast_infer", "fast_train_backward"):
             seen[name] = []
-
-            def watched(*arguments, short=getattr(active, name), calls=seen[name]):
-                result = short(*arguments)
-                calls.append(result is not None)
-                return result
-
-            monkeypatch.setattr(active, name, watched)
+            monkeypatch.setattr(active, name, watched(getattr(active, name), seen[name]))
         yield seen
 
 
