@@ -133,6 +133,19 @@ def test_own_scratch_is_enough_and_too_little_is_refused(rng):
     assert (y == 7.0).all()
 
 
+@pytest.mark.parametrize("inner", [1, 3, 15, 16, 4096])
+@pytest.mark.parametrize("channels", [2, 3, 17, 255, 300])
+@pytest.mark.parametrize("outer", [10, 10**6, 10**9])
+def test_scratch_is_no_more_than_the_header_says(outer, channels, inner):
+    size = host.library().bncore_scratch_size(ctypes.byref(host.problem((outer, channels, inner))))
+    fixed, per_column = 8 * 1024, (64 * 4 + 16) * 8
+    columns = 1 if inner >= 16 else inner
+    if inner < 16 and channels * inner <= 256:
+        columns = 240
+        assert size <= 9 * 2**20
+    assert 0 < size <= fixed + channels * columns * per_column
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
