@@ -162,7 +162,8 @@ def use_backend(name: str) -> AbstractContextManager[str]:
     Returns
     -------
     context manager
-        It counts for this thread (this `contextvars` context) alone; blocks may be nested.
+        For one ``with`` statement.  It counts for this thread (this `contextvars` context) alone;
+        blocks may be nested.
 
     Raises
     ------
