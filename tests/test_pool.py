@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -193,6 +194,10 @@ def test_arrays_outlive_the_pool_and_the_interpreter():
         "assert (y == 0).all() and (z == 1).all()\n"
     )
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False
+        [sys.executable, "-W", "error", "-c", program],
+        env={**os.environ, "BNCORE_BACKEND": bncore.show_config("dicts")["backend"]},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
