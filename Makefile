@@ -135,10 +135,12 @@ $(VENV)/.build-tool: $(VENV)/.base
 	$(PIP) install -q build
 	@touch $@
 
-# Not editable, and installed anew whenever the package changes: what is tested is what was installed.
+# Not editable, and installed anew whenever the package changes: what is tested is what was installed. build/lib*
+# of earlier builds would bring back modules that are deleted.
 $(PURE)/.test: pyproject.toml setup.py $(wildcard bncore/*.py bncore/*/*.py bncore/*/*.pyi) | same-python-as-$(PURE)
 	$(PYTHON) -m venv $(PURE)
 	$(PURE_PIP) install -q --upgrade pip
+	rm -rf build/lib*
 	$(SKIP_NATIVE) $(PURE_PIP) install -q ".[test]"
 	@touch $@
 
