@@ -51,7 +51,7 @@ def _shapes() -> dict[str, list[Shape]]:
     shapes["sizes"] = [sized(exponent) for exponent in range(8, 27)] + [(400, 256, 32, 32)]
     # Middle and end of a network, one that no cache holds, a dense layer, the smallest call.
     shapes["quick"] = [
-        (32, 256, 56, 56), (32, 256, 14, 14), (32, 512, 7, 7), (4096, 64), (1, 16, 4, 4),
+        (32, 512, 28, 28), (32, 256, 14, 14), (32, 512, 7, 7), (4096, 64), (1, 16, 4, 4),
     ]  # fmt: skip
     return shapes
 

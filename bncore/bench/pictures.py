@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from PIL import Image
 
-from bncore.bench.cases import LAYOUTS, MAIN, SHAPES, Case, Shape, named
+from bncore.bench.cases import LAYOUTS, MAIN, SHAPES, Case, Shape, layouts_of, named
 from bncore.bench.peers import PEERS
 from bncore.bench.results import Results, Row, Times, times_of
 from bncore.bench.tables import BNCORE, counted, others_in
@@ -40,9 +42,17 @@ def draw(results: Results, folder: Path) -> list[Path]:
     written = []
     for name, figure in made.items():
         if figure is not None:
-            figure.savefig(folder / name, dpi=DPI, bbox_inches="tight")
+            save(figure, folder / name)
             written.append(folder / name)
     return written
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture in few colours: a third of the size."""
+    whole = BytesIO()
+    figure.savefig(whole, dpi=DPI, bbox_inches="tight")
+    picture = Image.open(whole).convert("RGB")
+    picture.quantize(64).save(path, optimize=True)
 
 
 def shown(times: Times) -> list[Shape]:
@@ -98,14 +108,15 @@ def speed(times: Times, threads: int) -> Figure | None:
     figure, grid = panels(len(MAIN), len(LAYOUTS), title)
     for i, operation in enumerate(MAIN):
         for j, layout in enumerate(LAYOUTS):
+            here = [shape for shape in shapes if layout in layouts_of(shape)]
             series: dict[str, list[float]] = {}
             for output, suffix in WRITTEN.items():
                 found = select(chosen, operation=operation, layout=layout, output=output)
                 for name in others_in(found.values()):
                     if output == "returned" and any(key == name for key in series):
                         continue  # preallocated says more
-                    series[name + suffix] = [ratio(found.get(shape), name) for shape in shapes]
-            ratio_panel(grid[i][j], shapes, series, f"{operation}, {layout}")
+                    series[name + suffix] = [ratio(found.get(shape), name) for shape in here]
+            ratio_panel(grid[i][j], here, series, f"{operation}, {layout}")
     return figure
 
 
@@ -168,8 +179,9 @@ def by_layout(
             if here and plain(case, case.threads):
                 label = f"{case.operation}, {counted(case.threads)}"
                 series.setdefault(label, {})[case.shape] = value(case, found)
-        lists = {k: [v.get(s, float("nan")) for s in shapes] for k, v in sorted(series.items())}
-        bars(grid[i][0], shapes, lists, 0.0)
+        here = [shape for shape in shapes if layout in layouts_of(shape)]
+        lists = {k: [v.get(s, float("nan")) for s in here] for k, v in sorted(series.items())}
+        bars(grid[i][0], here, lists, 0.0)
         grid[i][0].axhline(line, color="black", linewidth=1)
         grid[i][0].set_title(layout, fontsize=9)
         if lists:
@@ -184,8 +196,10 @@ def throughput(times: Times, caches: list[dict[str, Any]]) -> Figure | None:
     for case, found in times.items():
         if case.shape in sizes and case.layout == LAYOUTS[0] and plain(case, case.threads):
             add_points(lines, case, found.values())
-    if not any(len(points) > 1 for points in lines.values()):
+    most = max(map(len, lines.values()), default=0)
+    if most < 2:
         return None
+    lines = {label: points for label, points in lines.items() if 2 * len(points) > most}
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()
     for label, points in lines.items():

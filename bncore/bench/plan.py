@@ -43,7 +43,7 @@ class Section:
 QUICK = (
     Section(["quick"]),
     Section(["quick"], ["train"], OUTPUTS[1:]),
-    Section(["sizes/3"], ["train"], layouts=LAYOUTS[:1], peers=[OWN, "torch"]),
+    Section(["sizes/4"], ["train"], layouts=LAYOUTS[:1], peers=[OWN, "torch"]),
 )
 FULL = (
     Section([*NETWORKS, "mlp_nc", "volumes", "sequences", "tiny", "awkward"]),

@@ -60,13 +60,12 @@ def seconds_of_turn(call: Callable[[], Any]) -> float:
 
 
 def settle() -> None:
-    """Wait until no thread of this process takes processor time."""
-    end = perf_counter() + SETTLED
-    while perf_counter() < end:
+    """Wait until no thread of this process takes processor time, twice in a row."""
+    end, quiet = perf_counter() + SETTLED, 0
+    while quiet < 2 and perf_counter() < end:
         before = time.process_time()
         time.sleep(0.001)
-        if time.process_time() - before < 0.0003:
-            return
+        quiet = quiet + 1 if time.process_time() - before < 0.0003 else 0
 
 
 class Worker:
