@@ -175,8 +175,8 @@ def by_layout(
     for i, layout in enumerate(LAYOUTS):
         series: dict[str, dict[Shape, float]] = {}
         for case, found in times.items():
-            here = case.layout == layout and case.operation in MAIN and BNCORE in found
-            if here and plain(case, case.threads):
+            wanted = case.layout == layout and case.operation in MAIN and BNCORE in found
+            if wanted and plain(case, case.threads):
                 label = f"{case.operation}, {counted(case.threads)}"
                 series.setdefault(label, {})[case.shape] = value(case, found)
         here = [shape for shape in shapes if layout in layouts_of(shape)]

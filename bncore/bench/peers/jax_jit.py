@@ -39,7 +39,7 @@ class Jax:
             start_with(threads)
             self.threads = threads
         if threads != self.threads:
-            raise Unavailable(f"JAX runs with {self.threads} threads in this process")
+            raise Unavailable(f"JAX keeps the number of threads it started with: {self.threads}")
         yield
 
     def call(self, case: Case, p: Problem) -> Call:

@@ -5,6 +5,7 @@ It needs a C++ compiler.  Compiled code belongs to one shape, dtype and number o
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -53,6 +54,9 @@ class TorchCompiled(Torch):
                 function, given = backward, (tensor(p.dy, p), x, w, *saved)
         torch._dynamo.reset()  # its limit counts the versions of a function
         compiled = torch.compile(function, dynamic=False, fullgraph=True)
+        with warnings.catch_warnings():  # Inductor's own, about older parts of PyTorch
+            warnings.simplefilter("ignore", DeprecationWarning)
+            compiled(*given)
         return lambda: compiled(*given)
 
 
