@@ -69,6 +69,31 @@ def store(_: Any, array: Any, index: Any, lanes: Any) -> Any:
 
 
 @intrinsic
+def stream(_: Any, array: Any, index: Any, lanes: Any) -> Any:
+    """Write LANES values past the caches; ``array[index]`` has their alignment."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        address = _address(context, builder, sig.args[0], *args[:2])
+        written = builder.store(args[2], address, align=LANES * array.dtype.bitwidth // 8)
+        once = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
+        written.set_metadata("nontemporal", once)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, lanes), codegen
+
+
+@intrinsic
+def fence(_: Any) -> Any:
+    """Let what was streamed be seen before what is written later."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
 def prefetch(_: Any, array: Any, index: Any) -> Any:
     """Ask for the cache line of ``array[index]``, which need not exist."""
 
