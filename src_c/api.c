@@ -3,6 +3,14 @@
 
 #include "job.h"
 
+static bncore_status check_fusion(const bncore_fusion *f, int32_t dtype)
+{
+    const double slope = dtype == BNCORE_FLOAT32 ? (double)(float)f->slope : f->slope;
+    if (f->activation < BNCORE_NO_ACTIVATION || f->activation > BNCORE_LEAKY_RELU)
+        return BNCORE_ERROR_FUSION;
+    return isfinite(slope) ? BNCORE_OK : BNCORE_ERROR_FUSION;
+}
+
 bncore_status bncore_problem_check(const bncore_problem *p)
 {
     if (!p) return BNCORE_ERROR_NULL;
@@ -14,7 +22,7 @@ bncore_status bncore_problem_check(const bncore_problem *p)
     if (p->channels && bncore_max(n, 1) > most / p->channels) return BNCORE_ERROR_SIZE;
     if (!(p->eps >= 0.0 && isfinite(p->eps))) return BNCORE_ERROR_EPS;
     if (p->n_threads < 1) return BNCORE_ERROR_THREADS;
-    return BNCORE_OK;
+    return p->fusion ? check_fusion(p->fusion, p->dtype) : BNCORE_OK;
 }
 
 bncore_status bncore_problem_init(bncore_problem *problem, bncore_dtype dtype, int64_t outer,
@@ -60,6 +68,8 @@ const char *bncore_status_string(bncore_status status)
         return "no memory for scratch";
     case BNCORE_ERROR_ISA:
         return "no such instruction set, or this processor lacks it";
+    case BNCORE_ERROR_FUSION:
+        return "activation is not of bncore_activation, or its slope is infinite or NaN";
     }
     return "unknown status";
 }

@@ -3,7 +3,7 @@
  * Every array is (outer, channels, inner), C-contiguous: NCHW is (N, C, H*W), NHWC is (N*H*W, C, 1).
  * x, dy, y, dx are float or double, as problem->dtype says; statistics and parameters are double[channels]. All of
  * them, and scratch, are aligned as their type needs.
- * y and dx may be the same memory as x or dy (in place); other overlap of an output is undefined.
+ * y and dx may be the same memory as x, dy or a residual (in place); other overlap of an output is undefined.
  * Arguments are in the order: problem, outputs, inputs, parameters. NULL is allowed only where a
  * function says so. Every function is re-entrant, takes scratch of O(channels) (bncore_scratch_size), and gives the
  * same bits for any number of threads, executor, instruction set and place in memory (of a NaN, only that it is one).
@@ -38,7 +38,8 @@ typedef enum bncore_status {
     BNCORE_ERROR_COUNT,   /* count is not above 0 */
     BNCORE_ERROR_SCRATCH, /* scratch is smaller than bncore_scratch_size() says */
     BNCORE_ERROR_MEMORY,  /* no memory for scratch */
-    BNCORE_ERROR_ISA      /* no such instruction set, or this processor lacks it */
+    BNCORE_ERROR_ISA,     /* no such instruction set, or this processor lacks it */
+    BNCORE_ERROR_FUSION /* activation is not of bncore_activation, or the slope is infinite or NaN */
 } bncore_status;
 
 /* A host's own parallel-for: call task(arg, i) once for each i in [0, tasks), in any order and on
@@ -49,6 +50,28 @@ typedef struct bncore_executor {
     void *context;
 } bncore_executor;
 
+/* z <= 0 is the negative side, where relu gives 0 and leaky relu slope * z; a NaN is on the other side. */
+typedef enum bncore_activation {
+    BNCORE_NO_ACTIVATION = 0,
+    BNCORE_RELU = 1,
+    BNCORE_LEAKY_RELU = 2
+} bncore_activation;
+
+/* What bncore_normalize and bncore_train do to y = bn(x) before they write it, and what their backward functions
+ * (bncore_train_backward, bncore_infer_backward) undo; no other function reads it. With z = bn(x) + residual:
+ *   forward:  y = activation(z)
+ *   backward: g = dy * activation'(z) takes the place of dy in every formula, and goes to dresidual.
+ * No mask is stored: backward computes z again by the same operations, from x, weight, bias and residual. */
+typedef struct bncore_fusion {
+    int32_t activation;   /* bncore_activation */
+    double slope;         /* of BNCORE_LEAKY_RELU, rounded to dtype; finite */
+    const void *residual; /* as x; NULL: none */
+    void *
+        dresidual; /* backward, as x: it may be the same memory as dy or residual, and shares none with x
+                           * and dx; NULL: not wanted */
+    const double *bias; /* backward: double[channels] as in forward; NULL for 0 */
+} bncore_fusion;
+
 typedef struct bncore_problem {
     int64_t outer, channels, inner;
     double eps;                      /* added to the variance, >= 0 */
@@ -57,11 +80,12 @@ typedef struct bncore_problem {
     const bncore_executor *executor; /* NULL: OpenMP where it was built in, else serial */
     void *scratch;                   /* NULL: the call allocates and frees its own */
     size_t scratch_size;             /* bytes at scratch */
-    uint64_t reserved[4];            /* zero */
+    const bncore_fusion *fusion;     /* NULL: none */
+    uint64_t reserved[3];            /* zero */
 } bncore_problem;
 
-/* Fill *problem: the sizes, eps = 1e-5, one thread, the default executor, no scratch. Returns what an operation would
- * say of it. */
+/* Fill *problem: the sizes, eps = 1e-5, one thread, the default executor, no scratch, no fusion. Returns what an
+ * operation would say of it. */
 BNCORE_API bncore_status bncore_problem_init(bncore_problem *problem, bncore_dtype dtype,
                                              int64_t outer, int64_t channels, int64_t inner);
 

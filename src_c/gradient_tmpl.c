@@ -1,30 +1,55 @@
-/* Backward, for storage type T: the two sums of Ioffe & Szegedy (2015), section 3, and dx made of them. */
+/* Backward, for storage type T: the two sums of Ioffe & Szegedy (2015), section 3. g is dy, or what an activation leaves
+ * of it; `fused` is a constant, as in activation_tmpl.c. */
 
-/* Add to the lanes a (sum of dy) and b (sum of dy * (x - mean)); the last `left` values as in add_vectors. */
-static inline ALWAYS_INLINE void NAME(add_grad_vectors)(lanes *restrict acc, const T *restrict dy,
-                                                        const T *restrict x, int64_t len, int left,
-                                                        double mean, int64_t ahead)
+/* What z of one channel is made of beside its values. */
+typedef struct NAME(mask) {
+    T scale, hi, shift;
+} NAME(mask);
+
+/* coef: the fields of grad_input's coefficients; not read without an activation. */
+static inline ALWAYS_INLINE NAME(mask) NAME(mask_of)(const T *coef, int64_t stride, int fused)
+{
+    if (!(fused & ACTIVATION)) return (NAME(mask)){0};
+    return (NAME(mask)){coef[0], coef[stride], coef[MASK_SHIFT * stride]};
+}
+
+static inline ALWAYS_INLINE void NAME(fetch_values)(NAME(values) v, int64_t ahead, int fused)
+{
+    fetch(v.dy, ahead);
+    fetch(v.x, ahead);
+    if (fused & RESIDUAL) fetch(v.r, ahead);
+}
+
+/* Add to the lanes a (sum of g) and b (sum of g * (x - mean)); the last `left` values as in add_vectors. dr may be dy:
+ * what an earlier vector stored there is neither added nor stored again. */
+static inline ALWAYS_INLINE void NAME(add_grad_vectors)(lanes *restrict acc, NAME(values) values,
+                                                        int64_t len, int left, double mean,
+                                                        NAME(mask) m, int64_t ahead, int fused)
 {
     double a[BNCORE_LANES], b[BNCORE_LANES];
 #pragma omp simd
     for (int l = 0; l < BNCORE_LANES; l++) a[l] = acc->a[l], b[l] = acc->b[l];
     for (int64_t i = 0; i + BNCORE_LANES <= len; i += BNCORE_LANES) {
-        const T *restrict u = dy + i, *restrict v = x + i;
-        fetch(u, ahead);
-        fetch(v, ahead);
+        const NAME(values) v = NAME(values_at)(values, i, fused);
+        NAME(fetch_values)(v, ahead, fused);
 #pragma omp simd
         for (int l = 0; l < BNCORE_LANES; l++) {
-            const double g = (double)u[l];
+            const T value = NAME(g_of)(v, l, v.x[l] - m.hi, m.scale, m.shift, fused);
+            const double g = (double)value;
+            if (fused & STORED) v.dr[l] = value;
             a[l] += g;
-            b[l] += g * ((double)v[l] - mean);
+            b[l] += g * ((double)v.x[l] - mean);
         }
     }
     if (left) {
-        const T *restrict u = dy + len - BNCORE_LANES, *restrict v = x + len - BNCORE_LANES;
+        const NAME(values) v = NAME(values_at)(values, len - BNCORE_LANES, fused);
 #pragma omp simd
         for (int l = 0; l < BNCORE_LANES; l++) {
-            const double g = l >= BNCORE_LANES - left ? (double)u[l] : 0.0;
-            const double d = l >= BNCORE_LANES - left ? (double)v[l] - mean : 0.0;
+            const int last = l >= BNCORE_LANES - left;
+            const T value = NAME(g_of)(v, l, v.x[l] - m.hi, m.scale, m.shift, fused);
+            const double g = last ? (double)value : 0.0;
+            const double d = last ? (double)v.x[l] - mean : 0.0;
+            if (fused & STORED) v.dr[l] = last ? value : v.dr[l];
             a[l] += g;
             b[l] += g * d;
         }
@@ -33,44 +58,48 @@ static inline ALWAYS_INLINE void NAME(add_grad_vectors)(lanes *restrict acc, con
     for (int l = 0; l < BNCORE_LANES; l++) acc->a[l] = a[l], acc->b[l] = b[l];
 }
 
-static NOINLINE void NAME(add_short_grad_run)(lanes *acc, const T *dy, const T *x, int64_t len,
-                                              double mean)
+static NOINLINE void NAME(add_short_grad_run)(lanes *acc, NAME(values) v, int64_t len, double mean,
+                                              NAME(mask) m, int fused)
 {
     for (int64_t i = 0; i < len; i++) {
-        const double g = (double)dy[i];
+        const T value = NAME(g_of)(v, i, v.x[i] - m.hi, m.scale, m.shift, fused);
+        const double g = (double)value;
         acc->a[BNCORE_LANES - len + i] += g;
-        acc->b[BNCORE_LANES - len + i] += g * ((double)x[i] - mean);
+        acc->b[BNCORE_LANES - len + i] += g * ((double)v.x[i] - mean);
+        if (fused & STORED) v.dr[i] = value;
     }
 }
 
 /* A run of len values, as in add_run. */
-static inline void NAME(add_grad_run)(lanes *acc, const T *dy, const T *x, int64_t len, double mean,
-                                      int64_t ahead)
+static inline ALWAYS_INLINE void NAME(add_grad_run)(lanes *acc, NAME(values) v, int64_t len,
+                                                    double mean, NAME(mask) m, int64_t ahead,
+                                                    int fused)
 {
     const int left = (int)(len % BNCORE_LANES);
     if (len < BNCORE_LANES)
-        NAME(add_short_grad_run)(acc, dy, x, len, mean);
+        NAME(add_short_grad_run)(acc, v, len, mean, m, fused);
     else if (left == 0)
-        NAME(add_grad_vectors)(acc, dy, x, len, 0, mean, ahead);
+        NAME(add_grad_vectors)(acc, v, len, 0, mean, m, ahead, fused);
     else
-        NAME(add_grad_vectors)(acc, dy, x, len, left, mean, ahead);
+        NAME(add_grad_vectors)(acc, v, len, left, mean, m, ahead, fused);
 }
 
-static void NAME(grad_sums_planes)(bncore_partial partial, const bncore_arrays *arrays,
-                                   const double *mean, const bncore_planes *t)
+static inline ALWAYS_INLINE void NAME(sum_planes)(bncore_partial partial,
+                                                  const bncore_arrays *arrays, const double *mean,
+                                                  const bncore_planes *t, int fused)
 {
-    const T *dy = arrays->dy, *x = arrays->x;
+    const NAME(values) values = NAME(values_of)(arrays);
+    const T *mask = arrays->mask;
     lanes acc[BNCORE_GROUP] = {0};
     int64_t pending = 0;
     double *sum_a = partial.at, *sum_b = sum_a + partial.stride;
     for (int64_t c = 0; c < t->channels; c++) sum_a[c] = sum_b[c] = 0.0;
     for (int64_t e = t->begin; e < t->end;) {
         const piece p = piece_at(t, e, BNCORE_BLOCK);
-        for (int64_t c = 0; c < t->channels; c++) {
-            const int64_t at = c * t->inner + p.offset;
-            NAME(add_grad_run)(&acc[c], dy + at, x + at, p.len, mean[c],
-                               t->image_stride * (int64_t)sizeof(T));
-        }
+        for (int64_t c = 0; c < t->channels; c++)
+            NAME(add_grad_run)(&acc[c], NAME(values_at)(values, c * t->inner + p.offset, fused),
+                               p.len, mean[c], NAME(mask_of)(mask + c, arrays->mask_stride, fused),
+                               t->image_stride * (int64_t)sizeof(T), fused);
         e += p.len;
         pending += p.len;
         if (pending < BNCORE_BLOCK && e < t->end) continue;
@@ -83,75 +112,98 @@ static void NAME(grad_sums_planes)(bncore_partial partial, const bncore_arrays *
     }
 }
 
-static inline void NAME(add_grad_strip)(double *restrict a_, double *restrict b_,
-                                        const double *restrict mean_, const T *restrict dy,
-                                        const T *restrict x, int64_t stride, int rows)
+/* Rows: the sums of STRIP columns in the block under way. */
+typedef struct NAME(grad_columns) {
+    double a[STRIP], b[STRIP];
+    const double *mean;
+    const T *mask;
+    int64_t mask_stride;
+} NAME(grad_columns);
+
+static inline ALWAYS_INLINE void NAME(add_grad_strip)(NAME(grad_columns) * w, int64_t j,
+                                                      NAME(values) values, int64_t stride, int rows,
+                                                      int fused)
 {
     double a[BNCORE_LANES], b[BNCORE_LANES], mean[BNCORE_LANES];
+    T scale[BNCORE_LANES], hi[BNCORE_LANES], shift[BNCORE_LANES];
 #pragma omp simd
-    for (int l = 0; l < BNCORE_LANES; l++) a[l] = a_[l], b[l] = b_[l], mean[l] = mean_[l];
+    for (int l = 0; l < BNCORE_LANES; l++) {
+        const NAME(mask) m = NAME(mask_of)(w->mask + j + l, w->mask_stride, fused);
+        scale[l] = m.scale, hi[l] = m.hi, shift[l] = m.shift;
+        a[l] = w->a[j + l], b[l] = w->b[j + l], mean[l] = w->mean[j + l];
+    }
     for (int r = 0; r < rows; r++) {
-        const T *restrict u = dy + r * stride, *restrict v = x + r * stride;
-        fetch(u, AHEAD);
-        fetch(v, AHEAD);
+        const NAME(values) v = NAME(values_at)(values, r * stride + j, fused);
+        NAME(fetch_values)(v, AHEAD, fused);
 #pragma omp simd
         for (int l = 0; l < BNCORE_LANES; l++) {
-            const double g = (double)u[l];
+            const T value = NAME(g_of)(v, l, v.x[l] - hi[l], scale[l], shift[l], fused);
+            const double g = (double)value;
+            if (fused & STORED) v.dr[l] = value;
             a[l] += g;
-            b[l] += g * ((double)v[l] - mean[l]);
+            b[l] += g * ((double)v.x[l] - mean[l]);
         }
     }
 #pragma omp simd
-    for (int l = 0; l < BNCORE_LANES; l++) a_[l] = a[l], b_[l] = b[l];
+    for (int l = 0; l < BNCORE_LANES; l++) w->a[j + l] = a[l], w->b[j + l] = b[l];
 }
 
-static inline void NAME(add_grad_rows)(double *restrict a, double *restrict b,
-                                       const double *restrict mean, const T *restrict dy,
-                                       const T *restrict x, int64_t stride, int64_t cols, int rows)
+static inline ALWAYS_INLINE void NAME(add_grad_rows)(NAME(grad_columns) * w, NAME(values) values,
+                                                     int64_t stride, int64_t cols, int rows,
+                                                     int fused)
 {
     int64_t j = 0;
     for (; j + BNCORE_LANES <= cols; j += BNCORE_LANES)
-        NAME(add_grad_strip)(a + j, b + j, mean + j, dy + j, x + j, stride, rows);
-    for (; j < cols; j++)
+        NAME(add_grad_strip)(w, j, values, stride, rows, fused);
+    for (; j < cols; j++) {
+        const NAME(mask) m = NAME(mask_of)(w->mask + j, w->mask_stride, fused);
         for (int r = 0; r < rows; r++) {
-            const double g = (double)dy[r * stride + j];
-            a[j] += g;
-            b[j] += g * ((double)x[r * stride + j] - mean[j]);
+            const NAME(values) v = NAME(values_at)(values, r * stride + j, fused);
+            const T value = NAME(g_of)(v, 0, v.x[0] - m.hi, m.scale, m.shift, fused);
+            const double g = (double)value;
+            w->a[j] += g;
+            w->b[j] += g * ((double)v.x[0] - w->mean[j]);
+            if (fused & STORED) v.dr[0] = value;
         }
+    }
 }
 
-static void NAME(grad_sums_strip)(bncore_partial partial, const T *dy, const T *x,
-                                  const double *mean, const bncore_rows *t)
+static inline ALWAYS_INLINE void NAME(sum_strip)(bncore_partial partial, NAME(grad_columns) * w,
+                                                 NAME(values) values, const bncore_rows *t,
+                                                 int fused)
 {
-    double a[STRIP], b[STRIP];
     double *sum_a = partial.at, *sum_b = sum_a + partial.stride;
     for (int64_t j = 0; j < t->cols; j++) sum_a[j] = sum_b[j] = 0.0;
     for (int64_t block = 0; block < t->rows; block += BNCORE_ROW_BLOCK) {
         const int64_t rows = bncore_min(t->rows - block, BNCORE_ROW_BLOCK);
-        for (int64_t j = 0; j < t->cols; j++) a[j] = b[j] = 0.0;
+        for (int64_t j = 0; j < t->cols; j++) w->a[j] = w->b[j] = 0.0;
+        const NAME(values) v = NAME(values_at)(values, block * t->stride, fused);
         int64_t r = 0;
-        for (; r + ROW_TILE <= rows; r += ROW_TILE) {
-            const int64_t at = (block + r) * t->stride;
-            NAME(add_grad_rows)(a, b, mean, dy + at, x + at, t->stride, t->cols, ROW_TILE);
-        }
-        for (; r < rows; r++) {
-            const int64_t at = (block + r) * t->stride;
-            NAME(add_grad_rows)(a, b, mean, dy + at, x + at, t->stride, t->cols, 1);
-        }
+        for (; r + ROW_TILE <= rows; r += ROW_TILE)
+            NAME(add_grad_rows)(w, NAME(values_at)(v, r * t->stride, fused), t->stride, t->cols,
+                                ROW_TILE, fused);
+        for (; r < rows; r++)
+            NAME(add_grad_rows)(w, NAME(values_at)(v, r * t->stride, fused), t->stride, t->cols, 1,
+                                fused);
         for (int64_t j = 0; j < t->cols; j++) {
-            sum_a[j] += a[j];
-            sum_b[j] += b[j];
+            sum_a[j] += w->a[j];
+            sum_b[j] += w->b[j];
         }
     }
 }
 
-static void NAME(grad_sums_rows)(bncore_partial partial, const bncore_arrays *arrays,
-                                 const double *mean, const bncore_rows *t)
+static inline ALWAYS_INLINE void NAME(sum_rows)(bncore_partial partial, const bncore_arrays *arrays,
+                                                const double *mean, const bncore_rows *t, int fused)
 {
-    const T *dy = arrays->dy, *x = arrays->x;
+    const NAME(values) values = NAME(values_of)(arrays);
+    const T *mask = arrays->mask;
+    NAME(grad_columns) w;
+    w.mask_stride = arrays->mask_stride;
     for (int64_t j = 0; j < t->cols; j += STRIP) {
         const bncore_rows strip = {t->rows, bncore_min(t->cols - j, STRIP), t->stride};
-        NAME(grad_sums_strip)((bncore_partial){partial.at + j, partial.stride}, dy + j, x + j,
-                              mean + j, &strip);
+        w.mean = mean + j;
+        w.mask = mask ? mask + j : NULL;
+        NAME(sum_strip)((bncore_partial){partial.at + j, partial.stride}, &w,
+                        NAME(values_at)(values, j, fused), &strip, fused);
     }
 }

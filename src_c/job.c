@@ -40,22 +40,47 @@ static int64_t columns(const bncore_geometry *g)
 
 size_t bncore_job_scratch(const bncore_geometry *g)
 {
-    const int64_t per_column = g->segments * MAX_FIELDS + MAX_FIELDS + 2;
-    return (size_t)(columns(g) * per_column + MAX_FIELDS * COEF_APART) * sizeof(double);
-}
-
-static bncore_arrays arrays_at(const job *j, int64_t offset)
-{
-    const bncore_arrays *a = &j->arrays;
-    const size_t bytes = (size_t)offset * j->item;
-    return (bncore_arrays){a->dst ? (char *)a->dst + bytes : NULL,
-                           a->dy ? (const char *)a->dy + bytes : NULL, (const char *)a->x + bytes,
-                           a->stream};
+    const int64_t per_column = g->segments * MAX_FIELDS + COEF_FIELDS + 2;
+    return (size_t)(columns(g) * per_column + COEF_FIELDS * COEF_APART) * sizeof(double);
 }
 
 static const void *coef_at(const job *j, int64_t column)
 {
     return (const char *)j->coef + (size_t)column * j->item;
+}
+
+static const void *moved(const void *array, size_t bytes)
+{
+    return array ? (const char *)array + bytes : NULL;
+}
+
+static bncore_arrays arrays_at(const job *j, int64_t offset)
+{
+    const size_t bytes = (size_t)offset * j->item;
+    bncore_arrays a = j->arrays;
+    a.dst = (void *)moved(a.dst, bytes);
+    a.dy = moved(a.dy, bytes);
+    a.x = moved(a.x, bytes);
+    a.residual = moved(a.residual, bytes);
+    a.dresidual = (void *)moved(a.dresidual, bytes);
+    return a;
+}
+
+/* The first pass masks the gradient, where it is to. */
+static bncore_arrays arrays_before(const job *j, int64_t offset, int64_t column)
+{
+    bncore_arrays a = arrays_at(j, offset);
+    a.mask = coef_at(j, column);
+    a.mask_stride = j->coef_stride;
+    return a;
+}
+
+/* The second pass reads the masked gradient where the first one stored it. */
+static bncore_arrays arrays_after(const job *j, int64_t offset)
+{
+    bncore_arrays a = arrays_at(j, offset);
+    if (a.dresidual) a.dy = a.dresidual;
+    return a;
 }
 
 static bncore_partial partial_at(const job *j, int64_t segment)
@@ -88,14 +113,14 @@ static void reduce_segment(const job *j, int64_t group, int64_t segment, bncore_
 {
     const bncore_planes t = planes_segment(j, group, segment);
     const int64_t first = group * j->group;
-    const bncore_arrays a = arrays_at(j, first * j->g.inner);
+    const bncore_arrays a = arrays_before(j, first * j->g.inner, first);
     j->reduce_planes(partial, &a, j->mean ? j->mean + first : NULL, &t);
 }
 
 static void apply_tile(const job *j, int64_t group, const bncore_planes *t)
 {
     const int64_t first = group * j->group;
-    const bncore_arrays a = arrays_at(j, first * j->g.inner);
+    const bncore_arrays a = arrays_after(j, first * j->g.inner);
     j->apply_planes(&a, coef_at(j, first), j->coef_stride, t);
 }
 
@@ -107,6 +132,7 @@ static void task_group(void *arg, int64_t group)
     const int64_t first = group * j->group;
     double first_fields[BNCORE_GROUP * MAX_FIELDS], more_fields[BNCORE_GROUP * MAX_FIELDS];
     const bncore_partial partial = {first_fields, BNCORE_GROUP}, more = {more_fields, BNCORE_GROUP};
+    if (j->set_mask) j->set_mask(j, first, t.channels);
     reduce_segment(j, group, 0, partial);
     for (int64_t s = 1; s < j->g.segments; s++) {
         reduce_segment(j, group, s, more);
@@ -155,7 +181,7 @@ static void reduce_part(const job *j, bncore_partial partial, int64_t begin, int
             for (int64_t c = 0; c < t->cols; c++) partial.at[f * partial.stride + c] = 0.0;
         return;
     }
-    const bncore_arrays a = arrays_at(j, begin * j->g.cols + first);
+    const bncore_arrays a = arrays_before(j, begin * j->g.cols + first, first);
     j->reduce_rows(partial, &a, j->column_mean ? j->column_mean + first : NULL, t);
 }
 
@@ -180,9 +206,9 @@ static void apply_whole_rows(const job *j, int64_t begin, int64_t end)
     const int short_row = end == g->rows && g->short_cols > 0;
     const bncore_rows whole = {end - begin - short_row, g->cols, g->cols};
     const bncore_rows rest = {1, g->short_cols, g->short_cols};
-    bncore_arrays a = arrays_at(j, begin * g->cols);
+    bncore_arrays a = arrays_after(j, begin * g->cols);
     if (whole.rows > 0) j->apply_rows(&a, j->coef, j->coef_stride, &whole);
-    a = arrays_at(j, (end - 1) * g->cols);
+    a = arrays_after(j, (end - 1) * g->cols);
     if (short_row) j->apply_rows(&a, j->coef, j->coef_stride, &rest);
 }
 
@@ -239,12 +265,14 @@ static void spread_over_columns(const bncore_geometry *g, void *values, size_t i
         memcpy(to + (size_t)fold * item, to, (size_t)width * item);
 }
 
-static void set_coefs(const job *j)
+/* whole: else the mask alone, for the first pass. */
+static void set_coefs(const job *j, int whole)
 {
-    j->set_coefs(j, 0, j->g.channels);
+    if (whole) j->set_coefs(j, 0, j->g.channels);
+    if (j->set_mask) j->set_mask(j, 0, j->g.channels);
     if (j->g.planes) return;
     const size_t repeated = (size_t)bncore_min(j->g.cols, REPEATED) * j->item;
-    for (int f = 0; f < MAX_FIELDS; f++) {
+    for (int f = 0; f < (j->set_mask ? COEF_FIELDS : MAX_FIELDS); f++) {
         char *field = (char *)j->coef + (size_t)(f * j->coef_stride) * j->item;
         spread_over_columns(&j->g, field, j->item);
         memcpy(field + (size_t)j->g.cols * j->item, field, repeated);
@@ -261,20 +289,20 @@ static void run_planes(job *j)
         bncore_parallel_for(executor, j->groups, j->threads, task_group, j);
         return;
     }
-    if (j->at_once) set_coefs(j);
+    if (j->at_once || j->set_mask) set_coefs(j, j->at_once);
     if (j->fields) {
         bncore_parallel_for(executor, tasks, j->threads, task_reduce_planes, j);
         finish_channels(j);
     }
     if (!j->apply_planes || j->at_once) return;
-    set_coefs(j);
+    set_coefs(j, 1);
     bncore_parallel_for(executor, tasks, j->threads, task_apply_planes, j);
 }
 
 static void run_rows(job *j)
 {
     const bncore_executor *executor = j->problem->executor;
-    if (j->at_once) set_coefs(j);
+    if (j->at_once || j->set_mask) set_coefs(j, j->at_once);
     if (j->fields) {
         if (j->column_mean) {
             memcpy(j->column_mean, j->mean, (size_t)j->g.channels * sizeof(double));
@@ -284,16 +312,23 @@ static void run_rows(job *j)
         finish_channels(j);
     }
     if (!j->apply_rows || j->at_once) return;
-    set_coefs(j);
+    set_coefs(j, 1);
     bncore_parallel_for(executor, j->chunks, j->threads, task_apply_rows, j);
+}
+
+/* How many arrays are read, or written beside the destination. */
+static int64_t inputs(const bncore_arrays *a)
+{
+    const int apart = a->dresidual && a->dresidual != a->dy && a->dresidual != a->residual;
+    return 1 + (a->dy != NULL) + (a->residual != NULL) + apart;
 }
 
 /* Whether the destination is to pass the caches: it, and what it is made of, do not fit them anyway. */
 static int worth_streaming(const job *j)
 {
     const bncore_arrays *a = &j->arrays;
-    if (!a->dst || a->dst == a->x || a->dst == a->dy) return 0;
-    const int64_t bytes = j->g.n * j->g.channels * (int64_t)j->item * (a->dy ? 3 : 2);
+    if (!a->dst || a->dst == a->x || a->dst == a->dy || a->dst == a->residual) return 0;
+    const int64_t bytes = j->g.n * j->g.channels * (int64_t)j->item * (inputs(a) + 1);
     if (bytes < LEAST_CACHE) return 0;
     return bytes > last_level_cache() / 4 * 3;
 }
@@ -302,8 +337,9 @@ static void cut_planes(job *j)
 {
     const bncore_geometry *g = &j->g;
     const int64_t wanted = j->threads == 1 ? 1 : j->threads * TASKS_PER_THREAD; /* tasks */
+    const int64_t read_twice = j->arrays.dy ? inputs(&j->arrays) : 1;
     if (j->fields)
-        j->group = bncore_group_size(g, (int64_t)j->item * (j->arrays.dy ? 2 : 1), (int32_t)wanted);
+        j->group = bncore_group_size(g, (int64_t)j->item * read_twice, (int32_t)wanted);
     else
         j->group = bncore_ceil_div(g->channels,
                                    bncore_min(bncore_ceil_div(wanted, g->segments), g->channels));
@@ -340,7 +376,7 @@ bncore_status bncore_job_run(job *j)
     const int64_t all = columns(&j->g);
     j->coef = scratch;
     j->coef_stride = all + COEF_APART;
-    j->invstd = (double *)scratch + MAX_FIELDS * j->coef_stride;
+    j->invstd = (double *)scratch + COEF_FIELDS * j->coef_stride;
     j->column_mean = j->mean ? j->invstd + all : NULL;
     j->partial = j->invstd + 2 * all;
     if (j->var) j->kernels->inverse_std(j->invstd, j->g.channels, j->var, 1.0, p->eps);

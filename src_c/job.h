@@ -31,7 +31,13 @@ typedef struct job {
                    int64_t step);
     double *results[2]; /* mean and m2, or sum_dy and sum_dy_xhat */
 
-    /* The elementwise pass; NULL: there is none. set_coefs: of channels first .. first + n - 1. at_once: it does not need the reduction's results, and follows it
+    /* Backward of an activation: what its mask adds to the coefficients of channels first .. first + n - 1, for both
+     * passes; else NULL. */
+    void (*set_mask)(const struct job *job, int64_t first, int64_t n);
+    int masked; /* the variant of the second pass */
+
+    /* The elementwise pass; NULL: there is none. set_coefs: of channels first .. first + n - 1. at_once: it does not
+     * need the reduction's results, and follows it
      * piece by piece. */
     int at_once;
     void (*set_coefs)(const struct job *job, int64_t first, int64_t n);

@@ -5,6 +5,8 @@
  *   grad_sums: {sum of dy, sum of dy * (x - mean)}
  * Elementwise kernels read coefficients of the storage type, field by field: coefficient[field * stride + column]; for
  * rows, those of the first REPEATED columns stand once more behind the last ones.
+ *   normalize: {hi, scale, shift}
+ *   grad_input: {a, hi, k, c}, and behind them, for a mask, the shift of normalize, whose scale is a
  */
 #ifndef BNCORE_KERNELS_H
 #define BNCORE_KERNELS_H
@@ -14,10 +16,20 @@
 enum {
     MOMENTS_FIELDS = 4,
     GRAD_FIELDS = 2,
-    NORMALIZE_FIELDS = 3,
-    INPUT_FIELDS = 4,
-    MAX_FIELDS = 4,
+    MAX_FIELDS = 4, /* of a partial result, and of coefficients without a mask */
+    MASK_SHIFT = 4, /* the field of coefficients that a mask adds */
+    COEF_FIELDS = 5,
     REPEATED = 16
+};
+
+/* Variants of a kernel, added up; the table is indexed by them. */
+enum {
+    ACTIVATION = 1, /* y is activated; backward masks dy */
+    RESIDUAL = 2,   /* what is activated has a residual added */
+    STORED = 4,     /* grad_sums: the masked gradient goes to dresidual */
+    BACKWARD = 8,   /* in the templates alone: it reads dy */
+    ELEMENTWISE_VARIANTS = 4,
+    SUMS_VARIANTS = 8
 };
 
 /* Planes: `channels` neighbouring channels, their values begin .. end - 1. Image i of channel c starts at
@@ -37,11 +49,19 @@ typedef struct bncore_partial {
     int64_t stride;
 } bncore_partial;
 
-/* dst is y or dx; dy is NULL in forward. stream: dst is too large for the caches (and none of the others). */
+/* dst is y or dx; dy is NULL in forward. stream: dst is too large for the caches (and none of the others). What
+ * follows is for variants alone. */
 typedef struct bncore_arrays {
     void *dst;
     const void *dy, *x;
     int stream;
+    double slope,
+        least; /* on the negative side: of z below `least` nothing is left, of others slope */
+    const void *residual;
+    void *dresidual;
+    const void *
+        mask; /* grad_sums: the coefficients of the first column, fields mask_stride columns apart */
+    int64_t mask_stride;
 } bncore_arrays;
 
 typedef struct bncore_kernel_set {
@@ -49,32 +69,35 @@ typedef struct bncore_kernel_set {
                            const bncore_planes *t);
     void (*moments_rows)(bncore_partial partial, const bncore_arrays *a, const double *unused,
                          const bncore_rows *t);
-    void (*grad_sums_planes)(bncore_partial partial, const bncore_arrays *a, const double *mean,
-                             const bncore_planes *t);
-    void (*grad_sums_rows)(bncore_partial partial, const bncore_arrays *a, const double *mean,
-                           const bncore_rows *t);
+    void (*grad_sums_planes[SUMS_VARIANTS])(bncore_partial partial, const bncore_arrays *a,
+                                            const double *mean, const bncore_planes *t);
+    void (*grad_sums_rows[SUMS_VARIANTS])(bncore_partial partial, const bncore_arrays *a,
+                                          const double *mean, const bncore_rows *t);
     /* into = into and from, in this order, column by column; of one stride. */
     void (*merge_moments)(bncore_partial into, const double *from, int64_t cols);
     void (*merge_sums)(bncore_partial into, const double *from, int64_t cols);
 
-    void (*normalize_planes)(const bncore_arrays *a, const void *coef, int64_t stride,
-                             const bncore_planes *t);
-    void (*normalize_rows)(const bncore_arrays *a, const void *coef, int64_t stride,
-                           const bncore_rows *t);
-    void (*grad_input_planes)(const bncore_arrays *a, const void *coef, int64_t stride,
-                              const bncore_planes *t);
-    void (*grad_input_rows)(const bncore_arrays *a, const void *coef, int64_t stride,
-                            const bncore_rows *t);
-    void (*grad_frozen_planes)(const bncore_arrays *a, const void *coef, int64_t stride,
-                               const bncore_planes *t);
-    void (*grad_frozen_rows)(const bncore_arrays *a, const void *coef, int64_t stride,
-                             const bncore_rows *t);
+    void (*normalize_planes[ELEMENTWISE_VARIANTS])(const bncore_arrays *a, const void *coef,
+                                                   int64_t stride, const bncore_planes *t);
+    void (*normalize_rows[ELEMENTWISE_VARIANTS])(const bncore_arrays *a, const void *coef,
+                                                 int64_t stride, const bncore_rows *t);
+    void (*grad_input_planes[ELEMENTWISE_VARIANTS])(const bncore_arrays *a, const void *coef,
+                                                    int64_t stride, const bncore_planes *t);
+    void (*grad_input_rows[ELEMENTWISE_VARIANTS])(const bncore_arrays *a, const void *coef,
+                                                  int64_t stride, const bncore_rows *t);
+    void (*grad_frozen_planes[ELEMENTWISE_VARIANTS])(const bncore_arrays *a, const void *coef,
+                                                     int64_t stride, const bncore_planes *t);
+    void (*grad_frozen_rows[ELEMENTWISE_VARIANTS])(const bncore_arrays *a, const void *coef,
+                                                   int64_t stride, const bncore_rows *t);
 
     /* Per channel, n of them: 1 / sqrt(var / divisor + eps), and the coefficients that follow from it. weight and
      * bias may be NULL. */
     void (*inverse_std)(double *invstd, int64_t n, const double *var, double divisor, double eps);
     void (*normalize_coefs)(void *coef, int64_t stride, int64_t n, const double *mean,
                             const double *invstd, const double *weight, const double *bias);
+    /* What a mask adds to those of backward: the fields a, hi and MASK_SHIFT, as in normalize_coefs. */
+    void (*mask_coefs)(void *coef, int64_t stride, int64_t n, const double *mean,
+                       const double *invstd, const double *weight, const double *bias);
     void (*grad_input_coefs)(void *coef, int64_t stride, int64_t n, const double *mean,
                              const double *invstd, const double *weight, const double *sum_dy,
                              const double *sum_dy_xhat, double count);

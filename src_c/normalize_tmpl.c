@@ -1,13 +1,13 @@
 /* Elementwise kernels for storage type T: y from x, dx from dy and x. The arithmetic is in T; what needs more
- * digits was folded into the coefficients in double. dst may be x or dy itself: element i depends on element i. */
+ * digits was folded into the coefficients in double. dst may be an input itself: element i depends on element i. */
 
 /* y = (x - hi) * scale + shift: hi is the mean rounded to T, and what rounding lost is in shift, so that
- * |mean| >> std costs no digits. Fields: hi, scale, shift. */
-static void NAME(normalize_coefs)(void *coef, int64_t stride, int64_t n,
-                                  const double *restrict mean, const double *restrict invstd,
-                                  const double *restrict weight, const double *restrict bias)
+ * |mean| >> std costs no digits. */
+static inline ALWAYS_INLINE void
+NAME(normalize_fields)(T *restrict hi, T *restrict scale, T *restrict shift, int64_t n,
+                       const double *restrict mean, const double *restrict invstd,
+                       const double *restrict weight, const double *restrict bias)
 {
-    T *restrict hi = coef, *restrict scale = hi + stride, *restrict shift = scale + stride;
 #pragma omp simd
     for (int64_t c = 0; c < n; c++) {
         hi[c] = (T)mean[c];
@@ -15,6 +15,22 @@ static void NAME(normalize_coefs)(void *coef, int64_t stride, int64_t n,
         const double lo = mean[c] - (double)hi[c], b = bias ? bias[c] : 0.0;
         shift[c] = (T)(lo == 0.0 ? b : b - lo * (double)scale[c]);
     }
+}
+
+/* Fields: hi, scale, shift. */
+static void NAME(normalize_coefs)(void *coef, int64_t stride, int64_t n, const double *mean,
+                                  const double *invstd, const double *weight, const double *bias)
+{
+    T *hi = coef;
+    NAME(normalize_fields)(hi, hi + stride, hi + 2 * stride, n, mean, invstd, weight, bias);
+}
+
+/* The same where backward has them: its a is the scale. */
+static void NAME(mask_coefs)(void *coef, int64_t stride, int64_t n, const double *mean,
+                             const double *invstd, const double *weight, const double *bias)
+{
+    T *a = coef;
+    NAME(normalize_fields)(a + stride, a, a + MASK_SHIFT * stride, n, mean, invstd, weight, bias);
 }
 
 /* dx = ((dy + (x - hi) * k) + shift) * a: the common factor last, since invstd squared would leave the range of float
@@ -46,96 +62,69 @@ static void NAME(grad_frozen_coefs)(void *coef, int64_t n, const double *restric
     for (int64_t c = 0; c < n; c++) a[c] = (T)(weight ? weight[c] * invstd[c] : invstd[c]);
 }
 
-/* One run of values, with coefficients of one channel (planes) or of one per value (rows): to[i] from dy[i], x[i]. */
-static inline void NAME(normalize_run)(T *to, const T *dy, const T *x, int64_t len, const T *coef,
-                                       int64_t stride)
+/* One run of values, with coefficients of one channel (planes) or of one per value (rows). */
+static inline ALWAYS_INLINE void NAME(normalize_run)(T *to, NAME(values) v, int64_t len,
+                                                     const T *coef, int64_t stride, int fused)
 {
-    (void)dy;
     const T hi = coef[0], scale = coef[stride], shift = coef[2 * stride];
 #pragma omp simd
-    for (int64_t i = 0; i < len; i++) to[i] = (x[i] - hi) * scale + shift;
+    for (int64_t i = 0; i < len; i++) to[i] = NAME(y_of)(v, i, v.x[i] - hi, scale, shift, fused);
 }
 
-static inline void NAME(normalize_row)(T *to, const T *dy, const T *x, int64_t len, const T *coef,
-                                       int64_t stride)
+static inline ALWAYS_INLINE void NAME(normalize_row)(T *to, NAME(values) v, int64_t len,
+                                                     const T *coef, int64_t stride, int fused)
 {
-    (void)dy;
     const T *hi = coef, *scale = hi + stride, *shift = scale + stride;
 #pragma omp simd
-    for (int64_t i = 0; i < len; i++) to[i] = (x[i] - hi[i]) * scale[i] + shift[i];
+    for (int64_t i = 0; i < len; i++)
+        to[i] = NAME(y_of)(v, i, v.x[i] - hi[i], scale[i], shift[i], fused);
 }
 
-static inline void NAME(grad_input_run)(T *to, const T *dy, const T *x, int64_t len, const T *coef,
-                                        int64_t stride)
+static inline ALWAYS_INLINE void NAME(grad_input_run)(T *to, NAME(values) v, int64_t len,
+                                                      const T *coef, int64_t stride, int fused)
 {
     const T a = coef[0], hi = coef[stride], k = coef[2 * stride], c = coef[3 * stride];
+    const T shift = fused & ACTIVATION ? coef[MASK_SHIFT * stride] : (T)0;
 #pragma omp simd
-    for (int64_t i = 0; i < len; i++) to[i] = ((dy[i] + (x[i] - hi) * k) + c) * a;
+    for (int64_t i = 0; i < len; i++) {
+        const T d = v.x[i] - hi;
+        to[i] = ((NAME(g_of)(v, i, d, a, shift, fused) + d * k) + c) * a;
+    }
 }
 
-static inline void NAME(grad_input_row)(T *to, const T *dy, const T *x, int64_t len, const T *coef,
-                                        int64_t stride)
+static inline ALWAYS_INLINE void NAME(grad_input_row)(T *to, NAME(values) v, int64_t len,
+                                                      const T *coef, int64_t stride, int fused)
 {
     const T *a = coef, *hi = a + stride, *k = hi + stride, *c = k + stride;
+    const T *shift = coef + MASK_SHIFT * stride;
 #pragma omp simd
-    for (int64_t i = 0; i < len; i++) to[i] = ((dy[i] + (x[i] - hi[i]) * k[i]) + c[i]) * a[i];
+    for (int64_t i = 0; i < len; i++) {
+        const T d = v.x[i] - hi[i];
+        const T g = NAME(g_of)(v, i, d, a[i], fused & ACTIVATION ? shift[i] : (T)0, fused);
+        to[i] = ((g + d * k[i]) + c[i]) * a[i];
+    }
 }
 
-/* Frozen statistics: dx = dy * a, the first field of grad_input's coefficients. */
-static inline void NAME(grad_frozen_run)(T *to, const T *dy, const T *x, int64_t len, const T *coef,
-                                         int64_t stride)
+/* Frozen statistics: dx = dy * a, with grad_input's coefficients. */
+static inline ALWAYS_INLINE void NAME(grad_frozen_run)(T *to, NAME(values) v, int64_t len,
+                                                       const T *coef, int64_t stride, int fused)
 {
-    (void)x, (void)stride;
-    const T a = coef[0];
+    const T a = coef[0], hi = fused & ACTIVATION ? coef[stride] : (T)0;
+    const T shift = fused & ACTIVATION ? coef[MASK_SHIFT * stride] : (T)0;
 #pragma omp simd
-    for (int64_t i = 0; i < len; i++) to[i] = dy[i] * a;
+    for (int64_t i = 0; i < len; i++) to[i] = NAME(g_of)(v, i, v.x[i] - hi, a, shift, fused) * a;
 }
 
-static inline void NAME(grad_frozen_row)(T *to, const T *dy, const T *x, int64_t len, const T *coef,
-                                         int64_t stride)
+static inline ALWAYS_INLINE void NAME(grad_frozen_row)(T *to, NAME(values) v, int64_t len,
+                                                       const T *coef, int64_t stride, int fused)
 {
-    (void)x, (void)stride;
+    const T *a = coef, *hi = a + stride, *shift = coef + MASK_SHIFT * stride;
 #pragma omp simd
-    for (int64_t i = 0; i < len; i++) to[i] = dy[i] * coef[i];
+    for (int64_t i = 0; i < len; i++) {
+        const T z_shift = fused & ACTIVATION ? shift[i] : (T)0;
+        to[i] = NAME(g_of)(v, i, v.x[i] - hi[i], a[i], z_shift, fused) * a[i];
+    }
 }
 
-typedef void NAME(run_function)(T *to, const T *dy, const T *x, int64_t len, const T *coef,
-                                int64_t stride);
-
-#include "walk_tmpl.c"
-
-static void NAME(normalize_planes)(const bncore_arrays *a, const void *coef, int64_t stride,
-                                   const bncore_planes *t)
-{
-    NAME(walk_planes)(a, coef, stride, t, NAME(normalize_run));
-}
-
-static void NAME(normalize_rows)(const bncore_arrays *a, const void *coef, int64_t stride,
-                                 const bncore_rows *t)
-{
-    NAME(walk_rows)(a, coef, stride, t, NAME(normalize_row));
-}
-
-static void NAME(grad_input_planes)(const bncore_arrays *a, const void *coef, int64_t stride,
-                                    const bncore_planes *t)
-{
-    NAME(walk_planes)(a, coef, stride, t, NAME(grad_input_run));
-}
-
-static void NAME(grad_input_rows)(const bncore_arrays *a, const void *coef, int64_t stride,
-                                  const bncore_rows *t)
-{
-    NAME(walk_rows)(a, coef, stride, t, NAME(grad_input_row));
-}
-
-static void NAME(grad_frozen_planes)(const bncore_arrays *a, const void *coef, int64_t stride,
-                                     const bncore_planes *t)
-{
-    NAME(walk_planes)(a, coef, stride, t, NAME(grad_frozen_run));
-}
-
-static void NAME(grad_frozen_rows)(const bncore_arrays *a, const void *coef, int64_t stride,
-                                   const bncore_rows *t)
-{
-    NAME(walk_rows)(a, coef, stride, t, NAME(grad_frozen_row));
-}
+typedef void NAME(run_function)(T *to, NAME(values) v, int64_t len, const T *coef, int64_t stride,
+                                int fused);

@@ -1,5 +1,6 @@
 /* The operations: which reduction, which elementwise pass, and the arithmetic per channel between them. */
 #include <math.h>
+#include <string.h>
 
 #include "job.h"
 
@@ -15,7 +16,7 @@ static bncore_status start(job *j, const bncore_problem *p, void *dst, const voi
     *j = (job){.problem = p,
                .kernels = kernels->set[p->dtype],
                .g = bncore_partition(p->outer, p->channels, p->inner),
-               .arrays = {dst, dy, x},
+               .arrays = {.dst = dst, .dy = dy, .x = x},
                .item = p->dtype == BNCORE_FLOAT32 ? sizeof(float) : sizeof(double)};
     return BNCORE_OK;
 }
@@ -103,6 +104,43 @@ static void set_grad_frozen(const job *j, int64_t first, int64_t n)
                                   from_channel(j->weight, first));
 }
 
+/* As normalize_by_var, so that z comes out as in forward. */
+static void set_mask(const job *j, int64_t first, int64_t n)
+{
+    j->kernels->mask_coefs(coef_at(j, first), j->coef_stride, n, j->mean + first, j->invstd + first,
+                           from_channel(j->weight, first), from_channel(j->bias, first));
+}
+
+/* ---- fusion ---- */
+
+/* Takes what the problem's fusion says of activation and residual; the variant that this asks for. */
+static int fuse(job *j)
+{
+    const bncore_fusion *f = j->problem->fusion;
+    j->arrays.slope = f->slope;
+    j->arrays.least = f->activation == BNCORE_LEAKY_RELU ? -INFINITY : INFINITY;
+    j->arrays.residual = f->residual;
+    return (f->activation ? ACTIVATION : 0) + (f->residual ? RESIDUAL : 0);
+}
+
+/* Backward: the variant of grad_sums. Without an activation dresidual is a copy of dy, and all else as ever. */
+static int fuse_backward(job *j)
+{
+    const bncore_fusion *f = j->problem->fusion;
+    const size_t bytes = (size_t)(j->g.n * j->g.channels) * j->item;
+    if (!f->activation) {
+        if (f->dresidual && f->dresidual != j->arrays.dy && bytes)
+            memcpy(f->dresidual, j->arrays.dy, bytes);
+        return 0;
+    }
+    const int variant = fuse(j);
+    j->arrays.dresidual = f->dresidual;
+    j->bias = f->bias;
+    j->set_mask = set_mask;
+    j->masked = f->dresidual ? 0 : variant;
+    return f->dresidual ? variant + STORED : variant;
+}
+
 /* ---- reductions and passes ---- */
 
 static void reduce_moments(job *j, double *mean, double *m2)
@@ -116,11 +154,11 @@ static void reduce_moments(job *j, double *mean, double *m2)
     j->results[1] = m2;
 }
 
-static void reduce_sums(job *j, double *sum_dy, double *sum_dy_xhat)
+static void reduce_sums(job *j, double *sum_dy, double *sum_dy_xhat, int variant)
 {
     j->fields = GRAD_FIELDS;
-    j->reduce_planes = j->kernels->grad_sums_planes;
-    j->reduce_rows = j->kernels->grad_sums_rows;
+    j->reduce_planes = j->kernels->grad_sums_planes[variant];
+    j->reduce_rows = j->kernels->grad_sums_rows[variant];
     j->merge = j->kernels->merge_sums;
     j->finish = finish_sums;
     j->results[0] = sum_dy;
@@ -129,15 +167,16 @@ static void reduce_sums(job *j, double *sum_dy, double *sum_dy_xhat)
 
 static void apply_normalize(job *j, void (*set_coefs)(const job *, int64_t, int64_t))
 {
-    j->apply_planes = j->kernels->normalize_planes;
-    j->apply_rows = j->kernels->normalize_rows;
+    const int variant = j->problem->fusion ? fuse(j) : 0;
+    j->apply_planes = j->kernels->normalize_planes[variant];
+    j->apply_rows = j->kernels->normalize_rows[variant];
     j->set_coefs = set_coefs;
 }
 
 static void apply_grad_input(job *j, const double *sum_dy, const double *sum_dy_xhat, double count)
 {
-    j->apply_planes = j->kernels->grad_input_planes;
-    j->apply_rows = j->kernels->grad_input_rows;
+    j->apply_planes = j->kernels->grad_input_planes[j->masked];
+    j->apply_rows = j->kernels->grad_input_rows[j->masked];
     j->set_coefs = set_grad_input;
     j->sum_dy = sum_dy;
     j->sum_dy_xhat = sum_dy_xhat;
@@ -203,7 +242,7 @@ bncore_status bncore_grad_sums(const bncore_problem *p, double *sum_dy, double *
         missing_channels(p, sum_dy) || missing_channels(p, sum_dy_xhat))
         return BNCORE_ERROR_NULL;
     given(&j, mean, var, NULL, NULL);
-    reduce_sums(&j, sum_dy, sum_dy_xhat);
+    reduce_sums(&j, sum_dy, sum_dy_xhat, 0);
     return run(&j);
 }
 
@@ -233,7 +272,7 @@ static bncore_status start_backward(job *j, const bncore_problem *p, void *dx, d
         missing_channels(p, var) || missing_channels(p, sum_dy) || missing_channels(p, sum_dy_xhat))
         return BNCORE_ERROR_NULL;
     given(j, mean, var, weight, NULL);
-    reduce_sums(j, sum_dy, sum_dy_xhat);
+    reduce_sums(j, sum_dy, sum_dy_xhat, p->fusion ? fuse_backward(j) : 0);
     return BNCORE_OK;
 }
 
@@ -258,8 +297,8 @@ bncore_status bncore_infer_backward(const bncore_problem *p, void *dx, double *s
         start_backward(&j, p, dx, sum_dy, sum_dy_xhat, dy, x, mean, var, weight);
     if (status != BNCORE_OK) return status;
     j.at_once = 1;
-    j.apply_planes = j.kernels->grad_frozen_planes;
-    j.apply_rows = j.kernels->grad_frozen_rows;
+    j.apply_planes = j.kernels->grad_frozen_planes[j.masked];
+    j.apply_rows = j.kernels->grad_frozen_rows[j.masked];
     j.set_coefs = set_grad_frozen;
     return run(&j);
 }

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 from bncore.backends.numba_compile import jit
 from bncore.backends.numba_lanes import fence, load, splat, store, stream
+from bncore.backends.numba_stream import stream_grad_input, stream_normalize
 from bncore.backends.partition import LANES, Data
 
 ROW_TILE = 4  # rows at a time: their coefficients are loaded once
+
 
 # Planes: one coefficient for a run of `inner` values
 
@@ -33,22 +35,15 @@ def planes_normalize(
     line: int,
 ) -> None:
     """Write y = (x - hi) * scale + shift."""
+    if line >= 0:
+        begin, end = stream_normalize(begin, end, y, x, hi, scale, shift, inner, line)
     plane = begin // inner
     while begin < end:
         c = plane % len(hi)
         stop = min((plane + 1) * inner, end)
         last = stop - LANES
-        center, factor, offset = splat(hi[c]), splat(scale[c]), splat(shift[c])
-        if line >= 0:
-            i = begin
-            while i < stop:
-                if i <= last and (i - line) & (LANES - 1) == 0:
-                    stream(y, i, (load(x, i) - center) * factor + offset)
-                    i += LANES
-                else:
-                    y[i] = (x[i] - hi[c]) * scale[c] + shift[c]
-                    i += 1
-        elif last >= begin:
+        if last >= begin:
+            center, factor, offset = splat(hi[c]), splat(scale[c]), splat(shift[c])
             end_of_run = (load(x, last) - center) * factor + offset
             for i in range(begin, last, LANES):
                 store(y, i, (load(x, i) - center) * factor + offset)
@@ -58,8 +53,6 @@ def planes_normalize(
                 y[i] = (x[i] - hi[c]) * scale[c] + shift[c]
         begin = stop
         plane += 1
-    if line >= 0:
-        fence()
 
 
 @jit
@@ -77,24 +70,16 @@ def planes_grad_input(
     line: int,
 ) -> None:
     """Write dx = ((dy + (x - hi) * of_x) + shift) * of_dy."""
+    if line >= 0:
+        begin, end = stream_grad_input(begin, end, dx, dy, x, hi, of_dy, of_x, shift, inner, line)
     plane = begin // inner
     while begin < end:
         c = plane % len(hi)
         stop = min((plane + 1) * inner, end)
         last = stop - LANES
-        center, offset = splat(hi[c]), splat(shift[c])
-        factor_dy, factor_x = splat(of_dy[c]), splat(of_x[c])
-        if line >= 0:
-            i = begin
-            while i < stop:
-                if i <= last and (i - line) & (LANES - 1) == 0:
-                    from_x = (load(x, i) - center) * factor_x
-                    stream(dx, i, ((load(dy, i) + from_x) + offset) * factor_dy)
-                    i += LANES
-                else:
-                    dx[i] = ((dy[i] + (x[i] - hi[c]) * of_x[c]) + shift[c]) * of_dy[c]
-                    i += 1
-        elif last >= begin:
+        if last >= begin:
+            center, offset = splat(hi[c]), splat(shift[c])
+            factor_dy, factor_x = splat(of_dy[c]), splat(of_x[c])
             from_x = (load(x, last) - center) * factor_x
             end_of_run = ((load(dy, last) + from_x) + offset) * factor_dy
             for i in range(begin, last, LANES):
@@ -106,8 +91,6 @@ def planes_grad_input(
                 dx[i] = ((dy[i] + (x[i] - hi[c]) * of_x[c]) + shift[c]) * of_dy[c]
         begin = stop
         plane += 1
-    if line >= 0:
-        fence()
 
 
 @jit

@@ -45,7 +45,7 @@ CACHE = 3 << 18  # bytes of a channel group that stay in cache from the sums to 
 RUN = 3 << 13  # bytes of one image of a group: enough for the prefetcher
 GROUP = 32  # most channels of a group: their lanes fit in the first-level cache
 STREAMED = 24 << 20  # bytes of output and input together from which the output passes the caches
-STREAMED_RUN = 128  # fewest values of a run that is streamed
+STREAMED_ROW = 256  # fewest values of a row that is streamed
 BALANCE = 4  # groups per thread that keep all threads busy to the end
 
 
@@ -76,11 +76,11 @@ def _columns(values: Data, geo: Rows) -> Data:
 def _first_line(geo: Planes | Rows, out: Data, *inputs: Data) -> int:
     """Find the value of `out` that starts its first line, or -1 where it is not to be streamed.
 
-    Lines that two runs share are written by ordinary stores, so short runs are not streamed.
+    Lines that two rows share are written by ordinary stores, so short rows are not streamed.
     """
-    run = geo.inner if isinstance(geo, Planes) else geo.width
+    short = isinstance(geo, Rows) and geo.width < STREAMED_ROW
     in_place = any(out.ctypes.data == array.ctypes.data for array in inputs)
-    if run < STREAMED_RUN or in_place or out.nbytes * (1 + len(inputs)) < STREAMED:
+    if short or in_place or out.nbytes * (1 + len(inputs)) < STREAMED:
         return -1
     line = LANES * out.itemsize
     return int(-out.ctypes.data % line) // out.itemsize
