@@ -448,11 +448,16 @@ def test_who_was_refused_is_told_once():
     ]
 
 
-ABOUT = promises.About(["tiny"], "train")
+ABOUT = promises.About(["pair"], "train")
 SMALL, DENSE = Case("train", (1, 16, 4, 4)), Case("train", (16, 256))
 
 
-def test_a_ratio_takes_the_best_of_its_peers():
+@pytest.fixture
+def pair(monkeypatch):
+    monkeypatch.setitem(cases.SHAPES, "pair", [SMALL.shape, DENSE.shape])
+
+
+def test_a_ratio_takes_the_best_of_its_peers(pair):
     rows = rows_of((SMALL, "bncore", 1.0), (SMALL, "PyTorch", 8.0), (SMALL, "JAX", 2.0),
                    (DENSE, "bncore", 1.0), (DENSE, "PyTorch", 8.0))  # fmt: skip
     for mean, worst, kept in ((4.0, 2.0, True), (4.1, 0.0, False), (1.0, 2.1, False)):
@@ -463,9 +468,12 @@ def test_a_ratio_takes_the_best_of_its_peers():
     (verdict,) = promises.judged(rows, 0, [promises.Ratio(ABOUT, ["oneDNN"], 1.0)])
     assert verdict.kept is None
     assert not promises.table([verdict]).lines
+    (partly,) = promises.judged(rows[:3], 0, [promises.Ratio(ABOUT, ["PyTorch"], 1.0)])
+    assert partly.kept is None
 
 
-def test_distance_time_and_scaling():
+def test_distance_time_and_scaling(monkeypatch):
+    monkeypatch.setitem(cases.SHAPES, "pair", [SMALL.shape])
     two = replace(SMALL, threads=2)
     rows = rows_of((SMALL, "bncore", 3e-6), limit=2e-6) + rows_of((two, "bncore", 2e-6), limit=2e-6)
     given = [
@@ -531,6 +539,19 @@ def test_a_run_in_this_process_reports_who_is_absent(monkeypatch):
     assert results.absent == {"jax": "no-such-package is not installed"}
     assert seen == [(2, 0), (2, 1)]
     assert {row.peer for row in results.rows} == {"bncore", "NumPy formula"}
+
+
+def test_an_interrupted_run_keeps_what_it_has():
+    asked = options("--shapes", "2x3x4x4", "--peers", "numpy", "--threads", "1",
+                    "--operations", "moments", "--repeats", "1")  # fmt: skip
+
+    def stop(total, done, case):
+        if done == 1:
+            raise KeyboardInterrupt
+
+    results = run(asked, stop, Local)
+    assert results.options["interrupted"]
+    assert {row.case.layout for row in results.rows} == {FIRST}
 
 
 def test_the_picture_of_nothing():
