@@ -179,8 +179,8 @@ def batch_norm_train_backward(
         As in the forward call.  Without an activation, no gradient depends on `bias` or `residual`.
     dresidual : ndarray, optional
         Where the gradient by the residual goes, dy times the activation's derivative (dy itself
-        where there is none): of x's shape and dtype, writable.  It may be `dy` or `residual` itself,
-        and has no memory in common with `x` and `out`.
+        where there is none): of x's shape and dtype, writable.  It may be `dy` or `residual`
+        itself, and has no memory in common with `x` and `out`.
 
     Returns
     -------
