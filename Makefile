@@ -13,8 +13,9 @@ PURE_PIP := $(PURE)/bin/python -m pip --disable-pip-version-check
 SKIP_NATIVE := BNCORE_REQUIRE_NATIVE= BNCORE_SKIP_NATIVE=1
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+REPORT_ARGS ?=
 BENCH := $(PY) -m pytest benchmarks --benchmark-group-by=group \
-	--benchmark-columns=median,iqr,rounds --benchmark-sort=mean
+	--benchmark-columns=median,iqr,rounds --benchmark-sort=mean -q
 
 # What the tests demand of the extension: 1 present, 0 absent. A machine without a compiler tests the fallbacks
 # and says so; with BNCORE_REQUIRE_NATIVE=1 in the environment, as in .ci/run, it fails there instead.
@@ -35,7 +36,7 @@ BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyprojec
 # pip installs into one environment at a time.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench bench-torch test-torch coverage lint format test-without-native sdist-check \
+.PHONY: help demo test bench bench-peers test-torch coverage lint format test-without-native sdist-check \
 	counts report build clean
 
 help: ## this list (also: make alone)
@@ -51,21 +52,21 @@ test: build $(VENV)/.test ## the test suite, doctests included
 coverage: ## the test suite; fails if it reaches less than 95 % of the lines
 	@$(MAKE) test COVERAGE=1
 
-test-torch: build $(VENV)/.test $(VENV)/.peers ## the tests that compare with PyTorch (installs it)
+test-torch: build $(VENV)/.test $(VENV)/.torch ## the tests that compare with PyTorch (installs it)
 	$(EXPECT) $(PY) -m pytest -m needs_torch tests $(PYTEST_ARGS)
 
 test-without-native: $(PURE)/.test ## the same suite on Numba and NumPy, the package installed with no extension
 	BNCORE_EXPECT_NATIVE=0 $(PURE)/bin/pytest --import-mode=importlib -m "not needs_torch" \
 		tests --pyargs bncore $(PYTEST_ARGS)
 
-bench: build $(VENV)/.bench ## a quick benchmark; BENCH_ARGS=--full for every shape
+bench: build $(VENV)/.suite ## single operations in pytest-benchmark; BENCH_ARGS=--full for every shape
 	$(BENCH) $(BENCH_ARGS)
 
-bench-torch: build $(VENV)/.bench $(VENV)/.peers ## the same with PyTorch beside it (installs it)
-	$(BENCH) $(BENCH_ARGS)
+bench-peers: build $(VENV)/.suite $(VENV)/.peers ## the same with every peer beside them (installs them)
+	$(BENCH) --peers all --threads 1,2 $(BENCH_ARGS)
 
-report: build $(VENV)/.bench $(VENV)/.peers ## measure the README's table and write it (installs PyTorch)
-	$(PY) benchmarks/report.py --write README.md --json benchmarks/report.json
+report: build $(VENV)/.suite $(VENV)/.peers ## measure, and write README, docs/benchmarks.md and its pictures
+	$(PY) benchmarks/report.py $(REPORT_ARGS)
 
 lint: $(VENV)/.lint ## formatting, lint and types of Python, Cython and C
 	$(VENV)/bin/ruff check .
@@ -121,24 +122,26 @@ $(VENV)/.base: pyproject.toml | same-python-as-$(VENV)
 	@touch $@
 
 # Dependencies, and the checkout itself as an editable install; the extension is built by the rule above.
-$(VENV)/.demo $(VENV)/.test $(VENV)/.bench $(VENV)/.lint: $(VENV)/.%: $(VENV)/.base
+$(VENV)/.demo $(VENV)/.test $(VENV)/.suite $(VENV)/.lint: $(VENV)/.%: $(VENV)/.base
 	$(SKIP_NATIVE) $(PIP) install -q --no-build-isolation -e ".[$*]"
 	@touch $@
 
 # PyTorch's build for CPUs is the one to compare with: where pip would take another, point it there by its own
 # settings (PIP_INDEX_URL or PIP_FIND_LINKS).
-$(VENV)/.peers: $(VENV)/.base
-	$(SKIP_NATIVE) $(PIP) install -q --no-build-isolation -e ".[peers]"
+$(VENV)/.torch $(VENV)/.peers: $(VENV)/.%: $(VENV)/.base
+	$(SKIP_NATIVE) $(PIP) install -q --no-build-isolation -e ".[$*]"
 	@touch $@
 
 $(VENV)/.build-tool: $(VENV)/.base
 	$(PIP) install -q build
 	@touch $@
 
-# Not editable, and installed anew whenever the package changes: what is tested is what was installed.
-$(PURE)/.test: pyproject.toml setup.py $(wildcard bncore/*.py bncore/*/*.py bncore/*/*.pyi) | same-python-as-$(PURE)
+# Not editable, and installed anew whenever the package changes: what is tested is what was installed. build/lib*
+# of earlier builds would bring back modules that are deleted.
+$(PURE)/.test: pyproject.toml setup.py $(wildcard bncore/*.py bncore/*/*.py bncore/*/*/*.py bncore/*/*.pyi bncore/*/*.json) | same-python-as-$(PURE)
 	$(PYTHON) -m venv $(PURE)
 	$(PURE_PIP) install -q --upgrade pip
+	rm -rf build/lib*
 	$(SKIP_NATIVE) $(PURE_PIP) install -q ".[test]"
 	@touch $@
 

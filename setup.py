@@ -18,12 +18,12 @@ from setuptools.command.build_ext import build_ext
 
 SOURCES = ["api.c", "dispatch.c", "executor.c", "job.c", "ops.c", "partition.c"]
 # No option that changes a result: no -ffast-math, no contraction to FMA, no wider intermediate.
-# The last one is for GCC (Clang ignores it): lanes copied by memcpy would not stay in registers.
 FLAGS = [
     "-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
     "-fvisibility=hidden", "-D_GNU_SOURCE",
-    "-fno-tree-loop-distribute-patterns",
 ]  # fmt: skip
+# Where the compiler knows them.  GCC: lanes copied by memcpy would not stay in registers.
+OPTIONAL_FLAGS = ["-fno-tree-loop-distribute-patterns"]
 
 
 def asked(variable: str) -> bool:
@@ -73,7 +73,7 @@ class BuildNative(build_ext):
         from Cython.Build import cythonize
 
         openmp = self.openmp_flags()
-        flags = FLAGS + openmp
+        flags = FLAGS + self.optional_flags() + openmp
         for name, isa in instruction_sets():
             try:
                 made = self.kernels(name, flags + isa)
@@ -108,6 +108,22 @@ class BuildNative(build_ext):
             macros=[without(other) for other, isa in instruction_sets() if isa and other != name],
             extra_postargs=flags,
         )
+
+    def optional_flags(self) -> list[str]:
+        """Those of OPTIONAL_FLAGS that the compiler accepts."""
+        with tempfile.TemporaryDirectory() as folder:
+            program = Path(folder) / "probe.c"
+            program.write_text("int main(void) { return 0; }\n")
+
+            def accepted(flag: str) -> bool:
+                try:
+                    self.compiler.compile([str(program)], output_dir=folder, extra_postargs=[flag])
+                except Exception:
+                    tell(f"this compiler does not know {flag}, which is left out")
+                    return False
+                return True
+
+            return [flag for flag in OPTIONAL_FLAGS if accepted(flag)]
 
     def openmp_flags(self) -> list[str]:
         """-fopenmp where it compiles and links; else its simd part, which needs no runtime."""

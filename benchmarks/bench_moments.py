@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from cases import MOMENTS
+from bncore.bench.cases import SHAPES, Case
 
-OPERATIONS = list(MOMENTS)
+OPERATIONS = ["moments", "mean_var"]
+MORE = [Case("mean_var", shape) for shape in SHAPES["reductions"]]
 
 
-@pytest.mark.benchmark(max_time=0.15, min_rounds=5, warmup=False)
-def bench_moments(measure, shape, layout, operation, contestant):
-    measure(shape, layout, operation, contestant)
+@pytest.mark.benchmark(max_time=0.1, min_rounds=5, warmup=False)
+def bench_moments(measure, case, key):
+    measure(case, key)

@@ -80,6 +80,16 @@ def _given_moments(p: Problem, value: Moments) -> Moments:
     return value
 
 
+def _moments_of_all(p: Problem, value: Moments) -> Moments:
+    """Return moments of a batch that x can be, or be a piece of."""
+    checked_moments("moments", value, p.channels)
+    if value.count < p.count and not p.empty:
+        raise ValueError(
+            f"moments: expected count >= {p.count}, the values per channel of x, got {value.count}"
+        )
+    return value
+
+
 def normalize(
     x: npt.ArrayLike,
     moments: Moments,
@@ -100,7 +110,7 @@ def normalize(
     x : array_like of float32 or float64, of 2 or more dimensions
         See `batch_norm_train` for layouts and copies.
     moments : Moments
-        Of x, or of a larger batch that x is a piece of.
+        Of x, of a larger batch that x is a piece of, or of any other, such as a calibration set.
     weight, bias : (C,) array_like of float, optional
         gamma and beta; 1 and 0 where they are None.
     axis, eps, out, n_threads
@@ -167,7 +177,7 @@ def grad_sums(
     x : array_like of float32 or float64
         See `batch_norm_train` for layouts and copies.
     moments : Moments
-        That x was normalized by.
+        That x was normalized by: of x, or of a larger batch that x is a piece of.
     axis, eps, n_threads
         As in `batch_norm_train`.
 
@@ -180,7 +190,7 @@ def grad_sums(
     Raises
     ------
     TypeError, ValueError
-        As `batch_norm_train_backward`, but `moments` may count more values than x has.
+        As `batch_norm_train_backward`, but `moments` may count more values than x has (not fewer).
 
     References
     ----------
@@ -200,7 +210,7 @@ def grad_sums(
     threads = resolve(n_threads)
     p = Problem(x, axis)
     gradient, _ = p.gradient(dy)
-    _given_moments(p, moments)
+    _moments_of_all(p, moments)
     eps = real("eps", eps, 0.0)
     sum_dy, sum_dy_xhat = p.zeros(), p.zeros()
     if not p.empty:
@@ -232,7 +242,7 @@ def grad_input(
     dy, x : array_like
         As in `grad_sums`.
     moments : Moments
-        That x was normalized by, of the whole batch.
+        That x was normalized by, of the whole batch, which x is or is a piece of.
     sums : GradSums
         Over the whole batch.
     weight : (C,) array_like of float, optional
@@ -272,7 +282,7 @@ def grad_input(
     threads = resolve(n_threads)
     p = Problem(x, axis)
     gradient, source = p.gradient(dy)
-    _given_moments(p, moments)
+    _moments_of_all(p, moments)
     checked_sums("sums", sums, p.channels)
     gamma = p.optional("weight", weight)
     eps = real("eps", eps, 0.0)

@@ -12,6 +12,7 @@ them is gone, so is the lease, and only then the block is free.
 from __future__ import annotations
 
 import math
+import os
 from collections import deque
 from threading import Lock
 from typing import Any, SupportsIndex
@@ -50,11 +51,16 @@ class Pool:
     """Idle blocks, at most `max_bytes` of them together.
 
     `give` may run at any moment, in the middle of `take` too, since the garbage collector calls
-    it: it appends to a deque, which is atomic, and takes the lock only if that is free.
+    it: it appends to a deque, which is atomic, and takes the lock only if that is free.  Whoever
+    holds the lock settles once more after letting go of it.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
+        self.start_empty()
+
+    def start_empty(self) -> None:
+        """Forget the idle blocks and who held the lock: in a forked child nobody lets go of it."""
         self._given: deque[Block] = deque()
         self._idle: deque[Block] = deque()  # the oldest first
         self._lock = Lock()
@@ -70,6 +76,7 @@ class Pool:
                     block = self._idle[i]
                     del self._idle[i]
                     break
+        self._settle_late()
         if block is None:
             block = np.empty(size, np.uint8)
         return np.asarray(_Lease(self, block, shape, dtype))
@@ -77,17 +84,23 @@ class Pool:
     def give(self, block: Block) -> None:
         """Take a block back."""
         self._given.append(block)
-        if self._lock.acquire(blocking=False):
-            try:
-                self._settle()
-            finally:
-                self._lock.release()
+        self._settle_late()
 
     def idle_bytes(self) -> int:
         """Return how many bytes wait to be used again."""
         with self._lock:
             self._settle()
-            return sum(block.nbytes for block in self._idle)
+            idle = sum(block.nbytes for block in self._idle)
+        self._settle_late()
+        return idle
+
+    def _settle_late(self) -> None:
+        """Settle what came while the lock was held; whoever holds it now will do the same."""
+        while self._given and self._lock.acquire(blocking=False):
+            try:
+                self._settle()
+            finally:
+                self._lock.release()
 
     def _settle(self) -> None:
         """Move what was given back to the idle blocks; let go of the oldest beyond the bound."""
@@ -98,6 +111,15 @@ class Pool:
 
 
 current: Pool | None = None  # what `set_buffer_pool` made
+
+
+def _after_fork_in_child() -> None:
+    if current is not None:
+        current.start_empty()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def set_buffer_pool(max_bytes: SupportsIndex | None) -> None:

@@ -53,10 +53,27 @@ def _two_sum(a: Stat, b: Stat) -> tuple[Stat, Stat]:
     return total, np.where(np.isfinite(lost), lost, 0.0)
 
 
+def _reduced(value: object, slots: tuple[str, ...]) -> tuple[Any, ...]:
+    """Return what pickle and copy make an object again from."""
+    fields = {name: getattr(value, name) for name in slots}
+    return _restored, (type(value), fields), getattr(value, "__dict__", None)
+
+
+def _restored(kind: type, fields: dict[str, Any]) -> Any:
+    """Make an object of one of this module's classes, or of a subclass, of its saved fields."""
+    self: Any = _new(kind)
+    for name, value in fields.items():
+        if isinstance(value, np.ndarray):
+            value.setflags(write=False)
+        setattr(self, name, value)
+    return self
+
+
 class Moments:
     """Count, mean and sum of squared deviations of every channel.
 
-    Immutable.  Two of them merge into the moments of both batches together, so statistics of
+    Immutable; its arrays are read-only (whoever undoes that with ``setflags`` changes the moments).
+    Two of them merge into the moments of both batches together, so statistics of
     micro-batches, of chunks of a file or of several machines need no second pass over data.
 
     Parameters
@@ -210,7 +227,7 @@ class Moments:
         return f"Moments(count={self.count}, mean={self.mean!r}, m2={self.m2!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return trusted_moments, (self.count, self.mean, self.m2, self._low)
+        return _reduced(self, Moments.__slots__)
 
 
 def trusted_moments(count: int, mean: Stat, m2: Stat, low: Stat | float = 0.0) -> Moments:
@@ -242,7 +259,7 @@ def checked_moments(name: str, value: object, channels: int) -> Moments:
 class GradSums:
     """Sums of dy and of dy * xhat over every channel: the gradients of bias and of weight.
 
-    Immutable.  Sums of pieces of a batch add up: ``a + b``, or ``a.merge(b)``.
+    Immutable, as `Moments` are.  Sums of pieces of a batch add up: ``a + b``, or ``a.merge(b)``.
 
     Parameters
     ----------
@@ -302,7 +319,7 @@ class GradSums:
         return f"GradSums(sum_dy={self.sum_dy!r}, sum_dy_xhat={self.sum_dy_xhat!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return trusted_sums, (self.sum_dy, self.sum_dy_xhat)
+        return _reduced(self, GradSums.__slots__)
 
 
 def trusted_sums(sum_dy: Stat, sum_dy_xhat: Stat) -> GradSums:

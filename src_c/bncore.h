@@ -89,8 +89,9 @@ typedef struct bncore_problem {
 BNCORE_API bncore_status bncore_problem_init(bncore_problem *problem, bncore_dtype dtype,
                                              int64_t outer, int64_t channels, int64_t inner);
 
-/* Bytes of scratch that any of the operations below needs: O(channels), at most 64 partial results each. 0 for a
- * problem that no operation accepts. */
+/* Bytes of scratch that any of the operations below needs: at most 64 partial results per channel where inner >= 16
+ * (2 KiB). Else as many per column, of which a channel has inner, or up to 240 where channels * inner <= 256 and rows
+ * are read several at a time (0.5 MiB per channel, 9 MiB in all). 0 for a problem that no operation accepts. */
 BNCORE_API size_t bncore_scratch_size(const bncore_problem *problem);
 
 /* Per channel the mean and m2, the sum of squared deviations from it, of n = outer * inner values. n = 0: both 0. */

@@ -1,6 +1,10 @@
-/* Which kernels run: what this processor can, or what BNCORE_ISA says. The only global state of the library. */
+/* Which kernels run: what this processor can, or what BNCORE_ISA says. The library's global state is this choice
+ * and executor.c's note that the process was forked. */
 #include <stdlib.h>
 #include <string.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include "bncore.h"
 #include "kernels.h"
@@ -10,6 +14,19 @@
 #undef BNCORE_ISA
 
 #define HAS(feature) __builtin_cpu_supports(feature)
+
+/* x86-64-v3: neither that name nor those of its last three features are known to the builtin of every compiler. */
+#define HAS_V3                                                                                     \
+    (HAS("avx2") && HAS("fma") && HAS("bmi") && HAS("bmi2") && (cpuid_ecx(1) & bit_F16C) &&        \
+     (cpuid_ecx(1) & bit_MOVBE) && (cpuid_ecx(0x80000001) & bit_LZCNT))
+
+#if defined(__x86_64__)
+__attribute__((unused)) static unsigned cpuid_ecx(unsigned leaf)
+{
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid(leaf, &eax, &ebx, &ecx, &edx) ? ecx : 0;
+}
+#endif
 
 enum { MOST_ISAS = 8 };
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,36 @@ def test_whatever_an_import_raises_makes_a_backend_missing(registry):
         bncore.use_backend("numba")
 
 
+TOLD = r"^bncore: the native extension is not installed; using {} \(.*set BNCORE_BACKEND={} to"
+
+
+def test_an_absent_native_module_is_told_once(registry):
+    without(registry, native=ABSENT, numba=NO_NUMBA)
+    with pytest.warns(RuntimeWarning, match=TOLD.format("numpy", "numpy")) as warned:
+        bncore.moments(X)
+    assert [warning.filename for warning in warned] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bncore.moments(X)
+
+
+def test_the_warning_names_the_backend_in_use(registry):
+    without(registry, native=ABSENT)
+    registry.setitem(backends.MODULES, "numba", backends.MODULES["numpy"])  # quick to import
+    with pytest.warns(RuntimeWarning, match=TOLD.format("numba", "numba")):
+        bncore.moments(X)
+
+
+def test_whoever_names_a_backend_is_told_nothing(registry):
+    without(registry, native=ABSENT)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with bncore.use_backend("numpy"):
+            bncore.moments(X)
+        registry.setenv("BNCORE_BACKEND", "numpy")
+        bncore.moments(X)
+
+
 @pytest.mark.parametrize("named", ["", "native"])
 def test_a_wrong_instruction_set_is_one_plain_error(registry, named):
     without(registry, native=ImportError("BNCORE_ISA: expected avx2, got 'mmx'"))
@@ -222,6 +253,7 @@ def test_numba_works_where_it_can_keep_no_code(copied, tmp_path):
         + "; from bncore.backends import numba_compile as c; print(type(c.inverse_std._cache))",
         HOME=nowhere,
         XDG_CACHE_HOME=nowhere,
+        BNCORE_BACKEND="numba",
     )
     assert printed == "[3.] numba\n<class 'numba.core.caching.NullCache'>\n"
 

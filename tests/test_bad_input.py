@@ -119,6 +119,7 @@ ACCEPTED = {
     "NoBatch": ("update_running_stats",),
     # There, running_mean has to fit moments, so it is the one that is named.
     "channels": ("update_running_stats",),
+    "FewerCount": ("normalize", "update_running_stats"),
     "OtherCount": ("normalize", "grad_sums", "grad_input", "update_running_stats"),
 }
 
@@ -279,6 +280,7 @@ BAD = [
     Bad("moments-S2-S15-channels", "moments", value(moments_of(C + 1)), ValueError, "4"),
     Bad("moments-zero-channels", "moments", value(moments_of(0)), ValueError, "0"),
     Bad("moments-OtherCount", "moments", value(moments_of(C, 21)), ValueError, "21"),
+    Bad("moments-FewerCount", "moments", value(moments_of(C, 19)), ValueError, "19"),
     Bad("moments-NoBatch", "moments", value(moments_of(C, 0)), ValueError, "0"),
     Bad("moments-W7-invstd", "moments", value(np.ones(C)), TypeError, "ndarray"),
     Bad("moments-None", "moments", value(None), TypeError, "None"),

@@ -6,6 +6,7 @@ import importlib.machinery
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -97,6 +98,21 @@ def test_another_interpreter_than_the_environments_is_not_ignored(checkout, how)
     assert make(checkout, "build").returncode == 0
 
 
+@needs_make
+def test_what_an_earlier_build_left_is_not_installed_without_native(checkout):
+    """setuptools packages whatever lies in build/lib, a module that is deleted by now too."""
+    stale = checkout / "build" / "lib.linux" / "bncore" / "deleted.py"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    python = checkout / "python"
+    install = "mkdir -p .venv-pure/bin && ln -sf ../../fake .venv-pure/bin/python"
+    executable(python, install)
+    executable(checkout / "fake", 'case " $* " in *test*) ls build > seen;; esac')
+    done = make(checkout, ".venv-pure/.test", f"PYTHON={python}")
+    assert done.returncode == 0, done.stderr
+    assert (checkout / "seen").read_text() == ""
+
+
 # ---- setup.py, with a compiler that knows less than this one
 
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
@@ -157,6 +173,24 @@ def test_an_instruction_set_that_does_not_compile_is_left_out(tmp_path, cases):
     )
     found = run.stdout.split()
     assert "avx2" not in found and found[-1] == "baseline"
+
+
+@needs_compiler
+@needs_cython
+def test_an_optional_flag_that_the_compiler_does_not_know_is_left_out(tmp_path):
+    flag = "-fno-tree-loop-distribute-patterns"
+    done, built = build_native(tmp_path, f'*" {flag} "*) refuse;;', BNCORE_REQUIRE_NATIVE="1")
+    assert done.returncode == 0, done.stderr
+    assert f"bncore: this compiler does not know {flag}, which is left out" in done.stderr
+    assert "bncore: this compiler does not know avx" not in done.stderr
+    assert len(built) == 1
+
+
+def test_processor_features_have_names_that_every_compiler_knows():
+    """Those of GCC 11 and clang 14, which refuse others where they compile dispatch.c."""
+    sources = "".join((ROOT / "src_c" / name).read_text() for name in ("isa.def", "dispatch.c"))
+    known = {"avx2", "fma", "bmi", "bmi2"} | {f"avx512{x}" for x in ("f", "bw", "cd", "dq", "vl")}
+    assert set(re.findall(r'HAS\("(.*?)"\)', sources)) == known
 
 
 @needs_compiler

@@ -28,7 +28,7 @@ def test_the_commands_name_what_setup_builds():
     (commands,) = blocks_of_the_readme("sh")
     for name in setup_constant("SOURCES"):
         assert f"src_c/{name}" in commands
-    for flag in setup_constant("FLAGS"):
+    for flag in setup_constant("FLAGS") + setup_constant("OPTIONAL_FLAGS"):
         assert flag in commands or flag == "-fvisibility=hidden"  # for a module alone
     levels = re.findall(
         r'^BNCORE_ISA\((\w+), "(.*?)"', (ROOT / "src_c" / "isa.def").read_text(), re.MULTILINE
@@ -46,7 +46,14 @@ def commands(tmp_path):
     for name in ("src_c", "docs"):
         (tmp_path / name).symlink_to(ROOT / name)
     (text,) = blocks_of_the_readme("sh")
-    return text.replace("-O3", "-O1 -Wall -Wextra -Werror")
+    text = text.replace("-O3", "-O1 -Wall -Wextra -Werror")
+    for flag in setup_constant("OPTIONAL_FLAGS"):
+        tried = subprocess.run(
+            ["cc", flag, "-fsyntax-only", "-x", "c", "/dev/null"], capture_output=True
+        )
+        if tried.returncode != 0:
+            text = text.replace(flag, "")
+    return text
 
 
 def run(command: str, folder: Path) -> str:

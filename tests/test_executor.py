@@ -103,7 +103,6 @@ def test_any_order_of_tasks_gives_the_same_bits(shape, rng):
             list(pool.map(task, range(tasks)))
 
     for name in OPERATIONS:
-        p = host.problem(shape)
         expected = Call(shape)
         expected.x, expected.given = call.x, call.given
         expected = expected.run(name, 1, None)
@@ -113,7 +112,6 @@ def test_any_order_of_tasks_gives_the_same_bits(shape, rng):
                     call.run(name, n_threads, parallel_for), expected, strict=True
                 ):
                     assert got.tobytes() == want.tobytes(), (name, n_threads, parallel_for)
-        assert p.n_threads == 1
 
 
 def test_own_scratch_is_enough_and_too_little_is_refused(rng):
@@ -133,6 +131,19 @@ def test_own_scratch_is_enough_and_too_little_is_refused(rng):
     status = host.run("train", p, y, mean, m2, call.x, call.given, call.given)
     assert b"scratch" in host.library().bncore_status_string(status)
     assert (y == 7.0).all()
+
+
+@pytest.mark.parametrize("inner", [1, 3, 15, 16, 4096])
+@pytest.mark.parametrize("channels", [2, 3, 17, 255, 300])
+@pytest.mark.parametrize("outer", [10, 10**6, 10**9])
+def test_scratch_is_no_more_than_the_header_says(outer, channels, inner):
+    size = host.library().bncore_scratch_size(ctypes.byref(host.problem((outer, channels, inner))))
+    fixed, per_column = 8 * 1024, (64 * 4 + 16) * 8
+    columns = 1 if inner >= 16 else inner
+    if inner < 16 and channels * inner <= 256:
+        columns = 240
+        assert size <= 9 * 2**20
+    assert 0 < size <= fixed + channels * columns * per_column
 
 
 @pytest.mark.parametrize(

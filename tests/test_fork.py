@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 import warnings
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 import bncore
-from bncore import threads
+from bncore import pool, threads
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 SECONDS = 60  # far more than the work takes
@@ -57,6 +58,43 @@ def test_child_and_grandchild(backend, rng):
 
     assert exit_code_of_child(child) == 0
     assert work(x) == expected  # and the parent goes on
+
+
+def test_a_child_of_a_moment_when_the_buffer_pool_was_locked(rng):
+    """The thread that holds the pool's lock is not in the child, which has an empty pool."""
+    x = rng.standard_normal((4, 64, 64, 64), dtype=np.float32)
+    bncore.set_buffer_pool(1 << 26)
+    try:
+        bncore.batch_norm_infer(x, np.zeros(64), np.ones(64))
+        idle = pool.state()["idle_bytes"]
+        assert idle >= x.nbytes
+        locked, enough = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with pool.current._lock:
+                locked.set()
+                enough.wait(2 * SECONDS)
+
+        def child() -> int:
+            if pool.state()["idle_bytes"] != 0:
+                return 1
+            y = bncore.batch_norm_infer(x, np.zeros(64), np.ones(64), eps=0.0)
+            if not np.array_equal(y, x):
+                return 2
+            del y
+            return 0 if pool.state()["idle_bytes"] == idle else 4
+
+        holder = threading.Thread(target=hold)
+        holder.start()
+        locked.wait()
+        try:
+            assert exit_code_of_child(child) == 0
+        finally:
+            enough.set()
+            holder.join()
+        assert pool.state()["idle_bytes"] == idle  # the parent's is as it was
+    finally:
+        bncore.set_buffer_pool(None)
 
 
 def test_the_child_says_how_many_threads_it_has(backend):

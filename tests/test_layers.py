@@ -104,9 +104,18 @@ def test_the_registry_imports_no_backend_and_no_numba():
         assert "numba" not in imports(SOURCES[module], at_import=True)
 
 
-@pytest.mark.parametrize("module", [name for name in SOURCES if not name.startswith("bncore.demo")])
-def test_nothing_imports_the_demo(module):
-    assert not [name for name in imports(SOURCES[module]) if name.startswith("bncore.demo")]
+# The programs: `python -m bncore` starts them, and the benchmark uses the demo's formula.
+PROGRAMS = ("bncore.__main__", "bncore.bench", "bncore.demo")
+
+
+@pytest.mark.parametrize("module", [name for name in SOURCES if not name.startswith(PROGRAMS)])
+def test_the_library_imports_no_program(module):
+    assert not [name for name in imports(SOURCES[module]) if name.startswith(PROGRAMS)]
+
+
+@pytest.mark.parametrize("module", [name for name in SOURCES if name.startswith("bncore.demo")])
+def test_the_demo_knows_nothing_of_the_benchmark(module):
+    assert not [name for name in imports(SOURCES[module]) if name.startswith("bncore.bench")]
 
 
 def test_c_knows_nothing_of_python():

@@ -160,6 +160,24 @@ def test_what_is_not_finite_stays_in_its_channel(backend, rng, dtype, shape, spo
         assert np.isnan(got.m2[2])
 
 
+@pytest.mark.parametrize("inf", [np.inf, -np.inf])
+@pytest.mark.parametrize("shape", [(9, 4, 40), (5, 4, 5000), (2100, 4, 1), (9, 4, 3)], ids=str)
+def test_an_inf_among_the_first_values_makes_no_pivot(backend, rng, shape, inf):
+    """The mean is that Inf or NaN, m2 is NaN, and training gives NaN: the same for all backends."""
+    clean = VALUES["normal"](rng, shape, np.float32)
+    for image, inner in ((0, 0), (0, 2), (1, 0), (7, 0), (3, 15)):
+        x = clean.copy()
+        x[image % shape[0], 2, inner % shape[2]] = inf
+        y, moments = bncore.batch_norm_train(x)
+        assert moments.mean[2] == inf or np.isnan(moments.mean[2])
+        assert np.isnan(moments.m2[2]) and np.isnan(moments.var()[2])
+        assert np.isnan(y[:, 2]).all()
+        with bncore.use_backend("numpy"):
+            reference = bncore.moments(x)
+        assert moments == reference
+        assert np.isfinite(np.delete(moments.m2, 2)).all()
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("shape", [(40, 3, 50), (700, 5)], ids=str)
 def test_pieces_merge_to_the_whole(backend, rng, shape, dtype):

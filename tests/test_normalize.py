@@ -183,3 +183,57 @@ def test_empty_batches_give_empty_results(backend, shape, dtype):
     assert moments.mean.shape == (shape[1],)
     y = bncore.batch_norm_infer(x, np.zeros(shape[1]), np.ones(shape[1]), weight, bias)
     assert y.shape == shape
+
+
+# The range of the promise, with eps = 0: type, std and weight.
+INSIDE = [
+    (np.float32, 1e30, 1.0),
+    (np.float32, 1e-30, 1.0),
+    (np.float32, 5e37, 1.0),
+    (np.float32, 1e-37, 1.0),
+    (np.float32, 1e30, 1e-6),
+    (np.float64, 1e150, 1.0),
+    (np.float64, 1e-150, 1.0),
+]
+OUTSIDE = [
+    (np.float32, 1e37, 1e-6),  # weight * invstd is subnormal
+    (np.float32, 1e-40, 1.0),  # or infinite
+    (np.float64, 1e156, 1.0),  # squares are infinite
+    (np.float64, 1e-170, 1.0),  # or 0
+]
+
+
+def run_at_scale(rng, shape, dtype, std, weight):
+    """y and moments of values of a std, and y's error; exact for values brought near 1 exactly."""
+    x = (np.clip(rng.standard_normal(shape), -3.0, 3.0) * std).astype(dtype)
+    weights = np.full(shape[1], weight)
+    y, moments = bncore.batch_norm_train(x, weights, eps=0.0)
+    with bncore.use_backend("numpy"):
+        reference, reference_moments = bncore.batch_norm_train(x, weights, eps=0.0)
+    assert np.array_equal(y, reference, equal_nan=True) and moments == reference_moments
+    near = np.ldexp(x.astype(np.float64), -np.frexp(std)[1])
+    expected = oracle.forward(near, oracle.channel_moments(near), weights, eps=0.0)
+    return oracle.forward_error(y, expected) if np.isfinite(y).all() else np.inf
+
+
+@pytest.mark.parametrize("shape", [(8, 3, 40), (300, 3)], ids=["planes", "rows"])
+@pytest.mark.parametrize(("dtype", "std", "weight"), INSIDE)
+def test_the_promise_holds_for_any_scale(backend, rng, dtype, std, weight, shape):
+    error = run_at_scale(rng, shape, dtype, std, weight)
+    assert error <= tolerances.forward(dtype)
+
+
+@pytest.mark.parametrize("shape", [(8, 3, 40), (300, 3)], ids=["planes", "rows"])
+@pytest.mark.parametrize(("dtype", "std", "weight"), OUTSIDE)
+def test_outside_the_promise_nothing_is_raised(backend, rng, dtype, std, weight, shape):
+    """Inf, NaN or fewer digits: the same from every backend, and no warning."""
+    error = run_at_scale(rng, shape, dtype, std, weight)
+    assert error > tolerances.forward(dtype)
+
+
+def test_a_difference_from_the_mean_that_float32_cannot_hold_is_infinite(backend):
+    x = np.full((4, 1, 20), -3.4e38, np.float32)
+    x[0, 0, 0] = 3.4e38
+    y, moments = bncore.batch_norm_train(x, eps=0.0)
+    assert np.isfinite(moments.mean).all() and np.isfinite(moments.m2).all()
+    assert y[0, 0, 0] == np.inf

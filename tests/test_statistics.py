@@ -307,3 +307,24 @@ def test_what_float16_cannot_hold_becomes_infinite_in_silence():
     mean, var = np.zeros(1, np.float16), np.ones(1, np.float16)
     update_running_stats(mean, var, Moments(2, [1e9], [1e9]), momentum=1.0)
     assert np.isinf(mean).all() and np.isinf(var).all()
+
+
+class NamedMoments(bncore.Moments):
+    pass
+
+
+class SlottedSums(bncore.GradSums):
+    __slots__ = ()
+
+
+@pytest.mark.parametrize(
+    "again", [copy.copy, copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))]
+)
+def test_a_copy_of_a_subclass_is_of_the_subclass(again):
+    moments = NamedMoments(3, [1.0], [2.0])
+    moments.name = "layer 1"
+    copied = again(moments)
+    assert type(copied) is NamedMoments
+    assert (copied, copied.name) == (moments, "layer 1")
+    sums = SlottedSums([1.0], [2.0])
+    assert type(again(sums)) is SlottedSums and again(sums) == sums

@@ -1,4 +1,4 @@
-"""Outputs that pass the caches: arrays past the gate in src_c/job.c, at every kind of edge.
+"""Outputs that pass the caches: arrays past the gates of job.c and numba_jit.py, at every edge.
 
 The same call in place never streams, so its result is what a streamed one must equal to the bit.
 """
@@ -34,16 +34,16 @@ SHAPES = [
 ]
 
 
-@pytest.fixture(params=[v for v in FOUND.present if v.name == "native"], ids=str)
-def native(request):
-    """Each instruction set of the one backend that streams."""
+@pytest.fixture(params=[v for v in FOUND.present if v.name != "numpy"], ids=str)
+def streaming(request):
+    """The backends that stream: Numba, and native with each instruction set."""
     with request.param.active():
         yield
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_streamed_output_has_the_bits_of_one_in_place(native, shape, dtype, rng):
+def test_streamed_output_has_the_bits_of_one_in_place(streaming, shape, dtype, rng):
     if dtype == np.float64:
         shape = ((shape[0] + 1) // 2, *shape[1:])
     assert 2 * math.prod(shape) * np.dtype(dtype).itemsize > STREAMED_BYTES
@@ -60,7 +60,7 @@ def test_streamed_output_has_the_bits_of_one_in_place(native, shape, dtype, rng)
             assert got.get("y", got.get("dx")).ctypes.data == before
 
 
-def test_streaming_writes_nothing_outside_its_output(native, rng):
+def test_streaming_writes_nothing_outside_its_output(streaming, rng):
     """A buffer longer than the output on both sides, at places before, at and after a line."""
     case = operations.make_case(rng, (5, 64, 99, 101))
     for place in (1, 15, 16):

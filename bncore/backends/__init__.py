@@ -143,8 +143,16 @@ def _choose_default() -> Active:
                     stacklevel=4,
                 )
         else:
-            return _default
-    _default = load(NAMES[-1])
+            break
+    else:
+        _default = load(NAMES[-1])
+    if "native" in _missing and is_absent(_missing["native"]):  # pip did not show it
+        warnings.warn(
+            f"bncore: the native extension is not installed; using {_default.name} ({REMEDY} in "
+            f"bncore's checkout shows why; set BNCORE_BACKEND={_default.name} to silence this)",
+            RuntimeWarning,
+            stacklevel=4,
+        )
     return _default
 
 
@@ -162,7 +170,8 @@ def use_backend(name: str) -> AbstractContextManager[str]:
     Returns
     -------
     context manager
-        It counts for this thread (this `contextvars` context) alone; blocks may be nested.
+        For one ``with`` statement.  It counts for this thread (this `contextvars` context) alone;
+        blocks may be nested.
 
     Raises
     ------

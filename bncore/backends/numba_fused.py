@@ -37,6 +37,7 @@ def planes_train(
     inner: int,
     segment_len: int,
     group: int,
+    line: int,
 ) -> None:
     """Moments of groups first to last, and y from them."""
     channels = len(mean)
@@ -53,7 +54,7 @@ def planes_train(
         )
         for image in range(count // inner - 1, -1, -1):
             begin, end = (image * channels + c0) * inner, (image * channels + c1) * inner
-            planes_normalize(begin, end, y, x, hi, scale, shift, inner)
+            planes_normalize(begin, end, y, x, hi, scale, shift, inner, line)
 
 
 @jit
@@ -76,6 +77,7 @@ def planes_train_backward(
     inner: int,
     segment_len: int,
     group: int,
+    line: int,
 ) -> None:
     """Gradient sums of groups first to last, and dx from them."""
     channels = len(mean)
@@ -103,4 +105,4 @@ def planes_train_backward(
         )
         for image in range(count // inner - 1, -1, -1):
             begin, end = (image * channels + c0) * inner, (image * channels + c1) * inner
-            planes_grad_input(begin, end, dx, dy, x, hi, of_dy, of_x, shift, inner)
+            planes_grad_input(begin, end, dx, dy, x, hi, of_dy, of_x, shift, inner, line)

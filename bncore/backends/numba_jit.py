@@ -54,9 +54,11 @@ from bncore.backends.partition import (
 
 name = "numba"
 
-CACHE = 1 << 19  # bytes of a channel group that stay in cache from the sums to the second read
-RUN = 3 << 15  # bytes of one image of a group: enough for the prefetcher
+CACHE = 3 << 18  # bytes of a channel group that stay in cache from the sums to the second read
+RUN = 3 << 13  # bytes of one image of a group: enough for the prefetcher
 GROUP = 32  # most channels of a group: their lanes fit in the first-level cache
+STREAMED = 24 << 20  # bytes of output and input together from which the output passes the caches
+STREAMED_ROW = 256  # fewest values of a row that is streamed
 BALANCE = 4  # groups per thread that keep all threads busy to the end
 
 
@@ -79,7 +81,22 @@ def _group(geo: Planes, threads: int, value_bytes: int) -> int:
 
 def _columns(values: Data, geo: Rows) -> Data:
     """Repeat per-channel values to the width of a row."""
+    if geo.repeat == geo.inner == 1:
+        return values
     return np.tile(values.repeat(geo.inner), geo.repeat)
+
+
+def _first_line(geo: Planes | Rows, out: Data, *inputs: Data) -> int:
+    """Find the value of `out` that starts its first line, or -1 where it is not to be streamed.
+
+    Lines that two rows share are written by ordinary stores, so short rows are not streamed.
+    """
+    short = isinstance(geo, Rows) and geo.width < STREAMED_ROW
+    in_place = any(out.ctypes.data == array.ctypes.data for array in inputs)
+    if short or in_place or out.nbytes * (1 + len(inputs)) < STREAMED:
+        return -1
+    line = LANES * out.itemsize
+    return int(-out.ctypes.data % line) // out.itemsize
 
 
 def _is_fused(geo: Planes | Rows, threads: int) -> bool:
@@ -90,11 +107,12 @@ def _is_fused(geo: Planes | Rows, threads: int) -> bool:
 def _normalized(
     y: Data, x: Data, geo: Planes | Rows, coefficients: tuple[Data, ...], threads: int
 ) -> None:
+    line = _first_line(geo, y, x)
     if isinstance(geo, Planes):
-        spread(threads, x.size, planes_normalize, y, x, *coefficients, geo.inner)
+        spread(threads, x.size, planes_normalize, y, x, *coefficients, geo.inner, line)
     else:
         wide = (_columns(c, geo) for c in coefficients)
-        spread(threads, geo.rows, rows_normalize, y, x, *wide)
+        spread(threads, geo.rows, rows_normalize, y, x, *wide, line)
 
 
 @np.errstate(all="ignore")
@@ -235,11 +253,12 @@ def grad_input(
     gradient_coefficients(hi, of_dy, of_x, shift, mean, invstd, _ones(weight, mean), *sums)
     threads = useful(n_threads, x.size)
     flat = (dx.reshape(-1), dy.reshape(-1), x.reshape(-1))
+    line = _first_line(geo, *flat)
     if isinstance(geo, Planes):
-        spread(threads, x.size, planes_grad_input, *flat, *coefficients, geo.inner)
+        spread(threads, x.size, planes_grad_input, *flat, *coefficients, geo.inner, line)
     else:
         wide = (_columns(c, geo) for c in coefficients)
-        spread(threads, geo.rows, rows_grad_input, *flat, *wide)
+        spread(threads, geo.rows, rows_grad_input, *flat, *wide, line)
 
 
 @np.errstate(all="ignore")
@@ -278,6 +297,7 @@ def train(
         geo.inner,
         geo.segment_len,
         group,
+        _first_line(geo, y, x),
     )
 
 
@@ -324,6 +344,7 @@ def train_backward(
         geo.inner,
         geo.segment_len,
         group,
+        _first_line(geo, dx, dy, x),
     )
 
 

@@ -69,8 +69,33 @@ def store(_: Any, array: Any, index: Any, lanes: Any) -> Any:
 
 
 @intrinsic
+def stream(_: Any, array: Any, index: Any, lanes: Any) -> Any:
+    """Write LANES values past the caches; ``array[index]`` has their alignment."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        address = _address(context, builder, sig.args[0], *args[:2])
+        written = builder.store(args[2], address, align=LANES * array.dtype.bitwidth // 8)
+        once = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
+        written.set_metadata("nontemporal", once)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, lanes), codegen
+
+
+@intrinsic
+def fence(_: Any) -> Any:
+    """Let what was streamed be seen before what is written later."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
 def prefetch(_: Any, array: Any, index: Any) -> Any:
-    """Ask for the cache line of ``array[index]``, which need not exist."""
+    """Ask for the line of ``array[index]`` in the second-level cache; it need not exist."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         data = context.make_array(sig.args[0])(context, builder, args[0]).data
@@ -78,7 +103,7 @@ def prefetch(_: Any, array: Any, index: Any) -> Any:
         i32 = ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [address.type, i32, i32, i32])
         function = builder.module.declare_intrinsic("llvm.prefetch", [address.type], kind)
-        builder.call(function, [address, i32(0), i32(3), i32(1)])  # read, keep, data
+        builder.call(function, [address, i32(0), i32(2), i32(1)])  # read, second level, data
         return context.get_dummy_value()
 
     return types.void(array, types.intp), codegen
@@ -108,22 +133,37 @@ def widen(_: Any, lanes: Any) -> Any:
     return Lanes(types.float64)(lanes), codegen
 
 
+def _are_last(builder: Any, k: Any) -> Any:
+    """Tell of each lane whether it is one of the last `k`."""
+    i32 = ir.IntType(32)
+    left = ir.Constant(ir.VectorType(i32, LANES), [LANES - i for i in range(LANES)])
+    count = builder.insert_element(
+        ir.Constant(left.type, ir.Undefined), builder.trunc(k, i32), ir.Constant(i32, 0)
+    )
+    return builder.icmp_signed(
+        "<=", left, builder.shuffle_vector(count, count, _indices([0] * LANES))
+    )
+
+
 @intrinsic
 def keep_last(_: Any, lanes: Any, k: Any) -> Any:
     """Put 0.0 in all lanes but the last `k`."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        i32 = ir.IntType(32)
-        left = ir.Constant(ir.VectorType(i32, LANES), [LANES - i for i in range(LANES)])
-        count = builder.insert_element(
-            ir.Constant(left.type, ir.Undefined), builder.trunc(args[1], i32), ir.Constant(i32, 0)
-        )
-        kept = builder.icmp_signed(
-            "<=", left, builder.shuffle_vector(count, count, _indices([0] * LANES))
-        )
-        return builder.select(kept, args[0], ir.Constant(_vector(lanes.dtype), [0.0] * LANES))
+        zero = ir.Constant(_vector(lanes.dtype), [0.0] * LANES)
+        return builder.select(_are_last(builder, args[1]), args[0], zero)
 
     return lanes(lanes, types.intp), codegen
+
+
+@intrinsic
+def choose(_: Any, a: Any, b: Any, k: Any) -> Any:
+    """Take the last `k` lanes from `b`, the others from `a`."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.select(_are_last(builder, args[2]), args[1], args[0])
+
+    return a(a, b, types.intp), codegen
 
 
 @intrinsic

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from bncore.backends.numba_compile import jit
-from bncore.backends.numba_lanes import fold, keep_last, load, splat, store, widen
+from bncore.backends.numba_lanes import fold, keep_last, load, prefetch, splat, store, widen
 from bncore.backends.numba_state import N, P, Q, S, close, first_pivot, flush
 from bncore.backends.partition import BLOCK, LANES, Data, Stat
 
@@ -35,6 +35,7 @@ def planes_moments_segment(
             lane = (c - c0) * LANES
             pivot, s, q = splat(state[P, c]), load(lanes_s, lane), load(lanes_q, lane)
             for i in range(at, at + length - rest, LANES):
+                prefetch(x, i + channels * inner)
                 d = widen(load(x, i)) - pivot
                 s = s + d
                 q = q + d * d
@@ -83,6 +84,8 @@ def planes_sums_segment(
             lane = (c - c0) * LANES
             center, a, b = splat(mean[c]), load(lanes_a, lane), load(lanes_b, lane)
             for i in range(at, at + length - rest, LANES):
+                prefetch(dy, i + channels * inner)
+                prefetch(x, i + channels * inner)
                 g = widen(load(dy, i))
                 a = a + g
                 b = b + g * (widen(load(x, i)) - center)

@@ -1,0 +1,15 @@
+"""Normalization with given statistics."""
+
+from __future__ import annotations
+
+import pytest
+
+from bncore.bench.cases import Case
+
+OPERATIONS = ["infer"]
+MORE = [Case("infer", (32, 256, 14, 14), dtype="float64")]
+
+
+@pytest.mark.benchmark(max_time=0.1, min_rounds=5, warmup=False)
+def bench_infer(measure, case, key):
+    measure(case, key)

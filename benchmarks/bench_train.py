@@ -1,0 +1,15 @@
+"""Normalization with the statistics of the batch."""
+
+from __future__ import annotations
+
+import pytest
+
+from bncore.bench.cases import Case
+
+OPERATIONS = ["train"]
+MORE = [Case("train", (32, 256, 14, 14), dtype="float64")]
+
+
+@pytest.mark.benchmark(max_time=0.1, min_rounds=5, warmup=False)
+def bench_train(measure, case, key):
+    measure(case, key)

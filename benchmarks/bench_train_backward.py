@@ -1,0 +1,15 @@
+"""Gradients, statistics of the batch included."""
+
+from __future__ import annotations
+
+import pytest
+
+from bncore.bench.cases import Case
+
+OPERATIONS = ["train_backward"]
+MORE = [Case("train_backward", (32, 256, 14, 14), dtype="float64")]
+
+
+@pytest.mark.benchmark(max_time=0.1, min_rounds=5, warmup=False)
+def bench_train_backward(measure, case, key):
+    measure(case, key)

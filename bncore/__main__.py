@@ -1,0 +1,36 @@
+"""``python -m bncore <command>``: bench, demo, or config."""
+
+from __future__ import annotations
+
+import sys
+
+import bncore
+
+USAGE = """usage: python -m bncore <command>
+
+  bench    measure bncore and its peers; --help for its options
+  demo     the main job on real data
+  config   what bncore runs on"""
+
+
+def main(arguments: list[str]) -> None:
+    """Hand over to a command."""
+    match arguments:
+        case ["bench", *rest]:
+            from bncore.bench.command import main as bench
+
+            bench(rest)
+        case ["demo", *rest]:
+            from bncore.demo.__main__ import main as demo
+
+            demo(rest)
+        case ["config"]:
+            bncore.show_config()
+        case ["--help" | "-h"]:
+            print(USAGE)
+        case _:
+            sys.exit(USAGE)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

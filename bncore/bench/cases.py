@@ -1,0 +1,205 @@
+"""What is measured: shapes, layouts and operations, and the `Problem` that holds the arrays."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Shape = tuple[int, ...]
+
+EPS = 1e-5
+LAYOUTS = ("channels first", "channels last")
+# Into preallocated memory, or into memory of the contestant's own; one way where nothing large
+# is written.
+OUTPUTS = ("given", "returned")
+DTYPES = ("float32", "float64")
+
+# Arrays of x's size that an operation must read or write once, whatever the algorithm.
+FORWARD = {"train": 2, "infer": 2}
+BACKWARD = {"train_backward": 3, "infer_backward": 3, "grad_sums": 2, "grad_input": 3}
+MOMENTS = {"moments": 1, "mean_var": 1}
+ARRAYS_MOVED = FORWARD | BACKWARD | MOMENTS
+OPERATIONS = tuple(ARRAYS_MOVED)
+MAIN = ("train", "infer", "train_backward")
+WRITES_NOTHING_LARGE = ("grad_sums", "moments", "mean_var")
+
+
+def sized(exponent: int) -> Shape:
+    """Make a shape of 2**exponent values: planes up to 32 x 32, then channels, then images."""
+    side = 2 ** min(5, (exponent - 4) // 2)
+    left = 2**exponent // side**2
+    channels = min(256, left)
+    return (left // channels, channels, side, side)
+
+
+def _shapes() -> dict[str, list[Shape]]:
+    entries = json.loads(Path(__file__).with_name("shapes.json").read_text(encoding="utf-8"))
+    shapes = {
+        name: [tuple(entry["shape"]) for entry in listed]
+        for name, listed in entries.items()
+        if name != "note"
+    }
+    # 1 KB to 256 MB of float32, and 400 MB.
+    shapes["sizes"] = [sized(exponent) for exponent in range(8, 27)] + [(400, 256, 32, 32)]
+    # Middle and end of a network, one that no cache holds, a dense layer, the smallest call.
+    shapes["quick"] = [
+        (32, 512, 28, 28), (32, 256, 14, 14), (32, 512, 7, 7), (4096, 64), (1, 16, 4, 4),
+    ]  # fmt: skip
+    return shapes
+
+
+SHAPES = _shapes()
+
+
+def layouts_of(shape: Shape) -> tuple[str, ...]:
+    """Both layouts; in two dimensions they are one."""
+    return LAYOUTS if len(shape) > 2 else LAYOUTS[:1]
+
+
+def outputs_of(operation: str) -> tuple[str, ...]:
+    """Both ways to return a large array; where none is written, there is one way."""
+    return OUTPUTS[:1] if operation in WRITES_NOTHING_LARGE else OUTPUTS
+
+
+def named(shape: Shape) -> str:
+    """Write a shape for people."""
+    return "×".join(map(str, shape))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure; everybody who can is measured on it."""
+
+    operation: str
+    shape: Shape
+    layout: str = LAYOUTS[0]
+    dtype: str = "float32"
+    threads: int = 1
+    output: str = OUTPUTS[0]
+
+    @property
+    def x_bytes(self) -> int:
+        """Size of x."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    @property
+    def minimal_bytes(self) -> int:
+        """Bytes that must move between memory and processor: each input and output once."""
+        return ARRAYS_MOVED[self.operation] * self.x_bytes
+
+    @property
+    def place(self) -> tuple[Shape, str, str]:
+        """What the arrays depend on."""
+        return self.shape, self.layout, self.dtype
+
+    def problem(self) -> Problem:
+        """Make the arrays."""
+        return Problem(*self.place)
+
+
+@dataclass
+class Problem:
+    """Arrays of one shape (N, C, spatial...) in one layout, outputs included.
+
+    Every array is C-contiguous and starts at a cache line; channels last means that the channel
+    axis is the last one.
+    """
+
+    shape: Shape
+    layout: str = LAYOUTS[0]
+    dtype: str = "float32"
+    mean: float = 1.0
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        n, channels, *spatial = self.shape
+        last = self.layout == LAYOUTS[1]
+        self.memory_shape = (n, *spatial, channels) if last else self.shape
+        self.axis = -1 if last else 1
+        ndim = len(self.shape)
+        self.axes = tuple(a for a in range(ndim) if a != self.axis % ndim)
+        rng = np.random.default_rng(0)
+        self.weight = rng.uniform(0.5, 2.0, channels).astype(self.dtype)
+        self.bias = rng.standard_normal(channels).astype(self.dtype)
+        # Inference takes statistics as a model stores them: near the batch's.
+        self.running_mean: Array = np.full(channels, self.mean, self.dtype)
+        self.running_var: Array = np.full(channels, self.std**2, self.dtype)
+
+    @cached_property
+    def x(self) -> Array:
+        """The input."""
+        x = _normal(self.memory_shape, self.dtype, 0)
+        x *= self.std
+        x += self.mean
+        return x
+
+    @cached_property
+    def dy(self) -> Array:
+        """The gradient of the loss by y."""
+        return _normal(self.memory_shape, self.dtype, 1_000_003)
+
+    @cached_property
+    def out(self) -> Array:
+        """Memory for y or dx, touched."""
+        out = aligned(self.memory_shape, self.dtype)
+        out[...] = 0
+        return out
+
+    def per_channel(self, values: Array) -> Array:
+        """Values per channel in a shape that broadcasts against x."""
+        return values.reshape([1 if a in self.axes else -1 for a in range(len(self.shape))])
+
+    @property
+    def reduced(self) -> tuple[Array, tuple[int, ...] | None]:
+        """X without axes of size 1, and the axes that statistics reduce: None for all of them."""
+        kept = [a for a, size in enumerate(self.memory_shape) if size > 1]
+        axes = tuple(i for i, a in enumerate(kept) if a in self.axes)
+        return self.x.squeeze(), None if len(axes) == len(kept) else axes
+
+    @property
+    def picks(self) -> NDArray[np.intp]:
+        """The channels whose results are checked: all of a small array, a few of a large one."""
+        channels = self.shape[1]
+        if math.prod(self.shape) <= 1_000_000:
+            return np.arange(channels)
+        most = max(1, min(4, 1_000_000 * channels // math.prod(self.shape)))
+        return np.unique(np.linspace(0, channels - 1, most).astype(np.intp))
+
+    def take(self, array: Array) -> Array:
+        """Return the picked channels of an array of x's shape."""
+        return np.take(array, self.picks, axis=self.axis)
+
+
+def aligned(shape: Shape, dtype: str) -> Array:
+    """Allocate an array that starts at a cache line."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+@cache
+def _pool(dtype: str) -> Array:
+    """Make normal values, of a prime number, so that planes and rows start at different ones."""
+    return np.random.default_rng(0).standard_normal(4_194_319).astype(dtype)
+
+
+def _normal(shape: Shape, dtype: str, first: int) -> Array:
+    """Fill an array with normal values: those of the pool, in rounds, from `first`."""
+    array = aligned(shape, dtype)
+    flat, pool = array.reshape(-1), _pool(dtype)
+    done = 0
+    while done < flat.size:
+        start = (first + done) % pool.size
+        piece = pool[start : start + flat.size - done]
+        flat[done : done + piece.size] = piece
+        done += piece.size
+    return array

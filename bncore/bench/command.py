@@ -1,0 +1,83 @@
+"""The command ``python -m bncore bench``: runs, shows progress, tables, and writes files."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from bncore.bench import promises, tables
+from bncore.bench.cases import Case, named
+from bncore.bench.plan import parse
+from bncore.bench.results import Results
+from bncore.bench.run import Progress, run
+
+MISSING = "The benchmark needs rich and matplotlib ({}): pip install 'bncore[bench]'"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line, run, and show what came out."""
+    options = parse(arguments)
+    try:
+        import matplotlib  # noqa: F401
+        import rich  # noqa: F401
+    except ImportError as error:
+        sys.exit(MISSING.format(error))
+    if options.output:  # before the work, so that it is not lost
+        options.output.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    with progress_bar() as progress:
+        results = run(options, progress)
+    show(results)
+    print(f"{time.perf_counter() - start:.0f} s")
+    if options.output:
+        for path in write(results, options.output):
+            print(path)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """Show on the error stream which case is being measured."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    with Bar(
+        *Bar.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn(),
+        console=Console(stderr=True), transient=True,
+    ) as bar:  # fmt: skip
+        task = bar.add_task("starting")
+
+        def progress(total: int, done: int, case: Case) -> None:
+            what = f"{tables.kind(case)}, {case.layout}, {named(case.shape)}"
+            bar.update(task, total=total, completed=done, description=what)
+
+        yield progress
+
+
+def show(results: Results) -> None:
+    """Print the tables."""
+    from rich.console import Console
+
+    console = Console()
+    # Away from a terminal nothing is cut off: the lines are as long as they must be.
+    console = console if console.is_terminal else Console(width=240)
+    for name, fact in results.machine.items():
+        console.print(f"{name:<12} {fact}", highlight=False)
+    found = [*tables.shape_tables(results.rows), tables.summary_table(results.rows)]
+    found.append(promises.table(promises.judged(results.rows, results.resident())))
+    found.append(tables.refusals(results))
+    for table in found:
+        if table.lines:
+            console.print("", table.rich())
+
+
+def write(results: Results, folder: Path) -> list[Path]:
+    """Write JSON and pictures."""
+    from bncore.bench.pictures import draw
+
+    path = folder / "results.json"
+    results.write(path)
+    return [path, *draw(results, folder)]

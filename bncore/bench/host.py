@@ -1,0 +1,135 @@
+"""Commands the workers: starts their processes, and lets them take turns."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from random import Random
+from typing import Any
+
+from bncore.bench import worker
+from bncore.bench.cases import Case
+
+PATIENCE = 600.0  # seconds for an answer; compiling is the longest
+
+
+class Failed(Exception):
+    """A worker that could not do what it was told; the message says why."""
+
+
+class Remote:
+    """A worker in a process of its own."""
+
+    def __init__(self, key: str, threads: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(
+            target=worker.serve, args=(theirs, key, threads), name=f"{key}-{threads}", daemon=True
+        )
+        with _environment(worker.environment(key, threads)):
+            self.process.start()
+        theirs.close()
+
+    def post(self, name: str, *arguments: Any) -> None:
+        """Tell the worker to do something, without waiting."""
+        with suppress(OSError):  # it died; `answer` says so
+            self.connection.send((name, arguments))
+
+    def answer(self) -> Any:
+        """Wait for the answer to the last message.
+
+        Raises
+        ------
+        Failed
+            If the worker refused, died, or took too long.
+        """
+        try:
+            if not self.connection.poll(PATIENCE):
+                self.process.kill()
+                raise Failed(f"no answer within {PATIENCE:.0f} s")
+            succeeded, result = self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join(1.0)
+            raise Failed(f"its process ended with code {self.process.exitcode}") from None
+        if not succeeded:
+            raise Failed(result)
+        return result
+
+    def close(self) -> None:
+        """Let the worker end, or end it."""
+        self.post("close")
+        self.process.join(5.0)
+        if self.process.is_alive():
+            self.process.kill()
+        self.connection.close()
+
+
+@contextmanager
+def _environment(changes: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables that a child process shall inherit."""
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+class Team:
+    """The workers of one number of threads, by the key of their peer; started at the first use."""
+
+    def __init__(self, threads: int, make: Callable[[str, int], Any] = Remote) -> None:
+        self.threads = threads
+        self.make = make
+        self.workers: dict[str, Any] = {}
+
+    def prepare(self, keys: list[str], case: Case) -> dict[str, float | Failed | None]:
+        """Let everybody prepare a case, all at once.
+
+        Their errors in ulp; None for who does not offer such a thing, else why it failed.
+        """
+        for key in keys:
+            if key not in self.workers:
+                self.workers[key] = self.make(key, self.threads)
+            self.workers[key].post("prepare", case)
+        return {key: self._answer(key) for key in keys}
+
+    def _answer(self, key: str) -> Any:
+        try:
+            return self.workers[key].answer()
+        except Failed as failed:
+            return failed
+
+    def take_turns(self, keys: list[str], repeats: int) -> dict[str, list[Any]]:
+        """Let everybody take a turn in each round, in a new order; who fails is left out."""
+        taken: dict[str, list[Any]] = {key: [] for key in keys}
+        shuffle = Random(0).shuffle
+        for _ in range(repeats):
+            order = list(taken)
+            shuffle(order)
+            for key in order:
+                self.workers[key].post("turn")
+                result = self._answer(key)
+                if isinstance(result, Failed):
+                    del taken[key]
+                else:
+                    taken[key].append(result)
+        return taken
+
+    def release(self) -> None:
+        """Let everybody give their memory back."""
+        for key, remote in self.workers.items():
+            remote.post("release")
+            self._answer(key)
+
+    def close(self) -> None:
+        """End all of them."""
+        for remote in self.workers.values():
+            remote.close()
+        self.workers.clear()

@@ -1,0 +1,57 @@
+"""The limit: the time of the streaming read and copy that an operation's minimal traffic needs.
+
+A second pass over a channel is free where the channel's values fit the processor's share of the
+second-level cache; else it is a second read.  The rule is the one of docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from bncore.bench.cases import LAYOUTS, Case
+
+TILE = 16  # fewest neighbouring channels worth reading where channels are last: a cache line
+
+
+class Passes(NamedTuple):
+    """Passes over arrays of x's size: reads alone, and copies (one array read, one written)."""
+
+    reads: int
+    copies: int
+
+    def seconds(self, read: float, copy: float) -> float:
+        """Time of the passes, from that of one read and of one copy."""
+        return self.reads * read + self.copies * copy
+
+
+# What must move if each array is touched once; what is added where the channel does not fit.
+ONCE = {
+    "train": Passes(0, 1),
+    "infer": Passes(0, 1),
+    "train_backward": Passes(1, 1),
+    "infer_backward": Passes(1, 1),
+    "grad_sums": Passes(2, 0),
+    "grad_input": Passes(1, 1),
+    "moments": Passes(1, 0),
+    "mean_var": Passes(1, 0),
+}
+SECOND_READS = {"train": 1, "train_backward": 2}
+
+
+def slab_bytes(case: Case) -> int:
+    """Bytes of x that belong to one channel, or to one tile of channels where they are last."""
+    n, channels, *spatial = case.shape
+    values = n * math.prod(spatial)
+    last = case.layout == LAYOUTS[1] or not spatial
+    return values * (min(TILE, channels) if last else 1) * np.dtype(case.dtype).itemsize
+
+
+def passes(case: Case, cache: int) -> Passes:
+    """Return the passes that an operation needs with a cache of that many bytes."""
+    once = ONCE[case.operation]
+    if slab_bytes(case) <= cache:
+        return once
+    return Passes(once.reads + SECOND_READS.get(case.operation, 0), once.copies)

@@ -1,0 +1,99 @@
+"""Who is measured: bncore's backends, and the peers that are installed.
+
+A peer makes, for a `Case` and its `Problem`, a function without arguments that does the operation
+and returns the result.  What is timed is that call alone: arrays, descriptors, compiled code and
+preallocated outputs are made before.  A module here is imported when its peer is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NamedTuple, Protocol, cast
+
+from bncore.bench.cases import Array, Case, Problem
+
+Call = Callable[[], Any]
+
+
+class Unavailable(Exception):
+    """A peer that cannot run here, or not this case; the message says why."""
+
+
+class Peer(Protocol):
+    """What the benchmark asks of a peer.  `exact`: it is held to bncore's promised accuracy."""
+
+    name: str
+    exact: bool
+
+    def can(self, case: Case) -> bool:
+        """Whether the peer has this operation, layout, dtype and kind of output."""
+
+    def active(self, threads: int) -> AbstractContextManager[None]:
+        """Everything that must hold while its calls run."""
+
+    def call(self, case: Case, p: Problem) -> Call:
+        """Make the function that is timed."""
+
+    def arrays(self, case: Case, result: Any, p: Problem) -> tuple[Array, ...]:
+        """Results as NumPy arrays in the problem's memory order."""
+
+
+class Entry(NamedTuple):
+    """Where a peer is found: its module here, the arguments of `peer()`, the packages it needs."""
+
+    name: str
+    module: str
+    arguments: tuple[Any, ...] = ()
+    packages: tuple[str, ...] = ()
+
+
+# bncore first: the others are compared with it.
+PEERS: dict[str, Entry] = {
+    "native": Entry("bncore", "own", ("native",)),
+    "numba": Entry("bncore, Numba", "own", ("numba",), ("numba",)),
+    "twin": Entry("bncore, NumPy", "own", ("numpy",)),
+    "numpy": Entry("NumPy formula", "numpy_formula", (), ("numpy",)),
+    "torch": Entry("PyTorch", "pytorch", (), ("torch",)),
+    "compile": Entry("torch.compile", "pytorch_compiled", (), ("torch",)),
+    "onednn": Entry("oneDNN", "onednn", (False,), ("onednn-cpu-gomp",)),
+    "onednn16c": Entry("oneDNN nChw16c", "onednn", (True,), ("onednn-cpu-gomp",)),
+    "onnxruntime": Entry("ONNX Runtime", "onnx_runtime", (), ("onnxruntime", "onnx")),
+    "jax": Entry("JAX", "jax_jit", (), ("jax", "jaxlib")),
+}
+OWN = "native"
+# The NumPy backend is a readable twin, some ten times slower than the others.
+OTHERS = tuple(key for key in PEERS if key not in (OWN, "twin"))
+
+
+def installed(key: str) -> dict[str, str]:
+    """Return the versions of the packages that a peer needs.
+
+    Raises
+    ------
+    Unavailable
+        If one is not installed.
+    """
+    try:
+        return {package: version(package) for package in PEERS[key].packages}
+    except PackageNotFoundError as error:
+        raise Unavailable(f"{error.name} is not installed") from None
+
+
+def load(key: str) -> Peer:
+    """Import a peer.
+
+    Raises
+    ------
+    Unavailable
+        If it cannot run here.
+    """
+    installed(key)
+    entry = PEERS[key]
+    try:
+        module = importlib.import_module(f"bncore.bench.peers.{entry.module}")
+        return cast(Peer, module.peer(entry.name, *entry.arguments))
+    except (ImportError, OSError) as error:
+        raise Unavailable(str(error)) from error

@@ -1,0 +1,89 @@
+"""PyTorch, eager: with and without its allocations; its channels last is a view of NHWC memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from bncore.bench.cases import EPS, Array, Case, Problem
+from bncore.bench.peers import Call
+
+
+class Torch:
+    """The functions behind ``torch.nn.functional.batch_norm``."""
+
+    exact = False
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def can(self, case: Case) -> bool:
+        """All but the halves of the gradient; statistics have no output to give."""
+        return case.operation not in ("grad_sums", "grad_input")
+
+    @contextmanager
+    def active(self, threads: int) -> Iterator[None]:
+        """Set PyTorch's threads, and switch its recording of gradients off."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            torch.set_num_threads(before)
+
+    def call(self, case: Case, p: Problem) -> Call:
+        """Wrap the arrays as tensors, NCHW in PyTorch's eyes."""
+        if case.operation in ("moments", "mean_var"):
+            return self._statistics(case, p)
+        x = tensor(p.x, p)
+        w, b, *stored = map(torch.from_numpy, (p.weight, p.bias, p.running_mean, p.running_var))
+        if case.operation in ("train", "infer"):
+            batch = case.operation == "train"
+            given = (x, w, b, *([None, None] if batch else stored), batch, 0.1, EPS)
+            if case.output == "returned":
+                return lambda: torch.native_batch_norm(*given)[0]
+            saved = [torch.empty(w.shape if batch else 0, dtype=w.dtype) for _ in range(2)]
+            out = (tensor(p.out, p), *saved)
+            return lambda: torch.native_batch_norm(*given, out=out)[0]
+        dy, batch = tensor(p.dy, p), case.operation == "train_backward"
+        # What training saved: mean and inverse standard deviation.
+        saved = torch.native_batch_norm(x, w, b, None, None, True, 0.1, EPS)[1:]
+        running = [None, None] if batch else stored
+        given = (dy, x, w, *running, *saved, batch, EPS, [True, True, True])
+        backward = torch.ops.aten.native_batch_norm_backward
+        if case.output == "returned":
+            return lambda: backward(*given)
+        outs = {"out0": tensor(p.out, p), "out1": torch.empty_like(w), "out2": torch.empty_like(w)}
+        return lambda: backward.out(*given, **outs)
+
+    def _statistics(self, case: Case, p: Problem) -> Call:
+        x, axes = p.reduced
+        wrapped = torch.from_numpy(x)
+        return lambda: torch.var_mean(wrapped, axes, correction=0)[::-1]
+
+    def arrays(self, case: Case, result: Any, p: Problem) -> tuple[Array, ...]:
+        """Move the channel axis back to where it is in memory."""
+        tensors = result if isinstance(result, tuple | list) else (result,)
+        return tuple(
+            t.movedim(1, p.axis).numpy().reshape(p.memory_shape) if t.ndim > 1 else t.numpy()
+            for t in tensors
+        )
+
+
+def tensor(array: Array, p: Problem) -> Any:
+    """Wrap an array of x's shape; the channel axis becomes the second.
+
+    Sequences become images of height 1: PyTorch knows channels last in four dimensions and five,
+    and writes NLC into a given output in the wrong order.
+    """
+    wrapped = torch.from_numpy(array).movedim(p.axis, 1)
+    return wrapped.unsqueeze(2) if array.ndim == 3 and p.axis == -1 else wrapped
+
+
+def peer(name: str) -> Torch:
+    """Make the peer."""
+    return Torch(name)

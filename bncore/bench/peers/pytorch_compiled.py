@@ -1,0 +1,65 @@
+"""``torch.compile``: Inductor's C++, with returned outputs.  Compiling is not timed.
+
+It needs a C++ compiler.  Compiled code belongs to one shape, dtype and number of threads.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+
+from bncore.bench.cases import EPS, Case, Problem
+from bncore.bench.peers import Call
+from bncore.bench.peers.pytorch import Torch, tensor
+
+
+def train(x: Any, w: Any, b: Any) -> Any:
+    """Normalize with the statistics of the batch, as a user writes it."""
+    return torch.nn.functional.batch_norm(x, None, None, w, b, True, 0.1, EPS)
+
+
+def infer(x: Any, mean: Any, var: Any, w: Any, b: Any) -> Any:
+    """Normalize with given statistics."""
+    return torch.nn.functional.batch_norm(x, mean, var, w, b, False, 0.1, EPS)
+
+
+def backward(dy: Any, x: Any, w: Any, mean: Any, invstd: Any) -> Any:
+    """Compute the gradients, of which Inductor makes its own loops."""
+    return torch.ops.aten.native_batch_norm_backward(
+        dy, x, w, None, None, mean, invstd, True, EPS, [True, True, True]
+    )
+
+
+class TorchCompiled(Torch):
+    """PyTorch again, but for how a call is made."""
+
+    def can(self, case: Case) -> bool:
+        """Take the three main operations, returned."""
+        return case.operation in ("train", "infer", "train_backward") and case.output == "returned"
+
+    def call(self, case: Case, p: Problem) -> Call:
+        """Compile for this case alone."""
+        x = tensor(p.x, p)
+        w, b, *stored = map(torch.from_numpy, (p.weight, p.bias, p.running_mean, p.running_var))
+        function: Any
+        match case.operation:
+            case "train":
+                function, given = train, (x, w, b)
+            case "infer":
+                function, given = infer, (x, *stored, w, b)
+            case _:
+                saved = torch.native_batch_norm(x, w, b, None, None, True, 0.1, EPS)[1:]
+                function, given = backward, (tensor(p.dy, p), x, w, *saved)
+        torch._dynamo.reset()  # its limit counts the versions of a function
+        compiled = torch.compile(function, dynamic=False, fullgraph=True)
+        with warnings.catch_warnings():  # Inductor's own, about older parts of PyTorch
+            warnings.simplefilter("ignore", DeprecationWarning)
+            compiled(*given)
+        return lambda: compiled(*given)
+
+
+def peer(name: str) -> TorchCompiled:
+    """Make the peer."""
+    return TorchCompiled(name)

@@ -1,0 +1,193 @@
+"""What a run consists of: the options, and the cases that they stand for."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bncore.bench.cases import (
+    ARRAYS_MOVED,
+    DTYPES,
+    LAYOUTS,
+    MAIN,
+    OUTPUTS,
+    SHAPES,
+    Case,
+    Shape,
+    layouts_of,
+    outputs_of,
+)
+from bncore.bench.peers import OTHERS, OWN, PEERS
+
+NETWORKS = ("resnet50_n32", "mobilenet_v2_n16")
+PARTS = ("infer_backward", "moments", "grad_sums", "grad_input")
+# Compiling for every case takes longer than a quick run may.
+SLOW_PEERS = ("compile", "numba")
+
+
+@dataclass(frozen=True)
+class Section:
+    """Cases: every shape with everything else, where it makes sense."""
+
+    sets: Sequence[str]
+    operations: Sequence[str] = MAIN
+    outputs: Sequence[str] = OUTPUTS[:1]
+    layouts: Sequence[str] = LAYOUTS
+    dtypes: Sequence[str] = DTYPES[:1]
+    peers: Sequence[str] = ()  # only these; all of them where there are none
+
+
+QUICK = (
+    Section(["quick"]),
+    Section(["quick"], ["train"], OUTPUTS[1:]),
+    Section(["sizes/4"], ["train"], layouts=LAYOUTS[:1], peers=[OWN, "torch"]),
+)
+FULL = (
+    Section([*NETWORKS, "mlp_nc", "volumes", "sequences", "tiny", "awkward"]),
+    Section(["resnet50_n32", "tiny"], MAIN, OUTPUTS[1:]),
+    Section(["quick"], PARTS),
+    Section(
+        ["resnet50_n32"], dtypes=DTYPES[1:], layouts=LAYOUTS[:1], peers=[OWN, "numpy", "torch"]
+    ),
+    Section(["reductions"], ["mean_var"], layouts=LAYOUTS[:1], peers=[OWN, "numpy", "torch"]),
+    Section(["sizes"], ["train", "infer"], layouts=LAYOUTS[:1], peers=[OWN, "torch"]),
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was asked for."""
+
+    quick: bool
+    peers: tuple[str, ...]
+    shapes: tuple[str, ...]
+    operations: tuple[str, ...]
+    outputs: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    threads: tuple[int, ...]
+    repeats: int
+    output: Path | None
+
+    def sections(self) -> Sequence[Section]:
+        """Return the standard run, or one section of what was named."""
+        if not self.shapes:
+            return QUICK if self.quick else FULL
+        return [Section(self.shapes, self.operations or MAIN, self.outputs, dtypes=self.dtypes)]
+
+
+def shapes_of(name: str) -> list[Shape]:
+    """Look a set up, or read a shape; "sizes/3" is every third of the set.
+
+    Raises
+    ------
+    ValueError
+        If it is neither.
+    """
+    set_name, _, step = name.partition("/")
+    if set_name in SHAPES:
+        return SHAPES[set_name][:: int(step or 1)]
+    if re.fullmatch(r"[1-9]\d*([x×][1-9]\d*)+", name):
+        return [tuple(map(int, re.split("[x×]", name)))]
+    raise ValueError(
+        f"{name!r} is neither a shape such as 32x64x56x56 nor one of {', '.join(SHAPES)}"
+    )
+
+
+def groups(options: Options) -> Iterator[tuple[Case, list[str]]]:
+    """List the cases, each with the peers that shall take turns; neighbours share their arrays."""
+    seen: dict[Case, list[str]] = {}
+    for section in options.sections():
+        asked = [k for k in (OWN, *options.peers) if not section.peers or k in section.peers]
+        for case in _cases(section, options):
+            for key in asked:
+                if key not in seen.setdefault(case, []):
+                    seen[case].append(key)
+    order = {place: i for i, place in enumerate(dict.fromkeys((c.place, c.threads) for c in seen))}
+    yield from sorted(seen.items(), key=lambda item: order[item[0].place, item[0].threads])
+
+
+def _cases(section: Section, options: Options) -> Iterator[Case]:
+    for shape in (shape for name in section.sets for shape in shapes_of(name)):
+        for layout in layouts_of(shape):
+            if layout not in section.layouts:
+                continue
+            for dtype in section.dtypes:
+                for threads in options.threads:
+                    for operation in section.operations:
+                        if options.operations and operation not in options.operations:
+                            continue
+                        for output in section.outputs:
+                            if output in outputs_of(operation):
+                                yield Case(operation, shape, layout, dtype, threads, output)
+
+
+def _listed(allowed: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    def read(text: str) -> tuple[str, ...]:
+        names = tuple(filter(None, text.split(",")))
+        for name in names:
+            if name not in allowed:
+                raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(allowed)}")
+        return names
+
+    return read
+
+
+def _shape_names(text: str) -> tuple[str, ...]:
+    names = tuple(filter(None, text.split(",")))
+    try:
+        for name in names:
+            shapes_of(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return names
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    counts = tuple(int(part) for part in text.split(","))
+    if min(counts) < 1:
+        raise argparse.ArgumentTypeError("numbers of threads start at 1")
+    return counts
+
+
+def parser(prog: str) -> argparse.ArgumentParser:
+    """Describe the command line."""
+    made = argparse.ArgumentParser(
+        prog=prog,
+        description="Measure bncore and its peers in turn, each in a process of its own, against "
+        "each other and against what the memory allows.",
+        epilog=f"Sets of shapes: {', '.join(SHAPES)}. Peers: {', '.join(OTHERS)}.",
+    )
+    add = made.add_argument
+    add("--quick", action="store_true", help="five shapes, in under two minutes")
+    add("--peers", type=_listed([k for k in PEERS if k != OWN]), help="who, beside bncore",
+        metavar="A,B")  # fmt: skip
+    add("--shapes", type=_shape_names, default=(), metavar="SET|NxCxHxW,...",
+        help="sets or shapes, instead of the standard run")  # fmt: skip
+    add(
+        "--operations",
+        type=_listed(list(ARRAYS_MOVED)),
+        default=(),
+        metavar="A,B",
+        help="only these",
+    )
+    add("--outputs", type=_listed(OUTPUTS), default=OUTPUTS[:1], metavar="A,B",
+        help="with --shapes: given (out=, the default) or returned")  # fmt: skip
+    add("--dtypes", type=_listed(DTYPES), default=DTYPES[:1], metavar="A,B",
+        help="with --shapes: float32 (the default), float64")  # fmt: skip
+    add("--threads", type=_counts, default=(1, 2), metavar="1,2", help="numbers of threads (1,2)")
+    add("--repeats", type=int, help="turns of each (5 in a quick run, else 11)")
+    add("--output", type=Path, metavar="DIR", help="write results.json and pictures there")
+    return made
+
+
+def parse(arguments: Sequence[str] | None, prog: str = "python -m bncore bench") -> Options:
+    """Read the command line."""
+    given = parser(prog).parse_args(arguments)
+    if given.repeats is None:
+        given.repeats = 5 if given.quick else 11
+    if given.peers is None:
+        given.peers = tuple(k for k in OTHERS if not (given.quick and k in SLOW_PEERS))
+    return Options(**vars(given))

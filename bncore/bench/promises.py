@@ -1,0 +1,239 @@
+"""What bncore promises about its speed, as data, and whether the rows keep it.
+
+A promise holds for every number of threads that was measured, unless it names one.  To add one,
+add a line to `PROMISES`: `Ratio` compares with peers, `Distance` with the limit, `Scaling` with one
+thread, `Time` with the clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from bncore.bench.cases import ARRAYS_MOVED, LAYOUTS, SHAPES, Case, named
+from bncore.bench.peers import PEERS
+from bncore.bench.results import Row, Times, geometric_mean, times_of
+from bncore.bench.tables import BNCORE, Table, counted
+
+FIRST, LAST = LAYOUTS
+BOTH = ("resnet50_n32", "mobilenet_v2_n16")
+RESNET = BOTH[:1]
+TORCH, ONEDNN, BLOCKED, FORMULA = (
+    PEERS[key].name for key in ("torch", "onednn", "onednn16c", "numpy")
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was promised and what was measured; `kept` is None where nothing was."""
+
+    figure: str
+    threads: int
+    required: str
+    measured: str
+    worst: str
+    kept: bool | None
+
+
+class Promise(Protocol):
+    """What all kinds have in common."""
+
+    def judge(self, times: Times, threads: int, resident: int) -> Verdict | None:
+        """Compare with what was measured; None where the promise says nothing about it."""
+
+
+@dataclass(frozen=True)
+class About:
+    """The cases that a promise is about."""
+
+    sets: Sequence[str]
+    operation: str
+    layout: str = FIRST
+    output: str = "given"
+    dtype: str = "float32"
+    larger_than: int = 0  # bytes of x
+
+    def select(self, times: Times, threads: int) -> Times:
+        """Find them among what was measured."""
+        wanted = (self.operation, self.dtype, self.output, threads)
+        shapes = {shape for name in self.sets for shape in SHAPES[name]}
+        return {
+            case: found
+            for case, found in times.items()
+            if (case.operation, case.dtype, case.output, case.threads) == wanted
+            and case.layout == (self.layout if len(case.shape) > 2 else FIRST)
+            and case.shape in shapes
+            and case.x_bytes > self.larger_than
+            and BNCORE in found
+        }
+
+    def __str__(self) -> str:
+        words = [self.operation]
+        if any(len(shape) > 2 for name in self.sets for shape in SHAPES[name]):
+            words.append(self.layout)
+        words += [", ".join(self.sets)]
+        words += [w for w in (self.dtype, self.output) if w not in ("float32", "given")]
+        words += [f"over {self.larger_than // 10**6} MB"] * (self.larger_than > 0)
+        return "; ".join(words)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The peers' time in times that of bncore: the fastest of them counts."""
+
+    about: About
+    against: Sequence[str]
+    mean: float
+    worst: float = 0.0
+
+    def judge(self, times: Times, threads: int, resident: int) -> Verdict:
+        """Geometric mean over the shapes, and the worst shape."""
+        ratios = {
+            case: min(found[name].median for name in self.against if name in found)
+            / found[BNCORE].median
+            for case, found in self.about.select(times, threads).items()
+            if any(name in found for name in self.against)
+        }
+        figure = f"{self.about}, against {' or '.join(self.against)}"
+        required = f"≥ {self.mean:g}×" + (f", worst ≥ {self.worst:g}×" if self.worst else "")
+        return _verdict(figure, threads, required, "×", ratios, min, lambda mean, worst: (
+            mean >= self.mean and worst >= self.worst
+        ))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Distance:
+    """bncore's time in times that of the streams which its minimal traffic needs."""
+
+    about: About
+    at_most: float
+
+    def judge(self, times: Times, threads: int, resident: int) -> Verdict:
+        """Geometric mean over the shapes."""
+        ratios = {
+            case: 1.0 / found[BNCORE].limit_share
+            for case, found in self.about.select(times, threads).items()
+            if found[BNCORE].limit == found[BNCORE].limit
+        }
+        return _verdict(
+            f"{self.about}, against the memory limit", threads, f"≤ {self.at_most:g}×", "×",
+            ratios, max, lambda mean, worst: mean <= self.at_most,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """bncore's time on one thread in times that on two, where all arrays stay in the caches."""
+
+    about: About
+    at_least: float
+
+    def judge(self, times: Times, threads: int, resident: int) -> Verdict | None:
+        """Geometric mean over the shapes."""
+        if threads != 2:
+            return None
+        moved = ARRAYS_MOVED[self.about.operation]
+        one = {_place(c): f[BNCORE] for c, f in self.about.select(times, 1).items()}
+        ratios = {
+            case: one[_place(case)].median / found[BNCORE].median
+            for case, found in self.about.select(times, 2).items()
+            if _place(case) in one and moved * case.x_bytes <= resident
+        }
+        return _verdict(
+            f"{self.about}, in cache, against one thread", threads, f"≥ {self.at_least:g}×", "×",
+            ratios, min, lambda mean, worst: mean >= self.at_least,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Time:
+    """bncore's time on the clock, on every shape, one thread allowed."""
+
+    about: About
+    at_most: float  # seconds
+
+    def judge(self, times: Times, threads: int, resident: int) -> Verdict:
+        """All shapes must keep it."""
+        seconds = {
+            case: found[BNCORE].median * 1e6
+            for case, found in self.about.select(times, threads).items()
+        }
+        return _verdict(
+            str(self.about), threads, f"≤ {self.at_most * 1e6:g} µs", " µs",
+            seconds, max, lambda mean, worst: worst <= self.at_most * 1e6,
+        )  # fmt: skip
+
+
+def _place(case: Case) -> tuple[object, ...]:
+    return case.shape, case.layout
+
+
+def _verdict(
+    figure: str,
+    threads: int,
+    required: str,
+    unit: str,
+    values: dict[Case, float],
+    worst_of: Callable[..., Case],
+    kept: Callable[[float, float], bool],
+) -> Verdict:
+    if not values:
+        return Verdict(figure, threads, required, "not measured", "", None)
+    worst = worst_of(values, key=values.__getitem__)
+    mean = geometric_mean(values.values())
+    at = f"{values[worst]:.3g}{unit} at {named(worst.shape)}"
+    return Verdict(figure, threads, required, f"{mean:.3g}{unit}", at, kept(mean, values[worst]))
+
+
+PROMISES: tuple[Promise, ...] = (
+    Ratio(About(BOTH, "train"), [TORCH], 5.5, 3.5),
+    Ratio(About(RESNET, "train"), [BLOCKED], 1.0, 0.8),
+    Ratio(About(BOTH, "train", LAST), [TORCH], 1.6, 1.1),
+    Ratio(About(RESNET, "train", LAST), [ONEDNN], 1.4, 1.0),
+    Ratio(About(BOTH, "train_backward"), [TORCH], 5.0, 2.5),
+    Ratio(About(BOTH, "train_backward", LAST), [TORCH], 2.0, 1.3),
+    Ratio(About(BOTH, "infer"), [TORCH], 1.25, 1.0),
+    Ratio(About(BOTH, "infer", LAST), [TORCH], 1.25, 1.0),
+    Ratio(About(["mlp_nc"], "train"), [TORCH], 2.0, 1.3),
+    Ratio(About(["mlp_nc"], "train"), [FORMULA], 5.0, 1.3),
+    *(
+        Ratio(About([name], operation), [TORCH], least, 1.0)
+        for name in ("volumes", "sequences", "awkward")
+        for operation, least in (("train", 3.0), ("infer", 1.2))
+    ),
+    Distance(About(RESNET, "infer", larger_than=40_000_000), 1.08),
+    Distance(About(RESNET, "train", larger_than=40_000_000), 1.3),
+    Distance(About(RESNET, "train_backward", larger_than=40_000_000), 1.35),
+    Ratio(About(["reductions"], "mean_var"), [FORMULA], 8.0, 4.0),
+    Ratio(About(["tiny"], "train", output="returned"), [TORCH], 3.0),
+    Ratio(About(["tiny"], "infer", output="returned"), [TORCH], 3.0),
+    Time(About(["tiny"], "train", output="returned"), 2e-6),
+    Time(About(["tiny"], "infer"), 1e-6),
+    *(
+        Scaling(About(BOTH, operation, layout), 1.8)
+        for operation in ("train", "infer", "train_backward")
+        for layout in LAYOUTS
+    ),
+    Ratio(About(RESNET, "train", dtype="float64"), [TORCH], 3.0),
+)
+
+
+def judged(
+    rows: Iterable[Row], resident: int, promises: Sequence[Promise] = PROMISES
+) -> list[Verdict]:
+    """Judge every promise for every number of threads that was measured."""
+    times = times_of(rows)
+    threads = sorted({case.threads for case in times})
+    verdicts = (p.judge(times, n, resident) for p in promises for n in threads)
+    return [verdict for verdict in verdicts if verdict is not None]
+
+
+def table(verdicts: Iterable[Verdict]) -> Table:
+    """Show them; what was not measured is left out."""
+    made = Table("Promises", ["figure", "threads", "must be", "is", "worst shape", "kept"])
+    for v in verdicts:
+        if v.kept is not None:
+            kept = "yes" if v.kept else "**no**"
+            made.lines.append([v.figure, counted(v.threads), v.required, v.measured, v.worst, kept])
+    return made

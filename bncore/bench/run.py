@@ -1,0 +1,81 @@
+"""Goes through the plan: everybody prepares a case and is checked, then all take turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+from bncore.bench import limit, machine, peers
+from bncore.bench.cases import Case
+from bncore.bench.host import Failed, Remote, Team
+from bncore.bench.plan import Options, groups
+from bncore.bench.results import Results, Row, timed
+from bncore.bench.worker import STREAMS
+
+# Told before each case: how many there are, how many are done, and which comes.
+Progress = Callable[[int, int, Case], None]
+
+
+def run(
+    options: Options,
+    progress: Progress = lambda total, done, case: None,
+    make: Callable[[str, int], Any] = Remote,
+) -> Results:
+    """Measure everything that the options stand for."""
+    found = machine.caches()
+    plain_options = {name: _plain(value) for name, value in asdict(options).items()}
+    results = Results(machine.facts(options.peers), machine.plain(found), plain_options)
+    results.absent = _absent((peers.OWN, *options.peers))
+    planned = list(groups(options))
+    teams = {threads: Team(threads, make) for threads in options.threads}
+    cache = machine.cache_share(2, found)
+    before = None
+    try:
+        for done, (case, keys) in enumerate(planned):
+            progress(len(planned), done, case)
+            if before is not None and (case.place, case.threads) != (before.place, before.threads):
+                teams[before.threads].release()
+            before = case
+            present = [key for key in keys if key not in results.absent]
+            results.rows += measure(teams[case.threads], case, present, options.repeats, cache)
+    finally:
+        for team in teams.values():
+            team.close()
+    return results
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, int | list | tuple) or value is None else str(value)
+
+
+def _absent(keys: tuple[str, ...]) -> dict[str, str]:
+    """Say who cannot run here, as far as the installed packages tell."""
+    missing = {}
+    for key in keys:
+        try:
+            peers.installed(key)
+        except peers.Unavailable as reason:
+            missing[key] = str(reason)
+    return missing
+
+
+def measure(team: Team, case: Case, keys: list[str], repeats: int, cache: int) -> Iterator[Row]:
+    """Measure one case: rows in the order of the keys."""
+    prepared = team.prepare([STREAMS, *keys], case)
+    ready = [key for key, outcome in prepared.items() if isinstance(outcome, float)]
+    taken = team.take_turns(ready, repeats)
+    if STREAMS in taken:
+        read, copy = (sorted(times)[len(times) // 2] for times in zip(*taken[STREAMS], strict=True))
+        needed = limit.passes(case, cache).seconds(read, copy)
+        known = {"read": read, "copy": copy, "limit": needed}
+    else:
+        known = {}
+    for key in keys:
+        name, outcome = peers.PEERS[key].name, prepared[key]
+        if isinstance(outcome, Failed):
+            yield Row(case, name, refused=str(outcome))
+        elif key in taken:
+            yield timed(case, name, taken[key], ulp=outcome, **known)
+        elif outcome is not None:
+            yield Row(case, name, refused="it failed while it was timed")

@@ -1,0 +1,184 @@
+"""One peer, timed: what a worker process does between two messages.
+
+A process for every peer and number of threads, because OpenMP runtimes in one process, and the
+spinning threads of one beside the work of another, disturb each other.  A worker takes its turn
+when it is told to, and answers when none of its threads works or spins any more.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from itertools import repeat
+from statistics import median
+from time import perf_counter
+from typing import Any, Protocol
+
+from bncore.bench import check, peers
+from bncore.bench.cases import Case, Problem
+
+STREAMS = "streams"  # the worker that measures the limit
+TURN = 0.004  # seconds of measuring that a turn aims at, beside its first, untimed call
+MOST_SAMPLES = 15
+SAMPLE = 1e-4  # shorter calls are timed several at a time
+SETTLED = 0.3  # seconds after which we no longer wait for threads that do not stop spinning
+
+
+class Connection(Protocol):
+    """The end of a pipe."""
+
+    def recv(self) -> Any:
+        """Take the next message."""
+
+    def send(self, message: Any) -> None:
+        """Answer it."""
+
+
+def environment(key: str, threads: int) -> dict[str, str]:
+    """Return what must be set before the process of a worker starts."""
+    chosen = {"OMP_NUM_THREADS": str(threads)}
+    if key == STREAMS:  # few, long parallel regions: waking is cheaper than being in the way
+        chosen["OMP_WAIT_POLICY"] = "PASSIVE"
+    return chosen
+
+
+def seconds_of_turn(call: Callable[[], Any]) -> float:
+    """Median seconds of a call, after one that fills the caches and wakes the threads."""
+    start = perf_counter()
+    call()
+    first = max(perf_counter() - start, 1e-7)
+    calls = max(1, min(1000, round(SAMPLE / first)))
+    samples = max(1, min(MOST_SAMPLES, round(TURN / (calls * first))))
+    taken = []
+    for _ in range(samples):
+        start = perf_counter()
+        for _ in repeat(None, calls):
+            call()
+        taken.append((perf_counter() - start) / calls)
+    return median(taken)
+
+
+def settle() -> None:
+    """Wait until no thread of this process takes processor time, twice in a row."""
+    end, quiet = perf_counter() + SETTLED, 0
+    while quiet < 2 and perf_counter() < end:
+        before = time.process_time()
+        time.sleep(0.001)
+        quiet = quiet + 1 if time.process_time() - before < 0.0003 else 0
+
+
+class Worker:
+    """A peer with the calls that were prepared for it."""
+
+    def __init__(self, key: str, threads: int) -> None:
+        self.peer = peers.load(key)
+        self.threads = threads
+        self.stack = ExitStack()
+        self.stack.enter_context(self.peer.active(threads))
+        self.place: tuple[Any, ...] = ()
+        self.problem: Problem | None = None
+        self.references: dict[str, Any] = {}
+        self.call: Callable[[], Any] | None = None
+
+    def prepare(self, case: Case) -> float | None:
+        """Make the arrays and the call, run it once, and return its error in ulp.
+
+        None where the peer does not offer such a thing.
+
+        Raises
+        ------
+        WrongResult
+            Instead of being timed.
+        """
+        self.call = None
+        if not self.peer.can(case):
+            return None
+        if self.problem is None or case.place != self.place:
+            self.release()
+            self.place, self.problem = case.place, case.problem()
+        p = self.problem
+        if case.operation not in self.references:
+            self.references[case.operation] = check.reference(case.operation, p)
+        if case.output == "given":
+            p.out[...] = 0  # nothing that was there before is taken for a result
+        call = self.peer.call(case, p)
+        outputs = self.peer.arrays(case, call(), p)
+        ulp = check.error(outputs, self.references[case.operation], p)
+        check.assert_right(self.peer.exact, case, ulp)
+        self.call = call
+        return ulp
+
+    def turn(self) -> float:
+        """Take a turn: median seconds of the prepared call."""
+        if self.call is None:
+            raise RuntimeError("nothing is prepared")
+        taken = seconds_of_turn(self.call)
+        settle()
+        return taken
+
+    def release(self) -> None:
+        """Give the memory back."""
+        self.call = self.problem = None
+        self.references.clear()
+
+    def close(self) -> None:
+        """Undo what `active` did."""
+        self.release()
+        self.stack.close()
+
+
+class StreamsWorker:
+    """The same for the limit: a turn takes a read and a copy."""
+
+    def __init__(self, threads: int) -> None:
+        from bncore.bench.streams import Streams
+
+        self.make = Streams
+        self.threads = threads
+        self.size = 0
+        self.streams: Streams | None = None
+
+    def prepare(self, case: Case) -> float:
+        """Make arrays of x's size."""
+        if self.streams is None or case.x_bytes != self.size:
+            self.size, self.streams = case.x_bytes, self.make(case.x_bytes, self.threads)
+        return 0.0
+
+    def turn(self) -> tuple[float, float]:
+        """Seconds of a read, and of a copy."""
+        if self.streams is None:
+            raise RuntimeError("nothing is prepared")
+        read, copy = (seconds_of_turn(self.streams.call[name]) for name in ("read", "copy"))
+        settle()
+        return read, copy
+
+    def release(self) -> None:
+        """Give the memory back."""
+        self.streams = None
+
+    def close(self) -> None:
+        """End."""
+        self.release()
+
+
+def start(key: str, threads: int) -> Worker | StreamsWorker:
+    """Make the worker of a peer, or of the limit."""
+    return StreamsWorker(threads) if key == STREAMS else Worker(key, threads)
+
+
+def serve(connection: Connection, key: str, threads: int) -> None:
+    """Answer messages, (method, arguments), with (succeeded, result or reason), until closed."""
+    worker = None
+    while True:
+        name, arguments = connection.recv()
+        try:
+            if worker is None:
+                worker = start(key, threads)
+            connection.send((True, getattr(worker, name)(*arguments)))
+        except peers.Unavailable as error:
+            connection.send((False, str(error)))
+        except Exception as error:
+            connection.send((False, f"{type(error).__name__}: {str(error).strip()[:300]}"))
+        if name == "close":
+            return
