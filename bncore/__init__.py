@@ -1,13 +1,9 @@
 """Batch normalization for CPUs: fast, accurate, easy to embed."""
 
-from bncore.api import (
-    batch_norm_infer,
-    batch_norm_infer_backward,
-    batch_norm_train,
-    batch_norm_train_backward,
-)
+from bncore.api import batch_norm_train, batch_norm_train_backward
 from bncore.backends import use_backend
 from bncore.config import show_config
+from bncore.inference import batch_norm_infer, batch_norm_infer_backward
 from bncore.parts import grad_input, grad_sums, moments, normalize
 from bncore.pool import set_buffer_pool
 from bncore.reductions import mean_var

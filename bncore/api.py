@@ -1,4 +1,4 @@
-"""Batch normalization in training and inference, each forward and backward.
+"""Batch normalization in training, forward and backward; `bncore.inference` has the other half.
 
 A call first offers its arguments to the backend's small-call path, where it has one: that answers
 at once, or says None where an argument is not already canonical.  Then `bncore.problem` repairs
@@ -7,14 +7,15 @@ the argument or explains what is wrong with it, and a kernel runs.
 
 from __future__ import annotations
 
-from typing import Any, SupportsIndex
+from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 
 from bncore import pool
 from bncore.backends import current
-from bncore.problem import Problem, real
+from bncore.problem import Problem
+from bncore.scalars import real
 from bncore.statistics import Moments, checked_moments, frozen_moments, trusted_moments
 from bncore.threads import resolve
 
@@ -30,10 +31,14 @@ def batch_norm_train(
     eps: float = 1e-5,
     out: Array | None = None,
     n_threads: int | None = None,
+    activation: Literal["relu", "leaky_relu"] | None = None,
+    negative_slope: float = 0.01,
+    residual: npt.ArrayLike | None = None,
 ) -> tuple[Array, Moments]:
     """Normalize every channel of a batch by the batch's own mean and variance.
 
-    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, with the population variance.
+    ``y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual)``, with the population
+    variance; activation and residual are optional.
 
     Parameters
     ----------
@@ -48,11 +53,20 @@ def batch_norm_train(
     eps : float, default 1e-5
         Added to the variance, in x's unit squared; >= 0.
     out : ndarray, optional
-        Where y goes: of x's shape and dtype, writable.  It may be `x` itself.  Where its memory
-        order or byte order is not that of x's canonical form, it is filled through a temporary.
+        Where y goes: of x's shape and dtype, writable.  It may be `x` or `residual` itself.  Where
+        its memory order or byte order is not that of x's canonical form, it is filled through a
+        temporary.
     n_threads : int, optional
         At most so many threads; by default what `get_num_threads` returns.  The result is the
         same to the bit for any number.
+    activation : {"relu", "leaky_relu"}, optional
+        Applied in the same pass.  Where z, the value before it, is 0 or less, relu gives exactly 0
+        and leaky relu ``negative_slope * z``.  A NaN stays.
+    negative_slope : float, default 0.01
+        Of leaky relu, read in x's dtype; >= 0.
+    residual : array_like, optional
+        Added before the activation, in the same pass; of x's shape and dtype (nothing is
+        broadcast).  In another memory order than x it is copied once, into x's.
 
     Returns
     -------
@@ -65,7 +79,8 @@ def batch_norm_train(
     Raises
     ------
     TypeError
-        If x is not float32 or float64, an array is masked, or an argument has the wrong type.
+        If x is not float32 or float64, `residual` is of another dtype, an array is masked, or an
+        argument has the wrong type.
     ValueError
         If x has fewer than 2 dimensions or exactly one value per channel, or an argument has the
         wrong size or value, or `out` overlaps an input in part.  Nothing has been written then.
@@ -90,22 +105,35 @@ def batch_norm_train(
            [ 1.,  1.]])
     >>> moments.mean, moments.var()
     (array([1., 3.]), array([1., 4.]))
+
+    The end of a residual block:
+
+    >>> residual = np.array([[0.0, 2.0], [0.0, 2.0]])
+    >>> y, _ = bncore.batch_norm_train(x, eps=0.0, activation="relu", residual=residual)
+    >>> y
+    array([[0., 1.],
+           [1., 3.]])
     """
     out = pool.output(x, out)
     backend = current()
     threads = resolve(n_threads)
     if backend.fast_train is not None:
-        done = backend.fast_train(x, weight, bias, axis, eps, out, threads)
+        done = backend.fast_train(
+            x, weight, bias, axis, eps, out, threads, activation, negative_slope, residual
+        )
         if done is not None:
             return done[0], frozen_moments(done[1], done[2], done[3])
     p = Problem(x, axis)
     gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
     eps = real("eps", eps, 0.0)
+    fusion = p.fusion(activation, negative_slope, residual)
     p.require_batch()
-    y = p.output(out, parameters=(gamma, beta))
+    y = p.output(out, parameters=(gamma, beta), residual=fusion.source)
     mean, m2 = p.zeros(), p.zeros()
     if not p.empty:
-        backend.kernels.train(y.values, mean, m2, p.x, gamma.values, beta.values, eps, threads)
+        backend.kernels.train(
+            y.values, mean, m2, p.x, gamma.values, beta.values, eps, threads, fusion.asked()
+        )
     return y.finish(), trusted_moments(p.count, mean, m2)
 
 
@@ -119,11 +147,18 @@ def batch_norm_train_backward(
     eps: float = 1e-5,
     out: Array | None = None,
     n_threads: int | None = None,
+    bias: npt.ArrayLike | None = None,
+    activation: Literal["relu", "leaky_relu"] | None = None,
+    negative_slope: float = 0.01,
+    residual: npt.ArrayLike | None = None,
+    dresidual: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """Compute the gradients of `batch_norm_train`.
 
     ``dx = weight * invstd * (dy - mean(dy) - xhat * mean(dy * xhat))``, with
     ``invstd = 1 / sqrt(var + eps)`` and ``xhat = (x - mean) * invstd``; the means are per channel.
+    With an activation, dy times its derivative takes the place of dy.  No mask is stored: the sign
+    of the value before the activation is computed again, by the operations of the forward call.
 
     Parameters
     ----------
@@ -139,7 +174,13 @@ def batch_norm_train_backward(
     axis, eps, n_threads
         As in the forward call.
     out : ndarray, optional
-        Where dx goes: of x's shape and dtype, writable.  It may be `dy` or `x` itself.
+        Where dx goes: of x's shape and dtype, writable.  It may be `dy`, `x` or `residual` itself.
+    bias, activation, negative_slope, residual
+        As in the forward call.  Without an activation, no gradient depends on `bias` or `residual`.
+    dresidual : ndarray, optional
+        Where the gradient by the residual goes, dy times the activation's derivative (dy itself
+        where there is none): of x's shape and dtype, writable.  It may be `dy` or `residual`
+        itself, and has no memory in common with `x` and `out`.
 
     Returns
     -------
@@ -175,13 +216,39 @@ def batch_norm_train_backward(
     ...     np.array([[1.0], [2.0]]), x, moments, eps=0.0)
     >>> dweight, dbias
     (array([1.]), array([3.]))
+
+    The end of a residual block, the gradient by the residual in place of dy:
+
+    >>> residual, dy = np.array([[0.5], [0.5]]), np.array([[1.0], [2.0]])
+    >>> y, moments = bncore.batch_norm_train(x, eps=0.0, activation="relu", residual=residual)
+    >>> dx, dweight, dbias = bncore.batch_norm_train_backward(
+    ...     dy, x, moments, eps=0.0, activation="relu", residual=residual, dresidual=dy)
+    >>> dy
+    array([[0.],
+           [2.]])
+    >>> dweight, dbias
+    (array([2.]), array([2.]))
     """
     out = pool.output(x, out)
     backend = current()
     threads = resolve(n_threads)
     if backend.fast_train_backward is not None and type(moments) is Moments:
         done = backend.fast_train_backward(
-            dy, x, moments.count, moments.mean, moments.m2, weight, axis, eps, out, threads
+            dy,
+            x,
+            moments.count,
+            moments.mean,
+            moments.m2,
+            weight,
+            axis,
+            eps,
+            out,
+            threads,
+            bias,
+            activation,
+            negative_slope,
+            residual,
+            dresidual,
         )
         if done is not None:
             gradients: tuple[Array, Array, Array] = done
@@ -189,14 +256,16 @@ def batch_norm_train_backward(
     p = Problem(x, axis)
     gradient, source = p.gradient(dy)
     checked_moments("moments", moments, p.channels)
-    gamma = p.optional("weight", weight)
+    gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
     eps = real("eps", eps, 0.0)
+    fusion = p.fusion(activation, negative_slope, residual)
     if moments.count != p.count:
         raise ValueError(
             f"moments: expected count {p.count}, the values per channel of x, "
             f"got {moments.count}; for merged moments use grad_sums and grad_input"
         )
-    dx = p.output(out, source, (gamma,))
+    dx = p.output(out, source, (gamma, beta), fusion.source)
+    dr = p.residual_gradient(dresidual, dx, source, fusion.source, (gamma, beta))
     sum_dy, sum_dy_xhat = p.zeros(), p.zeros()
     if not p.empty:
         backend.kernels.train_backward(
@@ -210,172 +279,10 @@ def batch_norm_train_backward(
             gamma.values,
             eps,
             threads,
+            fusion.backward(beta, dr),
         )
-    dweight = p.parameter_gradient(sum_dy_xhat, gamma)
-    dbias = p.parameter_gradient(sum_dy, gamma)
-    return dx.finish(), dweight, dbias
-
-
-def batch_norm_infer(
-    x: npt.ArrayLike,
-    mean: npt.ArrayLike,
-    var: npt.ArrayLike,
-    weight: npt.ArrayLike | None = None,
-    bias: npt.ArrayLike | None = None,
-    *,
-    axis: SupportsIndex = 1,
-    eps: float = 1e-5,
-    out: Array | None = None,
-    n_threads: int | None = None,
-) -> Array:
-    """Normalize every channel by given statistics, such as running ones.
-
-    ``y = (x - mean) / sqrt(var + eps) * weight + bias``
-
-    Parameters
-    ----------
-    x : array_like of float32 or float64, of 2 or more dimensions
-        See `batch_norm_train` for layouts and copies.
-    mean, var : (C,) array_like of float
-        Statistics per channel, of any real floating dtype, read as float64; mean in x's unit, var
-        in its square.
-    weight, bias : (C,) array_like of float, optional
-        gamma and beta; 1 and 0 where they are None.
-    axis, eps, n_threads
-        As in `batch_norm_train`.
-    out : ndarray, optional
-        Where y goes: of x's shape and dtype, writable.  It may be `x` itself.
-
-    Returns
-    -------
-    ndarray
-        `out`, or a new array of x's shape, dtype and memory order.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `batch_norm_train`, but one value per channel is allowed.
-
-    Notes
-    -----
-    A variance below 0 is not refused: a channel with ``var + eps < 0`` is NaN.
-
-    References
-    ----------
-    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
-    Internal Covariate Shift", ICML 2015, Algorithm 2, step 11.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import bncore
-    >>> bncore.batch_norm_infer(np.array([[1.0, 8.0]]), [0.0, 4.0], [1.0, 4.0], eps=0.0)
-    array([[1., 2.]])
-    """
-    out = pool.output(x, out)
-    backend = current()
-    threads = resolve(n_threads)
-    if backend.fast_infer is not None:
-        y: Array | None = backend.fast_infer(x, mean, var, weight, bias, axis, eps, out, threads)
-        if y is not None:
-            return y
-    p = Problem(x, axis)
-    given = p.parameter("mean", mean), p.parameter("var", var)
-    gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
-    eps = real("eps", eps, 0.0)
-    result = p.output(out, parameters=(*given, gamma, beta))
-    if not p.empty:
-        backend.kernels.normalize(
-            result.values,
-            p.x,
-            given[0].values,
-            given[1].values,
-            gamma.values,
-            beta.values,
-            eps,
-            threads,
-        )
-    return result.finish()
-
-
-def batch_norm_infer_backward(
-    dy: npt.ArrayLike,
-    x: npt.ArrayLike,
-    mean: npt.ArrayLike,
-    var: npt.ArrayLike,
-    weight: npt.ArrayLike | None = None,
-    *,
-    axis: SupportsIndex = 1,
-    eps: float = 1e-5,
-    out: Array | None = None,
-    n_threads: int | None = None,
-) -> tuple[Array, Array, Array]:
-    """Compute the gradients of `batch_norm_infer`, whose mean and var are constants.
-
-    ``dx = dy * weight / sqrt(var + eps)``
-
-    Parameters
-    ----------
-    dy : array_like
-        Gradient of the loss by y; of x's shape and dtype.  In another memory order than x it is
-        copied once, into x's.
-    x : array_like of float32 or float64
-        The input of the forward call.  See `batch_norm_train` for layouts and copies.
-    mean, var, weight, axis, eps, n_threads
-        As in the forward call.
-    out : ndarray, optional
-        Where dx goes: of x's shape and dtype, writable.  It may be `dy` or `x` itself.
-
-    Returns
-    -------
-    dx : ndarray
-        `out`, or a new array of x's shape, dtype and memory order.
-    dweight, dbias : (C,) ndarray
-        ``sum(dy * xhat)`` and ``sum(dy)`` per channel, ``xhat = (x - mean) / sqrt(var + eps)``;
-        summed in float64, in weight's dtype, or in x's where there is no weight.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `batch_norm_infer`; and if dy differs from x in shape or dtype.
-
-    References
-    ----------
-    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
-    Internal Covariate Shift", ICML 2015, section 3: the gradients by gamma and beta after
-    Algorithm 1, and its d(loss)/d(x) with mean and variance held constant.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import bncore
-    >>> bncore.batch_norm_infer_backward(
-    ...     np.array([[3.0]]), np.array([[5.0]]), [1.0], [4.0], [2.0], eps=0.0)
-    (array([[3.]]), array([6.]), array([3.]))
-    """
-    out = pool.output(x, out)
-    backend = current()
-    threads = resolve(n_threads)
-    p = Problem(x, axis)
-    gradient, source = p.gradient(dy)
-    given = p.parameter("mean", mean), p.parameter("var", var)
-    gamma = p.optional("weight", weight)
-    eps = real("eps", eps, 0.0)
-    dx = p.output(out, source, (*given, gamma))
-    sum_dy, sum_dy_xhat = p.zeros(), p.zeros()
-    if not p.empty:
-        backend.kernels.infer_backward(
-            dx.values,
-            sum_dy,
-            sum_dy_xhat,
-            gradient,
-            p.x,
-            given[0].values,
-            given[1].values,
-            gamma.values,
-            eps,
-            threads,
-        )
+    if dr is not None:
+        dr.finish()
     dweight = p.parameter_gradient(sum_dy_xhat, gamma)
     dbias = p.parameter_gradient(sum_dy, gamma)
     return dx.finish(), dweight, dbias

@@ -11,7 +11,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from bncore import backends, problem, threads
+from bncore import backends, scalars, threads
 
 
 @overload
@@ -43,7 +43,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     ['backend', 'backends', 'native', 'path', 'threads', 'versions']
     """
     if mode not in ("stdout", "dicts"):
-        raise ValueError(f"mode: expected 'stdout' or 'dicts', got {problem.shown(mode)}")
+        raise ValueError(f"mode: expected 'stdout' or 'dicts', got {scalars.shown(mode)}")
     config = _config()
     if mode == "dicts":
         return config

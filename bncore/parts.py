@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from bncore import pool
 from bncore.backends import current
-from bncore.problem import Problem, real
+from bncore.problem import Problem
+from bncore.scalars import real
 from bncore.statistics import (
     GradSums,
     Moments,

@@ -20,7 +20,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-from bncore import problem
+from bncore import problem, scalars
 
 LEAST = 1 << 20  # bytes: for smaller arrays the allocator's own reuse is as good
 LINE = 64  # bytes: blocks start where a cache line does
@@ -164,7 +164,7 @@ def set_buffer_pool(max_bytes: SupportsIndex | None) -> None:
     if max_bytes is None:
         current = None
     else:
-        current = Pool(problem.integer_at_least("max_bytes", max_bytes, 0))
+        current = Pool(scalars.integer_at_least("max_bytes", max_bytes, 0))
 
 
 def state() -> dict[str, int] | None:

@@ -1,4 +1,6 @@
-"""The one place that validates arguments, explains what is wrong, and finds the canonical shape.
+"""The one place that validates arrays, explains what is wrong, and finds the canonical shape.
+
+What is no array is the business of `bncore.scalars`.
 
 Any array that is one contiguous block of memory, in whatever order its axes lie there, is
 (outer, channels, inner): the channel axis splits the block.  The order comes from the strides,
@@ -11,100 +13,23 @@ that the caller owns, except `Output.finish`, which is called last.
 from __future__ import annotations
 
 import math
-import numbers
-import operator
 from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from bncore.scalars import one_axis, option, real, shown
+
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 Stat: TypeAlias = npt.NDArray[np.float64]
 
 NATIVE_DTYPES: dict[str, np.dtype[Any]] = {"f": np.dtype(np.float32), "d": np.dtype(np.float64)}
 
+ACTIVATIONS = ("relu", "leaky_relu")
+
 # The work that np.shares_memory may do before the answer counts as "yes".
 OVERLAP_WORK: Any = 1 << 16
-
-
-# Scalars
-
-
-def shown(value: object) -> str:
-    """Describe a value in a message: scalars as they are, anything else by its type."""
-    if value is None or isinstance(value, (bool, int, float, str, np.generic)):
-        return repr(value)
-    return type(value).__name__
-
-
-def integer(name: str, value: object, expected: str) -> int:
-    """Return `value` as an int; a bool is none."""
-    if not isinstance(value, (bool, np.bool_)):
-        try:
-            return operator.index(value)  # type: ignore[arg-type]
-        except TypeError:
-            pass
-    raise TypeError(f"{name}: expected {expected}, got {shown(value)}")
-
-
-def integer_at_least(name: str, value: object, least: int) -> int:
-    """Return `value` as an int that is not below `least`."""
-    number = integer(name, value, f"an integer >= {least}")
-    if number < least:
-        raise ValueError(f"{name}: expected an integer >= {least}, got {number}")
-    return number
-
-
-def real(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
-    """Return `value` as a finite float between `low` and `high`, both included."""
-    # The exact type first: asking an abstract class takes longer than all else here.
-    known = type(value) is float or type(value) is int
-    if not known and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
-        raise TypeError(f"{name}: expected a real number, got {shown(value)}")
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except OverflowError:
-        number = math.inf
-    if not (math.isfinite(number) and low <= number <= high):
-        if high < math.inf:
-            bounds = f" from {low:g} to {high:g}"
-        else:
-            bounds = f" >= {low:g}" if low > -math.inf else ""
-        raise ValueError(f"{name}: expected a finite number{bounds}, got {shown(value)}")
-    return number
-
-
-def boolean(name: str, value: object) -> bool:
-    """Return `value` as a bool."""
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name}: expected a bool, got {shown(value)}")
-    return bool(value)
-
-
-def one_axis(axis: object, ndim: int, expected: str = "an integer") -> int:
-    """Return `axis` counted from 0."""
-    number = integer("axis", axis, expected)
-    if not -ndim <= number < ndim:
-        raise np.exceptions.AxisError(
-            f"axis: expected an integer from {-ndim} to {ndim - 1} for {ndim} dimensions, "
-            f"got {number}"
-            if ndim
-            else f"axis: expected no axis for 0 dimensions, got {number}"
-        )
-    return number % ndim
-
-
-def several_axes(axis: object, ndim: int) -> tuple[int, ...]:
-    """Return the axes that `axis` names: all for None, else one integer or a tuple of them."""
-    if axis is None:
-        return tuple(range(ndim))
-    expected = "None, an integer or a tuple of integers"
-    given = axis if isinstance(axis, tuple) else (axis,)
-    axes = tuple(one_axis(one, ndim, expected) for one in given)
-    if len(set(axes)) < len(axes):
-        raise ValueError(f"axis: expected every axis once, got {axis}")
-    return axes
 
 
 # Arrays
@@ -245,12 +170,12 @@ def block(array: Array, order: tuple[int, ...]) -> Array:
 class Output:
     """Where a result goes: `values` for the kernel, and the array that the caller gets."""
 
-    __slots__ = ("_array", "_copy", "values")
+    __slots__ = ("_copy", "array", "values")
 
     def __init__(
         self, array: Array, values: Array, copy: tuple[Array, Array] | None = None
     ) -> None:
-        self._array = array
+        self.array = array
         self._copy = copy
         self.values = values
 
@@ -258,7 +183,7 @@ class Output:
         """Fill the caller's array where the kernel did not write to it, and return it."""
         if self._copy is not None:
             np.copyto(*self._copy)
-        return self._array
+        return self.array
 
 
 class Parameter(NamedTuple):
@@ -273,6 +198,27 @@ class NoParameter(NamedTuple):
 
     values: None = None
     source: None = None
+
+
+class Fusion(NamedTuple):
+    """What is fused with batch norm; the fields that `bncore.backends.contract` describes."""
+
+    activation: str | None
+    slope: float
+    residual: Array | None = None
+    source: Array | None = None  # the residual as given
+    dresidual: Array | None = None
+    bias: Stat | None = None
+
+    def asked(self) -> Fusion | None:
+        """Return itself, or None where nothing is fused."""
+        plain = self.activation is None and self.residual is None and self.dresidual is None
+        return None if plain else self
+
+    def backward(self, bias: Parameter | NoParameter, dresidual: Output | None) -> Fusion | None:
+        """Return itself with what backward needs besides, or None where nothing is fused."""
+        target = None if dresidual is None else dresidual.values
+        return self._replace(bias=bias.values, dresidual=target).asked()
 
 
 class Problem:
@@ -320,13 +266,26 @@ class Problem:
             )
 
     def gradient(self, dy: object) -> tuple[Array, Array]:
-        """Return dy in x's canonical shape, and as given; another memory order is copied once."""
-        array = data_array("dy", dy)
+        """Return dy in x's canonical shape, and as given."""
+        return self._like_x("dy", dy)
+
+    def _like_x(self, name: str, value: object) -> tuple[Array, Array]:
+        """Return an array of x's shape and dtype; another memory order is copied once."""
+        array = data_array(name, value)
         if array.shape != self.shape:
-            raise ValueError(f"dy: expected shape {self.shape}, got {array.shape}")
+            raise ValueError(f"{name}: expected shape {self.shape}, got {array.shape}")
         if array.dtype.char != self.dtype.char:
-            raise TypeError(f"dy: expected {self.dtype}, got {array.dtype}")
+            raise TypeError(f"{name}: expected {self.dtype}, got {array.dtype}")
         return block(array, self._order).reshape(self._sizes), array
+
+    def fusion(self, activation: object, negative_slope: object, residual: object) -> Fusion:
+        """Return what is fused with batch norm."""
+        largest = float(np.finfo(self.dtype).max)
+        name = option("activation", activation, ACTIVATIONS)
+        slope = real("negative_slope", negative_slope, 0.0, largest)
+        if residual is None:
+            return Fusion(name, slope)
+        return Fusion(name, slope, *self._like_x("residual", residual))
 
     def parameter(self, name: str, value: object) -> Parameter:
         """Return a per-channel argument as float64."""
@@ -352,30 +311,69 @@ class Problem:
         out: object,
         dy: Array | None = None,
         parameters: Iterable[Parameter | NoParameter] = (),
+        residual: Array | None = None,
     ) -> Output:
         """Return where y or dx goes: into `out`, or into a new array in x's memory order.
 
-        `out` may be x or dy itself, the same elements in the same order; any other overlap with
-        an input would change the input while it is read.
+        `out` may be x, dy or the residual itself, the same elements in the same order; any other
+        overlap with an input would change the input while it is read.
         """
         if out is None:
             return self._new_output()
-        array = writable_array("out", out)
+        return self._target(
+            "out", out, {"x": self._source, "dy": dy, "residual": residual}, {}, parameters
+        )
+
+    def residual_gradient(
+        self,
+        dresidual: object,
+        dx: Output,
+        dy: Array,
+        residual: Array | None,
+        parameters: Iterable[Parameter | NoParameter],
+    ) -> Output | None:
+        """Return where the gradient by the residual goes, if it is wanted.
+
+        `dresidual` may be dy or the residual itself, which are read before it is written and not
+        after; x is read after, and dx is written after.
+        """
+        if dresidual is None:
+            return None
+        itself = {"dy": dy, "residual": residual}
+        return self._target(
+            "dresidual", dresidual, itself, {"x": self._source, "out": dx.array}, parameters
+        )
+
+    def _target(
+        self,
+        name: str,
+        value: object,
+        itself: dict[str, Array | None],
+        apart: dict[str, Array],
+        parameters: Iterable[Parameter | NoParameter],
+    ) -> Output:
+        """Return an array of x's shape as an output: one of `itself`, or apart from them."""
+        array = writable_array(name, value)
         if array.dtype.char != self.dtype.char:
-            raise TypeError(f"out: expected {self.dtype}, got {array.dtype}")
+            raise TypeError(f"{name}: expected {self.dtype}, got {array.dtype}")
         if array.shape != self.shape:
-            raise ValueError(f"out: expected shape {self.shape}, got {array.shape}")
-        whole = [self._source] if dy is None else [self._source, dy]
-        for source in whole:
-            if not same_elements(array, source) and share_memory(array, source):
+            raise ValueError(f"{name}: expected shape {self.shape}, got {array.shape}")
+        for other, source in itself.items():
+            if source is None or same_elements(array, source):
+                continue
+            if share_memory(array, source):
                 raise ValueError(
-                    "out: expected x itself or memory apart from it, got a partial overlap"
-                    if source is self._source
-                    else "out: expected dy itself or memory apart from it, got a partial overlap"
+                    f"{name}: expected {other} itself or memory apart from it, "
+                    "got a partial overlap"
                 )
+        for other, source in apart.items():
+            if share_memory(array, source):
+                raise ValueError(f"{name}: expected memory apart from {other}, got an overlap")
         for parameter in parameters:
             if parameter.source is not None and share_memory(array, parameter.source):
-                raise ValueError("out: expected memory apart from the parameters, got an overlap")
+                raise ValueError(
+                    f"{name}: expected memory apart from the parameters, got an overlap"
+                )
         view = array.transpose(self._order)
         if view.flags.c_contiguous and view.flags.aligned and view.dtype.isnative:
             return Output(array, view.reshape(self._sizes))

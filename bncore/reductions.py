@@ -8,7 +8,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-from bncore import problem
+from bncore import problem, scalars
 from bncore.backends import current
 from bncore.statistics import variance
 from bncore.threads import resolve
@@ -30,8 +30,8 @@ class Reduction:
     def __init__(self, x: object, axis: object, keepdims: object) -> None:
         array = problem.data_array("x", x)
         shape = array.shape
-        reduced = set(problem.several_axes(axis, array.ndim))
-        keep = problem.boolean("keepdims", keepdims)
+        reduced = set(scalars.several_axes(axis, array.ndim))
+        keep = scalars.boolean("keepdims", keepdims)
         order = [i for i in problem.memory_order(array) if shape[i] != 1]
         kept = [i for i in order if i not in reduced]
         first = order.index(kept[0]) if kept else len(order)
@@ -107,7 +107,7 @@ def mean_var(
     backend = current()
     threads = resolve(n_threads)
     r = Reduction(x, axis, keepdims)
-    correction = problem.real("correction", correction)
+    correction = scalars.real("correction", correction)
     size = r.x.shape[1]
     mean, m2 = np.full(size, np.nan), np.full(size, np.nan)
     if r.x.size:

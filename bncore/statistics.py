@@ -7,7 +7,7 @@ from typing import Any, SupportsIndex, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bncore import problem
+from bncore import problem, scalars
 
 Stat: TypeAlias = npt.NDArray[np.float64]
 
@@ -112,7 +112,7 @@ class Moments:
     _low: Stat | float  # what rounding took from the mean, where it was merged
 
     def __init__(self, count: SupportsIndex, mean: npt.ArrayLike, m2: npt.ArrayLike) -> None:
-        number = _below_2_63(problem.integer_at_least("count", count, 0))
+        number = _below_2_63(scalars.integer_at_least("count", count, 0))
         frozen_mean, frozen_m2 = _pair("mean", mean, "m2", m2)
         if (frozen_m2 < 0.0).any():
             at = int(np.argmax(frozen_m2 < 0.0))
@@ -192,7 +192,7 @@ class Moments:
         (C,) ndarray of float64
             In x's unit squared.  NaN, or inf where m2 > 0, if `count` is not above `correction`.
         """
-        return variance(self.count, self.m2, problem.real("correction", correction))
+        return variance(self.count, self.m2, scalars.real("correction", correction))
 
     def std(self, correction: float = 0) -> Stat:
         """Return the standard deviation per channel, the square root of ``var(correction)``."""
@@ -212,7 +212,7 @@ class Moments:
         (C,) ndarray of float64
             inf where the variance and `eps` are 0.
         """
-        eps = problem.real("eps", eps, 0.0)
+        eps = scalars.real("eps", eps, 0.0)
         with np.errstate(all="ignore"):
             return 1.0 / np.sqrt(self.var() + eps)
 
@@ -250,7 +250,7 @@ def frozen_moments(count: int, mean: Stat, m2: Stat, low: Stat | float = 0.0) ->
 def checked_moments(name: str, value: object, channels: int) -> Moments:
     """Return `value`, which has to be Moments of so many channels."""
     if not isinstance(value, Moments):
-        raise TypeError(f"{name}: expected Moments, got {problem.shown(value)}")
+        raise TypeError(f"{name}: expected Moments, got {scalars.shown(value)}")
     if value.mean.shape[0] != channels:
         raise ValueError(f"{name}: expected {channels} channels, got {value.mean.shape[0]}")
     return value
@@ -335,7 +335,7 @@ def trusted_sums(sum_dy: Stat, sum_dy_xhat: Stat) -> GradSums:
 def checked_sums(name: str, value: object, channels: int) -> GradSums:
     """Return `value`, which has to be GradSums of so many channels."""
     if not isinstance(value, GradSums):
-        raise TypeError(f"{name}: expected GradSums, got {problem.shown(value)}")
+        raise TypeError(f"{name}: expected GradSums, got {scalars.shown(value)}")
     if value.sum_dy.shape[0] != channels:
         raise ValueError(f"{name}: expected {channels} channels, got {value.sum_dy.shape[0]}")
     return value
@@ -386,14 +386,14 @@ def update_running_stats(
     (array([2.]), array([2.]))
     """
     if not isinstance(moments, Moments):
-        raise TypeError(f"moments: expected Moments, got {problem.shown(moments)}")
+        raise TypeError(f"moments: expected Moments, got {scalars.shown(moments)}")
     channels = moments.mean.shape[0]
     problem.vector("running_mean", problem.writable_array("running_mean", running_mean), channels)
     problem.vector("running_var", problem.writable_array("running_var", running_var), channels)
     if problem.share_memory(running_mean, running_var):
         raise ValueError("running_var: expected memory apart from running_mean, got an overlap")
-    momentum = problem.real("momentum", momentum, 0.0, 1.0)
-    correction = problem.real("correction", correction)
+    momentum = scalars.real("momentum", momentum, 0.0, 1.0)
+    correction = scalars.real("correction", correction)
     if moments.count == 0:
         return
     if moments.count <= correction:

@@ -20,7 +20,7 @@ from pathlib import Path
 from time import monotonic
 from typing import SupportsIndex
 
-from bncore import problem
+from bncore import scalars
 from bncore.backends import current, native_module
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
@@ -61,7 +61,7 @@ def set_num_threads(n: SupportsIndex | None) -> None:
     >>> bncore.set_num_threads(None)
     """
     global _set, _limit, _counted
-    _set = None if n is None else min(problem.integer_at_least("n", n, 1), MOST)
+    _set = None if n is None else min(scalars.integer_at_least("n", n, 1), MOST)
     if n is None:
         _limit, _counted = None, -math.inf
 
@@ -89,7 +89,7 @@ def resolve(n_threads: SupportsIndex | None) -> int:
         return n_threads
     if n_threads is None:
         return _set or _default(CPUS_AGE)[0]
-    return min(problem.integer_at_least("n_threads", n_threads, 1), MOST)
+    return min(scalars.integer_at_least("n_threads", n_threads, 1), MOST)
 
 
 def in_force() -> tuple[int, str]:

@@ -1,7 +1,7 @@
 """Every operation of the API under one calling convention, so that a test can run over all of them.
 
 An operation takes a `Case` and keyword options (`out`, `n_threads`) and gives its results by name:
-"y" or "dx" in x's shape, everything else one value per channel.
+"y", "dx" or "dresidual" in x's shape, everything else one value per channel.
 """
 
 from __future__ import annotations
@@ -21,6 +21,23 @@ CONTIGUOUS = LAYOUTS[0]
 
 
 @dataclass(frozen=True)
+class Fusion:
+    """What the four operations of `FUSED` do beside batch norm; the residual has x's layout."""
+
+    activation: str | None = None
+    negative_slope: float = 0.01
+    residual: np.ndarray | None = None
+
+    def activated(self, z: np.ndarray, value: np.ndarray) -> np.ndarray:
+        """The value where z is positive or NaN, else what is left of it: NumPy, separate steps."""
+        if self.activation is None:
+            return value
+        below = value.dtype.type(self.negative_slope) * value
+        below = below if self.activation == "leaky_relu" else np.zeros_like(value)
+        return np.where(z <= 0, below, value)
+
+
+@dataclass(frozen=True)
 class Case:
     """One call: arrays in some layout, parameters, and the statistics of a frozen batch norm."""
 
@@ -33,6 +50,7 @@ class Case:
     axis: int = 1
     eps: float = 1e-5
     layout: Layout = field(default=CONTIGUOUS)
+    fusion: Fusion | None = None
 
     @cached_property
     def moments(self) -> bncore.Moments:
@@ -49,7 +67,16 @@ class Case:
 
     def rebuilt(self, build: Callable[[np.ndarray], np.ndarray]) -> Case:
         """The same case with x and dy passed through `build`; saved moments are taken afresh."""
-        return replace(self, x=build(self.x), dy=build(self.dy))
+        fusion = self.fusion
+        if fusion is not None and fusion.residual is not None:
+            fusion = replace(fusion, residual=build(fusion.residual))
+        return replace(self, x=build(self.x), dy=build(self.dy), fusion=fusion)
+
+    def fused(self, *, backward: bool = False) -> dict[str, object]:
+        """The arguments for what is fused."""
+        if self.fusion is None:
+            return {}
+        return vars(self.fusion) | ({"bias": self.bias} if backward else {})
 
     def laid_out(self, layout: Layout) -> Case:
         """The same values in another layout (from a plain case)."""
@@ -79,16 +106,33 @@ def make_case(
 
 def train(case: Case, **options) -> Results:
     y, moments = bncore.batch_norm_train(
-        case.x, case.weight, case.bias, axis=case.axis, eps=case.eps, **options
+        case.x,
+        case.weight,
+        case.bias,
+        axis=case.axis,
+        eps=case.eps,
+        **case.fused(),
+        **options,
     )
     return {"y": y, "mean": moments.mean, "m2": moments.m2}
 
 
 def train_backward(case: Case, **options) -> Results:
     dx, dweight, dbias = bncore.batch_norm_train_backward(
-        case.dy, case.x, case.moments, case.weight, axis=case.axis, eps=case.eps, **options
+        case.dy,
+        case.x,
+        case.moments,
+        case.weight,
+        axis=case.axis,
+        eps=case.eps,
+        **case.fused(backward=True),
+        **options,
     )
-    return {"dx": dx, "dweight": dweight, "dbias": dbias}
+    return {"dx": dx, "dweight": dweight, "dbias": dbias} | _dresidual(options)
+
+
+def _dresidual(options: dict[str, object]) -> Results:
+    return {"dresidual": options["dresidual"]} if "dresidual" in options else {}
 
 
 def infer(case: Case, **options) -> Results:
@@ -100,6 +144,7 @@ def infer(case: Case, **options) -> Results:
         case.bias,
         axis=case.axis,
         eps=case.eps,
+        **case.fused(),
         **options,
     )
     return {"y": y}
@@ -114,9 +159,10 @@ def infer_backward(case: Case, **options) -> Results:
         case.weight,
         axis=case.axis,
         eps=case.eps,
+        **case.fused(backward=True),
         **options,
     )
-    return {"dx": dx, "dweight": dweight, "dbias": dbias}
+    return {"dx": dx, "dweight": dweight, "dbias": dbias} | _dresidual(options)
 
 
 def moments(case: Case, **options) -> Results:
@@ -179,6 +225,7 @@ WRITING: dict[str, Operation] = {  # those that give an array of x's shape and t
     "grad_input": grad_input,
 }
 BACKWARD = ("train_backward", "infer_backward", "grad_input")
+FUSED = ("train", "train_backward", "infer", "infer_backward")  # those that take a fusion
 ALL: dict[str, Operation] = {**REDUCING, **WRITING}
 
 
@@ -189,6 +236,19 @@ def run_all(case: Case, **options) -> Results:
         for name, operation in ALL.items()
         for key, value in operation(case, **options).items()
     }
+
+
+def composed(case: Case, name: str, **options) -> Results:
+    """What an operation with a fusion must give: the one without, and NumPy's for the rest."""
+    fusion, plain = case.fusion, replace(case, fusion=None)
+    forward = ALL[name.removesuffix("_backward")](plain, **options)
+    with np.errstate(all="ignore"):
+        z = forward["y"]
+        z = z if fusion.residual is None else z + fusion.residual
+        if name == "train" or name == "infer":
+            return forward | {"y": fusion.activated(z, z)}
+        g = fusion.activated(z, case.dy)
+    return ALL[name](replace(plain, dy=g), **options) | {"dresidual": g}
 
 
 def plain_results(case: Case, results: Results) -> Results:

@@ -29,6 +29,7 @@ DEFAULTS = {
     "momentum": 0.1,
     "correction": 0,
     "keepdims": False,
+    "negative_slope": 0.01,
 }
 
 

@@ -19,14 +19,16 @@ SOURCES = {
 
 # What each module may import of bncore, beside the standard library and NumPy.
 FACE = {
-    "bncore.problem": set(),
-    "bncore.pool": {"bncore.problem"},
-    "bncore.statistics": {"bncore.problem"},
-    "bncore.threads": {"bncore.problem", "bncore.backends"},
-    "bncore.config": {"bncore", "bncore.problem", "bncore.backends", "bncore.threads"},
+    "bncore.scalars": set(),
+    "bncore.problem": {"bncore.scalars"},
+    "bncore.pool": {"bncore.problem", "bncore.scalars"},
+    "bncore.statistics": {"bncore.problem", "bncore.scalars"},
+    "bncore.threads": {"bncore.scalars", "bncore.backends"},
+    "bncore.config": {"bncore", "bncore.scalars", "bncore.backends", "bncore.threads"},
 }
-for function_module in ("bncore.api", "bncore.parts", "bncore.reductions"):
+for function_module in ("bncore.api", "bncore.inference", "bncore.parts", "bncore.reductions"):
     FACE[function_module] = {
+        "bncore.scalars",
         "bncore.problem",
         "bncore.pool",
         "bncore.statistics",
@@ -67,8 +69,9 @@ def test_the_face(module):
     assert of_bncore(used) <= FACE[module]
 
 
-def test_problem_imports_numpy_alone():
-    used = {name.partition(".")[0] for name in imports(SOURCES["bncore.problem"])}
+@pytest.mark.parametrize("module", ["bncore.scalars", "bncore.problem"])
+def test_problem_imports_numpy_alone(module):
+    used = {name.partition(".")[0] for name in imports(SOURCES[module])} - {"bncore"}
     assert used - {"__future__", "collections", "math", "numbers", "operator", "typing"} == {
         "numpy"
     }

@@ -46,6 +46,10 @@ MERGED = 1e-13
 # gradient's size.
 CENTRAL_DIFFERENCES = 1e-10
 
+# The same of sums over all values, with a step of 1e-4, small enough that few z change their sign:
+# rounding of the loss, divided by the step.
+KINKED_DIFFERENCES = 1e-8
+
 # Sums that are zero in exact arithmetic, relative to the sum of absolute values.
 IDENTITY_FLOAT64 = 1e-13
 IDENTITY_FLOAT32 = 4 * EPS32

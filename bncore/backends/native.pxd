@@ -11,12 +11,25 @@ cdef extern from "bncore.h" nogil:
         BNCORE_OK
         BNCORE_ERROR_MEMORY
 
+    ctypedef enum bncore_activation:
+        BNCORE_NO_ACTIVATION
+        BNCORE_RELU
+        BNCORE_LEAKY_RELU
+
+    ctypedef struct bncore_fusion:
+        int32_t activation
+        double slope
+        const void *residual
+        void *dresidual
+        const double *bias
+
     ctypedef struct bncore_problem:
         int64_t outer
         int64_t channels
         int64_t inner
         double eps
         int32_t n_threads
+        const bncore_fusion *fusion
 
     bncore_status bncore_problem_init(bncore_problem *problem, bncore_dtype dtype, int64_t outer,
                                       int64_t channels, int64_t inner)

@@ -2,7 +2,7 @@
 
 from typing import Any, SupportsIndex
 
-from bncore.backends.contract import Data, Stat
+from bncore.backends.contract import Data, Fusion, Stat
 
 name: str
 
@@ -22,6 +22,7 @@ def normalize(
     bias: Stat | None,
     eps: float,
     n_threads: int,
+    fusion: Fusion | None = None,
 ) -> None: ...
 def train(
     y: Data,
@@ -32,6 +33,7 @@ def train(
     bias: Stat | None,
     eps: float,
     n_threads: int,
+    fusion: Fusion | None = None,
 ) -> None: ...
 def grad_sums(
     sum_dy: Stat,
@@ -67,6 +69,7 @@ def train_backward(
     weight: Stat | None,
     eps: float,
     n_threads: int,
+    fusion: Fusion | None = None,
 ) -> None: ...
 def infer_backward(
     dx: Data,
@@ -79,9 +82,19 @@ def infer_backward(
     weight: Stat | None,
     eps: float,
     n_threads: int,
+    fusion: Fusion | None = None,
 ) -> None: ...
 def fast_train(
-    x: Any, weight: Any, bias: Any, axis: SupportsIndex, eps: Any, out: Any, n_threads: int
+    x: Any,
+    weight: Any,
+    bias: Any,
+    axis: SupportsIndex,
+    eps: Any,
+    out: Any,
+    n_threads: int,
+    activation: Any = None,
+    slope: Any = 0.0,
+    residual: Any = None,
 ) -> tuple[Data, int, Stat, Stat] | None: ...
 def fast_infer(
     x: Any,
@@ -93,6 +106,9 @@ def fast_infer(
     eps: Any,
     out: Any,
     n_threads: int,
+    activation: Any = None,
+    slope: Any = 0.0,
+    residual: Any = None,
 ) -> Data | None: ...
 def fast_train_backward(
     dy: Any,
@@ -105,4 +121,9 @@ def fast_train_backward(
     eps: Any,
     out: Any,
     n_threads: int,
+    bias: Any = None,
+    activation: Any = None,
+    slope: Any = 0.0,
+    residual: Any = None,
+    dresidual: Any = None,
 ) -> tuple[Data, Data, Data] | None: ...

@@ -78,6 +78,33 @@ cdef bncore_problem _problem(cnp.ndarray x, double eps, int n_threads) noexcept:
     return p
 
 
+cdef inline void *_data(object array) noexcept:
+    return NULL if array is None else cnp.PyArray_DATA(<cnp.ndarray>array)
+
+
+cdef inline int32_t _activation(object activation) noexcept:
+    """The activation of bncore.h, or -1 where there is none of that name."""
+    if activation is None:
+        return BNCORE_NO_ACTIVATION
+    if type(activation) is not str:
+        return -1
+    if activation == "relu":
+        return BNCORE_RELU
+    return BNCORE_LEAKY_RELU if activation == "leaky_relu" else -1
+
+
+cdef _fuse(bncore_problem *p, bncore_fusion *f, object fusion):
+    """Let p have the Fusion of contract.py, whose arrays the caller keeps alive."""
+    if fusion is None:
+        return
+    f.activation = _activation(fusion.activation)
+    f.slope = fusion.slope
+    f.residual = _data(fusion.residual)
+    f.dresidual = _data(fusion.dresidual)
+    f.bias = <const double *>_data(fusion.bias)
+    p.fusion = f
+
+
 def moments(cnp.ndarray mean, cnp.ndarray m2, cnp.ndarray x, int n_threads):
     cdef bncore_problem p = _problem(x, 0.0, n_threads)
     cdef bncore_status status
@@ -87,9 +114,11 @@ def moments(cnp.ndarray mean, cnp.ndarray m2, cnp.ndarray x, int n_threads):
 
 
 def normalize(cnp.ndarray y, cnp.ndarray x, cnp.ndarray mean, cnp.ndarray var, cnp.ndarray weight,
-              cnp.ndarray bias, double eps, int n_threads):
+              cnp.ndarray bias, double eps, int n_threads, fusion=None):
     cdef bncore_problem p = _problem(x, eps, n_threads)
+    cdef bncore_fusion f
     cdef bncore_status status
+    _fuse(&p, &f, fusion)
     with nogil:
         status = bncore_normalize(&p, cnp.PyArray_DATA(y), cnp.PyArray_DATA(x), _doubles(mean), _doubles(var),
                                   _doubles(weight), _doubles(bias))
@@ -97,9 +126,11 @@ def normalize(cnp.ndarray y, cnp.ndarray x, cnp.ndarray mean, cnp.ndarray var, c
 
 
 def train(cnp.ndarray y, cnp.ndarray mean, cnp.ndarray m2, cnp.ndarray x, cnp.ndarray weight,
-          cnp.ndarray bias, double eps, int n_threads):
+          cnp.ndarray bias, double eps, int n_threads, fusion=None):
     cdef bncore_problem p = _problem(x, eps, n_threads)
+    cdef bncore_fusion f
     cdef bncore_status status
+    _fuse(&p, &f, fusion)
     with nogil:
         status = bncore_train(&p, cnp.PyArray_DATA(y), _doubles(mean), _doubles(m2), cnp.PyArray_DATA(x),
                               _doubles(weight), _doubles(bias))
@@ -129,9 +160,11 @@ def grad_input(cnp.ndarray dx, cnp.ndarray dy, cnp.ndarray x, cnp.ndarray mean, 
 
 
 def train_backward(cnp.ndarray dx, cnp.ndarray sum_dy, cnp.ndarray sum_dy_xhat, cnp.ndarray dy, cnp.ndarray x,
-                   cnp.ndarray mean, cnp.ndarray var, cnp.ndarray weight, double eps, int n_threads):
+                   cnp.ndarray mean, cnp.ndarray var, cnp.ndarray weight, double eps, int n_threads, fusion=None):
     cdef bncore_problem p = _problem(x, eps, n_threads)
+    cdef bncore_fusion f
     cdef bncore_status status
+    _fuse(&p, &f, fusion)
     with nogil:
         status = bncore_train_backward(&p, cnp.PyArray_DATA(dx), _doubles(sum_dy), _doubles(sum_dy_xhat),
                                        cnp.PyArray_DATA(dy), cnp.PyArray_DATA(x), _doubles(mean), _doubles(var),
@@ -140,9 +173,11 @@ def train_backward(cnp.ndarray dx, cnp.ndarray sum_dy, cnp.ndarray sum_dy_xhat, 
 
 
 def infer_backward(cnp.ndarray dx, cnp.ndarray sum_dy, cnp.ndarray sum_dy_xhat, cnp.ndarray dy, cnp.ndarray x,
-                   cnp.ndarray mean, cnp.ndarray var, cnp.ndarray weight, double eps, int n_threads):
+                   cnp.ndarray mean, cnp.ndarray var, cnp.ndarray weight, double eps, int n_threads, fusion=None):
     cdef bncore_problem p = _problem(x, eps, n_threads)
+    cdef bncore_fusion f
     cdef bncore_status status
+    _fuse(&p, &f, fusion)
     with nogil:
         status = bncore_infer_backward(&p, cnp.PyArray_DATA(dx), _doubles(sum_dy), _doubles(sum_dy_xhat),
                                        cnp.PyArray_DATA(dy), cnp.PyArray_DATA(x), _doubles(mean), _doubles(var),

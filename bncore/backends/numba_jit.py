@@ -11,9 +11,21 @@ still in cache.  Which thread does what never changes the order of an addition.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from bncore.backends import numpy_reference
+from bncore.backends.contract import Fusion
+from bncore.backends.numba_activation import (
+    ADDED,
+    BACKWARD,
+    LEAKY,
+    PLAIN,
+    RELU,
+    planes_activate,
+    rows_activate,
+)
 from bncore.backends.numba_elementwise import (
     planes_grad_input,
     planes_normalize,
@@ -37,6 +49,7 @@ from bncore.backends.partition import (
     gradient_coefficients,
     inverse_std,
     normalize_coefficients,
+    unfused_gradient,
 )
 
 name = "numba"
@@ -173,17 +186,46 @@ def normalize(
     bias: Stat | None,
     eps: float,
     n_threads: int,
+    fusion: Fusion | None = None,
 ) -> None:
     """Write ``y = weight * (x - mean) / sqrt(var + eps) + bias``."""
     geo = _shape(x)
     if geo is None:
-        numpy_reference.normalize(y, x, mean, var, weight, bias, eps, n_threads)
+        numpy_reference.normalize(y, x, mean, var, weight, bias, eps, n_threads, fusion)
         return
     hi, scale, shift = np.empty((3, len(mean)), x.dtype)
     invstd = inverse_std(var, eps)
     normalize_coefficients(hi, scale, shift, mean, invstd, _ones(weight, mean), _zeros(bias, mean))
+    if fusion is not None:
+        _activate(y, None, x, fusion, (hi, scale, shift), n_threads)
+        return
     threads = useful(n_threads, x.size)
     _normalized(y.reshape(-1), x.reshape(-1), geo, (hi, scale, shift), threads)
+
+
+def _activate(
+    out: Data,
+    dy: Data | None,
+    x: Data,
+    fusion: Fusion,
+    coefficients: tuple[Data, ...],
+    n_threads: int,
+) -> None:
+    """Do as `numpy_reference.activate`."""
+    geo, threads = _shape(x), useful(n_threads, x.size)
+    if geo is None:
+        numpy_reference.activate(out, dy, x, fusion, coefficients)
+        return
+    kinds = {None: PLAIN, "relu": RELU, "leaky_relu": LEAKY}
+    value, residual = x if dy is None else dy, x if fusion.residual is None else fusion.residual
+    given = (0 if dy is None else BACKWARD) + (0 if fusion.residual is None else ADDED)
+    flat = tuple(a.reshape(-1) for a in (out, value, x, residual))
+    rest = (np.array([fusion.slope, 0.0], x.dtype), kinds[fusion.activation], given)
+    if isinstance(geo, Planes):
+        spread(threads, x.size, planes_activate, *flat, *coefficients, *rest, geo.inner)
+    else:
+        wide = (_columns(c, geo) for c in coefficients)
+        spread(threads, geo.rows, rows_activate, *flat, *wide, *rest)
 
 
 @np.errstate(all="ignore")
@@ -229,12 +271,13 @@ def train(
     bias: Stat | None,
     eps: float,
     n_threads: int,
+    fusion: Fusion | None = None,
 ) -> None:
     """Normalize x by its own moments, and write these."""
     geo, threads = _shape(x), useful(n_threads, x.size)
-    if geo is None or not _is_fused(geo, threads):
+    if geo is None or fusion is not None or not _is_fused(geo, threads):
         moments(mean, m2, x, n_threads)
-        normalize(y, x, mean, m2 / (x.size // len(mean)), weight, bias, eps, n_threads)
+        normalize(y, x, mean, m2 / (x.size // len(mean)), weight, bias, eps, n_threads, fusion)
         return
     assert isinstance(geo, Planes)
     group = _group(geo, threads, x.itemsize)
@@ -270,8 +313,11 @@ def train_backward(
     weight: Stat | None,
     eps: float,
     n_threads: int,
+    fusion: Fusion | None = None,
 ) -> None:
     """Write the gradients of `train`."""
+    activate = partial(_activate, n_threads=n_threads)
+    dy = unfused_gradient(dx, dy, x, mean, var, weight, eps, fusion, activate)
     geo, threads = _shape(x), useful(n_threads, x.size)
     if geo is None or not _is_fused(geo, threads):
         sums = (sum_dy, sum_dy_xhat)
@@ -314,8 +360,11 @@ def infer_backward(
     weight: Stat | None,
     eps: float,
     n_threads: int,
+    fusion: Fusion | None = None,
 ) -> None:
     """Write the gradients of `normalize` by given statistics, which are constants."""
+    activate = partial(_activate, n_threads=n_threads)
+    dy = unfused_gradient(dx, dy, x, mean, var, weight, eps, fusion, activate)
     geo, threads = _shape(x), useful(n_threads, x.size)
     if geo is None:
         numpy_reference.infer_backward(

@@ -201,6 +201,17 @@ def _not_negative(_: Any, value: Any) -> Any:
     return value(value), codegen
 
 
+@intrinsic
+def positive(_: Any, z: Any, a: Any, b: Any) -> Any:
+    """Take `b` where z <= 0, else `a`, which is where z is NaN, too."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        zero = ir.Constant(args[0].type, [0.0] * LANES)
+        return builder.select(builder.fcmp_ordered("<=", args[0], zero), args[2], args[1])
+
+    return z(z, a, b), codegen
+
+
 def where_finite(test: Any, a: Any, b: Any) -> Any:
     """Take `a` where `test` is finite, else `b`; for one float or for Lanes."""
     raise NotImplementedError("for compiled code")

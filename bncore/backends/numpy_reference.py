@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from bncore.backends.contract import Fusion
 from bncore.backends.numpy_statistics import (
     TILE,
     Partial,
@@ -34,6 +35,7 @@ from bncore.backends.partition import (
     gradient_coefficients,
     inverse_std,
     normalize_coefficients,
+    unfused_gradient,
 )
 
 name = "numpy"
@@ -139,6 +141,7 @@ def normalize(
     bias: Stat | None,
     eps: float,
     n_threads: int,
+    fusion: Fusion | None = None,
 ) -> None:
     """Write ``y = weight * (x - mean) / sqrt(var + eps) + bias``."""
     if x.size == 0:
@@ -147,11 +150,37 @@ def normalize(
     weight = np.ones_like(mean) if weight is None else weight
     bias = np.zeros_like(mean) if bias is None else bias
     normalize_coefficients(hi, sc, shift, mean, inverse_std(var, eps), weight, bias)
+    if fusion is not None:
+        activate(y, None, x, fusion, (hi, sc, shift))
+        return
     for tile in tiles(geometry(*x.shape), (y, x), (hi, sc, shift)):
         out, value, hi, sc, shift = tile
         np.subtract(value, hi, out=out)
         out *= sc
         out += shift
+
+
+def activate(
+    out: Data, dy: Data | None, x: Data, fusion: Fusion, coefficients: tuple[Data, ...]
+) -> None:
+    """Write z = (x - hi) * scale + shift + residual, activated; or dy by the sign of z."""
+    arrays = [out, x, *(a for a in (dy, fusion.residual) if a is not None)]
+    for tile in tiles(geometry(*x.shape), tuple(arrays), coefficients):
+        to, value, *rest, hi, scale, shift = tile
+        z = (value - hi) * scale + shift
+        if fusion.residual is not None:
+            z += rest[-1]
+        to[...] = activated(fusion, z, z if dy is None else rest[0])
+
+
+def activated(fusion: Fusion, z: Data, value: Data) -> Data:
+    """Take `value` where z is positive or NaN, else what the activation leaves of it."""
+    if fusion.activation is None:
+        return value
+    leaky = fusion.activation == "leaky_relu"
+    below = value * value.dtype.type(fusion.slope) if leaky else value.dtype.type(0.0)
+    result: Data = np.where(z <= 0.0, below, value)
+    return result
 
 
 @np.errstate(all="ignore")
@@ -193,11 +222,12 @@ def train(
     bias: Stat | None,
     eps: float,
     n_threads: int,
+    fusion: Fusion | None = None,
 ) -> None:
     """Normalize x by its own moments, and write these."""
     moments(mean, m2, x, n_threads)
     if x.size:
-        normalize(y, x, mean, m2 / (x.size // len(mean)), weight, bias, eps, n_threads)
+        normalize(y, x, mean, m2 / (x.size // len(mean)), weight, bias, eps, n_threads, fusion)
 
 
 @np.errstate(all="ignore")
@@ -212,8 +242,10 @@ def train_backward(
     weight: Stat | None,
     eps: float,
     n_threads: int,
+    fusion: Fusion | None = None,
 ) -> None:
     """Write the gradients of `train`."""
+    dy = unfused_gradient(dx, dy, x, mean, var, weight, eps, fusion, activate)
     grad_sums(sum_dy, sum_dy_xhat, dy, x, mean, var, eps, n_threads)
     if x.size:
         count = float(x.size // len(mean))
@@ -232,8 +264,10 @@ def infer_backward(
     weight: Stat | None,
     eps: float,
     n_threads: int,
+    fusion: Fusion | None = None,
 ) -> None:
     """Write the gradients of `normalize` by given statistics, which are constants."""
+    dy = unfused_gradient(dx, dy, x, mean, var, weight, eps, fusion, activate)
     grad_sums(sum_dy, sum_dy_xhat, dy, x, mean, var, eps, n_threads)
     weight = np.ones_like(mean) if weight is None else weight
     of_dy = (weight * inverse_std(var, eps)).astype(x.dtype)

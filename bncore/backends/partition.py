@@ -8,13 +8,15 @@ once to the storage type of the data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import gcd
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bncore.backends.contract import Fusion
 
 Data: TypeAlias = NDArray[np.floating[Any]]  # x, y, dy, dx: float32 or float64
 Stat: TypeAlias = NDArray[np.float64]  # one value per channel, or per column
@@ -211,3 +213,39 @@ def gradient_coefficients(
     of_x[:] = -invstd * (sum_dy_xhat / count)
     lo = mean - hi
     shift[:] = np.where(lo == 0.0, c, c - lo * of_x)
+
+
+# What the two Python backends make of a fusion in backward: they mask dy, then do as ever.
+
+
+def unfused_gradient(
+    dx: Data,
+    dy: Data,
+    x: Data,
+    mean: Stat,
+    var: Stat,
+    weight: Stat | None,
+    eps: float,
+    fusion: Fusion | None,
+    activate: Callable[[Data, Data, Data, Fusion, tuple[Data, ...]], None],
+) -> Data:
+    """Return the gradient by z, written to dresidual where that is wanted.
+
+    Else it goes through dx, which is written last; or, where dx is x, through a temporary.
+    """
+    if fusion is None or x.size == 0:
+        return dy
+    target = fusion.dresidual
+    if fusion.activation is None:
+        if target is not None:
+            target[...] = dy
+        return dy
+    if target is None:
+        target = np.empty_like(dy) if np.may_share_memory(dx, x) else dx
+    hi, scale, shift = np.empty((3, len(mean)), x.dtype)
+    weight = np.ones_like(mean) if weight is None else weight
+    bias = np.zeros_like(mean) if fusion.bias is None else fusion.bias
+    with np.errstate(all="ignore"):
+        normalize_coefficients(hi, scale, shift, mean, inverse_std(var, eps), weight, bias)
+        activate(target, dy, x, fusion, (hi, scale, shift))
+    return target

@@ -23,6 +23,7 @@ cdef enum:
 
 cdef struct Call:
     bncore_problem problem
+    bncore_fusion fusion     # problem's, where there is one
     bint channels_last
     double *parameters       # PARAMETERS x channels
     double few[PARAMETERS * FEW]
@@ -130,6 +131,55 @@ cdef inline bint _output_fits(object out_, cnp.ndarray x, object dy) noexcept:
     return dy is None or cnp.PyArray_DATA(out) == cnp.PyArray_DATA(<cnp.ndarray>dy) or _apart(out, dy)
 
 
+cdef inline bint _itself_or_apart(object out_, object other) noexcept:
+    """Whether `out`, a twin of x in memory, is `other`, x's twin too or None, or has no byte in common with it."""
+    if out_ is None or other is None:
+        return True
+    cdef cnp.ndarray out = <cnp.ndarray>out_
+    return cnp.PyArray_DATA(out) == cnp.PyArray_DATA(<cnp.ndarray>other) or _apart(out, other)
+
+
+cdef bint _fusion(Call *call, object activation, object slope, object residual, cnp.ndarray x, object out) noexcept:
+    """Read what is fused into call->problem; False where it is not canonical. `out` is None or has been looked at."""
+    if not PyFloat_CheckExact(slope):
+        return False
+    cdef double given = PyFloat_AS_DOUBLE(slope)
+    cdef double kept = <double><float>given if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT else given
+    if not (given >= 0.0 and isfinite(kept)):
+        return False
+    if activation is None and residual is None:
+        return True
+    call.fusion = bncore_fusion(_activation(activation), given, NULL, NULL, NULL)
+    call.problem.fusion = &call.fusion
+    if call.fusion.activation < 0:
+        return False
+    if residual is None:
+        return True
+    if not _plain(residual) or not _same_place(<cnp.ndarray>residual, x):
+        return False
+    call.fusion.residual = cnp.PyArray_DATA(<cnp.ndarray>residual)
+    return _itself_or_apart(out, residual)
+
+
+cdef bint _residual_gradient(Call *call, object dresidual_, cnp.ndarray x, object dy, object residual,
+                             object out) noexcept:
+    """Whether `dresidual` can be written as it is: dy or residual itself or apart, and apart from x and out."""
+    if dresidual_ is None:
+        return True
+    if not _plain(dresidual_):
+        return False
+    cdef cnp.ndarray dresidual = <cnp.ndarray>dresidual_
+    if not cnp.PyArray_ISWRITEABLE(dresidual) or not _same_place(dresidual, x):
+        return False
+    if not (_apart(dresidual, x) and _apart(dresidual, out) and _itself_or_apart(dresidual, dy)
+            and _itself_or_apart(dresidual, residual)):
+        return False
+    if call.problem.fusion == NULL: # neither an activation nor a residual: problem.py knows what that means
+        return False
+    call.fusion.dresidual = cnp.PyArray_DATA(dresidual)
+    return True
+
+
 cdef bint _parameter(Call *call, int which, object a_, object out) noexcept:
     """Read a (C,) parameter into call->parameters as float64; False where it is not canonical. None is allowed."""
     cdef int64_t c, channels = call.problem.channels
@@ -152,6 +202,11 @@ cdef bint _parameter(Call *call, int which, object a_, object out) noexcept:
     else:
         return False
     return True
+
+
+cdef inline bint _parameters_apart(object dresidual, object weight, object bias) noexcept:
+    """Whether dresidual has no byte of weight and bias, which are None or contiguous."""
+    return dresidual is None or (_apart(<cnp.ndarray>dresidual, weight) and _apart(<cnp.ndarray>dresidual, bias))
 
 
 cdef inline const double *_at(Call *call, int which, object given) noexcept nogil:
@@ -180,7 +235,7 @@ cdef inline cnp.ndarray _as_float32(cnp.ndarray values):
     return rounded
 
 
-def fast_train(x, weight, bias, axis, eps, out, int n_threads):
+def fast_train(x, weight, bias, axis, eps, out, int n_threads, activation=None, slope=0.0, residual=None):
     """batch_norm_train as (y, count, mean, m2), the last two read-only, or None if an argument is not canonical."""
     cdef Call call
     cdef bncore_status status
@@ -190,7 +245,8 @@ def fast_train(x, weight, bias, axis, eps, out, int n_threads):
     cdef int64_t count = call.problem.outer * call.problem.inner
     try:
         if (count < 2 or not _output_fits(out, <cnp.ndarray>x, None) or not _parameter(&call, 0, weight, out)
-                or not _parameter(&call, 1, bias, out)):
+                or not _parameter(&call, 1, bias, out)
+                or not _fusion(&call, activation, slope, residual, <cnp.ndarray>x, out)):
             return None
         y = _output(&call, out, <cnp.ndarray>x)
         mean, m2 = _per_channel(&call), _per_channel(&call)
@@ -205,7 +261,7 @@ def fast_train(x, weight, bias, axis, eps, out, int n_threads):
     return y, count, mean, m2
 
 
-def fast_infer(x, mean, var, weight, bias, axis, eps, out, int n_threads):
+def fast_infer(x, mean, var, weight, bias, axis, eps, out, int n_threads, activation=None, slope=0.0, residual=None):
     """batch_norm_infer, or None where an argument is not canonical."""
     cdef Call call
     cdef bncore_status status
@@ -215,7 +271,8 @@ def fast_infer(x, mean, var, weight, bias, axis, eps, out, int n_threads):
     try:
         if (not _output_fits(out, <cnp.ndarray>x, None) or not _parameter(&call, 0, weight, out)
                 or not _parameter(&call, 1, bias, out) or not _parameter(&call, 2, mean, out)
-                or not _parameter(&call, 3, var, out)):
+                or not _parameter(&call, 3, var, out)
+                or not _fusion(&call, activation, slope, residual, <cnp.ndarray>x, out)):
             return None
         y = _output(&call, out, <cnp.ndarray>x)
         with nogil:
@@ -228,7 +285,8 @@ def fast_infer(x, mean, var, weight, bias, axis, eps, out, int n_threads):
     return y
 
 
-def fast_train_backward(dy, x, count, mean, m2, weight, axis, eps, out, int n_threads):
+def fast_train_backward(dy, x, count, mean, m2, weight, axis, eps, out, int n_threads, bias=None, activation=None,
+                        slope=0.0, residual=None, dresidual=None):
     """batch_norm_train_backward as (dx, dweight, dbias), or None where an argument is not canonical."""
     cdef Call call
     cdef bncore_status status
@@ -241,8 +299,13 @@ def fast_train_backward(dy, x, count, mean, m2, weight, axis, eps, out, int n_th
     try:
         if (not _plain(dy) or not _same_place(<cnp.ndarray>dy, <cnp.ndarray>x) or count != n or mean is None
                 or m2 is None or not _output_fits(out, <cnp.ndarray>x, dy) or not _parameter(&call, 0, weight, out)
-                or not _parameter(&call, 1, mean, out) or not _parameter(&call, 2, m2, out)):
+                or not _parameter(&call, 1, mean, out) or not _parameter(&call, 2, m2, out)
+                or not _parameter(&call, 3, bias, out)
+                or not _fusion(&call, activation, slope, residual, <cnp.ndarray>x, out)
+                or not _residual_gradient(&call, dresidual, <cnp.ndarray>x, dy, residual, out)
+                or not _parameters_apart(dresidual, weight, bias)):
             return None
+        call.fusion.bias = _at(&call, 3, bias)
         var = call.parameters + 2 * call.problem.channels
         for c in range(call.problem.channels):
             var[c] = var[c] / <double>n

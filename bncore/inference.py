@@ -1,0 +1,223 @@
+"""Batch normalization by given statistics, forward and backward; as `bncore.api` is made."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, SupportsIndex
+
+import numpy as np
+import numpy.typing as npt
+
+from bncore import pool
+from bncore.backends import current
+from bncore.problem import Problem
+from bncore.scalars import real
+from bncore.threads import resolve
+
+Array = npt.NDArray[np.floating[Any]]
+
+
+def batch_norm_infer(
+    x: npt.ArrayLike,
+    mean: npt.ArrayLike,
+    var: npt.ArrayLike,
+    weight: npt.ArrayLike | None = None,
+    bias: npt.ArrayLike | None = None,
+    *,
+    axis: SupportsIndex = 1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+    n_threads: int | None = None,
+    activation: Literal["relu", "leaky_relu"] | None = None,
+    negative_slope: float = 0.01,
+    residual: npt.ArrayLike | None = None,
+) -> Array:
+    """Normalize every channel by given statistics, such as running ones.
+
+    ``y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual)``; activation and
+    residual are optional.
+
+    Parameters
+    ----------
+    x : array_like of float32 or float64, of 2 or more dimensions
+        See `batch_norm_train` for layouts and copies.
+    mean, var : (C,) array_like of float
+        Statistics per channel, of any real floating dtype, read as float64; mean in x's unit, var
+        in its square.
+    weight, bias : (C,) array_like of float, optional
+        gamma and beta; 1 and 0 where they are None.
+    axis, eps, n_threads
+        As in `batch_norm_train`.
+    out : ndarray, optional
+        Where y goes: of x's shape and dtype, writable.  It may be `x` or `residual` itself.
+    activation, negative_slope, residual
+        As in `batch_norm_train`.
+
+    Returns
+    -------
+    ndarray
+        `out`, or a new array of x's shape, dtype and memory order.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `batch_norm_train`, but one value per channel is allowed.
+
+    Notes
+    -----
+    A variance below 0 is not refused: a channel with ``var + eps < 0`` is NaN.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015, Algorithm 2, step 11.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bncore
+    >>> bncore.batch_norm_infer(np.array([[1.0, 8.0]]), [0.0, 4.0], [1.0, 4.0], eps=0.0)
+    array([[1., 2.]])
+    >>> bncore.batch_norm_infer(np.array([[1.0, 8.0]]), [0.0, 4.0], [1.0, 4.0], eps=0.0,
+    ...                         activation="leaky_relu", negative_slope=0.5,
+    ...                         residual=np.array([[-3.0, 1.0]]))
+    array([[-1.,  3.]])
+    """
+    out = pool.output(x, out)
+    backend = current()
+    threads = resolve(n_threads)
+    if backend.fast_infer is not None:
+        y: Array | None = backend.fast_infer(
+            x,
+            mean,
+            var,
+            weight,
+            bias,
+            axis,
+            eps,
+            out,
+            threads,
+            activation,
+            negative_slope,
+            residual,
+        )
+        if y is not None:
+            return y
+    p = Problem(x, axis)
+    given = p.parameter("mean", mean), p.parameter("var", var)
+    gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
+    eps = real("eps", eps, 0.0)
+    fusion = p.fusion(activation, negative_slope, residual)
+    result = p.output(out, parameters=(*given, gamma, beta), residual=fusion.source)
+    if not p.empty:
+        backend.kernels.normalize(
+            result.values,
+            p.x,
+            given[0].values,
+            given[1].values,
+            gamma.values,
+            beta.values,
+            eps,
+            threads,
+            fusion.asked(),
+        )
+    return result.finish()
+
+
+def batch_norm_infer_backward(
+    dy: npt.ArrayLike,
+    x: npt.ArrayLike,
+    mean: npt.ArrayLike,
+    var: npt.ArrayLike,
+    weight: npt.ArrayLike | None = None,
+    *,
+    axis: SupportsIndex = 1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+    n_threads: int | None = None,
+    bias: npt.ArrayLike | None = None,
+    activation: Literal["relu", "leaky_relu"] | None = None,
+    negative_slope: float = 0.01,
+    residual: npt.ArrayLike | None = None,
+    dresidual: Array | None = None,
+) -> tuple[Array, Array, Array]:
+    """Compute the gradients of `batch_norm_infer`, whose mean and var are constants.
+
+    ``dx = dy * weight / sqrt(var + eps)``.  With an activation, dy times its derivative takes the
+    place of dy, as in `batch_norm_train_backward`.
+
+    Parameters
+    ----------
+    dy : array_like
+        Gradient of the loss by y; of x's shape and dtype.  In another memory order than x it is
+        copied once, into x's.
+    x : array_like of float32 or float64
+        The input of the forward call.  See `batch_norm_train` for layouts and copies.
+    mean, var, weight, axis, eps, n_threads
+        As in the forward call.
+    out : ndarray, optional
+        Where dx goes: of x's shape and dtype, writable.  It may be `dy`, `x` or `residual` itself.
+    bias, activation, negative_slope, residual, dresidual
+        As in `batch_norm_train_backward`.
+
+    Returns
+    -------
+    dx : ndarray
+        `out`, or a new array of x's shape, dtype and memory order.
+    dweight, dbias : (C,) ndarray
+        ``sum(dy * xhat)`` and ``sum(dy)`` per channel, ``xhat = (x - mean) / sqrt(var + eps)``;
+        summed in float64, in weight's dtype, or in x's where there is no weight.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `batch_norm_infer`; and if dy differs from x in shape or dtype.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015, section 3: the gradients by gamma and beta after
+    Algorithm 1, and its d(loss)/d(x) with mean and variance held constant.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bncore
+    >>> bncore.batch_norm_infer_backward(
+    ...     np.array([[3.0]]), np.array([[5.0]]), [1.0], [4.0], [2.0], eps=0.0)
+    (array([[3.]]), array([6.]), array([3.]))
+    >>> bncore.batch_norm_infer_backward(
+    ...     np.array([[3.0]]), np.array([[5.0]]), [1.0], [4.0], [2.0], eps=0.0, bias=[-5.0],
+    ...     activation="relu")
+    (array([[0.]]), array([0.]), array([0.]))
+    """
+    out = pool.output(x, out)
+    backend = current()
+    threads = resolve(n_threads)
+    p = Problem(x, axis)
+    gradient, source = p.gradient(dy)
+    given = p.parameter("mean", mean), p.parameter("var", var)
+    gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
+    eps = real("eps", eps, 0.0)
+    fusion = p.fusion(activation, negative_slope, residual)
+    dx = p.output(out, source, (*given, gamma, beta), fusion.source)
+    dr = p.residual_gradient(dresidual, dx, source, fusion.source, (*given, gamma, beta))
+    sum_dy, sum_dy_xhat = p.zeros(), p.zeros()
+    if not p.empty:
+        backend.kernels.infer_backward(
+            dx.values,
+            sum_dy,
+            sum_dy_xhat,
+            gradient,
+            p.x,
+            given[0].values,
+            given[1].values,
+            gamma.values,
+            eps,
+            threads,
+            fusion.backward(beta, dr),
+        )
+    if dr is not None:
+        dr.finish()
+    dweight = p.parameter_gradient(sum_dy_xhat, gamma)
+    dbias = p.parameter_gradient(sum_dy, gamma)
+    return dx.finish(), dweight, dbias

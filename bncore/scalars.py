@@ -1,0 +1,96 @@
+"""Validation of what is no array: numbers, flags, axes and names.
+
+Every message reads "<argument>: expected <what>, got <what>".
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+
+import numpy as np
+
+
+def shown(value: object) -> str:
+    """Describe a value in a message: scalars as they are, anything else by its type."""
+    if value is None or isinstance(value, (bool, int, float, str, np.generic)):
+        return repr(value)
+    return type(value).__name__
+
+
+def integer(name: str, value: object, expected: str) -> int:
+    """Return `value` as an int; a bool is none."""
+    if not isinstance(value, (bool, np.bool_)):
+        try:
+            return operator.index(value)  # type: ignore[arg-type]
+        except TypeError:
+            pass
+    raise TypeError(f"{name}: expected {expected}, got {shown(value)}")
+
+
+def integer_at_least(name: str, value: object, least: int) -> int:
+    """Return `value` as an int that is not below `least`."""
+    number = integer(name, value, f"an integer >= {least}")
+    if number < least:
+        raise ValueError(f"{name}: expected an integer >= {least}, got {number}")
+    return number
+
+
+def real(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
+    """Return `value` as a finite float between `low` and `high`, both included."""
+    # The exact type first: asking an abstract class takes longer than all else here.
+    known = type(value) is float or type(value) is int
+    if not known and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
+        raise TypeError(f"{name}: expected a real number, got {shown(value)}")
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except OverflowError:
+        number = math.inf
+    if not (math.isfinite(number) and low <= number <= high):
+        if high < math.inf:
+            bounds = f" from {low:g} to {high:g}"
+        else:
+            bounds = f" >= {low:g}" if low > -math.inf else ""
+        raise ValueError(f"{name}: expected a finite number{bounds}, got {shown(value)}")
+    return number
+
+
+def boolean(name: str, value: object) -> bool:
+    """Return `value` as a bool."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected a bool, got {shown(value)}")
+    return bool(value)
+
+
+def one_axis(axis: object, ndim: int, expected: str = "an integer") -> int:
+    """Return `axis` counted from 0."""
+    number = integer("axis", axis, expected)
+    if not -ndim <= number < ndim:
+        raise np.exceptions.AxisError(
+            f"axis: expected an integer from {-ndim} to {ndim - 1} for {ndim} dimensions, "
+            f"got {number}"
+            if ndim
+            else f"axis: expected no axis for 0 dimensions, got {number}"
+        )
+    return number % ndim
+
+
+def several_axes(axis: object, ndim: int) -> tuple[int, ...]:
+    """Return the axes that `axis` names: all for None, else one integer or a tuple of them."""
+    if axis is None:
+        return tuple(range(ndim))
+    expected = "None, an integer or a tuple of integers"
+    given = axis if isinstance(axis, tuple) else (axis,)
+    axes = tuple(one_axis(one, ndim, expected) for one in given)
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"axis: expected every axis once, got {axis}")
+    return axes
+
+
+def option(name: str, value: object, options: tuple[str, ...]) -> str | None:
+    """Return `value`, which has to be None or one of the options."""
+    if value is None or (isinstance(value, str) and value in options):
+        return value
+    expected = f"{name}: expected None, {' or '.join(map(repr, options))}, got {shown(value)}"
+    raise ValueError(expected) if isinstance(value, str) else TypeError(expected)
