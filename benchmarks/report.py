@@ -123,9 +123,13 @@ def page(results: Results, resident: int, drawn: list[str]) -> str:
         "## Promises",
         promises.table(promises.judged(results.rows, resident)).markdown(),
         "## Means",
-        tables.summary_table(results.rows).markdown(),
-        "## Every shape",
     ]
+    for name in (name for name in SHAPES if name not in ("sizes", "quick")):
+        shapes = set(SHAPES[name])
+        table = tables.summary_table(row for row in results.rows if row.case.shape in shapes)
+        if table.lines:
+            parts += [f"### {name}", table.markdown()]
+    parts.append("## Every shape")
     for table in tables.shape_tables(results.rows):
         summary = f"<details><summary>{table.title}</summary>"
         parts += [summary, table.markdown(), "</details>"]

@@ -1,16 +1,16 @@
-/* What is fused with batch norm, for storage type T: z = bn(x) + residual, and its activation. `fused`, a sum of variants
- * (kernels.h), is a constant wherever these are inlined. */
+/* What is fused with batch norm, for storage type T and arithmetic in ACC: z = bn(x) + residual, and its activation.
+ * `fused`, a sum of variants (kernels.h), is a constant wherever these are inlined. */
 
 /* Where the values of a run begin. Not read: dy without BACKWARD, r without RESIDUAL, dr without STORED. */
 typedef struct NAME(values) {
     const T *dy, *x, *r;
     T *dr;
-    T slope, least;
+    ACC slope, least;
 } NAME(values);
 
 static inline ALWAYS_INLINE NAME(values) NAME(values_of)(const bncore_arrays *a)
 {
-    return (NAME(values)){a->dy, a->x, a->residual, a->dresidual, (T)a->slope, (T)a->least};
+    return (NAME(values)){a->dy, a->x, a->residual, a->dresidual, (ACC)a->slope, (ACC)a->least};
 }
 
 static inline ALWAYS_INLINE NAME(values) NAME(values_at)(NAME(values) v, int64_t i, int fused)
@@ -23,32 +23,32 @@ static inline ALWAYS_INLINE NAME(values) NAME(values_at)(NAME(values) v, int64_t
 }
 
 /* z of value i, d being x - hi. */
-static inline ALWAYS_INLINE T NAME(z_of)(NAME(values) v, int64_t i, T d, T scale, T shift,
-                                         int fused)
+static inline ALWAYS_INLINE ACC NAME(z_of)(NAME(values) v, int64_t i, ACC d, ACC scale, ACC shift,
+                                           int fused)
 {
-    const T z = d * scale + shift;
-    return fused & RESIDUAL ? z + v.r[i] : z;
+    const ACC z = d * scale + shift;
+    return fused & RESIDUAL ? z + (ACC)v.r[i] : z;
 }
 
 /* `value` where z is positive or NaN; else slope * value, or for relu exactly 0, whatever the value is. That no z reaches
  * relu's `least` says so without a branch, for which GCC would make every loop twice. */
-static inline ALWAYS_INLINE T NAME(activated)(NAME(values) v, T z, T value)
+static inline ALWAYS_INLINE ACC NAME(activated)(NAME(values) v, ACC z, ACC value)
 {
-    const T below = z >= v.least ? v.slope * value : (T)0;
-    return z <= (T)0 ? below : value;
+    const ACC below = z >= v.least ? v.slope * value : (ACC)0;
+    return z <= (ACC)0 ? below : value;
 }
 
-static inline ALWAYS_INLINE T NAME(y_of)(NAME(values) v, int64_t i, T d, T scale, T shift,
-                                         int fused)
+static inline ALWAYS_INLINE ACC NAME(y_of)(NAME(values) v, int64_t i, ACC d, ACC scale, ACC shift,
+                                           int fused)
 {
-    const T z = NAME(z_of)(v, i, d, scale, shift, fused);
+    const ACC z = NAME(z_of)(v, i, d, scale, shift, fused);
     return fused & ACTIVATION ? NAME(activated)(v, z, z) : z;
 }
 
 /* The gradient by z of value i. */
-static inline ALWAYS_INLINE T NAME(g_of)(NAME(values) v, int64_t i, T d, T scale, T shift,
-                                         int fused)
+static inline ALWAYS_INLINE ACC NAME(g_of)(NAME(values) v, int64_t i, ACC d, ACC scale, ACC shift,
+                                           int fused)
 {
-    if (!(fused & ACTIVATION)) return v.dy[i];
-    return NAME(activated)(v, NAME(z_of)(v, i, d, scale, shift, fused), v.dy[i]);
+    if (!(fused & ACTIVATION)) return (ACC)v.dy[i];
+    return NAME(activated)(v, NAME(z_of)(v, i, d, scale, shift, fused), (ACC)v.dy[i]);
 }

@@ -3,11 +3,11 @@
 
 /* What z of one channel is made of beside its values. */
 typedef struct NAME(mask) {
-    T scale, hi, shift;
+    ACC scale, hi, shift;
 } NAME(mask);
 
 /* coef: the fields of grad_input's coefficients; not read without an activation. */
-static inline ALWAYS_INLINE NAME(mask) NAME(mask_of)(const T *coef, int64_t stride, int fused)
+static inline ALWAYS_INLINE NAME(mask) NAME(mask_of)(const ACC *coef, int64_t stride, int fused)
 {
     if (!(fused & ACTIVATION)) return (NAME(mask)){0};
     return (NAME(mask)){coef[0], coef[stride], coef[MASK_SHIFT * stride]};
@@ -34,9 +34,9 @@ static inline ALWAYS_INLINE void NAME(add_grad_vectors)(lanes *restrict acc, NAM
         NAME(fetch_values)(v, ahead, fused);
 #pragma omp simd
         for (int l = 0; l < BNCORE_LANES; l++) {
-            const T value = NAME(g_of)(v, l, v.x[l] - m.hi, m.scale, m.shift, fused);
+            const ACC value = NAME(g_of)(v, l, (ACC)v.x[l] - m.hi, m.scale, m.shift, fused);
             const double g = (double)value;
-            if (fused & STORED) v.dr[l] = value;
+            if (fused & STORED) v.dr[l] = (T)value;
             a[l] += g;
             b[l] += g * ((double)v.x[l] - mean);
         }
@@ -46,10 +46,10 @@ static inline ALWAYS_INLINE void NAME(add_grad_vectors)(lanes *restrict acc, NAM
 #pragma omp simd
         for (int l = 0; l < BNCORE_LANES; l++) {
             const int last = l >= BNCORE_LANES - left;
-            const T value = NAME(g_of)(v, l, v.x[l] - m.hi, m.scale, m.shift, fused);
+            const ACC value = NAME(g_of)(v, l, (ACC)v.x[l] - m.hi, m.scale, m.shift, fused);
             const double g = last ? (double)value : 0.0;
             const double d = last ? (double)v.x[l] - mean : 0.0;
-            if (fused & STORED) v.dr[l] = last ? value : v.dr[l];
+            if (fused & STORED) v.dr[l] = last ? (T)value : v.dr[l];
             a[l] += g;
             b[l] += g * d;
         }
@@ -62,11 +62,11 @@ static NOINLINE void NAME(add_short_grad_run)(lanes *acc, NAME(values) v, int64_
                                               NAME(mask) m, int fused)
 {
     for (int64_t i = 0; i < len; i++) {
-        const T value = NAME(g_of)(v, i, v.x[i] - m.hi, m.scale, m.shift, fused);
+        const ACC value = NAME(g_of)(v, i, (ACC)v.x[i] - m.hi, m.scale, m.shift, fused);
         const double g = (double)value;
         acc->a[BNCORE_LANES - len + i] += g;
         acc->b[BNCORE_LANES - len + i] += g * ((double)v.x[i] - mean);
-        if (fused & STORED) v.dr[i] = value;
+        if (fused & STORED) v.dr[i] = (T)value;
     }
 }
 
@@ -89,7 +89,7 @@ static inline ALWAYS_INLINE void NAME(sum_planes)(bncore_partial partial,
                                                   const bncore_planes *t, int fused)
 {
     const NAME(values) values = NAME(values_of)(arrays);
-    const T *mask = arrays->mask;
+    const ACC *mask = arrays->mask;
     lanes acc[BNCORE_GROUP] = {0};
     int64_t pending = 0;
     double *sum_a = partial.at, *sum_b = sum_a + partial.stride;
@@ -116,7 +116,7 @@ static inline ALWAYS_INLINE void NAME(sum_planes)(bncore_partial partial,
 typedef struct NAME(grad_columns) {
     double a[STRIP], b[STRIP];
     const double *mean;
-    const T *mask;
+    const ACC *mask;
     int64_t mask_stride;
 } NAME(grad_columns);
 
@@ -125,7 +125,7 @@ static inline ALWAYS_INLINE void NAME(add_grad_strip)(NAME(grad_columns) * w, in
                                                       int fused)
 {
     double a[BNCORE_LANES], b[BNCORE_LANES], mean[BNCORE_LANES];
-    T scale[BNCORE_LANES], hi[BNCORE_LANES], shift[BNCORE_LANES];
+    ACC scale[BNCORE_LANES], hi[BNCORE_LANES], shift[BNCORE_LANES];
 #pragma omp simd
     for (int l = 0; l < BNCORE_LANES; l++) {
         const NAME(mask) m = NAME(mask_of)(w->mask + j + l, w->mask_stride, fused);
@@ -137,9 +137,9 @@ static inline ALWAYS_INLINE void NAME(add_grad_strip)(NAME(grad_columns) * w, in
         NAME(fetch_values)(v, AHEAD, fused);
 #pragma omp simd
         for (int l = 0; l < BNCORE_LANES; l++) {
-            const T value = NAME(g_of)(v, l, v.x[l] - hi[l], scale[l], shift[l], fused);
+            const ACC value = NAME(g_of)(v, l, (ACC)v.x[l] - hi[l], scale[l], shift[l], fused);
             const double g = (double)value;
-            if (fused & STORED) v.dr[l] = value;
+            if (fused & STORED) v.dr[l] = (T)value;
             a[l] += g;
             b[l] += g * ((double)v.x[l] - mean[l]);
         }
@@ -159,7 +159,7 @@ static inline ALWAYS_INLINE void NAME(add_grad_rows)(NAME(grad_columns) * w, NAM
         const NAME(mask) m = NAME(mask_of)(w->mask + j, w->mask_stride, fused);
         for (int r = 0; r < rows; r++) {
             const NAME(values) v = NAME(values_at)(values, r * stride + j, fused);
-            const T value = NAME(g_of)(v, 0, v.x[0] - m.hi, m.scale, m.shift, fused);
+            const ACC value = NAME(g_of)(v, 0, v.x[0] - m.hi, m.scale, m.shift, fused);
             const double g = (double)value;
             w->a[j] += g;
             w->b[j] += g * ((double)v.x[0] - w->mean[j]);
@@ -196,7 +196,7 @@ static inline ALWAYS_INLINE void NAME(sum_rows)(bncore_partial partial, const bn
                                                 const double *mean, const bncore_rows *t, int fused)
 {
     const NAME(values) values = NAME(values_of)(arrays);
-    const T *mask = arrays->mask;
+    const ACC *mask = arrays->mask;
     NAME(grad_columns) w;
     w.mask_stride = arrays->mask_stride;
     for (int64_t j = 0; j < t->cols; j += STRIP) {

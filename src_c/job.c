@@ -46,7 +46,7 @@ size_t bncore_job_scratch(const bncore_geometry *g)
 
 static const void *coef_at(const job *j, int64_t column)
 {
-    return (const char *)j->coef + (size_t)column * j->item;
+    return (const char *)j->coef + (size_t)column * j->kernels->coef_item;
 }
 
 static const void *moved(const void *array, size_t bytes)
@@ -271,11 +271,12 @@ static void set_coefs(const job *j, int whole)
     if (whole) j->set_coefs(j, 0, j->g.channels);
     if (j->set_mask) j->set_mask(j, 0, j->g.channels);
     if (j->g.planes) return;
-    const size_t repeated = (size_t)bncore_min(j->g.cols, REPEATED) * j->item;
+    const size_t item = j->kernels->coef_item;
+    const size_t repeated = (size_t)bncore_min(j->g.cols, REPEATED) * item;
     for (int f = 0; f < (j->set_mask ? COEF_FIELDS : MAX_FIELDS); f++) {
-        char *field = (char *)j->coef + (size_t)(f * j->coef_stride) * j->item;
-        spread_over_columns(&j->g, field, j->item);
-        memcpy(field + (size_t)j->g.cols * j->item, field, repeated);
+        char *field = (char *)j->coef + (size_t)(f * j->coef_stride) * item;
+        spread_over_columns(&j->g, field, item);
+        memcpy(field + (size_t)j->g.cols * item, field, repeated);
     }
 }
 

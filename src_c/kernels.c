@@ -21,15 +21,19 @@ typedef struct running_columns {
 } running_columns;
 
 #define T float
+#define ACC float
 #define NAME(function) function##_f32
 #include "kernels_tmpl.c"
 #undef T
+#undef ACC
 #undef NAME
 
 #define T double
+#define ACC double
 #define NAME(function) function##_f64
 #include "kernels_tmpl.c"
 #undef T
+#undef ACC
 #undef NAME
 
 #define STRING_(a) #a

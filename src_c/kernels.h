@@ -3,13 +3,15 @@
  * Reductions give one partial result per channel (planes) or column (rows), of these fields:
  *   moments:  {n, pivot, offset, m2}, the mean being pivot + offset
  *   grad_sums: {sum of dy, sum of dy * (x - mean)}
- * Elementwise kernels read coefficients of the storage type, field by field: coefficient[field * stride + column]; for
+ * Elementwise kernels read coefficients of the arithmetic type, field by field: coefficient[field * stride + column]; for
  * rows, those of the first REPEATED columns stand once more behind the last ones.
  *   normalize: {hi, scale, shift}
  *   grad_input: {a, hi, k, c}, and behind them, for a mask, the shift of normalize, whose scale is a
  */
 #ifndef BNCORE_KERNELS_H
 #define BNCORE_KERNELS_H
+
+#include <stddef.h>
 
 #include "partition.h"
 
@@ -65,6 +67,7 @@ typedef struct bncore_arrays {
 } bncore_arrays;
 
 typedef struct bncore_kernel_set {
+    size_t item, coef_item; /* bytes of a value, and of a coefficient */
     void (*moments_planes)(bncore_partial partial, const bncore_arrays *a, const double *unused,
                            const bncore_planes *t);
     void (*moments_rows)(bncore_partial partial, const bncore_arrays *a, const double *unused,

@@ -1,4 +1,4 @@
-/* All kernels for one storage type: kernels.c defines T and NAME() and includes this file once per type. */
+/* All kernels for one storage type: kernels.c defines T, the type of the arithmetic ACC and NAME() and includes this file once per type. */
 
 /* In this order: each uses those before it. */
 #include "activation_tmpl.c"
@@ -12,6 +12,8 @@
 #include "variants_tmpl.c"
 
 static const bncore_kernel_set NAME(kernel_set) = {
+    .item = sizeof(T),
+    .coef_item = sizeof(ACC),
     .moments_planes = NAME(moments_planes),
     .moments_rows = NAME(moments_rows),
     .grad_sums_planes =

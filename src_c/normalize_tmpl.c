@@ -1,19 +1,19 @@
-/* Elementwise kernels for storage type T: y from x, dx from dy and x. The arithmetic is in T; what needs more
- * digits was folded into the coefficients in double. dst may be an input itself: element i depends on element i. */
+/* Elementwise kernels for storage type T: y from x, dx from dy and x. The arithmetic is in ACC; what needs more digits was
+ * folded into the coefficients in double. dst may be an input itself: element i depends on element i. */
 
-/* y = (x - hi) * scale + shift: hi is the mean rounded to T, and what rounding lost is in shift, so that
+/* y = (x - hi) * scale + shift: hi is the mean rounded to ACC, and what rounding lost is in shift, so that
  * |mean| >> std costs no digits. */
 static inline ALWAYS_INLINE void
-NAME(normalize_fields)(T *restrict hi, T *restrict scale, T *restrict shift, int64_t n,
+NAME(normalize_fields)(ACC *restrict hi, ACC *restrict scale, ACC *restrict shift, int64_t n,
                        const double *restrict mean, const double *restrict invstd,
                        const double *restrict weight, const double *restrict bias)
 {
 #pragma omp simd
     for (int64_t c = 0; c < n; c++) {
-        hi[c] = (T)mean[c];
-        scale[c] = (T)(weight ? weight[c] * invstd[c] : invstd[c]);
+        hi[c] = (ACC)mean[c];
+        scale[c] = (ACC)(weight ? weight[c] * invstd[c] : invstd[c]);
         const double lo = mean[c] - (double)hi[c], b = bias ? bias[c] : 0.0;
-        shift[c] = (T)(lo == 0.0 ? b : b - lo * (double)scale[c]);
+        shift[c] = (ACC)(lo == 0.0 ? b : b - lo * (double)scale[c]);
     }
 }
 
@@ -21,7 +21,7 @@ NAME(normalize_fields)(T *restrict hi, T *restrict scale, T *restrict shift, int
 static void NAME(normalize_coefs)(void *coef, int64_t stride, int64_t n, const double *mean,
                                   const double *invstd, const double *weight, const double *bias)
 {
-    T *hi = coef;
+    ACC *hi = coef;
     NAME(normalize_fields)(hi, hi + stride, hi + 2 * stride, n, mean, invstd, weight, bias);
 }
 
@@ -29,7 +29,7 @@ static void NAME(normalize_coefs)(void *coef, int64_t stride, int64_t n, const d
 static void NAME(mask_coefs)(void *coef, int64_t stride, int64_t n, const double *mean,
                              const double *invstd, const double *weight, const double *bias)
 {
-    T *a = coef;
+    ACC *a = coef;
     NAME(normalize_fields)(a + stride, a, a + MASK_SHIFT * stride, n, mean, invstd, weight, bias);
 }
 
@@ -40,16 +40,16 @@ static void NAME(grad_input_coefs)(void *coef, int64_t stride, int64_t n,
                                    const double *restrict weight, const double *restrict sum_dy,
                                    const double *restrict sum_dy_xhat, double count)
 {
-    T *restrict a_ = coef, *restrict hi = a_ + stride, *restrict k_ = hi + stride,
-                *restrict shift_ = k_ + stride;
+    ACC *restrict a_ = coef, *restrict hi = a_ + stride, *restrict k_ = hi + stride,
+                  *restrict shift_ = k_ + stride;
 #pragma omp simd
     for (int64_t c = 0; c < n; c++) {
         const double shift = -(sum_dy[c] / count);
-        a_[c] = (T)(weight ? weight[c] * invstd[c] : invstd[c]);
-        hi[c] = (T)mean[c];
-        k_[c] = (T)(-invstd[c] * (sum_dy_xhat[c] / count));
+        a_[c] = (ACC)(weight ? weight[c] * invstd[c] : invstd[c]);
+        hi[c] = (ACC)mean[c];
+        k_[c] = (ACC)(-invstd[c] * (sum_dy_xhat[c] / count));
         const double lo = mean[c] - (double)hi[c];
-        shift_[c] = (T)(lo == 0.0 ? shift : shift - lo * (double)k_[c]);
+        shift_[c] = (ACC)(lo == 0.0 ? shift : shift - lo * (double)k_[c]);
     }
 }
 
@@ -57,74 +57,76 @@ static void NAME(grad_input_coefs)(void *coef, int64_t stride, int64_t n,
 static void NAME(grad_frozen_coefs)(void *coef, int64_t n, const double *restrict invstd,
                                     const double *restrict weight)
 {
-    T *restrict a = coef;
+    ACC *restrict a = coef;
 #pragma omp simd
-    for (int64_t c = 0; c < n; c++) a[c] = (T)(weight ? weight[c] * invstd[c] : invstd[c]);
+    for (int64_t c = 0; c < n; c++) a[c] = (ACC)(weight ? weight[c] * invstd[c] : invstd[c]);
 }
 
 /* One run of values, with coefficients of one channel (planes) or of one per value (rows). */
 static inline ALWAYS_INLINE void NAME(normalize_run)(T *to, NAME(values) v, int64_t len,
-                                                     const T *coef, int64_t stride, int fused)
+                                                     const ACC *coef, int64_t stride, int fused)
 {
-    const T hi = coef[0], scale = coef[stride], shift = coef[2 * stride];
+    const ACC hi = coef[0], scale = coef[stride], shift = coef[2 * stride];
 #pragma omp simd
-    for (int64_t i = 0; i < len; i++) to[i] = NAME(y_of)(v, i, v.x[i] - hi, scale, shift, fused);
+    for (int64_t i = 0; i < len; i++)
+        to[i] = (T)NAME(y_of)(v, i, (ACC)v.x[i] - hi, scale, shift, fused);
 }
 
 static inline ALWAYS_INLINE void NAME(normalize_row)(T *to, NAME(values) v, int64_t len,
-                                                     const T *coef, int64_t stride, int fused)
+                                                     const ACC *coef, int64_t stride, int fused)
 {
-    const T *hi = coef, *scale = hi + stride, *shift = scale + stride;
+    const ACC *hi = coef, *scale = hi + stride, *shift = scale + stride;
 #pragma omp simd
     for (int64_t i = 0; i < len; i++)
-        to[i] = NAME(y_of)(v, i, v.x[i] - hi[i], scale[i], shift[i], fused);
+        to[i] = (T)NAME(y_of)(v, i, (ACC)v.x[i] - hi[i], scale[i], shift[i], fused);
 }
 
 static inline ALWAYS_INLINE void NAME(grad_input_run)(T *to, NAME(values) v, int64_t len,
-                                                      const T *coef, int64_t stride, int fused)
+                                                      const ACC *coef, int64_t stride, int fused)
 {
-    const T a = coef[0], hi = coef[stride], k = coef[2 * stride], c = coef[3 * stride];
-    const T shift = fused & ACTIVATION ? coef[MASK_SHIFT * stride] : (T)0;
+    const ACC a = coef[0], hi = coef[stride], k = coef[2 * stride], c = coef[3 * stride];
+    const ACC shift = fused & ACTIVATION ? coef[MASK_SHIFT * stride] : (ACC)0;
 #pragma omp simd
     for (int64_t i = 0; i < len; i++) {
-        const T d = v.x[i] - hi;
-        to[i] = ((NAME(g_of)(v, i, d, a, shift, fused) + d * k) + c) * a;
+        const ACC d = (ACC)v.x[i] - hi;
+        to[i] = (T)(((NAME(g_of)(v, i, d, a, shift, fused) + d * k) + c) * a);
     }
 }
 
 static inline ALWAYS_INLINE void NAME(grad_input_row)(T *to, NAME(values) v, int64_t len,
-                                                      const T *coef, int64_t stride, int fused)
+                                                      const ACC *coef, int64_t stride, int fused)
 {
-    const T *a = coef, *hi = a + stride, *k = hi + stride, *c = k + stride;
-    const T *shift = coef + MASK_SHIFT * stride;
+    const ACC *a = coef, *hi = a + stride, *k = hi + stride, *c = k + stride;
+    const ACC *shift = coef + MASK_SHIFT * stride;
 #pragma omp simd
     for (int64_t i = 0; i < len; i++) {
-        const T d = v.x[i] - hi[i];
-        const T g = NAME(g_of)(v, i, d, a[i], fused & ACTIVATION ? shift[i] : (T)0, fused);
-        to[i] = ((g + d * k[i]) + c[i]) * a[i];
+        const ACC d = (ACC)v.x[i] - hi[i];
+        const ACC g = NAME(g_of)(v, i, d, a[i], fused & ACTIVATION ? shift[i] : (ACC)0, fused);
+        to[i] = (T)(((g + d * k[i]) + c[i]) * a[i]);
     }
 }
 
 /* Frozen statistics: dx = dy * a, with grad_input's coefficients. */
 static inline ALWAYS_INLINE void NAME(grad_frozen_run)(T *to, NAME(values) v, int64_t len,
-                                                       const T *coef, int64_t stride, int fused)
+                                                       const ACC *coef, int64_t stride, int fused)
 {
-    const T a = coef[0], hi = fused & ACTIVATION ? coef[stride] : (T)0;
-    const T shift = fused & ACTIVATION ? coef[MASK_SHIFT * stride] : (T)0;
+    const ACC a = coef[0], hi = fused & ACTIVATION ? coef[stride] : (ACC)0;
+    const ACC shift = fused & ACTIVATION ? coef[MASK_SHIFT * stride] : (ACC)0;
 #pragma omp simd
-    for (int64_t i = 0; i < len; i++) to[i] = NAME(g_of)(v, i, v.x[i] - hi, a, shift, fused) * a;
+    for (int64_t i = 0; i < len; i++)
+        to[i] = (T)(NAME(g_of)(v, i, (ACC)v.x[i] - hi, a, shift, fused) * a);
 }
 
 static inline ALWAYS_INLINE void NAME(grad_frozen_row)(T *to, NAME(values) v, int64_t len,
-                                                       const T *coef, int64_t stride, int fused)
+                                                       const ACC *coef, int64_t stride, int fused)
 {
-    const T *a = coef, *hi = a + stride, *shift = coef + MASK_SHIFT * stride;
+    const ACC *a = coef, *hi = a + stride, *shift = coef + MASK_SHIFT * stride;
 #pragma omp simd
     for (int64_t i = 0; i < len; i++) {
-        const T z_shift = fused & ACTIVATION ? shift[i] : (T)0;
-        to[i] = NAME(g_of)(v, i, v.x[i] - hi[i], a[i], z_shift, fused) * a[i];
+        const ACC z_shift = fused & ACTIVATION ? shift[i] : (ACC)0;
+        to[i] = (T)(NAME(g_of)(v, i, (ACC)v.x[i] - hi[i], a[i], z_shift, fused) * a[i]);
     }
 }
 
-typedef void NAME(run_function)(T *to, NAME(values) v, int64_t len, const T *coef, int64_t stride,
+typedef void NAME(run_function)(T *to, NAME(values) v, int64_t len, const ACC *coef, int64_t stride,
                                 int fused);

@@ -17,7 +17,7 @@ static bncore_status start(job *j, const bncore_problem *p, void *dst, const voi
                .kernels = kernels->set[p->dtype],
                .g = bncore_partition(p->outer, p->channels, p->inner),
                .arrays = {.dst = dst, .dy = dy, .x = x},
-               .item = p->dtype == BNCORE_FLOAT32 ? sizeof(float) : sizeof(double)};
+               .item = kernels->set[p->dtype]->item};
     return BNCORE_OK;
 }
 
@@ -69,7 +69,7 @@ static const double *from_channel(const double *parameter, int64_t first)
 
 static void *coef_at(const job *j, int64_t column)
 {
-    return (char *)j->coef + (size_t)column * j->item;
+    return (char *)j->coef + (size_t)column * j->kernels->coef_item;
 }
 
 static void set_normalize(const job *j, int64_t first, int64_t n, const double *mean)

@@ -12,7 +12,7 @@ static inline int64_t NAME(to_line)(const T *p)
 /* `runs` neighbouring runs of `len` values: what lies in whole lines passes the caches. A line in which two runs meet (none
  * meets three: len >= LINE where there are several) is computed with the coefficients of both. */
 static inline ALWAYS_INLINE void NAME(stream_runs)(T *dst, NAME(values) v, int64_t runs,
-                                                   int64_t len, const T *coef, int64_t stride,
+                                                   int64_t len, const ACC *coef, int64_t stride,
                                                    NAME(run_function) * run, int fused)
 {
     int64_t i = bncore_min(NAME(to_line)(dst), len), end = len;
@@ -36,7 +36,7 @@ static inline ALWAYS_INLINE void NAME(stream_runs)(T *dst, NAME(values) v, int64
 }
 
 /* The last image first: what was read last is still in cache. Within an image, memory forwards. */
-static inline ALWAYS_INLINE void NAME(walk_planes)(const bncore_arrays *arrays, const T *coef,
+static inline ALWAYS_INLINE void NAME(walk_planes)(const bncore_arrays *arrays, const ACC *coef,
                                                    int64_t stride, const bncore_planes *t,
                                                    NAME(run_function) * run, int fused)
 {
@@ -64,7 +64,7 @@ static inline ALWAYS_INLINE void NAME(walk_planes)(const bncore_arrays *arrays, 
 
 /* `rows` rows of whole lines, a line of columns at a time, so that its coefficients are loaded once for all. */
 static inline ALWAYS_INLINE void NAME(walk_columns)(const bncore_arrays *arrays, int64_t at,
-                                                    const T *coef, int64_t stride, int64_t cols,
+                                                    const ACC *coef, int64_t stride, int64_t cols,
                                                     int rows, int stream, NAME(run_function) * run,
                                                     int fused)
 {
@@ -87,7 +87,7 @@ static inline ALWAYS_INLINE void NAME(walk_columns)(const bncore_arrays *arrays,
 }
 
 static inline ALWAYS_INLINE void NAME(walk_tiles)(const bncore_arrays *arrays, int64_t at,
-                                                  const T *coef, int64_t stride, int64_t cols,
+                                                  const ACC *coef, int64_t stride, int64_t cols,
                                                   int64_t rows, int stream,
                                                   NAME(run_function) * run, int fused)
 {
@@ -100,7 +100,7 @@ static inline ALWAYS_INLINE void NAME(walk_tiles)(const bncore_arrays *arrays, i
 
 /* Rows of at least a line, streamed from the first whole line on. A line may go round the corner from a row's last
  * columns to the next one's first, whose coefficients stand behind those of the last (job.c repeats them there). */
-static inline ALWAYS_INLINE void NAME(stream_rows)(const bncore_arrays *arrays, const T *coef,
+static inline ALWAYS_INLINE void NAME(stream_rows)(const bncore_arrays *arrays, const ACC *coef,
                                                    int64_t stride, const bncore_rows *t,
                                                    NAME(run_function) * run, int fused)
 {
@@ -125,7 +125,7 @@ static inline ALWAYS_INLINE void NAME(stream_rows)(const bncore_arrays *arrays, 
     stream_end();
 }
 
-static inline ALWAYS_INLINE void NAME(walk_rows)(const bncore_arrays *arrays, const T *coef,
+static inline ALWAYS_INLINE void NAME(walk_rows)(const bncore_arrays *arrays, const ACC *coef,
                                                  int64_t stride, const bncore_rows *t,
                                                  NAME(run_function) * run, int fused)
 {

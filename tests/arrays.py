@@ -100,6 +100,11 @@ def _huge(rng: Rng, shape: Shape, dtype: type) -> np.ndarray:
     return normal(rng, shape, dtype, 0.0, 1e37 if dtype == np.float32 else 1e150)
 
 
+def _tiny(rng: Rng, shape: Shape, dtype: type) -> np.ndarray:
+    # 1 / std has to be a number of this type too.
+    return normal(rng, shape, dtype, 0.0, 1e-36 if dtype == np.float32 else 1e-150)
+
+
 Values = Callable[[Rng, Shape, type], np.ndarray]
 
 VALUES: dict[str, Values] = {
@@ -110,6 +115,7 @@ VALUES: dict[str, Values] = {
     "alternating": _alternating,
     "subnormal": _subnormal,
     "huge": _huge,
+    "tiny": _tiny,
     "tiny_spread": lambda rng, shape, dtype: normal(rng, shape, dtype, 1.0, 1e-6),
 }
 

@@ -15,6 +15,8 @@ from fractions import Fraction
 
 import numpy as np
 
+import tolerances
+
 if np.finfo(np.longdouble).nmant < 63:  # pragma: no cover - depends on the platform
     raise RuntimeError("the oracle needs a long double of 64 bits of mantissa or more")
 
@@ -255,11 +257,11 @@ def max_relative(got: np.ndarray, reference: np.ndarray, scale: np.ndarray) -> f
 def forward_error(y: np.ndarray, expected: Forward) -> float:
     """What `tolerances.forward` bounds: float32 in ulp of the scale, float64 relative to it.
 
-    A saved mean is one double, so a float64 result may be off by two ulp of the mean besides.
+    A saved mean is one double, so a float64 result may be off by some ulp of the mean besides.
     """
     if y.dtype == np.float32:
         return max_ulp(y, expected.y, expected.scale)
-    error = np.maximum(np.abs(y - expected.y) - 2 * expected.mean_ulp, 0)
+    error = np.maximum(np.abs(y - expected.y) - tolerances.MEAN_ULP * expected.mean_ulp, 0)
     return max_relative(error, np.longdouble(0), expected.scale)
 
 
@@ -271,8 +273,10 @@ def gradient_error(dx: np.ndarray, expected: Backward) -> float:
 
 
 def sums_error(dweight: np.ndarray, dbias: np.ndarray, expected: Backward) -> float:
-    """Error of dweight and dbias, relative to the sums of |terms|; two ulp of the mean are free."""
-    error = np.maximum(np.abs(dweight - expected.dweight) - 2 * expected.mean_ulp, 0)
+    """Error of dweight and dbias, relative to the sums of |terms|; `MEAN_ULP` are free."""
+    error = np.maximum(
+        np.abs(dweight - expected.dweight) - tolerances.MEAN_ULP * expected.mean_ulp, 0
+    )
     return max(
         max_relative(error, np.longdouble(0), expected.dweight_scale),
         max_relative(dbias, expected.dbias, expected.dbias_scale),

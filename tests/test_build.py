@@ -205,6 +205,7 @@ def test_without_the_baseline_there_is_no_extension(tmp_path, required):
     assert ("bncore: the native extension was not built" in done.stderr) == (required == "0")
 
 
+@needs_cython  # and so setuptools as new as a build demands
 def test_a_build_that_failed_installs_no_older_binary(tmp_path):
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)

@@ -1,10 +1,17 @@
 """Input that looks bad and has a documented result: empty, aliased, constant, far from zero.
 
 Ids such as S12 or N6 name reports against other libraries, where that input crashed or gave
-nonsense. What raises an error instead is in `test_bad_input.py`.
+nonsense. What raises an error instead is in `test_bad_input.py`, with S13 (an internal assertion)
+as what no error may be; sizes are in `test_beyond_int.py`, T1 (other bits on other threads) is in
+`test_bits.py`, T2 (a race) in `test_threads.py`, T3 and T4 (a hang after fork) in `test_fork.py`,
+T6 (subnormal input) in `test_subnormal.py`, and S24 (a smashed stack on any input) would end any.
 """
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -155,3 +162,87 @@ def test_dy_in_another_memory_order_W1_W2(backend):
         strict=True,
     ):
         assert (a == b).all() and a.flags.c_contiguous
+
+
+def test_gradients_of_channels_last_volumes_lie_as_x_does_W3(backend):
+    rng = np.random.default_rng(9)
+    x, dy = (np.moveaxis(rng.standard_normal((2, 4, 5, 6, C)), -1, 1) for _ in range(2))
+    dx, dweight, dbias = bncore.batch_norm_train_backward(dy, x, bncore.moments(x))
+    assert dx.strides == x.strides
+    plain = np.ascontiguousarray(x)
+    expected = bncore.batch_norm_train_backward(dy, plain, bncore.moments(plain))
+    for got, want in zip((dx, dweight, dbias), expected, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("inner", [63, 65, 1023, 4095, 4097, 32767, 32769, 65537])
+def test_sums_of_counts_beside_every_block_W4(backend, inner):
+    """Exact, since every term is a small integer: a value left out or counted twice is seen."""
+    rng = np.random.default_rng(inner)
+    for shape in [(1, 2, inner), (inner, 2)]:
+        x, dy = rng.integers(-8, 9, (2, *shape)).astype(np.float32)
+        unit = bncore.Moments(inner, [0.0, 0.0], [float(inner)] * 2)
+        sums = bncore.grad_sums(dy, x, unit, eps=0.0)
+        axes = (0, *range(2, x.ndim))
+        assert sums.sum_dy.tolist() == dy.sum(axes, np.float64).tolist()
+        assert sums.sum_dy_xhat.tolist() == (x * dy).sum(axes, np.float64).tolist()
+
+
+def test_mean_5_and_std_a_tenth_N5(backend):
+    x = np.random.default_rng(5).normal(5.0, 0.1, (8, C, 31)).astype(np.float32)
+    y, moments = bncore.batch_norm_train(x)
+    assert np.isfinite(y).all()
+    np.testing.assert_allclose(moments.var(), x.astype(np.float64).var((0, 2)), rtol=1e-12)
+
+
+def test_bfloat16_is_refused_however_it_lies_in_memory_N19():
+    x = np.ones((4, 6), pytest.importorskip("ml_dtypes", reason="for bfloat16").bfloat16)[:, ::2]
+    for call in (bncore.batch_norm_train, bncore.moments, bncore.mean_var):
+        with pytest.raises(TypeError, match=r"^x: expected float32 or float64, got bfloat16"):
+            call(x)
+
+
+def test_x_with_gaps_and_parameters_of_another_type_N19(backend):
+    x = np.random.default_rng(7).standard_normal((4, C, 10)).astype(np.float32)
+    weight, bias = np.linspace(0.5, 2.0, C), np.linspace(-1.0, 1.0, C, dtype=np.float32)
+    y, _ = bncore.batch_norm_train(x[..., ::2], weight, bias)
+    assert y.dtype == np.float32
+    assert (y == bncore.batch_norm_train(x[..., ::2].copy(), weight, bias)[0]).all()
+
+
+def test_subnormal_parameters_are_kept_T5(backend):
+    tiny = np.finfo(np.float32).smallest_subnormal
+    x, bias = np.zeros((2, 400), np.float32), tiny * np.arange(1, 401, dtype=np.float32)
+    y = bncore.batch_norm_infer(x, np.zeros(400), np.ones(400), bias=bias)
+    assert (y == bias).all() and (y != 0.0).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_importing_and_calling_flush_no_subnormal_P1_P2(backend, threads):
+    """Nor on another thread: a callback that starts after the call finds the usual arithmetic."""
+    script = f"""if True:
+        import threading
+        import numpy as np
+        import bncore
+
+        half = []
+        def halve():
+            half.append((np.full(64, np.finfo(np.float32).tiny) * np.float32(0.5) > 0).all())
+            half.append((np.full(64, np.finfo(np.float64).tiny) * 0.5 > 0).all())
+
+        halve()
+        bncore.batch_norm_train(np.ones((8, 16, 64, 64), np.float32), n_threads={threads})
+        halve()
+        thread = threading.Thread(target=halve)
+        thread.start()
+        thread.join()
+        print(all(half), len(half))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, **backend.environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "True 6\n"

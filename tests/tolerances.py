@@ -31,6 +31,10 @@ VARIANCE_OUTLIER = 1e-12
 MEAN = 16 * EPS64
 MEAN_OUTLIER = 256 * EPS64  # half an ulp for each of the 256 values of a lane, and what merges add
 
+# What the oracle allows a float64 result for its mean, in ulp of the larger of |mean| and std. Sums
+# in sequence measure up to 1.5, and 2.7 where both are just below a power of two.
+MEAN_ULP = 4.0
+
 # float64 forward, relative to the same scale: a handful of roundings (the mean's own is allowed for
 # by `oracle.forward_error`).
 FORWARD_FLOAT64 = 1e-15

@@ -57,6 +57,8 @@ def _shapes() -> dict[str, list[Shape]]:
 
 
 SHAPES = _shapes()
+# Of these only throughput against size is of interest.
+SWEPT = set(SHAPES["sizes"]) - {s for name in SHAPES if name != "sizes" for s in SHAPES[name]}
 
 
 def layouts_of(shape: Shape) -> tuple[str, ...]:

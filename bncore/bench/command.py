@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bncore.bench import promises, tables
-from bncore.bench.cases import Case, named
+from bncore.bench.cases import SWEPT, Case, named
 from bncore.bench.plan import parse
 from bncore.bench.results import Results
 from bncore.bench.run import Progress, run
@@ -66,7 +66,8 @@ def show(results: Results) -> None:
     console = console if console.is_terminal else Console(width=240)
     for name, fact in results.machine.items():
         console.print(f"{name:<12} {fact}", highlight=False)
-    found = [*tables.shape_tables(results.rows), tables.summary_table(results.rows)]
+    ordinary = [row for row in results.rows if row.case.shape not in SWEPT]
+    found = [*tables.shape_tables(results.rows), tables.summary_table(ordinary)]
     found.append(promises.table(promises.judged(results.rows, results.resident())))
     found.append(tables.refusals(results))
     for table in found:

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from PIL import Image
 
-from bncore.bench.cases import LAYOUTS, MAIN, SHAPES, Case, Shape, layouts_of, named
+from bncore.bench.cases import LAYOUTS, MAIN, SHAPES, SWEPT, Case, Shape, layouts_of, named
 from bncore.bench.peers import PEERS
 from bncore.bench.results import Results, Row, Times, times_of
 from bncore.bench.tables import BNCORE, counted, others_in
@@ -61,8 +61,7 @@ def shown(times: Times) -> list[Shape]:
     network = SHAPES["resnet50_n32"]
     if set(network) <= set(present):
         return network
-    sizes = set(SHAPES["sizes"]) - set(SHAPES["quick"]) - set(SHAPES["tiny"])
-    return [shape for shape in present if shape not in sizes] or present
+    return [shape for shape in present if shape not in SWEPT] or present
 
 
 def select(times: Times, **wanted: Any) -> dict[Shape, dict[str, Row]]:

@@ -1,8 +1,8 @@
 """What bncore promises about its speed, as data, and whether the rows keep it.
 
-A promise holds for every number of threads that was measured, unless it names one.  To add one,
-add a line to `PROMISES`: `Ratio` compares with peers, `Distance` with the limit, `Scaling` with one
-thread, `Time` with the clock.
+A promise holds for every number of threads that was measured, and is judged where all shapes of its
+sets were.  To add one, add a line to `PROMISES`: `Ratio` compares with peers, `Distance` with the
+limit, `Scaling` with one thread, `Time` with the clock.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from bncore.bench.cases import ARRAYS_MOVED, LAYOUTS, SHAPES, Case, named
+from bncore.bench.cases import ARRAYS_MOVED, LAYOUTS, SHAPES, Case, layouts_of, named
 from bncore.bench.peers import PEERS
 from bncore.bench.results import Row, Times, geometric_mean, times_of
 from bncore.bench.tables import BNCORE, Table, counted
@@ -55,18 +55,18 @@ class About:
     larger_than: int = 0  # bytes of x
 
     def select(self, times: Times, threads: int) -> Times:
-        """Find them among what was measured."""
-        wanted = (self.operation, self.dtype, self.output, threads)
-        shapes = {shape for name in self.sets for shape in SHAPES[name]}
-        return {
-            case: found
-            for case, found in times.items()
-            if (case.operation, case.dtype, case.output, case.threads) == wanted
-            and case.layout == (self.layout if len(case.shape) > 2 else FIRST)
-            and case.shape in shapes
-            and case.x_bytes > self.larger_than
-            and BNCORE in found
-        }
+        """Find them among what was measured; none where a shape of the sets is missing."""
+        shapes = dict.fromkeys(shape for name in self.sets for shape in SHAPES[name])
+        wanted = [
+            Case(self.operation, shape, layout, self.dtype, threads, self.output)
+            for shape in shapes
+            for layout in layouts_of(shape)
+            if layout == self.layout or len(shape) == 2
+        ]
+        wanted = [case for case in wanted if case.x_bytes > self.larger_than]
+        if any(BNCORE not in times.get(case, ()) for case in wanted):
+            return {}
+        return {case: times[case] for case in wanted}
 
     def __str__(self) -> str:
         words = [self.operation]

@@ -22,7 +22,7 @@ def run(
     progress: Progress = lambda total, done, case: None,
     make: Callable[[str, int], Any] = Remote,
 ) -> Results:
-    """Measure everything that the options stand for."""
+    """Measure everything that the options stand for, or what is done until Ctrl-C."""
     found = machine.caches()
     plain_options = {name: _plain(value) for name, value in asdict(options).items()}
     results = Results(machine.facts(options.peers), machine.plain(found), plain_options)
@@ -39,6 +39,8 @@ def run(
             before = case
             present = [key for key in keys if key not in results.absent]
             results.rows += measure(teams[case.threads], case, present, options.repeats, cache)
+    except KeyboardInterrupt:  # what was measured until then is worth showing
+        results.options["interrupted"] = True
     finally:
         for team in teams.values():
             team.close()
