@@ -90,7 +90,9 @@ def several_axes(axis: object, ndim: int) -> tuple[int, ...]:
 
 def option(name: str, value: object, options: tuple[str, ...]) -> str | None:
     """Return `value`, which has to be None or one of the options."""
-    if value is None or (isinstance(value, str) and value in options):
-        return value
+    if value is None:
+        return None
+    if isinstance(value, str) and value in options:
+        return options[options.index(value)]  # not a subclass of str
     expected = f"{name}: expected None, {' or '.join(map(repr, options))}, got {shown(value)}"
     raise ValueError(expected) if isinstance(value, str) else TypeError(expected)

@@ -20,6 +20,18 @@ class Executor(ctypes.Structure):
     _fields_ = (("parallel_for", PARALLEL_FOR), ("context", ctypes.c_void_p))
 
 
+class Fusion(ctypes.Structure):
+    """bncore_fusion, field by field."""
+
+    _fields_ = (
+        ("activation", ctypes.c_int32),
+        ("slope", ctypes.c_double),
+        ("residual", ctypes.c_void_p),
+        ("dresidual", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+    )
+
+
 class Problem(ctypes.Structure):
     """bncore_problem, field by field."""
 
@@ -33,7 +45,8 @@ class Problem(ctypes.Structure):
         ("executor", ctypes.POINTER(Executor)),
         ("scratch", ctypes.c_void_p),
         ("scratch_size", ctypes.c_size_t),
-        ("reserved", ctypes.c_uint64 * 4),
+        ("fusion", ctypes.POINTER(Fusion)),
+        ("reserved", ctypes.c_uint64 * 3),
     )
 
 

@@ -239,6 +239,26 @@ def normalize(
     return y
 
 
+def fused(
+    z: np.ndarray,
+    value: np.ndarray,
+    activation: str | None,
+    slope: float,
+    residual: np.ndarray | None,
+) -> np.ndarray:
+    """y of z = bn(x) and value = None, or dy's gradient by z and value = dy."""
+    t = z.dtype.type
+    result = np.empty_like(z)
+    for i in np.ndindex(z.shape):
+        total = z[i] if residual is None else z[i] + residual[i]
+        given = total if value is None else value[i]
+        if activation is None or not total <= 0:
+            result[i] = given
+        else:
+            result[i] = t(slope) * given if activation == "leaky_relu" else t(0)
+    return result
+
+
 def grad_input(
     dy: np.ndarray,
     x: np.ndarray,

@@ -49,7 +49,14 @@ def good_arguments() -> Arguments:
         "momentum": 0.1,
         "correction": 1,
         "keepdims": False,
+        "activation": "leaky_relu",
+        "negative_slope": 0.1,
+        "residual": rng.standard_normal(SHAPE),
+        "dresidual": np.full(SHAPE, 7.0),
     }
+
+
+FUSION = ("activation", "negative_slope", "residual", "dresidual")
 
 
 FUNCTIONS = {
@@ -69,10 +76,12 @@ FUNCTIONS = {
 }
 
 
-def arguments_of(name: str) -> Arguments:
+def arguments_of(name: str, *, fused: bool = True) -> Arguments:
     good = good_arguments()
     return {
-        parameter: good[parameter] for parameter in inspect.signature(FUNCTIONS[name]).parameters
+        parameter: good[parameter]
+        for parameter in inspect.signature(FUNCTIONS[name]).parameters
+        if fused or parameter not in FUSION
     }
 
 
@@ -125,7 +134,7 @@ ACCEPTED = {
 
 
 def partial_overlap(name: str) -> Callable[[Arguments], np.ndarray]:
-    """Give an `out` that begins one value after the start of an argument's memory."""
+    """Give an output that begins one value after the start of an argument's memory."""
 
     def make(arguments: Arguments) -> np.ndarray:
         if name not in arguments:
@@ -180,6 +189,30 @@ def data_cases(name: str) -> list[Bad]:
         Bad(f"{name}-text", name, value("text"), TypeError, "U4"),
         Bad(f"{name}-ragged", name, value([[1.0], [2.0, 3.0]]), TypeError, "list"),
     ]
+
+
+def output_cases(name: str) -> list[Bad]:
+    """What out, and dresidual, must not be."""
+    one, gap = np.zeros(1), np.zeros(100)
+    strided = np.lib.stride_tricks.as_strided
+    apart = ("x", "dy", "residual", "weight", "bias", "mean", "var")
+    return [
+        Bad(f"{name}-shape", name, value(np.zeros((4, C, 6))), ValueError, "(4, 3, 6)"),
+        Bad(f"{name}-rank", name, value(np.zeros((1, *SHAPE))), ValueError, "(1, 4, 3, 5)"),
+        Bad(f"{name}-float32", name, value(np.zeros(SHAPE, np.float32)), TypeError, "float32"),
+        Bad(f"{name}-int", name, value(np.zeros(SHAPE, np.int64)), TypeError, "int64"),
+        Bad(f"{name}-list", name, value([0.0]), TypeError, "list"),
+        Bad(f"{name}-masked", name, value(np.ma.zeros(SHAPE)), TypeError, "MaskedArray"),
+        Bad(f"{name}-read-only", name, read_only, ValueError, "read-only"),
+        Bad(f"{name}-one-element", name, value(strided(one, SHAPE, (0, 0, 0))), ValueError,
+            "(0, 0, 0)"),
+        Bad(f"{name}-overlaps-itself", name, value(strided(gap, SHAPE, (40, 16, 8))), ValueError,
+            "(40, 16, 8)"),
+        Bad(f"{name}-reversed-x", name, lambda arguments: arguments["x"][::-1], ValueError,
+            "overlap"),
+        *(Bad(f"{name}-overlaps-{other}", name, partial_overlap(other), ValueError, "overlap")
+          for other in apart),
+    ]  # fmt: skip
 
 
 def parameter_cases(name: str, *, required: bool) -> list[Bad]:
@@ -247,6 +280,16 @@ def scalar_cases() -> list[Bad]:
         Bad("correction-inf", "correction", value(float("inf")), ValueError, "inf"),
         Bad("correction-text", "correction", value("1"), TypeError, "'1'"),
         Bad("keepdims-text", "keepdims", value("yes"), TypeError, "'yes'"),
+        Bad("activation-unknown", "activation", value("tanh"), ValueError, "'tanh'"),
+        Bad("activation-case", "activation", value("ReLU"), ValueError, "'ReLU'"),
+        Bad("activation-bool", "activation", value(True), TypeError, "True"),
+        Bad("activation-function", "activation", value(np.tanh), TypeError, "ufunc"),
+        Bad("negative_slope-negative", "negative_slope", value(-0.1), ValueError, "-0.1"),
+        Bad("negative_slope-nan", "negative_slope", value(float("nan")), ValueError, "nan"),
+        Bad("negative_slope-inf", "negative_slope", value(float("inf")), ValueError, "inf"),
+        Bad("negative_slope-text", "negative_slope", value("0.1"), TypeError, "'0.1'"),
+        Bad("negative_slope-None", "negative_slope", value(None), TypeError, "None"),
+        Bad("negative_slope-array", "negative_slope", value(np.ones(C)), TypeError, "ndarray"),
     ]
 
 
@@ -288,30 +331,22 @@ BAD = [
     Bad("sums-channels", "sums", value(bncore.GradSums(np.ones(2), np.ones(2))), ValueError, "2"),
     Bad("sums-None", "sums", value(None), TypeError, "None"),
     Bad("sums-tuple", "sums", value((np.ones(C), np.ones(C))), TypeError, "tuple"),
-    Bad("out-shape", "out", value(np.zeros((4, C, 6))), ValueError, "(4, 3, 6)"),
-    Bad("out-rank", "out", value(np.zeros((1, *SHAPE))), ValueError, "(1, 4, 3, 5)"),
-    Bad("out-float32", "out", value(np.zeros(SHAPE, np.float32)), TypeError, "float32"),
-    Bad("out-int", "out", value(np.zeros(SHAPE, np.int64)), TypeError, "int64"),
-    Bad("out-list", "out", value([0.0]), TypeError, "list"),
-    Bad("out-masked", "out", value(np.ma.zeros(SHAPE)), TypeError, "MaskedArray"),
-    Bad("out-read-only", "out", read_only, ValueError, "read-only"),
-    Bad("out-one-element", "out",
-        value(np.lib.stride_tricks.as_strided(np.zeros(1), SHAPE, (0, 0, 0))),
-        ValueError, "(0, 0, 0)"),
-    Bad("out-overlaps-itself", "out",
-        value(np.lib.stride_tricks.as_strided(np.zeros(100), SHAPE, (40, 16, 8))),
-        ValueError, "(40, 16, 8)"),
-    Bad("out-overlaps-x", "out", partial_overlap("x"), ValueError, "overlap"),
-    Bad("out-reversed-x", "out", lambda arguments: arguments["x"][::-1], ValueError, "overlap"),
-    Bad("out-overlaps-dy", "out", partial_overlap("dy"), ValueError, "overlap"),
-    Bad("out-W6-overlaps-weight", "out", partial_overlap("weight"), ValueError, "overlap"),
-    Bad("out-W6-overlaps-bias", "out", partial_overlap("bias"), ValueError, "overlap"),
-    Bad("out-overlaps-mean", "out", partial_overlap("mean"), ValueError, "overlap"),
-    Bad("out-overlaps-var", "out", partial_overlap("var"), ValueError, "overlap"),
+    *[bad for bad in data_cases("residual") if bad.id != "residual-None"],
+    Bad("residual-shape", "residual", value(np.ones((1, 1, 3, 3))), ValueError, "(1, 1, 3, 3)"),
+    Bad("residual-broadcast", "residual", value(np.ones((1, C, 1))), ValueError, "(1, 3, 1)"),
+    Bad("residual-float32", "residual", as_dtype("residual", np.float32), TypeError, "float32"),
+    *output_cases("out"),
+    *output_cases("dresidual"),
+    Bad("dresidual-x", "dresidual", lambda arguments: arguments["x"], ValueError, "overlap"),
+    Bad("dresidual-out", "dresidual", lambda arguments: arguments["out"], ValueError, "overlap"),
+    Bad("dresidual-overlaps-out", "dresidual", partial_overlap("out"), ValueError, "overlap"),
     *scalar_cases(),
 ]  # fmt: skip
 
-NEEDS = {f"overlaps-{name}": name for name in ("x", "dy", "weight", "bias", "mean", "var")}
+NEEDS = {
+    f"overlaps-{name}": name
+    for name in ("x", "dy", "residual", "weight", "bias", "mean", "var", "out")
+}
 
 
 def applies(bad: Bad, name: str) -> bool:
@@ -325,17 +360,25 @@ def test_good_arguments_are_good(backend, name):
     FUNCTIONS[name](**arguments_of(name))
 
 
+def ways(bad: Bad, name: str) -> list[bool]:
+    """Whether the other arguments are to fuse something: a small call without that is another."""
+    if "residual" not in inspect.signature(FUNCTIONS[name]).parameters:
+        return [False]
+    return [True] if bad.argument in FUSION or "-residual" in bad.id else [False, True]
+
+
 @pytest.mark.parametrize(
-    ("bad", "name"),
+    ("bad", "name", "fused"),
     [
-        pytest.param(bad, name, id=f"{name}-{bad.id}")
+        pytest.param(bad, name, fused, id=f"{name}-{bad.id}{'-fused' * fused}")
         for bad in BAD
         for name in bad.functions()
         if applies(bad, name)
+        for fused in ways(bad, name)
     ],
 )
-def test_bad_argument(backend, bad, name):
-    arguments = arguments_of(name)
+def test_bad_argument(backend, bad, name, fused):
+    arguments = arguments_of(name, fused=fused)
     arguments[bad.argument] = bad.make(arguments)
     before = contents(arguments)
     with pytest.raises(bad.error) as raised:
@@ -345,58 +388,3 @@ def test_bad_argument(backend, bad, name):
     assert message.startswith(f"{bad.argument}: expected "), message
     assert bad.got in message.partition(", got ")[2], message
     assert contents(arguments) == before
-
-
-# ------------------------------------------------------------------ one value, and the statistics
-
-ONE_VALUE = [(1, 1), (1, 3), (1, 3, 1, 1), (1, 0)]
-
-
-@pytest.mark.parametrize("shape", ONE_VALUE, ids=lambda shape: f"N10-N11-N12-{shape}")
-def test_one_value_per_channel_is_no_batch(backend, shape):
-    x, out = np.ones(shape), np.full(shape, 7.0)
-    with pytest.raises(ValueError) as raised:
-        bncore.batch_norm_train(x, out=out)
-    assert str(raised.value) == (
-        f"Expected more than 1 value per channel when training, got input size {shape}"
-    )
-    assert (out == 7.0).all()
-
-
-@pytest.mark.parametrize("count", [0, 1])
-def test_running_variance_needs_more_values_than_the_correction(count):
-    mean, var = np.zeros(C), np.ones(C)
-    moments = bncore.Moments(count, np.ones(C), np.zeros(C))
-    if count == 0:
-        bncore.update_running_stats(mean, var, moments)
-    else:
-        with pytest.raises(ValueError, match=r"^moments: expected count > correction = 1, got 1$"):
-            bncore.update_running_stats(mean, var, moments)
-    assert (mean == 0.0).all() and (var == 1.0).all()
-
-
-MOMENTS = [
-    pytest.param("count", (-(2**63), np.ones(3), np.ones(3)), ValueError, id="S18-count"),
-    pytest.param("count", (2**63, np.ones(3), np.ones(3)), ValueError, id="count-huge"),
-    pytest.param("count", (2.0, np.ones(3), np.ones(3)), TypeError, id="count-float"),
-    pytest.param("count", (True, np.ones(3), np.ones(3)), TypeError, id="count-bool"),
-    pytest.param("mean", (2, np.ones((2, 3)), np.ones(3)), ValueError, id="S18-mean-rank2"),
-    pytest.param("mean", (2, np.ones(3, int), np.ones(3)), TypeError, id="mean-int"),
-    pytest.param("m2", (2, np.ones(3), np.ones(2)), ValueError, id="m2-short"),
-    pytest.param("m2", (2, np.ones(3), np.ones(3, complex)), TypeError, id="m2-complex"),
-    pytest.param("m2", (2, np.ones(3), np.array([1.0, -1e-9, 0.0])), ValueError, id="m2-negative"),
-    pytest.param("m2", (2, np.ones(3), np.ma.ones(3)), TypeError, id="m2-masked"),
-]
-
-
-@pytest.mark.parametrize(("argument", "given", "error"), MOMENTS)
-def test_moments_of_nonsense(argument, given, error):
-    with pytest.raises(error, match=f"^{argument}: expected "):
-        bncore.Moments(*given)
-
-
-def test_grad_sums_of_nonsense():
-    with pytest.raises(ValueError, match=r"^sum_dy_xhat: expected shape \(3,\), got \(2,\)$"):
-        bncore.GradSums(np.ones(3), np.ones(2))
-    with pytest.raises(TypeError, match=r"^sum_dy: expected a real floating dtype, got int64 \("):
-        bncore.GradSums(np.ones(3, int), np.ones(3))

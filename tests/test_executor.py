@@ -174,6 +174,40 @@ def test_a_problem_that_makes_no_sense_is_refused(change, message):
     assert host.library().bncore_scratch_size(ctypes.byref(p)) == 0
 
 
+@pytest.mark.parametrize(("dtype", "most"), [(np.float32, 3e38), (np.float64, 1e308)])
+def test_a_fusion_that_makes_no_sense_is_refused(dtype, most):
+    p = host.problem((4, 3, 5), dtype)
+    y, c = np.full(60, 7.0, dtype), np.ones(3)
+    for activation, slope in ((3, 0.1), (-1, 0.1), (2, math.nan), (1, math.inf), (2, 10 * most)):
+        p.fusion = ctypes.pointer(host.Fusion(activation, slope))
+        for arguments in (("train", y, c, c, y, c, c), ("moments", c, c, y)):
+            status = host.run(arguments[0], p, *arguments[1:])
+            assert b"activation" in host.library().bncore_status_string(status)
+    assert (y == 7.0).all()
+    p.fusion = ctypes.pointer(host.Fusion(2, most))
+    assert host.run("train", p, y, c, c, y, c, c) == 0
+
+
+def test_own_scratch_is_enough_for_what_is_fused(rng):
+    shape = (40, 70, 3)
+    x, dy, residual = rng.standard_normal((3, *shape)).astype(np.float32)
+    given = [np.linspace(0.5, 2.0, 70) for _ in range(3)]  # mean, var, weight
+    results = []
+    for own in (False, True):
+        p = host.problem(shape)
+        fusion = host.Fusion(1, 0.0, residual.ctypes.data, None, given[0].ctypes.data)
+        p.fusion = ctypes.pointer(fusion)
+        memory = np.full(1 << 16, 7.0)
+        if own:
+            need = host.library().bncore_scratch_size(ctypes.byref(p))
+            p.scratch, p.scratch_size = memory.ctypes.data, need
+        dx, sum_dy, sum_dy_xhat = np.zeros_like(x), np.zeros(70), np.zeros(70)
+        assert host.run("train_backward", p, dx, sum_dy, sum_dy_xhat, dy, x, *given) == 0
+        assert not own or (memory[need // 8 :] == 7.0).all()
+        results.append(dx.tobytes() + sum_dy.tobytes() + sum_dy_xhat.tobytes())
+    assert results[0] == results[1]
+
+
 def test_init_says_what_is_wrong():
     init = host.library().bncore_problem_init
     p, five = host.Problem(), ctypes.c_int64(5)

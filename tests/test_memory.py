@@ -30,6 +30,12 @@ SCRIPT = textwrap.dedent(
         bncore.batch_norm_train_backward(dy, x, moments, out=out, **one)
         bncore.batch_norm_infer(x, mean, var, out=out, **one)
         bncore.batch_norm_infer_backward(dy, x, mean, var, out=out, **one)
+        fused = {"activation": "relu", "residual": dy, **one}
+        bncore.batch_norm_train(x, out=out, **fused)
+        bncore.batch_norm_train_backward(dy, x, moments, out=out, **fused)
+        bncore.batch_norm_train_backward(dy, x, moments, out=out, dresidual=dy, **fused)
+        bncore.batch_norm_infer(x, mean, var, out=out, **fused)
+        bncore.batch_norm_infer_backward(dy, x, mean, var, out=out, **fused)
         bncore.moments(x, **one)
         bncore.normalize(x, moments, out=out, **one)
         sums = bncore.grad_sums(dy, x, moments, **one)
@@ -39,7 +45,7 @@ SCRIPT = textwrap.dedent(
     shape, axis = ((16, 64, 128, 128), 1) if sys.argv[1] == "NCHW" else ((16, 128, 128, 64), 3)
     small = np.ones((2, 64, 32, 32) if axis == 1 else (2, 32, 32, 64), np.float32)
     for threads in (1, 2):
-        operations(small, small, small.copy(), axis, threads)
+        operations(small, small.copy(), small.copy(), axis, threads)
     x, dy, out = (np.full(shape, value, np.float32) for value in (1.0, 2.0, 3.0))
     before = peak()
     for threads in (1, 2):

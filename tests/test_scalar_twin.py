@@ -101,3 +101,30 @@ def test_every_operation(reference, rng, shape, affine, dtype):
     assert_same(got[0], scalar_twin.infer_backward(dy, var, gamma, EPS), "infer_backward")
     assert_same(got[2], sum_dy, "dbias")
     assert_same(got[1], sum_dy_xhat, "dweight")
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", None])
+@pytest.mark.parametrize("shape", [(5, 2, 49), (613, 3, 1), (6, 3, 5)], ids=str)
+def test_what_is_fused(reference, rng, shape, activation, dtype):
+    channels, count = shape[1], shape[0] * shape[2]
+    x, dy, residual = rng.standard_normal((3, *shape)).astype(dtype)
+    weight, bias = arrays.parameters(rng, channels)
+    gamma, beta = ([float(v) for v in p] for p in (weight, bias))
+    mean, m2 = scalar_twin.moments(x)
+    var = [m / count for m in m2]
+    options = {"eps": EPS, "activation": activation, "negative_slope": 0.2, "residual": residual}
+    z = scalar_twin.normalize(x, mean, var, gamma, beta, EPS)
+    y, moments = bncore.batch_norm_train(x, weight, bias, **options)
+    assert_same(y, scalar_twin.fused(z, None, activation, 0.2, residual), "y")
+    g = scalar_twin.fused(z, dy, activation, 0.2, residual)
+    sums = scalar_twin.grad_sums(g, x, mean, var, EPS)
+    dresidual = np.zeros_like(x)
+    dx, dweight, dbias = bncore.batch_norm_train_backward(
+        dy, x, moments, weight, bias=bias, dresidual=dresidual, **options
+    )
+    assert_same(dresidual, g, "dresidual")
+    assert_same(dbias, sums[0], "dbias")
+    assert_same(dweight, sums[1], "dweight")
+    expected = scalar_twin.grad_input(g, x, mean, var, *sums, count, gamma, EPS)
+    assert_same(dx, expected, "dx")

@@ -104,6 +104,42 @@ def test_in_place_is_canonical(taken, rng):
     assert list(taken.values()) == [[True]] * 3
 
 
+@pytest.mark.parametrize("build", CANONICAL.values(), ids=list(CANONICAL))
+def test_what_is_fused_is_canonical(taken, rng, build):
+    x, dy, weight, bias = data(rng)
+    x, dy, residual = build(x), build(dy), build(rng.standard_normal(SHAPE).astype(np.float32))
+    moments, unit = bncore.moments(x), np.ones(SHAPE[1])
+    for activation in ("relu", "leaky_relu", None):
+        fused = {"activation": activation, "residual": residual}
+        for dresidual in (None, np.empty_like(x), dy.copy(order="K")):
+            bncore.batch_norm_train_backward(
+                dy, x, moments, weight, bias=bias, dresidual=dresidual, **fused
+            )
+        bncore.batch_norm_train(x, weight, bias, **fused)
+        bncore.batch_norm_infer(x, unit, unit, weight, bias, out=residual.copy("K"), **fused)
+        bncore.batch_norm_infer(x, unit, unit, weight, bias, out=residual, **fused)
+    counts = {name: len(calls) for name, calls in taken.items()}
+    assert counts == {"fast_train": 3, "fast_infer": 6, "fast_train_backward": 9}
+    assert all(map(all, taken.values()))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"negative_slope": 1}, id="an integer slope"),
+        pytest.param({"residual": [[1.0] * 4] * 6}, id="a list"),
+        pytest.param({"residual": np.ones((4, 6)).T}, id="another order"),
+        pytest.param({"activation": np.str_("relu")}, id="a string of NumPy's"),
+    ],
+)
+def test_other_fusions_take_the_long_way(taken, rng, change):
+    x, unit = rng.standard_normal((6, 4)), np.ones(4)
+    bncore.batch_norm_train(x, **change)
+    bncore.batch_norm_infer(x, unit, unit, **change)
+    bncore.batch_norm_train_backward(x, x, bncore.moments(x), **change)
+    assert list(taken.values()) == [[False]] * 3
+
+
 def big_endian(x: np.ndarray) -> np.ndarray:
     return x.astype(x.dtype.newbyteorder(">"))
 

@@ -71,3 +71,41 @@ def test_against_torch(backend, rng, shape, eps, momentum, affine):
     if affine:
         close(dweight, tensors[0].grad)
         close(dbias, tensors[1].grad)
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", None])
+@pytest.mark.parametrize("shape", [(5, 5, 5), (4, 10), (2, 3, 6, 6), (5, 33, 27, 27)], ids=str)
+def test_fused_against_torch(backend, rng, shape, activation):
+    """Autograd through batch norm, addition and activation."""
+    import torch
+
+    x, dy, residual = rng.standard_normal((3, *shape))
+    weight, bias = rng.standard_normal((2, shape[1]))
+    tensors = tx, tweight, tbias, tresidual = [
+        torch.tensor(a, requires_grad=True) for a in (x, weight, bias, residual)
+    ]
+    fused = {"activation": activation, "negative_slope": 0.2, "residual": residual}
+    mean, var = rng.standard_normal(shape[1]), rng.random(shape[1]) + 0.5
+    for training in (True, False):
+        statistics = (None, None) if training else (torch.tensor(mean), torch.tensor(var))
+        z = torch.nn.functional.batch_norm(tx, *statistics, tweight, tbias, training) + tresidual
+        if activation == "relu":
+            theirs = torch.relu(z)
+        else:
+            theirs = torch.nn.functional.leaky_relu(z, 0.2) if activation else z
+        theirs.backward(torch.tensor(dy))
+        dresidual = np.empty_like(x)
+        if training:
+            y, moments = bncore.batch_norm_train(x, weight, bias, **fused)
+            gradients = bncore.batch_norm_train_backward(
+                dy, x, moments, weight, bias=bias, dresidual=dresidual, **fused
+            )
+        else:
+            y = bncore.batch_norm_infer(x, mean, var, weight, bias, **fused)
+            gradients = bncore.batch_norm_infer_backward(
+                dy, x, mean, var, weight, bias=bias, dresidual=dresidual, **fused
+            )
+        close(y, theirs)
+        for got, tensor in zip((*gradients, dresidual), tensors, strict=True):
+            close(got, tensor.grad)
+            tensor.grad = None

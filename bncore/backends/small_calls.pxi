@@ -174,7 +174,7 @@ cdef bint _residual_gradient(Call *call, object dresidual_, cnp.ndarray x, objec
     if not (_apart(dresidual, x) and _apart(dresidual, out) and _itself_or_apart(dresidual, dy)
             and _itself_or_apart(dresidual, residual)):
         return False
-    if call.problem.fusion == NULL: # neither an activation nor a residual: problem.py knows what that means
+    if call.problem.fusion == NULL:  # neither an activation nor a residual: problem.py knows what that means
         return False
     call.fusion.dresidual = cnp.PyArray_DATA(dresidual)
     return True
