@@ -16,6 +16,7 @@ import os
 from collections import deque
 from threading import Lock
 from typing import Any, SupportsIndex
+from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
@@ -51,32 +52,32 @@ class Pool:
     """Idle blocks, at most `max_bytes` of them together.
 
     `give` may run at any moment, in the middle of `take` too, since the garbage collector calls
-    it: it appends to a deque, which is atomic, and takes the lock only if that is free.  Whoever
-    holds the lock settles once more after letting go of it.
+    it: it appends to a deque, which is atomic.  Nobody waits for the lock, since whoever holds it
+    may be further up in the same thread; who does not get it does without.  Whoever holds it
+    settles once more after letting go of it.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.start_empty()
+        _pools.add(self)
 
     def start_empty(self) -> None:
         """Forget the idle blocks and who held the lock: in a forked child nobody lets go of it."""
         self._given: deque[Block] = deque()
         self._idle: deque[Block] = deque()  # the oldest first
+        self._idle_bytes = 0
         self._lock = Lock()
+
+    def close(self) -> None:
+        """Keep nothing from now on; arrays in use go on as they are."""
+        self.max_bytes = 0
+        self._settle()
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         """Return an array of memory that was used before, if there is a block of its size."""
         size = math.prod(shape) * dtype.itemsize + LINE
-        block = None
-        with self._lock:
-            self._settle()
-            for i in range(len(self._idle) - 1, -1, -1):
-                if self._idle[i].nbytes == size:
-                    block = self._idle[i]
-                    del self._idle[i]
-                    break
-        self._settle_late()
+        block = self._find(size)
         if block is None:
             block = np.empty(size, np.uint8)
         return np.asarray(_Lease(self, block, shape, dtype))
@@ -84,38 +85,53 @@ class Pool:
     def give(self, block: Block) -> None:
         """Take a block back."""
         self._given.append(block)
-        self._settle_late()
+        self._settle()
 
     def idle_bytes(self) -> int:
         """Return how many bytes wait to be used again."""
-        with self._lock:
-            self._settle()
-            idle = sum(block.nbytes for block in self._idle)
-        self._settle_late()
-        return idle
+        self._settle()
+        return self._idle_bytes
 
-    def _settle_late(self) -> None:
-        """Settle what came while the lock was held; whoever holds it now will do the same."""
-        while self._given and self._lock.acquire(blocking=False):
-            try:
-                self._settle()
-            finally:
-                self._lock.release()
+    def _find(self, size: int) -> Block | None:
+        """Take the youngest idle block of this size."""
+        self._settle()
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            for i in range(len(self._idle) - 1, -1, -1):
+                if self._idle[i].nbytes == size:
+                    block = self._idle[i]
+                    del self._idle[i]
+                    self._idle_bytes -= size
+                    return block
+            return None
+        finally:
+            self._lock.release()
+            self._settle()
 
     def _settle(self) -> None:
         """Move what was given back to the idle blocks; let go of the oldest beyond the bound."""
-        while self._given:
-            self._idle.append(self._given.popleft())
-        while sum(block.nbytes for block in self._idle) > self.max_bytes:
-            self._idle.popleft()
+        while (self._given or self._idle_bytes > self.max_bytes) and self._lock.acquire(
+            blocking=False
+        ):
+            try:
+                while self._given:
+                    block = self._given.popleft()
+                    self._idle.append(block)
+                    self._idle_bytes += block.nbytes
+                while self._idle_bytes > self.max_bytes:
+                    self._idle_bytes -= self._idle.popleft().nbytes
+            finally:
+                self._lock.release()
 
 
+_pools: WeakSet[Pool] = WeakSet()  # replaced ones live as long as arrays of theirs
 current: Pool | None = None  # what `set_buffer_pool` made
 
 
 def _after_fork_in_child() -> None:
-    if current is not None:
-        current.start_empty()
+    for pool in list(_pools):
+        pool.start_empty()
 
 
 if hasattr(os, "register_at_fork"):
@@ -161,10 +177,11 @@ def set_buffer_pool(max_bytes: SupportsIndex | None) -> None:
     >>> bncore.set_buffer_pool(None)
     """
     global current
-    if max_bytes is None:
-        current = None
-    else:
-        current = Pool(scalars.integer_at_least("max_bytes", max_bytes, 0))
+    bound = None if max_bytes is None else scalars.integer_at_least("max_bytes", max_bytes, 0)
+    before = current
+    current = None if bound is None else Pool(bound)
+    if before is not None:
+        before.close()
 
 
 def state() -> dict[str, int] | None:

@@ -1,14 +1,16 @@
 /* What a caller asks about a problem and about the library. */
+#include <float.h>
 #include <math.h>
 
 #include "job.h"
 
 static bncore_status check_fusion(const bncore_fusion *f, int32_t dtype)
 {
-    const double slope = dtype == BNCORE_FLOAT32 ? (double)(float)f->slope : f->slope;
+    const double most = dtype == BNCORE_FLOAT32 ? (double)FLT_MAX : DBL_MAX;
     if (f->activation < BNCORE_NO_ACTIVATION || f->activation > BNCORE_LEAKY_RELU)
         return BNCORE_ERROR_FUSION;
-    return isfinite(slope) ? BNCORE_OK : BNCORE_ERROR_FUSION;
+    if (f->activation == BNCORE_LEAKY_RELU && !(fabs(f->slope) <= most)) return BNCORE_ERROR_FUSION;
+    return BNCORE_OK;
 }
 
 bncore_status bncore_problem_check(const bncore_problem *p)
@@ -69,7 +71,7 @@ const char *bncore_status_string(bncore_status status)
     case BNCORE_ERROR_ISA:
         return "no such instruction set, or this processor lacks it";
     case BNCORE_ERROR_FUSION:
-        return "activation is not of bncore_activation, or its slope is infinite or NaN";
+        return "activation is not of bncore_activation, or the slope of a leaky relu leaves dtype's range";
     }
     return "unknown status";
 }

@@ -39,7 +39,7 @@ typedef enum bncore_status {
     BNCORE_ERROR_SCRATCH, /* scratch is smaller than bncore_scratch_size() says */
     BNCORE_ERROR_MEMORY,  /* no memory for scratch */
     BNCORE_ERROR_ISA,     /* no such instruction set, or this processor lacks it */
-    BNCORE_ERROR_FUSION /* activation is not of bncore_activation, or the slope is infinite or NaN */
+    BNCORE_ERROR_FUSION /* activation is not of bncore_activation, or the leaky slope leaves dtype's range */
 } bncore_status;
 
 /* A host's own parallel-for: call task(arg, i) once for each i in [0, tasks), in any order and on
@@ -58,7 +58,7 @@ typedef enum bncore_activation {
 } bncore_activation;
 
 /* What bncore_normalize and bncore_train do to y = bn(x) before they write it, and what their backward functions
- * (bncore_train_backward, bncore_infer_backward) undo; no other function reads it. With z = bn(x) + residual:
+ * (bncore_train_backward, bncore_infer_backward) undo; the others only check it. With z = bn(x) + residual:
  *   forward:  y = activation(z)
  *   backward: g = dy * activation'(z) takes the place of dy in every formula, and goes to dresidual.
  * No mask is stored: backward computes z again by the same operations, from x, weight, bias and residual. */

@@ -15,6 +15,7 @@ enum {
     TASKS_PER_THREAD = 4,     /* so that an uneven last task costs little */
     APPLY_VALUES = 64 * 1024, /* rows: values per task of the elementwise pass, at least and */
     APPLY_MOST = 256 * 1024,  /* at most: memory is read forwards within a task */
+    COPY_BYTES = 1 << 18,     /* per task of a copy */
     APPLY_TASKS = 32,         /* rows: such tasks per thread, where there are values enough */
     LEAST_CACHE = 4 << 20,    /* bytes: smaller problems never pass the caches */
     MOST_CACHE = 32 << 20,    /* bytes of last-level cache that a core can have at most */
@@ -369,6 +370,23 @@ static void cut(job *j)
     j->chunks = bncore_ceil_div(g->rows, j->chunk);
 }
 
+/* A stretch of dy as it is. */
+static void task_copy(void *arg, int64_t i)
+{
+    const job *j = arg;
+    const size_t bytes = (size_t)(j->g.n * j->g.channels) * j->item;
+    const size_t begin = (size_t)i * COPY_BYTES;
+    memcpy((char *)j->copy_of_dy + begin, (const char *)j->arrays.dy + begin,
+           bytes - begin < COPY_BYTES ? bytes - begin : COPY_BYTES);
+}
+
+static void copy_dy(job *j)
+{
+    const int64_t bytes = j->g.n * j->g.channels * (int64_t)j->item;
+    bncore_parallel_for(j->problem->executor, bncore_ceil_div(bytes, COPY_BYTES), j->threads,
+                        task_copy, j);
+}
+
 bncore_status bncore_job_run(job *j)
 {
     double local[LOCAL_SCRATCH / sizeof(double)];
@@ -384,6 +402,7 @@ bncore_status bncore_job_run(job *j)
     j->invstd = (double *)scratch + COEF_FIELDS * j->coef_stride;
     j->column_mean = j->mean ? j->invstd + all : NULL;
     j->partial = j->invstd + 2 * all;
+    if (j->copy_of_dy) copy_dy(j);
     if (j->var) j->kernels->inverse_std(j->invstd, j->g.channels, j->var, 1.0, p->eps);
     if (j->g.planes)
         run_planes(j);

@@ -46,6 +46,8 @@ typedef struct job {
     void (*apply_rows)(const bncore_arrays *a, const void *coef, int64_t stride,
                        const bncore_rows *t);
 
+    void *copy_of_dy; /* where dy goes as it is, before anything else; NULL: nowhere */
+
     /* Scratch. */
     double *partial;     /* [segment][field][column] */
     double *invstd;      /* [channel], once a variance is known */

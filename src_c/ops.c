@@ -1,6 +1,5 @@
 /* The operations: which reduction, which elementwise pass, and the arithmetic per channel between them. */
 #include <math.h>
-#include <string.h>
 
 #include "job.h"
 
@@ -117,7 +116,7 @@ static void set_mask(const job *j, int64_t first, int64_t n)
 static int fuse(job *j)
 {
     const bncore_fusion *f = j->problem->fusion;
-    j->arrays.slope = f->slope;
+    j->arrays.slope = f->activation == BNCORE_LEAKY_RELU ? f->slope : 0.0;
     j->arrays.least = f->activation == BNCORE_LEAKY_RELU ? -INFINITY : INFINITY;
     j->arrays.residual = f->residual;
     return (f->activation ? ACTIVATION : 0) + (f->residual ? RESIDUAL : 0);
@@ -127,10 +126,8 @@ static int fuse(job *j)
 static int fuse_backward(job *j)
 {
     const bncore_fusion *f = j->problem->fusion;
-    const size_t bytes = (size_t)(j->g.n * j->g.channels) * j->item;
     if (!f->activation) {
-        if (f->dresidual && f->dresidual != j->arrays.dy && bytes)
-            memcpy(f->dresidual, j->arrays.dy, bytes);
+        if (f->dresidual != j->arrays.dy) j->copy_of_dy = f->dresidual;
         return 0;
     }
     const int variant = fuse(j);

@@ -201,3 +201,28 @@ def test_arrays_outlive_the_pool_and_the_interpreter():
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_pool_that_was_replaced_keeps_nothing(rng):
+    x = large(rng)
+    bncore.set_buffer_pool(1 << 28)
+    old = pool.current
+    kept, gone = (bncore.batch_norm_train(x)[0] for _ in range(2))
+    bncore.set_buffer_pool(None)
+    del gone
+    assert old.idle_bytes() == 0
+    bncore.set_buffer_pool(1 << 28)
+    del kept
+    assert old.idle_bytes() == 0
+    assert pool.state()["idle_bytes"] == 0
+
+
+def test_a_call_while_the_lock_is_held_above_it_does_without(rng):
+    """A finalizer that runs inside the pool and calls a function that wants memory of it."""
+    x = large(rng)
+    bncore.set_buffer_pool(1 << 26)
+    with pool.current._lock:
+        y, _ = bncore.batch_norm_train(x)
+        assert pool.state()["idle_bytes"] == 0
+        del y
+    assert pool.state()["idle_bytes"] >= x.nbytes

@@ -3,7 +3,7 @@
 It gives the same bits as they do, because it does the same operations in the same order: the sums
 are in `numpy_statistics`, the shape's geometry and the coefficients in `partition`.
 
-No temporary grows with x: work is done on tiles of at most about `TILE` values.  `n_threads` is
+No temporary grows with x, but for the masked gradient of a fused backward with no place for it: work is done on tiles of at most about `TILE` values.  `n_threads` is
 accepted and not used.  NaN and Inf give no warning.
 """
 

@@ -7,6 +7,7 @@
 
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from cpython.long cimport PyLong_AsLongAndOverflow, PyLong_CheckExact
+from libc.float cimport DBL_MAX, FLT_MAX
 from libc.math cimport isfinite
 from libc.stdint cimport int64_t, uintptr_t
 from libc.stdlib cimport free, malloc
@@ -144,8 +145,8 @@ cdef bint _fusion(Call *call, object activation, object slope, object residual, 
     if not PyFloat_CheckExact(slope):
         return False
     cdef double given = PyFloat_AS_DOUBLE(slope)
-    cdef double kept = <double><float>given if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT else given
-    if not (given >= 0.0 and isfinite(kept)):
+    cdef double largest = FLT_MAX if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT else DBL_MAX
+    if not 0.0 <= given <= largest:
         return False
     if activation is None and residual is None:
         return True

@@ -152,6 +152,12 @@ def _counts(text: str) -> tuple[int, ...]:
     return counts
 
 
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError("there is at least one turn")
+    return int(text)
+
+
 def parser(prog: str) -> argparse.ArgumentParser:
     """Describe the command line."""
     made = argparse.ArgumentParser(
@@ -178,7 +184,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     add("--dtypes", type=_listed(DTYPES), default=DTYPES[:1], metavar="A,B",
         help="with --shapes: float32 (the default), float64")  # fmt: skip
     add("--threads", type=_counts, default=(1, 2), metavar="1,2", help="numbers of threads (1,2)")
-    add("--repeats", type=int, help="turns of each (5 in a quick run, else 11)")
+    add("--repeats", type=_positive, help="turns of each (5 in a quick run, else 11)")
     add("--output", type=Path, metavar="DIR", help="write results.json and pictures there")
     return made
 
