@@ -3,8 +3,9 @@
 It gives the same bits as they do, because it does the same operations in the same order: the sums
 are in `numpy_statistics`, the shape's geometry and the coefficients in `partition`.
 
-No temporary grows with x, but for the masked gradient of a fused backward with no place for it: work is done on tiles of at most about `TILE` values.  `n_threads` is
-accepted and not used.  NaN and Inf give no warning.
+No temporary grows with x, but for the masked gradient of a fused backward with no place for it:
+work is done on tiles of at most about `TILE` values.  `n_threads` is accepted and not used.  NaN
+and Inf give no warning.
 """
 
 from __future__ import annotations
