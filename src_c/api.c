@@ -71,7 +71,8 @@ const char *bncore_status_string(bncore_status status)
     case BNCORE_ERROR_ISA:
         return "no such instruction set, or this processor lacks it";
     case BNCORE_ERROR_FUSION:
-        return "activation is not of bncore_activation, or the slope of a leaky relu leaves dtype's range";
+        return "activation is not of bncore_activation, or the slope of a leaky relu leaves "
+               "dtype's range";
     }
     return "unknown status";
 }
