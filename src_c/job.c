@@ -13,7 +13,9 @@ enum {
     THREAD_VALUES = 32 *
         1024, /* fewer values than this per thread: waking it costs more than it saves */
     TASKS_PER_THREAD = 4,     /* so that an uneven last task costs little */
-    APPLY_VALUES = 64 * 1024, /* rows: values per task of the elementwise pass */
+    APPLY_VALUES = 64 * 1024, /* rows: values per task of the elementwise pass, at least and */
+    APPLY_MOST = 256 * 1024,  /* at most: memory is read forwards within a task */
+    APPLY_TASKS = 32,         /* rows: such tasks per thread, where there are values enough */
     LEAST_CACHE = 4 << 20,    /* bytes: smaller problems never pass the caches */
     MOST_CACHE = 32 << 20,    /* bytes of last-level cache that a core can have at most */
     STRIP_TASK = 256,         /* rows: columns per task where rows alone do not feed the threads */
@@ -223,12 +225,12 @@ static void task_reduce_rows(void *arg, int64_t i)
     if (j->at_once) apply_whole_rows(j, begin, end);
 }
 
-/* The last rows first: they were read last and are still in cache. */
+/* After a reduction the last rows first: they were read last and are still in cache. */
 static void task_apply_rows(void *arg, int64_t i)
 {
     const job *j = arg;
-    const int64_t begin = (j->chunks - 1 - i) * j->chunk,
-                  end = bncore_min(begin + j->chunk, j->g.rows);
+    const int64_t chunk = j->fields ? j->chunks - 1 - i : i;
+    const int64_t begin = chunk * j->chunk, end = bncore_min(begin + j->chunk, j->g.rows);
     apply_whole_rows(j, begin, end);
 }
 
@@ -361,7 +363,9 @@ static void cut(job *j)
         g->segments >= TASKS_PER_THREAD * j->threads || j->threads == 1 ? g->cols : STRIP_TASK;
     j->strips = bncore_ceil_div(g->cols, j->strip);
     j->at_once = j->at_once && j->strips == 1;
-    j->chunk = bncore_max(APPLY_VALUES / g->cols, 1);
+    const int64_t share = g->rows * g->cols / (APPLY_TASKS * j->threads);
+    const int64_t values = bncore_min(bncore_max(share, APPLY_VALUES), APPLY_MOST);
+    j->chunk = bncore_max(values / g->cols, 1);
     j->chunks = bncore_ceil_div(g->rows, j->chunk);
 }
 
