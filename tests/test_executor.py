@@ -178,14 +178,17 @@ def test_a_problem_that_makes_no_sense_is_refused(change, message):
 def test_a_fusion_that_makes_no_sense_is_refused(dtype, most):
     p = host.problem((4, 3, 5), dtype)
     y, c = np.full(60, 7.0, dtype), np.ones(3)
-    for activation, slope in ((3, 0.1), (-1, 0.1), (2, math.nan), (1, math.inf), (2, 10 * most)):
+    for activation, slope in ((3, 0.1), (-1, 0.1), (2, math.nan), (2, math.inf), (2, 10 * most)):
         p.fusion = ctypes.pointer(host.Fusion(activation, slope))
         for arguments in (("train", y, c, c, y, c, c), ("moments", c, c, y)):
             status = host.run(arguments[0], p, *arguments[1:])
             assert b"activation" in host.library().bncore_status_string(status)
     assert (y == 7.0).all()
-    p.fusion = ctypes.pointer(host.Fusion(2, most))
-    assert host.run("train", p, y, c, c, y, c, c) == 0
+    # Only a leaky relu has a slope.
+    for activation, slope in ((2, most), (1, math.nan), (0, math.nan)):
+        p.fusion = ctypes.pointer(host.Fusion(activation, slope))
+        assert host.run("train", p, y, c, c, y, c, c) == 0
+        assert np.isfinite(y).all()
 
 
 def test_own_scratch_is_enough_for_what_is_fused(rng):
