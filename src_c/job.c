@@ -139,7 +139,7 @@ static void task_group(void *arg, int64_t group)
     reduce_segment(j, group, 0, partial);
     for (int64_t s = 1; s < j->g.segments; s++) {
         reduce_segment(j, group, s, more);
-        j->merge(partial, more.at, t.channels);
+        j->merge(partial, more.at, t.channels, 1);
     }
     j->finish(j, first, t.channels, partial, 1);
     if (!j->apply_planes) return;
@@ -243,29 +243,33 @@ static void finish_channels(const job *j)
     const bncore_geometry *g = &j->g;
     const int64_t all = columns(g), inner = g->planes ? 1 : g->inner, width = g->channels * inner;
     const bncore_partial total = partial_at(j, 0);
-    for (int64_t s = 1; s < g->segments; s++) j->merge(total, partial_at(j, s).at, all);
-    if (inner == 1) {
-        for (int64_t fold = width; fold < all; fold += width)
-            j->merge(total, total.at + fold, width);
-    } else {
-        for (int64_t c = 0; c < g->channels; c++) {
-            const bncore_partial first = {total.at + c * inner, total.stride};
-            for (int64_t i = 1; i < inner * (all / width); i++)
-                j->merge(first, first.at + i / inner * width + i % inner, 1);
-        }
-    }
+    for (int64_t s = 1; s < g->segments; s++) j->merge(total, partial_at(j, s).at, all, 1);
+    for (int64_t i = 1; i < inner * (all / width); i++)
+        j->merge(total, total.at + i / inner * width + i % inner, g->channels, inner);
     j->finish(j, 0, g->channels, total, inner);
 }
 
-/* Per channel to per column, in place; `item` bytes each. */
+/* Each of `n` values of `item` bytes, `inner` times, in place. */
+static inline void repeat_each(char *to, int64_t n, int64_t inner, size_t item)
+{
+    for (int64_t c = n - 1; c >= 0; c--) {
+        char value[sizeof(double)];
+        memcpy(value, to + (size_t)c * item, item);
+        for (int64_t i = 0; i < inner; i++)
+            memcpy(to + (size_t)(c * inner + i) * item, value, item);
+    }
+}
+
+/* Per channel to per column, in place. A constant size makes each copy one instruction. */
 static void spread_over_columns(const bncore_geometry *g, void *values, size_t item)
 {
-    char *to = values;
     const int64_t inner = g->planes ? 1 : g->inner, width = g->channels * inner;
-    for (int64_t column = width - 1; inner > 1 && column > 0; column--)
-        memmove(to + (size_t)column * item, to + (size_t)(column / inner) * item, item);
+    if (inner > 1 && item == sizeof(float))
+        repeat_each(values, g->channels, inner, sizeof(float));
+    else if (inner > 1)
+        repeat_each(values, g->channels, inner, sizeof(double));
     for (int64_t fold = width; fold < columns(g); fold += width)
-        memcpy(to + (size_t)fold * item, to, (size_t)width * item);
+        memcpy((char *)values + (size_t)fold * item, values, (size_t)width * item);
 }
 
 /* whole: else the mask alone, for the first pass. */

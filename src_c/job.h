@@ -26,7 +26,7 @@ typedef struct job {
                           const bncore_planes *t);
     void (*reduce_rows)(bncore_partial partial, const bncore_arrays *a, const double *mean,
                         const bncore_rows *t);
-    void (*merge)(bncore_partial into, const double *from, int64_t cols);
+    void (*merge)(bncore_partial into, const double *from, int64_t cols, int64_t step);
     void (*finish)(const struct job *job, int64_t first, int64_t n, bncore_partial partial,
                    int64_t step);
     double *results[2]; /* mean and m2, or sum_dy and sum_dy_xhat */

@@ -76,9 +76,9 @@ typedef struct bncore_kernel_set {
                                             const double *mean, const bncore_planes *t);
     void (*grad_sums_rows[SUMS_VARIANTS])(bncore_partial partial, const bncore_arrays *a,
                                           const double *mean, const bncore_rows *t);
-    /* into = into and from, in this order, column by column; of one stride. */
-    void (*merge_moments)(bncore_partial into, const double *from, int64_t cols);
-    void (*merge_sums)(bncore_partial into, const double *from, int64_t cols);
+    /* into = into and from, in this order, for `cols` columns that lie `step` apart; of one stride. */
+    void (*merge_moments)(bncore_partial into, const double *from, int64_t cols, int64_t step);
+    void (*merge_sums)(bncore_partial into, const double *from, int64_t cols, int64_t step);
 
     void (*normalize_planes[ELEMENTWISE_VARIANTS])(const bncore_arrays *a, const void *coef,
                                                    int64_t stride, const bncore_planes *t);

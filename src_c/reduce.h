@@ -89,7 +89,8 @@ static inline void running_finish(const running *w, bncore_partial partial, int6
 
 /* Chan, Golub & LeVeque (1983), eq. 2.1: the difference of the means keeps its digits where |mean| >> std because
  * pivots and offsets are subtracted apart. What holds no value (n = 0) changes nothing. */
-static void merge_moments(bncore_partial into, const double *from, int64_t cols)
+static inline void merge_moments_apart(bncore_partial into, const double *from, int64_t cols,
+                                       int64_t step)
 {
     const int64_t stride = into.stride;
     double *restrict n_ = into.at, *restrict pivot_ = n_ + stride,
@@ -98,7 +99,7 @@ static void merge_moments(bncore_partial into, const double *from, int64_t cols)
                            *restrict from_offset = from_pivot + stride,
                            *restrict from_m2 = from_offset + stride;
 #pragma omp simd
-    for (int64_t c = 0; c < cols; c++) {
+    for (int64_t c = 0; c < cols * step; c += step) {
         const double na = n_[c], nb = from_n[c], n = na + nb, r = nb / n;
         const double delta = (from_pivot[c] - pivot_[c]) + (from_offset[c] - offset_[c]);
         const double offset = offset_[c] + delta * r;
@@ -111,14 +112,31 @@ static void merge_moments(bncore_partial into, const double *from, int64_t cols)
     }
 }
 
-static void merge_sums(bncore_partial into, const double *from, int64_t cols)
+static void merge_moments(bncore_partial into, const double *from, int64_t cols, int64_t step)
+{
+    if (step == 1)
+        merge_moments_apart(into, from, cols, 1);
+    else
+        merge_moments_apart(into, from, cols, step);
+}
+
+static inline void merge_sums_apart(bncore_partial into, const double *from, int64_t cols,
+                                    int64_t step)
 {
     for (int f = 0; f < GRAD_FIELDS; f++) {
         double *restrict a = into.at + f * into.stride;
         const double *restrict b = from + f * into.stride;
 #pragma omp simd
-        for (int64_t c = 0; c < cols; c++) a[c] = a[c] + b[c];
+        for (int64_t c = 0; c < cols * step; c += step) a[c] = a[c] + b[c];
     }
+}
+
+static void merge_sums(bncore_partial into, const double *from, int64_t cols, int64_t step)
+{
+    if (step == 1)
+        merge_sums_apart(into, from, cols, 1);
+    else
+        merge_sums_apart(into, from, cols, step);
 }
 
 /* An infinity where var and eps are 0. */
