@@ -13,7 +13,8 @@ from statistics import median
 import numpy as np
 
 from bncore.bench import check, peers
-from bncore.bench.cases import LAYOUTS, MAIN, Case
+from bncore.bench.cases import LAYOUTS, MAIN, SHAPES, Case
+from bncore.bench.plan import NETWORKS
 from bncore.bench.results import Row, geometric_mean, times_of
 from bncore.demo.timing import interleaved_times
 
@@ -92,11 +93,20 @@ def numba_compile_time() -> dict[str, list[float]]:
 
 
 def numba_against_native(rows: Sequence[Row]) -> float | None:
-    """Numba's time in times that of native: geometric means, of which the worst operation's."""
+    """Numba's time in times that of native on ResNet-50's shapes, one thread, outputs given: the
+    worst operation's geometric mean.
+    """
     native, numba = (peers.PEERS[key].name for key in ("native", "numba"))
     by_operation: dict[tuple[str, str], list[float]] = {}
     for case, found in times_of(rows).items():
-        if {native, numba} <= found.keys() and case.operation in MAIN and case.threads == 1:
+        if (
+            case.shape not in SHAPES[NETWORKS[0]]
+            or case.threads != 1
+            or case.output != "given"
+            or case.dtype != "float32"
+        ):
+            continue
+        if {native, numba} <= found.keys() and case.operation in MAIN:
             ratio = found[numba].median / found[native].median
             by_operation.setdefault((case.operation, case.layout), []).append(ratio)
     return max(map(geometric_mean, by_operation.values()), default=None)
