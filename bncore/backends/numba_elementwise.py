@@ -12,8 +12,13 @@ count their values.
 from __future__ import annotations
 
 from bncore.backends.numba_compile import jit
-from bncore.backends.numba_lanes import fence, load, splat, store, stream
-from bncore.backends.numba_stream import stream_grad_input, stream_normalize
+from bncore.backends.numba_lanes import load, splat, store
+from bncore.backends.numba_stream import (
+    stream_grad_input,
+    stream_normalize,
+    stream_rows_grad_input,
+    stream_rows_normalize,
+)
 from bncore.backends.partition import LANES, Data
 
 ROW_TILE = 4  # rows at a time: their coefficients are loaded once
@@ -122,10 +127,13 @@ def rows_normalize(
     begin: int, end: int, y: Data, x: Data, hi: Data, scale: Data, shift: Data, line: int
 ) -> None:
     """Write y = (x - hi) * scale + shift."""
+    if line >= 0:
+        width = len(hi) - LANES
+        stop = min(end * width, len(x))
+        stream_rows_normalize(begin * width, stop, y, x, hi, scale, shift, line)
+        return
     width = len(hi)
-    tiled = (
-        min(end, len(x) // width) if line < 0 else begin
-    )  # rows that are taken ROW_TILE at a time
+    tiled = min(end, len(x) // width)  # up to it ROW_TILE rows at a time
     tiled -= (tiled - begin) % ROW_TILE
     whole = width - width % LANES
     for left in range(begin * width, tiled * width, ROW_TILE * width):
@@ -137,21 +145,13 @@ def rows_normalize(
             for i in range(left + j, left + j + ROW_TILE * width, width):
                 y[i] = (x[i] - hi[j]) * scale[j] + shift[j]
     for left in range(tiled * width, min(end * width, len(x)), width):
-        columns, j = min(width, len(x) - left), 0
-        while j < columns:
+        columns = min(width, len(x) - left)
+        whole = columns - columns % LANES
+        for j in range(0, whole, LANES):
             i = left + j
-            if j + LANES <= columns and (line < 0 or (i - line) & (LANES - 1) == 0):
-                value = (load(x, i) - load(hi, j)) * load(scale, j) + load(shift, j)
-                if line < 0:
-                    store(y, i, value)
-                else:
-                    stream(y, i, value)
-                j += LANES
-            else:
-                y[i] = (x[i] - hi[j]) * scale[j] + shift[j]
-                j += 1
-    if line >= 0:
-        fence()
+            store(y, i, (load(x, i) - load(hi, j)) * load(scale, j) + load(shift, j))
+        for j in range(whole, columns):
+            y[left + j] = (x[left + j] - hi[j]) * scale[j] + shift[j]
 
 
 @jit
@@ -168,24 +168,22 @@ def rows_grad_input(
     line: int,
 ) -> None:
     """Write dx = ((dy + (x - hi) * of_x) + shift) * of_dy."""
+    if line >= 0:
+        width = len(hi) - LANES
+        stop = min(end * width, len(x))
+        stream_rows_grad_input(begin * width, stop, dx, dy, x, hi, of_dy, of_x, shift, line)
+        return
     width = len(hi)
     for left in range(begin * width, min(end * width, len(x)), width):
-        columns, j = min(width, len(x) - left), 0
-        while j < columns:
+        columns = min(width, len(x) - left)
+        whole = columns - columns % LANES
+        for j in range(0, whole, LANES):
             i = left + j
-            if j + LANES <= columns and (line < 0 or (i - line) & (LANES - 1) == 0):
-                from_x = (load(x, i) - load(hi, j)) * load(of_x, j)
-                value = ((load(dy, i) + from_x) + load(shift, j)) * load(of_dy, j)
-                if line < 0:
-                    store(dx, i, value)
-                else:
-                    stream(dx, i, value)
-                j += LANES
-            else:
-                dx[i] = ((dy[i] + (x[i] - hi[j]) * of_x[j]) + shift[j]) * of_dy[j]
-                j += 1
-    if line >= 0:
-        fence()
+            from_x = (load(x, i) - load(hi, j)) * load(of_x, j)
+            store(dx, i, ((load(dy, i) + from_x) + load(shift, j)) * load(of_dy, j))
+        for j in range(whole, columns):
+            i = left + j
+            dx[i] = ((dy[i] + (x[i] - hi[j]) * of_x[j]) + shift[j]) * of_dy[j]
 
 
 @jit

@@ -58,7 +58,6 @@ CACHE = 3 << 18  # bytes of a channel group that stay in cache from the sums to 
 RUN = 3 << 13  # bytes of one image of a group: enough for the prefetcher
 GROUP = 32  # most channels of a group: their lanes fit in the first-level cache
 STREAMED = 24 << 20  # bytes of output and input together from which the output passes the caches
-STREAMED_ROW = 256  # fewest values of a row that is streamed
 BALANCE = 4  # groups per thread that keep all threads busy to the end
 
 
@@ -79,21 +78,20 @@ def _group(geo: Planes, threads: int, value_bytes: int) -> int:
     return max(1, min(max(fits, wide, 1), GROUP, fair))
 
 
-def _columns(values: Data, geo: Rows) -> Data:
-    """Repeat per-channel values to the width of a row."""
-    if geo.repeat == geo.inner == 1:
-        return values
-    return np.tile(values.repeat(geo.inner), geo.repeat)
+def _columns(values: Data, geo: Rows, line: int = -1) -> Data:
+    """Repeat per-channel values to the width of a row; a streamed one goes round the corner."""
+    if not geo.repeat == geo.inner == 1:
+        values = np.tile(values.repeat(geo.inner), geo.repeat)
+    return values if line < 0 else np.concatenate([values, values[:LANES]])
 
 
 def _first_line(geo: Planes | Rows, out: Data, *inputs: Data) -> int:
     """Find the value of `out` that starts its first line, or -1 where it is not to be streamed.
 
-    Lines that two rows share are written by ordinary stores, so short rows are not streamed.
+    Rows are never shorter than a vector here: see `_shape`.
     """
-    short = isinstance(geo, Rows) and geo.width < STREAMED_ROW
     in_place = any(out.ctypes.data == array.ctypes.data for array in inputs)
-    if short or in_place or out.nbytes * (1 + len(inputs)) < STREAMED:
+    if in_place or out.nbytes * (1 + len(inputs)) < STREAMED:
         return -1
     line = LANES * out.itemsize
     return int(-out.ctypes.data % line) // out.itemsize
@@ -111,7 +109,7 @@ def _normalized(
     if isinstance(geo, Planes):
         spread(threads, x.size, planes_normalize, y, x, *coefficients, geo.inner, line)
     else:
-        wide = (_columns(c, geo) for c in coefficients)
+        wide = (_columns(c, geo, line) for c in coefficients)
         spread(threads, geo.rows, rows_normalize, y, x, *wide, line)
 
 
@@ -257,7 +255,7 @@ def grad_input(
     if isinstance(geo, Planes):
         spread(threads, x.size, planes_grad_input, *flat, *coefficients, geo.inner, line)
     else:
-        wide = (_columns(c, geo) for c in coefficients)
+        wide = (_columns(c, geo, line) for c in coefficients)
         spread(threads, geo.rows, rows_grad_input, *flat, *wide, line)
 
 

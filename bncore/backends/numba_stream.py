@@ -1,4 +1,4 @@
-"""Planes whose output passes the caches, for the Numba backend.
+"""Planes and rows whose output passes the caches, for the Numba backend.
 
 Planes follow each other in memory, so only the first and the last line of a stretch are shared with
 others.  A line in which two planes meet is computed with the coefficients of both, lane by lane.
@@ -105,3 +105,62 @@ def stream_grad_input(
             i += LANES
     fence()
     return behind, end
+
+
+# Rows: coefficients repeated to the width of a row, and the first LANES of them once more
+
+
+@jit
+def stream_rows_normalize(
+    begin: int, end: int, y: Data, x: Data, hi: Data, scale: Data, shift: Data, line: int
+) -> None:
+    """Write the values begin to end of y = (x - hi) * scale + shift; begin starts a row."""
+    width = len(hi) - LANES
+    i, behind = whole_lines(begin, end, line)
+    for k in range(begin, i):
+        j = (k - begin) % width
+        y[k] = (x[k] - hi[j]) * scale[j] + shift[j]
+    j = (i - begin) % width
+    while i < behind:
+        stream(y, i, (load(x, i) - load(hi, j)) * load(scale, j) + load(shift, j))
+        i += LANES
+        j += LANES
+        if j >= width:
+            j -= width
+    for k in range(i, end):
+        j = (k - begin) % width
+        y[k] = (x[k] - hi[j]) * scale[j] + shift[j]
+    fence()
+
+
+@jit
+def stream_rows_grad_input(
+    begin: int,
+    end: int,
+    dx: Data,
+    dy: Data,
+    x: Data,
+    hi: Data,
+    of_dy: Data,
+    of_x: Data,
+    shift: Data,
+    line: int,
+) -> None:
+    """Do as `stream_rows_normalize` for dx = ((dy + (x - hi) * of_x) + shift) * of_dy."""
+    width = len(hi) - LANES
+    i, behind = whole_lines(begin, end, line)
+    for k in range(begin, i):
+        j = (k - begin) % width
+        dx[k] = ((dy[k] + (x[k] - hi[j]) * of_x[j]) + shift[j]) * of_dy[j]
+    j = (i - begin) % width
+    while i < behind:
+        from_x = (load(x, i) - load(hi, j)) * load(of_x, j)
+        stream(dx, i, ((load(dy, i) + from_x) + load(shift, j)) * load(of_dy, j))
+        i += LANES
+        j += LANES
+        if j >= width:
+            j -= width
+    for k in range(i, end):
+        j = (k - begin) % width
+        dx[k] = ((dy[k] + (x[k] - hi[j]) * of_x[j]) + shift[j]) * of_dy[j]
+    fence()
