@@ -14,11 +14,9 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
-from numba import prange, types
-from numba.extending import intrinsic
+from numba import prange
 
-from bncore.backends.numba_lanes import _address, fold, load, prefetch, splat, store
+from bncore.backends.numba_lanes import fence, fold, load, prefetch, splat, store, stream
 from bncore.bench.cases import aligned
 
 STEP = 64  # floats: four vectors of 16
@@ -26,30 +24,6 @@ AHEAD = 4096  # floats
 UNIT = 2 * STEP  # what a range is a multiple of, so that it has halves
 
 jit = numba.njit(nogil=True)
-
-
-@intrinsic
-def store_past_caches(_: Any, array: Any, index: Any, lanes: Any) -> Any:
-    """Write a vector to a cache line's boundary without reading the line."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        stored = builder.store(args[2], _address(context, builder, sig.args[0], *args[:2]), 64)
-        one = ir.Constant(ir.IntType(32), 1)
-        stored.set_metadata("nontemporal", builder.module.add_metadata([one]))
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, lanes), codegen
-
-
-@intrinsic
-def fence(_: Any) -> Any:
-    """Wait until everything written is visible."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        builder.fence("seq_cst")
-        return context.get_dummy_value()
-
-    return types.void(), codegen
 
 
 @jit
@@ -98,7 +72,7 @@ def copy_past_caches(x, y, first, last):  # type: ignore[no-untyped-def]  # prag
         for run in range(2):
             for line in range(i + run * half, i + run * half + STEP, 16):
                 prefetch(x, line + AHEAD)
-                store_past_caches(y, line, load(x, line))
+                stream(y, line, load(x, line))
     fence()
     return np.float32(0.0)
 
