@@ -7,7 +7,8 @@ from bncore.inference import batch_norm_infer, batch_norm_infer_backward
 from bncore.parts import grad_input, grad_sums, moments, normalize
 from bncore.pool import set_buffer_pool
 from bncore.reductions import mean_var
-from bncore.statistics import GradSums, Moments, update_running_stats
+from bncore.running import update_running_stats
+from bncore.statistics import GradSums, Moments
 from bncore.threads import get_num_threads, set_num_threads
 
 __version__ = "0.1.0"

@@ -23,6 +23,7 @@ FACE = {
     "bncore.problem": {"bncore.scalars"},
     "bncore.pool": {"bncore.problem", "bncore.scalars"},
     "bncore.statistics": {"bncore.problem", "bncore.scalars"},
+    "bncore.running": {"bncore.problem", "bncore.scalars", "bncore.statistics"},
     "bncore.threads": {"bncore.scalars", "bncore.backends"},
     "bncore.config": {"bncore", "bncore.scalars", "bncore.backends", "bncore.threads"},
 }

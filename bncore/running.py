@@ -1,0 +1,84 @@
+"""Running statistics: moved towards those of a batch, in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bncore import problem, scalars
+from bncore.statistics import Moments, Stat
+
+
+def update_running_stats(
+    running_mean: npt.NDArray[np.floating[Any]],
+    running_var: npt.NDArray[np.floating[Any]],
+    moments: Moments,
+    *,
+    momentum: float = 0.1,
+    correction: float = 1,
+) -> None:
+    """Move running statistics towards those of a batch, in place.
+
+    ``running = (1 - momentum) * running + momentum * batch``, computed in float64 and rounded once.
+
+    Parameters
+    ----------
+    running_mean, running_var : (C,) ndarray, writable, of any real floating dtype and stride
+        Changed in place.  They must not overlap each other.
+    moments : Moments
+        Of the batch.  With count 0 nothing changes.
+    momentum : float, default 0.1
+        Weight of the *new* batch, 0 to 1: as in PyTorch.  Keras and ONNX weigh the old value.
+    correction : float, default 1
+        The batch variance is m2 / (count - correction): 1 as in PyTorch, 0 as in Keras and ONNX.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument is not as above, or `moments.count` is not above `correction`.  Nothing
+        has been written then.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015, section 3.1 (moving averages), Algorithm 2, step 10 (the
+    unbiased variance).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bncore import Moments, update_running_stats
+    >>> mean, var = np.zeros(1), np.ones(1)
+    >>> update_running_stats(mean, var, Moments(3, [4.0], [6.0]), momentum=0.5)
+    >>> mean, var
+    (array([2.]), array([2.]))
+    """
+    if not isinstance(moments, Moments):
+        raise TypeError(f"moments: expected Moments, got {scalars.shown(moments)}")
+    channels = moments.mean.shape[0]
+    problem.vector("running_mean", problem.writable_array("running_mean", running_mean), channels)
+    problem.vector("running_var", problem.writable_array("running_var", running_var), channels)
+    if problem.share_memory(running_mean, running_var):
+        raise ValueError("running_var: expected memory apart from running_mean, got an overlap")
+    momentum = scalars.real("momentum", momentum, 0.0, 1.0)
+    correction = scalars.real("correction", correction)
+    if moments.count == 0:
+        return
+    if moments.count <= correction:
+        raise ValueError(
+            f"moments: expected count > correction = {correction:g}, got {moments.count}"
+        )
+    var = moments.var(correction)
+    with np.errstate(all="ignore"):
+        new_mean = _moved(running_mean, moments.mean, momentum)
+        new_var = _moved(running_var, var, momentum)
+    running_mean[...] = new_mean
+    running_var[...] = new_var
+
+
+def _moved(old: npt.NDArray[Any], batch: Stat, momentum: float) -> npt.NDArray[Any]:
+    """Compute the new running value in float64, in the dtype of the old one."""
+    new = (1.0 - momentum) * old.astype(np.float64) + momentum * batch
+    return new.astype(old.dtype)
