@@ -90,6 +90,7 @@ static inline ALWAYS_INLINE void NAME(sum_planes)(bncore_partial partial,
 {
     const NAME(values) values = NAME(values_of)(arrays);
     const ACC *mask = arrays->mask;
+    const int64_t ahead = bytes_ahead(t, sizeof(T));
     lanes acc[BNCORE_GROUP] = {0};
     int64_t pending = 0;
     double *sum_a = partial.at, *sum_b = sum_a + partial.stride;
@@ -99,7 +100,7 @@ static inline ALWAYS_INLINE void NAME(sum_planes)(bncore_partial partial,
         for (int64_t c = 0; c < t->channels; c++)
             NAME(add_grad_run)(&acc[c], NAME(values_at)(values, c * t->inner + p.offset, fused),
                                p.len, mean[c], NAME(mask_of)(mask + c, arrays->mask_stride, fused),
-                               t->image_stride * (int64_t)sizeof(T), fused);
+                               ahead, fused);
         e += p.len;
         pending += p.len;
         if (pending < BNCORE_BLOCK && e < t->end) continue;

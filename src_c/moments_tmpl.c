@@ -73,14 +73,14 @@ static void NAME(moments_planes)(bncore_partial partial, const bncore_arrays *ar
     running w[BNCORE_GROUP];
     lanes acc[BNCORE_GROUP] = {0};
     int64_t pending = 0;
+    const int64_t ahead = bytes_ahead(t, sizeof(T));
     const piece first = piece_at(t, t->begin, BNCORE_LANES);
     for (int64_t c = 0; c < t->channels; c++)
         w[c] = (running){.pivot = NAME(first_pivot)(x + c * t->inner + first.offset, first.len, 1)};
     for (int64_t e = t->begin; e < t->end;) {
         const piece p = piece_at(t, e, BNCORE_BLOCK);
         for (int64_t c = 0; c < t->channels; c++)
-            NAME(add_run)(&acc[c], x + c * t->inner + p.offset, p.len, w[c].pivot,
-                          t->image_stride * (int64_t)sizeof(T));
+            NAME(add_run)(&acc[c], x + c * t->inner + p.offset, p.len, w[c].pivot, ahead);
         e += p.len;
         pending += p.len;
         if (pending < BNCORE_BLOCK && e < t->end) continue;

@@ -26,6 +26,14 @@ static inline void fetch(const void *p, int64_t bytes)
     __builtin_prefetch((const void *)((uintptr_t)p + (uintptr_t)bytes), 0, 2);
 }
 
+/* Planes: bytes from the values under way to those that are to be fetched: not far ahead in a long run, in the same place of
+ * the next image in a short one. */
+static inline int64_t bytes_ahead(const bncore_planes *t, int64_t item)
+{
+    const int64_t in_run = 8192, long_run = 65536;
+    return t->inner * item >= long_run ? in_run : t->image_stride * item;
+}
+
 /* Backwards: what lies before value e in its image. */
 static inline piece piece_before(const bncore_planes *t, int64_t e)
 {
@@ -144,7 +152,10 @@ static void inverse_std(double *restrict invstd, int64_t n, const double *restri
                         double divisor, double eps)
 {
 #pragma omp simd
-    for (int64_t c = 0; c < n; c++) invstd[c] = 1.0 / sqrt(var[c] / divisor + eps);
+    for (int64_t c = 0; c < n; c++) {
+        const double v = divisor == 1.0 ? var[c] : var[c] / divisor;
+        invstd[c] = 1.0 / sqrt(v + eps);
+    }
 }
 
 #endif
