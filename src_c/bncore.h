@@ -66,9 +66,8 @@ typedef struct bncore_fusion {
     int32_t activation;   /* bncore_activation */
     double slope;         /* of BNCORE_LEAKY_RELU, rounded to dtype; finite */
     const void *residual; /* as x; NULL: none */
-    void *
-        dresidual; /* backward, as x: it may be the same memory as dy or residual, and shares none with x
-                           * and dx; NULL: not wanted */
+    /* Backward, as x: it may be the same memory as dy or residual, and shares none with x and dx; NULL: not wanted. */
+    void *dresidual;
     const double *bias; /* backward: double[channels] as in forward; NULL for 0 */
 } bncore_fusion;
 

@@ -10,8 +10,8 @@
 
 enum {
     LOCAL_SCRATCH = 32 * 1024, /* bytes on the stack: small problems allocate nothing */
-    THREAD_VALUES = 32 *
-        1024, /* fewer values than this per thread: waking it costs more than it saves */
+    /* Fewer values than this per thread: waking it costs more than it saves. */
+    THREAD_VALUES = 32 * 1024,
     TASKS_PER_THREAD = 4,     /* so that an uneven last task costs little */
     APPLY_VALUES = 64 * 1024, /* rows: values per task of the elementwise pass, at least and */
     APPLY_MOST = 256 * 1024,  /* at most: memory is read forwards within a task */
@@ -20,9 +20,9 @@ enum {
     LEAST_CACHE = 4 << 20,    /* bytes: smaller problems never pass the caches */
     MOST_CACHE = 32 << 20,    /* bytes of last-level cache that a core can have at most */
     STRIP_TASK = 256,         /* rows: columns per task where rows alone do not feed the threads */
-    COEF_APART =
-        80 /* more columns between two fields of the coefficients than there are: REPEATED, and so
-                               * that fields of 1024 columns do not meet in one set of the first-level cache */
+    /* More columns between two fields of the coefficients than there are: REPEATED, and so that fields of 1024 columns
+     * do not meet in one set of the first-level cache. */
+    COEF_APART = 80
 };
 
 /* Bytes of the last-level cache that one core reaches, as far as the system tells: it may add up the caches of all

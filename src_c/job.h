@@ -37,8 +37,7 @@ typedef struct job {
     int masked; /* the variant of the second pass */
 
     /* The elementwise pass; NULL: there is none. set_coefs: of channels first .. first + n - 1. at_once: it does not
-     * need the reduction's results, and follows it
-     * piece by piece. */
+     * need the reduction's results, and follows it piece by piece. */
     int at_once;
     void (*set_coefs)(const struct job *job, int64_t first, int64_t n);
     void (*apply_planes)(const bncore_arrays *a, const void *coef, int64_t stride,

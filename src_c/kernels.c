@@ -11,9 +11,8 @@
 enum {
     STRIP = 1024, /* rows: columns whose running state stays in L1 and L2 */
     ROW_TILE = 4, /* rows: rows added between a load and a store of that state */
-    TILED_COLS =
-        2048, /* rows: columns from which streamed rows are taken ROW_TILE at a time: the coefficients of
-                        * fewer stay in L1 */
+    /* Rows: columns from which streamed rows are taken ROW_TILE at a time: the coefficients of fewer stay in L1. */
+    TILED_COLS = 2048,
     AHEAD = 65536 /* rows: bytes from the values under way to those that are being fetched */
 };
 

@@ -57,12 +57,12 @@ typedef struct bncore_arrays {
     void *dst;
     const void *dy, *x;
     int stream;
-    double slope,
-        least; /* on the negative side: of z below `least` nothing is left, of others slope */
+    /* On the negative side: of z below `least` nothing is left, of others slope. */
+    double slope, least;
     const void *residual;
     void *dresidual;
-    const void *
-        mask; /* grad_sums: the coefficients of the first column, fields mask_stride columns apart */
+    /* grad_sums: the coefficients of the first column, fields mask_stride columns apart. */
+    const void *mask;
     int64_t mask_stride;
 } bncore_arrays;
 
