@@ -1,10 +1,11 @@
 /* The kernels of one instruction set. Built once per line of isa.def, with that line's flags and
  * -DBNCORE_ISA_NAME=<name>; always with -ffp-contract=off, so that all of them give the same bits. */
+#define ALWAYS_INLINE __attribute__((always_inline))
+#define NOINLINE __attribute__((noinline, cold))
+
 #include "reduce.h"
 #include "stream.h"
 
-#define ALWAYS_INLINE __attribute__((always_inline))
-#define NOINLINE __attribute__((noinline, cold))
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)
 

@@ -20,10 +20,14 @@ static inline piece piece_at(const bncore_planes *t, int64_t e, int64_t most)
     return (piece){image * t->image_stride + pos, bncore_min(len, most)};
 }
 
-/* Have what lies `bytes` behind p fetched into the second-level cache; it need not be in any array. */
-static inline void fetch(const void *p, int64_t bytes)
+/* Have what lies `bytes` behind p fetched into the first-level cache or the second; it need not be in any array. */
+static inline ALWAYS_INLINE void fetch(const void *p, int64_t bytes, int level1)
 {
-    __builtin_prefetch((const void *)((uintptr_t)p + (uintptr_t)bytes), 0, 2);
+    const void *at = (const void *)((uintptr_t)p + (uintptr_t)bytes);
+    if (level1)
+        __builtin_prefetch(at, 0, 3);
+    else
+        __builtin_prefetch(at, 0, 2);
 }
 
 /* Planes: bytes from the values under way to those that are to be fetched: not far ahead in a long run, in the same place of
