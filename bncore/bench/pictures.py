@@ -13,7 +13,7 @@ from PIL import Image
 from bncore.bench.cases import FUSED, LAYOUTS, MAIN, SHAPES, SWEPT, Case, Shape, layouts_of, named
 from bncore.bench.peers import PEERS
 from bncore.bench.results import Results, Row, Times, times_of
-from bncore.bench.tables import BNCORE, counted, others_in
+from bncore.bench.tables import BNCORE, GIVEN, counted, others_in
 
 DPI = 80
 COLOURS = (
@@ -27,11 +27,11 @@ COLOURS = (
     "#7a7a7a",
     "#5fad9c",
     "#b5838d",
-    "#3d405b",
+    "#9ad1d4",
     "#c9ada7",
 )
 DRAWN = (*MAIN, *FUSED)
-WRITTEN = {"given": "", "returned": ", returned", "pooled": ", returned, pool on"}
+WRITTEN = {"given": "", "returned": ", returned", "pooled": ", returned; bncore's pool on"}
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
@@ -68,9 +68,9 @@ def shown(times: Times) -> list[Shape]:
 
 
 def drawn(times: Times) -> list[str]:
-    """Choose operations: the main ones, and what is fused where it was measured."""
+    """Choose operations: those that were measured."""
     present = {case.operation for case in times}
-    return [o for o in DRAWN if o in present or o in MAIN]
+    return [operation for operation in DRAWN if operation in present]
 
 
 def select(times: Times, **wanted: Any) -> dict[Shape, dict[str, Row]]:
@@ -92,7 +92,8 @@ def bars(axes: Any, shapes: list[Shape], series: dict[str, list[float]], from_: 
         peer = label.partition(WRITTEN["returned"])[0]
         colour = COLOURS[(names.index(peer) if peer in names else number) % len(COLOURS)]
         heights = [value - from_ for value in values]
-        axes.bar(places, heights, width, bottom=from_, label=label, color=colour)
+        hatch = "//" if label.endswith(WRITTEN["pooled"]) else None
+        axes.bar(places, heights, width, bottom=from_, label=label, color=colour, hatch=hatch)
     axes.set_xticks(range(len(shapes)), [named(s) for s in shapes], rotation=30, ha="right")
     axes.tick_params(labelsize=7)
     axes.grid(axis="y", alpha=0.3)
@@ -122,8 +123,8 @@ def speed(times: Times, threads: int) -> Figure | None:
             for output, suffix in WRITTEN.items():
                 found = select(chosen, operation=operation, layout=layout, output=output)
                 for name in others_in(found.values()):
-                    if output != "given" and name in series:
-                        continue  # preallocated says more
+                    if name == GIVEN or (output != "given" and name in series):
+                        continue  # about the pool alone; preallocated says more
                     series[name + suffix] = [ratio(found.get(shape), name) for shape in here]
             ratio_panel(grid[i][j], here, series, f"{operation}, {layout}")
     return figure
@@ -180,8 +181,8 @@ def by_layout(
     shapes = shown(times)
     if not shapes:
         return None
-    columns = [MAIN, tuple(o for o in drawn(times) if o in FUSED)]
-    columns = [operations for operations in columns if operations]
+    kinds = ([o for o in drawn(times) if (o in FUSED) is fused] for fused in (False, True))
+    columns = [operations for operations in kinds if operations]
     figure, grid = panels(len(LAYOUTS), len(columns), title)
     for i, layout in enumerate(LAYOUTS):
         here = [shape for shape in shapes if layout in layouts_of(shape)]

@@ -15,14 +15,13 @@ from typing import Protocol
 from bncore.bench.cases import ARRAYS_MOVED, FUSED, LAYOUTS, SHAPES, Case, layouts_of, named
 from bncore.bench.peers import PEERS
 from bncore.bench.results import Row, Times, geometric_mean, times_of
-from bncore.bench.tables import BNCORE, Table, counted
+from bncore.bench.tables import BNCORE, GIVEN, Table, counted
 
 FIRST, LAST = LAYOUTS
 BOTH = ("resnet50_n32", "mobilenet_v2_n16")
 RESNET = BOTH[:1]
-TORCH, COMPILED, ONEDNN, BLOCKED, FORMULA, ALONE, GIVEN = (
-    PEERS[key].name
-    for key in ("torch", "compile", "onednn", "onednn16c", "numpy", "alone", "given")
+TORCH, COMPILED, ONEDNN, BLOCKED, FORMULA, ALONE = (
+    PEERS[key].name for key in ("torch", "compile", "onednn", "onednn16c", "numpy", "alone")
 )
 
 

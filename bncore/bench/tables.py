@@ -13,7 +13,7 @@ from bncore.bench.results import Results, Row, Times, geometric_mean, times_of
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-BNCORE = PEERS[OWN].name
+BNCORE, GIVEN = (PEERS[key].name for key in (OWN, "given"))
 RETURNED = {"given": "", "returned": ", output returned", "pooled": ", output returned, pool on"}
 
 
