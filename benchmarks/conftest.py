@@ -101,6 +101,7 @@ def measure(benchmark) -> Callable[[Case, str], None]:
         p = problem(case.place)
         try:
             with peer.active(case.threads):
+                p.clear(case)
                 call = peer.call(case, p)
                 outputs = peer.arrays(case, call(), p)
                 ulp = check.error(outputs, reference(case.operation, case.place), p)

@@ -35,28 +35,40 @@ FUNCTIONS = {
     "bncore_infer_backward": "xccxxccc",
 }
 
+# With relu and a residual too, whose gradient backward writes; RELU and AT_FUSION (bytes before the
+# pointer in bncore_problem) as in bncore.h.
+FUSED = ("bncore_train", "bncore_train_backward")
+RELU, AT_FUSION = 1, 64
 
 # Outputs past the caches: planes with lines in which two meet, and rows.
 STREAMED = [(64, 128, 784), (50176, 144, 1)]
 STREAMING = ("bncore_normalize", "bncore_train_backward")
 
+Call = tuple[str, tuple[int, int, int], str, bool]
 
-def calls() -> list[tuple[str, tuple[int, int, int], str]]:
-    small = [(f, shape, dtype) for f in FUNCTIONS for shape in SHAPES for dtype in DTYPES]
-    return small + [(f, shape, "float") for f in STREAMING for shape in STREAMED]
+
+def calls() -> list[Call]:
+    small = [(f, shape, dtype, False) for f in FUNCTIONS for shape in SHAPES for dtype in DTYPES]
+    small += [(f, shape, "float", False) for f in STREAMING for shape in STREAMED]
+    small += [(f, shape, dtype, True) for f in FUSED for shape in SHAPES for dtype in DTYPES]
+    return small + [(f, shape, "float", True) for f in FUSED for shape in STREAMED]
 
 
 def names() -> list[str]:
-    return [f"{function} {'x'.join(map(str, shape))} {dtype}" for function, shape, dtype in calls()]
+    return [
+        f"{function}{', relu and residual' if fused else ''} {'x'.join(map(str, shape))} {dtype}"
+        for function, shape, dtype, fused in calls()
+    ]
 
 
 def call_all(library: str) -> None:
     """Make every call once, in the order of `names`; no NumPy: valgrind makes its import slow."""
     import ctypes
+    import struct
     from array import array
 
     native = ctypes.CDLL(library)
-    for function, shape, dtype in calls():
+    for function, shape, dtype, fused in calls():
         outer, channels, inner = shape
         problem = ctypes.create_string_buffer(256)
         native.bncore_problem_init(problem, int(dtype == "double"), *map(ctypes.c_int64, shape))
@@ -65,9 +77,15 @@ def call_all(library: str) -> None:
             "x": array(dtype[0], range(11)) * (n // 11 + 1),
             "c": array("d", [1.0]) * channels,
         }
-        given = [memory[a][:] for a in FUNCTIONS[function]]
-        addresses = [ctypes.c_void_p(array.buffer_info()[0]) for array in given]
-        status = getattr(native, function)(problem, *addresses)
+        given = [memory[a][:] for a in FUNCTIONS[function] + "xxc"]
+        *addresses, residual, dresidual, bias = (array.buffer_info()[0] for array in given)
+        # bncore_fusion, and the pointer to it in bncore_problem.
+        fusion = ctypes.create_string_buffer(
+            struct.pack("idPPP", RELU, 0.0, residual, dresidual, bias)
+        )
+        if fused:
+            struct.pack_into("P", problem, AT_FUSION, ctypes.addressof(fusion))
+        status = getattr(native, function)(problem, *map(ctypes.c_void_p, addresses))
         assert status == 0, f"{function} returned {status}"
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from bncore.bench import (
     cases,
+    peers,
     plan,
     promises,
     tables,
@@ -78,7 +79,8 @@ def pair(monkeypatch):
 
 def test_a_ratio_takes_the_best_of_its_peers(pair):
     rows = rows_of((SMALL, "bncore", 1.0), (SMALL, "PyTorch", 8.0), (SMALL, "JAX", 2.0),
-                   (DENSE, "bncore", 1.0), (DENSE, "PyTorch", 8.0))  # fmt: skip
+                   (DENSE, "bncore", 1.0), (DENSE, "PyTorch", 8.0),
+                   (DENSE, "JAX", 9.0))  # fmt: skip
     for mean, worst, kept in ((4.0, 2.0, True), (4.1, 0.0, False), (1.0, 2.1, False)):
         promise = promises.Ratio(ABOUT, ["PyTorch", "JAX"], mean, worst)
         (verdict,) = promises.judged(rows, 0, [promise])
@@ -87,8 +89,49 @@ def test_a_ratio_takes_the_best_of_its_peers(pair):
     (verdict,) = promises.judged(rows, 0, [promises.Ratio(ABOUT, ["oneDNN"], 1.0)])
     assert verdict.kept is None
     assert not promises.table([verdict]).lines
-    (partly,) = promises.judged(rows[:3], 0, [promises.Ratio(ABOUT, ["PyTorch"], 1.0)])
-    assert partly.kept is None
+
+
+@pytest.mark.parametrize(
+    "present", [3, 5]
+)  # bncore was not measured on the other shape, or not all
+def test_a_promise_of_which_not_every_shape_was_measured_is_shown_as_such(pair, present):
+    rows = rows_of((SMALL, "bncore", 1.0), (SMALL, "PyTorch", 8.0), (SMALL, "JAX", 2.0),
+                   (DENSE, "bncore", 1.0), (DENSE, "PyTorch", 8.0))[:present]  # fmt: skip
+    (verdict,) = promises.judged(rows, 0, [promises.Ratio(ABOUT, ["PyTorch", "JAX"], 1.0)])
+    assert (verdict.kept, verdict.shapes, verdict.of) == (None, 1, 2)
+    (line,) = promises.table([verdict]).lines
+    assert line[2:] == ["≥ 1×", "2×", "2× at 1×16×4×4", "1 of 2 shapes"]
+
+
+def test_partly_measured_promises_of_other_kinds(pair):
+    about = replace(ABOUT, sets=["pair"])
+    two = replace(SMALL, threads=2)
+    rows = rows_of((SMALL, "bncore", 3e-6), (two, "bncore", 2e-6), limit=2e-6)
+    rows += rows_of((DENSE, "bncore", 1e-6))  # its limit was not measured
+    given = [promises.Distance(about, 9.0), promises.Scaling(about, 1.0), promises.Time(about, 1.0)]
+    verdicts = promises.judged(rows, 2**20, given)
+    assert [(v.threads, v.kept, v.answer) for v in verdicts] == [
+        (1, None, "1 of 2 shapes"),
+        (2, None, "1 of 2 shapes"),
+        (2, None, "1 of 2 shapes"),
+        (1, True, "yes"),
+        (2, None, "1 of 2 shapes"),
+    ]
+
+
+def test_a_share_compares_with_another_call_and_a_read(monkeypatch):
+    monkeypatch.setitem(cases.SHAPES, "pair", [SMALL.shape])
+    times = ((SMALL, "bncore", 3.0), (SMALL, "other", 2.0))
+    for known, and_read, most, measured, kept in (
+        ({"read": 0.5}, False, 1.5, "1.5×", True),
+        ({"read": 0.5}, True, 1.15, "1.2×", False),
+        ({}, False, 1.4, "1.5×", False),
+        ({}, True, 9.0, "not measured", None),
+    ):
+        promise = promises.Share(ABOUT, "other", most, and_read)
+        (verdict,) = promises.judged(rows_of(*times, **known), 0, [promise])
+        assert (verdict.measured, verdict.kept) == (measured, kept)
+        assert verdict.figure.endswith("against other and a read") is and_read
 
 
 def test_distance_time_and_scaling(monkeypatch):
@@ -117,8 +160,16 @@ def test_distance_time_and_scaling(monkeypatch):
 
 
 def test_promises_name_what_is_measured():
-    standard = {case for case, _ in plan.groups(plan.parse([]))}
+    standard = dict(plan.groups(plan.parse([])))
+    named = {entry.name: key for key, entry in peers.PEERS.items()}
     for promise in promises.PROMISES:
-        about = promise.about
-        times = {case: {"bncore": Row(case, "bncore", 1.0)} for case in standard}
-        assert about.select(times, 1), about
+        others = getattr(promise, "against", [getattr(promise, "peer", "bncore")])
+        wanted = promise.about.cases(1)
+        assert wanted
+        for case in wanted:
+            assert {named[name] for name in others} <= set(standard[case]), promise
+
+
+def test_the_pool_is_promised_for_the_shapes_of_103_megabytes():
+    about = next(p.about for p in promises.PROMISES if getattr(p, "peer", "") == promises.GIVEN)
+    assert {case.x_bytes for case in about.cases(1)} == {32 * 256 * 56 * 56 * 4}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from copy import copy
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -12,24 +13,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bncore.demo import formula
+
 Array = NDArray[Any]
 Shape = tuple[int, ...]
 
 EPS = 1e-5
 LAYOUTS = ("channels first", "channels last")
-# Into preallocated memory, or into memory of the contestant's own; one way where nothing large
-# is written.
-OUTPUTS = ("given", "returned")
+# Into preallocated memory, or into memory of the contestant's own: bncore's from NumPy, or from its
+# buffer pool.  One way where nothing large is written.
+OUTPUTS = ("given", "returned", "pooled")
 DTYPES = ("float32", "float64")
 
 # Arrays of x's size that an operation must read or write once, whatever the algorithm.
-FORWARD = {"train": 2, "infer": 2}
-BACKWARD = {"train_backward": 3, "infer_backward": 3, "grad_sums": 2, "grad_input": 3}
+# add_relu is the end of a residual block in training, relu(bn(x) + residual); its backward reads
+# dy, x and the residual (or y), and writes the gradients by x and by the residual.
+FORWARD = {"train": 2, "infer": 2, "add_relu": 3}
+BACKWARD = {
+    "train_backward": 3, "infer_backward": 3, "grad_sums": 2, "grad_input": 3,
+    "add_relu_backward": 5,
+}  # fmt: skip
 MOMENTS = {"moments": 1, "mean_var": 1}
 ARRAYS_MOVED = FORWARD | BACKWARD | MOMENTS
 OPERATIONS = tuple(ARRAYS_MOVED)
 MAIN = ("train", "infer", "train_backward")
+FUSED = {"add_relu": "train", "add_relu_backward": "train_backward"}  # and what they are without
 WRITES_NOTHING_LARGE = ("grad_sums", "moments", "mean_var")
+POOLED = ("train", *FUSED)
+UNDECIDED = 2.0**-6  # so near 0 rounding may decide about a sign
 
 
 def sized(exponent: int) -> Shape:
@@ -67,8 +78,10 @@ def layouts_of(shape: Shape) -> tuple[str, ...]:
 
 
 def outputs_of(operation: str) -> tuple[str, ...]:
-    """Both ways to return a large array; where none is written, there is one way."""
-    return OUTPUTS[:1] if operation in WRITES_NOTHING_LARGE else OUTPUTS
+    """All ways to return a large array; where none is written, there is one way."""
+    if operation in WRITES_NOTHING_LARGE:
+        return OUTPUTS[:1]
+    return OUTPUTS if operation in POOLED else OUTPUTS[:2]
 
 
 def named(shape: Shape) -> str:
@@ -149,11 +162,50 @@ class Problem:
         return _normal(self.memory_shape, self.dtype, 1_000_003)
 
     @cached_property
+    def residual(self) -> Array:
+        """What is added to bn(x).
+
+        In the channels that are checked no sum is so near 0 that rounding decides about its sign.
+        """
+        residual = _normal(self.memory_shape, self.dtype, 2_000_003)
+        x, r = (self.take(a).astype(np.float64) for a in (self.x, residual))
+        w, b = (
+            self.per_channel(a[self.picks].astype(np.float64)) for a in (self.weight, self.bias)
+        )
+        z = formula.train(x, w, b, self.axes, EPS) + r
+        r += np.where(np.abs(z) < UNDECIDED, np.copysign(2.0 * UNDECIDED, z), 0.0)
+        np.moveaxis(residual, self.axis, 0)[self.picks] = np.moveaxis(r, self.axis, 0)
+        return residual
+
+    @cached_property
     def out(self) -> Array:
         """Memory for y or dx, touched."""
-        out = aligned(self.memory_shape, self.dtype)
-        out[...] = 0
-        return out
+        return self.touched()
+
+    @cached_property
+    def dresidual(self) -> Array:
+        """Memory for the gradient by the residual, touched."""
+        return self.touched()
+
+    def touched(self) -> Array:
+        """Memory for an array of x's shape, zeros written into it."""
+        array = aligned(self.memory_shape, self.dtype)
+        array[...] = 0
+        return array
+
+    def with_dy(self, dy: Array) -> Problem:
+        """Take the same arrays with another gradient."""
+        self.x, self.out  # noqa: B018 - made here, so that both have them
+        other = copy(self)
+        other.dy = dy
+        return other
+
+    def clear(self, case: Case) -> None:
+        """Write zeros where a result shall go: nothing that was there before is taken for one."""
+        if case.output == "given":
+            self.out[...] = 0
+            if case.operation == "add_relu_backward":
+                self.dresidual[...] = 0
 
     def per_channel(self, values: Array) -> Array:
         """Values per channel in a shape that broadcasts against x."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bncore.bench.cases import BACKWARD, EPS, FORWARD, MOMENTS, Array, Case, Problem
+from bncore.bench.cases import BACKWARD, EPS, FORWARD, FUSED, MOMENTS, Array, Case, Problem
 from bncore.demo import accuracy, formula
 
 # Errors are in ulp of x's dtype.  Who promises nothing must still be right to some 0.6 %: 4e5
@@ -41,14 +41,21 @@ def reference(operation: str, p: Problem) -> list[tuple[Any, Any]]:
     w, b, stored_mean, stored_var = accuracy.extended(
         *(p.per_channel(a[p.picks]) for a in (p.weight, p.bias, p.running_mean, p.running_var))
     )
-    if operation in ("train", "train_backward", "grad_sums", "grad_input"):
-        mean, var = formula.statistics(x, p.axes)
-    else:
+    if operation in ("infer", "infer_backward"):
         mean, var = stored_mean, stored_var
+    else:
+        mean, var = formula.statistics(x, p.axes)
+    if operation in FORWARD or operation in FUSED:
+        y, magnitude = accuracy.forward_reference(x, mean, var, w, b, EPS)
+    if operation in FUSED:
+        residual = p.take(p.residual).astype(np.longdouble)
+        y, magnitude = np.maximum(y + residual, 0.0), magnitude + np.abs(residual)
     if operation in FORWARD:
-        return [accuracy.forward_reference(x, mean, var, w, b, EPS)]
+        return [(y, magnitude)]
 
     dy = p.take(p.dy).astype(np.longdouble)
+    if operation in FUSED:
+        dy *= y > 0
     sum_dy, sum_dy_xhat = formula.sums(dy, x, mean, var, p.axes, EPS)
     # The sums of absolute values: dy and x - mean made positive.
     of_sums = formula.sums(np.abs(dy), mean + np.abs(x - mean), mean, var, p.axes, EPS)
@@ -59,7 +66,9 @@ def reference(operation: str, p: Problem) -> list[tuple[Any, Any]]:
         dx = formula.infer_backward(dy, x, mean, var, w, p.axes, EPS)[0]
         return [(dx, np.abs(dx)), *sums[::-1]]
     dx_and_terms = accuracy.backward_reference(dy, x, mean, var, w, p.axes, EPS)
-    return [dx_and_terms] if operation == "grad_input" else [dx_and_terms, *sums[::-1]]
+    if operation == "grad_input":
+        return [dx_and_terms]
+    return [dx_and_terms, *sums[::-1], *([(dy, np.abs(dy))] if operation in FUSED else [])]
 
 
 def _moments_reference(p: Problem) -> list[tuple[Any, Any]]:

@@ -37,8 +37,11 @@ ONCE = {
     "grad_input": Passes(1, 1),
     "moments": Passes(1, 0),
     "mean_var": Passes(1, 0),
+    "add_relu": Passes(1, 1),
+    "add_relu_backward": Passes(1, 2),
 }
-SECOND_READS = {"train": 1, "train_backward": 2}
+# The first pass of a fused backward can write dy times the derivative; the second reads that and x.
+SECOND_READS = {"train": 1, "train_backward": 2, "add_relu": 1, "add_relu_backward": 2}
 
 
 def slab_bytes(case: Case) -> int:

@@ -10,10 +10,10 @@ from typing import Any
 from matplotlib.figure import Figure
 from PIL import Image
 
-from bncore.bench.cases import LAYOUTS, MAIN, SHAPES, SWEPT, Case, Shape, layouts_of, named
+from bncore.bench.cases import FUSED, LAYOUTS, MAIN, SHAPES, SWEPT, Case, Shape, layouts_of, named
 from bncore.bench.peers import PEERS
 from bncore.bench.results import Results, Row, Times, times_of
-from bncore.bench.tables import BNCORE, counted, others_in
+from bncore.bench.tables import BNCORE, GIVEN, counted, others_in
 
 DPI = 80
 COLOURS = (
@@ -27,8 +27,11 @@ COLOURS = (
     "#7a7a7a",
     "#5fad9c",
     "#b5838d",
+    "#9ad1d4",
+    "#c9ada7",
 )
-WRITTEN = {"given": "", "returned": ", returned"}
+DRAWN = (*MAIN, *FUSED)
+WRITTEN = {"given": "", "returned": ", returned", "pooled": ", returned; bncore's pool on"}
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
@@ -57,11 +60,17 @@ def save(figure: Figure, path: Path) -> None:
 
 def shown(times: Times) -> list[Shape]:
     """Choose shapes: those of one network, where it was measured whole; else all."""
-    present = list(dict.fromkeys(case.shape for case in times if case.operation in MAIN))
+    present = list(dict.fromkeys(case.shape for case in times if case.operation in DRAWN))
     network = SHAPES["resnet50_n32"]
     if set(network) <= set(present):
         return network
     return [shape for shape in present if shape not in SWEPT] or present
+
+
+def drawn(times: Times) -> list[str]:
+    """Choose operations: those that were measured."""
+    present = {case.operation for case in times}
+    return [operation for operation in DRAWN if operation in present]
 
 
 def select(times: Times, **wanted: Any) -> dict[Shape, dict[str, Row]]:
@@ -80,10 +89,11 @@ def bars(axes: Any, shapes: list[Shape], series: dict[str, list[float]], from_: 
     names = [entry.name for entry in PEERS.values()]
     for number, (label, values) in enumerate(series.items()):
         places = [i + (number - (len(series) - 1) / 2) * width for i in range(len(shapes))]
-        peer = label.removesuffix(WRITTEN["returned"])
+        peer = label.partition(WRITTEN["returned"])[0]
         colour = COLOURS[(names.index(peer) if peer in names else number) % len(COLOURS)]
         heights = [value - from_ for value in values]
-        axes.bar(places, heights, width, bottom=from_, label=label, color=colour)
+        hatch = "//" if label.endswith(WRITTEN["pooled"]) else None
+        axes.bar(places, heights, width, bottom=from_, label=label, color=colour, hatch=hatch)
     axes.set_xticks(range(len(shapes)), [named(s) for s in shapes], rotation=30, ha="right")
     axes.tick_params(labelsize=7)
     axes.grid(axis="y", alpha=0.3)
@@ -99,21 +109,22 @@ def panels(rows: int, columns: int, title: str) -> tuple[Figure, Any]:
 
 def speed(times: Times, threads: int) -> Figure | None:
     """Time of every peer in times that of bncore: above 1 bncore is ahead."""
-    chosen = {c: f for c, f in times.items() if c.threads == threads and c.operation in MAIN}
+    chosen = {c: f for c, f in times.items() if c.threads == threads and c.operation in DRAWN}
     shapes = shown(chosen)
     if not shapes:
         return None
     title = f"Times of others, in times of bncore's: {counted(threads)}, float32"
-    figure, grid = panels(len(MAIN), len(LAYOUTS), title)
-    for i, operation in enumerate(MAIN):
+    operations = drawn(chosen)
+    figure, grid = panels(len(operations), len(LAYOUTS), title)
+    for i, operation in enumerate(operations):
         for j, layout in enumerate(LAYOUTS):
             here = [shape for shape in shapes if layout in layouts_of(shape)]
             series: dict[str, list[float]] = {}
             for output, suffix in WRITTEN.items():
                 found = select(chosen, operation=operation, layout=layout, output=output)
                 for name in others_in(found.values()):
-                    if output == "returned" and any(key == name for key in series):
-                        continue  # preallocated says more
+                    if name == GIVEN or (output != "given" and name in series):
+                        continue  # about the pool alone; preallocated says more
                     series[name + suffix] = [ratio(found.get(shape), name) for shape in here]
             ratio_panel(grid[i][j], here, series, f"{operation}, {layout}")
     return figure
@@ -170,21 +181,24 @@ def by_layout(
     shapes = shown(times)
     if not shapes:
         return None
-    figure, grid = panels(len(LAYOUTS), 1, title)
+    kinds = ([o for o in drawn(times) if (o in FUSED) is fused] for fused in (False, True))
+    columns = [operations for operations in kinds if operations]
+    figure, grid = panels(len(LAYOUTS), len(columns), title)
     for i, layout in enumerate(LAYOUTS):
-        series: dict[str, dict[Shape, float]] = {}
-        for case, found in times.items():
-            wanted = case.layout == layout and case.operation in MAIN and BNCORE in found
-            if wanted and plain(case, case.threads):
-                label = f"{case.operation}, {counted(case.threads)}"
-                series.setdefault(label, {})[case.shape] = value(case, found)
         here = [shape for shape in shapes if layout in layouts_of(shape)]
-        lists = {k: [v.get(s, float("nan")) for s in here] for k, v in sorted(series.items())}
-        bars(grid[i][0], here, lists, 0.0)
-        grid[i][0].axhline(line, color="black", linewidth=1)
-        grid[i][0].set_title(layout, fontsize=9)
-        if lists:
-            grid[i][0].legend(fontsize=6, ncols=3)
+        for j, operations in enumerate(columns):
+            series: dict[str, dict[Shape, float]] = {}
+            for case, found in times.items():
+                wanted = case.layout == layout and case.operation in operations and BNCORE in found
+                if wanted and plain(case, case.threads):
+                    label = f"{case.operation}, {counted(case.threads)}"
+                    series.setdefault(label, {})[case.shape] = value(case, found)
+            lists = {k: [v.get(s, float("nan")) for s in here] for k, v in sorted(series.items())}
+            bars(grid[i][j], here, lists, 0.0)
+            grid[i][j].axhline(line, color="black", linewidth=1)
+            grid[i][j].set_title(layout, fontsize=9)
+            if lists:
+                grid[i][j].legend(fontsize=6, ncols=3)
     return figure
 
 

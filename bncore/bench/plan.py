@@ -11,6 +11,7 @@ from pathlib import Path
 from bncore.bench.cases import (
     ARRAYS_MOVED,
     DTYPES,
+    FUSED,
     LAYOUTS,
     MAIN,
     OUTPUTS,
@@ -24,6 +25,9 @@ from bncore.bench.peers import OTHERS, OWN, PEERS
 
 NETWORKS = ("resnet50_n32", "mobilenet_v2_n16")
 PARTS = ("infer_backward", "moments", "grad_sums", "grad_input")
+FUSED_OPERATIONS = tuple(FUSED)
+BESIDE_FUSED = (OWN, "torch", "compile", "alone")
+FROM_POOL = (OWN, "torch", "compile", "given")
 # Compiling for every case takes longer than a quick run may.
 SLOW_PEERS = ("compile", "numba")
 
@@ -42,12 +46,16 @@ class Section:
 
 QUICK = (
     Section(["quick"]),
-    Section(["quick"], ["train"], OUTPUTS[1:]),
+    Section(["quick"], ["train"], OUTPUTS[1:2]),
+    Section(["quick"], FUSED_OPERATIONS),
+    Section(["quick/2"], ["train"], OUTPUTS[2:], peers=FROM_POOL),
     Section(["sizes/4"], ["train"], layouts=LAYOUTS[:1], peers=[OWN, "torch"]),
 )
 FULL = (
     Section([*NETWORKS, "mlp_nc", "volumes", "sequences", "tiny", "awkward"]),
-    Section(["resnet50_n32", "tiny"], MAIN, OUTPUTS[1:]),
+    Section(["resnet50_n32", "tiny"], MAIN, OUTPUTS[1:2]),
+    Section(["resnet50_n32"], FUSED_OPERATIONS, ["given", "pooled"], peers=BESIDE_FUSED),
+    Section(["resnet50_n32"], ["train"], OUTPUTS[2:], peers=FROM_POOL),
     Section(["quick"], PARTS),
     Section(
         ["resnet50_n32"], dtypes=DTYPES[1:], layouts=LAYOUTS[:1], peers=[OWN, "numpy", "torch"]
@@ -180,7 +188,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
         help="only these",
     )
     add("--outputs", type=_listed(OUTPUTS), default=OUTPUTS[:1], metavar="A,B",
-        help="with --shapes: given (out=, the default) or returned")  # fmt: skip
+        help="with --shapes: given (out=, the default), returned, pooled")  # fmt: skip
     add("--dtypes", type=_listed(DTYPES), default=DTYPES[:1], metavar="A,B",
         help="with --shapes: float32 (the default), float64")  # fmt: skip
     add("--threads", type=_counts, default=(1, 2), metavar="1,2", help="numbers of threads (1,2)")

@@ -1,32 +1,36 @@
 """What bncore promises about its speed, as data, and whether the rows keep it.
 
 A promise holds for every number of threads that was measured, and is judged where all shapes of its
-sets were.  To add one, add a line to `PROMISES`: `Ratio` compares with peers, `Distance` with the
-limit, `Scaling` with one thread, `Time` with the clock.
+sets were; where only some were, the figure is shown, and of how many shapes it is.  To add one, add
+a line to `PROMISES`: `Ratio` compares with peers, `Distance` with the limit, `Share` with other
+calls of bncore, `Scaling` with one thread, `Time` with the clock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass
 from typing import Protocol
 
-from bncore.bench.cases import ARRAYS_MOVED, LAYOUTS, SHAPES, Case, layouts_of, named
+from bncore.bench.cases import ARRAYS_MOVED, FUSED, LAYOUTS, SHAPES, Case, layouts_of, named
 from bncore.bench.peers import PEERS
 from bncore.bench.results import Row, Times, geometric_mean, times_of
-from bncore.bench.tables import BNCORE, Table, counted
+from bncore.bench.tables import BNCORE, GIVEN, Table, counted
 
 FIRST, LAST = LAYOUTS
 BOTH = ("resnet50_n32", "mobilenet_v2_n16")
 RESNET = BOTH[:1]
-TORCH, ONEDNN, BLOCKED, FORMULA = (
-    PEERS[key].name for key in ("torch", "onednn", "onednn16c", "numpy")
+TORCH, COMPILED, ONEDNN, BLOCKED, FORMULA, ALONE = (
+    PEERS[key].name for key in ("torch", "compile", "onednn", "onednn16c", "numpy", "alone")
 )
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was promised and what was measured; `kept` is None where nothing was."""
+    """What was promised and what was measured, on how many of the shapes it is about.
+
+    `kept` is None where that is not all of them.
+    """
 
     figure: str
     threads: int
@@ -34,6 +38,15 @@ class Verdict:
     measured: str
     worst: str
     kept: bool | None
+    shapes: int
+    of: int
+
+    @property
+    def answer(self) -> str:
+        """Whether it is kept, in a word; or how many shapes were measured."""
+        if self.kept is None:
+            return f"{self.shapes} of {self.of} shapes"
+        return "yes" if self.kept else "**no**"
 
 
 class Promise(Protocol):
@@ -54,8 +67,8 @@ class About:
     dtype: str = "float32"
     larger_than: int = 0  # bytes of x
 
-    def select(self, times: Times, threads: int) -> Times:
-        """Find them among what was measured; none where a shape of the sets is missing."""
+    def cases(self, threads: int) -> list[Case]:
+        """List all of them."""
         shapes = dict.fromkeys(shape for name in self.sets for shape in SHAPES[name])
         wanted = [
             Case(self.operation, shape, layout, self.dtype, threads, self.output)
@@ -63,10 +76,14 @@ class About:
             for layout in layouts_of(shape)
             if layout == self.layout or len(shape) == 2
         ]
-        wanted = [case for case in wanted if case.x_bytes > self.larger_than]
-        if any(BNCORE not in times.get(case, ()) for case in wanted):
-            return {}
-        return {case: times[case] for case in wanted}
+        return [case for case in wanted if case.x_bytes > self.larger_than]
+
+    def select(self, times: Times, threads: int, *others: str) -> Times:
+        """Find them among what was measured, where bncore was and all the others."""
+        names = {BNCORE, *others}
+        return {
+            case: times[case] for case in self.cases(threads) if names <= times.get(case, {}).keys()
+        }
 
     def __str__(self) -> str:
         words = [self.operation]
@@ -90,16 +107,15 @@ class Ratio:
     def judge(self, times: Times, threads: int, resident: int) -> Verdict:
         """Geometric mean over the shapes, and the worst shape."""
         ratios = {
-            case: min(found[name].median for name in self.against if name in found)
-            / found[BNCORE].median
-            for case, found in self.about.select(times, threads).items()
-            if any(name in found for name in self.against)
+            case: min(found[name].median for name in self.against) / found[BNCORE].median
+            for case, found in self.about.select(times, threads, *self.against).items()
         }
         figure = f"{self.about}, against {' or '.join(self.against)}"
         required = f"≥ {self.mean:g}×" + (f", worst ≥ {self.worst:g}×" if self.worst else "")
-        return _verdict(figure, threads, required, "×", ratios, min, lambda mean, worst: (
-            mean >= self.mean and worst >= self.worst
-        ))  # fmt: skip
+        return _verdict(
+            figure, threads, required, "×", ratios, self.about.cases(threads), min,
+            lambda mean, worst: mean >= self.mean and worst >= self.worst,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -118,7 +134,33 @@ class Distance:
         }
         return _verdict(
             f"{self.about}, against the memory limit", threads, f"≤ {self.at_most:g}×", "×",
-            ratios, max, lambda mean, worst: mean <= self.at_most,
+            ratios, self.about.cases(threads), max, lambda mean, worst: mean <= self.at_most,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Share:
+    """bncore's time in times that of another call of its own, a peer in the same turns.
+
+    To that one streaming read of x's size may be added.
+    """
+
+    about: About
+    peer: str
+    at_most: float
+    and_read: bool = False
+
+    def judge(self, times: Times, threads: int, resident: int) -> Verdict:
+        """Geometric mean over the shapes."""
+        shares = {}
+        for case, found in self.about.select(times, threads, self.peer).items():
+            other = found[self.peer].median + (found[BNCORE].read if self.and_read else 0.0)
+            if other == other:  # the read was measured
+                shares[case] = found[BNCORE].median / other
+        plus = " and a read" if self.and_read else ""
+        return _verdict(
+            f"{self.about}, against {self.peer}{plus}", threads, f"≤ {self.at_most:g}×", "×",
+            shares, self.about.cases(threads), max, lambda mean, worst: mean <= self.at_most,
         )  # fmt: skip
 
 
@@ -135,14 +177,15 @@ class Scaling:
             return None
         moved = ARRAYS_MOVED[self.about.operation]
         one = {_place(c): f[BNCORE] for c, f in self.about.select(times, 1).items()}
+        wanted = [c for c in self.about.cases(2) if moved * c.x_bytes <= resident]
         ratios = {
-            case: one[_place(case)].median / found[BNCORE].median
-            for case, found in self.about.select(times, 2).items()
-            if _place(case) in one and moved * case.x_bytes <= resident
+            case: one[_place(case)].median / times[case][BNCORE].median
+            for case in wanted
+            if _place(case) in one and BNCORE in times.get(case, {})
         }
         return _verdict(
             f"{self.about}, in cache, against one thread", threads, f"≥ {self.at_least:g}×", "×",
-            ratios, min, lambda mean, worst: mean >= self.at_least,
+            ratios, wanted, min, lambda mean, worst: mean >= self.at_least,
         )  # fmt: skip
 
 
@@ -161,7 +204,8 @@ class Time:
         }
         return _verdict(
             str(self.about), threads, f"≤ {self.at_most * 1e6:g} µs", " µs",
-            seconds, max, lambda mean, worst: worst <= self.at_most * 1e6,
+            seconds, self.about.cases(threads), max,
+            lambda mean, worst: worst <= self.at_most * 1e6,
         )  # fmt: skip
 
 
@@ -175,15 +219,32 @@ def _verdict(
     required: str,
     unit: str,
     values: dict[Case, float],
+    wanted: Sized,
     worst_of: Callable[..., Case],
     kept: Callable[[float, float], bool],
 ) -> Verdict:
     if not values:
-        return Verdict(figure, threads, required, "not measured", "", None)
+        return Verdict(figure, threads, required, "not measured", "", None, 0, len(wanted))
     worst = worst_of(values, key=values.__getitem__)
     mean = geometric_mean(values.values())
     at = f"{values[worst]:.3g}{unit} at {named(worst.shape)}"
-    return Verdict(figure, threads, required, f"{mean:.3g}{unit}", at, kept(mean, values[worst]))
+    whole = len(values) == len(wanted)
+    return Verdict(
+        figure, threads, required, f"{mean:.3g}{unit}", at,
+        kept(mean, values[worst]) if whole else None, len(values), len(wanted),
+    )  # fmt: skip
+
+
+def _of_fusion(operation: str, layout: str) -> tuple[Promise, ...]:
+    """Promise of a fused operation the same into given memory and from the pool."""
+    given, pooled = (About(RESNET, operation, layout, output) for output in ("given", "pooled"))
+    return (
+        Ratio(given, [TORCH], 5.0),
+        Ratio(pooled, [TORCH], 5.0),
+        Ratio(pooled, [COMPILED], 2.0),
+        Share(given, ALONE, 1.15, and_read=True),
+        Share(pooled, ALONE, 1.15, and_read=True),
+    )
 
 
 PROMISES: tuple[Promise, ...] = (
@@ -216,6 +277,13 @@ PROMISES: tuple[Promise, ...] = (
         for layout in LAYOUTS
     ),
     Ratio(About(RESNET, "train", dtype="float64"), [TORCH], 3.0),
+    *(p for operation in FUSED for layout in LAYOUTS for p in _of_fusion(operation, layout)),
+    Ratio(About(RESNET, "train", FIRST, "pooled"), [TORCH, COMPILED], 3.0, 1.5),
+    Ratio(About(RESNET, "train", LAST, "pooled"), [TORCH, COMPILED], 1.6, 1.1),
+    *(
+        Share(About(RESNET, "train", layout, "pooled", larger_than=100_000_000), GIVEN, 1.05)
+        for layout in LAYOUTS
+    ),
 )
 
 
@@ -233,7 +301,8 @@ def table(verdicts: Iterable[Verdict]) -> Table:
     """Show them; what was not measured is left out."""
     made = Table("Promises", ["figure", "threads", "must be", "is", "worst shape", "kept"])
     for v in verdicts:
-        if v.kept is not None:
-            kept = "yes" if v.kept else "**no**"
-            made.lines.append([v.figure, counted(v.threads), v.required, v.measured, v.worst, kept])
+        if v.shapes:
+            made.lines.append(
+                [v.figure, counted(v.threads), v.required, v.measured, v.worst, v.answer]
+            )
     return made

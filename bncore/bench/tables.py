@@ -13,7 +13,8 @@ from bncore.bench.results import Results, Row, Times, geometric_mean, times_of
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-BNCORE = PEERS[OWN].name
+BNCORE, GIVEN = (PEERS[key].name for key in (OWN, "given"))
+RETURNED = {"given": "", "returned": ", output returned", "pooled": ", output returned, pool on"}
 
 
 @dataclass
@@ -51,8 +52,7 @@ def milliseconds(seconds: float) -> str:
 def kind(case: Case) -> str:
     """Everything of a case but shape and layout, in words."""
     dtype = "" if case.dtype == "float32" else f", {case.dtype}"
-    output = ", output returned" if case.output == "returned" else ""
-    return f"{case.operation}{dtype}{output}, {counted(case.threads)}"
+    return f"{case.operation}{dtype}{RETURNED[case.output]}, {counted(case.threads)}"
 
 
 def counted(threads: int) -> str:

@@ -62,6 +62,9 @@ PEERS: dict[str, Entry] = {
     "onednn16c": Entry("oneDNN nChw16c", "onednn", (True,), ("onednn-cpu-gomp",)),
     "onnxruntime": Entry("ONNX Runtime", "onnx_runtime", (), ("onnxruntime", "onnx")),
     "jax": Entry("JAX", "jax_jit", (), ("jax", "jaxlib")),
+    # What bncore's fusion and its buffer pool are measured against.
+    "alone": Entry("bncore, batch norm alone", "own", ("native", "alone")),
+    "given": Entry("bncore, output given", "own", ("native", "given")),
 }
 OWN = "native"
 # The NumPy backend is a readable twin, some ten times slower than the others.

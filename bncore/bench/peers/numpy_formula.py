@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from bncore.bench.cases import EPS, Array, Case, Problem
+from bncore.bench.cases import EPS, FUSED, Array, Case, Problem
 from bncore.bench.peers import Call
 from bncore.demo import formula
 
@@ -39,11 +40,35 @@ class NumpyFormula:
         if case.operation in ("moments", "mean_var"):
             x, axes = p.reduced
             return lambda: (np.mean(x, axis=axes), np.var(x, axis=axes))
+        if case.operation in FUSED:
+            return self._separate(case, p)
         w = p.per_channel(p.weight)
         stored = p.per_channel(p.running_mean), p.per_channel(p.running_var)
         if case.operation in ("train", "infer"):
             return _forward(case, p, w, stored)
         return _backward(case, p, w, stored)
+
+    def _separate(self, case: Case, p: Problem) -> Call:
+        """Add the steps after batch norm, in place; backward reads y, writes g = dy * (y > 0)."""
+        unfused = replace(case, operation=FUSED[case.operation])
+        if case.operation == "add_relu":
+            normalize, residual = self.call(unfused, p), p.residual
+
+            def forward() -> Array:
+                y: Array = normalize()
+                np.add(y, residual, out=y)
+                return np.maximum(y, 0, out=y)
+
+            return forward
+        y = self.call(replace(case, operation="add_relu", output="returned"), p)()
+        dy, g = p.dy, p.dresidual
+        backward = self.call(unfused, p.with_dy(g))
+
+        def gradients() -> Any:
+            np.multiply(dy, y > 0, out=g)
+            return (*backward(), g)
+
+        return gradients
 
     def arrays(self, case: Case, result: Any, p: Problem) -> tuple[Array, ...]:
         """They are arrays already."""
@@ -53,7 +78,7 @@ class NumpyFormula:
 def _forward(case: Case, p: Problem, w: Array, stored: tuple[Array, Array]) -> Call:
     x, b = p.x, p.per_channel(p.bias)
     batch = case.operation == "train"
-    if case.output == "returned":
+    if case.output != "given":
         if batch:
             return lambda: formula.train(x, w, b, p.axes, EPS)
         return lambda: formula.infer(x, *stored, w, b, EPS)

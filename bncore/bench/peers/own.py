@@ -1,15 +1,20 @@
-"""bncore itself: one of its backends."""
+"""bncore itself: one of its backends; and what its native one takes in two other ways."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 import bncore
 from bncore.backends import load
-from bncore.bench.cases import EPS, Array, Case, Problem
+from bncore.bench.cases import EPS, FUSED, Array, Case, Problem
 from bncore.bench.peers import Call
+
+POOL = 1 << 30  # bytes: of any size that is measured at least two arrays
 
 
 class Bncore:
@@ -29,17 +34,23 @@ class Bncore:
     @contextmanager
     def active(self, threads: int) -> Iterator[None]:
         """Choose the backend; threads are an argument of each call."""
-        with bncore.use_backend(self.backend):
-            yield
+        try:
+            with bncore.use_backend(self.backend):
+                yield
+        finally:
+            bncore.set_buffer_pool(None)
 
     def call(self, case: Case, p: Problem) -> Call:
-        """Call the public functions."""
+        """Call the public functions; the pool stays as this case has it, until the next call."""
+        bncore.set_buffer_pool(POOL if case.output == "pooled" else None)
         common: dict[str, Any] = {"axis": p.axis, "n_threads": case.threads}
         into = {**common, "eps": EPS}
         if case.output == "given":
             into["out"] = p.out
+        if case.operation in FUSED:
+            into |= {"activation": "relu", "residual": p.residual}
         match case.operation:
-            case "train":
+            case "train" | "add_relu":
                 return lambda: bncore.batch_norm_train(p.x, p.weight, p.bias, **into)[0]
             case "infer":
                 mean, var = p.running_mean, p.running_var
@@ -55,6 +66,8 @@ class Bncore:
         moments = bncore.moments(p.x, **common)
         if case.operation == "train_backward":
             return lambda: bncore.batch_norm_train_backward(p.dy, p.x, moments, p.weight, **into)
+        if case.operation == "add_relu_backward":
+            return _add_relu_backward(case, p, moments, into)
         common["eps"] = EPS
         if case.operation == "grad_sums":
             return lambda: bncore.grad_sums(p.dy, p.x, moments, **common)
@@ -70,6 +83,58 @@ class Bncore:
         return result if isinstance(result, tuple) else (result,)
 
 
-def peer(name: str, backend: str) -> Bncore:
+class Given(Bncore):
+    """What the pool is measured against: the same call into preallocated memory."""
+
+    def can(self, case: Case) -> bool:
+        """Take part where the others return."""
+        return case.output == "pooled"
+
+    def call(self, case: Case, p: Problem) -> Call:
+        """Call with ``out=``."""
+        p.clear(given := replace(case, output="given"))
+        return super().call(given, p)
+
+
+class Alone(Bncore):
+    """What fusion is measured against: the batch norm call alone.
+
+    What it leaves out is done for the check alone, which is not timed.
+    """
+
+    def can(self, case: Case) -> bool:
+        """Take part where something is fused."""
+        return case.operation in FUSED
+
+    def call(self, case: Case, p: Problem) -> Call:
+        """Call without activation and residual; backward takes dy times the derivative."""
+        if case.operation == "add_relu_backward":
+            y = bncore.batch_norm_train(p.x, p.weight, p.bias, axis=p.axis, eps=EPS)[0]
+            np.multiply(p.dy, y + p.residual > 0, out=p.dresidual)
+            p = p.with_dy(p.dresidual)
+        return super().call(replace(case, operation=FUSED[case.operation]), p)
+
+    def arrays(self, case: Case, result: Any, p: Problem) -> tuple[Array, ...]:
+        """Do the rest."""
+        if case.operation == "add_relu_backward":
+            return (*result, p.dresidual)
+        return (np.maximum(result + p.residual, 0),)
+
+
+def _add_relu_backward(case: Case, p: Problem, moments: bncore.Moments, into: Any) -> Call:
+    """Give memory for the residual's gradient; where dx is returned, the other takes dy's place."""
+    dy, dresidual = p.dy, p.dresidual
+    if case.output != "given":
+        dy = dresidual  # of p.dy a copy: others need it as it is, and twice gives the same
+        dy[...] = p.dy
+    given = (dy, p.x, moments, p.weight)
+    into = {**into, "bias": p.bias, "dresidual": dresidual}
+    return lambda: (*bncore.batch_norm_train_backward(*given, **into), dresidual)
+
+
+KINDS = {"": Bncore, "given": Given, "alone": Alone}
+
+
+def peer(name: str, backend: str, kind: str = "") -> Bncore:
     """Make the peer; ImportError where the backend is missing."""
-    return Bncore(name, backend)
+    return KINDS[kind](name, backend)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bncore.bench.cases import EPS, Array, Case, Problem
+from bncore.bench.cases import EPS, FUSED, Array, Case, Problem
 from bncore.bench.peers import Call
 
 
@@ -39,12 +39,14 @@ class Torch:
         """Wrap the arrays as tensors, NCHW in PyTorch's eyes."""
         if case.operation in ("moments", "mean_var"):
             return self._statistics(case, p)
+        if case.operation in FUSED:
+            return separate(case, p)
         x = tensor(p.x, p)
         w, b, *stored = map(torch.from_numpy, (p.weight, p.bias, p.running_mean, p.running_var))
         if case.operation in ("train", "infer"):
             batch = case.operation == "train"
             given = (x, w, b, *([None, None] if batch else stored), batch, 0.1, EPS)
-            if case.output == "returned":
+            if case.output != "given":
                 return lambda: torch.native_batch_norm(*given)[0]
             saved = [torch.empty(w.shape if batch else 0, dtype=w.dtype) for _ in range(2)]
             out = (tensor(p.out, p), *saved)
@@ -55,7 +57,7 @@ class Torch:
         running = [None, None] if batch else stored
         given = (dy, x, w, *running, *saved, batch, EPS, [True, True, True])
         backward = torch.ops.aten.native_batch_norm_backward
-        if case.output == "returned":
+        if case.output != "given":
             return lambda: backward(*given)
         outs = {"out0": tensor(p.out, p), "out1": torch.empty_like(w), "out2": torch.empty_like(w)}
         return lambda: backward.out(*given, **outs)
@@ -72,6 +74,45 @@ class Torch:
             t.movedim(1, p.axis).numpy().reshape(p.memory_shape) if t.ndim > 1 else t.numpy()
             for t in tensors
         )
+
+
+def separate(case: Case, p: Problem) -> Call:
+    """Take an operation for each step, in place where the step before made the array.
+
+    Backward reads y, as PyTorch saves it.
+    """
+    x, residual = tensor(p.x, p), tensor(p.residual, p)
+    w, b = map(torch.from_numpy, (p.weight, p.bias))
+    given = (x, w, b, None, None, True, 0.1, EPS)
+    saved = [torch.empty_like(w) for _ in range(2)]
+    outs: dict[str, Any] = {}
+    if case.output == "given":
+        outs["out"] = (tensor(p.out, p), *saved)
+
+    def forward() -> Any:
+        return torch.native_batch_norm(*given, **outs)[0].add_(residual).relu_()
+
+    if case.operation == "add_relu":
+        return forward
+    y = torch.relu(torch.native_batch_norm(*given, out=(torch.empty_like(x), *saved))[0] + residual)
+    dy = tensor(p.dy, p)
+    known = (None, None, *saved, True, EPS, [True, True, True])
+    aten = torch.ops.aten
+    if case.output == "given":
+        dresidual, dw, db = tensor(p.dresidual, p), torch.empty_like(w), torch.empty_like(w)
+        grads = {"out0": tensor(p.out, p), "out1": dw, "out2": db}
+
+        def backward() -> Any:
+            g = aten.threshold_backward.grad_input(dy, y, 0, grad_input=dresidual)
+            return (*aten.native_batch_norm_backward.out(g, x, w, *known, **grads), g)
+
+        return backward
+
+    def returned() -> Any:
+        g = aten.threshold_backward(dy, y, 0)
+        return (*aten.native_batch_norm_backward(g, x, w, *known), g)
+
+    return returned
 
 
 def tensor(array: Array, p: Problem) -> Any:

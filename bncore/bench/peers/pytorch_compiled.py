@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bncore.bench.cases import EPS, Case, Problem
+from bncore.bench.cases import EPS, FUSED, MAIN, Case, Problem
 from bncore.bench.peers import Call
 from bncore.bench.peers.pytorch import Torch, tensor
 
@@ -32,26 +32,43 @@ def backward(dy: Any, x: Any, w: Any, mean: Any, invstd: Any) -> Any:
     )
 
 
+def add_relu(x: Any, residual: Any, w: Any, b: Any) -> Any:
+    """End a residual block."""
+    return torch.relu(train(x, w, b) + residual)
+
+
+def add_relu_backward(dy: Any, y: Any, x: Any, w: Any, mean: Any, invstd: Any) -> Any:
+    """Compute its gradients, from y as PyTorch saves it; the last one is the residual's."""
+    g = torch.ops.aten.threshold_backward(dy, y, 0)
+    return (*backward(g, x, w, mean, invstd), g)
+
+
 class TorchCompiled(Torch):
     """PyTorch again, but for how a call is made."""
 
     def can(self, case: Case) -> bool:
-        """Take the three main operations, returned."""
-        return case.operation in ("train", "infer", "train_backward") and case.output == "returned"
+        """Take the three main operations and the fused ones, returned."""
+        return case.operation in (*MAIN, *FUSED) and case.output != "given"
 
     def call(self, case: Case, p: Problem) -> Call:
         """Compile for this case alone."""
         x = tensor(p.x, p)
         w, b, *stored = map(torch.from_numpy, (p.weight, p.bias, p.running_mean, p.running_var))
         function: Any
+        given: tuple[Any, ...]
         match case.operation:
             case "train":
                 function, given = train, (x, w, b)
             case "infer":
                 function, given = infer, (x, *stored, w, b)
+            case "add_relu":
+                function, given = add_relu, (x, tensor(p.residual, p), w, b)
             case _:
                 saved = torch.native_batch_norm(x, w, b, None, None, True, 0.1, EPS)[1:]
                 function, given = backward, (tensor(p.dy, p), x, w, *saved)
+        if case.operation == "add_relu_backward":
+            y = add_relu(x, tensor(p.residual, p), w, b)
+            function, given = add_relu_backward, (given[0], y, *given[1:])
         torch._dynamo.reset()  # its limit counts the versions of a function
         compiled = torch.compile(function, dynamic=False, fullgraph=True)
         with warnings.catch_warnings():  # Inductor's own, about older parts of PyTorch
