@@ -193,6 +193,25 @@ def batch_norm_infer_backward(
     out = pool.output(x, out)
     backend = current()
     threads = resolve(n_threads)
+    if backend.fast_infer_backward is not None:
+        gradients: tuple[Array, Array, Array] | None = backend.fast_infer_backward(
+            dy,
+            x,
+            mean,
+            var,
+            weight,
+            axis,
+            eps,
+            out,
+            threads,
+            bias,
+            activation,
+            negative_slope,
+            residual,
+            dresidual,
+        )
+        if gradients is not None:
+            return gradients
     p = Problem(x, axis)
     gradient, source = p.gradient(dy)
     given = p.parameter("mean", mean), p.parameter("var", var)
