@@ -149,7 +149,8 @@ def normalize(
     >>> np.allclose(y, whole[:2], rtol=1e-15)
     True
     """
-    out = pool.output(x, out)
+    if out is None:
+        out = pool.output(x)
     backend = current()
     threads = resolve(n_threads)
     if backend.fast_normalize is not None and type(moments) is Moments:
@@ -295,7 +296,8 @@ def grad_input(
     >>> np.array_equal(dx, bncore.batch_norm_train_backward(dy, x, moments)[0])
     True
     """
-    out = pool.output(x, out)
+    if out is None:
+        out = pool.output(x)
     backend = current()
     threads = resolve(n_threads)
     if backend.fast_grad_input is not None and type(moments) is Moments and type(sums) is GradSums:

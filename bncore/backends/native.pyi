@@ -1,4 +1,4 @@
-"""Types of the compiled module; see contract.py, native.pyx, small_calls.pxi and small_parts.pxi."""
+"""Types of the compiled module; see contract.py, native.pyx, small_calls.pxi, small_parts.pxi."""
 
 from typing import Any, SupportsIndex
 
