@@ -16,7 +16,8 @@ cdef extern from "numpy/arrayobject.h":
 
 
 cdef enum:
-    FEW = 256  # channels whose parameters fit on the stack
+    FEW = 256          # channels whose parameters fit on the stack
+    FEW_VALUES = 4096  # of x: so little work that letting others have the GIL would take longer
 
 cdef enum:  # what a call is given per channel
     WEIGHT
@@ -32,6 +33,11 @@ cdef struct Call:
     bncore_problem problem
     bncore_fusion fusion             # problem's, where there is one
     bint channels_last
+    const void *x
+    const void *dy
+    void *to                         # y or dx
+    double count                     # of the moments, where they are given
+    double *results[2]               # mean and m2, or sum_dy and sum_dy_xhat
     const double *given[PARAMETERS]  # the caller's own memory where that is float64, else a copy in `few` or `many`
     double *many
     double few[PARAMETERS * FEW]
@@ -103,6 +109,7 @@ cdef bint _split(Call *call, cnp.ndarray x, uint64_t kept, int n_threads) noexce
     bncore_problem_init(&call.problem, BNCORE_FLOAT32 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT else BNCORE_FLOAT64,
                         sizes[0], sizes[1], sizes[2])
     call.problem.n_threads = n_threads
+    call.x = cnp.PyArray_DATA(x)
     call.many = NULL
     return True
 
@@ -165,9 +172,12 @@ cdef inline bint _apart_or_none(object a, object b) noexcept:
     return a is None or _apart(<cnp.ndarray>a, b)
 
 
-cdef inline bint _gradient(object dy, cnp.ndarray x) noexcept:
-    """Whether `dy` is x's twin in memory."""
-    return _plain(dy) and _same_place(<cnp.ndarray>dy, x)
+cdef inline bint _gradient(Call *call, object dy, cnp.ndarray x) noexcept:
+    """Let call->dy have the memory of `dy`; False where that is not x's twin."""
+    if not _plain(dy) or not _same_place(<cnp.ndarray>dy, x):
+        return False
+    call.dy = cnp.PyArray_DATA(<cnp.ndarray>dy)
+    return True
 
 
 cdef inline bint _output_fits(object out_, cnp.ndarray x, object dy) noexcept:
@@ -271,21 +281,29 @@ cdef bint _moments(Call *call, int64_t count, object mean, object m2, object out
     cdef const double *deviations = call.given[VAR]
     for c in range(call.problem.channels):
         var[c] = deviations[c] / <double>count
-    call.given[VAR] = var
+    call.given[VAR], call.count = var, <double>count
     return True
 
 
 cdef inline cnp.ndarray _output(Call *call, object out, cnp.ndarray x):
+    """Return `out`, or a new array like x, and let call->to have its memory."""
+    cdef cnp.ndarray result
     if out is not None:
-        return <cnp.ndarray>out
-    if call.channels_last:
-        return PyArray_NewLikeArray(x, cnp.NPY_KEEPORDER, NULL, 0)
-    return cnp.PyArray_EMPTY(cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), cnp.PyArray_TYPE(x), 0)
+        result = <cnp.ndarray>out
+    elif call.channels_last:
+        result = PyArray_NewLikeArray(x, cnp.NPY_KEEPORDER, NULL, 0)
+    else:
+        result = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), cnp.PyArray_TYPE(x), 0)
+    call.to = cnp.PyArray_DATA(result)
+    return result
 
 
-cdef inline cnp.ndarray _per_channel(Call *call):
+cdef inline cnp.ndarray _per_channel(Call *call, int which):
+    """Return a new (C,) array, and let call->results have its memory."""
     cdef cnp.npy_intp channels = call.problem.channels
-    return cnp.PyArray_EMPTY(1, &channels, cnp.NPY_DOUBLE, 0)
+    cdef cnp.ndarray result = cnp.PyArray_EMPTY(1, &channels, cnp.NPY_DOUBLE, 0)
+    call.results[which] = _doubles(result)
+    return result
 
 
 cdef inline cnp.ndarray _as_float32(cnp.ndarray values):

@@ -1,29 +1,46 @@
 # The small-call paths of batch_norm_*. native.pyx includes them: a module of its own would need a second copy of the C
 # core, whose chosen kernels are state.
 #
-# Each function (fast_*, here and in small_parts.pxi) takes a caller's own arguments and says None unless all are already
-# canonical, as small_arguments.pxi has it.
+# Each function (fast_*, here and in small_parts.pxi) takes a caller's own arguments and says None unless all of them
+# are canonical, as small_arguments.pxi has it.
 
-ctypedef bncore_status (*backward_kernel)(const bncore_problem *problem, void *dx, double *sum_dy,
-                                          double *sum_dy_xhat, const void *dy, const void *x, const double *mean,
-                                          const double *var, const double *weight) noexcept nogil
+ctypedef bncore_status (*kernel)(const Call *c) noexcept nogil
 
 
-cdef cnp.ndarray _normalize(Call *call, cnp.ndarray x, object out):
-    """Run the normalize pass by what call->given has."""
+cdef bncore_status _train(const Call *c) noexcept nogil:
+    return bncore_train(&c.problem, c.to, c.results[0], c.results[1], c.x, c.given[WEIGHT], c.given[BIAS])
+
+
+cdef bncore_status _normalize(const Call *c) noexcept nogil:
+    return bncore_normalize(&c.problem, c.to, c.x, c.given[MEAN], c.given[VAR], c.given[WEIGHT], c.given[BIAS])
+
+
+cdef bncore_status _train_backward(const Call *c) noexcept nogil:
+    return bncore_train_backward(&c.problem, c.to, c.results[0], c.results[1], c.dy, c.x, c.given[MEAN], c.given[VAR],
+                                 c.given[WEIGHT])
+
+
+cdef bncore_status _infer_backward(const Call *c) noexcept nogil:
+    return bncore_infer_backward(&c.problem, c.to, c.results[0], c.results[1], c.dy, c.x, c.given[MEAN], c.given[VAR],
+                                 c.given[WEIGHT])
+
+
+cdef int _run(Call *call, kernel run) except -1:
+    """Run the kernel; with the GIL released, where there is enough work to be worth it."""
     cdef bncore_status status
-    cdef cnp.ndarray y = _output(call, out, x)
-    with nogil:
-        status = bncore_normalize(&call.problem, cnp.PyArray_DATA(y), cnp.PyArray_DATA(x), call.given[MEAN],
-                                  call.given[VAR], call.given[WEIGHT], call.given[BIAS])
+    if _count(call) * call.problem.channels <= FEW_VALUES:
+        status = run(call)
+    else:
+        with nogil:
+            status = run(call)
     _check(status)
-    return y
+    return 0
 
 
 cdef bint _fused_backward(Call *call, cnp.ndarray x, object dy, object weight, object bias, object out,
                           object activation, object slope, object residual, object dresidual) noexcept:
     """Read what both backward functions take, the statistics apart; False where it is not canonical."""
-    if not _gradient(dy, x) or not _output_fits(out, x, dy) or not _parameter(call, WEIGHT, weight, out):
+    if not _gradient(call, dy, x) or not _output_fits(out, x, dy) or not _parameter(call, WEIGHT, weight, out):
         return False
     if not _parameter(call, BIAS, bias, out) or not _fusion(call, activation, slope, residual, x, out):
         return False
@@ -32,16 +49,11 @@ cdef bint _fused_backward(Call *call, cnp.ndarray x, object dy, object weight, o
             and _apart_or_none(dresidual, bias))
 
 
-cdef tuple _backward(Call *call, backward_kernel kernel, cnp.ndarray x, cnp.ndarray dy, object weight, object out):
-    """Run a backward function by what call->given has; (dx, dweight, dbias)."""
-    cdef bncore_status status
+cdef tuple _backward(Call *call, kernel run, cnp.ndarray x, object weight, object out):
+    """Run a backward function; (dx, dweight, dbias)."""
     cdef cnp.ndarray dx = _output(call, out, x)
-    cdef cnp.ndarray sum_dy = _per_channel(call), sum_dy_xhat = _per_channel(call)
-    with nogil:
-        status = kernel(&call.problem, cnp.PyArray_DATA(dx), _doubles(sum_dy), _doubles(sum_dy_xhat),
-                        cnp.PyArray_DATA(dy), cnp.PyArray_DATA(x), call.given[MEAN], call.given[VAR],
-                        call.given[WEIGHT])
-    _check(status)
+    cdef cnp.ndarray sum_dy = _per_channel(call, 0), sum_dy_xhat = _per_channel(call, 1)
+    _run(call, run)
     if cnp.PyArray_TYPE(x if weight is None else <cnp.ndarray>weight) == cnp.NPY_DOUBLE:
         return dx, sum_dy_xhat, sum_dy
     return dx, _as_float32(sum_dy_xhat), _as_float32(sum_dy)
@@ -50,7 +62,6 @@ cdef tuple _backward(Call *call, backward_kernel kernel, cnp.ndarray x, cnp.ndar
 def fast_train(x, weight, bias, axis, eps, out, int n_threads, activation=None, slope=0.0, residual=None):
     """batch_norm_train as (y, count, mean, m2), the last two read-only, or None if an argument is not canonical."""
     cdef Call call
-    cdef bncore_status status
     cdef cnp.ndarray y, mean, m2
     if not _open(&call, x, axis, eps, n_threads):
         return None
@@ -60,11 +71,8 @@ def fast_train(x, weight, bias, axis, eps, out, int n_threads, activation=None, 
                 or not _fusion(&call, activation, slope, residual, <cnp.ndarray>x, out)):
             return None
         y = _output(&call, out, <cnp.ndarray>x)
-        mean, m2 = _per_channel(&call), _per_channel(&call)
-        with nogil:
-            status = bncore_train(&call.problem, cnp.PyArray_DATA(y), _doubles(mean), _doubles(m2),
-                                  cnp.PyArray_DATA(<cnp.ndarray>x), call.given[WEIGHT], call.given[BIAS])
-        _check(status)
+        mean, m2 = _per_channel(&call, 0), _per_channel(&call, 1)
+        _run(&call, _train)
     finally:
         _close(&call)
     _freeze(mean)
@@ -75,6 +83,7 @@ def fast_train(x, weight, bias, axis, eps, out, int n_threads, activation=None, 
 def fast_infer(x, mean, var, weight, bias, axis, eps, out, int n_threads, activation=None, slope=0.0, residual=None):
     """batch_norm_infer, or None where an argument is not canonical."""
     cdef Call call
+    cdef cnp.ndarray y
     if mean is None or var is None or not _open(&call, x, axis, eps, n_threads):
         return None
     try:
@@ -83,9 +92,11 @@ def fast_infer(x, mean, var, weight, bias, axis, eps, out, int n_threads, activa
                 or not _parameter(&call, VAR, var, out)
                 or not _fusion(&call, activation, slope, residual, <cnp.ndarray>x, out)):
             return None
-        return _normalize(&call, <cnp.ndarray>x, out)
+        y = _output(&call, out, <cnp.ndarray>x)
+        _run(&call, _normalize)
     finally:
         _close(&call)
+    return y
 
 
 def fast_train_backward(dy, x, int64_t count, mean, m2, weight, axis, eps, out, int n_threads, bias=None,
@@ -100,7 +111,7 @@ def fast_train_backward(dy, x, int64_t count, mean, m2, weight, axis, eps, out, 
                                        dresidual)
                 or not _moments(&call, count, mean, m2, out)):
             return None
-        return _backward(&call, bncore_train_backward, <cnp.ndarray>x, <cnp.ndarray>dy, weight, out)
+        return _backward(&call, _train_backward, <cnp.ndarray>x, weight, out)
     finally:
         _close(&call)
 
@@ -116,6 +127,6 @@ def fast_infer_backward(dy, x, mean, var, weight, axis, eps, out, int n_threads,
                 or not _parameter(&call, MEAN, mean, out) or not _parameter(&call, VAR, var, out)
                 or not _apart_or_none(dresidual, mean) or not _apart_or_none(dresidual, var)):
             return None
-        return _backward(&call, bncore_infer_backward, <cnp.ndarray>x, <cnp.ndarray>dy, weight, out)
+        return _backward(&call, _infer_backward, <cnp.ndarray>x, weight, out)
     finally:
         _close(&call)

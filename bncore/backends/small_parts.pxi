@@ -1,15 +1,25 @@
 # The small-call paths of the parts (moments, normalize, grad_sums, grad_input) and of mean_var; see small_calls.pxi.
 
+cdef bncore_status _only_moments(const Call *c) noexcept nogil:
+    return bncore_moments(&c.problem, c.results[0], c.results[1], c.x)
+
+
+cdef bncore_status _grad_sums(const Call *c) noexcept nogil:
+    return bncore_grad_sums(&c.problem, c.results[0], c.results[1], c.dy, c.x, c.given[MEAN], c.given[VAR])
+
+
+cdef bncore_status _grad_input(const Call *c) noexcept nogil:
+    return bncore_grad_input(&c.problem, c.to, c.dy, c.x, c.given[MEAN], c.given[VAR], c.given[SUM_DY],
+                             c.given[SUM_DY_XHAT], c.count, c.given[WEIGHT])
+
+
 def fast_moments(x, axis, int n_threads):
     """moments as (count, mean, m2), the last two read-only, or None where an argument is not canonical."""
     cdef Call call
     if not _open(&call, x, axis, 0.0, n_threads):
         return None
-    cdef bncore_status status
-    cdef cnp.ndarray mean = _per_channel(&call), m2 = _per_channel(&call)
-    with nogil:
-        status = bncore_moments(&call.problem, _doubles(mean), _doubles(m2), cnp.PyArray_DATA(<cnp.ndarray>x))
-    _check(status)
+    cdef cnp.ndarray mean = _per_channel(&call, 0), m2 = _per_channel(&call, 1)
+    _run(&call, _only_moments)
     _freeze(mean)
     _freeze(m2)
     return _count(&call), mean, m2
@@ -18,34 +28,32 @@ def fast_moments(x, axis, int n_threads):
 def fast_normalize(x, int64_t count, mean, m2, weight, bias, axis, eps, out, int n_threads):
     """normalize, or None where an argument is not canonical."""
     cdef Call call
+    cdef cnp.ndarray y
     if not _open(&call, x, axis, eps, n_threads):
         return None
     try:
         if (not _output_fits(out, <cnp.ndarray>x, None) or not _parameter(&call, WEIGHT, weight, out)
                 or not _parameter(&call, BIAS, bias, out) or not _moments(&call, count, mean, m2, out)):
             return None
-        return _normalize(&call, <cnp.ndarray>x, out)
+        y = _output(&call, out, <cnp.ndarray>x)
+        _run(&call, _normalize)
     finally:
         _close(&call)
+    return y
 
 
 def fast_grad_sums(dy, x, int64_t count, mean, m2, axis, eps, int n_threads):
     """grad_sums as (sum_dy, sum_dy_xhat), read-only, or None where an argument is not canonical."""
     cdef Call call
-    cdef bncore_status status
     cdef cnp.ndarray sum_dy, sum_dy_xhat
     if not _open(&call, x, axis, eps, n_threads):
         return None
     try:
-        if (count < _count(&call) or not _gradient(dy, <cnp.ndarray>x)
+        if (count < _count(&call) or not _gradient(&call, dy, <cnp.ndarray>x)
                 or not _moments(&call, count, mean, m2, None)):
             return None
-        sum_dy, sum_dy_xhat = _per_channel(&call), _per_channel(&call)
-        with nogil:
-            status = bncore_grad_sums(&call.problem, _doubles(sum_dy), _doubles(sum_dy_xhat),
-                                      cnp.PyArray_DATA(<cnp.ndarray>dy), cnp.PyArray_DATA(<cnp.ndarray>x),
-                                      call.given[MEAN], call.given[VAR])
-        _check(status)
+        sum_dy, sum_dy_xhat = _per_channel(&call, 0), _per_channel(&call, 1)
+        _run(&call, _grad_sums)
     finally:
         _close(&call)
     _freeze(sum_dy)
@@ -56,23 +64,17 @@ def fast_grad_sums(dy, x, int64_t count, mean, m2, axis, eps, int n_threads):
 def fast_grad_input(dy, x, int64_t count, mean, m2, sum_dy, sum_dy_xhat, weight, axis, eps, out, int n_threads):
     """grad_input, or None where an argument is not canonical."""
     cdef Call call
-    cdef bncore_status status
     cdef cnp.ndarray dx
     if sum_dy is None or sum_dy_xhat is None or not _open(&call, x, axis, eps, n_threads):
         return None
     try:
-        if (count < _count(&call) or not _gradient(dy, <cnp.ndarray>x)
+        if (count < _count(&call) or not _gradient(&call, dy, <cnp.ndarray>x)
                 or not _output_fits(out, <cnp.ndarray>x, dy) or not _parameter(&call, WEIGHT, weight, out)
                 or not _moments(&call, count, mean, m2, out) or not _parameter(&call, SUM_DY, sum_dy, out)
                 or not _parameter(&call, SUM_DY_XHAT, sum_dy_xhat, out)):
             return None
         dx = _output(&call, out, <cnp.ndarray>x)
-        with nogil:
-            status = bncore_grad_input(&call.problem, cnp.PyArray_DATA(dx), cnp.PyArray_DATA(<cnp.ndarray>dy),
-                                       cnp.PyArray_DATA(<cnp.ndarray>x), call.given[MEAN], call.given[VAR],
-                                       call.given[SUM_DY], call.given[SUM_DY_XHAT], <double>count,
-                                       call.given[WEIGHT])
-        _check(status)
+        _run(&call, _grad_input)
     finally:
         _close(&call)
     return dx
@@ -114,7 +116,6 @@ cdef object _reduced(cnp.ndarray values, int kind):
 def fast_mean_var(x_, axis, correction_, keepdims, int n_threads):
     """mean_var, or None where an argument is not canonical or x would have to be copied."""
     cdef Call call
-    cdef bncore_status status
     cdef uint64_t reduced, kept = 0
     cdef double correction, n
     cdef double *values
@@ -141,9 +142,8 @@ def fast_mean_var(x_, axis, correction_, keepdims, int n_threads):
         return None
     cdef cnp.ndarray mean = cnp.PyArray_EMPTY(left, sizes, cnp.NPY_DOUBLE, 0)
     cdef cnp.ndarray var = cnp.PyArray_EMPTY(left, sizes, cnp.NPY_DOUBLE, 0)
-    with nogil:
-        status = bncore_moments(&call.problem, _doubles(mean), _doubles(var), cnp.PyArray_DATA(x))
-    _check(status)
+    call.results[0], call.results[1] = _doubles(mean), _doubles(var)
+    _run(&call, _only_moments)
     values, n = _doubles(var), max(<double>_count(&call) - correction, 0.0)
     for c in range(call.problem.channels):
         values[c] = values[c] / n
