@@ -4,6 +4,8 @@
 # Each function (fast_*, here and in small_parts.pxi) takes a caller's own arguments and says None unless all of them
 # are canonical, as small_arguments.pxi has it.
 
+cimport numpy as cnp
+
 ctypedef bncore_status (*kernel)(const Call *c) noexcept nogil
 
 

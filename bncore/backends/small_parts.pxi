@@ -1,5 +1,10 @@
 # The small-call paths of the parts (moments, normalize, grad_sums, grad_input) and of mean_var; see small_calls.pxi.
 
+from libc.stdint cimport int64_t, uint64_t
+
+cimport numpy as cnp
+
+
 cdef bncore_status _only_moments(const Call *c) noexcept nogil:
     return bncore_moments(&c.problem, c.results[0], c.results[1], c.x)
 
