@@ -114,7 +114,8 @@ def batch_norm_train(
     array([[0., 1.],
            [1., 3.]])
     """
-    out = pool.output(x, out)
+    if out is None:
+        out = pool.output(x)
     backend = current()
     threads = resolve(n_threads)
     if backend.fast_train is not None:
@@ -122,7 +123,8 @@ def batch_norm_train(
             x, weight, bias, axis, eps, out, threads, activation, negative_slope, residual
         )
         if done is not None:
-            return done[0], frozen_moments(done[1], done[2], done[3])
+            y, count, mean, m2 = done
+            return y, frozen_moments(count, mean, m2)
     p = Problem(x, axis)
     gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
     eps = real("eps", eps, 0.0)
@@ -229,7 +231,8 @@ def batch_norm_train_backward(
     >>> dweight, dbias
     (array([2.]), array([2.]))
     """
-    out = pool.output(x, out)
+    if out is None:
+        out = pool.output(x)
     backend = current()
     threads = resolve(n_threads)
     if backend.fast_train_backward is not None and type(moments) is Moments:

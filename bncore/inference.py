@@ -82,7 +82,8 @@ def batch_norm_infer(
     ...                         residual=np.array([[-3.0, 1.0]]))
     array([[-1.,  3.]])
     """
-    out = pool.output(x, out)
+    if out is None:
+        out = pool.output(x)
     backend = current()
     threads = resolve(n_threads)
     if backend.fast_infer is not None:
@@ -190,9 +191,29 @@ def batch_norm_infer_backward(
     ...     activation="relu")
     (array([[0.]]), array([0.]), array([0.]))
     """
-    out = pool.output(x, out)
+    if out is None:
+        out = pool.output(x)
     backend = current()
     threads = resolve(n_threads)
+    if backend.fast_infer_backward is not None:
+        gradients: tuple[Array, Array, Array] | None = backend.fast_infer_backward(
+            dy,
+            x,
+            mean,
+            var,
+            weight,
+            axis,
+            eps,
+            out,
+            threads,
+            bias,
+            activation,
+            negative_slope,
+            residual,
+            dresidual,
+        )
+        if gradients is not None:
+            return gradients
     p = Problem(x, axis)
     gradient, source = p.gradient(dy)
     given = p.parameter("mean", mean), p.parameter("var", var)

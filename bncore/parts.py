@@ -20,6 +20,8 @@ from bncore.statistics import (
     Moments,
     checked_moments,
     checked_sums,
+    frozen_moments,
+    frozen_sums,
     trusted_moments,
     trusted_sums,
 )
@@ -65,6 +67,10 @@ def moments(x: npt.ArrayLike, *, axis: SupportsIndex = 1, n_threads: int | None 
     """
     backend = current()
     threads = resolve(n_threads)
+    if backend.fast_moments is not None:
+        done = backend.fast_moments(x, axis, threads)
+        if done is not None:
+            return frozen_moments(done[0], done[1], done[2])
     p = Problem(x, axis)
     mean, m2 = p.zeros(), p.zeros()
     if not p.empty:
@@ -143,9 +149,17 @@ def normalize(
     >>> np.allclose(y, whole[:2], rtol=1e-15)
     True
     """
-    out = pool.output(x, out)
+    if out is None:
+        out = pool.output(x)
     backend = current()
     threads = resolve(n_threads)
+    if backend.fast_normalize is not None and type(moments) is Moments:
+        given = moments.count, moments.mean, moments.m2
+        done: Array | None = backend.fast_normalize(
+            x, *given, weight, bias, axis, eps, out, threads
+        )
+        if done is not None:
+            return done
     p = Problem(x, axis)
     _given_moments(p, moments)
     gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
@@ -208,6 +222,11 @@ def grad_sums(
     """
     backend = current()
     threads = resolve(n_threads)
+    if backend.fast_grad_sums is not None and type(moments) is Moments:
+        given = moments.count, moments.mean, moments.m2
+        done = backend.fast_grad_sums(dy, x, *given, axis, eps, threads)
+        if done is not None:
+            return frozen_sums(done[0], done[1])
     p = Problem(x, axis)
     gradient, _ = p.gradient(dy)
     _moments_of_all(p, moments)
@@ -277,9 +296,15 @@ def grad_input(
     >>> np.array_equal(dx, bncore.batch_norm_train_backward(dy, x, moments)[0])
     True
     """
-    out = pool.output(x, out)
+    if out is None:
+        out = pool.output(x)
     backend = current()
     threads = resolve(n_threads)
+    if backend.fast_grad_input is not None and type(moments) is Moments and type(sums) is GradSums:
+        given = moments.count, moments.mean, moments.m2, sums.sum_dy, sums.sum_dy_xhat
+        done: Array | None = backend.fast_grad_input(dy, x, *given, weight, axis, eps, out, threads)
+        if done is not None:
+            return done
     p = Problem(x, axis)
     gradient, source = p.gradient(dy)
     _moments_of_all(p, moments)

@@ -192,11 +192,11 @@ def state() -> dict[str, int] | None:
     return {"max_bytes": pool.max_bytes, "idle_bytes": pool.idle_bytes()}
 
 
-def output(x: object, out: Any) -> Any:
-    """Return `out`, or where it is None and the pool serves x, a new array of x's memory order."""
+def output(x: object) -> Any:
+    """Return a new array of x's memory order; None where the pool does not serve x."""
     pool = current
-    if out is not None or pool is None or type(x) is not np.ndarray or x.nbytes < LEAST:
-        return out
+    if pool is None or type(x) is not np.ndarray or x.nbytes < LEAST:
+        return None
     dtype = problem.NATIVE_DTYPES.get(x.dtype.char)
     if dtype is None:  # x will be refused
         return None

@@ -106,6 +106,10 @@ def mean_var(
     """
     backend = current()
     threads = resolve(n_threads)
+    if backend.fast_mean_var is not None:
+        done: tuple[Any, Any] | None = backend.fast_mean_var(x, axis, correction, keepdims, threads)
+        if done is not None:
+            return done
     r = Reduction(x, axis, keepdims)
     correction = scalars.real("correction", correction)
     size = r.x.shape[1]

@@ -326,6 +326,11 @@ def trusted_sums(sum_dy: Stat, sum_dy_xhat: Stat) -> GradSums:
     """Make GradSums of arrays that nobody else writes to, unchecked and not copied."""
     sum_dy.setflags(write=False)
     sum_dy_xhat.setflags(write=False)
+    return frozen_sums(sum_dy, sum_dy_xhat)
+
+
+def frozen_sums(sum_dy: Stat, sum_dy_xhat: Stat) -> GradSums:
+    """Make GradSums of read-only arrays that nobody else writes to."""
     self = _new(GradSums)
     self._sum_dy = sum_dy
     self._sum_dy_xhat = sum_dy_xhat

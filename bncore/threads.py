@@ -85,10 +85,10 @@ def get_num_threads() -> int:
 
 def resolve(n_threads: SupportsIndex | None) -> int:
     """Return the ``n_threads`` of a call as a number."""
-    if type(n_threads) is int and 1 <= n_threads <= MOST:
-        return n_threads
     if n_threads is None:
         return _set or _default(CPUS_AGE)[0]
+    if type(n_threads) is int and 1 <= n_threads <= MOST:
+        return n_threads
     return min(scalars.integer_at_least("n_threads", n_threads, 1), MOST)
 
 

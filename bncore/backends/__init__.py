@@ -34,7 +34,19 @@ Fast = Callable[..., Any] | None
 class Active:
     """A loaded backend, with the small-call paths that it may have."""
 
-    __slots__ = ("fast_infer", "fast_train", "fast_train_backward", "kernels", "name")
+    __slots__ = (
+        "fast_grad_input",
+        "fast_grad_sums",
+        "fast_infer",
+        "fast_infer_backward",
+        "fast_mean_var",
+        "fast_moments",
+        "fast_normalize",
+        "fast_train",
+        "fast_train_backward",
+        "kernels",
+        "name",
+    )
 
     def __init__(self, name: str, kernels: Backend) -> None:
         self.name = name
@@ -42,6 +54,12 @@ class Active:
         self.fast_train: Fast = getattr(kernels, "fast_train", None)
         self.fast_train_backward: Fast = getattr(kernels, "fast_train_backward", None)
         self.fast_infer: Fast = getattr(kernels, "fast_infer", None)
+        self.fast_infer_backward: Fast = getattr(kernels, "fast_infer_backward", None)
+        self.fast_moments: Fast = getattr(kernels, "fast_moments", None)
+        self.fast_normalize: Fast = getattr(kernels, "fast_normalize", None)
+        self.fast_grad_sums: Fast = getattr(kernels, "fast_grad_sums", None)
+        self.fast_grad_input: Fast = getattr(kernels, "fast_grad_input", None)
+        self.fast_mean_var: Fast = getattr(kernels, "fast_mean_var", None)
 
 
 _loaded: dict[str, Active] = {}

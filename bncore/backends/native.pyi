@@ -1,4 +1,4 @@
-"""Types of the compiled module; see contract.py, native.pyx and small_calls.pxi."""
+"""Types of the compiled module; see contract.py, native.pyx, small_calls.pxi, small_parts.pxi."""
 
 from typing import Any, SupportsIndex
 
@@ -127,3 +127,59 @@ def fast_train_backward(
     residual: Any = None,
     dresidual: Any = None,
 ) -> tuple[Data, Data, Data] | None: ...
+def fast_infer_backward(
+    dy: Any,
+    x: Any,
+    mean: Any,
+    var: Any,
+    weight: Any,
+    axis: SupportsIndex,
+    eps: Any,
+    out: Any,
+    n_threads: int,
+    bias: Any = None,
+    activation: Any = None,
+    slope: Any = 0.0,
+    residual: Any = None,
+    dresidual: Any = None,
+) -> tuple[Data, Data, Data] | None: ...
+def fast_moments(x: Any, axis: SupportsIndex, n_threads: int) -> tuple[int, Stat, Stat] | None: ...
+def fast_normalize(
+    x: Any,
+    count: int,
+    mean: Any,
+    m2: Any,
+    weight: Any,
+    bias: Any,
+    axis: SupportsIndex,
+    eps: Any,
+    out: Any,
+    n_threads: int,
+) -> Data | None: ...
+def fast_grad_sums(
+    dy: Any,
+    x: Any,
+    count: int,
+    mean: Any,
+    m2: Any,
+    axis: SupportsIndex,
+    eps: Any,
+    n_threads: int,
+) -> tuple[Stat, Stat] | None: ...
+def fast_grad_input(
+    dy: Any,
+    x: Any,
+    count: int,
+    mean: Any,
+    m2: Any,
+    sum_dy: Any,
+    sum_dy_xhat: Any,
+    weight: Any,
+    axis: SupportsIndex,
+    eps: Any,
+    out: Any,
+    n_threads: int,
+) -> Data | None: ...
+def fast_mean_var(
+    x_: Any, axis: Any, correction_: Any, keepdims: Any, n_threads: int
+) -> tuple[Any, Any] | None: ...

@@ -2,7 +2,7 @@
 """The C core as a backend: the functions of `contract.py`, and the small-call paths.
 
 The contract's functions take canonical arrays and hand over their pointers, the GIL released. The small-call
-paths (fast_*) take a caller's own arguments; they stand in `small_calls.pxi`.
+paths (fast_*) take a caller's own arguments; they stand in `small_calls.pxi` and `small_parts.pxi`.
 """
 
 import os
@@ -187,4 +187,6 @@ def infer_backward(cnp.ndarray dx, cnp.ndarray sum_dy, cnp.ndarray sum_dy_xhat, 
 
 # ---- the small-call paths ----
 
+include "small_arguments.pxi"
 include "small_calls.pxi"
+include "small_parts.pxi"

@@ -1,0 +1,321 @@
+# What the small-call paths (small_calls.pxi, small_parts.pxi) take for canonical: an exact, aligned, native-endian
+# ndarray of float32 or float64, contiguous in C order or channels-last; an exact int or float.
+#
+# No rule is explained here: what is refused goes to bncore.problem, which repairs or explains.
+
+from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
+from cpython.long cimport PyLong_AsLongAndOverflow, PyLong_CheckExact
+from libc.float cimport DBL_MAX, FLT_MAX
+from libc.math cimport isfinite
+from libc.stdint cimport int64_t, uint64_t, uintptr_t
+from libc.stdlib cimport free, malloc
+
+cdef extern from "numpy/arrayobject.h":
+    cnp.ndarray PyArray_NewLikeArray(cnp.ndarray like, cnp.NPY_ORDER order, void *dtype, int subok)
+    void PyArray_CLEARFLAGS(cnp.ndarray array, int flags)
+
+
+cdef enum:
+    FEW = 256          # channels whose parameters fit on the stack
+    FEW_VALUES = 4096  # of x: so little work that letting others have the GIL would take longer
+
+cdef enum:  # what a call is given per channel
+    WEIGHT
+    BIAS
+    MEAN
+    VAR
+    SUM_DY
+    SUM_DY_XHAT
+    PARAMETERS
+
+
+cdef struct Call:
+    bncore_problem problem
+    bncore_fusion fusion             # problem's, where there is one
+    bint channels_last
+    const void *x
+    const void *dy
+    void *to                         # y or dx
+    double count                     # of the moments, where they are given
+    double *results[2]               # mean and m2, or sum_dy and sum_dy_xhat
+    const double *given[PARAMETERS]  # the caller's own memory where that is float64, else a copy in `few` or `many`
+    double *many
+    double few[PARAMETERS * FEW]
+
+
+cdef inline bint _plain(object a) noexcept:
+    """Whether `a` is an exact ndarray, aligned and native-endian."""
+    return cnp.PyArray_CheckExact(a) and cnp.PyArray_ISBEHAVED_RO(<cnp.ndarray>a)
+
+
+cdef inline bint _is_channels_last(cnp.ndarray x, int rank) noexcept:
+    """Whether x of shape (N, C, ...) lies in memory as (N, ..., C), with no dimension of size 1 to muddle strides."""
+    cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(x)
+    cdef cnp.npy_intp *strides = cnp.PyArray_STRIDES(x)
+    cdef cnp.npy_intp step = cnp.PyArray_ITEMSIZE(x)
+    cdef int i
+    if strides[1] != step:
+        return False
+    step *= shape[1]
+    for i in range(rank - 1, 1, -1):
+        if strides[i] != step:
+            return False
+        step *= shape[i]
+    return strides[0] == step
+
+
+cdef inline bint _is_data(object x) noexcept:
+    """Whether `x` is plain, of float32 or float64."""
+    if not _plain(x):
+        return False
+    cdef int kind = cnp.PyArray_TYPE(<cnp.ndarray>x)
+    return kind == cnp.NPY_FLOAT or kind == cnp.NPY_DOUBLE
+
+
+cdef inline int _axis(object axis_, int rank) noexcept:
+    """An axis counted from 0, or -1 where it is not canonical."""
+    cdef int overflow = 0
+    if not PyLong_CheckExact(axis_):
+        return -1
+    cdef long axis = PyLong_AsLongAndOverflow(axis_, &overflow)
+    if overflow or axis >= rank or axis < -rank:
+        return -1
+    return <int>(axis + rank if axis < 0 else axis)
+
+
+cdef bint _split(Call *call, cnp.ndarray x, uint64_t kept, int n_threads) noexcept:
+    """Fill call->problem from x; False where it is empty or the axes kept, a bit each, do not lie together in order."""
+    cdef int rank = cnp.PyArray_NDIM(x)
+    cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(x)
+    cdef int64_t sizes[3]  # outer, channels, inner
+    cdef int i, at, last = -1, part = 0
+    call.channels_last = not cnp.PyArray_IS_C_CONTIGUOUS(x)
+    if call.channels_last and (rank < 2 or not _is_channels_last(x, rank)):
+        return False
+    sizes[0] = sizes[1] = sizes[2] = 1
+    for i in range(rank):
+        at = i
+        if call.channels_last and i > 0:
+            at = i + 1 if i < rank - 1 else 1
+        if kept >> at & 1:
+            if part == 2 or at < last:
+                return False
+            part, last = 1, at
+        elif part == 1 and shape[at] != 1:
+            part = 2
+        sizes[part] *= shape[at]
+    if sizes[0] * sizes[2] < 1 or sizes[1] < 1:
+        return False
+    bncore_problem_init(&call.problem, BNCORE_FLOAT32 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT else BNCORE_FLOAT64,
+                        sizes[0], sizes[1], sizes[2])
+    call.problem.n_threads = n_threads
+    call.x = cnp.PyArray_DATA(x)
+    call.many = NULL
+    return True
+
+
+cdef bint _open(Call *call, object x, object axis_, object eps_, int n_threads) noexcept:
+    """Fill call->problem from x; False where anything is not canonical."""
+    if not _is_data(x) or not PyFloat_CheckExact(eps_):
+        return False
+    cdef double eps = PyFloat_AS_DOUBLE(eps_)
+    cdef int rank = cnp.PyArray_NDIM(<cnp.ndarray>x)
+    cdef int axis = _axis(axis_, rank)
+    if rank < 2 or axis < 0 or not (eps >= 0.0 and isfinite(eps)):
+        return False
+    if not _split(call, <cnp.ndarray>x, <uint64_t>1 << axis, n_threads) or (call.channels_last and axis != 1):
+        return False
+    call.problem.eps = eps
+    return True
+
+
+cdef inline void _close(Call *call) noexcept:
+    free(call.many)
+
+
+cdef inline int64_t _count(Call *call) noexcept nogil:
+    return call.problem.outer * call.problem.inner
+
+
+cdef inline double *_room(Call *call, int which) noexcept:
+    """Memory for one of the parameters; NULL where there is none."""
+    cdef int64_t channels = call.problem.channels
+    if channels <= FEW:
+        return call.few + which * channels
+    if call.many == NULL:
+        call.many = <double *>malloc(PARAMETERS * sizeof(double) * <size_t>channels)
+    return NULL if call.many == NULL else call.many + which * channels
+
+
+cdef inline bint _same_place(cnp.ndarray a, cnp.ndarray b) noexcept:
+    """Whether two arrays have one type, shape and strides."""
+    cdef int i, rank = cnp.PyArray_NDIM(a)
+    if cnp.PyArray_NDIM(b) != rank or cnp.PyArray_TYPE(a) != cnp.PyArray_TYPE(b):
+        return False
+    for i in range(rank):
+        if cnp.PyArray_DIM(a, i) != cnp.PyArray_DIM(b, i) or cnp.PyArray_STRIDE(a, i) != cnp.PyArray_STRIDE(b, i):
+            return False
+    return True
+
+
+cdef inline bint _apart(cnp.ndarray a, object b_) noexcept:
+    """Whether two contiguous blocks of memory have no byte in common."""
+    if b_ is None:
+        return True
+    cdef cnp.ndarray b = <cnp.ndarray>b_
+    cdef uintptr_t at = <uintptr_t>cnp.PyArray_DATA(a), bt = <uintptr_t>cnp.PyArray_DATA(b)
+    return at + <uintptr_t>cnp.PyArray_NBYTES(a) <= bt or bt + <uintptr_t>cnp.PyArray_NBYTES(b) <= at
+
+
+cdef inline bint _apart_or_none(object a, object b) noexcept:
+    """The same, where each may be None."""
+    return a is None or _apart(<cnp.ndarray>a, b)
+
+
+cdef inline bint _gradient(Call *call, object dy, cnp.ndarray x) noexcept:
+    """Let call->dy have the memory of `dy`; False where that is not x's twin."""
+    if not _plain(dy) or not _same_place(<cnp.ndarray>dy, x):
+        return False
+    call.dy = cnp.PyArray_DATA(<cnp.ndarray>dy)
+    return True
+
+
+cdef inline bint _output_fits(object out_, cnp.ndarray x, object dy) noexcept:
+    """Whether `out` can be written as it is: x's twin in memory, writable, x or dy itself or apart from both."""
+    if out_ is None:
+        return True
+    if not _plain(out_):
+        return False
+    cdef cnp.ndarray out = <cnp.ndarray>out_
+    if not cnp.PyArray_ISWRITEABLE(out) or not _same_place(out, x):
+        return False
+    if cnp.PyArray_DATA(out) != cnp.PyArray_DATA(x) and not _apart(out, x):
+        return False
+    return dy is None or cnp.PyArray_DATA(out) == cnp.PyArray_DATA(<cnp.ndarray>dy) or _apart(out, dy)
+
+
+cdef inline bint _itself_or_apart(object out_, object other) noexcept:
+    """Whether `out`, a twin of x in memory, is `other`, x's twin too or None, or has no byte in common with it."""
+    if out_ is None or other is None:
+        return True
+    cdef cnp.ndarray out = <cnp.ndarray>out_
+    return cnp.PyArray_DATA(out) == cnp.PyArray_DATA(<cnp.ndarray>other) or _apart(out, other)
+
+
+cdef bint _fusion(Call *call, object activation, object slope, object residual, cnp.ndarray x, object out) noexcept:
+    """Read what is fused into call->problem; False where it is not canonical. `out` is None or has been looked at."""
+    if not PyFloat_CheckExact(slope):
+        return False
+    cdef double given = PyFloat_AS_DOUBLE(slope)
+    cdef double largest = FLT_MAX if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT else DBL_MAX
+    if not 0.0 <= given <= largest:
+        return False
+    if activation is None and residual is None:
+        return True
+    call.fusion = bncore_fusion(_activation(activation), given, NULL, NULL, NULL)
+    call.problem.fusion = &call.fusion
+    if call.fusion.activation < 0:
+        return False
+    if residual is None:
+        return True
+    if not _plain(residual) or not _same_place(<cnp.ndarray>residual, x):
+        return False
+    call.fusion.residual = cnp.PyArray_DATA(<cnp.ndarray>residual)
+    return _itself_or_apart(out, residual)
+
+
+cdef bint _residual_gradient(Call *call, object dresidual_, cnp.ndarray x, object dy, object residual,
+                             object out) noexcept:
+    """Whether `dresidual` can be written as it is: dy or residual itself or apart, and apart from x and out."""
+    if dresidual_ is None:
+        return True
+    if not _plain(dresidual_):
+        return False
+    cdef cnp.ndarray dresidual = <cnp.ndarray>dresidual_
+    if not cnp.PyArray_ISWRITEABLE(dresidual) or not _same_place(dresidual, x):
+        return False
+    if not (_apart(dresidual, x) and _apart(dresidual, out) and _itself_or_apart(dresidual, dy)
+            and _itself_or_apart(dresidual, residual)):
+        return False
+    if call.problem.fusion == NULL:  # neither an activation nor a residual: problem.py knows what that means
+        return False
+    call.fusion.dresidual = cnp.PyArray_DATA(dresidual)
+    return True
+
+
+cdef bint _parameter(Call *call, int which, object a_, object out) noexcept:
+    """Let call->given have a (C,) parameter as float64; False where it is not canonical. None is allowed."""
+    cdef int64_t c, channels = call.problem.channels
+    cdef const float *source
+    cdef double *to
+    call.given[which] = NULL
+    if a_ is None:
+        return True
+    if not _is_data(a_):
+        return False
+    cdef cnp.ndarray a = <cnp.ndarray>a_
+    if cnp.PyArray_NDIM(a) != 1 or cnp.PyArray_DIM(a, 0) != channels or not cnp.PyArray_IS_C_CONTIGUOUS(a):
+        return False
+    if not _apart_or_none(out, a):
+        return False
+    if cnp.PyArray_TYPE(a) == cnp.NPY_DOUBLE:
+        call.given[which] = <const double *>cnp.PyArray_DATA(a)
+        return True
+    source, to = <const float *>cnp.PyArray_DATA(a), _room(call, which)
+    if to == NULL:
+        return False
+    for c in range(channels):
+        to[c] = source[c]
+    call.given[which] = to
+    return True
+
+
+cdef bint _moments(Call *call, int64_t count, object mean, object m2, object out) noexcept:
+    """Let call->given have the mean and the population variance of moments; False where they do not fit x."""
+    cdef int64_t c
+    if count < 1 or mean is None or m2 is None:
+        return False
+    cdef double *var = _room(call, VAR)
+    if var == NULL or not _parameter(call, MEAN, mean, out) or not _parameter(call, VAR, m2, out):
+        return False
+    cdef const double *deviations = call.given[VAR]
+    for c in range(call.problem.channels):
+        var[c] = deviations[c] / <double>count
+    call.given[VAR], call.count = var, <double>count
+    return True
+
+
+cdef inline cnp.ndarray _output(Call *call, object out, cnp.ndarray x):
+    """Return `out`, or a new array like x, and let call->to have its memory."""
+    cdef cnp.ndarray result
+    if out is not None:
+        result = <cnp.ndarray>out
+    elif call.channels_last:
+        result = PyArray_NewLikeArray(x, cnp.NPY_KEEPORDER, NULL, 0)
+    else:
+        result = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), cnp.PyArray_TYPE(x), 0)
+    call.to = cnp.PyArray_DATA(result)
+    return result
+
+
+cdef inline cnp.ndarray _per_channel(Call *call, int which):
+    """Return a new (C,) array, and let call->results have its memory."""
+    cdef cnp.npy_intp channels = call.problem.channels
+    cdef cnp.ndarray result = cnp.PyArray_EMPTY(1, &channels, cnp.NPY_DOUBLE, 0)
+    call.results[which] = _doubles(result)
+    return result
+
+
+cdef inline cnp.ndarray _as_float32(cnp.ndarray values):
+    """Round an array of float64; what is too large becomes infinite, and nothing warns."""
+    cdef cnp.ndarray rounded = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(values), cnp.PyArray_DIMS(values), cnp.NPY_FLOAT, 0)
+    cdef const double *source = _doubles(values)
+    cdef float *to = <float *>cnp.PyArray_DATA(rounded)
+    cdef cnp.npy_intp i
+    for i in range(cnp.PyArray_SIZE(values)):
+        to[i] = <float>source[i]
+    return rounded
+
+
+cdef inline void _freeze(cnp.ndarray values) noexcept:
+    PyArray_CLEARFLAGS(values, cnp.NPY_ARRAY_WRITEABLE)
