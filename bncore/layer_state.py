@@ -1,170 +1,234 @@
-"""What a layer is made of beside its calls: settings that are checked, arrays, and averages."""
+"""What a layer is beside its calls: settings, arrays, their state as a dictionary, and averages."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 
+from bncore import layer_settings as ls
 from bncore import problem, scalars
-from bncore.statistics import Moments
+from bncore.layer_settings import BATCHES, INITIAL, RUNNING, Array
+from bncore.statistics import Moments, Stat
 
-Array = npt.NDArray[np.floating[Any]]
-Check = Callable[[str, object], Any]
-
-PARAMETERS = ("weight", "bias")
-RUNNING = ("running_mean", "running_var")
-BATCHES = "num_batches_tracked"
-INITIAL = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
-
-
-# Settings
+NO_FORWARD = "backward: expected a training forward before it, got none"
+USED = "backward: expected a training forward before every backward, got a second backward"
+EVALUATED = (
+    "backward: expected a training forward before it, got one in evaluation, which keeps nothing "
+    "(freeze() normalizes by the running statistics and keeps what backward needs)"
+)
+COPIED = "backward: expected a training forward before it, got a copy, which is without"
 
 
-def setting(name: str, check: Check, doc: str) -> Any:
-    """Make a property whose values are checked, kept in the attribute ``_name``."""
-    place = f"_{name}"
+class Saved(NamedTuple):
+    """What backward needs of a forward call."""
 
-    def get(self: Any) -> Any:
-        return getattr(self, place)
-
-    def put(self: Any, value: object) -> None:
-        setattr(self, place, check(name, value))
-
-    return property(get, put, doc=doc)
+    options: dict[str, Any]
+    x: Array
+    residual: Any  # where there is an activation
+    statistics: Moments | tuple[Stat, Stat]  # of the batch, or the running mean and variance
 
 
-def option(name: str, check: Check, doc: str) -> Any:
-    """Make a property whose values are checked, kept in the layer's options for the functions.
+class LayerState:
+    """Settings, parameters and running statistics of `bncore.BatchNorm`, which explains them."""
 
-    The dictionary is made anew, since backward needs the one that its forward call had.
-    """
+    _options: dict[str, Any]  # what the functions take as it is
+    _momentum: float | None
+    _correction: float
+    _debias: bool
+    _on_nonfinite: str
+    _on_single: str
+    _num_batches_tracked: int
+    _weight: Array | None
+    _bias: Array | None
+    _running_mean: Stat | None
+    _running_var: Stat | None
 
-    def get(self: Any) -> Any:
-        return self._options[name]
+    axis = ls.option("axis", ls.axis, "The channel axis.")
+    eps = ls.option("eps", ls.at_least_0, "Added to the variance.")
+    activation = ls.option("activation", ls.activation, "The activation, or None.")
+    negative_slope = ls.option("negative_slope", ls.at_least_0, "Slope of leaky relu.")
+    n_threads = ls.option("n_threads", ls.threads, "At most so many threads, or None.")
+    momentum = ls.setting("momentum", ls.share_or_none, "Weight of the new batch, or None.")
+    correction = ls.setting("correction", ls.share, "Correction of the running variance.")
+    debias = ls.setting("debias", scalars.boolean, "Whether the initial values are kept out.")
+    on_nonfinite = ls.setting(
+        "on_nonfinite", ls.one_of("propagate", "skip", "raise"), "What a bad batch does."
+    )
+    on_single = ls.setting("on_single", ls.one_of("raise", "running"), "What one value does.")
+    num_batches_tracked = ls.setting(BATCHES, ls.batches, "Batches tracked.")
+    weight = ls.array("weight", "gamma, or None.")
+    bias = ls.array("bias", "beta, or None.")
+    running_mean = ls.array("running_mean", "Running mean, or None; assigning copies.")
+    running_var = ls.array("running_var", "Running variance, or None; assigning copies.")
 
-    def put(self: Any, value: object) -> None:
-        self._options = {**self._options, name: check(name, value)}
-
-    return property(get, put, doc=doc)
-
-
-def array(name: str, doc: str) -> Any:
-    """Make a property for an array of the layer: None where it has none, checked if assigned.
-
-    A parameter that is assigned is the very array; a running statistic is copied into the layer's.
-    """
-    place = f"_{name}"
-
-    def get(self: Any) -> Array | None:
-        found: Array | None = getattr(self, place)
-        if found is None and name in self._names():
-            raise RuntimeError(
-                f"{name}: expected a layer that knows its channels"
-                f"{' and its dtype' if name in PARAMETERS else ''}, got one before its first call"
+    def __init__(
+        self,
+        channels: SupportsIndex | None = None,
+        *,
+        axis: SupportsIndex = 1,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool | Literal["weight", "bias"] = True,
+        dtype: npt.DTypeLike | None = None,
+        correction: float = 1,
+        debias: bool = False,
+        track_running_stats: bool = True,
+        activation: Literal["relu", "leaky_relu"] | None = None,
+        negative_slope: float = 0.01,
+        on_nonfinite: Literal["propagate", "skip", "raise"] = "propagate",
+        on_single: Literal["raise", "running"] = "raise",
+        n_threads: int | None = None,
+    ) -> None:
+        self._options = {}
+        self.axis, self.eps, self.n_threads = axis, eps, n_threads
+        self.activation, self.negative_slope = activation, negative_slope
+        self.momentum, self.correction, self.debias = momentum, correction, debias
+        self.on_nonfinite, self.on_single = on_nonfinite, on_single
+        self._affine = ls.affine(affine)
+        self._tracks = scalars.boolean("track_running_stats", track_running_stats)
+        if not self._tracks and on_single == "running":
+            raise ValueError(
+                "on_single: expected 'raise' without running statistics, got 'running'"
             )
+        self._dtype = None if dtype is None else ls.floating("dtype", dtype)
+        self.training, self._frozen = True, False
+        self._channels: int | None = None
+        self._weight = self._bias = self._running_mean = self._running_var = None
+        self._built = False  # whether all arrays are there that the settings ask for
+        self.dweight: Array | None = None
+        self.dbias: Array | None = None
+        self.num_batches_tracked = 0
+        self.moments: Moments | None = None
+        self._saved: Saved | str = NO_FORWARD
+        if channels is not None:
+            self._build(scalars.integer_at_least("channels", channels, 0), self._dtype)
+
+    # State
+
+    @property
+    def channels(self) -> int | None:
+        """Number of channels, or None where no call has found it yet."""
+        return self._channels
+
+    @property
+    def dtype(self) -> np.dtype[Any] | None:
+        """The dtype of new parameters, or None where no call has found it yet."""
+        return self._dtype
+
+    @property
+    def affine(self) -> bool | str:
+        """Which parameters there are, as the argument says it."""
+        return self._affine[0] if len(self._affine) == 1 else bool(self._affine)
+
+    @property
+    def track_running_stats(self) -> bool:
+        """Whether there are running statistics."""
+        return self._tracks
+
+    def parameters(self) -> list[Array]:
+        """Return the parameters that there are, weight first: the arrays themselves."""
+        return [getattr(self, name) for name in self._affine]
+
+    def gradients(self) -> list[Array]:
+        """Return the gradients of `parameters`, in its order.  Raise where there are none yet."""
+        found = [getattr(self, f"d{name}") for name in self._affine]
+        if any(gradient is None for gradient in found):
+            raise RuntimeError("gradients: expected a backward before, got none")
         return found
 
-    def put(self: Any, value: object) -> None:
-        own = get(self)
-        if own is None:
-            raise ValueError(f"{name}: expected no assignment, since the layer has none")
-        given = problem.vector(name, value, own.shape[0])
-        if name in RUNNING:
-            write(own, given)
-        else:
-            setattr(self, place, problem.writable_array(name, given))
+    def _names(self) -> tuple[str, ...]:
+        return (*self._affine, *((*RUNNING, BATCHES) if self._tracks else ()))
 
-    return property(get, put, doc=doc)
+    def state_dict(self) -> dict[str, npt.NDArray[Any]]:
+        """Return copies of parameters and running statistics, under PyTorch's names."""
+        return {name: np.array(getattr(self, name)) for name in self._names()}
 
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state, in the layer's own dtypes; all of it or, where it raises, nothing.
 
-def axis(name: str, value: object) -> int:
-    """Check an axis as far as that is possible without x."""
-    return scalars.integer(name, value, "an integer")
+        Parameters
+        ----------
+        state : mapping from name to array_like
+            With exactly the names that `state_dict` gives.  A layer that does not know its channels
+            or its dtype yet takes them from it.
+        """
+        checked = checked_state(state, self._names(), self._channels)
+        arrays = [array for name, array in checked.items() if name != BATCHES]
+        if arrays and not self._built:
+            dtype = self._dtype
+            if dtype is None and self._affine:
+                dtype = ls.floating("state", arrays[0].dtype)
+            self._build(arrays[0].shape[0], dtype)
+        for name, value in checked.items():
+            if name == BATCHES:
+                self._num_batches_tracked = value
+            else:
+                ls.write(getattr(self, name), value)
 
+    def reset(self) -> None:
+        """Go back to a new layer's parameters and statistics, in the same arrays."""
+        self.reset_running_stats()
+        for name in self._affine:
+            if self._built:
+                getattr(self, name).fill(INITIAL[name])
+        self.dweight = self.dbias = self.moments = None
+        self._saved = NO_FORWARD
 
-def at_least_0(name: str, value: object) -> float:
-    """Check a real number >= 0."""
-    return scalars.real(name, value, 0.0)
+    def reset_running_stats(self) -> None:
+        """Set the running statistics to 0 and 1, of no batch."""
+        if self._running_mean is not None and self._running_var is not None:
+            self._running_mean.fill(0.0)
+            self._running_var.fill(1.0)
+        self._num_batches_tracked = 0
 
+    def _running(self) -> tuple[Stat, Stat]:
+        """Return the running statistics of a layer that tracks and knows its channels."""
+        assert self._running_mean is not None and self._running_var is not None
+        return self._running_mean, self._running_var
 
-def share(name: str, value: object) -> float:
-    """Check a real number from 0 to 1."""
-    return scalars.real(name, value, 0.0, 1.0)
+    def _build(self, channels: int, dtype: np.dtype[Any] | None) -> None:
+        """Make the arrays that channels and dtype allow."""
+        self._channels, self._dtype = channels, dtype
+        if self._tracks and self._running_mean is None:
+            self._running_mean = initial("running_mean", channels, np.float64)
+            self._running_var = initial("running_var", channels, np.float64)
+        if dtype is not None:
+            for name in self._affine:
+                setattr(self, f"_{name}", initial(name, channels, dtype))
+        self._built = dtype is not None or not self._affine
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_saved": COPIED}
 
-def share_or_none(name: str, value: object) -> float | None:
-    """Check a real number from 0 to 1, or None."""
-    return None if value is None else share(name, value)
-
-
-def threads(name: str, value: object) -> int | None:
-    """Check a number of threads, or None."""
-    return None if value is None else scalars.integer_at_least(name, value, 1)
-
-
-def batches(name: str, value: object) -> int:
-    """Check a number of batches; an array of no dimensions will do, as files have it."""
-    if isinstance(value, np.ndarray) and value.shape == ():
-        value = value[()]
-    return scalars.integer_at_least(name, value, 0)
-
-
-def activation(name: str, value: object) -> str | None:
-    """Check the name of an activation, or None."""
-    return scalars.option(name, value, problem.ACTIVATIONS)
-
-
-def one_of(*options: str) -> Check:
-    """Make the check for one of these words."""
-
-    def check(name: str, value: object) -> Any:
-        if isinstance(value, str) and value in options:
-            return value
-        expected = f"{name}: expected {' or '.join(map(repr, options))}, got {scalars.shown(value)}"
-        raise ValueError(expected) if isinstance(value, str) else TypeError(expected)
-
-    return check
-
-
-def affine(value: object) -> tuple[str, ...]:
-    """Return the names of the parameters that there are."""
-    if isinstance(value, (bool, np.bool_)):
-        return PARAMETERS if value else ()
-    if isinstance(value, str) and value in PARAMETERS:
-        return (value,)
-    raise (ValueError if isinstance(value, str) else TypeError)(
-        f"affine: expected True, False, 'weight' or 'bias', got {scalars.shown(value)}"
-    )
-
-
-def floating(name: str, value: Any) -> np.dtype[Any]:
-    """Return a dtype of real floating numbers in native byte order."""
-    try:
-        dtype = np.dtype(value).newbyteorder("=")
-    except TypeError as error:
-        raise TypeError(f"{name}: expected a dtype, got {scalars.shown(value)}") from error
-    if dtype.kind != "f":
-        raise TypeError(f"{name}: expected a real floating dtype, got {dtype}")
-    return dtype
+    def __repr__(self) -> str:
+        defaults: dict[str, object] = LayerState.__init__.__kwdefaults__ or {}
+        given = [] if self._channels is None else [str(self._channels)]
+        for name, default in defaults.items():
+            value = getattr(self, name)
+            if name == "dtype":
+                if value is not None and self._affine:
+                    given.append(f"dtype={value}")
+            elif value != default:
+                given.append(f"{name}={value!r}")
+        mode = "training" if self.training else "evaluation"
+        if self._frozen:
+            mode += ", frozen"
+        if self._tracks:
+            tracked = self._num_batches_tracked
+            mode += f", {tracked} batch{'' if tracked == 1 else 'es'} tracked"
+        return f"{type(self).__name__}({', '.join(given)}): {mode}"
 
 
 # Arrays
 
 
-def initial(name: str, channels: int, dtype: npt.DTypeLike) -> Array:
+def initial(name: str, channels: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     """Return the array of this name as a new layer has it."""
-    made: Array = np.full(channels, INITIAL[name], dtype)
-    return made
-
-
-def write(target: Array, values: Array) -> None:
-    """Write checked values, rounded in silence."""
-    with np.errstate(all="ignore"):
-        np.copyto(target, values, casting="unsafe")
+    return np.full(channels, INITIAL[name], dtype)
 
 
 def cast(values: Array, like: Array) -> Array:
@@ -207,7 +271,7 @@ def checked_state(
     checked: dict[str, Any] = {}
     for name in names:
         if name == BATCHES:
-            checked[name] = batches(name, state[name])
+            checked[name] = ls.batches(name, state[name])
         else:
             checked[name] = problem.vector(name, state[name], channels)
             channels = checked[name].shape[0]
