@@ -31,6 +31,7 @@ class Torch:
     """``torch.nn.BatchNorm2d``."""
 
     axis = 1
+    tolerance = tolerances.FRAMEWORKS
 
     def __init__(self) -> None:
         self.torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -61,9 +62,10 @@ class Torch:
 
 
 class Keras:
-    """``keras.layers.BatchNormalization``."""
+    """``keras.layers.BatchNormalization``, which computes in float32 whatever its dtype is."""
 
     axis = -1
+    tolerance = tolerances.FRAMEWORKS_FLOAT32
 
     def __init__(self) -> None:
         pytest.importorskip("torch", reason="PyTorch, Keras's backend here, is not installed")
@@ -111,6 +113,7 @@ class Linen:
     """``flax.linen.BatchNorm``: [module, variables]."""
 
     axis = -1
+    tolerance = tolerances.FRAMEWORKS
 
     def __init__(self) -> None:
         self.nn = pytest.importorskip("flax.linen", reason="Flax is not installed")
@@ -149,6 +152,7 @@ class Nnx:
     """``flax.nnx.BatchNorm``."""
 
     axis = -1
+    tolerance = tolerances.FRAMEWORKS
 
     def __init__(self) -> None:
         self.nnx = pytest.importorskip("flax.nnx", reason="Flax is not installed")
@@ -194,9 +198,9 @@ SETTINGS = [
 ]
 
 
-def close(got: np.ndarray, want: np.ndarray) -> None:
+def close(library: Any, got: np.ndarray, want: np.ndarray) -> None:
     assert got.shape == want.shape
-    assert np.abs(got - want).max() <= tolerances.FRAMEWORKS * max(1.0, np.abs(want).max())
+    assert np.abs(got - want).max() <= library.tolerance * max(1.0, np.abs(want).max())
 
 
 @pytest.fixture(autouse=True)
@@ -216,24 +220,24 @@ def test_ten_steps_beside(
     assert ours.momentum is None if momentum is None else abs(ours.momentum - momentum) < 1e-15
 
     def batch() -> np.ndarray:
-        x = rng.normal(rng.uniform(-3.0, 3.0), rng.uniform(0.5, 3.0), SHAPE)
+        x = rng.normal(rng.uniform(-1.0, 1.0), rng.uniform(0.5, 3.0), SHAPE)
         return x if library.axis == 1 else np.ascontiguousarray(np.moveaxis(x, 1, -1))
 
     for _ in range(STEPS):
         x = batch()
-        close(ours.train()(x), library.call(theirs, x, True))
+        close(library, ours.train()(x), library.call(theirs, x, True))
         for mine, his in zip(ours_running(ours), library.running(theirs), strict=True):
-            close(mine, his)
+            close(library, mine, his)
     assert ours.num_batches_tracked == STEPS
     x = batch()
-    close(ours.eval()(x), library.call(theirs, x, False))
+    close(library, ours.eval()(x), library.call(theirs, x, False))
 
     again = library.again(ours)
-    close(ours(x), library.call(again, x, False))
-    close(ours.train()(x), library.call(again, x, True))
+    close(library, ours(x), library.call(again, x, False))
+    close(library, ours.train()(x), library.call(again, x, True))
     if ours.correction == (1 if framework is Torch else 0):
         for mine, his in zip(ours_running(ours), library.running(again), strict=True):
-            close(mine, his)
+            close(library, mine, his)
 
 
 def ours_running(layer: bncore.BatchNorm) -> list[np.ndarray]:
