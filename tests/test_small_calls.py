@@ -27,15 +27,6 @@ WITH_DY = {*BACKWARD, "grad_sums"}
 WITH_MOMENTS = {"train_backward", "normalize", "grad_sums", "grad_input"}
 
 
-def watched(short: Callable, calls: list[bool]) -> Callable:
-    def call(*arguments):
-        result = short(*arguments)
-        calls.append(result is not None)
-        return result
-
-    return call
-
-
 @pytest.fixture
 def taken(monkeypatch):
     """For each call of a short way by name, whether it did the work."""
@@ -44,7 +35,7 @@ def taken(monkeypatch):
         active = backends.current()
         for name in ALL:
             seen[name] = []
-            short = watched(getattr(active, f"fast_{name}"), seen[name])
+            short = variants.watched(getattr(active, f"fast_{name}"), seen[name])
             monkeypatch.setattr(active, f"fast_{name}", short)
         yield seen
 

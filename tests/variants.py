@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -74,3 +74,14 @@ def find() -> Found:
 
 
 FOUND = find()
+
+
+def watched(short: Callable, calls: list[bool]) -> Callable:
+    """Wrap a short way so that `calls` says of each call whether it did the work."""
+
+    def call(*arguments):
+        result = short(*arguments)
+        calls.append(result is not None)
+        return result
+
+    return call

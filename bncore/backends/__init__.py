@@ -42,6 +42,7 @@ class Active:
         "fast_mean_var",
         "fast_moments",
         "fast_normalize",
+        "fast_running",
         "fast_train",
         "fast_train_backward",
         "kernels",
@@ -60,6 +61,7 @@ class Active:
         self.fast_grad_sums: Fast = getattr(kernels, "fast_grad_sums", None)
         self.fast_grad_input: Fast = getattr(kernels, "fast_grad_input", None)
         self.fast_mean_var: Fast = getattr(kernels, "fast_mean_var", None)
+        self.fast_running: Fast = getattr(kernels, "fast_running", None)
 
 
 _loaded: dict[str, Active] = {}
