@@ -4,6 +4,7 @@ from bncore.api import batch_norm_train, batch_norm_train_backward
 from bncore.backends import use_backend
 from bncore.config import show_config
 from bncore.inference import batch_norm_infer, batch_norm_infer_backward
+from bncore.layer import BatchNorm
 from bncore.parts import grad_input, grad_sums, moments, normalize
 from bncore.pool import set_buffer_pool
 from bncore.reductions import mean_var
@@ -14,6 +15,7 @@ from bncore.threads import get_num_threads, set_num_threads
 __version__ = "0.1.0"
 
 __all__ = [
+    "BatchNorm",
     "GradSums",
     "Moments",
     "batch_norm_infer",

@@ -1,0 +1,153 @@
+"""The settings of a layer and its arrays as attributes: how they are checked where assigned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bncore import problem, scalars
+
+Array = npt.NDArray[np.floating[Any]]
+Check = Callable[[str, object], Any]
+
+PARAMETERS = ("weight", "bias")
+RUNNING = ("running_mean", "running_var")
+BATCHES = "num_batches_tracked"
+INITIAL = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
+
+
+def setting(name: str, check: Check, doc: str) -> Any:
+    """Make a property whose values are checked, kept in the attribute ``_name``."""
+    place = f"_{name}"
+
+    def get(self: Any) -> Any:
+        return getattr(self, place)
+
+    def put(self: Any, value: object) -> None:
+        setattr(self, place, check(name, value))
+
+    return property(get, put, doc=doc)
+
+
+def option(name: str, check: Check, doc: str) -> Any:
+    """Make a property whose values are checked, kept in the layer's options for the functions.
+
+    The dictionary is made anew, since backward needs the one that its forward call had.
+    """
+
+    def get(self: Any) -> Any:
+        return self._options[name]
+
+    def put(self: Any, value: object) -> None:
+        self._options = {**self._options, name: check(name, value)}
+
+    return property(get, put, doc=doc)
+
+
+def array(name: str, doc: str) -> Any:
+    """Make a property for an array of the layer: None where it has none, checked if assigned.
+
+    A parameter that is assigned is the very array; a running statistic is copied into the layer's.
+    """
+    place = f"_{name}"
+
+    def get(self: Any) -> Array | None:
+        found: Array | None = getattr(self, place)
+        if found is None and name in self._names():
+            raise RuntimeError(
+                f"{name}: expected a layer that knows its channels"
+                f"{' and its dtype' if name in PARAMETERS else ''}, got one before its first call"
+            )
+        return found
+
+    def put(self: Any, value: object) -> None:
+        own = get(self)
+        if own is None:
+            raise ValueError(f"{name}: expected no assignment, since the layer has none")
+        given = problem.vector(name, value, own.shape[0])
+        if name in RUNNING:
+            write(own, given)
+        else:
+            setattr(self, place, problem.writable_array(name, given))
+
+    return property(get, put, doc=doc)
+
+
+def write(target: Array, values: Array) -> None:
+    """Write checked values, rounded in silence."""
+    with np.errstate(all="ignore"):
+        np.copyto(target, values, casting="unsafe")
+
+
+def axis(name: str, value: object) -> int:
+    """Check an axis as far as that is possible without x."""
+    return scalars.integer(name, value, "an integer")
+
+
+def at_least_0(name: str, value: object) -> float:
+    """Check a real number >= 0."""
+    return scalars.real(name, value, 0.0)
+
+
+def share(name: str, value: object) -> float:
+    """Check a real number from 0 to 1."""
+    return scalars.real(name, value, 0.0, 1.0)
+
+
+def share_or_none(name: str, value: object) -> float | None:
+    """Check a real number from 0 to 1, or None."""
+    return None if value is None else share(name, value)
+
+
+def threads(name: str, value: object) -> int | None:
+    """Check a number of threads, or None."""
+    return None if value is None else scalars.integer_at_least(name, value, 1)
+
+
+def batches(name: str, value: object) -> int:
+    """Check a number of batches; an array of no dimensions will do, as files have it."""
+    if getattr(value, "shape", None) == ():
+        value = np.asarray(value)[()]
+    return scalars.integer_at_least(name, value, 0)
+
+
+def activation(name: str, value: object) -> str | None:
+    """Check the name of an activation, or None."""
+    return scalars.option(name, value, problem.ACTIVATIONS)
+
+
+def one_of(*options: str) -> Check:
+    """Make the check for one of these words."""
+
+    def check(name: str, value: object) -> Any:
+        if isinstance(value, str) and value in options:
+            return value
+        expected = f"{name}: expected {' or '.join(map(repr, options))}, got {scalars.shown(value)}"
+        raise ValueError(expected) if isinstance(value, str) else TypeError(expected)
+
+    return check
+
+
+def affine(value: object) -> tuple[str, ...]:
+    """Return the names of the parameters that there are."""
+    if isinstance(value, (bool, np.bool_)):
+        return PARAMETERS if value else ()
+    if isinstance(value, str) and value in PARAMETERS:
+        return (value,)
+    raise (ValueError if isinstance(value, str) else TypeError)(
+        f"affine: expected True, False, 'weight' or 'bias', got {scalars.shown(value)}"
+    )
+
+
+def floating(name: str, value: Any) -> np.dtype[Any]:
+    """Return a dtype of real floating numbers in native byte order."""
+    try:
+        dtype: np.dtype[Any] = np.dtype(value).newbyteorder("=")
+    except TypeError as error:
+        raise TypeError(f"{name}: expected a dtype, got {scalars.shown(value)}") from error
+    if dtype.kind != "f":
+        raise TypeError(f"{name}: expected a real floating dtype, got {dtype}")
+    return dtype

@@ -1,0 +1,309 @@
+"""What a layer is beside its calls: settings, arrays, their state as a dictionary, and averages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, SupportsIndex
+
+import numpy as np
+import numpy.typing as npt
+
+from bncore import layer_settings as ls
+from bncore import problem, scalars
+from bncore.layer_settings import BATCHES, INITIAL, RUNNING, Array
+from bncore.statistics import Moments, Stat
+
+NO_FORWARD = "backward: expected a training forward before it, got none"
+USED = "backward: expected a training forward before every backward, got a second backward"
+EVALUATED = (
+    "backward: expected a training forward before it, got one in evaluation, which keeps nothing "
+    "(freeze() normalizes by the running statistics and keeps what backward needs)"
+)
+COPIED = "backward: expected a training forward before it, got a copy, which is without"
+
+
+class Saved(NamedTuple):
+    """What backward needs of a forward call."""
+
+    options: dict[str, Any]
+    x: Array
+    residual: Any  # where there is an activation
+    statistics: Moments | tuple[Stat, Stat]  # of the batch, or the running mean and variance
+
+
+class LayerState:
+    """Settings, parameters and running statistics of `bncore.BatchNorm`, which explains them."""
+
+    _options: dict[str, Any]  # what the functions take as it is
+    _momentum: float | None
+    _correction: float
+    _debias: bool
+    _on_nonfinite: str
+    _on_single: str
+    _num_batches_tracked: int
+    _weight: Array | None
+    _bias: Array | None
+    _running_mean: Stat | None
+    _running_var: Stat | None
+
+    axis = ls.option("axis", ls.axis, "The channel axis.")
+    eps = ls.option("eps", ls.at_least_0, "Added to the variance.")
+    activation = ls.option("activation", ls.activation, "The activation, or None.")
+    negative_slope = ls.option("negative_slope", ls.at_least_0, "Slope of leaky relu.")
+    n_threads = ls.option("n_threads", ls.threads, "At most so many threads, or None.")
+    momentum = ls.setting("momentum", ls.share_or_none, "Weight of the new batch, or None.")
+    correction = ls.setting("correction", ls.share, "Correction of the running variance.")
+    debias = ls.setting("debias", scalars.boolean, "Whether the initial values are kept out.")
+    on_nonfinite = ls.setting(
+        "on_nonfinite", ls.one_of("propagate", "skip", "raise"), "What a bad batch does."
+    )
+    on_single = ls.setting("on_single", ls.one_of("raise", "running"), "What one value does.")
+    num_batches_tracked = ls.setting(BATCHES, ls.batches, "Batches tracked.")
+    weight = ls.array("weight", "gamma, or None.")
+    bias = ls.array("bias", "beta, or None.")
+    running_mean = ls.array("running_mean", "Running mean, or None; assigning copies.")
+    running_var = ls.array("running_var", "Running variance, or None; assigning copies.")
+
+    def __init__(
+        self,
+        channels: SupportsIndex | None = None,
+        *,
+        axis: SupportsIndex = 1,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool | Literal["weight", "bias"] = True,
+        dtype: npt.DTypeLike | None = None,
+        correction: float = 1,
+        debias: bool = False,
+        track_running_stats: bool = True,
+        activation: Literal["relu", "leaky_relu"] | None = None,
+        negative_slope: float = 0.01,
+        on_nonfinite: Literal["propagate", "skip", "raise"] = "propagate",
+        on_single: Literal["raise", "running"] = "raise",
+        n_threads: int | None = None,
+    ) -> None:
+        self._options = {}
+        self.axis, self.eps, self.n_threads = axis, eps, n_threads
+        self.activation, self.negative_slope = activation, negative_slope
+        self.momentum, self.correction, self.debias = momentum, correction, debias
+        self.on_nonfinite, self.on_single = on_nonfinite, on_single
+        self._affine = ls.affine(affine)
+        self._tracks = scalars.boolean("track_running_stats", track_running_stats)
+        if not self._tracks and on_single == "running":
+            raise ValueError(
+                "on_single: expected 'raise' without running statistics, got 'running'"
+            )
+        self._dtype = None if dtype is None else ls.floating("dtype", dtype)
+        self.training, self._frozen = True, False
+        self._channels: int | None = None
+        self._weight = self._bias = self._running_mean = self._running_var = None
+        self._built = False  # whether all arrays are there that the settings ask for
+        self.dweight: Array | None = None
+        self.dbias: Array | None = None
+        self.num_batches_tracked = 0
+        self.moments: Moments | None = None
+        self._saved: Saved | str = NO_FORWARD
+        if channels is not None:
+            self._build(scalars.integer_at_least("channels", channels, 0), self._dtype)
+
+    # State
+
+    @property
+    def channels(self) -> int | None:
+        """Number of channels, or None where no call has found it yet."""
+        return self._channels
+
+    @property
+    def dtype(self) -> np.dtype[Any] | None:
+        """The dtype of new parameters, or None where no call has found it yet."""
+        return self._dtype
+
+    @property
+    def affine(self) -> bool | str:
+        """Which parameters there are, as the argument says it."""
+        return self._affine[0] if len(self._affine) == 1 else bool(self._affine)
+
+    @property
+    def track_running_stats(self) -> bool:
+        """Whether there are running statistics."""
+        return self._tracks
+
+    def parameters(self) -> list[Array]:
+        """Return the parameters that there are, weight first: the arrays themselves."""
+        return [getattr(self, name) for name in self._affine]
+
+    def gradients(self) -> list[Array]:
+        """Return the gradients of `parameters`, in its order.  Raise where there are none yet."""
+        found = [getattr(self, f"d{name}") for name in self._affine]
+        if any(gradient is None for gradient in found):
+            raise RuntimeError("gradients: expected a backward before, got none")
+        return found
+
+    def _names(self) -> tuple[str, ...]:
+        return (*self._affine, *((*RUNNING, BATCHES) if self._tracks else ()))
+
+    def state_dict(self) -> dict[str, npt.NDArray[Any]]:
+        """Return copies of parameters and running statistics, under PyTorch's names."""
+        return {name: np.array(getattr(self, name)) for name in self._names()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state, in the layer's own dtypes; all of it or, where it raises, nothing.
+
+        Parameters
+        ----------
+        state : mapping from name to array_like
+            With exactly the names that `state_dict` gives.  A layer that does not know its channels
+            or its dtype yet takes them from it.
+        """
+        checked = checked_state(state, self._names(), self._channels)
+        arrays = [array for name, array in checked.items() if name != BATCHES]
+        if arrays and not self._built:
+            dtype = self._dtype
+            if dtype is None and self._affine:
+                dtype = ls.floating("state", arrays[0].dtype)
+            self._build(arrays[0].shape[0], dtype)
+        for name, value in checked.items():
+            if name == BATCHES:
+                self._num_batches_tracked = value
+            else:
+                ls.write(getattr(self, name), value)
+
+    def reset(self) -> None:
+        """Go back to a new layer's parameters and statistics, in the same arrays."""
+        self.reset_running_stats()
+        for name in self._affine:
+            if self._built:
+                getattr(self, name).fill(INITIAL[name])
+        self.dweight = self.dbias = self.moments = None
+        self._saved = NO_FORWARD
+
+    def reset_running_stats(self) -> None:
+        """Set the running statistics to 0 and 1, of no batch."""
+        if self._running_mean is not None and self._running_var is not None:
+            self._running_mean.fill(0.0)
+            self._running_var.fill(1.0)
+        self._num_batches_tracked = 0
+
+    def _running(self) -> tuple[Stat, Stat]:
+        """Return the running statistics of a layer that tracks and knows its channels."""
+        assert self._running_mean is not None and self._running_var is not None
+        return self._running_mean, self._running_var
+
+    def _build(self, channels: int, dtype: np.dtype[Any] | None) -> None:
+        """Make the arrays that channels and dtype allow."""
+        self._channels, self._dtype = channels, dtype
+        if self._tracks and self._running_mean is None:
+            self._running_mean = initial("running_mean", channels, np.float64)
+            self._running_var = initial("running_var", channels, np.float64)
+        if dtype is not None:
+            for name in self._affine:
+                setattr(self, f"_{name}", initial(name, channels, dtype))
+        self._built = dtype is not None or not self._affine
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_saved": COPIED}
+
+    def __repr__(self) -> str:
+        defaults: dict[str, object] = LayerState.__init__.__kwdefaults__ or {}
+        given = [] if self._channels is None else [str(self._channels)]
+        for name, default in defaults.items():
+            value = getattr(self, name)
+            if name == "dtype":
+                if value is not None and self._affine:
+                    given.append(f"dtype={value}")
+            elif value != default:
+                given.append(f"{name}={value!r}")
+        mode = "training" if self.training else "evaluation"
+        if self._frozen:
+            mode += ", frozen"
+        if self._tracks:
+            tracked = self._num_batches_tracked
+            mode += f", {tracked} batch{'' if tracked == 1 else 'es'} tracked"
+        return f"{type(self).__name__}({', '.join(given)}): {mode}"
+
+
+# Arrays
+
+
+def initial(name: str, channels: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Return the array of this name as a new layer has it."""
+    return np.full(channels, INITIAL[name], dtype)
+
+
+def cast(values: Array, like: Array) -> Array:
+    """Return values in the dtype of another array, rounded in silence."""
+    return problem.cast(values, like.dtype.newbyteorder("="))
+
+
+def finite(moments: Moments) -> bool:
+    """Tell whether every mean and variance is finite."""
+    return bool(np.isfinite(moments.mean).all() and np.isfinite(moments.m2).all())
+
+
+def require_finite(moments: Moments) -> None:
+    """Refuse a batch with a mean or variance that is NaN or infinite."""
+    bad = ~(np.isfinite(moments.mean) & np.isfinite(moments.m2))
+    if bad.any():
+        raise FloatingPointError(
+            f"x: expected finite mean and variance, got NaN or infinity in channel {bad.argmax()} "
+            f"({bad.sum()} of {bad.size} channels)"
+        )
+
+
+def checked_state(
+    state: Mapping[str, Any], names: tuple[str, ...], channels: int | None
+) -> dict[str, Any]:
+    """Return the entries of a state dictionary, which has to have exactly these names.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where a name is missing or unknown, or a value does not fit.
+    """
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state: expected a dictionary, got {scalars.shown(state)}")
+    missing = [name for name in names if name not in state]
+    unknown = [name for name in state if name not in names]
+    if missing or unknown:
+        got = ", ".join(map(str, state)) or "none"
+        raise ValueError(f"state: expected the names {', '.join(names) or 'none'}, got {got}")
+    checked: dict[str, Any] = {}
+    for name in names:
+        if name == BATCHES:
+            checked[name] = ls.batches(name, state[name])
+        else:
+            checked[name] = problem.vector(name, state[name], channels)
+            channels = checked[name].shape[0]
+    return checked
+
+
+# Averages
+
+
+def weight_of_new(momentum: float | None, debias: bool, tracked: int) -> float:
+    """Return the weight of a new batch in the running statistics, after so many others.
+
+    ``momentum``; ``1 / t`` for the t-th batch where it is None, which gives the mean over all
+    batches.  With `debias`, ``momentum / (1 - (1 - momentum)**t)``: what the moving average over
+    batches alone is, with no share of the initial 0 and 1.
+
+    References
+    ----------
+    D. P. Kingma, J. Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, section 3, the
+    division by 1 - beta**t: with avg(t) = (1 - m) avg(t-1) + m b(t) and w(t) = 1 - (1 - m)**t, the
+    quotient q = avg / w obeys q(t) = q(t-1) + m / w(t) (b(t) - q(t-1)), for w(t) - m =
+    (1 - m) w(t-1).  So the running statistics themselves stay free of bias.
+
+    Examples
+    --------
+    >>> weight_of_new(0.1, False, 5), weight_of_new(None, False, 4), weight_of_new(0.5, True, 1)
+    (0.1, 0.2, 0.6666666666666666)
+    """
+    if momentum is None:
+        return 1.0 / (tracked + 1)
+    if not debias or momentum == 0.0:
+        return momentum
+    if momentum == 1.0:
+        return 1.0
+    return momentum / -math.expm1((tracked + 1) * math.log1p(-momentum))
