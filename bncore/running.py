@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncore import problem, scalars
+from bncore.backends import current
 from bncore.statistics import Moments, Stat
 
 
@@ -55,6 +56,19 @@ def update_running_stats(
     >>> mean, var
     (array([2.]), array([2.]))
     """
+    fast = current().fast_running
+    if fast is not None and type(moments) is Moments:
+        done = fast(
+            running_mean,
+            running_var,
+            moments.count,
+            moments.mean,
+            moments.m2,
+            momentum,
+            correction,
+        )
+        if done is not None:
+            return
     if not isinstance(moments, Moments):
         raise TypeError(f"moments: expected Moments, got {scalars.shown(moments)}")
     channels = moments.mean.shape[0]

@@ -34,7 +34,14 @@ Fast = Callable[..., Any] | None
 class Active:
     """A loaded backend, with the small-call paths that it may have."""
 
-    __slots__ = ("fast_infer", "fast_train", "fast_train_backward", "kernels", "name")
+    __slots__ = (
+        "fast_infer",
+        "fast_running",
+        "fast_train",
+        "fast_train_backward",
+        "kernels",
+        "name",
+    )
 
     def __init__(self, name: str, kernels: Backend) -> None:
         self.name = name
@@ -42,6 +49,7 @@ class Active:
         self.fast_train: Fast = getattr(kernels, "fast_train", None)
         self.fast_train_backward: Fast = getattr(kernels, "fast_train_backward", None)
         self.fast_infer: Fast = getattr(kernels, "fast_infer", None)
+        self.fast_running: Fast = getattr(kernels, "fast_running", None)
 
 
 _loaded: dict[str, Active] = {}

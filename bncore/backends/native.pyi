@@ -110,6 +110,15 @@ def fast_infer(
     slope: Any = 0.0,
     residual: Any = None,
 ) -> Data | None: ...
+def fast_running(
+    running_mean: Any,
+    running_var: Any,
+    count: int,
+    mean: Stat,
+    m2: Stat,
+    momentum: Any,
+    correction: Any,
+) -> bool | None: ...
 def fast_train_backward(
     dy: Any,
     x: Any,

@@ -22,6 +22,9 @@ cdef enum:
     PARAMETERS = 4   # of them, at most, in one call
 
 
+cdef int64_t EXACT = 9007199254740992  # 2**53: the integers below it are doubles
+
+
 cdef struct Call:
     bncore_problem problem
     bncore_fusion fusion     # problem's, where there is one
@@ -324,3 +327,43 @@ def fast_train_backward(dy, x, count, mean, m2, weight, axis, eps, out, int n_th
     if kind == cnp.NPY_DOUBLE:
         return dx, sum_dy_xhat, sum_dy
     return dx, _as_float32(sum_dy_xhat), _as_float32(sum_dy)
+
+
+cdef inline bint _running(object a_, cnp.npy_intp channels) noexcept:
+    """Whether `a` is a (C,) array of float64 that can be moved where it lies."""
+    if not _plain(a_):
+        return False
+    cdef cnp.ndarray a = <cnp.ndarray>a_
+    return (cnp.PyArray_TYPE(a) == cnp.NPY_DOUBLE and cnp.PyArray_NDIM(a) == 1 and cnp.PyArray_DIM(a, 0) == channels
+            and cnp.PyArray_IS_C_CONTIGUOUS(a) and cnp.PyArray_ISWRITEABLE(a))
+
+
+def fast_running(running_mean, running_var, count_, cnp.ndarray mean, cnp.ndarray m2, momentum_, correction_):
+    """update_running_stats with the arrays of a Moments; True, or None where an argument is not canonical."""
+    cdef int overflow = 0
+    cdef cnp.npy_intp c, channels = cnp.PyArray_DIM(mean, 0)
+    if not (PyFloat_CheckExact(momentum_) and PyLong_CheckExact(count_) and _running(running_mean, channels)
+            and _running(running_var, channels) and _apart(<cnp.ndarray>running_mean, running_var)):
+        return None
+    cdef long count = PyLong_AsLongAndOverflow(count_, &overflow)
+    cdef double momentum = PyFloat_AS_DOUBLE(momentum_), correction
+    if PyFloat_CheckExact(correction_):
+        correction = PyFloat_AS_DOUBLE(correction_)
+    elif PyLong_CheckExact(correction_) and -EXACT < correction_ < EXACT:
+        correction = <double>correction_
+    else:
+        return None
+    # Python's own arithmetic knows counts that no double has.
+    if overflow or not (0 < count < EXACT) or not 0.0 <= momentum <= 1.0 or not isfinite(correction):
+        return None
+    cdef double divisor = <double>count - correction, keep = 1.0 - momentum
+    if not divisor > 0.0:
+        return None
+    cdef double *to_mean = _doubles(running_mean)
+    cdef double *to_var = _doubles(running_var)
+    cdef const double *batch_mean = _doubles(mean)
+    cdef const double *batch_m2 = _doubles(m2)
+    for c in range(channels):
+        to_mean[c] = keep * to_mean[c] + momentum * batch_mean[c]
+        to_var[c] = keep * to_var[c] + momentum * (batch_m2[c] / divisor)
+    return True
