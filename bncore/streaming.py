@@ -69,7 +69,9 @@ def merged_moments(
         raise TypeError(f"pieces: expected an iterable, got {scalars.shown(pieces)}")
     total: Moments | None = None
     for piece in pieces:
-        found = piece if isinstance(piece, Moments) else moments(piece, axis=axis, n_threads=n_threads)
+        found = (
+            piece if isinstance(piece, Moments) else moments(piece, axis=axis, n_threads=n_threads)
+        )
         if total is not None and found.mean.shape != total.mean.shape:
             raise ValueError(
                 f"pieces: expected {total.mean.shape[0]} channels as in the first piece, "
@@ -114,7 +116,9 @@ class Blocks:
             for start in range(0, sizes[self._cut], self._run):
                 run = slice(start, min(start + self._run, sizes[self._cut]))
                 where = (*steps, run)
-                channels = where[self.axis] if self.axis <= self._cut else slice(0, sizes[self.axis])
+                channels = (
+                    where[self.axis] if self.axis <= self._cut else slice(0, sizes[self.axis])
+                )
                 yield channels, self._view[where]
 
 
