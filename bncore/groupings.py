@@ -80,6 +80,7 @@ def group_norm(
     >>> moments.mean
     array([1., 7.])
     """
+    groups = scalars.integer_at_least("groups", groups, 1)
     return _forward(x, groups, weight, bias, axis, eps, out, n_threads)
 
 
@@ -170,6 +171,7 @@ def group_norm_backward(
     >>> dweight, dbias
     (array([-1.,  3.]), array([1., 3.]))
     """
+    groups = scalars.integer_at_least("groups", groups, 1)
     return _backward(dy, x, moments, groups, weight, axis, eps, out, n_threads)
 
 

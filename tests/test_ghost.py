@@ -39,13 +39,11 @@ def test_virtual_batches_are_batches(rng, size, weighted, dtype):
         assert arrays.same_bits(got, want.astype(np.float64 if weighted else dtype))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout.axis(4) != 0], ids=str)
 def test_any_layout_and_place(rng, layout):
     x, dy = rng.standard_normal((2, 7, 3, 4, 5))
     weight, bias = arrays.parameters(rng, 3)
     axis = layout.axis(4)
-    if axis == 0:
-        pytest.skip("axis 0 is the batch's")
     y, moments = ghost(x, 3, weight, bias)
     dx = ghost_backward(dy, x, moments, 3, weight)[0]
     given, slope = layout.build(x), layout.build(dy)
@@ -72,13 +70,13 @@ M = bncore.moments(X)
 
 
 @pytest.mark.parametrize(("call", "error", "message"), [
-    (lambda: ghost(X, 4), ValueError, r"^Expected more than 1 value per channel in every .*size 1 "),
+    (lambda: ghost(X, 4), ValueError, r"^Expected more than 1 value per channel in every .*size 1"),
     (lambda: ghost(X, 0), ValueError, r"^size: expected an integer >= 1, got 0$"),
     (lambda: ghost(X, 5, axis=0), ValueError, r"^axis: expected another axis than 0"),
     (lambda: ghost(X, 5, [1.0]), ValueError, r"^weight: expected shape \(3,\)"),
-    (lambda: ghost_backward(X, X, [M], 3), ValueError, r"^moments: expected a list of 2 Moments, g"),
+    (lambda: ghost_backward(X, X, [M], 3), ValueError, r"^moments: expected a list of 2 Moments"),
     (lambda: ghost_backward(X, X, M, 5), ValueError, r"^moments: .* 1 Moments, got Moments$"),
-    (lambda: ghost_backward(X, X, [M, M], 3), ValueError, r"^moments: expected counts \[3, 2\], go"),
+    (lambda: ghost_backward(X, X, [M, M], 3), ValueError, r"^moments: expected counts \[3, 2\]"),
     (lambda: ghost_backward(X, X, [3], 5), TypeError, r"^moments: expected Moments, got 3$"),
 ])  # fmt: skip
 def test_what_does_not_fit_a_ghost(call, error, message):

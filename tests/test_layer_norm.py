@@ -7,13 +7,18 @@ import pytest
 
 import arrays
 import bncore
-import oracle
 import tolerances
 from bncore import layer_norm, layer_norm_backward
 from test_gradient import central_difference
-from test_groupings import formula
+from test_groupings import assert_as, formula
 
 DTYPES = [np.float32, np.float64]
+ULPS = {
+    "y": tolerances.LAYER_NORM_ULP,
+    "dx": tolerances.GRADIENT_ULP,
+    "dweight": tolerances.LAYER_NORM_SUMS_ULP,
+    "dbias": tolerances.REORDERED_ULP,
+}
 
 
 def by_formula(dy, x, weight, bias, axis, eps):
@@ -22,8 +27,11 @@ def by_formula(dy, x, weight, bias, axis, eps):
     flat = [None if a is None else np.asarray(a).reshape(-1) for a in (weight, bias)]
     found = formula(dy.reshape(rows, -1), x.reshape(rows, -1), *flat, 1, eps)
     return {
-        name: [a.reshape(x.shape if name in ("y", "dx") else x.shape[axis:]) for a in pair]
-        for name, pair in found.items()
+        name: [
+            a.reshape(x.shape if name in ("y", "dx") else x.shape[axis:]) if a.ndim else a
+            for a in parts
+        ]
+        for name, parts in found.items()
     }
 
 
@@ -42,16 +50,7 @@ def test_against_the_formula(rng, shape, axis, affine, dtype):
     got = (y, *layer_norm_backward(dy, x, moments, weight, axis=axis, eps=0.01))
     assert moments.count == np.prod(normalized)
     for name, value in zip(("y", "dx", "dweight", "dbias"), got, strict=True):
-        want, scale = expected[name]
-        assert value.shape == want.shape and value.dtype == dtype
-        if name in ("dweight", "dbias"):  # of products with a rounded xhat
-            bound = 2 * tolerances.EPS32 if dtype == np.float32 else tolerances.GRADIENT_FLOAT64
-            assert oracle.max_relative(value, want, scale) <= bound, name
-        elif dtype == np.float32:
-            bound = tolerances.LAYER_NORM_ULP if name == "y" else tolerances.GRADIENT_ULP
-            assert oracle.max_ulp(value, want, scale) <= bound, name
-        else:
-            assert oracle.max_relative(value, want, scale) <= tolerances.GRADIENT_FLOAT64, name
+        assert_as(name, value, expected, dtype, ULPS)
 
 
 def test_central_differences(rng):
@@ -80,14 +79,14 @@ def test_backends_have_the_same_bits(rng):
     assert all(map(arrays.same_bits, *found))
 
 
-@pytest.mark.parametrize("layout", arrays.LAYOUTS, ids=str)
+@pytest.mark.parametrize(
+    "layout", [layout for layout in arrays.LAYOUTS if layout.axis(4) == 1], ids=str
+)
 def test_any_layout_and_place(rng, layout):
     x, dy = rng.standard_normal((2, 4, 3, 5, 6))
     weight, bias = rng.standard_normal((2, 6))
     y, moments = layer_norm(x, weight, bias)
     dx = layer_norm_backward(dy, x, moments, weight)[0]
-    if layout.axis(4) != 1:
-        pytest.skip("the same shape is wanted")
     given, slope = layout.build(x), layout.build(dy)
     assert arrays.same_bits(layer_norm(given, weight, bias)[0], y)
     assert arrays.same_bits(layer_norm_backward(slope, given, moments, weight)[0], dx)
@@ -116,7 +115,7 @@ X = np.ones((2, 4, 3))
     (lambda: layer_norm(X, axis=0), ValueError, r"^axis: expected another axis than 0"),
     (lambda: layer_norm(X[..., :1]), ValueError, r"^Expected more than 1 value per row"),
     (lambda: layer_norm(X[0, 0]), ValueError, r"^x: expected at least 2 dimensions, got 1$"),
-    (lambda: layer_norm_backward(X, X, layer_norm(X)[1], axis=1), ValueError, r"^moments: expected"),
+    (lambda: layer_norm_backward(X, X, layer_norm(X)[1], axis=1), ValueError, r"^moments: exp"),
     (lambda: layer_norm_backward(X, X, bncore.Moments(4, np.ones(8), np.ones(8))), ValueError,
      r"^moments: expected count 3, got 4$"),
 ])  # fmt: skip

@@ -89,3 +89,6 @@ FOLDED_ULP = 4.0
 
 # float32 layer norm weighs a y that is rounded already: a rounding more than batch norm.
 LAYER_NORM_ULP = 4.0
+
+# Its dweight sums products with xhat as float32, which is within FORWARD_ULP; and one rounding.
+LAYER_NORM_SUMS_ULP = FORWARD_ULP + 1.0
