@@ -195,6 +195,11 @@ def layer_norm_backward(
     TypeError, ValueError
         As `layer_norm`; and if `moments` are not those of x.
 
+    Notes
+    -----
+    ``weight * dy`` is rounded to x's dtype before it is summed over a row, and xhat before dweight
+    is summed: float32 gradients are as exact as the sums of absolute values in their terms allow.
+
     References
     ----------
     J. L. Ba, J. R. Kiros, G. E. Hinton, "Layer Normalization", arXiv:1607.06450 (2016), equation 4,

@@ -19,8 +19,8 @@ BATCHED = [layout for layout in LAYOUTS[:7] if layout.axis(4) != 0]  # axis 0 is
 
 
 def formula(dy, x, weight, bias, groups, eps):
-    """y, dx, dweight, dbias, each with its scale and with how far an ulp of a float64 mean moves it,
-    in extended precision; channels on axis 1.
+    """y, dx, dweight, dbias in extended precision, each with its scale and with how far an ulp of a
+    float64 mean moves it; channels on axis 1.
 
     dx is the derivative of sum(dy * y), term by term, with no sum per channel on the way.
     """
@@ -41,6 +41,10 @@ def formula(dy, x, weight, bias, groups, eps):
         -invstd * slope.mean(axis=2, keepdims=True) + np.zeros_like(slope),
         -invstd * hat * (slope * hat).mean(axis=2, keepdims=True),
     ]
+    # Where weight * dy is rounded before it is summed, a mean is as exact as that of sizes.
+    sizes = [np.abs(terms[0])]
+    sizes += [invstd * np.abs(slope).mean(axis=2, keepdims=True) + np.zeros_like(slope)]
+    sizes += [invstd * np.abs(hat) * np.abs(slope * hat).mean(axis=2, keepdims=True)]
     axes = (0, *range(2, x.ndim))
     ulp = np.spacing(np.maximum(np.abs(wide.mean(axis=2, keepdims=True)), 1 / invstd).astype(float))
     moved = (invstd * ulp + np.zeros_like(wide)).reshape(x.shape)
@@ -48,6 +52,7 @@ def formula(dy, x, weight, bias, groups, eps):
     return {
         "y": (xhat * gamma + beta, np.abs(xhat * gamma) + np.abs(beta), np.abs(gamma) * moved),
         "dx": (sum(terms).reshape(x.shape), np.abs(terms).max(axis=0).reshape(x.shape), zero),
+        "rounded dx": (sum(terms).reshape(x.shape), np.max(sizes, axis=0).reshape(x.shape), zero),
         "dweight": (
             (g * xhat).sum(axis=axes),
             np.abs(g * xhat).sum(axis=axes),
