@@ -12,12 +12,12 @@ import numpy.typing as npt
 
 from bncore import parts, problem, scalars
 from bncore.api import batch_norm_train, batch_norm_train_backward
+from bncore.conventions import Conventions
 from bncore.inference import batch_norm_infer, batch_norm_infer_backward
 from bncore.layer_settings import Array
 from bncore.layer_state import (
     EVALUATED,
     USED,
-    LayerState,
     Saved,
     cast,
     finite,
@@ -28,7 +28,7 @@ from bncore.running import update_running_stats
 from bncore.statistics import Moments, Stat
 
 
-class BatchNorm(LayerState):
+class BatchNorm(Conventions):
     """Batch normalization with parameters, running statistics and gradients.
 
     In training the batch's own statistics normalize, and the running statistics move towards them;

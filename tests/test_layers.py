@@ -23,7 +23,34 @@ FACE = {
     "bncore.problem": {"bncore.scalars"},
     "bncore.pool": {"bncore.problem", "bncore.scalars"},
     "bncore.statistics": {"bncore.problem", "bncore.scalars"},
-    "bncore.running": {"bncore.problem", "bncore.scalars", "bncore.statistics"},
+    "bncore.running": {
+        "bncore.problem",
+        "bncore.scalars",
+        "bncore.statistics",
+        "bncore.backends",
+    },
+    "bncore.layer_settings": {"bncore.problem", "bncore.scalars"},
+    "bncore.layer_state": {
+        "bncore.problem",
+        "bncore.scalars",
+        "bncore.statistics",
+        "bncore.layer_settings",
+    },
+    "bncore.foreign": {"bncore.scalars"},
+    "bncore.conventions": {"bncore.foreign", "bncore.layer_state"},
+    # The layer computes nothing itself: it stands on the functions, and they know nothing of it.
+    "bncore.layer": {
+        "bncore.api",
+        "bncore.inference",
+        "bncore.parts",
+        "bncore.running",
+        "bncore.statistics",
+        "bncore.problem",
+        "bncore.scalars",
+        "bncore.layer_settings",
+        "bncore.layer_state",
+        "bncore.conventions",
+    },
     "bncore.threads": {"bncore.scalars", "bncore.backends"},
     "bncore.config": {"bncore", "bncore.scalars", "bncore.backends", "bncore.threads"},
 }
@@ -86,6 +113,12 @@ def test_every_module_is_looked_at():
 def test_the_face(module):
     used = imports(SOURCES[module])
     assert of_bncore(used) <= FACE[module]
+
+
+@pytest.mark.parametrize("module", ["bncore.foreign", "bncore.conventions"])
+def test_conventions_need_no_other_library(module):
+    used = {name.partition(".")[0] for name in imports(SOURCES[module])} - {"bncore"}
+    assert used - {"__future__", "collections", "typing"} == {"numpy"}
 
 
 @pytest.mark.parametrize("module", ["bncore.scalars", "bncore.problem"])

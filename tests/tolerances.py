@@ -65,6 +65,10 @@ ONNX_ATOL = 1e-6
 # PyTorch in float64 as second oracle.
 TORCH_FLOAT64 = 1e-11
 
+# Layers of other frameworks in float64, after ten steps: Flax takes E[x^2] - E[x]^2.
+FRAMEWORKS = 1e-12
+FRAMEWORKS_FLOAT32 = 1e-6
+
 # Heap growth of a call on an array of 64 MiB and more: lane sums, partial sums and thread stacks,
 # never x's size.
 HEAP_GROWTH_BYTES = 2 * 2**20

@@ -66,38 +66,20 @@ class Relu:
         yield from ()
 
 
-class BatchNorm:
-    """Batch statistics in training, running statistics in evaluation.
-
-    The four calls of bncore that a layer needs are all here: train, its backward, the update of the
-    running statistics, and infer.
-    """
+class Norm:
+    """`bncore.BatchNorm` as the network asks for it: the mode comes with each call."""
 
     def __init__(self, channels: int, dtype: Any) -> None:
-        self.weight: Array = np.ones(channels, dtype)
-        self.bias: Array = np.zeros(channels, dtype)
-        self.running_mean: Array = np.zeros(channels)
-        self.running_var: Array = np.ones(channels)
+        self.layer = bncore.BatchNorm(channels, dtype=dtype)
 
     def forward(self, x: Array, *, training: bool) -> Array:
-        if not training:
-            return bncore.batch_norm_infer(
-                x, self.running_mean, self.running_var, self.weight, self.bias
-            )
-        self.x = x
-        y, self.moments = bncore.batch_norm_train(x, self.weight, self.bias)
-        bncore.update_running_stats(self.running_mean, self.running_var, self.moments)
-        return y
+        return self.layer.train(training)(x)
 
     def backward(self, dy: Array) -> Array:
-        dx, self.dweight, self.dbias = bncore.batch_norm_train_backward(
-            dy, self.x, self.moments, self.weight
-        )
-        return dx
+        return self.layer.backward(dy)
 
     def parameters(self) -> Iterator[tuple[Array, Array]]:
-        yield self.weight, self.dweight
-        yield self.bias, self.dbias
+        yield from zip(self.layer.parameters(), self.layer.gradients(), strict=True)
 
 
 def softmax_loss(score: Array, label: NDArray[np.int64]) -> tuple[float, Array]:
@@ -125,7 +107,7 @@ class Network:
     def __post_init__(self) -> None:
         # Batch norm draws nothing, so both networks start from the same weights.
         rng = np.random.default_rng(self.seed)
-        norm: list[Layer] = [BatchNorm(self.hidden, self.dtype)] if self.batch_norm else []
+        norm: list[Layer] = [Norm(self.hidden, self.dtype)] if self.batch_norm else []
         first = Linear(64, self.hidden, rng, self.dtype)
         last = Linear(self.hidden, 10, rng, self.dtype)
         self.layers = [first, *norm, Relu(), last]
