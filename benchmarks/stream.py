@@ -30,7 +30,7 @@ def write(path: Path, size: int) -> tuple[np.ndarray, int]:
     """Write copies of one array, (samples, 64, 56*56) float32, and return it and their number."""
     samples = BLOCK_BYTES // (CHANNELS * PLANE * 4)
     piece = np.random.default_rng(0).standard_normal((samples, CHANNELS, PLANE), np.float32) + 3
-    copies = max(size // piece.nbytes, 1)
+    copies = -(-size // piece.nbytes)
     with path.open("wb") as file:
         for _ in range(copies):
             file.write(piece)

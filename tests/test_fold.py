@@ -147,6 +147,17 @@ def test_scale_and_shift(rng):
     assert as_scale_shift([1.0], [0.0], eps=0.0).scale[0] == np.inf
 
 
+def test_scale_and_shift_of_a_layer(rng):
+    layer = bncore.BatchNorm(4, activation="relu", eps=0.1)
+    x = rng.standard_normal((6, 4, 5))
+    layer(x)
+    scale, shift = layer.as_scale_shift()
+    y = np.maximum(x * scale[:, None] + shift[:, None], 0.0)
+    np.testing.assert_allclose(layer.eval()(x), y, rtol=0, atol=1e-13)
+    with pytest.raises(ValueError, match=r"^as_scale_shift: expected a layer with running stat"):
+        bncore.BatchNorm(4, track_running_stats=False).as_scale_shift()
+
+
 def test_memory_order_dtype_and_arguments_are_kept(rng):
     weight = np.asfortranarray(rng.standard_normal((4, 3, 5, 5))).astype(">f4", order="K")
     before = weight.copy(order="K")

@@ -40,6 +40,7 @@ FACE = {
     "bncore.conventions": {"bncore.foreign", "bncore.layer_state"},
     # The layer computes nothing itself: it stands on the functions, and they know nothing of it.
     "bncore.layer": {
+        "bncore.fold",
         "bncore.api",
         "bncore.inference",
         "bncore.parts",
