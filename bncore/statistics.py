@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
@@ -245,6 +246,15 @@ def frozen_moments(count: int, mean: Stat, m2: Stat, low: Stat | float = 0.0) ->
     self._m2 = m2
     self._low = low
     return self
+
+
+def concatenated(parts: Sequence[Moments]) -> Moments:
+    """Return the moments of all channels, from those of runs of channels; of one count."""
+    if len(parts) == 1:
+        return parts[0]
+    low = np.concatenate([np.broadcast_to(part._low, part.mean.shape) for part in parts])
+    mean, m2 = (np.concatenate([getattr(part, name) for part in parts]) for name in ("mean", "m2"))
+    return trusted_moments(parts[0].count, mean, m2, low)
 
 
 def checked_moments(name: str, value: object, channels: int) -> Moments:

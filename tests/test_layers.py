@@ -40,6 +40,7 @@ FACE = {
     "bncore.conventions": {"bncore.foreign", "bncore.layer_state"},
     # The layer computes nothing itself: it stands on the functions, and they know nothing of it.
     "bncore.layer": {
+        "bncore.fold",
         "bncore.api",
         "bncore.inference",
         "bncore.parts",
@@ -63,6 +64,24 @@ for function_module in ("bncore.api", "bncore.inference", "bncore.parts", "bncor
         "bncore.backends",
         "bncore.threads",
     }
+
+FACE["bncore.samples"] = {"bncore.scalars", "bncore.problem"}
+FACE["bncore.fold"] = {"bncore.scalars", "bncore.problem"}
+# Kernels on other groupings.
+for grouping in ("bncore.groupings", "bncore.layer_norm"):
+    FACE[grouping] = FACE["bncore.api"] - {"bncore.pool"} | {"bncore.samples"}
+# What is made of the functions alone, with no kernel called.
+composed = {"bncore.scalars", "bncore.problem", "bncore.statistics", "bncore.threads"}
+composed |= {"bncore.parts"}
+FACE["bncore.out_of_core"] = composed
+FACE["bncore.microbatch"] = composed
+FACE["bncore.ghost"] = composed | {"bncore.api"}
+FACE["bncore.population"] = {
+    "bncore.scalars",
+    "bncore.statistics",
+    "bncore.layer",
+    "bncore.layer_state",
+}
 
 
 def imports(path: Path, *, at_import: bool = False) -> set[str]:

@@ -1,0 +1,345 @@
+"""Two batch norms for batches whose size is not the one that statistics should have.
+
+Ghost batch norm takes statistics of parts of a large batch; batch renormalization corrects those of
+a small one towards the running statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, SupportsIndex, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from bncore import problem, scalars
+from bncore.api import batch_norm_train, batch_norm_train_backward
+from bncore.parts import moments as moments_of
+from bncore.parts import normalize
+from bncore.problem import Problem
+from bncore.statistics import Moments, Stat, checked_moments
+from bncore.threads import resolve
+
+Array: TypeAlias = npt.NDArray[np.floating[Any]]
+
+
+# Ghost batch norm
+
+
+class Virtual:
+    """x cut along axis 0 into virtual batches.
+
+    Attributes
+    ----------
+    problem : Problem
+        Of x.
+    x : x as an array
+    slices, counts : of axis 0, and numbers of values per channel in them
+    """
+
+    def __init__(self, x: object, size: object, axis: object) -> None:
+        self.problem = Problem(x, axis)
+        self.x = problem.data_array("x", x)
+        if scalars.one_axis(axis, self.x.ndim) == 0:
+            raise ValueError("axis: expected another axis than 0, the batch's, got 0")
+        number, length = scalars.integer_at_least("size", size, 1), self.x.shape[0]
+        self.slices = [slice(a, min(a + number, length)) for a in range(0, length, number)]
+        each = self.problem.count // max(length, 1)
+        self.counts = [(part.stop - part.start) * each for part in self.slices]
+
+
+def ghost_batch_norm(
+    x: npt.ArrayLike,
+    size: SupportsIndex,
+    weight: npt.ArrayLike | None = None,
+    bias: npt.ArrayLike | None = None,
+    *,
+    axis: SupportsIndex = 1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> tuple[Array, list[Moments]]:
+    """Normalize virtual batches of a large batch, each by its own mean and variance.
+
+    Parameters
+    ----------
+    x : array_like of float32 or float64, of 2 or more dimensions
+        As in `batch_norm_train`; where axis 0 is not the slowest in memory, a copy of each virtual
+        batch is made.
+    size : int
+        Samples (along axis 0) in a virtual batch; the last one is what is left.
+    weight, bias, axis, eps, out, n_threads
+        As in `batch_norm_train`; `axis` is not 0.
+
+    Returns
+    -------
+    y : ndarray
+        `out`, or a new array of x's shape, dtype and memory order.
+    moments : list of Moments
+        Of the virtual batches: `update_running_stats` takes each in turn, as the paper has it, or
+        those of the whole batch, which `merged_moments` gives.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `batch_norm_train`; and if a virtual batch has one value per channel.
+
+    References
+    ----------
+    E. Hoffer, I. Hubara, D. Soudry, "Train longer, generalize better: closing the generalization
+    gap in large batch training of neural networks", NIPS 2017, algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bncore
+    >>> y, moments = bncore.ghost_batch_norm(np.array([[0.0], [2.0], [5.0], [9.0]]), 2, eps=0.0)
+    >>> y.ravel()
+    array([-1.,  1., -1.,  1.])
+    >>> bncore.merged_moments(moments).mean
+    array([4.])
+    """
+    v = Virtual(x, size, axis)
+    p = v.problem
+    gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
+    options: dict[str, Any] = {"axis": axis, "eps": scalars.real("eps", eps, 0.0)}
+    options["n_threads"] = resolve(n_threads)
+    if 1 in v.counts and p.channels:
+        raise ValueError(
+            "Expected more than 1 value per channel in every virtual batch, "
+            f"got size {v.slices[-1].stop - v.slices[-1].start} of input size {p.shape}"
+        )
+    y = p.output(out, parameters=(gamma, beta)).array
+    found = []
+    for part in v.slices:
+        _, moments = batch_norm_train(v.x[part], weight, bias, out=y[part], **options)
+        found.append(moments)
+    return y, found
+
+
+def ghost_batch_norm_backward(
+    dy: npt.ArrayLike,
+    x: npt.ArrayLike,
+    moments: Sequence[Moments],
+    size: SupportsIndex,
+    weight: npt.ArrayLike | None = None,
+    *,
+    axis: SupportsIndex = 1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> tuple[Array, Array, Array]:
+    """Compute the gradients of `ghost_batch_norm`: those of the virtual batches.
+
+    Parameters
+    ----------
+    moments, size
+        As `ghost_batch_norm` returned and took them.
+    dy, x, weight, axis, eps, out, n_threads
+        As in `batch_norm_train_backward`.
+
+    Returns
+    -------
+    dx, dweight, dbias : ndarray
+        As `batch_norm_train_backward`; summed over the virtual batches in float64.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `batch_norm_train_backward`; and if `moments` are not those of the virtual batches.
+
+    References
+    ----------
+    E. Hoffer, I. Hubara, D. Soudry, NIPS 2017, algorithm 1, differentiated.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bncore
+    >>> x, dy = np.array([[0.0], [2.0], [5.0], [9.0]]), np.array([[1.0], [0.0], [0.0], [1.0]])
+    >>> y, moments = bncore.ghost_batch_norm(x, 2, eps=0.0)
+    >>> bncore.ghost_batch_norm_backward(dy, x, moments, 2, eps=0.0)[1:]
+    (array([0.]), array([2.]))
+    """
+    v = Virtual(x, size, axis)
+    p = v.problem
+    _, source = p.gradient(dy)
+    gamma = p.optional("weight", weight)
+    options: dict[str, Any] = {"axis": axis, "eps": scalars.real("eps", eps, 0.0)}
+    options["n_threads"] = resolve(n_threads)
+    if not isinstance(moments, Sequence) or len(moments) != len(v.slices):
+        got = f"{len(moments)}" if isinstance(moments, Sequence) else scalars.shown(moments)
+        raise ValueError(f"moments: expected a list of {len(v.slices)} Moments, got {got}")
+    for one, count in zip(moments, v.counts, strict=True):
+        if checked_moments("moments", one, p.channels).count != count:
+            raise ValueError(
+                f"moments: expected counts {v.counts}, got {one.count} in {count}'s place"
+            )
+    dx = p.output(out, source, (gamma,)).array
+    wide = np.ones(p.channels) if gamma.values is None else gamma.values  # float64 sums
+    dweight, dbias = p.zeros(), p.zeros()
+    for part, one in zip(v.slices, moments, strict=True):
+        _, *sums = batch_norm_train_backward(
+            source[part], v.x[part], one, wide, out=dx[part], **options
+        )
+        with np.errstate(all="ignore"):
+            dweight += sums[0]
+            dbias += sums[1]
+    return dx, p.parameter_gradient(dweight, gamma), p.parameter_gradient(dbias, gamma)
+
+
+# Batch renormalization
+
+
+class Renorm(NamedTuple):
+    """The correction xhat * r + d of a batch, constants in backward; (C,) arrays of float64."""
+
+    r: Stat
+    d: Stat
+
+
+def batch_renorm(
+    x: npt.ArrayLike,
+    running_mean: npt.ArrayLike,
+    running_var: npt.ArrayLike,
+    weight: npt.ArrayLike | None = None,
+    bias: npt.ArrayLike | None = None,
+    *,
+    r_max: float = 3.0,
+    d_max: float = 5.0,
+    axis: SupportsIndex = 1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> tuple[Array, Moments, Renorm]:
+    """Normalize a batch by its own statistics, corrected towards the running ones.
+
+    ``y = weight * (xhat * r + d) + bias``, where ``r = std / running_std`` and
+    ``d = (mean - running_mean) / running_std`` are clipped, and ``std = sqrt(var + eps)``.  With no
+    clipping that is what evaluation computes; with ``r_max=1, d_max=0`` it is `batch_norm_train`.
+
+    Parameters
+    ----------
+    running_mean, running_var : (C,) array_like of float
+        Before this batch is in them; `update_running_stats` with the returned moments comes after.
+    r_max : float, default 3
+        r is clipped to 1/r_max and r_max; >= 1.
+    d_max : float, default 5
+        d is clipped to -d_max and d_max; >= 0.
+    x, weight, bias, axis, eps, out, n_threads
+        As in `batch_norm_train`.
+
+    Returns
+    -------
+    y : ndarray
+        `out`, or a new array of x's shape, dtype and memory order.
+    moments : Moments
+        Of the batch.
+    renorm : Renorm
+        r and d, which `batch_renorm_backward` takes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `batch_norm_train`, and where an argument is not as above.
+
+    References
+    ----------
+    S. Ioffe, "Batch Renormalization: Towards Reducing Minibatch Dependence in Batch-Normalized
+    Models", NIPS 2017, Algorithm 1; r_max and d_max as section 4 has them in the end.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bncore
+    >>> x = np.array([[2.0], [6.0]])
+    >>> y, moments, renorm = bncore.batch_renorm(x, [3.0], [1.0], eps=0.0)
+    >>> y.ravel()
+    array([-1.,  3.])
+    >>> renorm
+    Renorm(r=array([2.]), d=array([1.]))
+    """
+    p = Problem(x, axis)
+    gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
+    mean = p.parameter("running_mean", running_mean)
+    var = p.parameter("running_var", running_var)
+    eps = scalars.real("eps", eps, 0.0)
+    largest_r, largest_d = scalars.real("r_max", r_max, 1.0), scalars.real("d_max", d_max, 0.0)
+    p.require_batch()
+    p.output(out, parameters=(gamma, beta, mean, var))  # refuses what does not fit
+    moments = moments_of(x, axis=axis, n_threads=n_threads)
+    if p.empty:
+        identity = Renorm(np.ones(p.channels), np.zeros(p.channels))
+        return normalize(x, moments, axis=axis, out=out), moments, identity
+    with np.errstate(all="ignore"):
+        std = np.sqrt(var.values + eps)
+        r = np.clip(np.sqrt(moments.var() + eps) / std, 1.0 / largest_r, largest_r)
+        d = np.clip((moments.mean - mean.values) / std, -largest_d, largest_d)
+        scale = r if gamma.values is None else gamma.values * r
+        shift = d if gamma.values is None else gamma.values * d
+        shift = shift if beta.values is None else shift + beta.values
+    y = normalize(x, moments, scale, shift, axis=axis, eps=eps, out=out, n_threads=n_threads)
+    return y, moments, Renorm(r, d)
+
+
+def batch_renorm_backward(
+    dy: npt.ArrayLike,
+    x: npt.ArrayLike,
+    moments: Moments,
+    renorm: tuple[npt.ArrayLike, npt.ArrayLike],
+    weight: npt.ArrayLike | None = None,
+    *,
+    axis: SupportsIndex = 1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> tuple[Array, Array, Array]:
+    """Compute the gradients of `batch_renorm`, in which r and d are constants.
+
+    Parameters
+    ----------
+    moments, renorm
+        As `batch_renorm` returned them.
+    dy, x, weight, axis, eps, out, n_threads
+        As in `batch_norm_train_backward`.
+
+    Returns
+    -------
+    dx, dweight, dbias : ndarray
+        As `batch_norm_train_backward`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `batch_norm_train_backward`; and if `renorm` is not as above.
+
+    References
+    ----------
+    S. Ioffe, "Batch Renormalization", NIPS 2017, the gradients after Algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bncore
+    >>> x, dy = np.array([[2.0], [6.0]]), np.array([[1.0], [3.0]])
+    >>> y, moments, renorm = bncore.batch_renorm(x, [3.0], [1.0], eps=0.0)
+    >>> bncore.batch_renorm_backward(dy, x, moments, renorm, eps=0.0)
+    (array([[0.],
+           [0.]]), array([8.]), array([4.]))
+    """
+    p = Problem(x, axis)
+    _, source = p.gradient(dy)
+    gamma = p.optional("weight", weight)
+    if not isinstance(renorm, tuple) or len(renorm) != 2:
+        raise TypeError(f"renorm: expected the pair (r, d), got {scalars.shown(renorm)}")
+    r, d = (p.parameter(f"renorm {name}", value) for name, value in zip("rd", renorm, strict=True))
+    p.output(out, source, (gamma, r, d))  # refuses what does not fit
+    with np.errstate(all="ignore"):
+        scale = r.values if gamma.values is None else gamma.values * r.values
+    dx, sum_dy_xhat, sum_dy = batch_norm_train_backward(
+        dy, x, moments, scale, axis=axis, eps=eps, out=out, n_threads=n_threads
+    )
+    with np.errstate(all="ignore"):
+        dweight: Any = r.values * sum_dy_xhat + d.values * sum_dy
+    dbias: Any = sum_dy
+    return dx, p.parameter_gradient(dweight, gamma), p.parameter_gradient(dbias, gamma)

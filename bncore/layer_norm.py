@@ -1,0 +1,263 @@
+"""Layer norm: statistics of rows, a weight for every column.
+
+The kernels know one weight per statistic.  So rows are normalized as the channels of one call, and
+weighted as the rows of another whose channels are the columns, over parts of x that stay in cache.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, SupportsIndex, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from bncore import problem, scalars
+from bncore.backends import current
+from bncore.problem import Problem
+from bncore.statistics import Moments, Stat, checked_moments, trusted_moments
+from bncore.threads import resolve
+
+Array: TypeAlias = npt.NDArray[np.floating[Any]]
+
+PART_BYTES = 1 << 19  # x, dy and two temporaries of a part in the second-level cache
+
+
+class Rows:
+    """x as rows of values that are normalized together.
+
+    Attributes
+    ----------
+    problem : Problem
+        Of x in C order: its own memory, else one copy.
+    number, width : of rows, and of values in one
+    shape : of the normalized axes
+    """
+
+    def __init__(self, x: object, axis: object) -> None:
+        array = problem.data_array("x", x)
+        if array.ndim < 2:
+            raise ValueError(f"x: expected at least 2 dimensions, got {array.ndim}")
+        first = scalars.one_axis(axis, array.ndim)
+        if first == 0:
+            raise ValueError("axis: expected another axis than 0, the batch's, got 0")
+        self.problem = Problem(problem.block(array, tuple(range(array.ndim))), 0)
+        self.shape = array.shape[first:]
+        self.number, self.width = math.prod(array.shape[:first]), math.prod(self.shape)
+
+    def __iter__(self) -> Iterator[slice]:
+        """Yield the rows of each part."""
+        each = max(PART_BYTES // (self.width * self.problem.dtype.itemsize), 1)
+        for start in range(0, self.number, each):
+            yield slice(start, min(start + each, self.number))
+
+    def of(self, values: Array, rows: slice) -> Array:
+        """Return some rows of an array of x's size."""
+        return values.reshape(self.number, self.width)[rows]
+
+    def optional(self, name: str, value: object) -> problem.Parameter | problem.NoParameter:
+        """Return an argument of the normalized shape as float64, or None."""
+        if value is None:
+            return problem.NoParameter()
+        array = problem.plain_array(name, value)
+        if array.shape != self.shape:
+            raise ValueError(f"{name}: expected shape {self.shape}, got {array.shape}")
+        flat = problem.vector(name, array.reshape(-1), None)
+        values: Any = problem.cast(flat, np.float64)
+        return problem.Parameter(values if values.flags.aligned else values.copy(), array)
+
+
+def _lines(values: Array) -> Array:
+    """Return rows as the channels of a call."""
+    return values.reshape(1, *values.shape)
+
+
+def _columns(values: Array) -> Array:
+    """Return columns as the channels of a call."""
+    return values.reshape(*values.shape, 1)
+
+
+def layer_norm(
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike | None = None,
+    bias: npt.ArrayLike | None = None,
+    *,
+    axis: SupportsIndex = -1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> tuple[Array, Moments]:
+    """Normalize every sample over its last axes, with a weight for every element of these.
+
+    Parameters
+    ----------
+    x : array_like of float32 or float64, of 2 or more dimensions
+        Copied once where it is not C-contiguous, aligned and in native byte order.
+    weight, bias : array_like of float, of shape ``x.shape[axis:]``, optional
+        1 and 0 where they are None.
+    axis : int, default -1
+        The first of the axes that are normalized together, which are this and all after it; not 0.
+    eps, n_threads
+        As in `batch_norm_train`.
+    out : ndarray, optional
+        Where y goes: of x's shape and dtype, writable.  It may be `x` itself.
+
+    Returns
+    -------
+    y : ndarray
+        `out`, or a new C-contiguous array.
+    moments : Moments
+        Of ``x.shape[:axis]``, flattened: what `layer_norm_backward` takes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `batch_norm_train`; and if weight or bias is not of the normalized shape.
+
+    Notes
+    -----
+    One weight per channel over ``(channels, inner)`` is `group_norm` with one group.
+
+    References
+    ----------
+    J. L. Ba, J. R. Kiros, G. E. Hinton, "Layer Normalization", arXiv:1607.06450 (2016), equations 3
+    and 4.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bncore
+    >>> y, moments = bncore.layer_norm(np.array([[0.0, 2.0], [5.0, 9.0]]), [1.0, 3.0], eps=0.0)
+    >>> y
+    array([[-1.,  3.],
+           [-1.,  3.]])
+    """
+    kernels, threads = current().kernels, resolve(n_threads)
+    r = Rows(x, axis)
+    p = r.problem
+    gamma, beta = r.optional("weight", weight), r.optional("bias", bias)
+    eps = scalars.real("eps", eps, 0.0)
+    _require_row(r)
+    y = p.output(out, parameters=(gamma, beta))
+    mean, m2 = np.zeros(r.number), np.zeros(r.number)
+    plain = gamma.values is None and beta.values is None
+    zeros, ones = np.zeros(r.width), np.ones(r.width)
+    for rows in () if p.empty else r:
+        result = r.of(y.values, rows)
+        lines = _lines(result), mean[rows], m2[rows], _lines(r.of(p.x, rows))
+        kernels.train(*lines, None, None, eps, threads)
+        if not plain:
+            columns = _columns(result)
+            kernels.normalize(
+                columns, columns, zeros, ones, gamma.values, beta.values, 0.0, threads
+            )
+    return y.finish(), trusted_moments(r.width, mean, m2)
+
+
+def layer_norm_backward(
+    dy: npt.ArrayLike,
+    x: npt.ArrayLike,
+    moments: Moments,
+    weight: npt.ArrayLike | None = None,
+    *,
+    axis: SupportsIndex = -1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> tuple[Array, Array, Array]:
+    """Compute the gradients of `layer_norm`.
+
+    ``dx = invstd * (g - mean(g) - xhat * mean(g * xhat))`` with ``g = weight * dy``; the means are
+    over a row.
+
+    Parameters
+    ----------
+    dy : array_like
+        Gradient of the loss by y; of x's shape and dtype.
+    x, weight, axis, eps, n_threads
+        As in the forward call.
+    moments : Moments
+        As `layer_norm` returned them for this x.
+    out : ndarray, optional
+        Where dx goes: of x's shape and dtype, writable.  It may be `dy` or `x` itself.
+
+    Returns
+    -------
+    dx : ndarray
+        `out`, or a new C-contiguous array.
+    dweight, dbias : ndarray of shape ``x.shape[axis:]``
+        Summed in float64 (of products of values in x's dtype), in weight's dtype, or in x's where
+        there is no weight.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `layer_norm`; and if `moments` are not those of x.
+
+    Notes
+    -----
+    ``weight * dy`` is rounded to x's dtype before it is summed over a row, and xhat before dweight
+    is summed: float32 gradients are as exact as the sums of absolute values in their terms allow.
+
+    References
+    ----------
+    J. L. Ba, J. R. Kiros, G. E. Hinton, "Layer Normalization", arXiv:1607.06450 (2016), equation 4,
+    differentiated.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bncore
+    >>> x, dy = np.array([[0.0, 2.0]]), np.array([[1.0, 3.0]])
+    >>> y, moments = bncore.layer_norm(x, eps=0.0)
+    >>> bncore.layer_norm_backward(dy, x, moments, eps=0.0)
+    (array([[0., 0.]]), array([-1.,  3.]), array([1., 3.]))
+    """
+    kernels, threads = current().kernels, resolve(n_threads)
+    r = Rows(x, axis)
+    p = r.problem
+    gradient, source = p.gradient(dy)
+    found = checked_moments("moments", moments, r.number)
+    if found.count != r.width:
+        raise ValueError(f"moments: expected count {r.width}, got {found.count}")
+    gamma = r.optional("weight", weight)
+    eps = scalars.real("eps", eps, 0.0)
+    dx = p.output(out, source, (gamma,))
+    dbias, dweight = np.zeros(r.width), np.zeros(r.width)
+    zeros, ones = np.zeros(r.width), np.ones(r.width)
+    mean, var = found.mean, found.var()
+    for rows in () if p.empty else r:
+        given, slope, result = (r.of(values, rows) for values in (p.x, gradient, dx.values))
+        statistics = mean[rows], var[rows]
+        scratch = np.empty_like(given)
+        kernels.normalize(
+            _lines(scratch), _lines(given), *statistics, None, None, eps, threads
+        )  # xhat
+        sum_dy, sum_dy_xhat = np.zeros((2, r.width))
+        kernels.grad_sums(
+            sum_dy, sum_dy_xhat, _columns(slope), _columns(scratch), zeros, ones, 0.0, threads
+        )
+        with np.errstate(all="ignore"):
+            dbias += sum_dy
+            dweight += sum_dy_xhat
+        if gamma.values is not None:
+            kernels.normalize(
+                _columns(scratch), _columns(slope), zeros, ones, gamma.values, None, 0.0, threads
+            )
+            slope = scratch
+        unused = np.zeros(len(given)), np.zeros(len(given))
+        kernels.train_backward(
+            _lines(result), *unused, _lines(slope), _lines(given), *statistics, None, eps, threads
+        )
+    return dx.finish(), _parameter(p, r, dweight, gamma), _parameter(p, r, dbias, gamma)
+
+
+def _require_row(r: Rows) -> None:
+    """Refuse rows of one value: their variance says nothing."""
+    if r.width == 1 and r.number:
+        raise ValueError(f"Expected more than 1 value per row, got input size {r.problem.shape}")
+
+
+def _parameter(p: Problem, r: Rows, total: Stat, of: Any) -> Array:
+    return p.parameter_gradient(total, of).reshape(r.shape)

@@ -1,0 +1,239 @@
+"""A batch that arrives in pieces, normalized as one: exact gradient accumulation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, SupportsIndex
+
+import numpy as np
+import numpy.typing as npt
+
+from bncore import problem, scalars
+from bncore.parts import grad_input, grad_sums, moments, normalize
+from bncore.statistics import GradSums, Moments
+from bncore.threads import resolve
+
+Array = npt.NDArray[np.floating[Any]]
+
+
+class MicroBatches:
+    """One batch norm over a batch that arrives in pieces, to rounding that of the whole batch.
+
+    Normalizing pieces one by one is another function: every piece would have statistics of its own.
+    Here each direction goes over the pieces twice, as one call goes over its array twice: `forward`
+    for their moments and for y, `backward` for the sums and for dx.  The pieces are the caller's to
+    keep or to make again; nothing of their size is held here.
+
+    Where the pieces do not lie in a list, the four steps are methods: `add` every piece, then
+    `normalize` each; `add_gradient` of every piece, then `grad_input` of each.
+
+    Parameters
+    ----------
+    weight, bias : (C,) array_like of float, optional
+        gamma and beta, as in `batch_norm_train`.
+    axis, eps, n_threads
+        As in `batch_norm_train`.
+
+    Attributes
+    ----------
+    moments : Moments
+        Of the pieces so far; `update_running_stats` takes them once, at the end.
+    sums : GradSums
+        Of the pieces so far.
+    dweight, dbias : (C,) ndarray
+        Gradients, in weight's dtype, or in that of the pieces where there is no weight.
+
+    Notes
+    -----
+    In a network this goes layer by layer: every piece has to come to a batch norm before the first
+    one leaves it.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015, Algorithm 1 and the gradients after it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bncore
+    >>> x, dy = np.arange(12.0).reshape(6, 2) ** 2, np.ones((6, 2)).cumsum(axis=0)
+    >>> batch = bncore.MicroBatches()
+    >>> y = list(batch.forward([x[:2], x[2:]]))
+    >>> dx = list(batch.backward([dy[:2], dy[2:]], [x[:2], x[2:]]))
+    >>> whole, moments = bncore.batch_norm_train(x)
+    >>> gradients = bncore.batch_norm_train_backward(dy, x, moments)
+    >>> np.allclose(np.concatenate(y), whole, rtol=1e-12)
+    True
+    >>> np.allclose(batch.dweight, gradients[1], rtol=1e-12)
+    True
+    """
+
+    def __init__(
+        self,
+        weight: npt.ArrayLike | None = None,
+        bias: npt.ArrayLike | None = None,
+        *,
+        axis: SupportsIndex = 1,
+        eps: float = 1e-5,
+        n_threads: int | None = None,
+    ) -> None:
+        self._weight = None if weight is None else problem.vector("weight", weight, None)
+        size = None if self._weight is None else self._weight.shape[0]
+        self._bias = None if bias is None else problem.vector("bias", bias, size)
+        resolve(n_threads)
+        self._common: dict[str, Any] = {"axis": axis, "n_threads": n_threads}
+        self._eps = scalars.real("eps", eps, 0.0)
+        self._dtype: np.dtype[Any] | None = None
+        self._moments: Moments | None = None
+        self._sums: GradSums | None = None
+        self._summed = 0
+
+    # What is known so far
+
+    @property
+    def moments(self) -> Moments:
+        """Moments of all pieces that were added."""
+        if self._moments is None:
+            raise RuntimeError("moments: expected add of a piece before, got none")
+        return self._moments
+
+    @property
+    def sums(self) -> GradSums:
+        """Sums of dy and dy * xhat over all pieces whose gradients were added."""
+        if self._sums is None:
+            raise RuntimeError("sums: expected add_gradient of a piece before, got none")
+        return self._sums
+
+    @property
+    def dweight(self) -> Array:
+        """Gradient of weight over all pieces."""
+        return self._parameter_gradient(self._whole_sums().sum_dy_xhat)
+
+    @property
+    def dbias(self) -> Array:
+        """Gradient of bias over all pieces."""
+        return self._parameter_gradient(self._whole_sums().sum_dy)
+
+    def _parameter_gradient(self, total: npt.NDArray[np.float64]) -> Array:
+        dtype: Any = self._dtype if self._weight is None else self._weight.dtype.newbyteorder("=")
+        return problem.cast(total, dtype)
+
+    def _whole_sums(self) -> GradSums:
+        """Return the sums, which have to be those of as many values as the moments are."""
+        sums, count = self.sums, self.moments.count
+        if self._summed != count:
+            raise RuntimeError(
+                f"add_gradient: expected pieces of {count} values per channel in all, as were "
+                f"added, got {self._summed}"
+            )
+        return sums
+
+    # The four steps
+
+    def add(self, x: npt.ArrayLike) -> Moments:
+        """Add the moments of a piece, and return those of all pieces so far."""
+        if self._sums is not None:
+            raise RuntimeError("add: expected no piece after add_gradient, got one")
+        array = problem.data_array("x", x)
+        found = moments(array, **self._common)
+        channels = found.mean.shape[0]
+        for name, own in (("weight", self._weight), ("bias", self._bias)):
+            if own is not None and own.shape[0] != channels:
+                raise ValueError(f"x: expected {own.shape[0]} channels, as {name}, got {channels}")
+        if self._dtype is not None and array.dtype.char != self._dtype.char:
+            raise TypeError(f"x: expected {self._dtype} as in the first piece, got {array.dtype}")
+        self._moments = found if self._moments is None else self._moments.merge(found)
+        self._dtype = problem.NATIVE_DTYPES[array.dtype.char]
+        return self._moments
+
+    def normalize(self, x: npt.ArrayLike, *, out: Array | None = None) -> Array:
+        """Normalize a piece by the moments of all; `out` may be the piece itself."""
+        self._require_batch()
+        return normalize(
+            x, self.moments, self._weight, self._bias, out=out, eps=self._eps, **self._common
+        )
+
+    def add_gradient(self, dy: npt.ArrayLike, x: npt.ArrayLike) -> GradSums:
+        """Add the sums of a piece, and return those of all pieces so far."""
+        self._require_batch()
+        array = problem.data_array("x", x)
+        found = grad_sums(dy, array, self.moments, eps=self._eps, **self._common)
+        self._sums = found if self._sums is None else self._sums + found
+        self._summed += array.size // max(found.sum_dy.shape[0], 1)
+        return self._sums
+
+    def grad_input(self, dy: npt.ArrayLike, x: npt.ArrayLike, *, out: Array | None = None) -> Array:
+        """Compute dx of a piece from the sums of all; `out` may be `dy` or the piece itself."""
+        sums = self._whole_sums()
+        return grad_input(
+            dy, x, self.moments, sums, self._weight, out=out, eps=self._eps, **self._common
+        )
+
+    def _require_batch(self) -> None:
+        if self.moments.count == 1:
+            raise ValueError(
+                "Expected more than 1 value per channel when training, got 1 in all pieces"
+            )
+
+    # Both passes over all pieces
+
+    def forward(self, pieces: Iterable[npt.ArrayLike]) -> Iterator[Array]:
+        """Take the moments of all pieces at once, and return an iterator over their y.
+
+        Parameters
+        ----------
+        pieces : iterable of array_like
+            A list, or anything that gives the same pieces when it is iterated over again.
+
+        Returns
+        -------
+        iterator of ndarray
+            y of each piece, computed when it is asked for.
+        """
+        if self._moments is not None:
+            raise RuntimeError("forward: expected a new MicroBatches, got one with pieces added")
+        for x in repeatable("pieces", pieces):
+            self.add(x)
+        self._require_batch()
+        return (self.normalize(x) for x in pieces)
+
+    def backward(
+        self, dys: Iterable[npt.ArrayLike], pieces: Iterable[npt.ArrayLike]
+    ) -> Iterator[Array]:
+        """Take the sums over all pieces at once, and return an iterator over their dx.
+
+        `dweight` and `dbias` are there at once, too.
+
+        Parameters
+        ----------
+        dys, pieces : iterable of array_like
+            Gradients by y, and the pieces of `forward`: lists, or anything that gives the same
+            arrays when it is iterated over again.
+
+        Returns
+        -------
+        iterator of ndarray
+            dx of each piece, computed when it is asked for.
+        """
+        if self._sums is not None:
+            raise RuntimeError("backward: expected no sums yet, got some of add_gradient")
+        repeatable("dys", dys), repeatable("pieces", pieces)
+        try:
+            for dy, x in zip(dys, pieces, strict=True):
+                self.add_gradient(dy, x)
+            self._whole_sums()
+        except BaseException:
+            self._sums, self._summed = None, 0
+            raise
+        return (self.grad_input(dy, x) for dy, x in zip(dys, pieces, strict=True))
+
+
+def repeatable(name: str, value: Iterable[Any]) -> Iterable[Any]:
+    """Return `value`, which has to be an iterable that starts anew every time."""
+    if not isinstance(value, Iterable) or isinstance(value, Iterator):
+        raise TypeError(
+            f"{name}: expected an iterable that starts anew every time, such as a list, "
+            f"got {scalars.shown(value)}"
+        )
+    return value

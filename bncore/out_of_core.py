@@ -1,0 +1,296 @@
+"""Moments of more than fits in memory: of arrays that come one by one, and of a mapped file.
+
+Both read every value once and keep nothing of x's size.  What several processes find, each in a
+part of the data, merges: `Moments` pickle.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, SupportsIndex, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from bncore import problem, scalars
+from bncore.parts import moments
+from bncore.statistics import Moments, concatenated
+
+Array: TypeAlias = npt.NDArray[np.floating[Any]]
+Advance: TypeAlias = Callable[[int], object]
+
+BLOCK_BYTES = 1 << 24  # enough that a call's own cost vanishes; small beside what may stay mapped
+LEAST_BLOCK_BYTES = 1 << 12
+
+
+def merged_moments(
+    pieces: Iterable[npt.ArrayLike | Moments],
+    *,
+    axis: SupportsIndex = 1,
+    n_threads: int | None = None,
+) -> Moments:
+    """Compute the moments of all pieces together; they are taken one by one.
+
+    Parameters
+    ----------
+    pieces : iterable of array_like or Moments
+        Micro-batches, chunks of a file, or the moments that other processes found: arrays as
+        `moments` takes them, all of one number of channels.  A generator will do: every piece is
+        asked for once, and dropped before the next.
+    axis, n_threads
+        As in `moments`.
+
+    Returns
+    -------
+    Moments
+        Merged in the order of the pieces.  They differ from those of one whole array by rounding.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `moments`; and if there is no piece, or one has other channels than the first.
+
+    References
+    ----------
+    T. F. Chan, G. H. Golub, R. J. LeVeque, "Algorithms for Computing the Sample Variance:
+    Analysis and Recommendations", The American Statistician 37 (1983) 242-247, equation 2.1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bncore
+    >>> bncore.merged_moments(np.array([[start], [start + 2]]) for start in (0.0, 4.0))
+    Moments(count=4, mean=array([3.]), m2=array([20.]))
+    """
+    if not isinstance(pieces, Iterable):
+        raise TypeError(f"pieces: expected an iterable, got {scalars.shown(pieces)}")
+    total: Moments | None = None
+    for piece in pieces:
+        found = (
+            piece if isinstance(piece, Moments) else moments(piece, axis=axis, n_threads=n_threads)
+        )
+        if total is not None and found.mean.shape != total.mean.shape:
+            raise ValueError(
+                f"pieces: expected {total.mean.shape[0]} channels as in the first piece, "
+                f"got {found.mean.shape[0]}"
+            )
+        total = found if total is None else total.merge(found)
+    if total is None:
+        raise ValueError("pieces: expected at least one piece, got none")
+    return total
+
+
+# Blocks of an array
+
+
+class Blocks:
+    """An array cut into blocks that lie one after another in memory.
+
+    The axes are taken in memory order.  Slow axes are cut into single steps, one axis into runs,
+    and what is faster than that one stays whole.
+
+    Attributes
+    ----------
+    axis : where the channel axis is, in the order of memory
+    """
+
+    __slots__ = ("_cut", "_run", "_view", "axis")
+
+    def __init__(self, x: Array, channel_axis: int, block_bytes: int) -> None:
+        order = problem.memory_order(x)
+        self._view = x.transpose(order)
+        self.axis = order.index(channel_axis)
+        sizes = self._view.shape
+        slabs = [math.prod(sizes[k + 1 :]) * x.itemsize for k in range(x.ndim)]
+        self._cut = next(k for k, slab in enumerate(slabs) if slab <= block_bytes)
+        self._run = max(block_bytes // max(slabs[self._cut], 1), 1)
+
+    def __iter__(self) -> Iterator[tuple[slice, Array]]:
+        """Yield the channels of each block, and the block."""
+        sizes = self._view.shape
+        for index in np.ndindex(sizes[: self._cut]):
+            steps = [slice(i, i + 1) for i in index]
+            for start in range(0, sizes[self._cut], self._run):
+                run = slice(start, min(start + self._run, sizes[self._cut]))
+                where = (*steps, run)
+                channels = (
+                    where[self.axis] if self.axis <= self._cut else slice(0, sizes[self.axis])
+                )
+                yield channels, self._view[where]
+
+
+# Pages of a mapped file
+
+
+class Pages:
+    """The pages of a mapped file that an array lies in; nothing where it lies in none.
+
+    A page that was read counts as this process's memory until it is given back, and the system
+    keeps it in its cache either way.
+    """
+
+    __slots__ = ("_map", "_start")
+
+    def __init__(self, x: npt.NDArray[Any]) -> None:
+        self._map = _file_map(x)
+        if self._map is not None:
+            self._start = np.frombuffer(self._map, np.uint8).ctypes.data
+
+    def _advise(self, name: str, block: npt.NDArray[Any]) -> None:
+        advice = getattr(mmap, name, None)  # not on every system
+        if self._map is None or advice is None or block.size == 0:
+            return
+        low, high = np.lib.array_utils.byte_bounds(block)
+        first = (low - self._start) // mmap.PAGESIZE * mmap.PAGESIZE
+        self._map.madvise(advice, first, high - self._start - first)
+
+    def expect(self, block: npt.NDArray[Any]) -> None:
+        """Let the system read ahead."""
+        self._advise("MADV_WILLNEED", block)
+
+    def drop(self, block: npt.NDArray[Any]) -> None:
+        """Give the block's pages back."""
+        self._advise("MADV_DONTNEED", block)
+
+
+def _file_map(x: npt.NDArray[Any]) -> mmap.mmap | None:
+    """Return the map that x lies in, if giving its pages back loses nothing.
+
+    A private map that was written to would lose what was written: so a map has to be read-only,
+    or one of NumPy's that are shared.
+    """
+    base: object = x
+    shared = False
+    while isinstance(base, (np.ndarray, memoryview)):
+        shared |= isinstance(base, np.memmap) and base.mode in ("r", "r+", "w+")
+        base = base.obj if isinstance(base, memoryview) else base.base
+    if not isinstance(base, mmap.mmap) or not (shared or memoryview(base).readonly):
+        return None
+    return base
+
+
+# Progress
+
+
+def _bar(total: int) -> AbstractContextManager[Advance]:
+    """Return rich's progress bar for so many bytes."""
+    try:
+        from rich import progress
+    except ImportError as error:
+        raise ImportError(
+            "progress: True needs rich: pip install 'bncore[progress]', or give a function"
+        ) from error
+
+    @contextmanager
+    def shown() -> Iterator[Advance]:
+        columns = (
+            progress.BarColumn(),
+            progress.DownloadColumn(binary_units=True),
+            progress.TransferSpeedColumn(),
+            progress.TimeRemainingColumn(),
+        )
+        with progress.Progress(*columns) as bar:
+            task = bar.add_task("", total=total)
+            yield lambda step: bar.advance(task, step)
+
+    return shown()
+
+
+def _advancing(progress: object, total: int) -> AbstractContextManager[Advance]:
+    """Return what to call with the bytes of each finished block."""
+    if callable(progress):
+        return nullcontext(progress)
+    if not isinstance(progress, bool):
+        raise TypeError(
+            f"progress: expected a bool or a function of a number of bytes, "
+            f"got {scalars.shown(progress)}"
+        )
+    return _bar(total) if progress else nullcontext(lambda step: None)
+
+
+def stream_moments(
+    x: npt.ArrayLike,
+    *,
+    axis: SupportsIndex = 1,
+    block_bytes: int = BLOCK_BYTES,
+    progress: bool | Advance = False,
+    n_threads: int | None = None,
+) -> Moments:
+    """Compute the moments of an array that may be larger than memory, block by block.
+
+    Of a mapped file (`numpy.memmap`, ``numpy.load(..., mmap_mode="r")``) the system is asked to
+    read the next block ahead, and the pages of each finished block are given back: this process
+    holds about two blocks of the file, and the system's cache as much as it likes.
+
+    Parameters
+    ----------
+    x : array_like of float32 or float64, of 2 or more dimensions
+        Of any memory order.  What is no contiguous block, is unaligned or in foreign byte order is
+        copied block by block.
+    axis : int, default 1
+        The channel axis.
+    block_bytes : int, default 16 MiB
+        At most so many bytes are read at a time; >= 4096.
+    progress : bool or callable, default False
+        True shows a bar of rich.  A function is called with the number of bytes of every block
+        that is done, such as the ``update`` of a tqdm bar.
+    n_threads : int, optional
+        At most so many threads; by default what `get_num_threads` returns.
+
+    Returns
+    -------
+    Moments
+        As `moments` gives them, to rounding: blocks are merged, in the order of memory, so the last
+        bits depend on `block_bytes` as well as on the layout.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `moments`; and where `block_bytes` or `progress` is not as above.
+    ImportError
+        Where `progress` is True and rich is not installed.
+
+    Notes
+    -----
+    The pages of a private map that can be written to (``numpy.memmap(..., mode="c")``) are not
+    given back, since that would undo what was written.
+
+    References
+    ----------
+    T. F. Chan, G. H. Golub, R. J. LeVeque, The American Statistician 37 (1983) 242-247, equation
+    2.1, for the merging.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bncore
+    >>> x = np.arange(8192.0).reshape(4096, 2)
+    >>> bncore.stream_moments(x, block_bytes=4096) == bncore.moments(x)
+    True
+    """
+    array = problem.data_array("x", x)
+    if array.ndim < 2:
+        raise ValueError(f"x: expected at least 2 dimensions, got {array.ndim}")
+    channel_axis = scalars.one_axis(axis, array.ndim)
+    size = scalars.integer_at_least("block_bytes", block_bytes, LEAST_BLOCK_BYTES)
+    advancing = _advancing(progress, array.nbytes)
+    if array.size == 0:
+        return moments(array, axis=channel_axis, n_threads=n_threads)
+    blocks, pages = Blocks(array, channel_axis, size), Pages(array)
+    found: dict[int, Moments] = {}  # by the first channel of a run of channels
+    with advancing as advance:
+        waiting = iter(blocks)
+        after = next(waiting, None)
+        while after is not None:
+            (channels, block), after = after, next(waiting, None)
+            if after is not None:
+                pages.expect(after[1])
+            part = moments(block, axis=blocks.axis, n_threads=n_threads)
+            pages.drop(block)
+            before = found.get(channels.start)
+            found[channels.start] = part if before is None else before.merge(part)
+            advance(block.nbytes)
+    return concatenated([found[first] for first in sorted(found)])

@@ -1,0 +1,208 @@
+"""Population statistics for the batch norm layers of a network, from data instead of averages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from bncore import scalars
+from bncore.layer import BatchNorm
+from bncore.layer_state import finite
+from bncore.statistics import Moments
+
+
+def batch_norms(network: Any) -> Iterator[BatchNorm]:
+    """Yield the batch norm layers of a network, each once, in the order in which they stand.
+
+    A `BatchNorm` is itself one; a mapping is searched by its values; an object with ``layers`` by
+    those; anything else that can be iterated over by its items.  What is none of these has none.
+
+    Examples
+    --------
+    >>> import bncore
+    >>> a, b = bncore.BatchNorm(2), bncore.BatchNorm(3)
+    >>> list(bncore.batch_norms([a, {"branch": [b, a]}])) == [a, b]
+    True
+    """
+    seen: set[int] = set()
+
+    def walk(part: Any) -> Iterator[BatchNorm]:
+        if isinstance(part, (str, bytes)) or hasattr(part, "__array__") or id(part) in seen:
+            return
+        seen.add(id(part))
+        if isinstance(part, BatchNorm):
+            yield part
+            return
+        inner = part.values() if isinstance(part, Mapping) else getattr(part, "layers", part)
+        if isinstance(inner, Iterable):
+            for one in inner:
+                yield from walk(one)
+
+    yield from walk(network)
+
+
+class _Before:
+    """A layer's mode and statistics, to go back to."""
+
+    def __init__(self, layer: BatchNorm) -> None:
+        self._layer = layer
+        self._training, self._moments = layer.training, layer.moments
+        self._tracked = layer.num_batches_tracked
+        self._running = (
+            None
+            if layer.channels is None
+            else (layer.running_mean.copy(), layer.running_var.copy())
+        )
+
+    def restore(self) -> None:
+        """Undo everything."""
+        layer = self._layer
+        layer.training, layer.moments = self._training, self._moments
+        if self._running is None:
+            layer.reset_running_stats()
+        else:
+            layer.running_mean, layer.running_var = self._running
+        layer.num_batches_tracked = self._tracked
+
+
+def recalibrate(
+    network: Any,
+    batches: Iterable[Any],
+    *,
+    forward: Callable[[Any], object] | None = None,
+    sequential: bool = False,
+) -> list[Moments | None]:
+    """Replace running statistics by those of all values of all batches, whatever their sizes.
+
+    A moving average remembers the last batches, of a network that was still changing, and gives a
+    small batch the weight of a large one.  Here every value counts once: for a network that has
+    been trained, averaged or quantized, or that is to work on other data than it was trained on.
+
+    Parameters
+    ----------
+    network : BatchNorm, or anything that holds some
+        As `batch_norms` finds them.  A layer that is frozen or has no running statistics is left
+        as it is.
+    batches : iterable
+        What `forward` takes, one by one; for ``sequential=True`` it has to give the same batches
+        every time that it is iterated over.
+    forward : callable, optional
+        Runs the network on one batch; ``network.forward``, or the network itself, by default.
+    sequential : bool, default False
+        False: one pass over the batches, in which all layers normalize by the statistics of the
+        batch, as in training.  A layer behind another one then sees what training would show it,
+        and not quite what evaluation will, where the other one's statistics are the population's.
+        True: one pass per layer, in the order of `batch_norms`, the ones before in evaluation with
+        their new statistics, so that every layer gets the statistics of what it will see.
+
+    Returns
+    -------
+    list of Moments or None
+        What each layer of `batch_norms` got, in its order.  None where a layer was left as it is,
+        which includes layers that no batch came to.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there is no layer to recalibrate, no batch, no forward to call, or `batches` is an
+        iterator and `sequential` is True; and what `forward` raises.  Statistics and modes are then
+        as before.
+
+    Notes
+    -----
+    Other layers stay in the mode in which they are: dropout that is off in evaluation should be off
+    here, too.  A layer that is called several times for one batch counts its last call.
+    ``num_batches_tracked`` becomes the number of batches, and the modes are what they were.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015, Algorithm 2, steps 8 to 10, with the batches weighted by
+    their sizes.  P. Izmailov et al., "Averaging Weights Leads to Wider Optima and Better
+    Generalization", UAI 2018, section 3.2: why averaged weights need such a pass.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bncore
+    >>> layer = bncore.BatchNorm(1, correction=0)
+    >>> recalibrated = bncore.recalibrate(layer, [np.array([[0.0], [2.0]]), np.full((6, 1), 9.0)])
+    >>> layer.running_mean, layer.running_var
+    (array([7.]), array([12.25]))
+    """
+    found = list(batch_norms(network))
+    chosen = [layer for layer in found if layer.track_running_stats and not layer.frozen]
+    if not chosen:
+        raise ValueError(
+            "network: expected a BatchNorm that has running statistics and is not frozen, "
+            f"got {len(found)} without"
+        )
+    run = _forward_of(network, forward)
+    sequential = scalars.boolean("sequential", sequential)
+    if not isinstance(batches, Iterable):
+        raise TypeError(f"batches: expected an iterable, got {scalars.shown(batches)}")
+    if sequential and isinstance(batches, Iterator):
+        raise TypeError(
+            "batches: expected an iterable that starts anew every time, such as a list, for "
+            f"sequential=True, got {type(batches).__name__}"
+        )
+    before = [_Before(layer) for layer in chosen]
+    modes = [layer.training for layer in chosen]
+    try:
+        results: dict[int, Moments] = {}
+        for layers in [[layer] for layer in chosen] if sequential else [chosen]:
+            for layer in chosen:
+                layer.train(layer in layers)
+            results |= _pass(layers, batches, run)
+    except BaseException:
+        for saved in before:
+            saved.restore()
+        raise
+    for layer, mode in zip(chosen, modes, strict=True):
+        layer.train(mode)
+    return [results.get(id(layer)) for layer in found]
+
+
+def _forward_of(network: Any, forward: object) -> Callable[[Any], object]:
+    """Return what runs the network."""
+    run: Any = getattr(network, "forward", network) if forward is None else forward
+    if not callable(run):
+        name = (
+            "network: expected one with a callable forward"
+            if forward is None
+            else "forward: expected a callable"
+        )
+        raise TypeError(f"{name}, got {scalars.shown(run)}")
+    found: Callable[[Any], object] = run
+    return found
+
+
+def _pass(
+    layers: Sequence[BatchNorm], batches: Iterable[Any], run: Callable[[Any], object]
+) -> dict[int, Moments]:
+    """Run all batches, and give the layers, which are in training, the moments of what they saw."""
+    total: dict[int, Moments] = {}
+    merged = dict.fromkeys(map(id, layers), 0)
+    number = 0
+    for batch in batches:
+        number += 1
+        for layer in layers:
+            layer.moments = None
+        run(batch)
+        for layer in layers:
+            moments: Moments | None = layer.moments
+            if moments is None or moments.count == 0:
+                continue
+            if layer.on_nonfinite == "skip" and not finite(moments):
+                continue
+            key = id(layer)
+            total[key] = total[key].merge(moments) if key in total else moments
+            merged[key] += 1
+    if not number:
+        raise ValueError("batches: expected at least one batch, got none")
+    for layer in layers:
+        if id(layer) in total:
+            moments = total[id(layer)]
+            layer.running_mean, layer.running_var = moments.mean, moments.var(layer.correction)
+            layer.num_batches_tracked = merged[id(layer)]
+    return total
