@@ -13,12 +13,12 @@ static inline ALWAYS_INLINE NAME(mask) NAME(mask_of)(const ACC *coef, int64_t st
     return (NAME(mask)){coef[0], coef[stride], coef[MASK_SHIFT * stride]};
 }
 
-static inline ALWAYS_INLINE void NAME(fetch_values)(NAME(values) v, int64_t ahead, int level1,
+static inline ALWAYS_INLINE void NAME(fetch_values)(NAME(values) v, int64_t ahead, int where,
                                                     int fused)
 {
-    fetch(v.dy, ahead, level1);
-    fetch(v.x, ahead, level1);
-    if (fused & RESIDUAL) fetch(v.r, ahead, level1);
+    fetch(v.dy, ahead, where);
+    fetch(v.x, ahead, where);
+    if (fused & RESIDUAL) fetch(v.r, ahead, where);
 }
 
 /* Add to the lanes a (sum of g) and b (sum of g * (x - mean)); the last `left` values as in add_vectors. dr may be dy:
@@ -32,7 +32,7 @@ static inline ALWAYS_INLINE void NAME(add_grad_vectors)(lanes *restrict acc, NAM
     for (int l = 0; l < BNCORE_LANES; l++) a[l] = acc->a[l], b[l] = acc->b[l];
     for (int64_t i = 0; i + BNCORE_LANES <= len; i += BNCORE_LANES) {
         const NAME(values) v = NAME(values_at)(values, i, fused);
-        NAME(fetch_values)(v, ahead, 1, fused);
+        NAME(fetch_values)(v, ahead, LEVEL_1, fused);
 #pragma omp simd
         for (int l = 0; l < BNCORE_LANES; l++) {
             const ACC value = NAME(g_of)(v, l, (ACC)v.x[l] - m.hi, m.scale, m.shift, fused);
@@ -136,7 +136,7 @@ static inline ALWAYS_INLINE void NAME(add_grad_strip)(NAME(grad_columns) * w, in
     }
     for (int r = 0; r < rows; r++) {
         const NAME(values) v = NAME(values_at)(values, r * stride + j, fused);
-        NAME(fetch_values)(v, AHEAD, 0, fused);
+        NAME(fetch_values)(v, AHEAD, LEVEL_2, fused);
 #pragma omp simd
         for (int l = 0; l < BNCORE_LANES; l++) {
             const ACC value = NAME(g_of)(v, l, (ACC)v.x[l] - hi[l], scale[l], shift[l], fused);

@@ -345,9 +345,8 @@ static void cut_planes(job *j)
 {
     const bncore_geometry *g = &j->g;
     const int64_t wanted = j->threads == 1 ? 1 : j->threads * TASKS_PER_THREAD; /* tasks */
-    const int64_t read_twice = j->arrays.dy ? inputs(&j->arrays) : 1;
     if (j->fields)
-        j->group = bncore_group_size(g, (int64_t)j->item * read_twice, (int32_t)wanted);
+        j->group = bncore_group_size(g, (int64_t)j->item * inputs(&j->arrays), (int32_t)wanted);
     else
         j->group = bncore_ceil_div(g->channels,
                                    bncore_min(bncore_ceil_div(wanted, g->segments), g->channels));

@@ -11,7 +11,7 @@ static inline ALWAYS_INLINE void NAME(add_vectors)(lanes *restrict acc, const T 
     for (int l = 0; l < BNCORE_LANES; l++) s[l] = acc->a[l], q[l] = acc->b[l];
     for (int64_t i = 0; i + BNCORE_LANES <= len; i += BNCORE_LANES) {
         const T *restrict v = x + i;
-        fetch(v, ahead, 1);
+        fetch(v, ahead, LEVEL_1);
 #pragma omp simd
         for (int l = 0; l < BNCORE_LANES; l++) {
             const double d = (double)v[l] - pivot;
@@ -103,7 +103,7 @@ static inline void NAME(add_strip)(double *restrict s_, double *restrict q_,
     for (int l = 0; l < BNCORE_LANES; l++) s[l] = s_[l], q[l] = q_[l], pivot[l] = pivot_[l];
     for (int r = 0; r < rows; r++) {
         const T *restrict v = x + r * stride;
-        fetch(v, AHEAD, 0);
+        fetch(v, AHEAD, LEVEL_2);
 #pragma omp simd
         for (int l = 0; l < BNCORE_LANES; l++) {
             const double d = (double)v[l] - pivot[l];

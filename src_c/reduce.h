@@ -20,14 +20,19 @@ static inline piece piece_at(const bncore_planes *t, int64_t e, int64_t most)
     return (piece){image * t->image_stride + pos, bncore_min(len, most)};
 }
 
-/* Have what lies `bytes` behind p fetched into the first-level cache or the second; it need not be in any array. */
-static inline ALWAYS_INLINE void fetch(const void *p, int64_t bytes, int level1)
+/* Where fetched values are to wait. ONCE: near, and soon forgotten, since they are read once. */
+enum { LEVEL_1, LEVEL_2, ONCE };
+
+/* Have what lies `bytes` behind p fetched; it need not be in any array. */
+static inline ALWAYS_INLINE void fetch(const void *p, int64_t bytes, int where)
 {
     const void *at = (const void *)((uintptr_t)p + (uintptr_t)bytes);
-    if (level1)
+    if (where == LEVEL_1)
         __builtin_prefetch(at, 0, 3);
-    else
+    else if (where == LEVEL_2)
         __builtin_prefetch(at, 0, 2);
+    else
+        __builtin_prefetch(at, 0, 0);
 }
 
 /* Planes: bytes from the values under way to those that are to be fetched: not far ahead in a long run, in the same place of
@@ -36,6 +41,13 @@ static inline int64_t bytes_ahead(const bncore_planes *t, int64_t item)
 {
     const int64_t in_run = 8192, long_run = 65536;
     return t->inner * item >= long_run ? in_run : t->image_stride * item;
+}
+
+/* The same for a residual in the second pass, whose next image is the one before; 0 where runs are long. */
+static inline int64_t residual_ahead(const bncore_planes *t, int64_t item)
+{
+    const int64_t long_run = 65536;
+    return t->channels * t->inner * item > long_run ? 0 : -t->image_stride * item;
 }
 
 /* Backwards: what lies before value e in its image. */

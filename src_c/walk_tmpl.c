@@ -10,20 +10,24 @@ static inline int64_t NAME(to_line)(const T *p)
 }
 
 /* `runs` neighbouring runs of `len` values: what lies in whole lines passes the caches. A line in which two runs meet (none
- * meets three: len >= LINE where there are several) is computed with the coefficients of both. */
+ * meets three: len >= LINE where there are several) is computed with the coefficients of both. ahead: bytes to what is fetched
+ * of a residual, which, unlike x, no earlier pass has read. */
 static inline ALWAYS_INLINE void NAME(stream_runs)(T *dst, NAME(values) v, int64_t runs,
-                                                   int64_t len, const ACC *coef, int64_t stride,
-                                                   NAME(run_function) * run, int fused)
+                                                   int64_t len, int64_t ahead, const ACC *coef,
+                                                   int64_t stride, NAME(run_function) * run,
+                                                   int fused)
 {
     int64_t i = bncore_min(NAME(to_line)(dst), len), end = len;
     run(dst, v, i, coef, stride, fused);
     for (int64_t c = 0; c < runs; c++, end += len) {
         T line[NAME(LINE)], next[NAME(LINE)];
         for (; i + NAME(LINE) <= end; i += NAME(LINE)) {
+            if (fused & RESIDUAL) fetch(v.r + i, ahead, ONCE);
             run(line, NAME(values_at)(v, i, fused), NAME(LINE), coef + c, stride, fused);
             stream_line(dst + i, line);
         }
         if (i == end || c == runs - 1) continue;
+        if (fused & RESIDUAL) fetch(v.r + i, ahead, ONCE);
         run(line, NAME(values_at)(v, i, fused), NAME(LINE), coef + c, stride, fused);
         run(next, NAME(values_at)(v, i, fused), NAME(LINE), coef + c + 1, stride, fused);
         const int here = (int)(end - i);
@@ -41,20 +45,21 @@ static inline ALWAYS_INLINE void NAME(walk_planes)(const bncore_arrays *arrays, 
                                                    NAME(run_function) * run, int fused)
 {
     const NAME(values) values = NAME(values_of)(arrays);
+    const int64_t ahead = residual_ahead(t, sizeof(T));
     T *dst = arrays->dst;
     piece p;
     for (int64_t e = t->end; e > t->begin; e -= p.len) {
         p = piece_before(t, e);
         if (arrays->stream && p.len == t->inner) {
             NAME(stream_runs)(dst + p.offset, NAME(values_at)(values, p.offset, fused), t->channels,
-                              t->inner, coef, stride, run, fused);
+                              t->inner, ahead, coef, stride, run, fused);
             continue;
         }
         for (int64_t c = 0; c < t->channels; c++) {
             const int64_t at = c * t->inner + p.offset;
             const NAME(values) v = NAME(values_at)(values, at, fused);
             if (arrays->stream)
-                NAME(stream_runs)(dst + at, v, 1, p.len, coef + c, stride, run, fused);
+                NAME(stream_runs)(dst + at, v, 1, p.len, ahead, coef + c, stride, run, fused);
             else
                 run(dst + at, v, p.len, coef + c, stride, fused);
         }
