@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import doctest
 import re
-from operator import attrgetter
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
@@ -25,13 +25,16 @@ def test_the_examples_run():
     assert tried == "".join(BLOCKS).count(">>> ")
 
 
-def test_every_block_of_code_is_an_example():
-    assert TEXT.count("```") == 2 * len(BLOCKS)
+def test_every_block_is_an_example_or_mathematics():
+    fences = re.findall(r"^```(\w*)$", TEXT, re.MULTILINE)
+    assert set(fences[::2]) == {"python", "math"}
+    assert set(fences[1::2]) == {""}
+    assert fences.count("python") == len(BLOCKS)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_named_exists(name):
-    assert attrgetter(name)(bncore) is not None
+    assert resolve_name(f"bncore.{name}") is not None
 
 
 def test_every_function_of_batch_norm_has_its_line():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -332,3 +334,13 @@ def test_a_wrong_argument_is_explained(arguments, capsys):
     with pytest.raises(SystemExit):
         study.main(arguments)
     assert f"{arguments[0]}: " in capsys.readouterr().err
+
+
+def test_a_missing_dependency_is_explained():
+    code = (
+        "import sys; sys.modules['scipy'] = None; sys.argv = ['study']; "
+        "import runpy; runpy.run_module('bncore.study', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "pip install '.[study]', or make study" in done.stderr
