@@ -23,6 +23,9 @@ BENCH := $(PY) -m pytest benchmarks --benchmark-group-by=group \
 NATIVE_IS_THERE = ls bncore/backends/native*.so >/dev/null 2>&1
 EXPECT = BNCORE_EXPECT_NATIVE=$(if $(filter-out 0,$(BNCORE_REQUIRE_NATIVE)),1,$$($(NATIVE_IS_THERE) && echo 1 || echo 0))
 
+# The tests that need nothing but the extra "test".
+ALONE := not needs_torch and not needs_frameworks
+
 # COVERAGE=1 measures coverage and fails below pyproject.toml's limit. Lines that Numba compiles count once they
 # are compiled, which Numba itself reports; hence a cache of its own, empty at the start.
 ifdef COVERAGE
@@ -37,7 +40,7 @@ BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyprojec
 # pip installs into one environment at a time.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench bench-peers test-torch coverage lint format test-without-native sdist-check \
+.PHONY: help demo test bench bench-peers test-torch test-frameworks coverage lint format test-without-native sdist-check \
 	counts report study build clean
 
 help: ## this list (also: make alone)
@@ -49,7 +52,7 @@ demo: build $(VENV)/.demo $(VENV)/.study ## the main job on real data: accuracy,
 
 test: build $(VENV)/.test ## the test suite, doctests included
 	$(if $(COVERAGE),rm -rf $(NUMBA_CACHE_DIR))
-	$(EXPECT) $(PY) -m pytest -m "not needs_torch" $(COVERAGE_ARGS) $(PYTEST_ARGS)
+	$(EXPECT) $(PY) -m pytest -m "$(ALONE)" $(COVERAGE_ARGS) $(PYTEST_ARGS)
 
 coverage: ## the test suite; fails if it reaches less than 95 % of the lines
 	@$(MAKE) test COVERAGE=1
@@ -57,8 +60,11 @@ coverage: ## the test suite; fails if it reaches less than 95 % of the lines
 test-torch: build $(VENV)/.test $(VENV)/.torch ## the tests that compare with PyTorch (installs it)
 	$(EXPECT) $(PY) -m pytest -m needs_torch tests $(PYTEST_ARGS)
 
+test-frameworks: build $(VENV)/.test $(VENV)/.frameworks ## BatchNorm beside the layers of PyTorch, Keras, Flax (likewise)
+	$(EXPECT) $(PY) -m pytest -m needs_frameworks tests $(PYTEST_ARGS)
+
 test-without-native: $(PURE)/.test ## the same suite on Numba and NumPy, the package installed with no extension
-	BNCORE_EXPECT_NATIVE=0 $(PURE)/bin/pytest --import-mode=importlib -m "not needs_torch" \
+	BNCORE_EXPECT_NATIVE=0 $(PURE)/bin/pytest --import-mode=importlib -m "$(ALONE)" \
 		tests --pyargs bncore $(PYTEST_ARGS)
 
 bench: build $(VENV)/.suite ## single operations in pytest-benchmark; BENCH_ARGS=--full for every shape
@@ -133,7 +139,7 @@ $(VENV)/.demo $(VENV)/.study $(VENV)/.test $(VENV)/.suite $(VENV)/.lint: $(VENV)
 
 # PyTorch's build for CPUs is the one to compare with: where pip would take another, point it there by its own
 # settings (PIP_INDEX_URL or PIP_FIND_LINKS).
-$(VENV)/.torch $(VENV)/.peers: $(VENV)/.%: $(VENV)/.base
+$(VENV)/.torch $(VENV)/.frameworks $(VENV)/.peers: $(VENV)/.%: $(VENV)/.base
 	$(SKIP_NATIVE) $(PIP) install -q --no-build-isolation -e ".[$*]"
 	@touch $@
 

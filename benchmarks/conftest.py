@@ -64,6 +64,8 @@ def shapes(full: bool) -> list[cases.Shape]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case" not in metafunc.fixturenames:
+        return
     option = metafunc.config.getoption
     named = option("peers")
     keys = list(peers.PEERS) if named == "all" else named.split(",")

@@ -20,13 +20,13 @@ from bncore.inference import batch_norm_infer, batch_norm_infer_backward
 from bncore.layer import BatchNorm
 from bncore.layer_norm import layer_norm, layer_norm_backward
 from bncore.microbatch import MicroBatches
+from bncore.out_of_core import merged_moments, stream_moments
 from bncore.parts import grad_input, grad_sums, moments, normalize
 from bncore.pool import set_buffer_pool
 from bncore.population import batch_norms, recalibrate
 from bncore.reductions import mean_var
 from bncore.running import update_running_stats
 from bncore.statistics import GradSums, Moments
-from bncore.streaming import merged_moments, stream_moments
 from bncore.threads import get_num_threads, set_num_threads
 
 __version__ = "0.1.0"

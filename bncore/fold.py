@@ -170,8 +170,8 @@ def fold_into_conv(
     Returns
     -------
     weight, bias : ndarray
-        New arrays of weight's dtype, computed in float64 and rounded once: the convolution that does
-        what the two did.  There is a bias also where there was none.
+        New arrays of weight's dtype, computed in float64 and rounded once: the convolution that
+        does what the two did.  There is a bias also where there was none.
 
     Raises
     ------
@@ -207,7 +207,8 @@ def fold_into_conv(
 
 
 def _float64(name: str, value: object, size: int | None) -> Stat:
-    array: Any = problem.cast(problem.vector(name, value, size), np.float64)
+    values: Any = problem.cast(problem.vector(name, value, size), np.float64)
+    array: Stat = values
     return array
 
 

@@ -341,4 +341,5 @@ def batch_renorm_backward(
     )
     with np.errstate(all="ignore"):
         dweight: Any = r.values * sum_dy_xhat + d.values * sum_dy
-    return dx, p.parameter_gradient(dweight, gamma), p.parameter_gradient(sum_dy, gamma)
+    dbias: Any = sum_dy
+    return dx, p.parameter_gradient(dweight, gamma), p.parameter_gradient(dbias, gamma)

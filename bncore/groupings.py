@@ -1,24 +1,19 @@
-"""Instance norm and group norm: the kernels of batch norm, with a statistic per sample and group.
+"""Instance norm and group norm: the kernels of batch norm, with statistics per sample and group.
 
-A sample lies in memory as (outer, channels, inner), outer being 1 where channels come first.  Its
-groups are (outer, groups, channels / groups * inner), the same memory with other sizes: so
-statistics are those of a batch norm over groups, and y and dx those of one over channels whose
-statistics repeat within a group.  Where outer is 1, all samples are one such problem, of
-samples * groups and samples * channels; else one call per sample.
+Statistics are those of a batch norm over groups, y and dx those of one over channels whose
+statistics repeat within a group: `bncore.samples` gives both views of the same memory.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from bncore import problem, scalars
+from bncore import scalars
 from bncore.backends import current
-from bncore.problem import Problem
+from bncore.samples import Grouping
 from bncore.statistics import Moments, Stat, checked_moments, trusted_moments, variance
 from bncore.threads import resolve
 
@@ -27,96 +22,6 @@ Array: TypeAlias = npt.NDArray[np.floating[Any]]
 # Below this share of the largest weight a channel's gradient is computed from weight * dy, in a
 # pass of its own: dividing by the weight would leave float32's range.
 LEAST_WEIGHT = 2.0**-20
-
-PART_BYTES = 1 << 20  # about the second-level cache of a core
-
-
-class Grouping:
-    """x with a batch axis, as problems of groups and of channels over the same memory.
-
-    Attributes
-    ----------
-    problem : Problem
-        Of x, in which samples are slowest in memory.
-    samples, groups, channels, count : numbers of them, and of values per group
-    wide : channels of a group
-    """
-
-    def __init__(self, x: object, axis: object, groups: object) -> None:
-        array = problem.data_array("x", x)
-        if array.ndim < 2:
-            raise ValueError(f"x: expected at least 2 dimensions, got {array.ndim}")
-        channel_axis = scalars.one_axis(axis, array.ndim)
-        if channel_axis == 0:
-            raise ValueError("axis: expected another axis than 0, the batch's, got 0")
-        order = problem.memory_order(array)
-        faster = tuple(i for i in order if i != 0)
-        if array.shape[0] > 1 and order[0] != 0:
-            # Samples lie between each other: one copy brings them apart.
-            order = (0, *faster)
-            inverse = sorted(range(array.ndim), key=order.__getitem__)
-            array = problem.block(array, order).transpose(inverse)
-        at = faster.index(channel_axis)
-        self.problem = Problem(array, channel_axis)
-        self.samples, self.channels = array.shape[0], array.shape[channel_axis]
-        self.groups = self.channels if groups is None else _divisor(groups, self.channels)
-        self.wide = self.channels // max(self.groups, 1)
-        self._outer = math.prod(array.shape[i] for i in faster[:at])
-        self._inner = math.prod(array.shape[i] for i in faster[at + 1 :])
-        self.count = self._outer * self._inner * self.wide
-
-    def __iter__(self) -> Iterator[Part]:
-        """Yield the parts that one call each works on: what the second read finds in cache."""
-        each = 1
-        if self._outer == 1:
-            size = self.problem.x.nbytes // self.samples
-            each = self.samples if self.wide == 1 else max(PART_BYTES // size, 1)
-        for start in range(0, self.samples, each):
-            yield Part(self, start, min(start + each, self.samples))
-
-    def require_batch(self) -> None:
-        """Refuse one value per group: its variance says nothing."""
-        if self.count == 1 and not self.problem.empty:
-            raise ValueError(
-                f"Expected more than 1 value per group, got input size {self.problem.shape}"
-            )
-
-
-class Part:
-    """Some samples, whose groups (or channels) are the channels of one call."""
-
-    def __init__(self, whole: Grouping, start: int, stop: int) -> None:
-        self._whole, self._samples = whole, slice(start, stop)
-        self._number = stop - start
-        self.groups = slice(start * whole.groups, stop * whole.groups)
-
-    def by_channel(self, values: Array) -> Array:
-        """Return these samples of an array of x's size, a channel of the call for every channel."""
-        return self._sized(values, self._whole.channels, 1)
-
-    def by_group(self, values: Array) -> Array:
-        """Return these samples of an array of x's size, a channel of the call for every group."""
-        return self._sized(values, self._whole.groups, self._whole.wide)
-
-    def _sized(self, values: Array, rows: int, wide: int) -> Array:
-        g = self._whole
-        mine = values.reshape(g.samples, -1)[self._samples]
-        return mine.reshape(g._outer, self._number * rows, wide * g._inner)
-
-    def repeated(self, values: Stat) -> Stat:
-        """Return values per group once for every channel of it."""
-        return values.repeat(self._whole.wide)
-
-    def tiled(self, values: Stat | None) -> Stat | None:
-        """Return values per channel once for every sample."""
-        return None if values is None else np.tile(values, self._number)
-
-
-def _divisor(groups: object, channels: int) -> int:
-    number = scalars.integer_at_least("groups", groups, 1)
-    if channels % number:
-        raise ValueError(f"groups: expected a divisor of {channels} channels, got {number}")
-    return number
 
 
 def group_norm(
@@ -175,6 +80,7 @@ def group_norm(
     >>> moments.mean
     array([1., 7.])
     """
+    groups = scalars.integer_at_least("groups", groups, 1)
     return _forward(x, groups, weight, bias, axis, eps, out, n_threads)
 
 
@@ -186,7 +92,7 @@ def _forward(
     axis: object,
     eps: object,
     out: object,
-    n_threads: object,
+    n_threads: SupportsIndex | None,
 ) -> tuple[Array, Moments]:
     """Do `group_norm`; groups of one channel where `groups` is None."""
     kernels, threads = current().kernels, resolve(n_threads)
@@ -265,6 +171,7 @@ def group_norm_backward(
     >>> dweight, dbias
     (array([-1.,  3.]), array([1., 3.]))
     """
+    groups = scalars.integer_at_least("groups", groups, 1)
     return _backward(dy, x, moments, groups, weight, axis, eps, out, n_threads)
 
 
@@ -277,7 +184,7 @@ def _backward(
     axis: object,
     eps: object,
     out: object,
-    n_threads: object,
+    n_threads: SupportsIndex | None,
 ) -> tuple[Array, Array, Array]:
     """Do `group_norm_backward`; groups of one channel where `groups` is None."""
     kernels, threads = current().kernels, resolve(n_threads)
@@ -298,14 +205,25 @@ def _backward(
         given, slope, result = map(part.by_channel, (p.x, gradient, dx.values))
         statistics = part.repeated(means[part.groups]), part.repeated(variances[part.groups])
         row = part.tiled(gamma.values)
-        sums = np.zeros((2, given.shape[1]))
+        sum_dy, sum_dy_xhat = sums = np.zeros((2, given.shape[1]))
         if g.wide == 1:
-            kernels.train_backward(result, *sums, slope, given, *statistics, row, eps, threads)
+            kernels.train_backward(
+                result, sum_dy, sum_dy_xhat, slope, given, *statistics, row, eps, threads
+            )
         else:
-            kernels.grad_sums(*sums, slope, given, *statistics, eps, threads)
+            kernels.grad_sums(sum_dy, sum_dy_xhat, slope, given, *statistics, eps, threads)
             row, slope, shared = _weighted(row, slope, sums, g.wide)
             kernels.grad_input(
-                result, slope, given, *statistics, *shared, float(g.count), row, eps, threads
+                result,
+                slope,
+                given,
+                *statistics,
+                shared[0],
+                shared[1],
+                float(g.count),
+                row,
+                eps,
+                threads,
             )
         with np.errstate(all="ignore"):
             dbias += sums[0].reshape(-1, g.channels).sum(axis=0)

@@ -12,12 +12,13 @@ import numpy.typing as npt
 
 from bncore import parts, problem, scalars
 from bncore.api import batch_norm_train, batch_norm_train_backward
+from bncore.conventions import Conventions
+from bncore.fold import ScaleShift, as_scale_shift
 from bncore.inference import batch_norm_infer, batch_norm_infer_backward
 from bncore.layer_settings import Array
 from bncore.layer_state import (
     EVALUATED,
     USED,
-    LayerState,
     Saved,
     cast,
     finite,
@@ -28,7 +29,7 @@ from bncore.running import update_running_stats
 from bncore.statistics import Moments, Stat
 
 
-class BatchNorm(LayerState):
+class BatchNorm(Conventions):
     """Batch normalization with parameters, running statistics and gradients.
 
     In training the batch's own statistics normalize, and the running statistics move towards them;
@@ -319,6 +320,15 @@ class BatchNorm(LayerState):
         mean, var = self._running()
         update_running_stats(mean, var, moments, momentum=momentum, correction=self._correction)
         self._num_batches_tracked = tracked + 1
+
+    def as_scale_shift(self) -> ScaleShift:
+        """Return evaluation without the activation as ``x * scale + shift``; see the function."""
+        if not self._tracks:
+            raise ValueError(
+                "as_scale_shift: expected a layer with running statistics, got one without"
+            )
+        mean, var = self.running_mean, self.running_var
+        return as_scale_shift(mean, var, self.weight, self.bias, eps=self.eps)
 
     # Modes
 

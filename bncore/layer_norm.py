@@ -195,6 +195,11 @@ def layer_norm_backward(
     TypeError, ValueError
         As `layer_norm`; and if `moments` are not those of x.
 
+    Notes
+    -----
+    ``weight * dy`` is rounded to x's dtype before it is summed over a row, and xhat before dweight
+    is summed: float32 gradients are as exact as the sums of absolute values in their terms allow.
+
     References
     ----------
     J. L. Ba, J. R. Kiros, G. E. Hinton, "Layer Normalization", arXiv:1607.06450 (2016), equation 4,
@@ -229,17 +234,19 @@ def layer_norm_backward(
         kernels.normalize(
             _lines(scratch), _lines(given), *statistics, None, None, eps, threads
         )  # xhat
-        sums = np.zeros((2, r.width))
-        kernels.grad_sums(*sums, _columns(slope), _columns(scratch), zeros, ones, 0.0, threads)
+        sum_dy, sum_dy_xhat = np.zeros((2, r.width))
+        kernels.grad_sums(
+            sum_dy, sum_dy_xhat, _columns(slope), _columns(scratch), zeros, ones, 0.0, threads
+        )
         with np.errstate(all="ignore"):
-            dbias += sums[0]
-            dweight += sums[1]
+            dbias += sum_dy
+            dweight += sum_dy_xhat
         if gamma.values is not None:
             kernels.normalize(
                 _columns(scratch), _columns(slope), zeros, ones, gamma.values, None, 0.0, threads
             )
             slope = scratch
-        unused: Stat = np.zeros((2, len(given)))
+        unused = np.zeros(len(given)), np.zeros(len(given))
         kernels.train_backward(
             _lines(result), *unused, _lines(slope), _lines(given), *statistics, None, eps, threads
         )

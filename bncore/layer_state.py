@@ -304,6 +304,6 @@ def weight_of_new(momentum: float | None, debias: bool, tracked: int) -> float:
         return 1.0 / (tracked + 1)
     if not debias or momentum == 0.0:
         return momentum
-    if momentum == 1.0:
+    if momentum == 1.0 or tracked == 0:
         return 1.0
     return momentum / -math.expm1((tracked + 1) * math.log1p(-momentum))

@@ -116,7 +116,7 @@ class MicroBatches:
         return self._parameter_gradient(self._whole_sums().sum_dy)
 
     def _parameter_gradient(self, total: npt.NDArray[np.float64]) -> Array:
-        dtype = self._dtype if self._weight is None else self._weight.dtype.newbyteorder("=")
+        dtype: Any = self._dtype if self._weight is None else self._weight.dtype.newbyteorder("=")
         return problem.cast(total, dtype)
 
     def _whole_sums(self) -> GradSums:

@@ -134,10 +134,7 @@ def recalibrate(
     chosen = [layer for layer in found if layer.track_running_stats and not layer.frozen]
     if not chosen:
         raise ValueError(
-            "network: expected batch norm layers with running statistics that are not frozen, "
-            f"got {len(found)} of them"
-            if not found
-            else "network: expected a batch norm layer that has running statistics and is not frozen, "
+            "network: expected a BatchNorm that has running statistics and is not frozen, "
             f"got {len(found)} without"
         )
     run = _forward_of(network, forward)
@@ -168,15 +165,16 @@ def recalibrate(
 
 def _forward_of(network: Any, forward: object) -> Callable[[Any], object]:
     """Return what runs the network."""
-    run = getattr(network, "forward", network) if forward is None else forward
+    run: Any = getattr(network, "forward", network) if forward is None else forward
     if not callable(run):
         name = (
             "network: expected one with a callable forward"
             if forward is None
-            else ("forward: expected a callable")
+            else "forward: expected a callable"
         )
         raise TypeError(f"{name}, got {scalars.shown(run)}")
-    return run
+    found: Callable[[Any], object] = run
+    return found
 
 
 def _pass(

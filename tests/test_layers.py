@@ -23,7 +23,35 @@ FACE = {
     "bncore.problem": {"bncore.scalars"},
     "bncore.pool": {"bncore.problem", "bncore.scalars"},
     "bncore.statistics": {"bncore.problem", "bncore.scalars"},
-    "bncore.running": {"bncore.problem", "bncore.scalars", "bncore.statistics"},
+    "bncore.running": {
+        "bncore.problem",
+        "bncore.scalars",
+        "bncore.statistics",
+        "bncore.backends",
+    },
+    "bncore.layer_settings": {"bncore.problem", "bncore.scalars"},
+    "bncore.layer_state": {
+        "bncore.problem",
+        "bncore.scalars",
+        "bncore.statistics",
+        "bncore.layer_settings",
+    },
+    "bncore.foreign": {"bncore.scalars"},
+    "bncore.conventions": {"bncore.foreign", "bncore.layer_state"},
+    # The layer computes nothing itself: it stands on the functions, and they know nothing of it.
+    "bncore.layer": {
+        "bncore.fold",
+        "bncore.api",
+        "bncore.inference",
+        "bncore.parts",
+        "bncore.running",
+        "bncore.statistics",
+        "bncore.problem",
+        "bncore.scalars",
+        "bncore.layer_settings",
+        "bncore.layer_state",
+        "bncore.conventions",
+    },
     "bncore.threads": {"bncore.scalars", "bncore.backends"},
     "bncore.config": {"bncore", "bncore.scalars", "bncore.backends", "bncore.threads"},
 }
@@ -36,6 +64,24 @@ for function_module in ("bncore.api", "bncore.inference", "bncore.parts", "bncor
         "bncore.backends",
         "bncore.threads",
     }
+
+FACE["bncore.samples"] = {"bncore.scalars", "bncore.problem"}
+FACE["bncore.fold"] = {"bncore.scalars", "bncore.problem"}
+# Kernels on other groupings.
+for grouping in ("bncore.groupings", "bncore.layer_norm"):
+    FACE[grouping] = FACE["bncore.api"] - {"bncore.pool"} | {"bncore.samples"}
+# What is made of the functions alone, with no kernel called.
+composed = {"bncore.scalars", "bncore.problem", "bncore.statistics", "bncore.threads"}
+composed |= {"bncore.parts"}
+FACE["bncore.out_of_core"] = composed
+FACE["bncore.microbatch"] = composed
+FACE["bncore.ghost"] = composed | {"bncore.api"}
+FACE["bncore.population"] = {
+    "bncore.scalars",
+    "bncore.statistics",
+    "bncore.layer",
+    "bncore.layer_state",
+}
 
 
 def imports(path: Path, *, at_import: bool = False) -> set[str]:
@@ -68,6 +114,12 @@ def test_every_module_is_looked_at():
 def test_the_face(module):
     used = imports(SOURCES[module])
     assert of_bncore(used) <= FACE[module]
+
+
+@pytest.mark.parametrize("module", ["bncore.foreign", "bncore.conventions"])
+def test_conventions_need_no_other_library(module):
+    used = {name.partition(".")[0] for name in imports(SOURCES[module])} - {"bncore"}
+    assert used - {"__future__", "collections", "typing"} == {"numpy"}
 
 
 @pytest.mark.parametrize("module", ["bncore.scalars", "bncore.problem"])

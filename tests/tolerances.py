@@ -65,6 +65,10 @@ ONNX_ATOL = 1e-6
 # PyTorch in float64 as second oracle.
 TORCH_FLOAT64 = 1e-11
 
+# Layers of other frameworks in float64, after ten steps: Flax takes E[x^2] - E[x]^2.
+FRAMEWORKS = 1e-12
+FRAMEWORKS_FLOAT32 = 1e-6
+
 # Heap growth of a call on an array of 64 MiB and more: lane sums, partial sums and thread stacks,
 # never x's size.
 HEAP_GROWTH_BYTES = 2 * 2**20
@@ -78,3 +82,17 @@ def forward(dtype: type) -> float:
 def gradient(dtype: type) -> float:
     """Bound for `oracle.gradient_error`."""
     return GRADIENT_ULP if dtype == np.float32 else GRADIENT_FLOAT64
+
+
+# One batch in pieces against the whole: float64 gradients and outputs, relative to their largest.
+PIECES_FLOAT64 = 1e-12
+
+# A folded layer against the two layers: float64 relative to the largest term, float32 in ulp of it.
+FOLDED_FLOAT64 = 1e-12
+FOLDED_ULP = 4.0
+
+# float32 layer norm weighs a y that is rounded already: a rounding more than batch norm.
+LAYER_NORM_ULP = 4.0
+
+# Its dweight sums products with xhat as float32, which is within FORWARD_ULP; and one rounding.
+LAYER_NORM_SUMS_ULP = FORWARD_ULP + 1.0

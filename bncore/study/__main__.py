@@ -50,7 +50,6 @@ def main(arguments: list[str] | None = None) -> None:
     )
     for claim in claims:
         console.print(Markdown(f"*{claim.name}.* {claim.sentence()}"), "")
-    console.print(page.summary(claims).rich())
     if options.write:
         page.write(results, plan, options.write)
         console.print(f"Written: {options.write / 'README.md'}")

@@ -2,13 +2,16 @@
 
 The rule. A comparison pairs the two sides seed by seed: same data, same initial weights, same
 batches. Its p is that of the exact sign-flip test, two-sided: the share of all ways to swap the two
-sides within seeds that give a mean difference as large. With p <= `ALPHA` the comparison speaks for
-the claim or against it, by the sign of the mean; else it shows no difference. A claim is confirmed
-if all of its comparisons speak for it, not confirmed if none does, and depends otherwise.
+sides within seeds that give a mean difference as large. Holm's procedure holds the p of all
+comparisons of a claim against `ALPHA` together. Those that pass speak for the claim or against it,
+by the sign of the mean; the others show no difference. A claim is confirmed if all of its
+comparisons speak for it, not confirmed if none does, and depends otherwise.
 
 References
 ----------
 R. A. Fisher, "The Design of Experiments" (1935), section 21: the sign-flip (randomization) test.
+S. Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of
+Statistics 6 (1979) 65-70.
 """
 
 from __future__ import annotations
@@ -59,6 +62,24 @@ def sign_flip_p(difference: NDArray[np.float64]) -> float:
     return float(np.mean(means * CLOSE >= abs(difference.sum())))
 
 
+def holm(ps: Sequence[float], alpha: float) -> list[bool]:
+    """Say which hypotheses fall, so that a true one falls with probability `alpha` at most.
+
+    Examples
+    --------
+    >>> holm([0.04, 0.01, 0.02], 0.05)
+    [True, True, True]
+    >>> holm([0.04, 0.01, 0.03], 0.05)
+    [False, True, False]
+    """
+    falls = [False] * len(ps)
+    for left, which in zip(range(len(ps), 0, -1), np.argsort(ps, kind="stable"), strict=True):
+        if ps[which] > alpha / left:
+            break
+        falls[which] = True
+    return falls
+
+
 @dataclass(frozen=True)
 class Measure:
     """What is compared, and how it is written.
@@ -100,21 +121,15 @@ class Comparison:
     second: NDArray[np.float64]
 
     @property
-    def p(self) -> float:
-        """P-value of the difference."""
-        return sign_flip_p(self._gain)
-
-    @property
-    def _gain(self) -> NDArray[np.float64]:
+    def gain(self) -> NDArray[np.float64]:
+        """By how much the second side is better, seed by seed."""
         gain = self.measure.scaled(self.second) - self.measure.scaled(self.first)
         return gain if self.measure.larger_is_better else -gain
 
     @property
-    def says(self) -> Says:
-        """Whether the second side is better, by the rule."""
-        if self.p > ALPHA:
-            return Says.NOTHING
-        return Says.FOR if self._gain.mean() > 0 else Says.AGAINST
+    def p(self) -> float:
+        """P-value of the difference."""
+        return sign_flip_p(self.gain)
 
     def brief(self) -> str:
         """Write the label and both means, the second side first."""
@@ -142,9 +157,18 @@ class Claim:
     sides: tuple[str, str] = ("without", "with batch norm")
 
     @property
+    def says(self) -> list[Says]:
+        """What each comparison says, by the rule at the top of this module."""
+        shown = holm([comparison.p for comparison in self.comparisons], ALPHA)
+        return [
+            (Says.FOR if comparison.gain.mean() > 0 else Says.AGAINST) if differs else Says.NOTHING
+            for comparison, differs in zip(self.comparisons, shown, strict=True)
+        ]
+
+    @property
     def verdict(self) -> Verdict:
-        """The rule at the top of this module."""
-        speak_for = [comparison.says is Says.FOR for comparison in self.comparisons]
+        """The verdict, by the same rule."""
+        speak_for = [says is Says.FOR for says in self.says]
         if speak_for and all(speak_for):
             return Verdict.CONFIRMED
         return Verdict.DEPENDS if any(speak_for) else Verdict.NOT_CONFIRMED
@@ -153,7 +177,9 @@ class Claim:
         """Write the verdict in one sentence, with the means of every comparison."""
         parts = []
         for says in Says:
-            these = [c.brief() for c in self.comparisons if c.says is says]
+            these = [
+                c.brief() for c, s in zip(self.comparisons, self.says, strict=True) if s is says
+            ]
             if these:
                 count = f"{len(these)} of {len(self.comparisons)}"
                 parts.append(f"{says} in {count} comparisons ({'; '.join(these)})")
@@ -162,7 +188,7 @@ class Claim:
     def table(self) -> Table:
         """Every comparison with its spread."""
         made = Table(self.name, ["comparison", "measure", *self.sides, "p", "says"])
-        for c in self.comparisons:
+        for c, says in zip(self.comparisons, self.says, strict=True):
             spreads = (c.measure.spread(values) for values in (c.first, c.second))
-            made.lines.append([c.label, c.measure.name, *spreads, f"{c.p:.3f}", str(c.says)])
+            made.lines.append([c.label, c.measure.name, *spreads, f"{c.p:.3f}", str(says)])
         return made

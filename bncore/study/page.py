@@ -49,7 +49,7 @@ def summary(judged: Sequence[Claim]) -> Table:
     """Every claim and its verdict, and how many of its comparisons say what."""
     made = Table("What is said of batch norm", ["claim", "verdict", *judge.Says])
     for claim in judged:
-        counts = [sum(c.says is says for c in claim.comparisons) for says in judge.Says]
+        counts = [claim.says.count(says) for says in judge.Says]
         made.lines.append([claim.name, str(claim.verdict), *map(str, counts)])
     return made
 
@@ -82,7 +82,7 @@ def page(results: Results, plan: Plan) -> Iterator[str]:
     yield "# What batch norm does to training, measured"
     yield INTRODUCTION.strip()
     yield summary(claims(results, plan)).markdown()
-    yield from method(results, plan)
+    yield from method(plan, len(results))
     for experiment in EXPERIMENTS:
         yield f"## {experiment.TITLE}"
         yield experiment.ABOUT.strip()
@@ -98,7 +98,7 @@ def page(results: Results, plan: Plan) -> Iterator[str]:
     yield LIMITS.strip()
 
 
-def method(results: Results, plan: Plan) -> Iterator[str]:
+def method(plan: Plan, trainings: int) -> Iterator[str]:
     """Yield the settings, the rule and the versions."""
     cut = data.split(plan.seeds[0])
     yield "## How it was measured"
@@ -114,17 +114,12 @@ def method(results: Results, plan: Plan) -> Iterator[str]:
         few_rates=listed(plan.few_rates),
         long_rates=listed(plan.long_rates),
     )
-    comparisons = sum(len(claim.comparisons) for claim in claims(results, plan))
     yield RULE.strip().format(
-        alpha=judge.ALPHA,
-        comparisons=comparisons,
-        chance=round(comparisons * judge.ALPHA),
-        seeds=len(plan.seeds),
-        smallest=2.0 ** (1 - len(plan.seeds)),
+        alpha=judge.ALPHA, seeds=len(plan.seeds), smallest=2.0 ** (1 - len(plan.seeds))
     )
     versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
     yield (
-        f"**Versions.** {len(results):,} trainings, seeds {seeds(plan)}; "
+        f"**Versions.** {trainings:,} trainings, seeds {seeds(plan)}; "
         f"Python {platform.python_version()}, bncore {bncore.__version__}, {versions}, on "
         f"{platform.machine()}. The same seeds give the same numbers on one machine with these "
         "versions; another BLAS rounds differently, and trainings then differ as they do between "
@@ -163,16 +158,18 @@ METHOD = """
 
 RULE = """
 **The rule.** A comparison pairs the two sides seed by seed; its p is that of the exact two-sided
-sign-flip test. With p ≤ {alpha:g} it says "yes" or "the opposite", by the sign of the mean
-difference, else "no difference shown". A claim is confirmed if all its comparisons say yes, not
-confirmed if none does, and depends otherwise. {comparisons} comparisons were made, and p is not
-corrected for that: about {chance} would say something by chance if nothing differed. With {seeds}
-seeds the smallest p possible is {smallest:.3g}. Brackets hold the range over seeds.
+sign-flip test, {smallest:.2g} at least with {seeds} seeds. Holm's procedure holds all p of a
+claim against {alpha:g} together: were there no differences, a claim would show one with a
+probability of {alpha:.0%} at most. What is shown says "yes" or "the opposite" by the sign of the
+mean difference; the rest says "no difference shown", which is not that there is none. A claim is
+confirmed if all its comparisons say yes, not confirmed if none does, and depends otherwise.
+Brackets hold the range over seeds.
 """
 
 LIMITS = """
 Small images, small networks, short trainings, plain gradient descent: large networks, schedules,
-momentum or Adam may come out differently. Counting steps leaves out that a step with batch norm
-takes longer. Why a difference arises is not asked here: see the sources in
+momentum or Adam may come out differently. A comparison whose p is close to its bound may fall to
+the other side on another machine. Counting steps leaves out that a step with batch norm takes
+longer. Why a difference arises is not asked here: see the sources in
 [batch-norm.md](../batch-norm.md).
 """

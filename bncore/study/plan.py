@@ -36,7 +36,7 @@ class Plan:
 
 FULL = Plan(
     "full",
-    seeds=range(8),
+    seeds=range(10),
     networks=("mlp", "cnn"),
     rates=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
     few_rates=(0.01, 0.03, 0.1, 0.3, 1.0),
@@ -45,22 +45,22 @@ FULL = Plan(
     batches=(2, 4, 8, 16, 32, 64, 128, 256),
     epochs=30,
     short=15,
-    long=45,
+    long=40,
     long_rates=(0.03, 0.1, 0.3, 1.0, 3.0),
 )
 SMALL = replace(
     FULL,
     name="small",
-    seeds=range(6),
+    seeds=range(8),
     networks=("mlp",),
     rates=(0.001, 0.01, 0.1, 1.0, 10.0),
     few_rates=(0.03, 0.1, 0.3),
     scales=(0.01, 0.1, 1.0, 10.0),
     depths=(2, 10),
-    batches=(4, 16, 64, 256),
-    epochs=10,
-    short=6,
-    long=15,
+    batches=(8, 64, 256),
+    epochs=8,
+    short=5,
+    long=12,
     long_rates=(0.1, 0.3, 1.0),
 )
 TINY = replace(

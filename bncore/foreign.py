@@ -1,0 +1,98 @@
+"""How other libraries hold the arrays and settings of their layers: by what these have, no imports.
+
+Here is how to read them; `bncore.conventions` says what they mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bncore.scalars import shown
+
+AnyArray = npt.NDArray[Any]
+
+# Names of gamma, beta and of the running mean and variance.
+OURS = ("weight", "bias", "running_mean", "running_var")
+KERAS = ("gamma", "beta", "moving_mean", "moving_variance")
+FLAX = ("scale", "bias", "mean", "var")
+ONNX = ("scale", "B", "input_mean", "input_var")
+
+# By the number that onnx.TensorProto has for it.
+ONNX_DTYPES: dict[int, np.dtype[Any]] = {
+    1: np.dtype("<f4"),
+    10: np.dtype("<f2"),
+    11: np.dtype("<f8"),
+}
+
+
+def as_array(value: Any) -> AnyArray:
+    """Return a tensor of any library as an array; bfloat16, which NumPy has not, as float32."""
+    if hasattr(value, "detach"):  # PyTorch's
+        value = value.detach().cpu()
+        if "bfloat16" in str(value.dtype):
+            value = value.float()
+    array = np.asarray(value)
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+
+
+def from_tensor_proto(tensor: Any) -> AnyArray:
+    """Return the values of an ONNX tensor, as onnx.numpy_helper.to_array does."""
+    dtype = ONNX_DTYPES.get(tensor.data_type)
+    if dtype is None:
+        raise TypeError(
+            f"initializers: expected {tensor.name} of float16, float32 or float64, "
+            f"got the ONNX data type {tensor.data_type}"
+        )
+    if tensor.raw_data:
+        values: AnyArray = np.frombuffer(tensor.raw_data, dtype)
+    elif dtype.itemsize == 2:  # the bits, in integers
+        values = np.array(tensor.int32_data, np.uint16).view(dtype)
+    else:
+        values = np.array(tensor.float_data if dtype.itemsize == 4 else tensor.double_data, dtype)
+    return values.reshape(tuple(tensor.dims))
+
+
+def new_weight(old: Any, name: str) -> float:
+    """Turn the weight of the old value into that of the new batch."""
+    if isinstance(old, bool) or not isinstance(old, (int, float, np.floating)):
+        raise TypeError(f"{name}: expected the momentum as a number, got {shown(old)}")
+    return 1.0 - float(old)
+
+
+def of_mapping(source: Mapping[str, Any], known: Iterable[str], prefix: str = "") -> dict[str, Any]:
+    """Return the entries whose names start so, without the start; all of them have to be known."""
+    found = {name[len(prefix) :]: source[name] for name in source if name.startswith(prefix)}
+    expected = tuple(known)
+    unknown = [prefix + name for name in found if name not in expected]
+    if unknown or not found:
+        raise ValueError(
+            f"source: expected names of {', '.join(prefix + name for name in expected)}, "
+            f"got {', '.join(unknown) or 'none of them'}"
+        )
+    return found
+
+
+def affine(weight: object, bias: object) -> bool | str:
+    """Return which parameters there are as `BatchNorm` takes it."""
+    if bool(weight) == bool(bias):
+        return bool(weight)
+    return "weight" if weight else "bias"
+
+
+def expect(name: str, value: object, expected: str, *attributes: str) -> None:
+    """Refuse an object that lacks what it is known by."""
+    if not all(hasattr(value, attribute) for attribute in attributes):
+        raise TypeError(f"{name}: expected {expected}, got {shown(value)}")
+
+
+def onnx_node(node: Any) -> tuple[str, list[str], dict[str, Any]]:
+    """Return the operator, the names of the inputs and the attributes that matter."""
+    if isinstance(node, Mapping):
+        return node.get("op_type", "BatchNormalization"), list(node.get("inputs", ())), dict(node)
+    expect("node", node, "an ONNX node", "op_type", "input", "attribute")
+    attributes = {a.name: a.f if a.name in ("epsilon", "momentum") else a.i for a in node.attribute}
+    return node.op_type, list(node.input), attributes

@@ -1,0 +1,110 @@
+"""An array with a batch axis as problems over groups of channels and over channels.
+
+A sample lies in memory as (outer, channels, inner), outer being 1 where channels come first.  Its
+groups are (outer, groups, channels / groups * inner), the same memory with other sizes.  Where
+outer is 1, several samples are one such problem, of samples * groups and samples * channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from bncore import problem, scalars
+from bncore.problem import Problem, Stat
+
+Array: TypeAlias = npt.NDArray[np.floating[Any]]
+
+PART_BYTES = 1 << 20  # about the second-level cache of a core
+
+
+class Grouping:
+    """x with a batch axis, as problems of groups and of channels over the same memory.
+
+    Attributes
+    ----------
+    problem : Problem
+        Of x, in which samples are slowest in memory.
+    samples, groups, channels, count : numbers of them, and of values per group
+    wide : channels of a group
+    """
+
+    def __init__(self, x: object, axis: object, groups: object) -> None:
+        array = problem.data_array("x", x)
+        if array.ndim < 2:
+            raise ValueError(f"x: expected at least 2 dimensions, got {array.ndim}")
+        channel_axis = scalars.one_axis(axis, array.ndim)
+        if channel_axis == 0:
+            raise ValueError("axis: expected another axis than 0, the batch's, got 0")
+        order = problem.memory_order(array)
+        faster = tuple(i for i in order if i != 0)
+        if array.shape[0] > 1 and order[0] != 0:
+            # Samples lie between each other: one copy brings them apart.
+            order = (0, *faster)
+            inverse = sorted(range(array.ndim), key=order.__getitem__)
+            array = problem.block(array, order).transpose(inverse)
+        at = faster.index(channel_axis)
+        self.problem = Problem(array, channel_axis)
+        self.samples, self.channels = array.shape[0], array.shape[channel_axis]
+        self.groups = self.channels if groups is None else _divisor(groups, self.channels)
+        self.wide = self.channels // max(self.groups, 1)
+        self._outer = math.prod(array.shape[i] for i in faster[:at])
+        self._inner = math.prod(array.shape[i] for i in faster[at + 1 :])
+        self.count = self._outer * self._inner * self.wide
+
+    def __iter__(self) -> Iterator[Part]:
+        """Yield the parts that one call each works on: what the second read finds in cache."""
+        each = 1
+        if self._outer == 1:
+            size = self.problem.x.nbytes // self.samples
+            each = self.samples if self.wide == 1 else max(PART_BYTES // size, 1)
+        for start in range(0, self.samples, each):
+            yield Part(self, start, min(start + each, self.samples))
+
+    def require_batch(self) -> None:
+        """Refuse one value per group: its variance says nothing."""
+        if self.count == 1 and not self.problem.empty:
+            raise ValueError(
+                f"Expected more than 1 value per group, got input size {self.problem.shape}"
+            )
+
+
+class Part:
+    """Some samples, whose groups (or channels) are the channels of one call."""
+
+    def __init__(self, whole: Grouping, start: int, stop: int) -> None:
+        self._whole, self._samples = whole, slice(start, stop)
+        self._number = stop - start
+        self.groups = slice(start * whole.groups, stop * whole.groups)
+
+    def by_channel(self, values: Array) -> Array:
+        """Return these samples of an array of x's size, a channel of the call for every channel."""
+        return self._sized(values, self._whole.channels, 1)
+
+    def by_group(self, values: Array) -> Array:
+        """Return these samples of an array of x's size, a channel of the call for every group."""
+        return self._sized(values, self._whole.groups, self._whole.wide)
+
+    def _sized(self, values: Array, rows: int, wide: int) -> Array:
+        g = self._whole
+        mine = values.reshape(g.samples, -1)[self._samples]
+        return mine.reshape(g._outer, self._number * rows, wide * g._inner)
+
+    def repeated(self, values: Stat) -> Stat:
+        """Return values per group once for every channel of it."""
+        return values.repeat(self._whole.wide)
+
+    def tiled(self, values: Stat | None) -> Stat | None:
+        """Return values per channel once for every sample."""
+        return None if values is None else np.tile(values, self._number)
+
+
+def _divisor(groups: object, channels: int) -> int:
+    number = scalars.integer_at_least("groups", groups, 1)
+    if channels % number:
+        raise ValueError(f"groups: expected a divisor of {channels} channels, got {number}")
+    return number

@@ -1,0 +1,420 @@
+"""`BatchNorm`: the functions' results to the bit, the modes, and errors that change nothing."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+
+import arrays
+import bncore
+from bncore import BatchNorm
+
+SHAPE = (4, 3, 5, 2)
+C = SHAPE[1]
+MODES = [None, "relu", "leaky_relu"]
+
+
+def data(rng, dtype=np.float64) -> tuple[np.ndarray, ...]:
+    """x, dy, residual."""
+    return tuple(rng.normal(0.5, 2.0, SHAPE).astype(dtype) for _ in range(3))
+
+
+def a_layer(rng, **settings: Any) -> BatchNorm:
+    """One whose state is not what a new layer has."""
+    layer = BatchNorm(C, dtype=settings.pop("dtype", np.float64), **settings)
+    for array in layer.parameters():
+        array[:] = rng.uniform(0.5, 2.0, C)
+    if layer.track_running_stats:
+        layer.running_mean = rng.normal(size=C)
+        layer.running_var = rng.uniform(0.5, 2.0, C)
+        layer.num_batches_tracked = 7
+    return layer
+
+
+def snapshot(layer: BatchNorm) -> dict[str, Any]:
+    return copy.deepcopy({k: v for k, v in vars(layer).items() if k != "_saved"})
+
+
+def assert_unchanged(layer: BatchNorm, before: dict[str, Any]) -> None:
+    now = vars(layer)
+    assert now.keys() - {"_saved"} == before.keys()
+    for name, value in before.items():
+        if isinstance(value, np.ndarray):
+            np.testing.assert_array_equal(now[name], value, err_msg=name)
+        else:
+            assert now[name] == value, name
+
+
+def test_everything_is_unchanged_is_a_test(rng):
+    layer = a_layer(rng)
+    before = snapshot(layer)
+    layer.running_var[1] += 1.0
+    with pytest.raises(AssertionError):
+        assert_unchanged(layer, before)
+
+
+# -------------------------------------------------------------------------- the functions' results
+
+
+@pytest.mark.parametrize("affine", [True, False, "weight", "bias"])
+@pytest.mark.parametrize("activation", MODES)
+@pytest.mark.parametrize("dtype", arrays.FLOATS)
+def test_training_is_the_functions_to_the_bit(backend, rng, dtype, activation, affine):
+    x, dy, residual = data(rng, dtype)
+    layer = a_layer(rng, activation=activation, negative_slope=0.2, affine=affine, eps=1e-3)
+    mean, var = layer.running_mean.copy(), layer.running_var.copy()
+    fused = {
+        "eps": 1e-3, "activation": activation, "negative_slope": 0.2, "residual": residual,
+    }  # fmt: skip
+    wanted_y, moments = bncore.batch_norm_train(x, layer.weight, layer.bias, **fused)
+    wanted_dr = np.empty_like(x)
+    wanted = bncore.batch_norm_train_backward(
+        dy, x, moments, layer.weight, bias=layer.bias, dresidual=wanted_dr, **fused
+    )
+    bncore.update_running_stats(mean, var, moments)
+
+    dr = np.empty_like(x)
+    np.testing.assert_array_equal(layer(x, residual), wanted_y)
+    np.testing.assert_array_equal(layer.backward(dy, dresidual=dr), wanted[0])
+    np.testing.assert_array_equal(dr, wanted_dr)
+    for name, gradient in zip(("weight", "bias"), wanted[1:], strict=True):
+        if affine in (True, name):
+            found = getattr(layer, f"d{name}")
+            assert found.dtype == np.float64
+            np.testing.assert_allclose(found, gradient, rtol=1e-6 if affine == "bias" else 0)
+        else:
+            assert getattr(layer, name) is None and getattr(layer, f"d{name}") is None
+    assert layer.moments == moments
+    np.testing.assert_array_equal(layer.running_mean, mean)
+    np.testing.assert_array_equal(layer.running_var, var)
+    assert layer.num_batches_tracked == 8
+
+
+@pytest.mark.parametrize("activation", MODES)
+def test_frozen_and_evaluation_are_the_functions_to_the_bit(rng, activation):
+    x, dy, residual = data(rng)
+    layer = a_layer(rng, activation=activation)
+    before = snapshot(layer)
+    given = layer.running_mean.copy(), layer.running_var.copy()
+    fused = {"activation": activation, "residual": residual}
+    y = bncore.batch_norm_infer(x, *given, layer.weight, layer.bias, **fused)
+    wanted = bncore.batch_norm_infer_backward(dy, x, *given, layer.weight, bias=layer.bias, **fused)
+    np.testing.assert_array_equal(layer.eval()(x, residual), y)
+    np.testing.assert_array_equal(layer.train().freeze()(x, residual), y)
+    assert_unchanged(layer, before | {"_frozen": True})
+    layer.freeze(False)(x)  # what backward needs is what forward had
+    np.testing.assert_array_equal(layer.freeze().running_mean, layer.running_mean)
+    layer.running_mean, layer.running_var = given
+    layer(x, residual)
+    layer.running_mean[:] = np.nan
+    np.testing.assert_array_equal(layer.backward(dy), wanted[0])
+    np.testing.assert_array_equal(layer.dweight, wanted[1])
+    np.testing.assert_array_equal(layer.dbias, wanted[2])
+
+
+def test_modes_and_their_names(rng):
+    layer = a_layer(rng)
+    assert (layer.training, layer.frozen) == (True, False)
+    assert layer.eval() is layer and not layer.training
+    assert layer.freeze() is layer and layer.frozen
+    assert layer.train().training and layer.frozen  # train does not thaw
+    assert not layer.freeze(False).frozen
+    with pytest.raises(TypeError, match="mode: expected a bool"):
+        layer.train(1)
+
+
+def test_without_running_statistics_the_batch_counts_in_evaluation_too(rng):
+    x, dy, _ = data(rng)
+    layer = a_layer(rng, track_running_stats=False)
+    assert layer.running_mean is None and layer.running_var is None
+    y, moments = bncore.batch_norm_train(x, layer.weight, layer.bias)
+    np.testing.assert_array_equal(layer.eval()(x), y)
+    assert layer.moments is None
+    with pytest.raises(RuntimeError, match="evaluation"):
+        layer.backward(dy)
+    np.testing.assert_array_equal(layer.train()(x), y)
+    assert layer.moments == moments and layer.num_batches_tracked == 0
+    with pytest.raises(ValueError, match="freeze: expected a layer with running statistics"):
+        layer.freeze()
+    with pytest.raises(ValueError, match="on_single: "):
+        BatchNorm(track_running_stats=False, on_single="running")
+
+
+@pytest.mark.parametrize("axis", [1, -1, 0, 2])
+def test_channels_and_dtype_come_from_the_first_x(rng, axis):
+    x = rng.normal(size=(4, 3, 5)).astype(np.float32)
+    layer = BatchNorm(axis=axis)
+    assert layer.channels is None
+    with pytest.raises(RuntimeError, match="weight: expected a layer that knows its channels"):
+        layer.parameters()
+    with pytest.raises(RuntimeError, match="running_mean: expected a layer that knows its chan"):
+        layer.running_mean.sum()
+    layer(x)
+    assert layer.channels == x.shape[axis]
+    assert [a.dtype for a in layer.parameters()] == [np.float32] * 2
+    assert layer.running_var.dtype == np.float64
+    layer.backward(x)
+    assert [g.dtype for g in layer.gradients()] == [np.float32] * 2
+    assert BatchNorm(5).running_mean.shape == (5,)
+
+
+def test_outputs_go_where_they_are_wanted(rng):
+    x, dy, residual = data(rng)
+    layer = a_layer(rng, activation="relu")
+    y, dx, dr = np.empty_like(x), np.empty_like(x), np.empty_like(x)
+    assert layer(x, residual, out=y) is y
+    assert layer.backward(dy, out=dx, dresidual=dr) is dx
+    other = copy.deepcopy(layer)
+    np.testing.assert_array_equal(other(x, residual), y)
+    np.testing.assert_array_equal(other.backward(dy, dresidual=dr), dx)
+    inplace = x.copy()
+    assert layer.eval()(inplace, residual, out=inplace) is inplace
+
+
+# ------------------------------------------------------------------------------ what backward keeps
+
+
+def test_backward_needs_one_training_forward_each(rng):
+    x, dy, _ = data(rng)
+    layer = a_layer(rng)
+    with pytest.raises(RuntimeError, match="gradients: expected a backward before, got none"):
+        layer.gradients()
+    with pytest.raises(RuntimeError, match="a training forward before it, got none"):
+        layer.backward(dy)
+    layer(x)
+    with pytest.raises(ValueError, match="dy: expected shape"):
+        layer.backward(dy[:1])
+    layer.backward(dy)  # what was kept is still there
+    with pytest.raises(RuntimeError, match="got a second backward"):
+        layer.backward(dy)
+    layer(x)
+    layer.eval()(x)
+    with pytest.raises(RuntimeError, match="got one in evaluation"):
+        layer.backward(dy)
+    layer.train()(x)
+    with pytest.raises(RuntimeError, match="got a copy"):
+        copy.deepcopy(layer).backward(dy)
+    layer.reset()
+    with pytest.raises(RuntimeError, match="got none"):
+        layer.backward(dy)
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_it_holds_what_backward_needs_and_no_longer_than_that(rng, activation, frozen):
+    x, dy, residual = data(rng)
+    held = weakref.ref(x), weakref.ref(residual)
+    layer = a_layer(rng, activation=activation).freeze(frozen)
+    y = layer(x, residual)
+    del x, residual
+    gc.collect()
+    # Without an activation no gradient depends on the residual.
+    assert [ref() is not None for ref in held] == [True, activation is not None]
+    assert all(y is not value for value in layer._saved)
+    layer.backward(dy)
+    gc.collect()
+    assert [ref() for ref in held] == [None, None]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_an_output_over_what_is_kept_is_refused(rng, frozen):
+    x, _, residual = data(rng)
+    layer = a_layer(rng, activation="relu").freeze(frozen)
+    before = snapshot(layer)
+    for name, out in [("x", x), ("x", x[::-1]), ("residual", residual)]:
+        with pytest.raises(ValueError, match=f"out: expected memory apart from {name}, which"):
+            layer(x, residual, out=out)
+    assert_unchanged(layer, before)
+    layer.activation = None  # then the residual is not kept
+    assert layer(x, residual, out=residual) is residual
+
+
+def test_backward_uses_the_settings_of_its_forward(rng):
+    x, dy, _ = data(rng)
+    layer, same = a_layer(rng), a_layer(rng)
+    same.load_state_dict(layer.state_dict())
+    layer(x), same(x)
+    layer.eps, layer.activation = 0.5, "relu"
+    np.testing.assert_array_equal(layer.backward(dy), same.backward(dy))
+    assert np.abs(layer(x) - same(x)).max() > 0.1
+
+
+# ------------------------------------------------------------------ what happens to the statistics
+
+
+def test_update_stats_false_leaves_them_alone(rng):
+    x, dy, _ = data(rng)
+    layer = a_layer(rng)
+    before = snapshot(layer)
+    y = layer(x, update_stats=False)
+    assert_unchanged(layer, before | {"moments": bncore.moments(x)})
+    layer.backward(dy)
+    np.testing.assert_array_equal(layer(x), y)
+    assert layer.num_batches_tracked == 8
+    with pytest.raises(TypeError, match="update_stats: expected a bool"):
+        layer(x, update_stats=None)
+
+
+def poisoned(rng, bad: float) -> np.ndarray:
+    x = rng.normal(size=SHAPE)
+    x[0, 1, 0, 0] = bad
+    return x
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e200])  # the last one's variance overflows
+def test_a_bad_batch_propagates_by_channel_is_skipped_whole_or_raises(rng, bad):
+    x = poisoned(rng, bad)
+    layer = a_layer(rng)
+    layer(x)
+    assert np.isfinite(layer.running_var).tolist() == [True, False, True]
+
+    layer = a_layer(rng, on_nonfinite="skip")
+    before = snapshot(layer)
+    y = layer(x)
+    assert np.isfinite(y[:, 0]).all()
+    assert_unchanged(layer, before | {"moments": layer.moments})
+    layer(rng.normal(size=SHAPE))
+    assert layer.num_batches_tracked == 8
+
+    layer = a_layer(rng, on_nonfinite="raise")
+    before = snapshot(layer)
+    for out in (None, np.full(SHAPE, 5.0)):
+        for update in (True, False):
+            with pytest.raises(FloatingPointError, match=r"channel 1 \(1 of 3 channels\)"):
+                layer(x, out=out, update_stats=update)
+        assert out is None or (out == 5.0).all()
+    assert_unchanged(layer, before)
+    layer.eval()(x)  # no statistics of the batch: nothing to object to
+    layer.train().freeze()(x)
+
+
+@pytest.mark.parametrize("activation", MODES)
+def test_raise_gives_the_same_bits_with_an_output(rng, activation):
+    x, _, residual = data(rng, np.float32)
+    layer = a_layer(rng, on_nonfinite="raise", activation=activation)
+    y = layer(x, residual)
+    moments = layer.moments
+    np.testing.assert_array_equal(layer(x, residual, out=np.empty_like(x)), y)
+    assert layer.moments == moments
+    with pytest.raises(ValueError, match="more than 1 value"):
+        layer(x[:1, :, :1, :1], out=np.empty_like(x[:1, :, :1, :1]))
+
+
+def test_one_value_per_channel(rng):
+    x = rng.normal(size=(1, C))
+    layer = a_layer(rng)
+    before = snapshot(layer)
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        layer(x)
+    assert_unchanged(layer, before)
+
+    layer.on_single = "running"
+    before = snapshot(layer)
+    y = layer(x)
+    given = layer.running_mean, layer.running_var
+    np.testing.assert_array_equal(y, bncore.batch_norm_infer(x, *given, layer.weight, layer.bias))
+    assert_unchanged(layer, before)
+    dx, dweight, _ = bncore.batch_norm_infer_backward(x, x, *given, layer.weight)
+    np.testing.assert_array_equal(layer.backward(x), dx)
+    np.testing.assert_array_equal(layer.dweight, dweight)
+    layer(np.concatenate([x, -x]))
+    assert layer.num_batches_tracked == 8
+
+
+@pytest.mark.parametrize("on_nonfinite", ["propagate", "skip", "raise"])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_an_empty_batch_changes_no_statistics(rng, on_nonfinite, momentum):
+    layer = a_layer(rng, on_nonfinite=on_nonfinite, momentum=momentum, debias=True)
+    before = snapshot(layer)
+    x = np.empty((0, *SHAPE[1:]))
+    assert layer(x).shape == x.shape
+    assert_unchanged(layer, before | {"moments": layer.moments})
+    assert layer.moments.count == 0
+    assert layer.backward(x).shape == x.shape
+    assert (layer.dweight == 0.0).all() and (layer.dbias == 0.0).all()
+
+
+# ----------------------------------------------------------------------------------------- errors
+
+
+def wrong(name: str, value: object, error: type, message: str, **settings: Any) -> Any:
+    return pytest.param({name: value, **settings}, error, message, id=f"{name}-{value!r}")
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        wrong("channels", -1, ValueError, "channels: expected an integer >= 0, got -1"),
+        wrong("channels", 3.0, TypeError, "channels: expected an integer >= 0, got 3.0"),
+        wrong("axis", 1.0, TypeError, "axis: expected an integer, got 1.0"),
+        wrong("eps", -1.0, ValueError, "eps: expected a finite number >= 0, got -1.0"),
+        wrong("momentum", 1.5, ValueError, "momentum: expected a finite number from 0 to 1"),
+        wrong("affine", "gamma", ValueError, "affine: expected True, False, 'weight' or 'bias'"),
+        wrong("affine", None, TypeError, "affine: expected"),
+        wrong("dtype", int, TypeError, "dtype: expected a real floating dtype, got int64"),
+        wrong("dtype", "q7", TypeError, "dtype: expected a dtype, got 'q7'"),
+        wrong("correction", 2, ValueError, "correction: expected a finite number from 0 to 1"),
+        wrong("debias", 1, TypeError, "debias: expected a bool, got 1"),
+        wrong("track_running_stats", None, TypeError, "track_running_stats: expected a bool"),
+        wrong("activation", "gelu", ValueError, "activation: expected None, 'relu'"),
+        wrong("negative_slope", -0.1, ValueError, "negative_slope: expected a finite number >= 0"),
+        wrong("on_nonfinite", "ignore", ValueError, "on_nonfinite: expected 'propagate' or 'skip'"),
+        wrong("on_nonfinite", None, TypeError, "on_nonfinite: expected 'propagate' or 'skip'"),
+        wrong("on_single", "skip", ValueError, "on_single: expected 'raise' or 'running'"),
+        wrong("n_threads", 0, ValueError, "n_threads: expected an integer >= 1, got 0"),
+    ],
+)  # fmt: skip
+def test_a_wrong_setting(settings, error, message):
+    with pytest.raises(error, match=message):
+        BatchNorm(**settings)
+    (name,) = settings
+    if name not in ("channels", "affine", "dtype", "track_running_stats"):
+        layer = BatchNorm(C)
+        before = snapshot(layer)
+        with pytest.raises(error, match=message):  # assigned later, too
+            setattr(layer, name, settings[name])
+        assert_unchanged(layer, before)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (np.ones((4, 2)), ValueError, r"x: expected 3 channels along axis 1, got shape \(4, 2\)"),
+        (np.ones(3), ValueError, "x: expected at least 2 dimensions, got 1"),
+        (np.ones((4, C), int), TypeError, "x: expected float32 or float64, got int64"),
+        (np.ma.ones((4, C)), TypeError, "x: expected an array without a mask"),
+        (None, TypeError, "x: expected an array, got None"),
+    ],
+)
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_wrong_x_changes_nothing(rng, affine, x, error, message, training):
+    layer = a_layer(rng, affine=affine).train(training)
+    before = snapshot(layer)
+    with pytest.raises(error, match=message):
+        layer(x)
+    assert_unchanged(layer, before)
+
+
+def test_a_first_call_that_fails_finds_nothing(rng):
+    x, _, residual = data(rng)
+    layer = BatchNorm()
+    before = snapshot(layer)
+    with pytest.raises(ValueError, match="residual: expected shape"):
+        layer(x, residual[:1])
+    assert_unchanged(layer, before)
+    layer(x[:, :2])
+    assert layer.channels == 2
+
+
+def test_array_likes_are_taken(rng):
+    x, dy, _ = data(rng)
+    layer, same = a_layer(rng), a_layer(rng)
+    same.load_state_dict(layer.state_dict())
+    np.testing.assert_array_equal(layer(x.tolist()), same(x))
+    np.testing.assert_array_equal(layer.backward(dy.tolist()), same.backward(dy))

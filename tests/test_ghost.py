@@ -1,0 +1,182 @@
+"""Ghost batch norm and batch renormalization: what they are made of, and central differences."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import arrays
+import bncore
+import tolerances
+from arrays import LAYOUTS
+from bncore import batch_renorm, batch_renorm_backward
+from bncore import ghost_batch_norm as ghost
+from bncore import ghost_batch_norm_backward as ghost_backward
+from test_gradient import central_difference
+
+# ----------------------------------------------------------------------------------------- ghosts
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [1, 4, 5, 13, 100])
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "affine"])
+def test_virtual_batches_are_batches(rng, size, weighted, dtype):
+    x, dy = rng.standard_normal((2, 13, 3, 40)).astype(dtype)
+    weight, bias = arrays.parameters(rng, 3) if weighted else (None, None)
+    y, moments = ghost(x, size, weight, bias)
+    dx, dweight, dbias = ghost_backward(dy, x, moments, size, weight)
+    sums = np.zeros((2, 3))
+    for k, start in enumerate(range(0, 13, size)):
+        part = slice(start, start + size)
+        want, found = bncore.batch_norm_train(x[part], weight, bias)
+        assert arrays.same_bits(y[part], want) and moments[k] == found
+        gradients = bncore.batch_norm_train_backward(dy[part], x[part], found, weight)
+        assert arrays.same_bits(dx[part], gradients[0])
+        one = bncore.grad_sums(dy[part], x[part], found)
+        sums += one.sum_dy_xhat, one.sum_dy
+    assert len(moments) == k + 1
+    for got, want in zip((dweight, dbias), sums, strict=True):
+        assert arrays.same_bits(got, want.astype(np.float64 if weighted else dtype))
+
+
+@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout.axis(4) != 0], ids=str)
+def test_any_layout_and_place(rng, layout):
+    x, dy = rng.standard_normal((2, 7, 3, 4, 5))
+    weight, bias = arrays.parameters(rng, 3)
+    axis = layout.axis(4)
+    y, moments = ghost(x, 3, weight, bias)
+    dx = ghost_backward(dy, x, moments, 3, weight)[0]
+    given, slope = layout.build(x), layout.build(dy)
+    got, found = ghost(given, 3, weight, bias, axis=axis)
+    np.testing.assert_allclose(layout.plain(got), y, rtol=0, atol=1e-14)
+    got = ghost_backward(slope, given, found, 3, weight, axis=axis)[0]
+    np.testing.assert_allclose(layout.plain(got), dx, rtol=0, atol=1e-14)
+    if layout.writable:
+        assert ghost_backward(slope, given, found, 3, weight, axis=axis, out=slope)[0] is slope
+        assert ghost(given, 3, weight, bias, axis=axis, out=given)[0] is given
+        np.testing.assert_allclose(layout.plain(given), y, rtol=0, atol=1e-14)
+        np.testing.assert_allclose(layout.plain(slope), dx, rtol=0, atol=1e-14)
+
+
+def test_a_ghost_of_nothing():
+    x = np.empty((0, 3))
+    y, moments = ghost(x, 4)
+    assert y.shape == (0, 3) and moments == []
+    assert not ghost_backward(x, x, [], 4)[1].any()
+
+
+X = np.ones((5, 3))
+M = bncore.moments(X)
+
+
+@pytest.mark.parametrize(("call", "error", "message"), [
+    (lambda: ghost(X, 4), ValueError, r"^Expected more than 1 value per channel in every .*size 1"),
+    (lambda: ghost(X, 0), ValueError, r"^size: expected an integer >= 1, got 0$"),
+    (lambda: ghost(X, 5, axis=0), ValueError, r"^axis: expected another axis than 0"),
+    (lambda: ghost(X, 5, [1.0]), ValueError, r"^weight: expected shape \(3,\)"),
+    (lambda: ghost_backward(X, X, [M], 3), ValueError, r"^moments: expected a list of 2 Moments"),
+    (lambda: ghost_backward(X, X, M, 5), ValueError, r"^moments: .* 1 Moments, got Moments$"),
+    (lambda: ghost_backward(X, X, [M, M], 3), ValueError, r"^moments: expected counts \[3, 2\]"),
+    (lambda: ghost_backward(X, X, [3], 5), TypeError, r"^moments: expected Moments, got 3$"),
+])  # fmt: skip
+def test_what_does_not_fit_a_ghost(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_a_refused_ghost_writes_nothing():
+    out = np.zeros_like(X)
+    with pytest.raises(ValueError, match="Expected more than 1 value"):
+        ghost(X, 2, out=out)
+    assert not out.any()
+
+
+# ------------------------------------------------------------------------------------------ renorm
+
+
+@pytest.fixture
+def given(rng):
+    return {
+        "x": rng.standard_normal((6, 3, 4)) * 2 + 1,
+        "running_mean": rng.standard_normal(3),
+        "running_var": rng.uniform(0.5, 2, 3),
+        "weight": rng.standard_normal(3),
+        "bias": rng.standard_normal(3),
+    }
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_without_clipping_it_is_evaluation(given, dtype):
+    x = given["x"].astype(dtype)
+    statistics = given["running_mean"], given["running_var"]
+    for parameters in ((), (given["weight"],), (None, given["bias"]),
+                       (given["weight"], given["bias"])):  # fmt: skip
+        y, moments, _ = batch_renorm(x, *statistics, *parameters, r_max=1e9, d_max=1e9)
+        want = bncore.batch_norm_infer(x, *statistics, *parameters)
+        assert y.dtype == dtype and moments == bncore.moments(x)
+        np.testing.assert_allclose(y, want, rtol=0, atol=2e-6 if dtype == np.float32 else 1e-14)
+
+
+def test_clipped_away_it_is_training(given):
+    x = given["x"]
+    y, _, renorm = batch_renorm(
+        x, given["running_mean"], given["running_var"], given["weight"], r_max=1, d_max=0
+    )
+    assert arrays.same_bits(y, bncore.batch_norm_train(x, given["weight"])[0])
+    assert renorm.r.tolist() == [1.0] * 3 and not renorm.d.any()
+
+
+def test_clipping(given):
+    x = np.array([[0.0, 0.0, 0.0], [20.0, 0.2, 2.0]])
+    _, _, (r, d) = batch_renorm(x, [0.0, 9.0, 0.0], np.ones(3), r_max=2.0, d_max=3.0, eps=0.0)
+    assert r.tolist() == [2.0, 0.5, 1.0] and d.tolist() == [3.0, -3.0, 1.0]
+
+
+def test_central_differences_with_the_correction_held(given, rng):
+    r_given = rng.standard_normal(given["x"].shape)
+    statistics = given["running_mean"], given["running_var"]
+    options = {"r_max": 1.2, "d_max": 0.4, "eps": 0.1}
+    y, moments, (r, d) = batch_renorm(
+        given["x"], *statistics, given["weight"], given["bias"], **options
+    )
+
+    def loss(x, weight, bias):
+        xhat, _ = bncore.batch_norm_train(x, eps=0.1)
+        corrected = xhat * r[:, None] + d[:, None]
+        return float((r_given * (corrected * weight[:, None] + bias[:, None])).sum())
+
+    got = batch_renorm_backward(r_given, given["x"], moments, (r, d), given["weight"], eps=0.1)
+    arguments = [given[name] for name in ("x", "weight", "bias")]
+    assert abs(loss(*arguments) - (r_given * y).sum()) <= 1e-12 * np.abs(r_given * y).sum()
+    for position, gradient in enumerate(got):
+        size = np.abs(gradient).max()
+        for index in np.ndindex(gradient.shape):
+            numeric = central_difference(loss, arguments, position, index, 1e-2)
+            assert abs(numeric - gradient[index]) <= tolerances.CENTRAL_DIFFERENCES * size
+
+
+def test_gradients_are_in_the_types_of_parameters(given):
+    x = given["x"].astype(np.float32)
+    _, moments, renorm = batch_renorm(x, np.zeros(3), np.ones(3))
+    dx, dweight, dbias = batch_renorm_backward(x, x, moments, renorm)
+    assert dx.dtype == dweight.dtype == dbias.dtype == np.float32
+    empty = np.empty((0, 3))
+    y, moments, renorm = batch_renorm(empty, np.zeros(3), np.ones(3))
+    assert y.shape == (0, 3) and moments.count == 0
+    assert not batch_renorm_backward(empty, empty, moments, renorm)[1].any()
+
+
+S = np.zeros(3), np.ones(3)
+
+
+@pytest.mark.parametrize(("call", "error", "message"), [
+    (lambda: batch_renorm(X, *S, r_max=0.5), ValueError, r"^r_max: expected a finite number >= 1"),
+    (lambda: batch_renorm(X, *S, d_max=-1), ValueError, r"^d_max: expected a finite number >= 0"),
+    (lambda: batch_renorm(X, [1.0], S[1]), ValueError, r"^running_mean: expected shape \(3,\)"),
+    (lambda: batch_renorm(X[:1], *S), ValueError, r"^Expected more than 1 value per channel"),
+    (lambda: batch_renorm_backward(X, X, M, 3), TypeError, r"^renorm: expected the pair \(r, d\)"),
+    (lambda: batch_renorm_backward(X, X, M, (S[0], [1.0])), ValueError, r"^renorm d: expected sh"),
+])  # fmt: skip
+def test_what_does_not_fit_renorm(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

@@ -1,0 +1,240 @@
+"""Norms over other groupings: formulas in extended precision, central differences, layouts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import arrays
+import bncore
+import oracle
+import tolerances
+from arrays import LAYOUTS
+from bncore.groupings import LEAST_WEIGHT
+from bncore.samples import Grouping
+from test_gradient import central_difference
+
+DTYPES = [np.float32, np.float64]
+BATCHED = [layout for layout in LAYOUTS[:7] if layout.axis(4) != 0]  # axis 0 is the batch's
+
+
+def formula(dy, x, weight, bias, groups, eps):
+    """y, dx, dweight, dbias in extended precision, each with its scale and with how far an ulp of a
+    float64 mean moves it; channels on axis 1.
+
+    dx is the derivative of sum(dy * y), term by term, with no sum per channel on the way.
+    """
+    n, c = x.shape[:2]
+    wide = x.astype(np.longdouble).reshape(n, groups, -1)
+    shape = (1, c, *[1] * (x.ndim - 2))
+    gamma = np.ones(c) if weight is None else weight
+    beta = np.zeros(c) if bias is None else bias
+    gamma, beta = (np.asarray(v, np.longdouble).reshape(shape) for v in (gamma, beta))
+    center = wide - wide.mean(axis=2, keepdims=True)
+    invstd = 1 / np.sqrt((center**2).mean(axis=2, keepdims=True) + np.longdouble(eps))
+    xhat = (center * invstd).reshape(x.shape)
+    g = dy.astype(np.longdouble)
+    slope = (g * gamma).reshape(wide.shape)
+    hat = xhat.reshape(wide.shape)
+    terms = [
+        slope * invstd,
+        -invstd * slope.mean(axis=2, keepdims=True) + np.zeros_like(slope),
+        -invstd * hat * (slope * hat).mean(axis=2, keepdims=True),
+    ]
+    # Where weight * dy is rounded before it is summed, a mean is as exact as that of sizes.
+    sizes = [np.abs(terms[0])]
+    sizes += [invstd * np.abs(slope).mean(axis=2, keepdims=True) + np.zeros_like(slope)]
+    sizes += [invstd * np.abs(hat) * np.abs(slope * hat).mean(axis=2, keepdims=True)]
+    axes = (0, *range(2, x.ndim))
+    ulp = np.spacing(np.maximum(np.abs(wide.mean(axis=2, keepdims=True)), 1 / invstd).astype(float))
+    moved = (invstd * ulp + np.zeros_like(wide)).reshape(x.shape)
+    zero = np.zeros(())
+    return {
+        "y": (xhat * gamma + beta, np.abs(xhat * gamma) + np.abs(beta), np.abs(gamma) * moved),
+        "dx": (sum(terms).reshape(x.shape), np.abs(terms).max(axis=0).reshape(x.shape), zero),
+        "rounded dx": (sum(terms).reshape(x.shape), np.max(sizes, axis=0).reshape(x.shape), zero),
+        "dweight": (
+            (g * xhat).sum(axis=axes),
+            np.abs(g * xhat).sum(axis=axes),
+            np.abs(g * moved).sum(axis=axes),
+        ),
+        "dbias": (g.sum(axis=axes), np.abs(g).sum(axis=axes), zero),
+    }
+
+
+def assert_as(name, got, expected, dtype, ulps):
+    """float32 within so many ulp, by name, of the scale; float64 as `oracle.forward_error` does."""
+    want, scale, mean_ulp = expected[name]
+    assert got.dtype == dtype and got.shape == want.shape
+    if dtype == np.float32:
+        assert oracle.max_ulp(got, want, scale) <= ulps[name], name
+    else:
+        error = np.maximum(np.abs(got - want) - tolerances.MEAN_ULP * mean_ulp, 0)
+        assert oracle.max_relative(error, 0, scale) <= tolerances.GRADIENT_FLOAT64, name
+
+
+ULPS = {
+    "y": tolerances.FORWARD_ULP,
+    "dx": tolerances.GRADIENT_ULP,
+    "dweight": tolerances.REORDERED_ULP,  # float64 sums, rounded
+    "dbias": tolerances.REORDERED_ULP,
+}
+
+
+def weights(rng, kind, channels, dtype):
+    weight, bias = arrays.parameters(rng, channels, dtype)
+    if kind == "none":
+        return None, None
+    if kind == "zero":
+        weight[1] = 0.0
+    if kind == "tiny":
+        weight[1] = LEAST_WEIGHT * np.abs(weight).max() / 2
+    if kind == "small":
+        weight *= dtype(1e-30)
+        weight[1] = LEAST_WEIGHT * np.abs(weight).max() * 2
+    return weight, bias
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["none", "affine", "zero", "tiny", "small"])
+@pytest.mark.parametrize("groups", [1, 3, 6, None])
+@pytest.mark.parametrize("layout", BATCHED, ids=str)
+def test_against_the_formula(rng, layout, groups, kind, dtype):
+    x, dy = (rng.standard_normal((2, 5, 6, 7, 4)) + 1.0).astype(dtype)
+    weight, bias = weights(rng, kind, 6, dtype)
+    expected = formula(dy, x, weight, bias, groups or 6, 0.01)
+    axis = layout.axis(4)
+    given, slope = layout.build(x), layout.build(dy)
+    common = {"axis": axis, "eps": 0.01}
+    if groups is None:
+        y, moments = bncore.instance_norm(given, weight, bias, **common)
+        gradients = bncore.instance_norm_backward(slope, given, moments, weight, **common)
+    else:
+        y, moments = bncore.group_norm(given, groups, weight, bias, **common)
+        gradients = bncore.group_norm_backward(slope, given, moments, groups, weight, **common)
+    assert moments.count == 28 * 6 // (groups or 6)
+    assert_as("y", layout.plain(y), expected, dtype, ULPS)
+    assert_as("dx", layout.plain(gradients[0]), expected, dtype, ULPS)
+    assert_as("dweight", gradients[1], expected, dtype, ULPS)
+    assert_as("dbias", gradients[2], expected, dtype, ULPS)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("shape", [(3, 4, 2), (2, 4, 3), (40, 4, 30, 30)], ids=str)
+def test_backends_have_the_same_bits(rng, shape, groups):
+    x, dy = rng.standard_normal((2, *shape)).astype(np.float32)
+    weight, bias = arrays.parameters(rng, 4)
+    found = []
+    for name in ("numpy", bncore.backends.current().name):
+        with bncore.use_backend(name):
+            y, moments = bncore.group_norm(x, groups, weight, bias)
+            found.append((y, *bncore.group_norm_backward(dy, x, moments, groups, weight)))
+    assert all(map(arrays.same_bits, *found))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_central_differences(rng, groups):
+    x, r = rng.standard_normal((2, 2, 4, 3))
+    weight, bias = arrays.parameters(rng, 4)
+
+    def loss(x, weight, bias):
+        return float((r * bncore.group_norm(x, groups, weight, bias, eps=0.1)[0]).sum())
+
+    moments = bncore.group_norm(x, groups)[1]
+    got = bncore.group_norm_backward(r, x, moments, groups, weight, eps=0.1)
+    for position, gradient in enumerate(got):
+        size = np.abs(gradient).max()
+        for index in np.ndindex(gradient.shape):
+            numeric = central_difference(loss, [x, weight, bias], position, index, 1e-2)
+            assert abs(numeric - gradient[index]) <= tolerances.CENTRAL_DIFFERENCES * size
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1), (0, 2, 1, 3)], ids=str)
+def test_no_copy_where_samples_follow_one_another(rng, order):
+    inverse = np.argsort(order)
+    x = rng.standard_normal([(3, 4, 5, 6)[i] for i in order]).transpose(inverse)
+    g = Grouping(x, 1, 2)
+    for part in g:
+        assert np.shares_memory(part.by_channel(g.problem.x), x)
+        assert np.shares_memory(part.by_group(g.problem.x), x)
+    y, _ = bncore.group_norm(x, 2)
+    assert arrays.memory_order(y) == arrays.memory_order(x)
+
+
+def test_in_place(rng):
+    x, dy = rng.standard_normal((2, 3, 4, 5))
+    weight, bias = arrays.parameters(rng, 4)
+    for groups in (1, 2, 4):
+        y, moments = bncore.group_norm(x, groups, weight, bias)
+        dx = bncore.group_norm_backward(dy, x, moments, groups, weight)[0]
+        out = x.copy()
+        assert bncore.group_norm(out, groups, weight, bias, out=out)[0] is out
+        assert arrays.same_bits(out, y)
+        out = dy.copy()
+        assert bncore.group_norm_backward(out, x, moments, groups, weight, out=out)[0] is out
+        assert arrays.same_bits(out, dx)
+
+
+def test_instance_norm_is_batch_norm_of_each_sample(rng):
+    x = rng.standard_normal((3, 4, 50)).astype(np.float32)
+    weight, bias = arrays.parameters(rng, 4)
+    y, moments = bncore.instance_norm(x, weight, bias)
+    for sample, got in enumerate(y):
+        want, one = bncore.batch_norm_train(x[sample : sample + 1], weight, bias)
+        assert arrays.same_bits(got[None], want)
+        assert arrays.same_bits(moments.mean[4 * sample :][:4], one.mean)
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 3), (2, 4, 0), (2, 0, 3)], ids=str)
+def test_empty(shape):
+    x = np.empty(shape, np.float32)
+    y, moments = bncore.instance_norm(x)
+    assert y.shape == shape and moments.mean.size == shape[0] * shape[1]
+    dx, dweight, dbias = bncore.instance_norm_backward(x, x, moments)
+    assert dx.shape == shape and not dweight.any() and not dbias.any()
+
+
+X = np.ones((2, 4, 3))
+
+
+@pytest.mark.parametrize(("call", "error", "message"), [
+    (lambda: bncore.group_norm(X, 3), ValueError, r"^groups: expected a divisor of 4 channels"),
+    (lambda: bncore.group_norm(X, 0), ValueError, r"^groups: expected an integer >= 1, got 0"),
+    (lambda: bncore.group_norm(X, None), TypeError, r"^groups: expected an integer >= 1, got None"),
+    (lambda: bncore.group_norm(X, 2, axis=0), ValueError, r"^axis: expected another axis than 0"),
+    (lambda: bncore.group_norm(X, 2, [1.0]), ValueError, r"^weight: expected shape \(4,\)"),
+    (lambda: bncore.group_norm(X[:, :, 0], 4), ValueError, r"^Expected more than 1 value per gro"),
+    (lambda: bncore.group_norm(X[0, 0], 1), ValueError, r"^x: expected at least 2 dimensions"),
+    (lambda: bncore.group_norm_backward(X, X, bncore.moments(X[:1]), 2), ValueError,
+     r"^moments: expected count 6, the values per group of x, got 3$"),
+    (lambda: bncore.group_norm_backward(X, X, bncore.group_norm(X, 4)[1], 2), ValueError,
+     r"^moments: expected 4 channels, got 8$"),
+    (lambda: bncore.group_norm_backward(X[:1], X, bncore.group_norm(X, 2)[1], 2), ValueError,
+     r"^dy: expected shape \(2, 4, 3\), got \(1, 4, 3\)$"),
+])  # fmt: skip
+def test_what_does_not_fit_is_refused(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.needs_torch
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("shape", [(3, 4, 5), (2, 4, 6, 7)], ids=str)
+def test_against_torch(rng, shape, groups):
+    import torch
+
+    x, dy = rng.standard_normal((2, *shape)) + 2.0
+    weight, bias = arrays.parameters(rng, 4)
+    tensors = [torch.tensor(a, requires_grad=True) for a in (x, weight, bias)]
+    for instance in (False, True) if groups == 4 else (False,):
+        if instance:
+            theirs = torch.nn.functional.instance_norm(
+                tensors[0], weight=tensors[1], bias=tensors[2], eps=0.01
+            )
+        else:
+            theirs = torch.nn.functional.group_norm(tensors[0], groups, *tensors[1:], eps=0.01)
+        wanted = torch.autograd.grad(theirs, tensors, torch.tensor(dy))
+        y, moments = bncore.group_norm(x, groups, weight, bias, eps=0.01)
+        got = bncore.group_norm_backward(dy, x, moments, groups, weight, eps=0.01)
+        for a, b in zip((y, *got), (theirs.detach(), *wanted), strict=True):
+            np.testing.assert_allclose(a, b.numpy(), rtol=0, atol=tolerances.TORCH_FLOAT64 * 10)
