@@ -24,7 +24,7 @@ from bncore.study import (
 )
 from bncore.study.execute import Results
 from bncore.study.judge import Claim
-from bncore.study.plan import Plan
+from bncore.study.plan import RATE, Plan
 from bncore.study.training import Setting
 
 EXPERIMENTS: Sequence[ModuleType] = (convergence, rates, scales, depth, batches, generalization)
@@ -106,6 +106,8 @@ def method(plan: Plan, trainings: int) -> Iterator[str]:
         sizes=" / ".join(str(len(part)) for part in (cut.train, cut.validation, cut.test)),
         width=networks.WIDTH,
         filters=", ".join(map(str, networks.FILTERS)),
+        batch=Setting().batch,
+        rate=RATE,
         epochs=plan.epochs,
         short=plan.short,
         long=plan.long,
@@ -145,12 +147,12 @@ METHOD = """
   units, and a convolutional network of three 3 × 3 layers ({filters} filters), each with 2 × 2
   max pooling, and a linear layer. Batch norm stands between a hidden layer and its ReLU. float32.
 - **Training**: plain stochastic gradient descent at a constant rate, no momentum, no weight
-  decay, He's initialization, batches of 64, {epochs} epochs ({short} where initial weights, depth
-  or batch size vary, {long} with augmentation).
+  decay, He's initialization, batches of {batch}, {epochs} epochs ({short} where initial weights,
+  depth or batch size vary, {long} with augmentation).
 - **Fairness**: seeds {seeds}. At each seed both sides have the same split, initial weights,
   batches and augmented images. "At its best rate": each side takes, at every seed anew, the rate
   of one grid that does best on its validation images; what is reported is measured on test
-  images, which no choice has seen. "At rate 0.1": both sides take that one.
+  images, which no choice has seen. "At rate {rate:g}": both sides take that one.
 - **Grids**: {rates} for convergence, rates and generalization; {few_rates} where initial weights,
   depth or batch size vary; {long_rates} with augmentation.
 - **Evaluation** is by the layer's running statistics (momentum 0.1), where nothing else is said.
