@@ -281,8 +281,8 @@ def test_the_verdict_follows_from_the_comparisons(gains, verdict):
 
 def test_a_sentence_has_the_means_of_both_sides():
     sentence = claimed(compared(0.1), compared(-0.2)).sentence()
-    assert "yes in 1 of 2 comparisons (here 65.0% against 55.0%)" in sentence
-    assert "the opposite in 1 of 2 comparisons (here 35.0% against 55.0%)" in sentence
+    assert "yes in 1 of 2 comparisons (here: 65.0% against 55.0%)" in sentence
+    assert "the opposite in 1 of 2 comparisons (here: 35.0% against 55.0%)" in sentence
 
 
 # All of it

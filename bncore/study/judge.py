@@ -134,7 +134,7 @@ class Comparison:
     def brief(self) -> str:
         """Write the label and both means, the second side first."""
         first, second = self.measure.mean(self.first), self.measure.mean(self.second)
-        return f"{self.label} {second} against {first}"
+        return f"{self.label}: {second} against {first}"
 
 
 @dataclass(frozen=True)
