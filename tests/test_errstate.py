@@ -70,6 +70,24 @@ def of_statistics() -> None:
             Moments(3, *running[:1], np.abs(running[1]))
 
 
+def of_layers() -> None:
+    """Extreme batches in every mode; the running statistics become as extreme."""
+    x = np.array([STATISTICS, SQUARES[::-1], [1e-170] * COUNT])
+    for policy in ("propagate", "skip"):
+        for settings in ({}, {"momentum": None, "correction": 0}, {"debias": True}):
+            layer = bncore.BatchNorm(on_nonfinite=policy, eps=0.0, dtype=np.float32, **settings)
+            for _ in range(3):
+                layer(x)
+                layer.backward(x)
+                layer.freeze()(x)
+                layer.backward(x)
+                layer.freeze(False)
+            layer.eval()(x)
+            layer.load_state_dict({**layer.state_dict(), "weight": np.full(COUNT, 1e300)})
+    with pytest.raises(FloatingPointError, match="expected finite mean and variance"):
+        bncore.BatchNorm(on_nonfinite="raise")(x)
+
+
 def of_settings() -> None:
     bncore.set_num_threads(2)
     assert bncore.get_num_threads() == 2
@@ -84,6 +102,7 @@ def of_settings() -> None:
 # What calls each public name: operations on arrays by their own name, the others here.
 NO_ARRAYS: dict[str, Callable[[], None]] = {
     **dict.fromkeys(["Moments", "GradSums", "update_running_stats"], of_statistics),
+    "BatchNorm": of_layers,
     **dict.fromkeys(
         ["get_num_threads", "set_num_threads", "set_buffer_pool", "show_config", "use_backend"],
         of_settings,

@@ -22,7 +22,7 @@ def blocks_of_the_readme(language: str) -> list[str]:
 
 
 def test_the_examples_of_the_readme_run():
-    whole, in_pieces = blocks_of_the_readme("python")
+    whole, in_pieces, layer = blocks_of_the_readme("python")
     names: dict[str, object] = {}
     exec(compile(whole, "README.md", "exec"), names)
     assert names["moments"].count == 32 * 14 * 14
@@ -30,6 +30,8 @@ def test_the_examples_of_the_readme_run():
     exec(compile(in_pieces, "README.md", "exec"), names)
     for before, name in zip(gradients, ("dx", "dweight", "dbias"), strict=True):
         np.testing.assert_allclose(names[name], before, rtol=1e-4, atol=1e-6)
+    exec(compile(layer, "README.md", "exec"), names)
+    assert names["layer"].frozen and names["saved"]["num_batches_tracked"] == 1
 
 
 def test_the_readme_lists_every_public_name():

@@ -1,0 +1,101 @@
+"""What a batch does to the layer's running statistics: bad ones, single values, none at all."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import bncore
+from layers import ACTIVATIONS, SHAPE, C, a_layer, assert_unchanged, data, snapshot
+
+
+def test_update_stats_false_leaves_them_alone(rng):
+    x, dy, _ = data(rng)
+    layer = a_layer(rng)
+    before = snapshot(layer)
+    y = layer(x, update_stats=False)
+    assert_unchanged(layer, before | {"moments": bncore.moments(x)})
+    layer.backward(dy)
+    np.testing.assert_array_equal(layer(x), y)
+    assert layer.num_batches_tracked == 8
+    with pytest.raises(TypeError, match="update_stats: expected a bool"):
+        layer(x, update_stats=None)
+
+
+def poisoned(rng, bad: float) -> np.ndarray:
+    x = rng.normal(size=SHAPE)
+    x[0, 1, 0, 0] = bad
+    return x
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e200])  # the last one's variance overflows
+def test_a_bad_batch_propagates_by_channel_is_skipped_whole_or_raises(rng, bad):
+    x = poisoned(rng, bad)
+    layer = a_layer(rng)
+    layer(x)
+    assert np.isfinite(layer.running_var).tolist() == [True, False, True]
+
+    layer = a_layer(rng, on_nonfinite="skip")
+    before = snapshot(layer)
+    y = layer(x)
+    assert np.isfinite(y[:, 0]).all()
+    assert_unchanged(layer, before | {"moments": layer.moments})
+    layer(rng.normal(size=SHAPE))
+    assert layer.num_batches_tracked == 8
+
+    layer = a_layer(rng, on_nonfinite="raise")
+    before = snapshot(layer)
+    for out in (None, np.full(SHAPE, 5.0)):
+        for update in (True, False):
+            with pytest.raises(FloatingPointError, match=r"channel 1 \(1 of 3 channels\)"):
+                layer(x, out=out, update_stats=update)
+        assert out is None or (out == 5.0).all()
+    assert_unchanged(layer, before)
+    layer.eval()(x)  # no statistics of the batch: nothing to object to
+    layer.train().freeze()(x)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_raise_gives_the_same_bits_with_an_output(rng, activation):
+    x, _, residual = data(rng, np.float32)
+    layer = a_layer(rng, on_nonfinite="raise", activation=activation)
+    y = layer(x, residual)
+    moments = layer.moments
+    np.testing.assert_array_equal(layer(x, residual, out=np.empty_like(x)), y)
+    assert layer.moments == moments
+    with pytest.raises(ValueError, match="more than 1 value"):
+        layer(x[:1, :, :1, :1], out=np.empty_like(x[:1, :, :1, :1]))
+
+
+def test_one_value_per_channel(rng):
+    x = rng.normal(size=(1, C))
+    layer = a_layer(rng)
+    before = snapshot(layer)
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        layer(x)
+    assert_unchanged(layer, before)
+
+    layer.on_single = "running"
+    before = snapshot(layer)
+    y = layer(x)
+    given = layer.running_mean, layer.running_var
+    np.testing.assert_array_equal(y, bncore.batch_norm_infer(x, *given, layer.weight, layer.bias))
+    assert_unchanged(layer, before)
+    dx, dweight, _ = bncore.batch_norm_infer_backward(x, x, *given, layer.weight)
+    np.testing.assert_array_equal(layer.backward(x), dx)
+    np.testing.assert_array_equal(layer.dweight, dweight)
+    layer(np.concatenate([x, -x]))
+    assert layer.num_batches_tracked == 8
+
+
+@pytest.mark.parametrize("on_nonfinite", ["propagate", "skip", "raise"])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_an_empty_batch_changes_no_statistics(rng, on_nonfinite, momentum):
+    layer = a_layer(rng, on_nonfinite=on_nonfinite, momentum=momentum, debias=True)
+    before = snapshot(layer)
+    x = np.empty((0, *SHAPE[1:]))
+    assert layer(x).shape == x.shape
+    assert_unchanged(layer, before | {"moments": layer.moments})
+    assert layer.moments.count == 0
+    assert layer.backward(x).shape == x.shape
+    assert (layer.dweight == 0.0).all() and (layer.dbias == 0.0).all()
