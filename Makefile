@@ -14,6 +14,7 @@ SKIP_NATIVE := BNCORE_REQUIRE_NATIVE= BNCORE_SKIP_NATIVE=1
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 REPORT_ARGS ?=
+STUDY_ARGS ?=
 BENCH := $(PY) -m pytest benchmarks --benchmark-group-by=group \
 	--benchmark-columns=median,iqr,rounds --benchmark-sort=mean -q
 
@@ -40,13 +41,14 @@ BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyprojec
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help demo test bench bench-peers test-torch test-frameworks coverage lint format test-without-native sdist-check \
-	counts report build clean
+	counts report study build clean
 
 help: ## this list (also: make alone)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: build $(VENV)/.demo ## the main job on real data: accuracy and time, then a network trained
+demo: build $(VENV)/.demo $(VENV)/.study ## the main job on real data: accuracy, time, a network trained; a small study
 	$(PY) -m bncore.demo
+	$(PY) -m bncore.study --plan small
 
 test: build $(VENV)/.test ## the test suite, doctests included
 	$(if $(COVERAGE),rm -rf $(NUMBA_CACHE_DIR))
@@ -73,6 +75,9 @@ bench-peers: build $(VENV)/.suite $(VENV)/.peers ## the same with every peer bes
 
 report: build $(VENV)/.suite $(VENV)/.peers ## measure, and write README, docs/benchmarks.md and its pictures
 	$(PY) benchmarks/report.py $(REPORT_ARGS)
+
+study: build $(VENV)/.study ## train with and without batch norm, and write docs/study and its pictures
+	$(PY) -m bncore.study --write docs/study $(STUDY_ARGS)
 
 lint: $(VENV)/.lint ## formatting, lint and types of Python, Cython and C
 	$(VENV)/bin/ruff check .
@@ -128,7 +133,7 @@ $(VENV)/.base: pyproject.toml | same-python-as-$(VENV)
 	@touch $@
 
 # Dependencies, and the checkout itself as an editable install; the extension is built by the rule above.
-$(VENV)/.demo $(VENV)/.test $(VENV)/.suite $(VENV)/.lint: $(VENV)/.%: $(VENV)/.base
+$(VENV)/.demo $(VENV)/.study $(VENV)/.test $(VENV)/.suite $(VENV)/.lint: $(VENV)/.%: $(VENV)/.base
 	$(SKIP_NATIVE) $(PIP) install -q --no-build-isolation -e ".[$*]"
 	@touch $@
 

@@ -10,20 +10,9 @@ import pytest
 
 from bncore.demo import __main__ as demo
 from bncore.demo import data, formula, network, table
+from differences import central_difference
 
 AXES = (0, 2)
-STEP = 1e-6
-
-
-def central_difference(loss, value: np.ndarray, index: tuple[int, ...]) -> float:
-    """Slope of loss() as value[index] moves."""
-    before = value[index]
-    value[index] = before + STEP
-    above = loss()
-    value[index] = before - STEP
-    below = loss()
-    value[index] = before
-    return (above - below) / (2 * STEP)
 
 
 @pytest.mark.parametrize("mode", ["train", "infer"])
@@ -46,40 +35,37 @@ def test_the_formula_is_its_own_derivative(rng, mode):
             )
 
 
-@pytest.mark.parametrize("batch_norm", [False, True])
-def test_gradients_of_the_network(rng, batch_norm):
-    net = network.Network(hidden=6, batch_norm=batch_norm, dtype=np.float64)
-    x, label = rng.random((9, 64)), rng.integers(0, 10, 9)
-
-    def loss() -> float:
-        return network.softmax_loss(net.forward(x, training=True), label)[0]
-
-    net.loss_and_gradients(x, label)
-    pairs = [pair for layer in net.layers for pair in layer.parameters()]
-    assert len(pairs) == (6 if batch_norm else 4)
-    for value, gradient in pairs:
-        assert gradient.shape == value.shape
-        for flat in rng.choice(value.size, min(value.size, 8), replace=False):
-            index = np.unravel_index(flat, value.shape)
-            slope = central_difference(loss, value, index)
-            assert gradient[index] == pytest.approx(slope, rel=1e-5, abs=1e-8)
-
-
 def test_evaluation_uses_the_running_statistics(rng):
-    net = network.Network(hidden=6, batch_norm=True)
+    net = network.Network(hidden=6, batch_norm=True).layers
     x = rng.random((50, 64)).astype(np.float32)
-    alone = net.forward(x[:1], training=False)
-    np.testing.assert_allclose(alone, net.forward(x, training=False)[:1], rtol=1e-5)
+    net.eval()
+    alone = net.forward(x[:1])
+    np.testing.assert_allclose(alone, net.forward(x)[:1], rtol=1e-5)
     before = alone.copy()
-    net.forward(x, training=True)
-    assert np.abs(net.forward(x[:1], training=False) - before).max() > 1e-3
+    net.train()
+    net.forward(x)
+    net.eval()
+    assert np.abs(net.forward(x[:1]) - before).max() > 1e-3
+
+
+def test_accuracy_is_that_of_evaluation_and_changes_nothing(rng):
+    net = network.Network(hidden=6, batch_norm=True)
+    x, label = rng.random((50, 64)).astype(np.float32), rng.integers(0, 10, 50)
+    before = net.layers.norms[0].state_dict()
+    accuracy = net.accuracy(x, label)
+    after = net.layers.norms[0].state_dict()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert net.layers.norms[0].training
+    net.layers.eval()
+    assert accuracy == np.mean(net.layers.forward(x).argmax(axis=1) == label)
 
 
 def test_both_networks_start_equal_and_learn():
     digits = data.split_digits()
     plain, normed = (network.Network(32, batch_norm) for batch_norm in (False, True))
-    np.testing.assert_array_equal(plain.layers[0].weight, normed.layers[0].weight)
-    np.testing.assert_array_equal(plain.layers[-1].weight, normed.layers[-1].weight)
+    for part in (0, -1):
+        first, second = (net.layers.layers[part].weight for net in (plain, normed))
+        np.testing.assert_array_equal(first, second)
     for net in (plain, normed):
         epochs = list(network.train(net, digits, epochs=3, batch=64, rate=0.1))
         losses = [epoch.loss for epoch in epochs]

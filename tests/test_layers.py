@@ -158,7 +158,7 @@ def test_the_registry_imports_no_backend_and_no_numba():
 
 
 # The programs: `python -m bncore` starts them, and the benchmark uses the demo's formula.
-PROGRAMS = ("bncore.__main__", "bncore.bench", "bncore.demo")
+PROGRAMS = ("bncore.__main__", "bncore.bench", "bncore.demo", "bncore.study")
 
 
 @pytest.mark.parametrize("module", [name for name in SOURCES if not name.startswith(PROGRAMS)])
@@ -167,8 +167,9 @@ def test_the_library_imports_no_program(module):
 
 
 @pytest.mark.parametrize("module", [name for name in SOURCES if name.startswith("bncore.demo")])
-def test_the_demo_knows_nothing_of_the_benchmark(module):
-    assert not [name for name in imports(SOURCES[module]) if name.startswith("bncore.bench")]
+def test_the_demo_knows_nothing_of_the_benchmark_and_the_study(module):
+    others = ("bncore.bench", "bncore.study")
+    assert not [name for name in imports(SOURCES[module]) if name.startswith(others)]
 
 
 def test_c_knows_nothing_of_python():

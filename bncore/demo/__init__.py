@@ -2,7 +2,8 @@
 
 ``data`` makes image batches of the handwritten digits, ``formula`` holds the batch normalization
 that everybody writes in NumPy, ``accuracy`` an extended-precision reference and the error measure,
-``timing`` the clock, ``table`` joins them; ``network`` trains a two-layer network.
+``timing`` the clock, ``table`` joins them; ``layers`` are the pieces of a network in NumPy, and
+``network`` trains one of two layers.  What batch norm does to training: :mod:`bncore.study`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,16 @@
+"""What batch normalization does to training, measured: ``python -m bncore.study``.
+
+It needs ``pip install '.[study]'``.  In the order in which to read:
+
+- ``data``: splits of the handwritten digits, and shifts and rotations of them;
+- ``networks``: a multilayer perceptron and a convolutional network, with and without batch norm,
+  made of :mod:`bncore.demo.layers`;
+- ``training``: a `Setting` is one training in full, `train` the loop, an `Outcome` what it led to;
+- ``execute``: many settings, in several processes; ``plan``: which, and how a rate is chosen;
+- ``judge``: paired differences over seeds, and the rule that turns them into a verdict;
+- ``convergence``, ``rates``, ``scales``, ``depth``, ``batches``, ``generalization``: an experiment
+  each, with the settings that it needs, the claims that it judges, its tables and its picture;
+- ``page``: the report, `docs/study/README.md`.
+"""
+
+from __future__ import annotations

@@ -1,0 +1,59 @@
+"""Run the study: ``python -m bncore.study``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+try:
+    import matplotlib  # noqa: F401
+    import rich  # noqa: F401
+    import scipy  # noqa: F401
+    import sklearn  # noqa: F401
+    import threadpoolctl  # noqa: F401
+except ImportError as error:
+    sys.exit(
+        f"The study needs matplotlib, rich and scikit-learn ({error}): "
+        "in bncore's checkout, pip install '.[study]', or make study"
+    )
+
+from rich.console import Console
+from rich.markdown import Markdown
+
+from bncore.study import page
+from bncore.study.execute import progress_bar, run
+from bncore.study.plan import PLANS
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line, train everything, say what came out, and write the page."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bncore.study",
+        description="What batch norm does to training, measured on handwritten digits.",
+    )
+    parser.add_argument("--plan", choices=list(PLANS), default="full", help="how much is trained")
+    parser.add_argument("--write", type=Path, metavar="FOLDER", help="write README.md and pictures")
+    parser.add_argument("--workers", type=int, help="processes; default: as many as processors")
+    options = parser.parse_args(arguments)
+    if options.workers is not None and options.workers < 1:
+        parser.error(f"--workers: expected 1 or more, got {options.workers}")
+    plan = PLANS[options.plan]
+    console = Console(width=100)
+    settings = page.settings(plan)
+    with progress_bar(console, settings) as advance:
+        results = run(settings, workers=options.workers, advance=advance)
+    claims = page.claims(results, plan)
+    console.print(
+        f"\nWhat batch norm does in {len(results):,} trainings on handwritten digits "
+        f"({len(plan.seeds)} seeds, {plan.name} plan).\nMeans with batch norm against without:\n"
+    )
+    for claim in claims:
+        console.print(Markdown(f"*{claim.name}.* {claim.sentence()}"), "")
+    if options.write:
+        page.write(results, plan, options.write)
+        console.print(f"Written: {options.write / 'README.md'}")
+
+
+if __name__ == "__main__":
+    main()

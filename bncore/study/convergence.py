@@ -1,0 +1,117 @@
+"""Experiment 1: loss and accuracy per step, and the steps to a given accuracy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from bncore.bench.tables import Table
+from bncore.study import draw
+from bncore.study.execute import Results
+from bncore.study.judge import Claim, Comparison, Measure
+from bncore.study.plan import NAMES, RATE, SIDES, Plan, at, both, over_seeds, values
+from bncore.study.training import Outcome, Setting
+
+TITLE = "Convergence"
+TARGET = 0.95
+EQUAL = (RATE / 10, RATE)
+ABOUT = f"""
+How many steps does it take until {TARGET:.0%} of the test images are right? The best rate is here
+the one that gets {TARGET:.0%} of the validation images right first. A training that does not get
+there counts as twice its length.
+"""
+STEPS = Measure(f"steps to {TARGET:.0%}", False, lambda value: f"{value:.0f}", logarithmic=True)
+
+
+def settings(plan: Plan) -> list[Setting]:
+    """Both sides of every network at every rate."""
+    return [s for base in bases(plan) for s in both(base, plan.seeds, plan.rates)]
+
+
+def bases(plan: Plan) -> list[Setting]:
+    """One setting for each network."""
+    return [Setting(network=network, epochs=plan.epochs) for network in plan.networks]
+
+
+def soonest(outcome: Outcome) -> tuple[float, ...]:
+    """Score a rate by the steps to the target, then by validation loss."""
+    return outcome.steps_to(TARGET, "validation"), outcome.loss["validation"][-1]
+
+
+def claims(results: Results, plan: Plan) -> list[Claim]:
+    """Judge the speed, at the best rate of each side and at equal ones."""
+    comparisons = []
+    for base in bases(plan):
+        name = NAMES[base.network]
+        rates = {"at its best rate": plan.rates}
+        rates |= {at(rate): (rate,) for rate in EQUAL if rate in plan.rates}
+        for how, grid in rates.items():
+            pair = values(
+                results, base, plan.seeds, grid, lambda o: o.steps_to(TARGET, "test"), soonest
+            )
+            comparisons.append(Comparison(f"{name}, {how}", STEPS, *pair))
+    return [
+        Claim(
+            "Batch norm makes training converge faster",
+            f"fewer steps to {TARGET:.0%} test accuracy",
+            comparisons,
+        )
+    ]
+
+
+def tables(results: Results, plan: Plan) -> list[Table]:
+    """Test accuracy on the way, at the best rates."""
+    made = Table(
+        "Test accuracy after so many steps, each side at its best rate; mean over seeds", ["side"]
+    )
+    chosen = list(range(4, 30, 5))
+    for base in bases(plan):
+        for side in SIDES:
+            outcomes = over_seeds(
+                results, replace(base, batch_norm=side), plan.seeds, plan.rates, soonest
+            )
+            steps = outcomes[0].at
+            at_points = [i for i in chosen if i < len(steps)]
+            made.head = ["side", *(f"{steps[i]}" for i in at_points)]
+            mean = np.mean([outcome.accuracy["test"] for outcome in outcomes], axis=0)
+            label = f"{NAMES[base.network]}, {draw.SIDES[side]}"
+            made.lines.append([label, *(f"{mean[i]:.1%}" for i in at_points)])
+    return [made]
+
+
+def picture(results: Results, plan: Plan) -> Figure:
+    """Loss, accuracy in training and on the test images, against steps."""
+    figure, grid = draw.panels(len(plan.networks), 3, "Convergence: mean and range over seeds")
+    rates = (("best rate", plan.rates, "-"), (f"rate {RATE:g}", (RATE,), ":"))
+    for row, base in zip(grid, bases(plan), strict=True):
+        for side in SIDES:
+            setting = replace(base, batch_norm=side)
+            for how, choice, style in rates:
+                outcomes = over_seeds(results, setting, plan.seeds, choice, soonest)
+                look = {
+                    "label": f"{draw.SIDES[side]}, {how}",
+                    "colour": draw.COLOURS[side],
+                    "style": style,
+                }
+                points = outcomes[0].at
+                losses = [padded(o.step_loss, points) for o in outcomes]
+                draw.line(row[0], points, losses, **look)
+                accuracies = [padded(o.step_accuracy, points) for o in outcomes]
+                draw.line(row[1], points, accuracies, **look)
+                draw.line(row[2], points, [o.accuracy["test"] for o in outcomes], **look)
+        name = NAMES[base.network]
+        draw.finish(row[0], f"{name}: loss of the batch", "steps", "loss", log="xy")
+        draw.finish(row[1], f"{name}: accuracy of the batch", "steps", "accuracy", log="x")
+        draw.finish(row[2], f"{name}: test accuracy", "steps", "accuracy", log="x")
+    draw.legend(figure, grid[0][0])
+    return figure
+
+
+def padded(by_step: np.ndarray, points: np.ndarray) -> list[float]:
+    """Means of a quantity over the steps from one evaluation to the next; NaN after the end."""
+    edges = [0, *points]
+    parts = (by_step[start:end] for start, end in pairwise(edges))
+    return [float(np.mean(part)) if len(part) else np.nan for part in parts]

@@ -1,0 +1,160 @@
+"""Experiment 4: depth, and the gradients of the layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from bncore.bench.tables import Table
+from bncore.study import draw
+from bncore.study.execute import Results
+from bncore.study.judge import ACCURACY, Claim, Comparison, Measure
+from bncore.study.plan import RATE, SIDES, Plan, both, values
+from bncore.study.training import Outcome, Setting
+
+TITLE = "Depth"
+SCALES = (0.5, 1.0, 2.0)
+ABOUT = """
+The perceptron with 2 to 20 hidden layers of 100 units. Does it still train, each side, seed and
+depth at its best rate of the grid, by accuracy on the validation images? And how large, in the very
+first step, is the loss's gradient by what the first hidden layer passes on, against that by what
+the last one does? "Unevenness" is by how many times the two differ: 1 where gradients neither
+vanish nor explode on their way down.
+"""
+UNEVEN = Measure("unevenness", False, lambda value: f"{value:.3g}", logarithmic=True)
+GRADIENTS = {
+    "signals": "by what a hidden layer passes on",
+    "weight_gradients": "by a layer's weights",
+}
+MOST = 1e30  # where a gradient is 0 or not finite
+
+
+def settings(plan: Plan) -> list[Setting]:
+    """Both sides at every depth and rate; and first steps, at other scales too."""
+    trained = [
+        s for depth in plan.depths for s in both(base(plan, depth), plan.seeds, plan.few_rates)
+    ]
+    return trained + [s for scale in SCALES for s in both(first(plan, scale), plan.seeds, (RATE,))]
+
+
+def base(plan: Plan, depth: int) -> Setting:
+    """Return the setting of one depth."""
+    return Setting(depth=depth, epochs=plan.short, points=1)
+
+
+def first(plan: Plan, scale: float) -> Setting:
+    """Return the setting whose first gradients are looked at."""
+    return Setting(depth=max(plan.depths), scale=scale, epochs=1, points=1)
+
+
+def unevenness(outcome: Outcome) -> float:
+    """Gradient by the first hidden layer's output over that by the last one's, or the inverse."""
+    head, tail = outcome.signals[0], outcome.signals[-1]
+    if not (0 < head < np.inf and 0 < tail < np.inf):
+        return MOST
+    return min(max(head / tail, tail / head), MOST)
+
+
+def claims(results: Results, plan: Plan) -> list[Claim]:
+    """Judge the accuracy by depth, and the gradients of the deepest network."""
+    accuracies = [
+        Comparison(
+            f"{depth} layers",
+            ACCURACY,
+            *values(results, base(plan, depth), plan.seeds, plan.few_rates, final),
+        )
+        for depth in plan.depths
+    ]
+    gradients = [
+        Comparison(
+            f"initial weights × {scale:g}",
+            UNEVEN,
+            *values(results, first(plan, scale), plan.seeds, (RATE,), unevenness),
+        )
+        for scale in SCALES
+    ]
+    return [
+        Claim(
+            "Batch norm makes deep networks trainable",
+            "higher test accuracy at each depth, each side at its best rate",
+            accuracies,
+        ),
+        Claim(
+            "Batch norm keeps gradients from vanishing and exploding",
+            f"less uneven gradients through {max(plan.depths)} layers at the start",
+            gradients,
+        ),
+    ]
+
+
+def final(outcome: Outcome) -> float:
+    """Test accuracy at the end."""
+    return outcome.final("test")
+
+
+def tables(results: Results, plan: Plan) -> list[Table]:
+    """Norms of the gradients by layer."""
+    deepest = max(plan.depths)
+    layers = [layer for layer in (1, 2, 5, 10, 15, 20) if layer <= deepest]
+    made = []
+    for what, title in GRADIENTS.items():
+        heads = [f"layer {layer}" for layer in layers]
+        table = Table(
+            f"Norm of the gradient {title}, first step, {deepest} layers; geometric mean",
+            ["side, factor of the initial weights", *heads],
+        )
+        for scale in SCALES:
+            for side in SIDES:
+                norms = np.maximum(first_norms(results, plan, scale, side, what), 1 / MOST)
+                mean = np.exp(np.log(norms).mean(axis=0))
+                cells = [f"{mean[layer - 1]:.2g}" for layer in layers]
+                table.lines.append([f"{draw.SIDES[side]}, × {scale:g}", *cells])
+        made.append(table)
+    return made
+
+
+def first_norms(results: Results, plan: Plan, scale: float, side: bool, what: str) -> np.ndarray:
+    """Gradient norms of the deepest network at the start, (seed, layer)."""
+    setting = replace(first(plan, scale), rate=RATE, batch_norm=side)
+    outcomes = (results[replace(setting, seed=seed)] for seed in plan.seeds)
+    return np.array([getattr(outcome, what) for outcome in outcomes])
+
+
+def picture(results: Results, plan: Plan) -> Figure:
+    """Accuracy by depth; gradients by layer."""
+    figure, grid = draw.panels(1, 3, "Depth: mean and range over seeds")
+    accuracy, *gradients = grid[0]
+    grids = (("best rate", tuple(plan.few_rates), "-"), (f"rate {RATE:g}", (RATE,), ":"))
+    for how, rates, style in grids:
+        by_depth = by_side(results, plan, rates, final)
+        for side in SIDES:
+            draw.line(
+                accuracy, plan.depths, by_depth[int(side)], style=style,
+                label=f"{draw.SIDES[side]}, {how}", colour=draw.COLOURS[side],
+            )  # fmt: skip
+    draw.finish(accuracy, "test accuracy", "hidden layers", "test accuracy")
+    for axes, (what, title) in zip(gradients, GRADIENTS.items(), strict=True):
+        for side in SIDES:
+            for scale, style in zip(SCALES, draw.STYLES, strict=True):
+                norms = first_norms(results, plan, scale, side, what)
+                draw.line(
+                    axes, np.arange(1, norms.shape[1] + 1), norms, style=style,
+                    label=f"{draw.SIDES[side]}, weights × {scale:g}", colour=draw.COLOURS[side],
+                )  # fmt: skip
+        draw.finish(axes, f"gradient {title}, first step", "layer", "norm", log="y")
+    accuracy.legend(fontsize=6)
+    draw.legend(figure, gradients[0], columns=3)
+    return figure
+
+
+def by_side(
+    results: Results, plan: Plan, rates: tuple[float, ...], measure: Callable[[Outcome], float]
+) -> np.ndarray:
+    """Return a measure as an array: side, seed, depth."""
+    columns = [
+        values(results, base(plan, depth), plan.seeds, rates, measure) for depth in plan.depths
+    ]
+    return np.array(columns).transpose(1, 2, 0)

@@ -1,0 +1,91 @@
+"""Experiment 6: accuracy on images that were not trained on, with and without augmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from bncore.bench.tables import Table
+from bncore.study import convergence, data, draw
+from bncore.study.execute import Results
+from bncore.study.judge import ACCURACY, Claim, Comparison
+from bncore.study.plan import NAMES, RATE, SIDES, Plan, at, both, chosen, values
+from bncore.study.training import Setting
+
+TITLE = "Generalization"
+ABOUT = f"""
+Test accuracy at the end of training: with the images as they are, and with every training image
+shifted by up to {data.SHIFT:g} pixel and turned by up to {data.TURN:g}°, anew each time. The best
+rate is the one with the highest accuracy on the validation images.
+"""
+KINDS = {False: "as they are", True: "augmented"}
+
+
+def bases(plan: Plan) -> list[tuple[Setting, Sequence[float]]]:
+    """One setting and its grid of rates for each network, without and with augmentation."""
+    plain = [(base, plan.rates) for base in convergence.bases(plan)]
+    augmented = [
+        (replace(base, augment=True, epochs=plan.long, points=1), plan.long_rates)
+        for base, _ in plain
+    ]
+    return plain + augmented
+
+
+def settings(plan: Plan) -> list[Setting]:
+    """Both sides of every network, without and with augmentation, at every rate."""
+    return [s for base, rates in bases(plan) for s in both(base, plan.seeds, rates)]
+
+
+def named(setting: Setting) -> str:
+    """Write a network and its images."""
+    return f"{NAMES[setting.network]}, images {KINDS[setting.augment]}"
+
+
+def claims(results: Results, plan: Plan) -> list[Claim]:
+    """Judge the accuracy on the test images."""
+    comparisons = []
+    for base, rates in bases(plan):
+        for how, grid in (("at its best rate", rates), (at(RATE), (RATE,))):
+            pair = values(results, base, plan.seeds, grid, lambda o: o.final("test"))
+            comparisons.append(Comparison(f"{named(base)}, {how}", ACCURACY, *pair))
+    return [
+        Claim("Batch norm makes networks generalize better", "higher test accuracy", comparisons)
+    ]
+
+
+def tables(results: Results, plan: Plan) -> list[Table]:
+    """Count how often each rate was chosen."""
+    every = sorted({rate for _, rates in bases(plan) for rate in rates})
+    made = Table("How many seeds chose each rate", ["side", *(f"{rate:g}" for rate in every)])
+    for base, rates in bases(plan):
+        for side in SIDES:
+            setting = replace(base, batch_norm=side)
+            picks = [chosen(results, replace(setting, seed=s), rates).rate for s in plan.seeds]
+            cells = [str(picks.count(rate)) if rate in rates else "" for rate in every]
+            made.lines.append([f"{named(base)}, {draw.SIDES[side]}", *cells])
+    return [made]
+
+
+def picture(results: Results, plan: Plan) -> Figure:
+    """Test accuracy of every seed, side by side."""
+    title = "Generalization: test accuracy by seed, each side at its best rate; bars are means"
+    figure, grid = draw.panels(1, 1, title)
+    figure.set_size_inches(10, 3.6)
+    axes = grid[0][0]
+    for place, (base, rates) in enumerate(bases(plan)):
+        pair = values(results, base, plan.seeds, rates, lambda o: o.final("test"))
+        offsets = np.array((-0.15, 0.15))
+        for accuracies in zip(*pair, strict=True):
+            axes.plot(place + offsets, accuracies, color="#bbbbbb", linewidth=0.8, zorder=1)
+        for side, accuracy in zip(SIDES, pair, strict=True):
+            x = place + offsets[int(side)]
+            label = draw.SIDES[side] if place == 0 else None
+            axes.scatter([x] * len(accuracy), accuracy, s=14, color=draw.COLOURS[side], label=label)
+            axes.hlines(accuracy.mean(), x - 0.1, x + 0.1, color=draw.COLOURS[side], linewidth=2)
+    draw.finish(axes, "", "", "test accuracy")
+    axes.legend(fontsize=7)
+    axes.set_xticks(range(len(bases(plan))), [named(base) for base, _ in bases(plan)])
+    return figure

@@ -1,0 +1,177 @@
+"""The report: `README.md` and pictures, written from results alone."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+
+import bncore
+from bncore.bench.pictures import save
+from bncore.bench.tables import Table
+from bncore.study import (
+    batches,
+    convergence,
+    data,
+    depth,
+    generalization,
+    judge,
+    networks,
+    rates,
+    scales,
+)
+from bncore.study.execute import Results
+from bncore.study.judge import Claim
+from bncore.study.plan import RATE, Plan
+from bncore.study.training import Setting
+
+EXPERIMENTS: Sequence[ModuleType] = (convergence, rates, scales, depth, batches, generalization)
+INTRODUCTION = """
+Written by `make study`; do not edit. The verdicts follow from the numbers by the rule below, which
+stands in [bncore/study/judge.py](../../bncore/study/judge.py).
+"""
+PACKAGES = ("numpy", "scipy", "scikit-learn", "matplotlib")
+
+
+def settings(plan: Plan) -> list[Setting]:
+    """Return all trainings of a plan, those of several experiments once."""
+    return sorted({s for experiment in EXPERIMENTS for s in experiment.settings(plan)})
+
+
+def claims(results: Results, plan: Plan) -> list[Claim]:
+    """Return the claims of all experiments, judged."""
+    return [claim for experiment in EXPERIMENTS for claim in experiment.claims(results, plan)]
+
+
+def summary(judged: Sequence[Claim]) -> Table:
+    """Every claim and its verdict, and how many of its comparisons say what."""
+    made = Table("What is said of batch norm", ["claim", "verdict", *judge.Says])
+    for claim in judged:
+        counts = [claim.says.count(says) for says in judge.Says]
+        made.lines.append([claim.name, str(claim.verdict), *map(str, counts)])
+    return made
+
+
+def write(results: Results, plan: Plan, folder: Path) -> None:
+    """Write the page and its pictures into a folder, which is made where it is absent.
+
+    Parameters
+    ----------
+    results : Results
+        Of all of the plan's settings.
+    plan : Plan
+    folder : Path
+        Gets `README.md` and `images/`.
+    """
+    images = folder / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    for experiment in EXPERIMENTS:
+        save(experiment.picture(results, plan), images / f"{name(experiment)}.png")
+    (folder / "README.md").write_text("\n\n".join(page(results, plan)) + "\n", encoding="utf-8")
+
+
+def name(experiment: ModuleType) -> str:
+    """Return the last part of a module's name."""
+    return experiment.__name__.rpartition(".")[2]
+
+
+def page(results: Results, plan: Plan) -> Iterator[str]:
+    """Yield the page, paragraph by paragraph."""
+    yield "# What batch norm does to training, measured"
+    yield INTRODUCTION.strip()
+    yield summary(claims(results, plan)).markdown()
+    yield from method(plan, len(results))
+    for experiment in EXPERIMENTS:
+        yield f"## {experiment.TITLE}"
+        yield experiment.ABOUT.strip()
+        judged = experiment.claims(results, plan)
+        for claim in judged:
+            yield f"*{claim.name}.* {claim.sentence()}"
+        yield f"![{experiment.TITLE}](images/{name(experiment)}.png)"
+        for table in [*(claim.table() for claim in judged), *experiment.tables(results, plan)]:
+            yield f"<details><summary>{table.title}</summary>"
+            yield table.markdown()
+            yield "</details>"
+    yield "## Limits"
+    yield LIMITS.strip()
+
+
+def method(plan: Plan, trainings: int) -> Iterator[str]:
+    """Yield the settings, the rule and the versions."""
+    cut = data.split(plan.seeds[0])
+    yield "## How it was measured"
+    yield METHOD.strip().format(
+        sizes=" / ".join(str(len(part)) for part in (cut.train, cut.validation, cut.test)),
+        width=networks.WIDTH,
+        filters=", ".join(map(str, networks.FILTERS)),
+        batch=Setting().batch,
+        rate=RATE,
+        epochs=plan.epochs,
+        short=plan.short,
+        long=plan.long,
+        seeds=seeds(plan),
+        rates=listed(plan.rates),
+        few_rates=listed(plan.few_rates),
+        long_rates=listed(plan.long_rates),
+    )
+    yield RULE.strip().format(
+        alpha=judge.ALPHA, seeds=len(plan.seeds), smallest=2.0 ** (1 - len(plan.seeds))
+    )
+    versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+    yield (
+        f"**Versions.** {trainings:,} trainings, seeds {seeds(plan)}; "
+        f"Python {platform.python_version()}, bncore {bncore.__version__}, {versions}, on "
+        f"{platform.machine()}. The same seeds give the same numbers on one machine with these "
+        "versions; another BLAS rounds differently, and trainings then differ as they do between "
+        "seeds."
+    )
+
+
+def listed(rates: Sequence[float]) -> str:
+    """Write a grid."""
+    return ", ".join(f"{rate:g}" for rate in rates)
+
+
+def seeds(plan: Plan) -> str:
+    """Write the seeds."""
+    return f"{plan.seeds[0]} to {plan.seeds[-1]}"
+
+
+METHOD = """
+- **Data**: the 1,797 handwritten digits of scikit-learn, 8 × 8 pixels, split anew by each seed
+  into {sizes} images: to train, to choose the learning rate, to test. Preprocessing, for both
+  sides: minus the mean of all training pixels, divided by their standard deviation.
+- **Networks**, in NumPy with `bncore.BatchNorm`: a perceptron of three hidden layers of {width}
+  units, and a convolutional network of three 3 × 3 layers ({filters} filters), each with 2 × 2
+  max pooling, and a linear layer. Batch norm stands between a hidden layer and its ReLU. float32.
+- **Training**: plain stochastic gradient descent at a constant rate, no momentum, no weight
+  decay, He's initialization, batches of {batch}, {epochs} epochs ({short} where initial weights,
+  depth or batch size vary, {long} with augmentation).
+- **Fairness**: seeds {seeds}. At each seed both sides have the same split, initial weights,
+  batches and augmented images. "At its best rate": each side takes, at every seed anew, the rate
+  of one grid that does best on its validation images; what is reported is measured on test
+  images, which no choice has seen. "At rate {rate:g}": both sides take that one.
+- **Grids**: {rates} for convergence, rates and generalization; {few_rates} where initial weights,
+  depth or batch size vary; {long_rates} with augmentation.
+- **Evaluation** is by the layer's running statistics (momentum 0.1), where nothing else is said.
+"""
+
+RULE = """
+**The rule.** A comparison pairs the two sides seed by seed; its p is that of the exact two-sided
+sign-flip test, {smallest:.2g} at least with {seeds} seeds. Holm's procedure holds all p of a
+claim against {alpha:g} together: were there no differences, a claim would show one with a
+probability of {alpha:.0%} at most. What is shown says "yes" or "the opposite" by the sign of the
+mean difference; the rest says "no difference shown", which is not that there is none. A claim is
+confirmed if all its comparisons say yes, not confirmed if none does, and depends otherwise.
+Brackets hold the range over seeds.
+"""
+
+LIMITS = """
+Small images, small networks, short trainings, plain gradient descent: large networks, schedules,
+momentum or Adam may come out differently. A comparison whose p is close to its bound may fall to
+the other side on another machine. Counting steps leaves out that a step with batch norm takes
+longer. Why a difference arises is not asked here: see the sources in
+[batch-norm.md](../batch-norm.md).
+"""

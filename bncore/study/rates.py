@@ -1,0 +1,87 @@
+"""Experiment 2: the learning rates that still train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from bncore.bench.tables import Table
+from bncore.study import draw
+from bncore.study.convergence import bases, settings
+from bncore.study.execute import Results
+from bncore.study.judge import Claim, Comparison, Measure
+from bncore.study.plan import NAMES, SIDES, Plan, values
+from bncore.study.training import Outcome, trains
+
+TITLE = "Learning rates"
+ABOUT = """
+Which rates still train? A training counts if at least 90 % of the test images are right at its end.
+"""
+COUNT = Measure("rates that train", True, lambda value: f"{value:.1f}")
+LARGEST = Measure("largest rate that trains", True, lambda value: f"{value:.3g}", logarithmic=True)
+
+__all__ = ["ABOUT", "TITLE", "claims", "picture", "settings", "tables"]
+
+
+def by_rate(
+    results: Results, plan: Plan, network: int, measure: Callable[[Outcome], float]
+) -> np.ndarray:
+    """Return a measure as an array: side, seed, rate."""
+    base = bases(plan)[network]
+    columns = [values(results, base, plan.seeds, (rate,), measure) for rate in plan.rates]
+    return np.array(columns).transpose(1, 2, 0)
+
+
+def claims(results: Results, plan: Plan) -> list[Claim]:
+    """Judge how many rates train, and the largest."""
+    comparisons = []
+    rates = np.array(plan.rates)
+    for i, network in enumerate(plan.networks):
+        works = by_rate(results, plan, i, trains) > 0
+        comparisons.append(
+            Comparison(f"{NAMES[network]}, how many", COUNT, *works.sum(axis=-1).astype(float))
+        )
+        # A tenth of the smallest rate where none trains.
+        largest = np.where(works, rates, rates.min() / 10).max(axis=-1)
+        comparisons.append(Comparison(f"{NAMES[network]}, the largest", LARGEST, *largest))
+    return [
+        Claim(
+            "Batch norm makes training stable: it allows more and larger learning rates",
+            f"more of the {len(rates)} rates train, and larger ones",
+            comparisons,
+        )
+    ]
+
+
+def tables(results: Results, plan: Plan) -> list[Table]:
+    """Test accuracy, and how many seeds train, by rate."""
+    head = ["side", *(f"{rate:g}" for rate in plan.rates)]
+    made = Table("Mean test accuracy at the end, and how many seeds train, by rate", head)
+    for i, network in enumerate(plan.networks):
+        accuracy = by_rate(results, plan, i, lambda o: o.final("test"))
+        works = by_rate(results, plan, i, trains)
+        for side in SIDES:
+            cells = [
+                f"{accuracy[int(side), :, j].mean():.1%}, {works[int(side), :, j].sum():.0f}"
+                for j in range(len(plan.rates))
+            ]
+            made.lines.append([f"{NAMES[network]}, {draw.SIDES[side]}", *cells])
+    return [made]
+
+
+def picture(results: Results, plan: Plan) -> Figure:
+    """Test accuracy against the rate."""
+    title = "Learning rates: test accuracy at the end, mean and range over seeds"
+    figure, grid = draw.panels(1, len(plan.networks), title)
+    for i, network in enumerate(plan.networks):
+        accuracy = by_rate(results, plan, i, lambda o: o.final("test"))
+        for side in SIDES:
+            draw.line(
+                grid[0][i], plan.rates, accuracy[int(side)],
+                label=draw.SIDES[side], colour=draw.COLOURS[side],
+            )  # fmt: skip
+        draw.finish(grid[0][i], NAMES[network], "learning rate", "test accuracy", log="x")
+    draw.legend(figure, grid[0][0])
+    return figure
