@@ -169,6 +169,7 @@ static void inverse_std(double *restrict invstd, int64_t n, const double *restri
 {
 #pragma omp simd
     for (int64_t c = 0; c < n; c++) {
+        /* A variance that is given has divisor 1: its division is a third of the work. */
         const double v = divisor == 1.0 ? var[c] : var[c] / divisor;
         invstd[c] = 1.0 / sqrt(v + eps);
     }

@@ -304,6 +304,14 @@ def test_outputs_of_what_is_fused_may_be_its_inputs(taken, rng, build):
         assert short(taken, case, [name], dresidual=case.fusion.residual) == {name}
 
 
+def test_a_residual_gradient_with_nothing_fused_takes_the_long_way(taken, rng):
+    case = make(rng)
+    for name in ("train_backward", "infer_backward"):
+        dresidual = np.empty_like(case.x)
+        assert short(taken, case, [name], dresidual=dresidual) == set()
+        np.testing.assert_array_equal(dresidual, case.dy)
+
+
 @pytest.mark.parametrize(
     "fusion",
     [
@@ -330,6 +338,7 @@ OTHERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "reversed": lambda x: x[:, :, ::-1],
     "every second": lambda x: x.repeat(2, axis=3)[..., ::2],
     "Fortran order": np.asfortranarray,
+    "every second image, channels last": lambda x: channels_last(x.repeat(2, axis=0))[::2],
     "big-endian": big_endian,
     "unaligned": arrays.unaligned,
     "subclass": lambda x: x.view(Subclass),

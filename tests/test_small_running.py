@@ -14,6 +14,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+def read_only(a: np.ndarray) -> np.ndarray:
+    a.flags.writeable = False
+    return a
+
+
 @pytest.fixture
 def moved(monkeypatch):
     """For each update of running statistics, whether the short way did the work."""
@@ -66,7 +71,7 @@ def test_other_running_statistics_take_the_long_way(moved, change):
     [
         {"momentum": 1.5}, {"momentum": float("nan")}, {"correction": 2}, {"correction": 2.0},
         {"correction": float("nan")}, {"mean": np.zeros(3)}, {"mean": np.broadcast_to(0.0, 2)},
-        {"mean": None}, {"var": np.zeros((2, 1))}, {"same": True},
+        {"mean": None}, {"mean": read_only(np.zeros(2))}, {"var": np.zeros((2, 1))}, {"same": True},
     ],
     ids=str,
 )  # fmt: skip
