@@ -88,6 +88,47 @@ def of_layers() -> None:
         bncore.BatchNorm(on_nonfinite="raise")(x)
 
 
+X = np.array([STATISTICS, SQUARES[::-1], [1e-170] * COUNT, SQUARES])
+
+
+def of_pieces() -> None:
+    """Extreme pieces of a batch, and populations of them."""
+    batch = bncore.MicroBatches(STATISTICS, STATISTICS, eps=0.0)
+    list(batch.forward([X[:1], X[1:]]))
+    list(batch.backward([X[:1], X[1:]], [X[:1], X[1:]]))
+    assert batch.dweight.shape == batch.dbias.shape == (COUNT,)
+    assert bncore.merged_moments([X, bncore.stream_moments(X, block_bytes=4096)]).count == 8
+    layer = bncore.BatchNorm(dtype=np.float32)
+    bncore.recalibrate([layer], [X, X], forward=layer)
+    assert list(bncore.batch_norms([layer])) == [layer]
+
+
+def of_folding() -> None:
+    """Extreme statistics, folded."""
+    given = STATISTICS, SQUARES, STATISTICS, STATISTICS
+    assert bncore.as_scale_shift(*given, eps=0.0).scale.shape == (COUNT,)
+    weight = np.ones((COUNT, 2), np.float32)
+    bncore.fold_into_linear(weight, STATISTICS, *given, eps=0.0)
+    bncore.fold_into_conv(weight[:, :, None], None, *given, eps=0.0)
+
+
+def of_groupings() -> None:
+    """Extreme values normalized over other groups, and their gradients."""
+    for x in (X, np.stack([X, X[::-1]], axis=2)):
+        weight = np.resize(STATISTICS, x.shape[1])
+        y, moments = bncore.instance_norm(np.stack([x, x], -1), weight, weight, eps=0.0)
+        bncore.instance_norm_backward(y, np.stack([x, x], -1), moments, weight, eps=0.0)
+        y, moments = bncore.group_norm(x, 1, weight, weight, eps=0.0)
+        bncore.group_norm_backward(y, x, moments, 1, weight, eps=0.0)
+        weights = np.resize(STATISTICS, x.shape[1:])
+        y, moments = bncore.layer_norm(x, weights, weights, axis=1, eps=0.0)
+        bncore.layer_norm_backward(y, x, moments, weights, axis=1, eps=0.0)
+        y, found = bncore.ghost_batch_norm(x, 2, weight, weight, eps=0.0)
+        bncore.ghost_batch_norm_backward(y, x, found, 2, weight, eps=0.0)
+        y, moments, renorm = bncore.batch_renorm(x, weight, np.abs(weight), weight, weight, eps=0.0)
+        bncore.batch_renorm_backward(y, x, moments, renorm, weight, eps=0.0)
+
+
 def of_settings() -> None:
     bncore.set_num_threads(2)
     assert bncore.get_num_threads() == 2
@@ -103,6 +144,25 @@ def of_settings() -> None:
 NO_ARRAYS: dict[str, Callable[[], None]] = {
     **dict.fromkeys(["Moments", "GradSums", "update_running_stats"], of_statistics),
     "BatchNorm": of_layers,
+    **dict.fromkeys(
+        ["MicroBatches", "merged_moments", "stream_moments", "recalibrate", "batch_norms"],
+        of_pieces,
+    ),
+    **dict.fromkeys(["as_scale_shift", "fold_into_conv", "fold_into_linear"], of_folding),
+    **dict.fromkeys(
+        [
+            f"{name}{end}"
+            for name in (
+                "instance_norm",
+                "group_norm",
+                "layer_norm",
+                "ghost_batch_norm",
+                "batch_renorm",
+            )
+            for end in ("", "_backward")
+        ],
+        of_groupings,
+    ),
     **dict.fromkeys(
         ["get_num_threads", "set_num_threads", "set_buffer_pool", "show_config", "use_backend"],
         of_settings,
