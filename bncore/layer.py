@@ -153,6 +153,8 @@ class BatchNorm(Conventions):
         """
         if type(x) is not np.ndarray:
             x = problem.data_array("x", x)
+        if residual is not None and type(residual) is not np.ndarray:
+            residual = problem.data_array("residual", residual)
         if update_stats is not True:
             update_stats = scalars.boolean("update_stats", update_stats)
         if not self._built:
@@ -228,7 +230,7 @@ class BatchNorm(Conventions):
         self._saved = USED
         return dx
 
-    def _first(self, x: Array, residual: Any, out: Array | None, update_stats: bool) -> Array:
+    def _first(self, x: Array, residual: Array | None, out: Array | None, update_stats: bool) -> Array:
         """Find out what the layer has to know from the first x, and call; all or nothing."""
         before = dict(self.__dict__)
         try:
@@ -254,20 +256,18 @@ class BatchNorm(Conventions):
             )
         return x.size // channels if channels else 0
 
-    def _require_apart(self, out: Any, x: Array, residual: Any) -> None:
+    def _require_apart(self, out: Any, x: Array, residual: Array | None) -> None:
         """Refuse an output that would change what backward needs."""
+        if not isinstance(out, np.ndarray):
+            return  # refused later
         kept = {"x": x, "residual": None if self.activation is None else residual}
         for name, array in kept.items():
-            if (
-                isinstance(out, np.ndarray)
-                and isinstance(array, np.ndarray)
-                and problem.share_memory(out, array)
-            ):
+            if array is not None and problem.share_memory(out, array):
                 raise ValueError(
                     f"out: expected memory apart from {name}, which backward needs, got an overlap"
                 )
 
-    def _evaluate(self, x: Array, residual: Any, out: Array | None) -> Array:
+    def _evaluate(self, x: Array, residual: Array | None, out: Array | None) -> Array:
         """Normalize by the running statistics, or by the batch's where there are none."""
         weight, bias, options = self._weight, self._bias, self._options
         if self._tracks:
@@ -278,7 +278,7 @@ class BatchNorm(Conventions):
         self._saved = EVALUATED
         return y
 
-    def _by_running(self, x: Array, residual: Any, out: Array | None) -> Array:
+    def _by_running(self, x: Array, residual: Array | None, out: Array | None) -> Array:
         """Normalize by the running statistics and keep what backward needs."""
         mean, var = (array.copy() for array in self._running())
         weight, bias, options = self._weight, self._bias, self._options
@@ -286,7 +286,7 @@ class BatchNorm(Conventions):
         self._keep(x, residual, (mean, var))
         return y
 
-    def _by_batch(self, x: Array, residual: Any, out: Array | None) -> tuple[Array, Moments]:
+    def _by_batch(self, x: Array, residual: Array | None, out: Array | None) -> tuple[Array, Moments]:
         """Normalize by the statistics of the batch."""
         weight, bias, options = self._weight, self._bias, self._options
         if self._on_nonfinite != "raise":
@@ -305,7 +305,7 @@ class BatchNorm(Conventions):
         )
         return y, moments
 
-    def _keep(self, x: Array, residual: object, statistics: Moments | tuple[Stat, Stat]) -> None:
+    def _keep(self, x: Array, residual: Array | None, statistics: Moments | tuple[Stat, Stat]) -> None:
         """Keep what backward needs; of a residual, which decides about signs alone, no more."""
         options = self._options
         kept = None if options["activation"] is None else residual

@@ -28,7 +28,7 @@ class Saved(NamedTuple):
 
     options: dict[str, Any]
     x: Array
-    residual: Any  # where there is an activation
+    residual: Array | None  # where there is an activation
     statistics: Moments | tuple[Stat, Stat]  # of the batch, or the running mean and variance
 
 

@@ -200,6 +200,44 @@ def test_an_output_over_what_is_kept_is_refused(rng, frozen):
     assert layer(x, residual, out=residual) is residual
 
 
+class Wrapped:
+    """An array-like over an array's memory, as a tensor of another library is."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self.array
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("wrap", [memoryview, Wrapped, lambda array: array.view(np.memmap)])
+def test_an_array_like_is_guarded_and_kept_as_the_array_it_is(rng, wrap, frozen):
+    x, dy, residual = data(rng)
+    layer = a_layer(rng, activation="relu").freeze(frozen)
+    before = snapshot(layer)
+    with pytest.raises(ValueError, match="out: expected memory apart from residual, which"):
+        layer(x, wrap(residual), out=residual)
+    with pytest.raises(ValueError, match="out: expected memory apart from x, which"):
+        layer(wrap(x), residual, out=x)
+    assert_unchanged(layer, before)
+    layer(x, residual.tolist())
+    dx = layer.backward(dy)
+    layer(x, residual)
+    np.testing.assert_array_equal(layer.backward(dy), dx)
+
+
+def test_a_list_as_residual_is_kept_as_it_was_in_forward(rng):
+    x, dy, residual = data(rng)
+    layer = a_layer(rng, activation="relu")
+    layer(x, residual)
+    dx = layer.backward(dy)
+    values = residual.tolist()
+    layer(x, values)
+    values.clear()
+    np.testing.assert_array_equal(layer.backward(dy), dx)
+
+
 def test_backward_uses_the_settings_of_its_forward(rng):
     x, dy, _ = data(rng)
     layer, same = a_layer(rng), a_layer(rng)
