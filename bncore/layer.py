@@ -23,6 +23,7 @@ from bncore.layer_state import (
     cast,
     finite,
     require_finite,
+    weight_for_sums,
     weight_of_new,
 )
 from bncore.running import update_running_stats
@@ -215,18 +216,19 @@ class BatchNorm(Conventions):
         if not isinstance(saved, Saved):
             raise RuntimeError(saved)
         options, x, residual, statistics = saved
-        weight = self._weight
-        given = {**options, "bias": self._bias, "residual": residual}
+        weight, bias = self._weight, self._bias
+        factor = weight_for_sums(x, weight, bias)
+        given = {**options, "bias": bias, "residual": residual}
         given |= {"out": out, "dresidual": dresidual}
         if isinstance(statistics, Moments):
-            dx, dweight, dbias = batch_norm_train_backward(dy, x, statistics, weight, **given)
+            dx, dweight, dbias = batch_norm_train_backward(dy, x, statistics, factor, **given)
         else:
             mean, var = statistics
-            dx, dweight, dbias = batch_norm_infer_backward(dy, x, mean, var, weight, **given)
+            dx, dweight, dbias = batch_norm_infer_backward(dy, x, mean, var, factor, **given)
         if weight is not None:
-            self.dweight = dweight
-        if self._bias is not None:
-            self.dbias = dbias if dbias.dtype == self._bias.dtype else cast(dbias, self._bias)
+            self.dweight = cast(dweight, weight)
+        if bias is not None:
+            self.dbias = cast(dbias, bias)
         self._saved = USED
         return dx
 

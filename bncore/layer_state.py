@@ -233,7 +233,20 @@ def initial(name: str, channels: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
 
 def cast(values: Array, like: Array) -> Array:
     """Return values in the dtype of another array, rounded in silence."""
+    if values.dtype == like.dtype:
+        return values
     return problem.cast(values, like.dtype.newbyteorder("="))
+
+
+def weight_for_sums(x: Array, weight: Array | None, bias: Array | None) -> Array | None:
+    """Return the weight that backward gets: in float64 where the gradients differ in dtype.
+
+    Backward gives both sums in weight's dtype, or in x's where there is none.  Where that is not
+    the dtype of the bias, they have to come in float64, so that each is rounded once.
+    """
+    if bias is None or bias.dtype.char == (x if weight is None else weight).dtype.char:
+        return weight
+    return np.ones(bias.shape[0]) if weight is None else problem.cast(weight, np.float64)
 
 
 def finite(moments: Moments) -> bool:

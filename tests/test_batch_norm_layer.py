@@ -39,8 +39,9 @@ def test_training_is_the_functions_to_the_bit(backend, rng, dtype, activation, a
     }  # fmt: skip
     wanted_y, moments = bncore.batch_norm_train(x, layer.weight, layer.bias, **fused)
     wanted_dr = np.empty_like(x)
+    weight = np.ones(C) if layer.weight is None else layer.weight  # so the sums are in float64
     wanted = bncore.batch_norm_train_backward(
-        dy, x, moments, layer.weight, bias=layer.bias, dresidual=wanted_dr, **fused
+        dy, x, moments, weight, bias=layer.bias, dresidual=wanted_dr, **fused
     )
     bncore.update_running_stats(mean, var, moments)
 
@@ -52,13 +53,46 @@ def test_training_is_the_functions_to_the_bit(backend, rng, dtype, activation, a
         if affine in (True, name):
             found = getattr(layer, f"d{name}")
             assert found.dtype == np.float64
-            np.testing.assert_allclose(found, gradient, rtol=1e-6 if affine == "bias" else 0)
+            np.testing.assert_array_equal(found, gradient)
         else:
             assert getattr(layer, name) is None and getattr(layer, f"d{name}") is None
     assert layer.moments == moments
     np.testing.assert_array_equal(layer.running_mean, mean)
     np.testing.assert_array_equal(layer.running_var, var)
     assert layer.num_batches_tracked == 8
+
+
+PAIRS = [(None, "f8"), (None, "f4"), (None, "f2"), ("f2", "f4"), ("f4", "f8"), ("f8", "f2")]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize(("weight", "bias"), [*PAIRS, ("f4", ">f8"), (">f8", "f8"), ("f8", None)])
+@pytest.mark.parametrize("dtype", arrays.FLOATS)
+def test_each_gradient_is_its_sum_rounded_once(backend, rng, dtype, weight, bias, frozen):
+    """To the parameter's own dtype, whatever the other parameter's and x's are."""
+    x, dy, residual = data(rng, dtype)
+    dy *= 9000.0  # the sums are beyond float16
+    affine = True if weight and bias else "weight" if weight else "bias"
+    layer = a_layer(rng, affine=affine, activation="relu").freeze(frozen)
+    for name, kind in [("weight", weight), ("bias", bias)]:
+        if kind is not None:
+            setattr(layer, name, getattr(layer, name).astype(kind))
+    layer(x, residual)
+    fused = {"activation": "relu", "residual": residual}
+    factor = np.ones(C) if weight is None else layer.weight.astype(np.float64)
+    fused["bias"] = layer.bias
+    if frozen:
+        given = layer.running_mean, layer.running_var, factor
+        dx, *sums = bncore.batch_norm_infer_backward(dy, x, *given, **fused)
+    else:
+        dx, *sums = bncore.batch_norm_train_backward(dy, x, layer.moments, factor, **fused)
+    np.testing.assert_array_equal(layer.backward(dy), dx)
+    for name, kind, total in zip(("weight", "bias"), (weight, bias), sums, strict=True):
+        if kind is not None:
+            gradient = getattr(layer, f"d{name}")
+            assert gradient.dtype == np.dtype(kind).newbyteorder("=")
+            with np.errstate(over="ignore"):
+                np.testing.assert_array_equal(gradient, total.astype(gradient.dtype))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
