@@ -331,30 +331,3 @@ class BatchNorm(Conventions):
             )
         mean, var = self.running_mean, self.running_var
         return as_scale_shift(mean, var, self.weight, self.bias, eps=self.eps)
-
-    # Modes
-
-    def train(self, mode: bool = True) -> Self:
-        """Switch to training, or with False to evaluation; return the layer."""
-        self.training = scalars.boolean("mode", mode)
-        return self
-
-    def eval(self) -> Self:
-        """Switch to evaluation; return the layer."""
-        return self.train(False)
-
-    def freeze(self, mode: bool = True) -> Self:
-        """Let the running statistics normalize in training, too, or with False no longer.
-
-        `train` and `eval` do not change it.  Return the layer.
-        """
-        mode = scalars.boolean("mode", mode)
-        if mode and not self._tracks:
-            raise ValueError("freeze: expected a layer with running statistics, got one without")
-        self._frozen = mode
-        return self
-
-    @property
-    def frozen(self) -> bool:
-        """Whether the running statistics normalize in training."""
-        return self._frozen

@@ -143,6 +143,9 @@ def test_without_running_statistics_the_batch_counts_in_evaluation_too(rng):
         layer.freeze()
     with pytest.raises(ValueError, match="on_single: "):
         BatchNorm(track_running_stats=False, on_single="running")
+    with pytest.raises(ValueError, match="on_single: expected 'raise' without running statistics"):
+        layer.on_single = "running"
+    assert layer.on_single == "raise"
 
 
 @pytest.mark.parametrize("axis", [1, -1, 0, 2])
