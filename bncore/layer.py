@@ -5,7 +5,7 @@ It computes nothing itself: `bncore.api` and `bncore.inference` do, with the sam
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -232,7 +232,9 @@ class BatchNorm(Conventions):
         self._saved = USED
         return dx
 
-    def _first(self, x: Array, residual: Array | None, out: Array | None, update_stats: bool) -> Array:
+    def _first(
+        self, x: Array, residual: Array | None, out: Array | None, update_stats: bool
+    ) -> Array:
         """Find out what the layer has to know from the first x, and call; all or nothing."""
         before = dict(self.__dict__)
         try:
@@ -288,7 +290,9 @@ class BatchNorm(Conventions):
         self._keep(x, residual, (mean, var))
         return y
 
-    def _by_batch(self, x: Array, residual: Array | None, out: Array | None) -> tuple[Array, Moments]:
+    def _by_batch(
+        self, x: Array, residual: Array | None, out: Array | None
+    ) -> tuple[Array, Moments]:
         """Normalize by the statistics of the batch."""
         weight, bias, options = self._weight, self._bias, self._options
         if self._on_nonfinite != "raise":
@@ -307,7 +311,9 @@ class BatchNorm(Conventions):
         )
         return y, moments
 
-    def _keep(self, x: Array, residual: Array | None, statistics: Moments | tuple[Stat, Stat]) -> None:
+    def _keep(
+        self, x: Array, residual: Array | None, statistics: Moments | tuple[Stat, Stat]
+    ) -> None:
         """Keep what backward needs; of a residual, which decides about signs alone, no more."""
         options = self._options
         kept = None if options["activation"] is None else residual
