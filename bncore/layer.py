@@ -65,7 +65,8 @@ class BatchNorm(Conventions):
         enters the running statistics of these channels, as elsewhere.  "skip": y and the gradients
         are what they are, but the whole batch is left out of the running statistics, so that all
         channels average the same batches.  "raise": `FloatingPointError` in training, before
-        anything has changed.
+        anything has changed.  It is about the batch's own statistics: where the running ones
+        normalize, frozen or by `on_single`, none are computed, and nothing is raised.
     on_single : {"raise", "running"}
         What training does with one value per channel, whose variance says nothing: `ValueError`, or
         normalize by the running statistics, as after `freeze`, and leave them alone.
@@ -81,14 +82,15 @@ class BatchNorm(Conventions):
     num_batches_tracked : int
         Batches in the running statistics.
     moments : Moments or None
-        Of the last training forward that used the batch's statistics.
+        Of the last training forward that used the batch's statistics, empty batches apart.
     training, frozen : bool
         The mode.
 
     Notes
     -----
-    An empty batch gives an empty y and changes no statistics.  A call that raises has changed
-    nothing.
+    An empty batch gives an empty y and leaves parameters, running statistics and `moments` alone;
+    a backward after it is its own, with an empty dx and gradients of 0.  A call that raises has
+    changed nothing, and a backward is still that of the forward before.
 
     References
     ----------
@@ -167,10 +169,11 @@ class BatchNorm(Conventions):
             self._require_apart(out, x, residual)
         if self._frozen or (count == 1 and self._on_single == "running"):
             return self._by_running(x, residual, out)
-        y, moments = self._by_batch(x, residual, out)
-        if update_stats and self._tracks:
-            self._track(moments)
-        self.moments = moments
+        y, moments = self._by_batch(x, residual, out, count)
+        if moments.count:
+            if update_stats and self._tracks:
+                self._track(moments)
+            self.moments = moments
         self._keep(x, residual, moments)
         return y
 
@@ -291,7 +294,7 @@ class BatchNorm(Conventions):
         return y
 
     def _by_batch(
-        self, x: Array, residual: Array | None, out: Array | None
+        self, x: Array, residual: Array | None, out: Array | None, count: int
     ) -> tuple[Array, Moments]:
         """Normalize by the statistics of the batch."""
         weight, bias, options = self._weight, self._bias, self._options
@@ -302,8 +305,8 @@ class BatchNorm(Conventions):
             require_finite(moments)
             return y, moments
         # The statistics first, since nothing may be written; the same bits in two passes.
-        p = problem.Problem(x, options["axis"])
-        p.require_batch()
+        if count <= 1:
+            problem.Problem(x, options["axis"]).require_batch()
         moments = parts.moments(x, axis=options["axis"], n_threads=options["n_threads"])
         require_finite(moments)
         y = batch_norm_infer(
@@ -321,7 +324,7 @@ class BatchNorm(Conventions):
 
     def _track(self, moments: Moments) -> None:
         """Move the running statistics towards those of a batch."""
-        if moments.count == 0 or (self._on_nonfinite == "skip" and not finite(moments)):
+        if self._on_nonfinite == "skip" and not finite(moments):
             return
         tracked = self._num_batches_tracked
         momentum = weight_of_new(self._momentum, self._debias, tracked)

@@ -285,6 +285,43 @@ def test_backward_uses_the_settings_of_its_forward(rng):
     assert np.abs(layer(x) - same(x)).max() > 0.1
 
 
+BAD_CALLS = {
+    "x": lambda layer, x: layer(x[:, :2]),
+    "dtype": lambda layer, x: layer(x.astype(int)),
+    "residual": lambda layer, x: layer(x, x[:1]),
+    "out": lambda layer, x: layer(x, out=x[:1].copy()),
+    "kept": lambda layer, x: layer(x, out=x),
+    "update_stats": lambda layer, x: layer(x, update_stats=None),
+    "single": lambda layer, x: layer(x[:1, :, :1, :1]),
+    "nonfinite": lambda layer, x: layer(x * np.inf),
+    "evaluation": lambda layer, x: layer.eval()(x[:, :2]),
+}
+
+
+@pytest.mark.parametrize(
+    ("bad", "frozen"),
+    [
+        (bad, frozen)
+        for bad in BAD_CALLS
+        for frozen in (False, True)
+        if not (frozen and bad in ("single", "nonfinite"))  # no statistics of the batch
+    ],
+)
+def test_backward_is_that_of_the_last_forward_that_did_not_fail(rng, frozen, bad):
+    x, dy, residual = data(rng)
+    layer = a_layer(rng, activation="relu", on_nonfinite="raise").freeze(frozen)
+    layer(x, residual)
+    dx = layer.backward(dy)
+    dweight = layer.dweight
+    layer(x, residual)
+    before = snapshot(layer)
+    with pytest.raises((TypeError, ValueError, FloatingPointError)):
+        BAD_CALLS[bad](layer, x)
+    assert_unchanged(layer.train(), before)
+    np.testing.assert_array_equal(layer.backward(dy), dx)
+    np.testing.assert_array_equal(layer.dweight, dweight)
+
+
 # ----------------------------------------------------------------------------------------- errors
 
 
