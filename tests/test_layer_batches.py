@@ -73,14 +73,15 @@ def test_raise_copies_a_strided_x_once_at_a_time(rng):
     x = rng.normal(size=(512, C, 2, 256))[:, :, 0]
     layer = a_layer(rng, on_nonfinite="raise")
     out = np.empty_like(x)
-    layer(x, out=out)
     peaks = []
     for layer.on_nonfinite in ("propagate", "raise"):
+        layer(x, out=out)  # kernels are compiled
         tracemalloc.start()
         layer(x, out=out)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert x.nbytes <= peaks[0] <= peaks[1] < peaks[0] + 0.5 * x.nbytes
+    assert x.nbytes <= peaks[0]
+    assert peaks[1] < peaks[0] + 0.5 * x.nbytes
 
 
 def test_one_value_per_channel(rng):
