@@ -15,7 +15,7 @@ from bncore.api import batch_norm_train, batch_norm_train_backward
 from bncore.conventions import Conventions
 from bncore.fold import ScaleShift, as_scale_shift
 from bncore.inference import batch_norm_infer, batch_norm_infer_backward
-from bncore.layer_settings import Array
+from bncore.layer_settings import RUNNING, Array
 from bncore.layer_state import (
     EVALUATED,
     USED,
@@ -169,6 +169,8 @@ class BatchNorm(Conventions):
             self._require_apart(out, x, residual)
         if self._frozen or (count == 1 and self._on_single == "running"):
             return self._by_running(x, residual, out)
+        if out is not None and update_stats and self._tracks:
+            self._require_writable(RUNNING)  # before y is written
         y, moments = self._by_batch(x, residual, out, count)
         if moments.count:
             if update_stats and self._tracks:

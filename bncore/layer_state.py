@@ -228,8 +228,8 @@ class LayerState:
         """Refuse arrays of the layer that somebody has made read-only."""
         for name in names:
             array = None if name == BATCHES else getattr(self, f"_{name}")
-            if array is not None:
-                problem.writable_array(name, array)
+            if array is not None and not array.flags.writeable:
+                problem.writable_array(name, array)  # raises
 
     def _running(self) -> tuple[Stat, Stat]:
         """Return the running statistics of a layer that tracks and knows its channels."""

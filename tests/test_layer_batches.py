@@ -69,6 +69,22 @@ def test_raise_gives_the_same_bits_with_an_output(rng, activation):
         layer(x[:1, :, :1, :1], out=np.empty_like(x[:1, :, :1, :1]))
 
 
+@pytest.mark.parametrize("name", ["running_mean", "running_var"])
+def test_a_read_only_running_statistic_is_refused_before_y_is_written(rng, name):
+    x, _, _ = data(rng)
+    layer = a_layer(rng)
+    getattr(layer, name).flags.writeable = False
+    before = snapshot(layer)
+    out = np.full(SHAPE, 5.0)
+    for given in (None, out):
+        with pytest.raises(ValueError, match=f"{name}: expected a writable array, got a read-only"):
+            layer(x, out=given)
+    assert (out == 5.0).all()
+    assert_unchanged(layer, before)
+    layer(x, out=out, update_stats=False)
+    layer.freeze()(x, out=out)
+
+
 def test_raise_copies_a_strided_x_once_at_a_time(rng):
     x = rng.normal(size=(512, C, 2, 256))[:, :, 0]
     layer = a_layer(rng, on_nonfinite="raise")
