@@ -22,9 +22,12 @@ from bncore.foreign import (
     as_array,
     expect,
     from_tensor_proto,
+    listed,
     new_weight,
     of_mapping,
     onnx_node,
+    rest,
+    torch_settings,
 )
 from bncore.layer_state import LayerState, initial
 
@@ -47,14 +50,15 @@ class Conventions(LayerState):
         source : module, or mapping from name to tensor or array
             A mapping says nothing of eps and momentum: PyTorch's defaults are those of `BatchNorm`.
         prefix : str
-            What the names of this layer start with in the state of a whole model: ``"layer1.bn."``.
+            What the names of this layer start with in the state of a whole model: ``"layer1.bn."``;
+            without meaning for a module.
         **settings
             As of `BatchNorm`.
 
         Raises
         ------
         TypeError, ValueError
-            Where a name is unknown, or a value does not fit.
+            Where the module is no BatchNorm, a name is unknown, or a value does not fit.
 
         Examples
         --------
@@ -65,16 +69,23 @@ class Conventions(LayerState):
         >>> bncore.BatchNorm.from_torch(state, prefix="bn.", momentum=None)
         BatchNorm(2, momentum=None, dtype=float64): training, 0 batches tracked
         """
+        known = (*OURS, "num_batches_tracked")
         given: dict[str, Any] = {}
-        state = source
-        if not isinstance(source, Mapping):
-            expect("source", source, "a module or a state dictionary", "state_dict")
-            given = {"eps": source.eps, "momentum": getattr(source, "momentum", 0.1)}
-            state = source.state_dict()
-        found = of_mapping(state, (*OURS, "num_batches_tracked"), prefix)
+        if isinstance(source, Mapping):
+            found = of_mapping(source, known, prefix)
+            if found.keys() == {"num_batches_tracked"}:
+                raise ValueError(
+                    f"source: expected parameters or running statistics, got {prefix}{known[-1]}"
+                )
+        else:
+            given = torch_settings(source) | {"affine": False, "track_running_stats": False}
+            state = source.state_dict()  # what it has, which may be nothing
+            found = of_mapping(state, known) if state else {}
+            if "running_mean" in found and not source.track_running_stats:
+                given["momentum"] = 0.0  # switched off later: they evaluate, and stay as they are
         tracked = found.pop("num_batches_tracked", None)
         layer = cls._of_arrays(found, given, settings)
-        if tracked is not None:
+        if tracked is not None and layer.track_running_stats:
             layer.num_batches_tracked = as_array(tracked)
         layer.training = bool(getattr(source, "training", True))
         return layer
@@ -87,6 +98,10 @@ class Conventions(LayerState):
         """
         self._require_axis("to_torch", 1)
         arrays = self._written("to_torch", fill=bool(self._affine))
+        if self.channels is None:
+            raise RuntimeError(
+                "to_torch: expected a layer that knows its channels, got one before its first call"
+            )
         if self._tracks:
             arrays["num_batches_tracked"] = np.array(self.num_batches_tracked)
         arguments = {
@@ -142,13 +157,12 @@ class Conventions(LayerState):
             "affine": affine(has[0], has[1]),
         }
         names = [name for name, present in zip(OURS, has, strict=True) if present]
-        found = dict(zip(names, weights or (), strict=False))
-        if weights and len(weights) != len(names):
+        arrays = listed("weights", weights)
+        if arrays and len(arrays) != len(names):
             theirs = [name for name, present in zip(KERAS, has, strict=True) if present]
-            raise ValueError(f"weights: expected {', '.join(theirs)}, got {len(weights)} arrays")
-        layer = cls._of_arrays(found, given, settings)
-        layer._frozen = not source.get("trainable", True)
-        return layer
+            raise ValueError(f"weights: expected {', '.join(theirs)}, got {len(arrays)} arrays")
+        layer = cls._of_arrays(dict(zip(names, arrays, strict=False)), given, settings)
+        return layer.freeze(not source.get("trainable", True))
 
     def to_keras(self) -> tuple[dict[str, Any], list[AnyArray]]:
         """Return what makes Keras's layer: the constructor's arguments and the weights.
@@ -363,4 +377,4 @@ class Conventions(LayerState):
     def _old_weight(self, to: str) -> float:
         if self.momentum is None:
             raise ValueError(f"{to}: expected a momentum, got None (a cumulative average)")
-        return 1.0 - float(self.momentum)
+        return rest(float(self.momentum))

@@ -6,6 +6,7 @@ Here is how to read them; `bncore.conventions` says what they mean.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from decimal import Context, Decimal
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ OURS = ("weight", "bias", "running_mean", "running_var")
 KERAS = ("gamma", "beta", "moving_mean", "moving_variance")
 FLAX = ("scale", "bias", "mean", "var")
 ONNX = ("scale", "B", "input_mean", "input_var")
+
+DECIMAL = Context(prec=40, traps=[])  # exact for 1 - m, whatever the program's own context is
 
 # By the number that onnx.TensorProto has for it.
 ONNX_DTYPES: dict[int, np.dtype[Any]] = {
@@ -60,11 +63,27 @@ def new_weight(old: Any, name: str) -> float:
     """Turn the weight of the old value into that of the new batch."""
     if isinstance(old, bool) or not isinstance(old, (int, float, np.floating)):
         raise TypeError(f"{name}: expected the momentum as a number, got {shown(old)}")
-    return 1.0 - float(old)
+    return rest(float(old))
+
+
+def rest(weight: float) -> float:
+    """Return 1 - weight for the decimal number that is meant: of 0.9 it is 0.1.
+
+    Examples
+    --------
+    >>> rest(0.9), 1.0 - 0.9
+    (0.1, 0.09999999999999998)
+    """
+    return float(DECIMAL.subtract(Decimal(1), Decimal(repr(weight))))
 
 
 def of_mapping(source: Mapping[str, Any], known: Iterable[str], prefix: str = "") -> dict[str, Any]:
     """Return the entries whose names start so, without the start; all of them have to be known."""
+    if not isinstance(prefix, str):
+        raise TypeError(f"prefix: expected a string, got {shown(prefix)}")
+    for name in source:
+        if not isinstance(name, str):
+            raise TypeError(f"source: expected strings as names, got {shown(name)}")
     found = {name[len(prefix) :]: source[name] for name in source if name.startswith(prefix)}
     expected = tuple(known)
     unknown = [prefix + name for name in found if name not in expected]
@@ -87,6 +106,32 @@ def expect(name: str, value: object, expected: str, *attributes: str) -> None:
     """Refuse an object that lacks what it is known by."""
     if not all(hasattr(value, attribute) for attribute in attributes):
         raise TypeError(f"{name}: expected {expected}, got {shown(value)}")
+
+
+def listed(name: str, values: Any) -> list[Any]:
+    """Return a sequence of arrays as a list, empty for None."""
+    if values is None:
+        return []
+    try:
+        return list(values)
+    except TypeError:
+        raise TypeError(f"{name}: expected a sequence of arrays, got {shown(values)}") from None
+
+
+def torch_settings(source: Any) -> dict[str, Any]:
+    """Return what a BatchNorm module of PyTorch says of itself beside its state."""
+    expected = "a BatchNorm module or its state dictionary"
+    expect("source", source, expected, "state_dict", "num_features", "eps", "momentum", "affine")
+    expect("source", source, expected, "track_running_stats")
+    # Which has all of these, and another meaning.
+    if any("InstanceNorm" in base.__name__ for base in type(source).__mro__):
+        raise TypeError(f"source: expected {expected}, got {shown(source)}")
+    if getattr(source, "cls_to_become", None) is not None:  # a lazy one, until its first call
+        raise ValueError(
+            "source: expected a layer that knows its channels, "
+            f"got {type(source).__name__} before its first call"
+        )
+    return {"channels": source.num_features, "eps": source.eps, "momentum": source.momentum}
 
 
 def onnx_node(node: Any) -> tuple[str, list[str], dict[str, Any]]:

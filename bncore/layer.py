@@ -5,7 +5,7 @@ It computes nothing itself: `bncore.api` and `bncore.inference` do, with the sam
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from bncore.api import batch_norm_train, batch_norm_train_backward
 from bncore.conventions import Conventions
 from bncore.fold import ScaleShift, as_scale_shift
 from bncore.inference import batch_norm_infer, batch_norm_infer_backward
-from bncore.layer_settings import Array
+from bncore.layer_settings import RUNNING, Array
 from bncore.layer_state import (
     EVALUATED,
     USED,
@@ -23,6 +23,7 @@ from bncore.layer_state import (
     cast,
     finite,
     require_finite,
+    weight_for_sums,
     weight_of_new,
 )
 from bncore.running import update_running_stats
@@ -64,7 +65,8 @@ class BatchNorm(Conventions):
         enters the running statistics of these channels, as elsewhere.  "skip": y and the gradients
         are what they are, but the whole batch is left out of the running statistics, so that all
         channels average the same batches.  "raise": `FloatingPointError` in training, before
-        anything has changed.
+        anything has changed.  It is about the batch's own statistics: where the running ones
+        normalize, frozen or by `on_single`, none are computed, and nothing is raised.
     on_single : {"raise", "running"}
         What training does with one value per channel, whose variance says nothing: `ValueError`, or
         normalize by the running statistics, as after `freeze`, and leave them alone.
@@ -80,14 +82,15 @@ class BatchNorm(Conventions):
     num_batches_tracked : int
         Batches in the running statistics.
     moments : Moments or None
-        Of the last training forward that used the batch's statistics.
+        Of the last training forward that used the batch's statistics, empty batches apart.
     training, frozen : bool
         The mode.
 
     Notes
     -----
-    An empty batch gives an empty y and changes no statistics.  A call that raises has changed
-    nothing.
+    An empty batch gives an empty y and leaves parameters, running statistics and `moments` alone;
+    a backward after it is its own, with an empty dx and gradients of 0.  A call that raises has
+    changed nothing, and a backward is still that of the forward before.
 
     References
     ----------
@@ -153,6 +156,8 @@ class BatchNorm(Conventions):
         """
         if type(x) is not np.ndarray:
             x = problem.data_array("x", x)
+        if residual is not None and type(residual) is not np.ndarray:
+            residual = problem.data_array("residual", residual)
         if update_stats is not True:
             update_stats = scalars.boolean("update_stats", update_stats)
         if not self._built:
@@ -164,10 +169,13 @@ class BatchNorm(Conventions):
             self._require_apart(out, x, residual)
         if self._frozen or (count == 1 and self._on_single == "running"):
             return self._by_running(x, residual, out)
-        y, moments = self._by_batch(x, residual, out)
-        if update_stats and self._tracks:
-            self._track(moments)
-        self.moments = moments
+        if out is not None and update_stats and self._tracks:
+            self._require_writable(RUNNING)  # before y is written
+        y, moments = self._by_batch(x, residual, out, count)
+        if moments.count:
+            if update_stats and self._tracks:
+                self._track(moments)
+            self.moments = moments
         self._keep(x, residual, moments)
         return y
 
@@ -213,22 +221,25 @@ class BatchNorm(Conventions):
         if not isinstance(saved, Saved):
             raise RuntimeError(saved)
         options, x, residual, statistics = saved
-        weight = self._weight
-        given = {**options, "bias": self._bias, "residual": residual}
+        weight, bias = self._weight, self._bias
+        factor = weight_for_sums(x, weight, bias)
+        given = {**options, "bias": bias, "residual": residual}
         given |= {"out": out, "dresidual": dresidual}
         if isinstance(statistics, Moments):
-            dx, dweight, dbias = batch_norm_train_backward(dy, x, statistics, weight, **given)
+            dx, dweight, dbias = batch_norm_train_backward(dy, x, statistics, factor, **given)
         else:
             mean, var = statistics
-            dx, dweight, dbias = batch_norm_infer_backward(dy, x, mean, var, weight, **given)
+            dx, dweight, dbias = batch_norm_infer_backward(dy, x, mean, var, factor, **given)
         if weight is not None:
-            self.dweight = dweight
-        if self._bias is not None:
-            self.dbias = dbias if dbias.dtype == self._bias.dtype else cast(dbias, self._bias)
+            self.dweight = cast(dweight, weight)
+        if bias is not None:
+            self.dbias = cast(dbias, bias)
         self._saved = USED
         return dx
 
-    def _first(self, x: Array, residual: Any, out: Array | None, update_stats: bool) -> Array:
+    def _first(
+        self, x: Array, residual: Array | None, out: Array | None, update_stats: bool
+    ) -> Array:
         """Find out what the layer has to know from the first x, and call; all or nothing."""
         before = dict(self.__dict__)
         try:
@@ -254,20 +265,18 @@ class BatchNorm(Conventions):
             )
         return x.size // channels if channels else 0
 
-    def _require_apart(self, out: Any, x: Array, residual: Any) -> None:
+    def _require_apart(self, out: Any, x: Array, residual: Array | None) -> None:
         """Refuse an output that would change what backward needs."""
+        if not isinstance(out, np.ndarray):
+            return  # refused later
         kept = {"x": x, "residual": None if self.activation is None else residual}
         for name, array in kept.items():
-            if (
-                isinstance(out, np.ndarray)
-                and isinstance(array, np.ndarray)
-                and problem.share_memory(out, array)
-            ):
+            if array is not None and problem.share_memory(out, array):
                 raise ValueError(
                     f"out: expected memory apart from {name}, which backward needs, got an overlap"
                 )
 
-    def _evaluate(self, x: Array, residual: Any, out: Array | None) -> Array:
+    def _evaluate(self, x: Array, residual: Array | None, out: Array | None) -> Array:
         """Normalize by the running statistics, or by the batch's where there are none."""
         weight, bias, options = self._weight, self._bias, self._options
         if self._tracks:
@@ -278,7 +287,7 @@ class BatchNorm(Conventions):
         self._saved = EVALUATED
         return y
 
-    def _by_running(self, x: Array, residual: Any, out: Array | None) -> Array:
+    def _by_running(self, x: Array, residual: Array | None, out: Array | None) -> Array:
         """Normalize by the running statistics and keep what backward needs."""
         mean, var = (array.copy() for array in self._running())
         weight, bias, options = self._weight, self._bias, self._options
@@ -286,7 +295,9 @@ class BatchNorm(Conventions):
         self._keep(x, residual, (mean, var))
         return y
 
-    def _by_batch(self, x: Array, residual: Any, out: Array | None) -> tuple[Array, Moments]:
+    def _by_batch(
+        self, x: Array, residual: Array | None, out: Array | None, count: int
+    ) -> tuple[Array, Moments]:
         """Normalize by the statistics of the batch."""
         weight, bias, options = self._weight, self._bias, self._options
         if self._on_nonfinite != "raise":
@@ -296,8 +307,8 @@ class BatchNorm(Conventions):
             require_finite(moments)
             return y, moments
         # The statistics first, since nothing may be written; the same bits in two passes.
-        p = problem.Problem(x, options["axis"])
-        p.require_batch()
+        if count <= 1:
+            problem.Problem(x, options["axis"]).require_batch()
         moments = parts.moments(x, axis=options["axis"], n_threads=options["n_threads"])
         require_finite(moments)
         y = batch_norm_infer(
@@ -305,7 +316,9 @@ class BatchNorm(Conventions):
         )
         return y, moments
 
-    def _keep(self, x: Array, residual: object, statistics: Moments | tuple[Stat, Stat]) -> None:
+    def _keep(
+        self, x: Array, residual: Array | None, statistics: Moments | tuple[Stat, Stat]
+    ) -> None:
         """Keep what backward needs; of a residual, which decides about signs alone, no more."""
         options = self._options
         kept = None if options["activation"] is None else residual
@@ -313,7 +326,7 @@ class BatchNorm(Conventions):
 
     def _track(self, moments: Moments) -> None:
         """Move the running statistics towards those of a batch."""
-        if moments.count == 0 or (self._on_nonfinite == "skip" and not finite(moments)):
+        if self._on_nonfinite == "skip" and not finite(moments):
             return
         tracked = self._num_batches_tracked
         momentum = weight_of_new(self._momentum, self._debias, tracked)
@@ -329,30 +342,3 @@ class BatchNorm(Conventions):
             )
         mean, var = self.running_mean, self.running_var
         return as_scale_shift(mean, var, self.weight, self.bias, eps=self.eps)
-
-    # Modes
-
-    def train(self, mode: bool = True) -> Self:
-        """Switch to training, or with False to evaluation; return the layer."""
-        self.training = scalars.boolean("mode", mode)
-        return self
-
-    def eval(self) -> Self:
-        """Switch to evaluation; return the layer."""
-        return self.train(False)
-
-    def freeze(self, mode: bool = True) -> Self:
-        """Let the running statistics normalize in training, too, or with False no longer.
-
-        `train` and `eval` do not change it.  Return the layer.
-        """
-        mode = scalars.boolean("mode", mode)
-        if mode and not self._tracks:
-            raise ValueError("freeze: expected a layer with running statistics, got one without")
-        self._frozen = mode
-        return self
-
-    @property
-    def frozen(self) -> bool:
-        """Whether the running statistics normalize in training."""
-        return self._frozen

@@ -131,6 +131,9 @@ def one_of(*options: str) -> Check:
     return check
 
 
+on_single = one_of("raise", "running")
+
+
 def affine(value: object) -> tuple[str, ...]:
     """Return the names of the parameters that there are."""
     if isinstance(value, (bool, np.bool_)):

@@ -1,10 +1,10 @@
-"""What a layer is beside its calls: settings, arrays, their state as a dictionary, and averages."""
+"""What a layer is beside its calls: settings, modes, arrays, their state, and averages."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, SupportsIndex
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple, Self, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ class Saved(NamedTuple):
 
     options: dict[str, Any]
     x: Array
-    residual: Any  # where there is an activation
+    residual: Array | None  # where there is an activation
     statistics: Moments | tuple[Stat, Stat]  # of the batch, or the running mean and variance
 
 
@@ -58,12 +58,25 @@ class LayerState:
     on_nonfinite = ls.setting(
         "on_nonfinite", ls.one_of("propagate", "skip", "raise"), "What a bad batch does."
     )
-    on_single = ls.setting("on_single", ls.one_of("raise", "running"), "What one value does.")
     num_batches_tracked = ls.setting(BATCHES, ls.batches, "Batches tracked.")
     weight = ls.array("weight", "gamma, or None.")
     bias = ls.array("bias", "beta, or None.")
     running_mean = ls.array("running_mean", "Running mean, or None; assigning copies.")
     running_var = ls.array("running_var", "Running variance, or None; assigning copies.")
+
+    @property
+    def on_single(self) -> str:
+        """What one value per channel does."""
+        return self._on_single
+
+    @on_single.setter
+    def on_single(self, value: str) -> None:
+        checked = ls.on_single("on_single", value)
+        if checked == "running" and not self._tracks:
+            raise ValueError(
+                "on_single: expected 'raise' without running statistics, got 'running'"
+            )
+        self._on_single = checked
 
     def __init__(
         self,
@@ -87,13 +100,9 @@ class LayerState:
         self.axis, self.eps, self.n_threads = axis, eps, n_threads
         self.activation, self.negative_slope = activation, negative_slope
         self.momentum, self.correction, self.debias = momentum, correction, debias
-        self.on_nonfinite, self.on_single = on_nonfinite, on_single
         self._affine = ls.affine(affine)
         self._tracks = scalars.boolean("track_running_stats", track_running_stats)
-        if not self._tracks and on_single == "running":
-            raise ValueError(
-                "on_single: expected 'raise' without running statistics, got 'running'"
-            )
+        self.on_nonfinite, self.on_single = on_nonfinite, on_single
         self._dtype = None if dtype is None else ls.floating("dtype", dtype)
         self.training, self._frozen = True, False
         self._channels: int | None = None
@@ -106,6 +115,33 @@ class LayerState:
         self._saved: Saved | str = NO_FORWARD
         if channels is not None:
             self._build(scalars.integer_at_least("channels", channels, 0), self._dtype)
+
+    # Modes
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training, or with False to evaluation; return the layer."""
+        self.training = scalars.boolean("mode", mode)
+        return self
+
+    def eval(self) -> Self:
+        """Switch to evaluation; return the layer."""
+        return self.train(False)
+
+    def freeze(self, mode: bool = True) -> Self:
+        """Let the running statistics normalize in training, too, or with False no longer.
+
+        `train` and `eval` do not change it.  Return the layer.
+        """
+        mode = scalars.boolean("mode", mode)
+        if mode and not self._tracks:
+            raise ValueError("freeze: expected a layer with running statistics, got one without")
+        self._frozen = mode
+        return self
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the running statistics normalize in training."""
+        return self._frozen
 
     # State
 
@@ -157,6 +193,7 @@ class LayerState:
             or its dtype yet takes them from it.
         """
         checked = checked_state(state, self._names(), self._channels)
+        self._require_writable(self._names())
         arrays = [array for name, array in checked.items() if name != BATCHES]
         if arrays and not self._built:
             dtype = self._dtype
@@ -171,6 +208,7 @@ class LayerState:
 
     def reset(self) -> None:
         """Go back to a new layer's parameters and statistics, in the same arrays."""
+        self._require_writable(self._names())
         self.reset_running_stats()
         for name in self._affine:
             if self._built:
@@ -180,10 +218,18 @@ class LayerState:
 
     def reset_running_stats(self) -> None:
         """Set the running statistics to 0 and 1, of no batch."""
+        self._require_writable(RUNNING)
         if self._running_mean is not None and self._running_var is not None:
             self._running_mean.fill(0.0)
             self._running_var.fill(1.0)
         self._num_batches_tracked = 0
+
+    def _require_writable(self, names: Iterable[str]) -> None:
+        """Refuse arrays of the layer that somebody has made read-only."""
+        for name in names:
+            array = None if name == BATCHES else getattr(self, f"_{name}")
+            if array is not None and not array.flags.writeable:
+                problem.writable_array(name, array)  # raises
 
     def _running(self) -> tuple[Stat, Stat]:
         """Return the running statistics of a layer that tracks and knows its channels."""
@@ -233,7 +279,20 @@ def initial(name: str, channels: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
 
 def cast(values: Array, like: Array) -> Array:
     """Return values in the dtype of another array, rounded in silence."""
+    if values.dtype == like.dtype:
+        return values
     return problem.cast(values, like.dtype.newbyteorder("="))
+
+
+def weight_for_sums(x: Array, weight: Array | None, bias: Array | None) -> Array | None:
+    """Return the weight that backward gets: in float64 where the gradients differ in dtype.
+
+    Backward gives both sums in weight's dtype, or in x's where there is none.  Where that is not
+    the dtype of the bias, they have to come in float64, so that each is rounded once.
+    """
+    if bias is None or bias.dtype.char == (x if weight is None else weight).dtype.char:
+        return weight
+    return np.ones(bias.shape[0]) if weight is None else problem.cast(weight, np.float64)
 
 
 def finite(moments: Moments) -> bool:
@@ -273,7 +332,8 @@ def checked_state(
         if name == BATCHES:
             checked[name] = ls.batches(name, state[name])
         else:
-            checked[name] = problem.vector(name, state[name], channels)
+            # A copy, since it may be another array of the layer, which is written before.
+            checked[name] = problem.vector(name, state[name], channels).copy()
             channels = checked[name].shape[0]
     return checked
 

@@ -39,8 +39,9 @@ def test_training_is_the_functions_to_the_bit(backend, rng, dtype, activation, a
     }  # fmt: skip
     wanted_y, moments = bncore.batch_norm_train(x, layer.weight, layer.bias, **fused)
     wanted_dr = np.empty_like(x)
+    weight = np.ones(C) if layer.weight is None else layer.weight  # so the sums are in float64
     wanted = bncore.batch_norm_train_backward(
-        dy, x, moments, layer.weight, bias=layer.bias, dresidual=wanted_dr, **fused
+        dy, x, moments, weight, bias=layer.bias, dresidual=wanted_dr, **fused
     )
     bncore.update_running_stats(mean, var, moments)
 
@@ -52,13 +53,46 @@ def test_training_is_the_functions_to_the_bit(backend, rng, dtype, activation, a
         if affine in (True, name):
             found = getattr(layer, f"d{name}")
             assert found.dtype == np.float64
-            np.testing.assert_allclose(found, gradient, rtol=1e-6 if affine == "bias" else 0)
+            np.testing.assert_array_equal(found, gradient)
         else:
             assert getattr(layer, name) is None and getattr(layer, f"d{name}") is None
     assert layer.moments == moments
     np.testing.assert_array_equal(layer.running_mean, mean)
     np.testing.assert_array_equal(layer.running_var, var)
     assert layer.num_batches_tracked == 8
+
+
+PAIRS = [(None, "f8"), (None, "f4"), (None, "f2"), ("f2", "f4"), ("f4", "f8"), ("f8", "f2")]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize(("weight", "bias"), [*PAIRS, ("f4", ">f8"), (">f8", "f8"), ("f8", None)])
+@pytest.mark.parametrize("dtype", arrays.FLOATS)
+def test_each_gradient_is_its_sum_rounded_once(backend, rng, dtype, weight, bias, frozen):
+    """To the parameter's own dtype, whatever the other parameter's and x's are."""
+    x, dy, residual = data(rng, dtype)
+    dy *= 9000.0  # the sums are beyond float16
+    affine = True if weight and bias else "weight" if weight else "bias"
+    layer = a_layer(rng, affine=affine, activation="relu").freeze(frozen)
+    for name, kind in [("weight", weight), ("bias", bias)]:
+        if kind is not None:
+            setattr(layer, name, getattr(layer, name).astype(kind))
+    layer(x, residual)
+    fused = {"activation": "relu", "residual": residual}
+    factor = np.ones(C) if weight is None else layer.weight.astype(np.float64)
+    fused["bias"] = layer.bias
+    if frozen:
+        given = layer.running_mean, layer.running_var, factor
+        dx, *sums = bncore.batch_norm_infer_backward(dy, x, *given, **fused)
+    else:
+        dx, *sums = bncore.batch_norm_train_backward(dy, x, layer.moments, factor, **fused)
+    np.testing.assert_array_equal(layer.backward(dy), dx)
+    for name, kind, total in zip(("weight", "bias"), (weight, bias), sums, strict=True):
+        if kind is not None:
+            gradient = getattr(layer, f"d{name}")
+            assert gradient.dtype == np.dtype(kind).newbyteorder("=")
+            with np.errstate(over="ignore"):
+                np.testing.assert_array_equal(gradient, total.astype(gradient.dtype))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -109,6 +143,9 @@ def test_without_running_statistics_the_batch_counts_in_evaluation_too(rng):
         layer.freeze()
     with pytest.raises(ValueError, match="on_single: "):
         BatchNorm(track_running_stats=False, on_single="running")
+    with pytest.raises(ValueError, match="on_single: expected 'raise' without running statistics"):
+        layer.on_single = "running"
+    assert layer.on_single == "raise"
 
 
 @pytest.mark.parametrize("axis", [1, -1, 0, 2])
@@ -200,6 +237,44 @@ def test_an_output_over_what_is_kept_is_refused(rng, frozen):
     assert layer(x, residual, out=residual) is residual
 
 
+class Wrapped:
+    """An array-like over an array's memory, as a tensor of another library is."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self.array
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("wrap", [memoryview, Wrapped, lambda array: array.view(np.memmap)])
+def test_an_array_like_is_guarded_and_kept_as_the_array_it_is(rng, wrap, frozen):
+    x, dy, residual = data(rng)
+    layer = a_layer(rng, activation="relu").freeze(frozen)
+    before = snapshot(layer)
+    with pytest.raises(ValueError, match="out: expected memory apart from residual, which"):
+        layer(x, wrap(residual), out=residual)
+    with pytest.raises(ValueError, match="out: expected memory apart from x, which"):
+        layer(wrap(x), residual, out=x)
+    assert_unchanged(layer, before)
+    layer(x, residual.tolist())
+    dx = layer.backward(dy)
+    layer(x, residual)
+    np.testing.assert_array_equal(layer.backward(dy), dx)
+
+
+def test_a_list_as_residual_is_kept_as_it_was_in_forward(rng):
+    x, dy, residual = data(rng)
+    layer = a_layer(rng, activation="relu")
+    layer(x, residual)
+    dx = layer.backward(dy)
+    values = residual.tolist()
+    layer(x, values)
+    values.clear()
+    np.testing.assert_array_equal(layer.backward(dy), dx)
+
+
 def test_backward_uses_the_settings_of_its_forward(rng):
     x, dy, _ = data(rng)
     layer, same = a_layer(rng), a_layer(rng)
@@ -208,6 +283,43 @@ def test_backward_uses_the_settings_of_its_forward(rng):
     layer.eps, layer.activation = 0.5, "relu"
     np.testing.assert_array_equal(layer.backward(dy), same.backward(dy))
     assert np.abs(layer(x) - same(x)).max() > 0.1
+
+
+BAD_CALLS = {
+    "x": lambda layer, x: layer(x[:, :2]),
+    "dtype": lambda layer, x: layer(x.astype(int)),
+    "residual": lambda layer, x: layer(x, x[:1]),
+    "out": lambda layer, x: layer(x, out=x[:1].copy()),
+    "kept": lambda layer, x: layer(x, out=x),
+    "update_stats": lambda layer, x: layer(x, update_stats=None),
+    "single": lambda layer, x: layer(x[:1, :, :1, :1]),
+    "nonfinite": lambda layer, x: layer(x * np.inf),
+    "evaluation": lambda layer, x: layer.eval()(x[:, :2]),
+}
+
+
+@pytest.mark.parametrize(
+    ("bad", "frozen"),
+    [
+        (bad, frozen)
+        for bad in BAD_CALLS
+        for frozen in (False, True)
+        if not (frozen and bad in ("single", "nonfinite"))  # no statistics of the batch
+    ],
+)
+def test_backward_is_that_of_the_last_forward_that_did_not_fail(rng, frozen, bad):
+    x, dy, residual = data(rng)
+    layer = a_layer(rng, activation="relu", on_nonfinite="raise").freeze(frozen)
+    layer(x, residual)
+    dx = layer.backward(dy)
+    dweight = layer.dweight
+    layer(x, residual)
+    before = snapshot(layer)
+    with pytest.raises((TypeError, ValueError, FloatingPointError)):
+        BAD_CALLS[bad](layer, x)
+    assert_unchanged(layer.train(), before)
+    np.testing.assert_array_equal(layer.backward(dy), dx)
+    np.testing.assert_array_equal(layer.dweight, dweight)
 
 
 # ----------------------------------------------------------------------------------------- errors

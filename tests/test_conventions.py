@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import localcontext
+
 import numpy as np
 import onnx
 import pytest
@@ -79,9 +81,10 @@ def test_keras(layer, values):
     again = BatchNorm.from_keras(arguments, weights)
     assert_same(again, values)
     assert (again.axis, again.eps, again.correction, again.frozen) == (-1, EPS, 0.0, True)
-    assert again.momentum == pytest.approx(0.2, rel=1e-15)
+    assert again.momentum == 0.2
+    assert_same(BatchNorm.from_keras({}, np.array(weights)), values)
     new = BatchNorm.from_keras({"axis": [3]})  # as older versions have it
-    assert (new.axis, new.eps, new.momentum, new.channels) == (3, 1e-3, 1.0 - 0.99, None)
+    assert (new.axis, new.eps, new.momentum, new.channels) == (3, 1e-3, 0.01, None)
     for affine, names in [("weight", ["scale"]), ("bias", ["center"]), (False, [])]:
         one = BatchNorm(C, affine=affine, dtype=np.float64)
         arguments, weights = one.to_keras()
@@ -102,10 +105,91 @@ def test_flax(layer, values):
     }  # fmt: skip
     again = BatchNorm.from_flax(variables)
     assert_same(again, values)
-    assert (again.axis, again.eps, again.momentum, again.correction) == (-1, 1e-5, 1.0 - 0.99, 0.0)
+    assert (again.axis, again.eps, again.momentum, again.correction) == (-1, 1e-5, 0.01, 0.0)
     _, variables = BatchNorm(C, affine=False, axis=-1).to_flax()
     assert list(variables) == ["batch_stats"]
     assert BatchNorm.from_flax(variables).affine is False
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "frozen", "average"),
+    [(False, False, False), (True, False, True), (False, True, True), (True, True, True)],
+)
+def test_flax_uses_running_averages_in_evaluation_and_where_frozen(
+    layer, evaluation, frozen, average
+):
+    layer.train(not evaluation).freeze(frozen)
+    assert layer.to_flax()[0]["use_running_average"] is average
+
+
+def test_momentum_is_the_decimal_number_that_is_meant():
+    for old, new in [(0.9, 0.1), (0.99, 0.01), (0.999, 0.001), (1, 0.0), (0.0, 1.0), (0.7, 0.3)]:
+        layer = BatchNorm.from_keras({"momentum": old})
+        assert layer.momentum == new
+        layer.load_state_dict(BatchNorm(C, dtype=np.float64).state_dict())
+        assert layer.to_keras()[0]["momentum"] == old
+    with localcontext(prec=2):
+        assert BatchNorm.from_keras({"momentum": 0.9375}).momentum == 0.0625
+    with pytest.raises(ValueError, match="momentum: expected a finite number from 0 to 1, got nan"):
+        BatchNorm.from_keras({"momentum": np.nan})
+
+
+class Module:
+    """What a module of PyTorch has that its layers are known by."""
+
+    def __init__(self, state: dict[str, np.ndarray] | None = None, **attributes: object) -> None:
+        self.state = {} if state is None else state
+        self.__dict__.update(attributes)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        return self.state
+
+
+class InstanceNorm2d(Module):
+    """Known by its name alone."""
+
+
+class MyInstanceNorm(InstanceNorm2d):
+    """Known by the name of its base."""
+
+
+SETTINGS = {
+    "num_features": C, "eps": EPS, "momentum": 0.2, "affine": True, "track_running_stats": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("tracks", [True, False])
+def test_a_module_of_torch(affine, tracks):
+    ours = BatchNorm(
+        C, eps=EPS, momentum=0.2, affine=affine, track_running_stats=tracks, dtype=np.float64
+    )
+    arguments, state = ours.to_torch()
+    again = BatchNorm.from_torch(Module(state, **arguments, training=False))
+    assert not again.training
+    assert (again.channels, again.affine, again.track_running_stats) == (C, affine, tracks)
+    assert (again.eps, again.momentum) == (EPS, 0.2)
+    assert again.to_torch()[0] == arguments
+    named = BatchNorm.from_torch(Module(state, **arguments), activation="relu", eps=0.5)
+    assert (named.activation, named.eps) == ("relu", 0.5)
+
+
+@pytest.mark.parametrize("lacking", SETTINGS)
+def test_another_module_of_torch_is_refused(lacking):
+    settings = {name: value for name, value in SETTINGS.items() if name != lacking}
+    state = BatchNorm(C, dtype=np.float64).to_torch()[1]
+    message = "source: expected a BatchNorm module or its state dictionary, got"
+    with pytest.raises(TypeError, match=f"{message} Module"):
+        BatchNorm.from_torch(Module(state, **settings))
+    for kind in (InstanceNorm2d, MyInstanceNorm):
+        with pytest.raises(TypeError, match=f"{message} {kind.__name__}"):
+            BatchNorm.from_torch(kind(state, **SETTINGS))
+
+
+def test_a_module_of_torch_before_its_first_call_is_refused():
+    module = Module(**{**SETTINGS, "num_features": 0}, cls_to_become=Module)
+    with pytest.raises(ValueError, match="a layer that knows its channels, got Module before"):
+        BatchNorm.from_torch(module)
 
 
 # -------------------------------------------------------------------------------------- ONNX
@@ -163,7 +247,7 @@ def test_ten_steps_beside_onnx(rng, values):
 def test_onnx_defaults(values):
     node = {"inputs": ["x", "a", "b", "c", "d"]}
     layer = BatchNorm.from_onnx(node, dict(zip("abcd", values, strict=True)))
-    assert (layer.eps, layer.momentum, layer.training) == (1e-5, 1.0 - 0.9, False)
+    assert (layer.eps, layer.momentum, layer.training) == (1e-5, 0.1, False)
 
 
 @pytest.mark.parametrize("raw", [True, False])
@@ -201,13 +285,26 @@ INTEGERS = {**ONES, "c": numpy_helper.from_array(np.ones(C, np.int64), "c")}
     [
         (lambda: BatchNorm.from_torch({**STATE, "gamma": 1}), ValueError, "got gamma"),
         (lambda: BatchNorm.from_torch(STATE, prefix="bn."), ValueError, "bn.weight.*got none"),
-        (lambda: BatchNorm.from_torch(3), TypeError, "source: expected a module or a state"),
+        (lambda: BatchNorm.from_torch(3), TypeError, "source: expected a BatchNorm module or its"),
+        (lambda: BatchNorm.from_torch({1: 2}), TypeError, "source: expected strings .* got 1"),
+        (lambda: BatchNorm.from_torch(STATE, prefix=1), TypeError, "prefix: expected a string"),
+        (
+            lambda: BatchNorm.from_torch({"bn.num_batches_tracked": 3}, prefix="bn."),
+            ValueError,
+            "expected parameters or running statistics, got bn.num_batches_tracked",
+        ),
         (
             lambda: BatchNorm.from_torch({**STATE, "running_mean": np.ones(2)}),
             ValueError,
             "state: expected the names",
         ),
         (lambda: BatchNorm.from_keras({}, [np.ones(C)]), ValueError, "expected gamma, beta, mov"),
+        (lambda: BatchNorm.from_keras({}, 3), TypeError, "weights: expected a sequence .* got 3"),
+        (
+            lambda: BatchNorm.from_keras({"trainable": False}, track_running_stats=False),
+            ValueError,
+            "freeze: expected a layer with running statistics",
+        ),
         (lambda: BatchNorm.from_keras({"renorm": True}), ValueError, "no renormalization"),
         (lambda: BatchNorm.from_keras({"momentum": None}), TypeError, "momentum as a number"),
         (lambda: BatchNorm.from_keras([1]), TypeError, "source: expected a layer"),
@@ -230,6 +327,11 @@ INTEGERS = {**ONES, "c": numpy_helper.from_array(np.ones(C, np.int64), "c")}
             "to_keras: expected running statistics",
         ),
         (lambda: BatchNorm().to_torch(), RuntimeError, "before its first call"),
+        (
+            lambda: BatchNorm(affine=False, track_running_stats=False).to_torch(),
+            RuntimeError,
+            "to_torch: expected a layer that knows its channels, got one before its first call",
+        ),
     ],
 )  # fmt: skip
 def test_what_does_not_fit(call, error, message):

@@ -262,6 +262,47 @@ def test_the_mode_comes_along(framework):
         assert not library.ours(theirs).training
 
 
+@pytest.mark.parametrize("tracks", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+def test_every_batch_norm_of_torch_is_read(affine, tracks):
+    nn = Torch().torch.nn
+    for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm):
+        ours = bncore.BatchNorm.from_torch(kind(3, affine=affine, track_running_stats=tracks))
+        assert (ours.channels, ours.affine, ours.track_running_stats) == (3, affine, tracks)
+
+
+def test_what_is_no_batch_norm_of_torch_is_refused():
+    nn = Torch().torch.nn
+    others = [
+        nn.Linear(3, 3),
+        nn.LayerNorm(3),
+        nn.GroupNorm(3, 3),
+        nn.InstanceNorm2d(3, affine=True, track_running_stats=True),
+        nn.LazyInstanceNorm2d(affine=True),
+        nn.Sequential(nn.BatchNorm2d(3)),
+    ]
+    for module in others:
+        with pytest.raises(TypeError, match=f"expected a BatchNorm .*{type(module).__name__}"):
+            bncore.BatchNorm.from_torch(module)
+    for settings in ({}, {"affine": False}, {"affine": False, "track_running_stats": False}):
+        lazy = nn.LazyBatchNorm2d(**settings)
+        with pytest.raises(ValueError, match="got LazyBatchNorm2d before its first call"):
+            bncore.BatchNorm.from_torch(lazy)
+
+
+def test_running_statistics_of_torch_that_are_switched_off_stay(rng):
+    library = Torch()
+    theirs = library.new(0.1, True, list(rng.uniform(0.5, 2.0, (2, SHAPE[1]))))
+    x = rng.normal(1.0, 2.0, SHAPE)
+    library.call(theirs, x, True)
+    theirs.track_running_stats = False
+    ours = library.ours(theirs)
+    for training in (True, False):
+        close(library, ours.train(training)(x), library.call(theirs, x, training))
+        for mine, his in zip(ours_running(ours), library.running(theirs), strict=True):
+            np.testing.assert_array_equal(mine, his)
+
+
 def test_defaults_are_theirs():
     """What a state without settings is read with."""
     keras, linen = Keras(), Linen()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -67,6 +69,37 @@ def test_raise_gives_the_same_bits_with_an_output(rng, activation):
         layer(x[:1, :, :1, :1], out=np.empty_like(x[:1, :, :1, :1]))
 
 
+@pytest.mark.parametrize("name", ["running_mean", "running_var"])
+def test_a_read_only_running_statistic_is_refused_before_y_is_written(rng, name):
+    x, _, _ = data(rng)
+    layer = a_layer(rng)
+    getattr(layer, name).flags.writeable = False
+    before = snapshot(layer)
+    out = np.full(SHAPE, 5.0)
+    for given in (None, out):
+        with pytest.raises(ValueError, match=f"{name}: expected a writable array, got a read-only"):
+            layer(x, out=given)
+    assert (out == 5.0).all()
+    assert_unchanged(layer, before)
+    layer(x, out=out, update_stats=False)
+    layer.freeze()(x, out=out)
+
+
+def test_raise_copies_a_strided_x_once_at_a_time(rng):
+    x = rng.normal(size=(512, C, 2, 256))[:, :, 0]
+    layer = a_layer(rng, on_nonfinite="raise")
+    out = np.empty_like(x)
+    peaks = []
+    for layer.on_nonfinite in ("propagate", "raise"):
+        layer(x, out=out)  # kernels are compiled
+        tracemalloc.start()
+        layer(x, out=out)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert x.nbytes <= peaks[0]
+    assert peaks[1] < peaks[0] + 0.5 * x.nbytes
+
+
 def test_one_value_per_channel(rng):
     x = rng.normal(size=(1, C))
     layer = a_layer(rng)
@@ -92,10 +125,17 @@ def test_one_value_per_channel(rng):
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_an_empty_batch_changes_no_statistics(rng, on_nonfinite, momentum):
     layer = a_layer(rng, on_nonfinite=on_nonfinite, momentum=momentum, debias=True)
-    before = snapshot(layer)
-    x = np.empty((0, *SHAPE[1:]))
-    assert layer(x).shape == x.shape
-    assert_unchanged(layer, before | {"moments": layer.moments})
-    assert layer.moments.count == 0
-    assert layer.backward(x).shape == x.shape
-    assert (layer.dweight == 0.0).all() and (layer.dbias == 0.0).all()
+    x, dy, _ = data(rng)
+    empty = x[:0]
+    for seen in (False, True):
+        if seen:
+            layer(x)
+            layer.backward(dy)
+        before = snapshot(layer)
+        assert layer(empty).shape == empty.shape
+        out = np.empty_like(empty)
+        assert layer(empty, out=out) is out
+        assert_unchanged(layer, before)
+        assert layer.backward(empty).shape == empty.shape  # its own, as of any forward
+        assert (layer.dweight == 0.0).all() and (layer.dbias == 0.0).all()
+        assert layer.moments == (bncore.moments(x) if seen else None)

@@ -98,6 +98,33 @@ def test_a_wrong_state_changes_nothing(rng, known, change, error, message):
         layer.load_state_dict([1, 2])
 
 
+def test_a_state_may_be_the_layers_own_arrays(rng):
+    layer = trained(rng)
+    state = layer.state_dict()
+    weight, bias = state["weight"].copy(), state["bias"].copy()
+    layer.load_state_dict({**state, "weight": layer.bias, "bias": layer.weight})
+    np.testing.assert_array_equal(layer.weight, bias)
+    np.testing.assert_array_equal(layer.bias, weight)
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var"])
+def test_a_read_only_array_is_refused_before_anything_is_written(rng, name):
+    layer = trained(rng)
+    state = {key: value + 1 for key, value in layer.state_dict().items()}
+    before = layer.state_dict()
+    moments = layer.moments
+    getattr(layer, name).flags.writeable = False
+    calls = [lambda: layer.load_state_dict(state), layer.reset]
+    if name in ("running_mean", "running_var"):
+        calls.append(layer.reset_running_stats)
+    for call in calls:
+        with pytest.raises(ValueError, match=f"{name}: expected a writable array, got a read-only"):
+            call()
+        for key, value in before.items():
+            np.testing.assert_array_equal(getattr(layer, key), value, err_msg=key)
+        assert layer.moments is moments
+
+
 @pytest.mark.parametrize(
     "copied",
     [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))],

@@ -119,7 +119,7 @@ def test_the_face(module):
 @pytest.mark.parametrize("module", ["bncore.foreign", "bncore.conventions"])
 def test_conventions_need_no_other_library(module):
     used = {name.partition(".")[0] for name in imports(SOURCES[module])} - {"bncore"}
-    assert used - {"__future__", "collections", "typing"} == {"numpy"}
+    assert used - {"__future__", "collections", "decimal", "typing"} == {"numpy"}
 
 
 @pytest.mark.parametrize("module", ["bncore.scalars", "bncore.problem"])
