@@ -55,7 +55,8 @@ def group_norm(
     Returns
     -------
     y : ndarray
-        `out`, or a new array of x's shape and dtype, in x's memory order.
+        `out`, or a new array of x's shape and dtype, in x's memory order; but where samples lie
+        between each other in x, one after another, each in its own memory order.
     moments : Moments
         Of samples * groups values, sample by sample: what `group_norm_backward` takes.
 
@@ -143,7 +144,8 @@ def group_norm_backward(
     Returns
     -------
     dx : ndarray
-        `out`, or a new array of x's shape and dtype, in x's memory order.
+        `out`, or a new array of x's shape and dtype, in x's memory order; but where samples lie
+        between each other in x, one after another, each in its own memory order.
     dweight, dbias : (C,) ndarray
         Summed over samples in float64, in weight's dtype, or in x's where there is no weight.
 

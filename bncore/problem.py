@@ -234,7 +234,8 @@ class Problem:
 
     __slots__ = ("_axis", "_order", "_sizes", "_source", "channels", "count", "dtype", "shape", "x")
 
-    def __init__(self, x: object, axis: object) -> None:
+    def __init__(self, x: object, axis: object, source: Array | None = None) -> None:
+        """Take x; `source` is the caller's array where x is a copy, for overlaps with outputs."""
         array = data_array("x", x)
         if array.ndim < 2:
             raise ValueError(f"x: expected at least 2 dimensions, got {array.ndim}")
@@ -250,7 +251,7 @@ class Problem:
         self._axis = axis
         self._order = order
         self._sizes = (outer, self.channels, inner)
-        self._source = array
+        self._source = array if source is None else source
         self.x: Array = block(array, order).reshape(self._sizes)
 
     @property

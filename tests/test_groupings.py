@@ -175,6 +175,33 @@ def test_in_place(rng):
         assert arrays.same_bits(out, dx)
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_an_output_that_overlaps_partly_is_refused(rng, groups, order):
+    base = np.asarray(rng.standard_normal((7, 4, 3)), order=order)
+    x, out, before = base[:6], base[1:], base.copy()
+    dy = np.ones(x.shape)
+    moments = bncore.group_norm(x, groups)[1]
+    with pytest.raises(ValueError, match=r"^out: expected x itself or memory apart from it, got"):
+        bncore.group_norm(x, groups, out=out)
+    with pytest.raises(ValueError, match=r"^out: expected x itself or memory apart from it, got"):
+        bncore.group_norm_backward(dy, x, moments, groups, out=out)
+    with pytest.raises(ValueError, match=r"^out: expected dy itself or memory apart from it, got"):
+        bncore.group_norm_backward(x, dy, moments, groups, out=out)
+    np.testing.assert_array_equal(base, before)
+    want = bncore.group_norm(x, groups)[0]
+    assert bncore.group_norm(x, groups, out=x)[0] is x
+    np.testing.assert_array_equal(x, want)
+
+
+def test_samples_between_each_other_come_apart(rng):
+    x = np.asfortranarray(rng.standard_normal((5, 4, 3)))
+    y, moments = bncore.group_norm(x, 2)
+    dx = bncore.group_norm_backward(x, x, moments, 2)[0]
+    for result in (y, dx):
+        assert arrays.memory_order(result) == (0, 2, 1)
+
+
 def test_instance_norm_is_batch_norm_of_each_sample(rng):
     x = rng.standard_normal((3, 4, 50)).astype(np.float32)
     weight, bias = arrays.parameters(rng, 4)
