@@ -21,8 +21,8 @@ Array: TypeAlias = npt.NDArray[np.floating[Any]]
 
 # Below this share of the largest weight a channel's gradient is computed from weight * dy, in a
 # pass of its own: the kernel takes sums divided by the weight as float32, whose range they would
-# leave.  The share itself is a choice: sums may be as large as 2**107, and a trained network's
-# weights seldom differ by more, which would cost them the temporary.
+# leave.  The share itself is a choice: sums may be as large as 2**107, and a smaller share would
+# allow less, for fewer temporaries.
 LEAST_WEIGHT = 2.0**-20
 
 

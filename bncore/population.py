@@ -7,7 +7,6 @@ from typing import Any
 
 from bncore import scalars
 from bncore.layer import BatchNorm
-from bncore.layer_settings import RUNNING
 from bncore.layer_state import finite
 from bncore.statistics import Moments
 
@@ -53,8 +52,8 @@ class _Before:
         self._state = dict(vars(layer))
         self._running = [
             (array, array.copy())
-            for name in RUNNING
-            if (array := self._state[f"_{name}"]) is not None
+            for name in ("_running_mean", "_running_var")
+            if (array := self._state[name]) is not None
         ]
 
     def restore(self) -> None:
