@@ -109,7 +109,7 @@ def ghost_batch_norm(
             "Expected more than 1 value per channel in every virtual batch, "
             f"got size {v.slices[-1].stop - v.slices[-1].start} of input size {p.shape}"
         )
-    y = p.output(out, parameters=(gamma, beta)).array
+    y = p.output(None).array if out is None else p.require_output(out, None, (gamma, beta))
     found = []
     for part in v.slices:
         _, moments = batch_norm_train(v.x[part], weight, bias, out=y[part], **options)
@@ -163,7 +163,7 @@ def ghost_batch_norm_backward(
     """
     v = Virtual(x, size, axis)
     p = v.problem
-    _, source = p.gradient(dy)
+    source = p.like_x("dy", dy)
     gamma = p.optional("weight", weight)
     options: dict[str, Any] = {"axis": axis, "eps": scalars.real("eps", eps, 0.0)}
     options["n_threads"] = resolve(n_threads)
@@ -175,7 +175,7 @@ def ghost_batch_norm_backward(
             raise ValueError(
                 f"moments: expected counts {v.counts}, got {one.count} in {count}'s place"
             )
-    dx = p.output(out, source, (gamma,)).array
+    dx = p.output(None).array if out is None else p.require_output(out, source, (gamma,))
     wide = np.ones(p.channels) if gamma.values is None else gamma.values  # float64 sums
     dweight, dbias = p.zeros(), p.zeros()
     for part, one in zip(v.slices, moments, strict=True):
@@ -266,7 +266,8 @@ def batch_renorm(
     eps = scalars.real("eps", eps, 0.0)
     largest_r, largest_d = scalars.real("r_max", r_max, 1.0), scalars.real("d_max", d_max, 0.0)
     p.require_batch()
-    p.output(out, parameters=(gamma, beta, mean, var))  # refuses what does not fit
+    if out is not None:
+        p.require_output(out, None, (gamma, beta, mean, var))
     moments = moments_of(x, axis=axis, n_threads=n_threads)
     if p.empty:
         identity = Renorm(np.ones(p.channels), np.zeros(p.channels))
@@ -328,12 +329,13 @@ def batch_renorm_backward(
            [0.]]), array([8.]), array([4.]))
     """
     p = Problem(x, axis)
-    _, source = p.gradient(dy)
+    source = p.like_x("dy", dy)
     gamma = p.optional("weight", weight)
     if not isinstance(renorm, tuple) or len(renorm) != 2:
         raise TypeError(f"renorm: expected the pair (r, d), got {scalars.shown(renorm)}")
     r, d = (p.parameter(f"renorm {name}", value) for name, value in zip("rd", renorm, strict=True))
-    p.output(out, source, (gamma, r, d))  # refuses what does not fit
+    if out is not None:
+        p.require_output(out, source, (gamma, r, d))
     with np.errstate(all="ignore"):
         scale = r.values if gamma.values is None else gamma.values * r.values
     dx, sum_dy_xhat, sum_dy = batch_norm_train_backward(

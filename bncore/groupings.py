@@ -20,7 +20,9 @@ from bncore.threads import resolve
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 
 # Below this share of the largest weight a channel's gradient is computed from weight * dy, in a
-# pass of its own: dividing by the weight would leave float32's range.
+# pass of its own: the kernel takes sums divided by the weight as float32, whose range they would
+# leave.  The share itself is a choice: sums may be as large as 2**107, and a smaller share would
+# allow less, for fewer temporaries.
 LEAST_WEIGHT = 2.0**-20
 
 
@@ -55,7 +57,8 @@ def group_norm(
     Returns
     -------
     y : ndarray
-        `out`, or a new array of x's shape and dtype, in x's memory order.
+        `out`, or a new array of x's shape and dtype, in x's memory order; but where samples lie
+        between each other in x, one after another, each in its own memory order.
     moments : Moments
         Of samples * groups values, sample by sample: what `group_norm_backward` takes.
 
@@ -143,7 +146,8 @@ def group_norm_backward(
     Returns
     -------
     dx : ndarray
-        `out`, or a new array of x's shape and dtype, in x's memory order.
+        `out`, or a new array of x's shape and dtype, in x's memory order; but where samples lie
+        between each other in x, one after another, each in its own memory order.
     dweight, dbias : (C,) ndarray
         Summed over samples in float64, in weight's dtype, or in x's where there is no weight.
 

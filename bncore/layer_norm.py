@@ -42,7 +42,8 @@ class Rows:
         first = scalars.one_axis(axis, array.ndim)
         if first == 0:
             raise ValueError("axis: expected another axis than 0, the batch's, got 0")
-        self.problem = Problem(problem.block(array, tuple(range(array.ndim))), 0)
+        rows = problem.block(array, tuple(range(array.ndim)))
+        self.problem = Problem(rows, 0, source=array)
         self.shape = array.shape[first:]
         self.number, self.width = math.prod(array.shape[:first]), math.prod(self.shape)
 
@@ -101,7 +102,7 @@ def layer_norm(
     eps, n_threads
         As in `batch_norm_train`.
     out : ndarray, optional
-        Where y goes: of x's shape and dtype, writable.  It may be `x` itself.
+        Where y goes: of x's shape and dtype, writable.  It may be `x` itself, or memory apart.
 
     Returns
     -------

@@ -25,7 +25,9 @@ class MicroBatches:
     keep or to make again; nothing of their size is held here.
 
     Where the pieces do not lie in a list, the four steps are methods: `add` every piece, then
-    `normalize` each; `add_gradient` of every piece, then `grad_input` of each.
+    `normalize` each; `add_gradient` of every piece, then `grad_input` of each.  No piece may be
+    added once another was normalized, since that one's y would be wrong.  A call that raises has
+    changed nothing.
 
     Parameters
     ----------
@@ -88,6 +90,7 @@ class MicroBatches:
         self._moments: Moments | None = None
         self._sums: GradSums | None = None
         self._summed = 0
+        self._complete = False  # whether the moments were used
 
     # What is known so far
 
@@ -133,16 +136,22 @@ class MicroBatches:
 
     def add(self, x: npt.ArrayLike) -> Moments:
         """Add the moments of a piece, and return those of all pieces so far."""
-        if self._sums is not None:
-            raise RuntimeError("add: expected no piece after add_gradient, got one")
-        array = problem.data_array("x", x)
+        if self._sums is not None or self._complete:
+            done = "normalize" if self._sums is None else "add_gradient"
+            raise RuntimeError(f"add: expected no piece after {done}, got one")
+        array = self._piece(x)
         found = moments(array, **self._common)
         channels = found.mean.shape[0]
-        for name, own in (("weight", self._weight), ("bias", self._bias)):
+        known = None if self._moments is None else self._moments.mean
+        for own, source in (
+            (self._weight, "weight"),
+            (self._bias, "bias"),
+            (known, "in the first piece"),
+        ):
             if own is not None and own.shape[0] != channels:
-                raise ValueError(f"x: expected {own.shape[0]} channels, as {name}, got {channels}")
-        if self._dtype is not None and array.dtype.char != self._dtype.char:
-            raise TypeError(f"x: expected {self._dtype} as in the first piece, got {array.dtype}")
+                raise ValueError(
+                    f"x: expected {own.shape[0]} channels, as {source}, got {channels}"
+                )
         self._moments = found if self._moments is None else self._moments.merge(found)
         self._dtype = problem.NATIVE_DTYPES[array.dtype.char]
         return self._moments
@@ -150,14 +159,15 @@ class MicroBatches:
     def normalize(self, x: npt.ArrayLike, *, out: Array | None = None) -> Array:
         """Normalize a piece by the moments of all; `out` may be the piece itself."""
         self._require_batch()
-        return normalize(
-            x, self.moments, self._weight, self._bias, out=out, eps=self._eps, **self._common
-        )
+        given = self.moments, self._weight, self._bias
+        y = normalize(self._piece(x), *given, out=out, eps=self._eps, **self._common)
+        self._complete = True
+        return y
 
     def add_gradient(self, dy: npt.ArrayLike, x: npt.ArrayLike) -> GradSums:
         """Add the sums of a piece, and return those of all pieces so far."""
         self._require_batch()
-        array = problem.data_array("x", x)
+        array = self._piece(x)
         found = grad_sums(dy, array, self.moments, eps=self._eps, **self._common)
         self._sums = found if self._sums is None else self._sums + found
         self._summed += array.size // max(found.sum_dy.shape[0], 1)
@@ -166,9 +176,15 @@ class MicroBatches:
     def grad_input(self, dy: npt.ArrayLike, x: npt.ArrayLike, *, out: Array | None = None) -> Array:
         """Compute dx of a piece from the sums of all; `out` may be `dy` or the piece itself."""
         sums = self._whole_sums()
-        return grad_input(
-            dy, x, self.moments, sums, self._weight, out=out, eps=self._eps, **self._common
-        )
+        given = self._piece(x), self.moments, sums, self._weight
+        return grad_input(dy, *given, out=out, eps=self._eps, **self._common)
+
+    def _piece(self, x: npt.ArrayLike) -> Array:
+        """Return a piece as an array, which has to be of the first one's dtype."""
+        array = problem.data_array("x", x)
+        if self._dtype is not None and array.dtype.char != self._dtype.char:
+            raise TypeError(f"x: expected {self._dtype} as in the first piece, got {array.dtype}")
+        return array
 
     def _require_batch(self) -> None:
         if self.moments.count == 1:
@@ -190,12 +206,25 @@ class MicroBatches:
         -------
         iterator of ndarray
             y of each piece, computed when it is asked for.
+
+        Raises
+        ------
+        RuntimeError
+            If pieces were added before, or there is none.
+        TypeError, ValueError
+            As `batch_norm_train`; and if the pieces cannot be iterated over again, or differ in
+            their dtypes or channels.
         """
         if self._moments is not None:
             raise RuntimeError("forward: expected a new MicroBatches, got one with pieces added")
-        for x in repeatable("pieces", pieces):
-            self.add(x)
-        self._require_batch()
+        repeatable("pieces", pieces)
+        try:
+            for x in pieces:
+                self.add(x)
+            self._require_batch()
+        except BaseException:
+            self._moments, self._dtype = None, None
+            raise
         return (self.normalize(x) for x in pieces)
 
     def backward(

@@ -10,6 +10,9 @@ from bncore.layer import BatchNorm
 from bncore.layer_state import finite
 from bncore.statistics import Moments
 
+# What a forward call leaves in a layer for its backward and for who asks, and the mode.
+CALL = ("training", "moments", "_saved")
+
 
 def batch_norms(network: Any) -> Iterator[BatchNorm]:
     """Yield the batch norm layers of a network, each once, in the order in which they stand.
@@ -24,12 +27,12 @@ def batch_norms(network: Any) -> Iterator[BatchNorm]:
     >>> list(bncore.batch_norms([a, {"branch": [b, a]}])) == [a, b]
     True
     """
-    seen: set[int] = set()
+    seen: dict[int, Any] = {}  # alive, or an object made later could have the id of a dead one
 
     def walk(part: Any) -> Iterator[BatchNorm]:
         if isinstance(part, (str, bytes)) or hasattr(part, "__array__") or id(part) in seen:
             return
-        seen.add(id(part))
+        seen[id(part)] = part
         if isinstance(part, BatchNorm):
             yield part
             return
@@ -42,27 +45,27 @@ def batch_norms(network: Any) -> Iterator[BatchNorm]:
 
 
 class _Before:
-    """A layer's mode and statistics, to go back to."""
+    """A layer as it was, to go back to."""
 
     def __init__(self, layer: BatchNorm) -> None:
         self._layer = layer
-        self._training, self._moments = layer.training, layer.moments
-        self._tracked = layer.num_batches_tracked
-        self._running = (
-            None
-            if layer.channels is None
-            else (layer.running_mean.copy(), layer.running_var.copy())
-        )
+        self._state = dict(vars(layer))
+        self._running = [
+            (array, array.copy())
+            for name in ("_running_mean", "_running_var")
+            if (array := self._state[name]) is not None
+        ]
 
     def restore(self) -> None:
-        """Undo everything."""
-        layer = self._layer
-        layer.training, layer.moments = self._training, self._moments
-        if self._running is None:
-            layer.reset_running_stats()
-        else:
-            layer.running_mean, layer.running_var = self._running
-        layer.num_batches_tracked = self._tracked
+        """Undo everything: a layer that was not built is not built again."""
+        vars(self._layer).clear()
+        vars(self._layer).update(self._state)
+        for array, values in self._running:
+            array[...] = values
+
+    def restore_call(self) -> None:
+        """Undo what a pass leaves beside the statistics: the mode, and the last forward call."""
+        vars(self._layer).update({name: self._state[name] for name in CALL})
 
 
 def recalibrate(
@@ -105,14 +108,16 @@ def recalibrate(
     ------
     TypeError, ValueError
         If there is no layer to recalibrate, no batch, no forward to call, or `batches` is an
-        iterator and `sequential` is True; and what `forward` raises.  Statistics and modes are then
-        as before.
+        iterator and `sequential` is True; and what `forward` raises.  All layers are then as
+        before: one that knew no channels knows none.
 
     Notes
     -----
     Other layers stay in the mode in which they are: dropout that is off in evaluation should be off
     here, too.  A layer that is called several times for one batch counts its last call.
-    ``num_batches_tracked`` becomes the number of batches, and the modes are what they were.
+    ``num_batches_tracked`` becomes the number of batches.  The modes are what they were, and so is
+    the last forward call: `BatchNorm.moments` are its, a backward that it still waits for is right,
+    and no batch is held.
 
     References
     ----------
@@ -146,8 +151,7 @@ def recalibrate(
             "batches: expected an iterable that starts anew every time, such as a list, for "
             f"sequential=True, got {type(batches).__name__}"
         )
-    before = [_Before(layer) for layer in chosen]
-    modes = [layer.training for layer in chosen]
+    before = [_Before(layer) for layer in found]
     try:
         results: dict[int, Moments] = {}
         for layers in [[layer] for layer in chosen] if sequential else [chosen]:
@@ -158,8 +162,8 @@ def recalibrate(
         for saved in before:
             saved.restore()
         raise
-    for layer, mode in zip(chosen, modes, strict=True):
-        layer.train(mode)
+    for saved in before:
+        saved.restore_call()
     return [results.get(id(layer)) for layer in found]
 
 

@@ -227,14 +227,19 @@ class Problem:
     Attributes
     ----------
     x : (outer, channels, inner) array, C-contiguous, aligned, native-endian
-        x's own memory where it is one contiguous block, else one copy in x's memory order.
+        x's own memory where it is one contiguous block, else one copy in x's memory order, made
+        when it is asked for: who only checks pays for none.
     shape, dtype : x's shape as given, and its dtype in native byte order
     channels, count : number of channels, and of values per channel
     """
 
-    __slots__ = ("_axis", "_order", "_sizes", "_source", "channels", "count", "dtype", "shape", "x")
+    __slots__ = (
+        "_array", "_axis", "_canonical", "_order", "_sizes", "_source",
+        "channels", "count", "dtype", "shape",
+    )  # fmt: skip
 
-    def __init__(self, x: object, axis: object) -> None:
+    def __init__(self, x: object, axis: object, source: Array | None = None) -> None:
+        """Take x; `source` is the caller's array where x is a copy, for overlaps with outputs."""
         array = data_array("x", x)
         if array.ndim < 2:
             raise ValueError(f"x: expected at least 2 dimensions, got {array.ndim}")
@@ -250,13 +255,21 @@ class Problem:
         self._axis = axis
         self._order = order
         self._sizes = (outer, self.channels, inner)
-        self._source = array
-        self.x: Array = block(array, order).reshape(self._sizes)
+        self._source = array if source is None else source
+        self._array = array
+        self._canonical: Array | None = None
+
+    @property
+    def x(self) -> Array:
+        """The values of x as the kernels take them."""
+        if self._canonical is None:
+            self._canonical = block(self._array, self._order).reshape(self._sizes)
+        return self._canonical
 
     @property
     def empty(self) -> bool:
         """Whether x holds no value, so that no kernel has anything to do."""
-        return self.x.size == 0
+        return 0 in self._sizes
 
     def require_batch(self) -> None:
         """Refuse one value per channel: its variance says nothing."""
@@ -269,13 +282,18 @@ class Problem:
         """Return dy in x's canonical shape, and as given."""
         return self._like_x("dy", dy)
 
-    def _like_x(self, name: str, value: object) -> tuple[Array, Array]:
-        """Return an array of x's shape and dtype; another memory order is copied once."""
+    def like_x(self, name: str, value: object) -> Array:
+        """Return an argument, which has to be of x's shape and dtype, as given."""
         array = data_array(name, value)
         if array.shape != self.shape:
             raise ValueError(f"{name}: expected shape {self.shape}, got {array.shape}")
         if array.dtype.char != self.dtype.char:
             raise TypeError(f"{name}: expected {self.dtype}, got {array.dtype}")
+        return array
+
+    def _like_x(self, name: str, value: object) -> tuple[Array, Array]:
+        """Return such an argument in x's canonical shape, copied once if need be, and as given."""
+        array = self.like_x(name, value)
         return block(array, self._order).reshape(self._sizes), array
 
     def fusion(self, activation: object, negative_slope: object, residual: object) -> Fusion:
@@ -320,9 +338,18 @@ class Problem:
         """
         if out is None:
             return self._new_output()
-        return self._target(
-            "out", out, {"x": self._source, "dy": dy, "residual": residual}, {}, parameters
-        )
+        return self._target(self.require_output(out, dy, parameters, residual))
+
+    def require_output(
+        self,
+        out: object,
+        dy: Array | None = None,
+        parameters: Iterable[Parameter | NoParameter] = (),
+        residual: Array | None = None,
+    ) -> Array:
+        """Return `out`, checked as `output` does, with no memory to go with it."""
+        itself = {"x": self._source, "dy": dy, "residual": residual}
+        return self._fitting("out", out, itself, {}, parameters)
 
     def residual_gradient(
         self,
@@ -340,19 +367,18 @@ class Problem:
         if dresidual is None:
             return None
         itself = {"dy": dy, "residual": residual}
-        return self._target(
-            "dresidual", dresidual, itself, {"x": self._source, "out": dx.array}, parameters
-        )
+        apart = {"x": self._source, "out": dx.array}
+        return self._target(self._fitting("dresidual", dresidual, itself, apart, parameters))
 
-    def _target(
+    def _fitting(
         self,
         name: str,
         value: object,
         itself: dict[str, Array | None],
         apart: dict[str, Array],
         parameters: Iterable[Parameter | NoParameter],
-    ) -> Output:
-        """Return an array of x's shape as an output: one of `itself`, or apart from them."""
+    ) -> Array:
+        """Return an array that can take a result: one of `itself`, or apart from them."""
         array = writable_array(name, value)
         if array.dtype.char != self.dtype.char:
             raise TypeError(f"{name}: expected {self.dtype}, got {array.dtype}")
@@ -374,6 +400,10 @@ class Problem:
                 raise ValueError(
                     f"{name}: expected memory apart from the parameters, got an overlap"
                 )
+        return array
+
+    def _target(self, array: Array) -> Output:
+        """Return an array of x's shape as an output, staged where the kernels cannot write it."""
         view = array.transpose(self._order)
         if view.flags.c_contiguous and view.flags.aligned and view.dtype.isnative:
             return Output(array, view.reshape(self._sizes))

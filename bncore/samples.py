@@ -34,7 +34,7 @@ class Grouping:
     """
 
     def __init__(self, x: object, axis: object, groups: object) -> None:
-        array = problem.data_array("x", x)
+        source = array = problem.data_array("x", x)
         if array.ndim < 2:
             raise ValueError(f"x: expected at least 2 dimensions, got {array.ndim}")
         channel_axis = scalars.one_axis(axis, array.ndim)
@@ -48,7 +48,7 @@ class Grouping:
             inverse = sorted(range(array.ndim), key=order.__getitem__)
             array = problem.block(array, order).transpose(inverse)
         at = faster.index(channel_axis)
-        self.problem = Problem(array, channel_axis)
+        self.problem = Problem(array, channel_axis, source)
         self.samples, self.channels = array.shape[0], array.shape[channel_axis]
         self.groups = self.channels if groups is None else _divisor(groups, self.channels)
         self.wide = self.channels // max(self.groups, 1)

@@ -9,7 +9,7 @@ import arrays
 import bncore
 import tolerances
 from arrays import LAYOUTS
-from bncore import batch_renorm, batch_renorm_backward
+from bncore import batch_renorm, batch_renorm_backward, problem
 from bncore import ghost_batch_norm as ghost
 from bncore import ghost_batch_norm_backward as ghost_backward
 from test_gradient import central_difference
@@ -89,6 +89,34 @@ def test_a_refused_ghost_writes_nothing():
     with pytest.raises(ValueError, match="Expected more than 1 value"):
         ghost(X, 2, out=out)
     assert not out.any()
+
+
+@pytest.mark.parametrize("given", ["new", "strided"])
+@pytest.mark.parametrize("operation", ["ghost", "ghost backward", "renorm", "renorm backward"])
+def test_checks_copy_nothing(rng, monkeypatch, operation, given):
+    """What is of x's size: a copy of x where a call needs one, and no array to drop again."""
+    x, dy, into = (rng.standard_normal((64, 6, 50))[:, ::2] for _ in range(3))
+    out = into if given == "strided" else None
+    mean, var = np.zeros(3), np.ones(3)
+    moments, renorm = batch_renorm(x, mean, var)[1:]
+    parts = ghost(x, 8)[1]
+    calls = {
+        "ghost": lambda: ghost(x, 8, out=out),
+        "ghost backward": lambda: ghost_backward(dy, x, parts, 8, out=out),
+        "renorm": lambda: batch_renorm(x, mean, var, out=out),
+        "renorm backward": lambda: batch_renorm_backward(dy, x, moments, renorm, out=out),
+    }
+    copied, staged = [], []
+    block, output = problem.block, problem.Output
+    monkeypatch.setattr(problem, "block", lambda *a: copied.append(a[0].size) or block(*a))
+    monkeypatch.setattr(problem, "Output", lambda *a: staged.append(a[1].size) or output(*a))
+    calls[operation]()
+    backward = operation.endswith("backward")
+    # Once each for x and dy; batch_renorm reads x for its moments, and again for y.
+    reads = 2 if backward or operation == "renorm" else 1
+    assert sum(copied) == reads * x.size
+    # One result; ghosts make it first, and then give its parts to the calls as outputs.
+    assert sum(staged) <= (2 if operation.startswith("ghost") and out is None else 1) * x.size
 
 
 # ------------------------------------------------------------------------------------------ renorm

@@ -10,7 +10,6 @@ import bncore
 import oracle
 import tolerances
 from arrays import LAYOUTS
-from bncore.groupings import LEAST_WEIGHT
 from bncore.samples import Grouping
 from test_gradient import central_difference
 
@@ -88,10 +87,10 @@ def weights(rng, kind, channels, dtype):
     if kind == "zero":
         weight[1] = 0.0
     if kind == "tiny":
-        weight[1] = LEAST_WEIGHT * np.abs(weight).max() / 2
+        weight[1] = 1e-42 if dtype == np.float32 else 1e-307
     if kind == "small":
         weight *= dtype(1e-30)
-        weight[1] = LEAST_WEIGHT * np.abs(weight).max() * 2
+        weight[1] = 2e-6 * np.abs(weight).max()
     return weight, bias
 
 
@@ -117,6 +116,52 @@ def test_against_the_formula(rng, layout, groups, kind, dtype):
     assert_as("dx", layout.plain(gradients[0]), expected, dtype, ULPS)
     assert_as("dweight", gradients[1], expected, dtype, ULPS)
     assert_as("dbias", gradients[2], expected, dtype, ULPS)
+
+
+@pytest.mark.parametrize("tiny", [1e-42, 1e-200, 1e-307, 5e-324])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_a_weight_too_small_to_divide_by(rng, groups, dtype, tiny):
+    x, dy = (rng.standard_normal((2, 5, 6, 7)) + 1.0).astype(dtype)
+    weight, bias = arrays.parameters(rng, 6)
+    weight[::2] = tiny
+    weight[4] = -tiny
+    expected = formula(dy, x, weight, bias, groups, 0.01)
+    moments = bncore.group_norm(x, groups)[1]
+    dx, *gradients = bncore.group_norm_backward(dy, x, moments, groups, weight, eps=0.01)
+    assert_as("dx", dx, expected, dtype, ULPS)
+    for name, got in zip(("dweight", "dbias"), gradients, strict=True):
+        assert got.dtype == np.float64
+        assert_as(name, got.astype(dtype), expected, dtype, ULPS)
+
+
+@pytest.mark.parametrize("share", [1e-2, 1e-6, 1e-7, 1e-14, 1e-30])
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_large_gradients_with_small_weights(rng, groups, share):
+    """Sums near 1e27, divided by a weight, have to stay in float32's range."""
+    x, dy = (rng.standard_normal((2, 5, 6, 7)) + 1.0).astype(np.float32)
+    dy *= np.float32(1e25)
+    weight = np.array([1.0, share] * 3)
+    expected = formula(dy, x, weight, None, groups, 0.01)
+    moments = bncore.group_norm(x, groups)[1]
+    dx = bncore.group_norm_backward(dy, x, moments, groups, weight, eps=0.01)[0]
+    assert_as("dx", dx, expected, np.float32, ULPS)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("groups", [1, 2, 4, None])
+def test_weights_that_are_all_zero(rng, groups, dtype):
+    x, dy = rng.standard_normal((2, 3, 4, 5)).astype(dtype)
+    zeros = np.zeros(4, dtype)
+    if groups is None:
+        forward, backward, given = bncore.instance_norm, bncore.instance_norm_backward, ()
+    else:
+        forward, backward, given = bncore.group_norm, bncore.group_norm_backward, (groups,)
+    y, moments = forward(x, *given, zeros, zeros)
+    dx, *gradients = backward(dy, x, moments, *given, zeros)
+    assert not y.any() and not dx.any()
+    plain = backward(dy, x, moments, *given)[1:]
+    assert all(map(arrays.same_bits, gradients, plain))
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
@@ -173,6 +218,33 @@ def test_in_place(rng):
         out = dy.copy()
         assert bncore.group_norm_backward(out, x, moments, groups, weight, out=out)[0] is out
         assert arrays.same_bits(out, dx)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_an_output_that_overlaps_partly_is_refused(rng, groups, order):
+    base = np.asarray(rng.standard_normal((7, 4, 3)), order=order)
+    x, out, before = base[:6], base[1:], base.copy()
+    dy = np.ones(x.shape)
+    moments = bncore.group_norm(x, groups)[1]
+    with pytest.raises(ValueError, match=r"^out: expected x itself or memory apart from it, got"):
+        bncore.group_norm(x, groups, out=out)
+    with pytest.raises(ValueError, match=r"^out: expected x itself or memory apart from it, got"):
+        bncore.group_norm_backward(dy, x, moments, groups, out=out)
+    with pytest.raises(ValueError, match=r"^out: expected dy itself or memory apart from it, got"):
+        bncore.group_norm_backward(x, dy, moments, groups, out=out)
+    np.testing.assert_array_equal(base, before)
+    want = bncore.group_norm(x, groups)[0]
+    assert bncore.group_norm(x, groups, out=x)[0] is x
+    np.testing.assert_array_equal(x, want)
+
+
+def test_samples_between_each_other_come_apart(rng):
+    x = np.asfortranarray(rng.standard_normal((5, 4, 3)))
+    y, moments = bncore.group_norm(x, 2)
+    dx = bncore.group_norm_backward(x, x, moments, 2)[0]
+    for result in (y, dx):
+        assert arrays.memory_order(result) == (0, 2, 1)
 
 
 def test_instance_norm_is_batch_norm_of_each_sample(rng):

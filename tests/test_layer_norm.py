@@ -99,6 +99,26 @@ def test_any_layout_and_place(rng, layout):
         np.testing.assert_array_equal(slope, dx)
 
 
+@pytest.mark.parametrize("build", [
+    lambda base: base,
+    lambda base: base[:, ::2],
+    np.asfortranarray,
+    lambda base: base.astype(base.dtype.newbyteorder()),
+], ids=["contiguous", "strided", "F", "swapped"])  # fmt: skip
+def test_an_output_that_overlaps_partly_is_refused(rng, build):
+    base = build(rng.standard_normal((7, 8)))
+    x, out, before = base[:6], base[1:], base.copy()
+    dy = np.ones(x.shape)
+    y, moments = layer_norm(x)
+    with pytest.raises(ValueError, match=r"^out: expected x itself or memory apart from it, got"):
+        layer_norm(x, out=out)
+    with pytest.raises(ValueError, match=r"^out: expected x itself or memory apart from it, got"):
+        layer_norm_backward(dy, x, moments, out=out)
+    np.testing.assert_array_equal(base, before)
+    assert layer_norm(x, out=x)[0] is x
+    np.testing.assert_array_equal(x, y)
+
+
 @pytest.mark.parametrize("shape", [(0, 4), (3, 0), (0, 0)], ids=str)
 def test_empty(shape):
     x = np.empty(shape)

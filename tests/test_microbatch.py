@@ -99,7 +99,8 @@ def started(*pieces):
     (lambda: MicroBatches().forward([]), RuntimeError, r"^moments: expected add of a piece before"),
     (lambda: MicroBatches().forward([ONE[:1]]), ValueError, r"^Expected more than 1 value"),
     (lambda: started(ONE).forward([ONE]), RuntimeError, r"^forward: expected a new MicroBatches"),
-    (lambda: started(ONE, ONE[:, :2]), ValueError, r"^other: expected 3 channels, got 2$"),
+    (lambda: started(ONE, ONE[:, :2]), ValueError,
+     r"^x: expected 3 channels, as in the first piece, got 2$"),
     (lambda: started(ONE, ONE.astype("f")), TypeError, r"^x: expected float64 .*, got float32$"),
     (lambda: MicroBatches([1.0]).add(ONE), ValueError, r"^x: expected 1 channels, as weight, got"),
     (lambda: MicroBatches(None, [1.0]).add(ONE), ValueError, r"^x: expected 1 channels, as bias"),
@@ -114,6 +115,59 @@ def started(*pieces):
 def test_what_does_not_fit_is_refused(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize(("pieces", "error"), [
+    ([ONE, ONE[:, :2]], ValueError),
+    ([ONE, ONE.astype(np.float32)], TypeError),
+    ([ONE.astype(np.float32), ONE], TypeError),
+    ([ONE[:1]], ValueError),
+], ids=["channels", "dtype", "other dtype", "one value"])  # fmt: skip
+def test_forward_can_be_called_again_after_an_error(rng, pieces, error):
+    batch = MicroBatches()
+    with pytest.raises(error):
+        batch.forward(pieces)
+    with pytest.raises(RuntimeError, match=r"^moments: expected add of a piece before"):
+        batch.moments  # noqa: B018
+    x = rng.standard_normal((6, 2))
+    y = [*batch.forward([x[:2], x[2:]])]
+    assert arrays.same_bits(np.concatenate(y), np.concatenate([*MicroBatches().forward(
+        [x[:2], x[2:]]
+    )]))  # fmt: skip
+
+
+def test_a_refused_forward_leaves_pieces_that_were_added():
+    batch = started(ONE)
+    with pytest.raises(RuntimeError, match=r"^forward: expected a new MicroBatches"):
+        batch.forward([ONE])
+    assert batch.moments.count == 2
+
+
+def test_no_piece_comes_late(rng):
+    x = rng.standard_normal((6, 3))
+    batch = started(x[:3])
+    with pytest.raises(ValueError, match=r"^x: "):
+        batch.normalize(x[0])
+    batch.add(x[3:])  # no y was given away
+    batch.normalize(x[:3])
+    with pytest.raises(RuntimeError, match=r"^add: expected no piece after normalize, got one$"):
+        batch.add(x[3:])
+    assert batch.moments.count == 6
+    batch = MicroBatches()
+    next(batch.forward([x[:3], x[3:]]))
+    with pytest.raises(RuntimeError, match=r"^add: expected no piece after normalize, got one$"):
+        batch.add(x[:3])
+
+
+@pytest.mark.parametrize("step", ["normalize", "add_gradient", "grad_input"])
+def test_every_step_wants_the_dtype_of_the_first_piece(step):
+    batch, wrong = started(ONE), ONE.astype(np.float32)
+    if step == "grad_input":
+        batch.add_gradient(ONE, ONE)
+    given = (wrong,) if step == "normalize" else (wrong, wrong)
+    with pytest.raises(TypeError, match=r"^x: expected float64 as in the first piece, got float32"):
+        getattr(batch, step)(*given)
+    batch.add_gradient(ONE, ONE) if step != "grad_input" else batch.grad_input(ONE, ONE)
 
 
 def test_a_forgotten_piece_is_noticed_and_can_be_made_good(rng):

@@ -91,6 +91,35 @@ def test_layers_are_found_wherever_they_are():
     assert [*bncore.batch_norms(3)] == []
 
 
+class Fresh:
+    """Something that makes a new object around each layer whenever it is asked."""
+
+    def __init__(self, layers, attribute):
+        self._layers, self._attribute = layers, attribute
+
+    def __iter__(self):
+        if self._attribute:
+            raise AssertionError("layers are asked for before items")
+        return ([layer] for layer in self._layers)
+
+    def __getattr__(self, name):
+        if name == "layers" and self._attribute:
+            return ([layer] for layer in self._layers)
+        raise AttributeError(name)
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda layers: {str(i): layer for i, layer in enumerate(layers)}.items(),
+    lambda layers: enumerate(layers),
+    lambda layers: Fresh(layers, attribute=False),
+    lambda layers: Fresh(layers, attribute=True),
+    lambda layers: Fresh([Fresh([layer], attribute=True) for layer in layers], attribute=False),
+], ids=["items", "enumerate", "iter", "layers", "nested"])  # fmt: skip
+def test_layers_are_found_in_objects_made_on_the_fly(wrap):
+    layers = [BatchNorm(2) for _ in range(8)]
+    assert [*bncore.batch_norms(wrap(layers))] == layers
+
+
 def test_what_is_left_alone(batches):
     used, frozen, unused = BatchNorm(3), BatchNorm(3).freeze(), BatchNorm(3)
     without = BatchNorm(3, track_running_stats=False)
@@ -112,19 +141,80 @@ def test_bad_batches_are_skipped_where_the_layer_skips_them(batches):
     assert layer.num_batches_tracked == 3
 
 
+@pytest.fixture
+def pending(batches):
+    """Layers that wait for a backward: of batch statistics, of running ones, without any."""
+    layers = BatchNorm(3), BatchNorm(3).freeze(), BatchNorm(3, track_running_stats=False)
+    Network(*layers).forward(batches[0])
+    return layers
+
+
+def held(layer):
+    """What a layer keeps for backward."""
+    return layer._saved
+
+
 @pytest.mark.parametrize("sequential", [False, True])
-def test_an_error_changes_nothing(batches, sequential):
-    layers = BatchNorm(3, dtype="d").eval(), BatchNorm(3, dtype="d"), BatchNorm()
+def test_the_call_before_is_still_the_last_one(batches, pending, sequential):
+    before = [(layer.moments, held(layer)) for layer in pending]
+    dy = np.ones_like(batches[0])
+    x, (mean, var) = [held(layer).x for layer in pending], held(pending[1]).statistics
+    want = [
+        bncore.batch_norm_train_backward(dy, x[0], pending[0].moments, np.ones(3))[0],
+        bncore.batch_norm_infer_backward(dy, x[1], mean.copy(), var.copy(), np.ones(3))[0],
+        bncore.batch_norm_train_backward(dy, x[2], pending[2].moments, np.ones(3))[0],
+    ]
+    bncore.recalibrate(Network(*pending), batches[1:], sequential=sequential)
+    for layer, (moments, saved), dx in zip(pending, before, want, strict=True):
+        assert layer.moments is moments and held(layer) is saved
+        assert arrays.same_bits(layer.backward(dy), dx)
+
+
+def test_no_batch_is_held(batches):
+    layers = BatchNorm(3), BatchNorm(), BatchNorm(3, track_running_stats=False)
+    bncore.recalibrate(Network(*layers), batches)
+    for layer in layers:
+        assert layer.moments is None
+        with pytest.raises(RuntimeError, match=r"^backward: .* got none$"):
+            layer.backward(batches[-1])
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_an_error_changes_nothing(batches, pending, sequential):
+    layers = BatchNorm(3, dtype="d").eval(), *pending, BatchNorm(), BatchNorm(3)
     layers[0].running_mean[...] = 5.0
-    before = [layer.state_dict() for layer in layers[:2]]
+    before = [dict(vars(layer)) for layer in layers]
+    arrays_before = [{k: v.copy() for k, v in each.items() if isinstance(v, np.ndarray)}
+                     for each in before]  # fmt: skip
     with pytest.raises(ValueError, match=r"^x: expected 3 channels"):
         bncore.recalibrate(Network(*layers), [*batches, np.ones((2, 4))], sequential=sequential)
-    for layer, state in zip(layers, before, strict=False):
-        after = layer.state_dict()
-        assert all(arrays.same_bits(after[name], state[name]) for name in state)
-        assert layer.moments is None
-    assert [layer.training for layer in layers] == [False, True, True]
-    assert layers[2].num_batches_tracked == 0
+    for layer, state, values in zip(layers, before, arrays_before, strict=True):
+        after = vars(layer)
+        assert after.keys() == state.keys()
+        assert all(after[name] is state[name] for name in state if name != "_num_batches_tracked")
+        assert after["_num_batches_tracked"] == state["_num_batches_tracked"]
+        assert all(arrays.same_bits(after[name], values[name]) for name in values)
+    assert layers[4].channels is None and layers[4].dtype is None
+    assert layers[0].moments is None and layers[1].moments is not None
+    dx = layers[1].backward(np.ones_like(batches[0]))
+    assert dx.shape == batches[0].shape
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_an_empty_batch_counts_nothing(batches, sequential):
+    layer = BatchNorm(3)
+    given = [np.empty((0, 3, 5)), *batches, np.empty((0, 3, 5))]
+    (moments,) = bncore.recalibrate(layer, given, sequential=sequential)
+    assert_population(layer, np.concatenate(batches))
+    assert layer.num_batches_tracked == 3 and moments.count == 45 * 5
+
+
+def test_empty_batches_alone_leave_the_statistics():
+    layer = BatchNorm(3)
+    layer.running_mean[...] = 5.0
+    assert bncore.recalibrate(layer, [np.empty((0, 3, 5))] * 2) == [None]
+    assert layer.running_mean.tolist() == [5.0] * 3 and layer.num_batches_tracked == 0
+    assert layer.training and layer.moments is None
 
 
 LAYER = BatchNorm(2)
