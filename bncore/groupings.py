@@ -266,7 +266,12 @@ def instance_norm(
 ) -> tuple[Array, Moments]:
     """Normalize every channel of every sample by its own mean and variance.
 
-    `group_norm` with as many groups as channels; see there for parameters, results and errors.
+    `group_norm` with as many groups as channels; see there for results and errors.
+
+    Parameters
+    ----------
+    x, weight, bias, axis, eps, out, n_threads
+        As in `group_norm`.
 
     References
     ----------
@@ -298,8 +303,12 @@ def instance_norm_backward(
 ) -> tuple[Array, Array, Array]:
     """Compute the gradients of `instance_norm`.
 
-    `group_norm_backward` with as many groups as channels; see there for parameters, results and
-    errors.
+    `group_norm_backward` with as many groups as channels; see there for results and errors.
+
+    Parameters
+    ----------
+    dy, x, moments, weight, axis, eps, out, n_threads
+        As in `group_norm_backward`.
 
     References
     ----------

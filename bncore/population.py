@@ -20,6 +20,15 @@ def batch_norms(network: Any) -> Iterator[BatchNorm]:
     A `BatchNorm` is itself one; a mapping is searched by its values; an object with ``layers`` by
     those; anything else that can be iterated over by its items.  What is none of these has none.
 
+    Parameters
+    ----------
+    network : object
+        The layer, mapping, object with layers or iterable to search.
+
+    Returns
+    -------
+    iterator of BatchNorm
+
     Examples
     --------
     >>> import bncore
