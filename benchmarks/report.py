@@ -110,7 +110,8 @@ def readme(results: Results, figured: dict[str, Any], resident: int) -> str:
             "Accuracy: largest error of training forward, in ulp of |weight·x̂| + |bias|, against "
             "the formula in extended precision. Four channels of a million normal float32 values.",
             accuracy_table(figured["accuracy"]).markdown(),
-            "Promises:",
+            "Promises of the first release; those of today, which go further, stand in "
+            "[docs/benchmarks.md](docs/benchmarks.md#promises), kept or not:",
             base_promises(results, figured, resident).markdown(),
             f"Numba's first call in a fresh process: train {fresh[0]:.1f} s, backward "
             f"{fresh[1]:.1f} s; with its kernels cached on disk {cached[0]:.2f} s and "
