@@ -147,12 +147,10 @@ def recalibrate(
     found = list(batch_norms(network))
     chosen = [layer for layer in found if layer.track_running_stats and not layer.frozen]
     if not chosen:
-        got = (
-            f"{len(found)} that have none or are" if found else "none; attributes are not searched"
-        )
+        got = f"{len(found)} without" if found else "none (attributes are not searched)"
         raise ValueError(
-            "network: expected a BatchNorm that has running statistics and is not frozen, found "
-            + got
+            "network: expected a BatchNorm that has running statistics and is not frozen, "
+            f"got {got}"
         )
     run = _forward_of(network, forward)
     sequential = scalars.boolean("sequential", sequential)
