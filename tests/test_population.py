@@ -221,7 +221,7 @@ LAYER = BatchNorm(2)
 
 
 @pytest.mark.parametrize(("arguments", "options", "error", "message"), [
-    (([], []), {}, ValueError, r"^network: expected a BatchNorm .*, got none \(attributes are .*\)$"),
+    (([], []), {}, ValueError, r"^network: expected a BatchNorm .*, got none \(attributes .*\)$"),
     ((BatchNorm(2).freeze(), []), {}, ValueError, r"^network: .*, got 1 without$"),
     (([LAYER], []), {}, TypeError, r"^network: expected one with a callable forward, got list$"),
     ((LAYER, []), {"forward": 3}, TypeError, r"^forward: expected a callable, got 3$"),
