@@ -50,6 +50,11 @@ def draw(results: Results, folder: Path) -> list[Path]:
     return written
 
 
+def beside(size: int) -> dict[str, Any]:
+    """Put a legend to the right of its panel, where it hides nothing."""
+    return {"fontsize": size, "loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a picture in few colours: a third of the size."""
     whole = BytesIO()
@@ -146,7 +151,7 @@ def ratio_panel(axes: Any, shapes: list[Shape], series: dict[str, list[float]], 
     axes.axhline(1.0, color="black", linewidth=1)
     axes.set_title(title, fontsize=9)
     if series:
-        axes.legend(fontsize=6, ncols=2)
+        axes.legend(**beside(6))
 
 
 def share_of_limit(times: Times) -> Figure | None:
@@ -198,7 +203,7 @@ def by_layout(
             grid[i][j].axhline(line, color="black", linewidth=1)
             grid[i][j].set_title(layout, fontsize=9)
             if lists:
-                grid[i][j].legend(fontsize=6, ncols=3)
+                grid[i][j].legend(**beside(6))
     return figure
 
 
@@ -228,7 +233,7 @@ def throughput(times: Times, caches: list[dict[str, Any]]) -> Figure | None:
     axes.set_ylabel("GB/s of minimal traffic")
     axes.set_title("Throughput against size", fontsize=11)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, ncols=2)
+    axes.legend(**beside(7))
     return figure
 
 
