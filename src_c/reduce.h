@@ -23,6 +23,10 @@ static inline piece piece_at(const bncore_planes *t, int64_t e, int64_t most)
 /* Where fetched values are to wait. ONCE: near, and soon forgotten, since they are read once. */
 enum { LEVEL_1, LEVEL_2, ONCE };
 
+enum {
+    LONG_RUN = 65536
+}; /* bytes; what lies one image ahead of a longer one would be evicted before its use */
+
 /* Have what lies `bytes` behind p fetched; it need not be in any array. */
 static inline ALWAYS_INLINE void fetch(const void *p, int64_t bytes, int where)
 {
@@ -39,15 +43,14 @@ static inline ALWAYS_INLINE void fetch(const void *p, int64_t bytes, int where)
  * the next image in a short one. */
 static inline int64_t bytes_ahead(const bncore_planes *t, int64_t item)
 {
-    const int64_t in_run = 8192, long_run = 65536;
-    return t->inner * item >= long_run ? in_run : t->image_stride * item;
+    const int64_t in_run = 8192;
+    return t->inner * item >= LONG_RUN ? in_run : t->image_stride * item;
 }
 
 /* The same for a residual in the second pass, whose next image is the one before; 0 where runs are long. */
 static inline int64_t residual_ahead(const bncore_planes *t, int64_t item)
 {
-    const int64_t long_run = 65536;
-    return t->channels * t->inner * item > long_run ? 0 : -t->image_stride * item;
+    return t->channels * t->inner * item > LONG_RUN ? 0 : -t->image_stride * item;
 }
 
 /* Backwards: what lies before value e in its image. */
