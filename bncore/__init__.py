@@ -3,6 +3,7 @@
 from bncore.api import batch_norm_train, batch_norm_train_backward
 from bncore.backends import use_backend
 from bncore.config import show_config
+from bncore.embedding import get_address, get_capsules, get_include, get_library_dir
 from bncore.inference import batch_norm_infer, batch_norm_infer_backward
 from bncore.parts import grad_input, grad_sums, moments, normalize
 from bncore.pool import set_buffer_pool
@@ -20,6 +21,10 @@ __all__ = [
     "batch_norm_infer_backward",
     "batch_norm_train",
     "batch_norm_train_backward",
+    "get_address",
+    "get_capsules",
+    "get_include",
+    "get_library_dir",
     "get_num_threads",
     "grad_input",
     "grad_sums",
