@@ -26,11 +26,14 @@ pytestmark = [
 ]
 needs = {
     name: pytest.mark.skipif(shutil.which(name) is None, reason=f"{name} is not installed")
-    for name in ("cmake", "c++", "nm", "pkg-config")
+    for name in ("c++", "nm", "pkg-config")
 }
 needs_cython = pytest.mark.skipif(
     importlib.util.find_spec("Cython") is None, reason="Cython is not installed"
 )
+# Also where the interpreter's environment is not the active one.
+PATH = os.pathsep.join([os.environ.get("PATH", ""), sysconfig.get_path("scripts")])
+CMAKE = shutil.which("cmake", path=PATH)
 EXAMPLES = ROOT / "docs" / "examples"
 HEADER = (ROOT / "src_c" / "bncore.h").read_text()
 API = set(re.findall(r"^BNCORE_API .*?(bncore_\w+)\(", HEADER, re.MULTILINE))
@@ -89,7 +92,7 @@ def wheel(tmp_path_factory) -> Wheel:
 @pytest.fixture(scope="module")
 def prefix(tmp_path_factory) -> Path:
     """What CMake installs."""
-    if shutil.which("cmake") is None:
+    if CMAKE is None:
         pytest.skip("cmake is not installed")
     folder = tmp_path_factory.mktemp("cmake")
     options = (
@@ -98,11 +101,11 @@ def prefix(tmp_path_factory) -> Path:
         "-DCMAKE_INSTALL_LIBDIR=lib",
     )
     run(
-        "cmake", "-S", ROOT / "src_c", "-B", folder / "build",
+        CMAKE, "-S", ROOT / "src_c", "-B", folder / "build",
         f"-DCMAKE_INSTALL_PREFIX={folder / 'prefix'}", *options,
     )  # fmt: skip
-    run("cmake", "--build", folder / "build", "--parallel", os.cpu_count() or 1)
-    run("cmake", "--install", folder / "build")
+    run(CMAKE, "--build", folder / "build", "--parallel", os.cpu_count() or 1)
+    run(CMAKE, "--install", folder / "build")
     return folder / "prefix"
 
 
@@ -198,8 +201,8 @@ def test_pkg_config_knows_it(request, tmp_path, where, kind):
 @needs["c++"]
 def test_a_cmake_project_finds_it(prefix, tmp_path):
     build = tmp_path / "build"
-    run("cmake", "-S", EXAMPLES / "cmake", "-B", build, f"-DCMAKE_PREFIX_PATH={prefix}")
-    run("cmake", "--build", build)
+    run(CMAKE, "-S", EXAMPLES / "cmake", "-B", build, f"-DCMAKE_PREFIX_PATH={prefix}")
+    run(CMAKE, "--build", build)
     for program in ("embed_shared", "embed_static"):
         assert run(build / program) == expected()
     assert "same bits: yes" in run(build / "executor")
