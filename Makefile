@@ -30,7 +30,7 @@ export NUMBA_CACHE_DIR := $(CURDIR)/$(VENV)/numba-coverage
 COVERAGE_ARGS := --cov --cov-report=term
 endif
 
-NATIVE_SOURCES := setup.py $(wildcard src_c/* $(addprefix bncore/backends/*.,pyx pxd pxi)) bncore/__init__.pxd
+NATIVE_SOURCES := setup.py $(wildcard src_c/* $(addprefix bncore/backends/*.,pyx pxd pxi))
 BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'])")
 
 # pip installs into one environment at a time.

@@ -26,7 +26,7 @@ pytestmark = [
 ]
 needs = {
     name: pytest.mark.skipif(shutil.which(name) is None, reason=f"{name} is not installed")
-    for name in ("c++", "nm", "pkg-config")
+    for name in ("c++", "nm", "pkg-config", "readelf")
 }
 needs_cython = pytest.mark.skipif(
     importlib.util.find_spec("Cython") is None, reason="Cython is not installed"
@@ -132,6 +132,15 @@ def test_the_wheels_libraries_export_the_interface_alone(wheel):
     assert all(name.startswith("bncore_") for name in names), names
 
 
+@needs["readelf"]
+@pytest.mark.parametrize("name", ["backends/native*.so", "lib/libbncore.so.*"])
+def test_the_wheels_libraries_call_their_own_functions(wheel, name):
+    """Whatever library a host has loaded before: no call of bncore_* is left to the linker."""
+    relocations = run("readelf", "--relocs", "--wide", installed_python(wheel, name))
+    assert re.search(r"JUMP_SLO.* malloc", relocations)
+    assert not re.search(r"JUMP_SLO.* bncore_", relocations)
+
+
 @needs["nm"]
 def test_cmakes_libraries_export_the_interface_alone(prefix):
     assert exported(prefix / "lib" / "libbncore.so", "-D") == API
@@ -172,10 +181,13 @@ def build_and_run(folder: Path, source: Path, *flags: str, compiler: str = "cc")
     return run(program)
 
 
+@needs["nm"]
 @pytest.mark.parametrize("kind", [[], ["--static"]], ids=["shared", "static"])
 def test_a_c_program_links_to_the_wheel(wheel, tmp_path, kind):
     flags = wheel.config("--cflags", "--libs", *kind)
     assert build_and_run(tmp_path, ROOT / "docs" / "embed_example.c", *flags) == expected()
+    taken = "bncore_train" in run("nm", "--dynamic", "--undefined-only", tmp_path / "program")
+    assert taken == (kind == [])
 
 
 @needs["c++"]
@@ -186,16 +198,19 @@ def test_a_c_plus_plus_host_brings_its_executor(wheel, tmp_path):
 
 
 @needs["pkg-config"]
-@pytest.mark.parametrize("kind", [[], ["--static"]], ids=["shared", "static"])
 @pytest.mark.parametrize("where", ["wheel", "prefix"])
-def test_pkg_config_knows_it(request, tmp_path, where, kind):
+def test_pkg_config_knows_it(request, tmp_path, where):
     place = request.getfixturevalue(where)
     lib = place.site / "bncore" / "lib" if where == "wheel" else place / "lib"
-    asked = ("pkg-config", *kind, "--cflags", "--libs", "bncore")
-    flags = shlex.split(run(*asked, PKG_CONFIG_PATH=str(lib / "pkgconfig")))
+
+    def ask(*options: str) -> list[str]:
+        found = run("pkg-config", *options, "bncore", PKG_CONFIG_PATH=str(lib / "pkgconfig"))
+        return shlex.split(found)
+
+    flags = ask("--cflags", "--libs")
     assert build_and_run(tmp_path, ROOT / "docs" / "embed_example.c", *flags) == expected()
-    version = run("pkg-config", "--modversion", "bncore", PKG_CONFIG_PATH=str(lib / "pkgconfig"))
-    assert version.strip() == bncore.__version__
+    assert "-lm" not in flags and "-lm" in ask("--static", "--libs")
+    assert ask("--modversion") == [bncore.__version__]
 
 
 @needs["c++"]
