@@ -83,13 +83,13 @@ lint: $(VENV)/.lint ## formatting, lint and types of Python, Cython and C
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint bncore/backends # it calls pycodestyle by name
-	$(VENV)/bin/clang-format --dry-run -Werror src_c/*.[ch] docs/*.c
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint bncore docs/examples # it calls pycodestyle by name
+	$(VENV)/bin/clang-format --dry-run -Werror src_c/*.[ch] docs/*.c docs/examples/*.cpp
 
 format: $(VENV)/.lint ## rewrite Python and C in the project's format
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
-	$(VENV)/bin/clang-format -i src_c/*.[ch] docs/*.c
+	$(VENV)/bin/clang-format -i src_c/*.[ch] docs/*.c docs/examples/*.cpp
 
 counts: build ## instructions of a few calls under callgrind, against the recorded ones (needs valgrind)
 	$(PY) benchmarks/counts.py
@@ -111,7 +111,7 @@ $(VENV)/.numba: $(VENV)/.base $(wildcard bncore/backends/numba_*.py bncore/backe
 # not taken for the result; a build that failed leaves no stamp, so the next make tries again.
 build: $(VENV)/.native $(VENV)/.numba
 $(VENV)/.native: $(VENV)/.base $(NATIVE_SOURCES)
-	@rm -f bncore/backends/native*.so
+	@rm -rf bncore/backends/native*.so bncore/include bncore/lib
 	$(PY) setup.py -q build_ext --inplace --force
 	@if $(NATIVE_IS_THERE); then touch $@; else echo \
 		"bncore: THE NATIVE EXTENSION WAS NOT BUILT (see above); what follows runs on Numba and NumPy"; fi
@@ -159,5 +159,6 @@ $(PURE)/.test: pyproject.toml setup.py $(wildcard bncore/*.py bncore/*/*.py bnco
 clean: ## remove everything that was built, environments included
 	rm -rf $(VENV) $(PURE) .venv-sdist build dist *.egg-info .coverage htmlcov .benchmarks
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf bncore/include bncore/lib
 	rm -f bncore/backends/native.c bncore/backends/native*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,5 +1,7 @@
 """Build bncore's native extension: the C core, once per line of src_c/isa.def, and its binding.
 
+The same objects become the C library that the package carries: bncore/lib and bncore/include.
+
 The extension is optional: where it cannot be built, the package installs without it, says so, and
 runs on Numba (pip shows what a build says under -v alone).
 BNCORE_REQUIRE_NATIVE=1 makes a failure an error; BNCORE_SKIP_NATIVE=1 does not try.
@@ -9,6 +11,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -20,10 +23,12 @@ SOURCES = ["api.c", "dispatch.c", "executor.c", "job.c", "ops.c", "partition.c"]
 # No option that changes a result: no -ffast-math, no contraction to FMA, no wider intermediate.
 FLAGS = [
     "-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
-    "-fvisibility=hidden", "-D_GNU_SOURCE",
+    "-fvisibility=hidden", "-pthread", "-D_GNU_SOURCE",
 ]  # fmt: skip
 # Where the compiler knows them.  GCC: lanes copied by memcpy would not stay in registers.
 OPTIONAL_FLAGS = ["-fno-tree-loop-distribute-patterns"]
+LIBRARIES = ["-pthread", "-lm"]
+SYMBOLIC = ["-Wl,-Bsymbolic-functions"]
 
 
 def asked(variable: str) -> bool:
@@ -44,6 +49,12 @@ def instruction_sets() -> list[tuple[str, list[str]]]:
     return [(name, shlex.split(flags)) for name, flags in lines if x86 or not flags]
 
 
+def header_constant(name: str) -> str:
+    """Value of a #define of bncore.h."""
+    header = Path("src_c/bncore.h").read_text()
+    return re.search(rf'^#define {name} "?(.*?)"?$', header, re.M)[1]
+
+
 def without(name: str) -> tuple[str, str]:
     """Give the macro that leaves a line of isa.def out."""
     return f"BNCORE_WITHOUT_{name}", "1"
@@ -55,6 +66,8 @@ class BuildNative(build_ext):
     def run(self) -> None:
         try:
             super().run()
+            if self.inplace:
+                self.copy_library_to_source()
         except Exception as error:
             self.give_up(error)
 
@@ -67,7 +80,20 @@ class BuildNative(build_ext):
         )
         for ext in self.extensions:  # of an earlier build, of other sources
             Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
+            for folder in ("include", "lib"):
+                shutil.rmtree(self.package_of(ext) / folder, ignore_errors=True)
         self.extensions = []
+
+    def copy_library_to_source(self) -> None:
+        """What super().run() does with the extension alone."""
+        for ext in self.extensions:
+            for folder in ("include", "lib"):
+                into = self.package_of(ext) / folder
+                shutil.rmtree(into, ignore_errors=True)
+                shutil.copytree(Path(self.build_lib) / "bncore" / folder, into)
+
+    def package_of(self, ext: Extension) -> Path:
+        return Path(self.get_ext_fullpath(ext.name)).parents[1]
 
     def build_extension(self, ext: Extension) -> None:
         from Cython.Build import cythonize
@@ -84,11 +110,55 @@ class BuildNative(build_ext):
                     raise  # the baseline is what everything needs
                 tell(f"this compiler does not know {name}, which is left out: {error}")
                 ext.define_macros.append(without(name))
+        ext.extra_objects += self.core(ext, flags)
         ext.extra_compile_args = flags
-        ext.extra_link_args = openmp
+        # Its own functions, though a host may have loaded another version of the library before.
+        ext.extra_link_args = [*openmp, *LIBRARIES, *SYMBOLIC]
         (cythonized,) = cythonize([ext], language_level=3, quiet=True)
         ext.sources = cythonized.sources
         super().build_extension(ext)
+        self.library(self.package_of(ext), ext.extra_objects, [*openmp, *LIBRARIES])
+
+    def core(self, ext: Extension, flags: list[str]) -> list[str]:
+        """Objects of what is compiled once."""
+        return self.compiler.compile(
+            [f"src_c/{name}" for name in SOURCES],
+            output_dir=self.build_temp,
+            macros=ext.define_macros,
+            extra_postargs=flags,
+            depends=ext.depends,
+        )
+
+    def library(self, package: Path, objects: list[str], libraries: list[str]) -> None:
+        """Make header, archive, shared library and pkg-config file of the package.
+
+        A wheel holds no links: the name for the linker is a script that names the library.
+        """
+        include, lib = package / "include", package / "lib"
+        pkgconfig = lib / "pkgconfig"
+        for folder in (include, lib):
+            shutil.rmtree(folder, ignore_errors=True)
+        include.mkdir(parents=True)
+        pkgconfig.mkdir(parents=True)
+        shutil.copy("src_c/bncore.h", include)
+        self.compiler.create_static_lib(objects, "bncore", output_dir=str(lib))
+        shared = f"libbncore.so.{header_constant('BNCORE_ABI_VERSION')}"
+        self.compiler.link_shared_object(
+            objects,
+            str(lib / shared),
+            extra_postargs=[f"-Wl,-soname,{shared}", "-Wl,-S", *SYMBOLIC, *libraries],
+        )
+        (lib / "libbncore.so").write_text(f"INPUT({shared})\n")
+        values = {
+            "BNCORE_PREFIX": "${pcfiledir}/../..",
+            "BNCORE_INCLUDEDIR": "${prefix}/include",
+            "BNCORE_LIBDIR": "${prefix}/lib",
+            "BNCORE_VERSION": header_constant("BNCORE_VERSION"),
+            "BNCORE_PRIVATE_LIBS": " ".join(libraries),
+        }
+        template = Path("src_c/bncore.pc.in").read_text()
+        text = re.sub(r"@(\w+)@", lambda match: values[match[1]], template)
+        (pkgconfig / "bncore.pc").write_text(text)
 
     def kernels(self, name: str, flags: list[str]) -> str:
         (made,) = self.compiler.compile(
@@ -153,7 +223,7 @@ def extensions() -> list[Extension]:
     return [
         Extension(
             "bncore.backends.native",
-            ["bncore/backends/native.pyx", *(f"src_c/{name}" for name in SOURCES)],
+            ["bncore/backends/native.pyx"],
             include_dirs=["src_c", numpy.get_include()],
             depends=[str(path) for path in Path("src_c").iterdir()],
             define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],

@@ -3,6 +3,7 @@
 from bncore.api import batch_norm_train, batch_norm_train_backward
 from bncore.backends import use_backend
 from bncore.config import show_config
+from bncore.embedding import get_address, get_capsules, get_include, get_library_dir
 from bncore.fold import as_scale_shift, fold_into_conv, fold_into_linear
 from bncore.ghost import (
     batch_renorm,
@@ -46,6 +47,10 @@ __all__ = [
     "batch_renorm_backward",
     "fold_into_conv",
     "fold_into_linear",
+    "get_address",
+    "get_capsules",
+    "get_include",
+    "get_library_dir",
     "get_num_threads",
     "ghost_batch_norm",
     "ghost_batch_norm_backward",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 
 import bncore
+from bncore.embedding import compiler_flags
 
 USAGE = """usage: python -m bncore <command>
 
   bench    measure bncore and its peers; --help for its options
   demo     the main job on real data
-  config   what bncore runs on"""
+  config   what bncore runs on; --cflags, --libs [--static], --version: for a compiler"""
 
 
 def main(arguments: list[str]) -> None:
@@ -26,6 +27,11 @@ def main(arguments: list[str]) -> None:
             demo(rest)
         case ["config"]:
             bncore.show_config()
+        case ["config", *options]:
+            try:
+                print(compiler_flags(options))
+            except (RuntimeError, ValueError) as error:
+                sys.exit(str(error))
         case ["--help" | "-h"]:
             print(USAGE)
         case _:

@@ -24,6 +24,7 @@ bncore_status bncore_problem_check(const bncore_problem *p)
     if (p->channels && bncore_max(n, 1) > most / p->channels) return BNCORE_ERROR_SIZE;
     if (!(p->eps >= 0.0 && isfinite(p->eps))) return BNCORE_ERROR_EPS;
     if (p->n_threads < 1) return BNCORE_ERROR_THREADS;
+    if (p->executor && !p->executor->parallel_for) return BNCORE_ERROR_NULL;
     return p->fusion ? check_fusion(p->fusion, p->dtype) : BNCORE_OK;
 }
 
@@ -80,4 +81,9 @@ const char *bncore_status_string(bncore_status status)
 const char *bncore_version(void)
 {
     return BNCORE_VERSION;
+}
+
+int bncore_abi_version(void)
+{
+    return BNCORE_ABI_VERSION;
 }

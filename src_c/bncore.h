@@ -26,6 +26,10 @@ extern "C" {
 
 #define BNCORE_VERSION "0.1.0"
 
+/* Grows when a program that was compiled against an older header must be compiled again; the shared library is
+ * libbncore.so.<this>. A host that loads the library by hand compares it with bncore_abi_version(). */
+#define BNCORE_ABI_VERSION 1
+
 typedef enum bncore_dtype { BNCORE_FLOAT32 = 0, BNCORE_FLOAT64 = 1 } bncore_dtype;
 
 typedef enum bncore_status {
@@ -76,7 +80,7 @@ typedef struct bncore_problem {
     double eps;                      /* added to the variance, >= 0 */
     int32_t dtype;                   /* bncore_dtype */
     int32_t n_threads;               /* at most so many threads, >= 1; small problems take fewer */
-    const bncore_executor *executor; /* NULL: OpenMP where it was built in, else serial */
+    const bncore_executor *executor; /* NULL: the process's (bncore_executor_set) */
     void *scratch;                   /* NULL: the call allocates and frees its own */
     size_t scratch_size;             /* bytes at scratch */
     const bncore_fusion *fusion;     /* NULL: none */
@@ -134,6 +138,7 @@ BNCORE_API bncore_status bncore_infer_backward(const bncore_problem *problem, vo
 /* One English sentence for a status. */
 BNCORE_API const char *bncore_status_string(bncore_status status);
 BNCORE_API const char *bncore_version(void);
+BNCORE_API int bncore_abi_version(void);
 
 /* The instruction set in use, and the i-th that this processor can run, best first (NULL past the last). */
 BNCORE_API const char *bncore_isa(void);
@@ -144,11 +149,18 @@ BNCORE_API const char *bncore_isa_available(int i);
 BNCORE_API bncore_status bncore_isa_set(const char *name);
 BNCORE_API bncore_status bncore_isa_init(void);
 
+/* The executor of every call whose problem names none. NULL, as at the start: OpenMP where it was built in, else serial.
+ * The struct is not copied: it stays valid and unchanged until another one is set and the calls that began before have
+ * returned. May be called at any time, from any thread: each parallel loop takes the one that is set when it begins.
+ * BNCORE_ERROR_NULL, and nothing changes, where it has no parallel_for. A forked child starts with none. */
+BNCORE_API bncore_status bncore_executor_set(const bncore_executor *executor);
+BNCORE_API const bncore_executor *bncore_executor_now(void);
+
 /* OpenMP: how many threads its runtime would use now (1 where it was not built in), and whether it is built in. */
 BNCORE_API int bncore_openmp_max_threads(void);
 BNCORE_API int bncore_has_openmp(void);
 
-/* Whether this process is a forked child, where the default executor runs serially: OpenMP's threads are not there. */
+/* Whether this process is a forked child, where the default is to run serially: the parent's threads are not there. */
 BNCORE_API int bncore_in_forked_child(void);
 
 #ifdef __cplusplus

@@ -4,7 +4,7 @@
 
 #include "bncore.h"
 
-/* Runs task(arg, i) for i in [0, tasks) on at most `threads` threads; executor NULL is the default. */
+/* Runs task(arg, i) for i in [0, tasks) on at most `threads` threads; executor NULL is the process's. */
 void bncore_parallel_for(const bncore_executor *executor, int64_t tasks, int32_t threads,
                          void (*task)(void *arg, int64_t i), void *arg);
 

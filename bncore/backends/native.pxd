@@ -1,65 +1,50 @@
-# The C interface, as src_c/bncore.h documents it.
+# The functions of bncore.h as functions of this module, which other Cython modules take from it without linking to the
+# C library. Within this module a call of one is the C function itself: the compiler sees through it.
 
+from bncore.backends.c_bncore cimport (
+    BNCORE_OK, BNCORE_ERROR_NULL, BNCORE_ERROR_SIZE, BNCORE_ERROR_DTYPE, BNCORE_ERROR_EPS,
+    BNCORE_ERROR_THREADS, BNCORE_ERROR_COUNT, BNCORE_ERROR_SCRATCH, BNCORE_ERROR_MEMORY,
+    BNCORE_ERROR_ISA, BNCORE_ERROR_FUSION, BNCORE_FLOAT32, BNCORE_FLOAT64, BNCORE_NO_ACTIVATION,
+    BNCORE_RELU, BNCORE_LEAKY_RELU, bncore_activation, bncore_dtype, bncore_executor,
+    bncore_fusion, bncore_problem, bncore_status,
+)
 from libc.stdint cimport int32_t, int64_t
 
-cdef extern from "bncore.h" nogil:
-    ctypedef enum bncore_dtype:
-        BNCORE_FLOAT32
-        BNCORE_FLOAT64
-
-    ctypedef enum bncore_status:
-        BNCORE_OK
-        BNCORE_ERROR_MEMORY
-
-    ctypedef enum bncore_activation:
-        BNCORE_NO_ACTIVATION
-        BNCORE_RELU
-        BNCORE_LEAKY_RELU
-
-    ctypedef struct bncore_fusion:
-        int32_t activation
-        double slope
-        const void *residual
-        void *dresidual
-        const double *bias
-
-    ctypedef struct bncore_problem:
-        int64_t outer
-        int64_t channels
-        int64_t inner
-        double eps
-        int32_t n_threads
-        const bncore_fusion *fusion
-
-    bncore_status bncore_problem_init(bncore_problem *problem, bncore_dtype dtype, int64_t outer,
-                                      int64_t channels, int64_t inner)
-    bncore_status bncore_moments(const bncore_problem *problem, double *mean, double *m2,
-                                 const void *x)
-    bncore_status bncore_normalize(const bncore_problem *problem, void *y, const void *x,
-                                   const double *mean, const double *var, const double *weight,
-                                   const double *bias)
-    bncore_status bncore_train(const bncore_problem *problem, void *y, double *mean, double *m2,
-                               const void *x, const double *weight, const double *bias)
-    bncore_status bncore_grad_sums(const bncore_problem *problem, double *sum_dy,
-                                   double *sum_dy_xhat, const void *dy, const void *x,
-                                   const double *mean, const double *var)
-    bncore_status bncore_grad_input(const bncore_problem *problem, void *dx, const void *dy,
-                                    const void *x, const double *mean, const double *var,
-                                    const double *sum_dy, const double *sum_dy_xhat, double count,
-                                    const double *weight)
-    bncore_status bncore_train_backward(const bncore_problem *problem, void *dx, double *sum_dy,
-                                        double *sum_dy_xhat, const void *dy, const void *x,
-                                        const double *mean, const double *var,
-                                        const double *weight)
-    bncore_status bncore_infer_backward(const bncore_problem *problem, void *dx, double *sum_dy,
-                                        double *sum_dy_xhat, const void *dy, const void *x,
-                                        const double *mean, const double *var,
-                                        const double *weight)
-    const char *bncore_status_string(bncore_status status)
-    const char *bncore_isa()
-    const char *bncore_isa_available(int i)
-    bncore_status bncore_isa_set(const char *name)
-    bncore_status bncore_isa_init()
-    int bncore_openmp_max_threads()
-    int bncore_has_openmp()
-    int bncore_in_forked_child()
+cdef bncore_status bncore_problem_init(bncore_problem *problem, bncore_dtype dtype, int64_t outer,
+                                       int64_t channels, int64_t inner) noexcept nogil
+cdef size_t bncore_scratch_size(const bncore_problem *problem) noexcept nogil
+cdef bncore_status bncore_moments(const bncore_problem *problem, double *mean, double *m2,
+                                  const void *x) noexcept nogil
+cdef bncore_status bncore_normalize(const bncore_problem *problem, void *y, const void *x,
+                                    const double *mean, const double *var, const double *weight,
+                                    const double *bias) noexcept nogil
+cdef bncore_status bncore_train(const bncore_problem *problem, void *y, double *mean, double *m2,
+                                const void *x, const double *weight,
+                                const double *bias) noexcept nogil
+cdef bncore_status bncore_grad_sums(const bncore_problem *problem, double *sum_dy,
+                                    double *sum_dy_xhat, const void *dy, const void *x,
+                                    const double *mean, const double *var) noexcept nogil
+cdef bncore_status bncore_grad_input(const bncore_problem *problem, void *dx, const void *dy,
+                                     const void *x, const double *mean, const double *var,
+                                     const double *sum_dy, const double *sum_dy_xhat, double count,
+                                     const double *weight) noexcept nogil
+cdef bncore_status bncore_train_backward(const bncore_problem *problem, void *dx, double *sum_dy,
+                                         double *sum_dy_xhat, const void *dy, const void *x,
+                                         const double *mean, const double *var,
+                                         const double *weight) noexcept nogil
+cdef bncore_status bncore_infer_backward(const bncore_problem *problem, void *dx, double *sum_dy,
+                                         double *sum_dy_xhat, const void *dy, const void *x,
+                                         const double *mean, const double *var,
+                                         const double *weight) noexcept nogil
+cdef const char *bncore_status_string(bncore_status status) noexcept nogil
+cdef const char *bncore_version() noexcept nogil
+cdef int bncore_abi_version() noexcept nogil
+cdef const char *bncore_isa() noexcept nogil
+cdef const char *bncore_isa_available(int i) noexcept nogil
+cdef bncore_status bncore_isa_set(const char *name) noexcept nogil
+cdef bncore_status bncore_isa_init() noexcept nogil
+cdef bncore_status bncore_executor_set(const bncore_executor *executor) noexcept nogil
+cdef const bncore_executor *bncore_executor_now() noexcept nogil
+cdef int bncore_openmp_max_threads() noexcept nogil
+cdef int bncore_has_openmp() noexcept nogil
+cdef int bncore_in_forked_child() noexcept nogil

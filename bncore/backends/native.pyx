@@ -8,10 +8,13 @@ paths (fast_*) take a caller's own arguments; they stand in the files small_*.px
 import os
 
 cimport numpy as cnp
+from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
 
 cnp.import_array()
 
 name = "native"
+
+include "c_functions.pxi"
 
 
 cdef int _check(bncore_status status) except -1:
@@ -20,6 +23,16 @@ cdef int _check(bncore_status status) except -1:
     if status != BNCORE_OK:
         raise RuntimeError(bncore_status_string(status).decode())
     return 0
+
+
+def capsules():
+    """Each C function by its name, as Cython's capsules hold it; the capsule's name is its C type."""
+    return dict(globals()["__pyx_capi__"])
+
+
+def address(capsule):
+    """Where the function of one of these capsules stands."""
+    return <size_t>PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule))
 
 
 # ---- the instruction set ----

@@ -1,0 +1,91 @@
+# The C interface, as src_c/bncore.h documents it; native.pxd has the same functions for other Cython modules.
+
+from libc.stdint cimport int32_t, int64_t, uint64_t
+
+cdef extern from "bncore.h" nogil:
+    const char *BNCORE_VERSION
+    const int BNCORE_ABI_VERSION
+
+    ctypedef enum bncore_dtype:
+        BNCORE_FLOAT32
+        BNCORE_FLOAT64
+
+    ctypedef enum bncore_status:
+        BNCORE_OK
+        BNCORE_ERROR_NULL
+        BNCORE_ERROR_SIZE
+        BNCORE_ERROR_DTYPE
+        BNCORE_ERROR_EPS
+        BNCORE_ERROR_THREADS
+        BNCORE_ERROR_COUNT
+        BNCORE_ERROR_SCRATCH
+        BNCORE_ERROR_MEMORY
+        BNCORE_ERROR_ISA
+        BNCORE_ERROR_FUSION
+
+    ctypedef enum bncore_activation:
+        BNCORE_NO_ACTIVATION
+        BNCORE_RELU
+        BNCORE_LEAKY_RELU
+
+    ctypedef struct bncore_executor:
+        void (*parallel_for)(void *context, int64_t tasks, int32_t threads,
+                             void (*task)(void *arg, int64_t i) noexcept nogil,
+                             void *arg) noexcept nogil
+        void *context
+
+    ctypedef struct bncore_fusion:
+        int32_t activation
+        double slope
+        const void *residual
+        void *dresidual
+        const double *bias
+
+    ctypedef struct bncore_problem:
+        int64_t outer
+        int64_t channels
+        int64_t inner
+        double eps
+        int32_t dtype
+        int32_t n_threads
+        const bncore_executor *executor
+        void *scratch
+        size_t scratch_size
+        const bncore_fusion *fusion
+        uint64_t reserved[3]
+
+    bncore_status bncore_problem_init(bncore_problem *problem, bncore_dtype dtype, int64_t outer,
+                                      int64_t channels, int64_t inner)
+    size_t bncore_scratch_size(const bncore_problem *problem)
+    bncore_status bncore_moments(const bncore_problem *problem, double *mean, double *m2,
+                                 const void *x)
+    bncore_status bncore_normalize(const bncore_problem *problem, void *y, const void *x,
+                                   const double *mean, const double *var, const double *weight,
+                                   const double *bias)
+    bncore_status bncore_train(const bncore_problem *problem, void *y, double *mean, double *m2,
+                               const void *x, const double *weight, const double *bias)
+    bncore_status bncore_grad_sums(const bncore_problem *problem, double *sum_dy,
+                                   double *sum_dy_xhat, const void *dy, const void *x,
+                                   const double *mean, const double *var)
+    bncore_status bncore_grad_input(const bncore_problem *problem, void *dx, const void *dy,
+                                    const void *x, const double *mean, const double *var,
+                                    const double *sum_dy, const double *sum_dy_xhat, double count,
+                                    const double *weight)
+    bncore_status bncore_train_backward(const bncore_problem *problem, void *dx, double *sum_dy,
+                                        double *sum_dy_xhat, const void *dy, const void *x,
+                                        const double *mean, const double *var, const double *weight)
+    bncore_status bncore_infer_backward(const bncore_problem *problem, void *dx, double *sum_dy,
+                                        double *sum_dy_xhat, const void *dy, const void *x,
+                                        const double *mean, const double *var, const double *weight)
+    const char *bncore_status_string(bncore_status status)
+    const char *bncore_version()
+    int bncore_abi_version()
+    const char *bncore_isa()
+    const char *bncore_isa_available(int i)
+    bncore_status bncore_isa_set(const char *name)
+    bncore_status bncore_isa_init()
+    bncore_status bncore_executor_set(const bncore_executor *executor)
+    const bncore_executor *bncore_executor_now()
+    int bncore_openmp_max_threads()
+    int bncore_has_openmp()
+    int bncore_in_forked_child()

@@ -1,0 +1,181 @@
+"""The C functions inside compiled code: one intrinsic, and the checks before it.
+
+The machine code names a C function; `add_symbol` tells LLVM where it stands in this process.  So a
+function that calls it may be kept on disk (``cache=True``), as long as this module is imported
+before it is loaded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llvmlite.binding
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.core.errors import TypingError
+from numba.extending import intrinsic, overload
+
+from bncore import embedding
+
+for _name in embedding.get_capsules():
+    llvmlite.binding.add_symbol(_name, embedding.get_address(_name))
+
+_I32, _I64, _POINTER = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
+# bncore_problem, field by field.
+PROBLEM = ir.LiteralStructType(
+    [_I64] * 3 + [ir.DoubleType()] + [_I32] * 2 + [_POINTER] * 2 + [_I64, _POINTER] + [_I64] * 3
+)
+DTYPES = {types.float32: 0, types.float64: 1}
+
+
+def _data_type(name: str, value: Any) -> Any:
+    """Give the dtype of an array that the C functions read as it is, or refuse it."""
+    wanted = f"{name}: expected a C-contiguous array of float32 or float64, got {value}"
+    if not isinstance(value, types.Array) or value.dtype not in DTYPES:
+        raise TypingError(wanted)
+    if value.layout != "C" or not value.aligned:
+        raise TypingError(f"{wanted}; numpy.ascontiguousarray makes one")
+    if value.ndim < 2:
+        raise TypingError(f"{name}: expected 2 or more dimensions, got {value.ndim}")
+    return value.dtype
+
+
+@intrinsic(prefer_literal=True)
+def _run(typingctx, name, x, outer, channels, inner, eps, n_threads, arguments):
+    """Call C function `name` on a problem and `arguments`: arrays, None for NULL, or numbers."""
+    dtype = DTYPES[_data_type("x", x)]
+    symbol = name.literal_value
+    signature = types.int32(
+        name, x, types.int64, types.int64, types.int64, types.float64, types.int32, arguments
+    )
+
+    def codegen(context, builder, signature, values):
+        _, _, outer, channels, inner, eps, n_threads, given = values
+        fields = {0: outer, 1: channels, 2: inner, 3: eps, 4: _I32(dtype), 5: n_threads}
+        problem = cgutils.alloca_once_value(builder, ir.Constant(PROBLEM, None))
+        builder.store(ir.Constant(PROBLEM, None), problem)  # anew at each turn of a loop
+        for index, value in fields.items():
+            builder.store(value, cgutils.gep_inbounds(builder, problem, 0, index))
+        passed = [builder.bitcast(problem, _POINTER)]
+        for index, kind in enumerate(arguments.types):
+            value = builder.extract_value(given, index)
+            if isinstance(kind, types.Array):
+                array = context.make_array(kind)(context, builder, value)
+                value = builder.bitcast(array.data, _POINTER)
+            elif isinstance(kind, types.NoneType):
+                value = ir.Constant(_POINTER, None)
+            passed.append(value)
+        function_type = ir.FunctionType(_I32, [value.type for value in passed])
+        function = cgutils.get_or_insert_function(builder.module, function_type, symbol)
+        return builder.call(function, passed)
+
+    return signature, codegen
+
+
+def call(name, x, axis, eps, n_threads, arguments):
+    """Run a C function on x, cut into (outer, channels, inner) by `axis`; return its status."""
+    raise NotImplementedError("inside compiled code alone")
+
+
+@overload(call, prefer_literal=True)
+def _call(name, x, axis, eps, n_threads, arguments):
+    if not isinstance(name, types.StringLiteral):
+        return None
+    symbol = name.literal_value
+
+    def implementation(name, x, axis, eps, n_threads, arguments):
+        at = axis + x.ndim if axis < 0 else axis
+        outer, inner = 1, 1
+        for i in range(x.ndim):
+            if i < at:
+                outer *= x.shape[i]
+            elif i > at:
+                inner *= x.shape[i]
+        threads = min(max(n_threads, 0), 1 << 30)
+        return _run(symbol, x, outer, x.shape[at], inner, eps, threads, arguments)
+
+    return implementation
+
+
+def channels_of(x, axis):
+    """Count the channels of x, once x and axis are checked."""
+    raise NotImplementedError("inside compiled code alone")
+
+
+@overload(channels_of)
+def _channels_of(x, axis):
+    _data_type("x", x)
+    if not isinstance(axis, (types.Integer, types.Omitted)):
+        raise TypingError(f"axis: expected an integer, got {axis}")
+
+    def implementation(x, axis):
+        at = axis + x.ndim if axis < 0 else axis
+        if at < 0 or at >= x.ndim:
+            raise ValueError("axis: expected one of x's dimensions, got another number")
+        return x.shape[at]
+
+    return implementation
+
+
+def same_as(dy, x):
+    """Refuse a dy that is not like x."""
+    raise NotImplementedError("inside compiled code alone")
+
+
+@overload(same_as)
+def _same_as(dy, x):
+    if _data_type("dy", dy) != _data_type("x", x) or dy.ndim != x.ndim:
+        raise TypingError(f"dy: expected x's dtype and dimensions, {x}, got {dy}")
+
+    def implementation(dy, x):
+        if dy.shape != x.shape:
+            raise ValueError("dy: expected x's shape, got another one")
+
+    return implementation
+
+
+def doubles(values, channels, message):
+    """Give values per channel as C-contiguous float64, or None; `message` where they do not fit."""
+    raise NotImplementedError("inside compiled code alone")
+
+
+@overload(doubles, prefer_literal=True)
+def _doubles(values, channels, message):
+    given = values.value if isinstance(values, types.Omitted) else values
+    if given is None or isinstance(given, types.NoneType):
+        return lambda values, channels, message: None
+    if (
+        not isinstance(values, types.Array)
+        or values.ndim != 1
+        or not isinstance(values.dtype, types.Float)
+    ):
+        raise TypingError(f"expected an array of float of one dimension, got {values}")
+    if not isinstance(message, types.StringLiteral):
+        return None
+    refusal = message.literal_value + ", got another number"  # a constant: quick to compile
+    as_it_is = values.dtype == types.float64 and values.layout == "C" and values.aligned
+
+    def implementation(values, channels, message):
+        if values.size != channels:
+            raise ValueError(refusal)
+        return values if as_it_is else values.astype(np.float64)
+
+    return implementation
+
+
+@njit
+def checked(status):
+    """Raise what a status of bncore.h means."""
+    if status == 0:
+        return
+    if status == 4:
+        raise ValueError("eps: expected a finite number of 0 or more, got another one")
+    if status == 5:
+        raise ValueError("n_threads: expected 1 or more, got less")
+    if status == 6:
+        raise ValueError("sums: expected a count above 0, got less")
+    if status == 8:
+        raise MemoryError("no memory for scratch")
+    raise RuntimeError("bncore: a C function refused its arguments")

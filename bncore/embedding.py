@@ -1,0 +1,173 @@
+"""The C library that the package carries: where it is, how to compile against it, its functions.
+
+docs/embedding.md shows their use from C, C++, CMake, Cython, ctypes and SciPy.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from bncore import backends
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def get_include() -> str:
+    """Return the directory of ``bncore.h``, for a compiler's ``-I``.
+
+    Returns
+    -------
+    str
+        An absolute path.
+
+    Raises
+    ------
+    RuntimeError
+        If the package was installed without its C part.
+
+    Examples
+    --------
+    >>> import bncore
+    >>> include_dirs = [bncore.get_include()]  # doctest: +SKIP
+    """
+    return str(_existing("include", "bncore.h"))
+
+
+def get_library_dir() -> str:
+    """Return the directory of the C library, shared and static, and of ``pkgconfig/bncore.pc``.
+
+    Returns
+    -------
+    str
+        An absolute path.
+
+    Raises
+    ------
+    RuntimeError
+        If the package was installed without its C part.
+
+    Examples
+    --------
+    >>> import bncore
+    >>> library_dirs = [bncore.get_library_dir()]  # doctest: +SKIP
+    """
+    return str(_existing("lib", "libbncore.a"))
+
+
+def get_capsules() -> dict[str, Any]:
+    """Return the C functions as capsules, each by its name in ``bncore.h``.
+
+    Returns
+    -------
+    dict of str to PyCapsule
+        A capsule's name is the function's C type, as Cython writes it and as
+        `scipy.LowLevelCallable` reads it.
+
+    Raises
+    ------
+    ImportError
+        If the native extension cannot be imported here; the message says why.
+
+    Examples
+    --------
+    >>> import bncore
+    >>> capsule = bncore.get_capsules()["bncore_train"]  # doctest: +SKIP
+    """
+    return dict(_native().capsules())
+
+
+def get_address(name: str) -> int:
+    """Return the address of a C function in this process, for ctypes and other callers.
+
+    Parameters
+    ----------
+    name : str
+        As in ``bncore.h``.
+
+    Returns
+    -------
+    int
+        The address of the function that bncore itself calls: the library is not loaded twice.
+
+    Raises
+    ------
+    ImportError
+        If the native extension cannot be imported here; the message says why.
+    ValueError
+        If there is no such function.
+
+    Examples
+    --------
+    >>> import ctypes
+    >>> import bncore
+    >>> version = ctypes.CFUNCTYPE(ctypes.c_char_p)(
+    ...     bncore.get_address("bncore_version"))  # doctest: +SKIP
+    """
+    native = _native()
+    capsules = native.capsules()
+    if name not in capsules:
+        raise ValueError(f"name: expected one of {', '.join(sorted(capsules))}, got {name!r}")
+    return int(native.address(capsules[name]))
+
+
+def compiler_flags(arguments: list[str]) -> str:
+    """Return what ``python -m bncore config`` prints for a compiler.
+
+    Parameters
+    ----------
+    arguments : list of str
+        ``--cflags``, ``--libs`` (shared) or ``--libs --static``, ``--version``; in any number.
+
+    Returns
+    -------
+    str
+        One line, quoted for a shell.
+
+    Raises
+    ------
+    ValueError
+        If an argument is another one.
+    RuntimeError
+        If the package was installed without its C part.
+    """
+    from bncore import __version__
+
+    known = ("--cflags", "--libs", "--static", "--version")
+    for argument in arguments:
+        if argument not in known:
+            raise ValueError(f"config: expected {', '.join(known)}, got {argument!r}")
+    flags: list[str] = []
+    if "--version" in arguments:
+        flags.append(__version__)
+    if "--cflags" in arguments:
+        flags.append(f"-I{get_include()}")
+    if "--static" in arguments:
+        flags += [f"{get_library_dir()}/libbncore.a", *_private_libraries()]
+    elif "--libs" in arguments:
+        folder = get_library_dir()
+        flags += [f"-L{folder}", f"-Wl,-rpath,{folder}", "-lbncore"]
+    return shlex.join(flags)
+
+
+def _private_libraries() -> list[str]:
+    """Return what the archive needs beside it, as the build wrote it down."""
+    text = Path(get_library_dir(), "pkgconfig", "bncore.pc").read_text()
+    (line,) = (line for line in text.splitlines() if line.startswith("Libs.private:"))
+    return line.partition(":")[2].split()
+
+
+def _existing(folder: str, file: str) -> Path:
+    path = PACKAGE / folder
+    if not (path / file).exists():
+        raise RuntimeError(
+            f"bncore in {PACKAGE} was installed without its C library "
+            f"({folder}/{file} is missing): {backends.REMEDY} shows why"
+        )
+    return path
+
+
+def _native() -> Any:
+    backends.load("native")
+    return backends.native_module()

@@ -1,0 +1,163 @@
+"""The C functions as capsules and addresses: SciPy, ctypes, and the executor of the process."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+
+import numpy as np
+import pytest
+
+import bncore
+from variants import FOUND
+
+pytestmark = pytest.mark.skipif(
+    "native" not in FOUND.names(), reason="the C interface needs the native extension"
+)
+
+if "native" in FOUND.names():
+    import host
+
+
+def function(name, result, *arguments):
+    return ctypes.CFUNCTYPE(result, *arguments)(bncore.get_address(name))
+
+
+def test_scipy_takes_a_capsule():
+    scipy = pytest.importorskip("scipy", reason="SciPy is not installed")
+    capsule = bncore.get_capsules()["bncore_scratch_size"]
+    assert "bncore_problem const *" in scipy.LowLevelCallable(capsule).signature
+
+
+def test_ctypes_calls_an_address():
+    assert function("bncore_version", ctypes.c_char_p)() == bncore.__version__.encode()
+    assert function("bncore_abi_version", ctypes.c_int)() == host.library().bncore_abi_version()
+
+
+def test_it_is_the_function_that_bncore_calls(rng):
+    x = rng.standard_normal((6, 5, 40)).astype(np.float32)
+    y, mean, m2 = np.empty_like(x), np.empty(5), np.empty(5)
+    train = function("bncore_train", ctypes.c_int, *[ctypes.c_void_p] * 7)
+    p = host.problem(x.shape)
+    pointers = [array.ctypes.data for array in (y, mean, m2, x)]
+    assert train(ctypes.addressof(p), *pointers, None, None) == 0
+    want, moments = bncore.batch_norm_train(x)
+    assert y.tobytes() == want.tobytes() and m2.tobytes() == moments.m2.tobytes()
+
+
+def test_another_name_is_refused():
+    with pytest.raises(ValueError, match=r"^name: expected one of .*, got 'bncore_x'"):
+        bncore.get_address("bncore_x")
+
+
+# ---- the executor of the process
+
+
+class Host:
+    """A parallel-for that goes backwards and counts its loops."""
+
+    def __init__(self):
+        self.loops = 0
+        self.threads = set()
+
+        def parallel_for(_context, tasks, threads, task, arg):
+            self.loops += 1
+            self.threads.add(threads)
+            for i in reversed(range(tasks)):
+                task(arg, i)
+
+        self.executor = host.Executor(host.PARALLEL_FOR(parallel_for), None)
+
+
+def set_executor(executor):
+    return host.library().bncore_executor_set(None if executor is None else ctypes.byref(executor))
+
+
+@pytest.fixture
+def of_process():
+    mine = Host()
+    assert set_executor(mine.executor) == 0
+    yield mine
+    assert set_executor(None) == 0
+
+
+def train(x, n_threads=3):
+    y, moments = bncore.batch_norm_train(x, n_threads=n_threads)
+    return y.tobytes() + moments.mean.tobytes() + moments.m2.tobytes()
+
+
+@pytest.fixture
+def x(rng):
+    return rng.standard_normal((8, 6, 4096)).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def native():
+    with bncore.use_backend("native"):
+        yield
+
+
+def test_the_process_executor_is_asked_and_changes_no_bit(x, of_process):
+    got = train(x)
+    assert of_process.loops > 0 and of_process.threads == {3}
+    before = of_process.loops
+    assert set_executor(None) == 0
+    assert train(x) == got
+    assert of_process.loops == before
+
+
+def test_the_executor_of_a_call_comes_first(x, of_process):
+    p = host.problem(x.shape, n_threads=3)
+    seen = []
+
+    def parallel_for(tasks, threads, task):
+        seen.append(threads)
+        for i in range(tasks):
+            task(i)
+
+    kept = host.with_executor(p, parallel_for)
+    mean, m2 = np.empty(6), np.empty(6)
+    assert host.run("moments", p, mean, m2, x) == 0
+    assert kept is not None and seen and of_process.loops == 0
+
+
+def test_an_executor_without_a_loop_is_refused(x, of_process):
+    empty = host.Executor(host.PARALLEL_FOR(0), None)
+    assert b"NULL" in host.library().bncore_status_string(set_executor(empty))
+    train(x)
+    assert of_process.loops > 0, "the one before stays"
+    p = host.problem(x.shape, n_threads=3)
+    p.executor = ctypes.pointer(empty)
+    mean = np.full(6, 7.0)
+    assert host.run("moments", p, mean, mean, x) != 0
+    assert (mean == 7.0).all()
+
+
+def test_it_may_be_changed_while_others_compute(x, of_process):
+    want, results = train(x), []
+    workers = [
+        threading.Thread(target=lambda: results.extend(train(x) for _ in range(20)))
+        for _ in range(3)
+    ]
+    for worker in workers:
+        worker.start()
+    for _ in range(200):
+        set_executor(None)
+        set_executor(of_process.executor)
+    for worker in workers:
+        worker.join()
+    assert len(results) == 60 and set(results) == {want}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_child_starts_with_none(x, of_process):
+    before = of_process.loops
+    child = os.fork()
+    if child == 0:
+        train(x)
+        os._exit(0 if of_process.loops == before else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    train(x)
+    assert of_process.loops > before

@@ -1,0 +1,295 @@
+"""The C library: from an installed wheel and from CMake's prefix, used as users do."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import bncore
+from test_build import COMPILER, ENVIRONMENT, executable
+from test_embedding import expected, setup_constant
+from test_habits import ROOT
+
+pytestmark = [
+    pytest.mark.skipif(COMPILER is None, reason="there is no C compiler"),
+    pytest.mark.skipif(sys.platform != "linux", reason="names of libraries are Linux's"),
+]
+needs = {
+    name: pytest.mark.skipif(shutil.which(name) is None, reason=f"{name} is not installed")
+    for name in ("c++", "nm", "pkg-config", "readelf")
+}
+needs_cython = pytest.mark.skipif(
+    importlib.util.find_spec("Cython") is None, reason="Cython is not installed"
+)
+# Also where the interpreter's environment is not the active one.
+PATH = os.pathsep.join([os.environ.get("PATH", ""), sysconfig.get_path("scripts")])
+CMAKE = shutil.which("cmake", path=PATH)
+EXAMPLES = ROOT / "docs" / "examples"
+HEADER = (ROOT / "src_c" / "bncore.h").read_text()
+API = set(re.findall(r"^BNCORE_API .*?(bncore_\w+)\(", HEADER, re.MULTILINE))
+STRICT = ("-Wall", "-Wextra", "-Wpedantic", "-Werror")
+
+
+def run(*command: object, **variables: str) -> str:
+    done = subprocess.run(
+        [str(part) for part in command],
+        env=ENVIRONMENT | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+class Wheel(NamedTuple):
+    file: Path
+    site: Path  # where it is installed
+
+    def python(self, *arguments: object) -> str:
+        return run(sys.executable, "-P", *arguments, PYTHONPATH=str(self.site))
+
+    def config(self, *options: str) -> list[str]:
+        return shlex.split(self.python("-m", "bncore", "config", *options))
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Wheel:
+    """The wheel of a copy of the checkout, compiled in a hurry and installed on its own."""
+    if importlib.util.find_spec("Cython") is None:
+        pytest.skip("Cython is not installed")
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    unwanted = shutil.ignore_patterns("*.so*", "*.a", "__pycache__", "native.c", "include", "lib")
+    for name in ("bncore", "src_c"):
+        shutil.copytree(ROOT / name, source / name, ignore=unwanted)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    compiler = executable(folder / "cc", f'exec {COMPILER} "$@" -O0 -g0')
+    code = f"from setuptools import build_meta as b; b.build_wheel({str(folder)!r})"
+    subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=source,
+        env=ENVIRONMENT | {"CC": str(compiler), "BNCORE_REQUIRE_NATIVE": "1"},
+        capture_output=True,
+        check=True,
+    )
+    (file,) = folder.glob("*.whl")
+    shutil.unpack_archive(file, folder / "site", "zip")
+    return Wheel(file, folder / "site")
+
+
+@pytest.fixture(scope="module")
+def prefix(tmp_path_factory) -> Path:
+    """What CMake installs."""
+    if CMAKE is None:
+        pytest.skip("cmake is not installed")
+    folder = tmp_path_factory.mktemp("cmake")
+    options = (
+        "-DCMAKE_BUILD_TYPE=Debug",
+        "-DCMAKE_C_FLAGS_DEBUG=-O0",
+        "-DCMAKE_INSTALL_LIBDIR=lib",
+    )
+    run(
+        CMAKE, "-S", ROOT / "src_c", "-B", folder / "build",
+        f"-DCMAKE_INSTALL_PREFIX={folder / 'prefix'}", *options,
+    )  # fmt: skip
+    run(CMAKE, "--build", folder / "build", "--parallel", os.cpu_count() or 1)
+    run(CMAKE, "--install", folder / "build")
+    return folder / "prefix"
+
+
+def exported(library: Path, *options: str) -> set[str]:
+    lines = run("nm", "--defined-only", "--extern-only", *options, library).splitlines()
+    return {fields[2] for line in lines if len(fields := line.split()) == 3}
+
+
+def installed_python(wheel: Wheel, name: str) -> Path:
+    (found,) = (wheel.site / "bncore").glob(name)
+    return found
+
+
+# ---- what is exported
+
+
+@needs["nm"]
+def test_the_wheels_libraries_export_the_interface_alone(wheel):
+    module = installed_python(wheel, "backends/native*.so")
+    assert exported(module, "-D") == API | {"PyInit_native"}
+    assert exported(installed_python(wheel, "lib/libbncore.so.*"), "-D") == API
+    names = exported(installed_python(wheel, "lib/libbncore.a"))
+    assert names > API
+    assert all(name.startswith("bncore_") for name in names), names
+
+
+@needs["readelf"]
+@pytest.mark.parametrize("name", ["backends/native*.so", "lib/libbncore.so.*"])
+def test_the_wheels_libraries_call_their_own_functions(wheel, name):
+    """Whatever library a host has loaded before: no call of bncore_* is left to the linker."""
+    relocations = run("readelf", "--relocs", "--wide", installed_python(wheel, name))
+    assert re.search(r"JUMP_SLO.* malloc", relocations)
+    assert not re.search(r"JUMP_SLO.* bncore_", relocations)
+
+
+@needs["nm"]
+def test_cmakes_libraries_export_the_interface_alone(prefix):
+    assert exported(prefix / "lib" / "libbncore.so", "-D") == API
+    names = exported(prefix / "lib" / "libbncore.a")
+    assert names > API
+    assert all(name.startswith("bncore_") for name in names), names
+
+
+def test_the_shared_library_is_named_after_the_abi(prefix):
+    (abi,) = re.findall(r"#define BNCORE_ABI_VERSION (\d+)", HEADER)
+    assert (prefix / "lib" / f"libbncore.so.{abi}").resolve().name == (
+        f"libbncore.so.{bncore.__version__}"
+    )
+
+
+def test_cmake_compiles_as_setup_does():
+    text = (ROOT / "src_c" / "CMakeLists.txt").read_text()
+
+    def listed(name: str) -> list[str]:
+        return re.findall(rf"^set\({name} (.*?)\)", text, re.MULTILINE)[0].split()
+
+    assert listed("SOURCES") == setup_constant("SOURCES")
+    assert listed("OPTIONAL_FLAGS") == setup_constant("OPTIONAL_FLAGS")
+    said_otherwise = {"-std=c11", "-O3", "-fvisibility=hidden"}  # by properties of the targets
+    assert set(listed("FLAGS")) == set(setup_constant("FLAGS")) - said_otherwise
+    assert 'set(CMAKE_C_FLAGS_RELEASE "-O3")' in text
+    assert "C_STANDARD 11" in text and "C_VISIBILITY_PRESET hidden" in text
+    assert "x86-64-v" not in text, "the instruction sets are those of isa.def"
+
+
+# ---- C and C++
+
+
+def build_and_run(folder: Path, source: Path, *flags: str, compiler: str = "cc") -> str:
+    standard = "-std=c++17" if compiler == "c++" else "-std=c11"
+    program = folder / "program"
+    run(compiler, standard, *STRICT, source, *flags, "-o", program)
+    return run(program)
+
+
+@needs["nm"]
+@pytest.mark.parametrize("kind", [[], ["--static"]], ids=["shared", "static"])
+def test_a_c_program_links_to_the_wheel(wheel, tmp_path, kind):
+    flags = wheel.config("--cflags", "--libs", *kind)
+    assert build_and_run(tmp_path, ROOT / "docs" / "embed_example.c", *flags) == expected()
+    taken = "bncore_train" in run("nm", "--dynamic", "--undefined-only", tmp_path / "program")
+    assert taken == (kind == [])
+
+
+@needs["c++"]
+def test_a_c_plus_plus_host_brings_its_executor(wheel, tmp_path):
+    flags = [*wheel.config("--cflags", "--libs"), "-pthread"]
+    printed = build_and_run(tmp_path, EXAMPLES / "executor.cpp", *flags, compiler="c++")
+    assert printed == "loops: some by the call, more by the process\nsame bits: yes\n"
+
+
+@needs["pkg-config"]
+@pytest.mark.parametrize("where", ["wheel", "prefix"])
+def test_pkg_config_knows_it(request, tmp_path, where):
+    place = request.getfixturevalue(where)
+    lib = place.site / "bncore" / "lib" if where == "wheel" else place / "lib"
+
+    def ask(*options: str) -> list[str]:
+        found = run("pkg-config", *options, "bncore", PKG_CONFIG_PATH=str(lib / "pkgconfig"))
+        return shlex.split(found)
+
+    flags = ask("--cflags", "--libs")
+    assert build_and_run(tmp_path, ROOT / "docs" / "embed_example.c", *flags) == expected()
+    assert "-lm" not in flags and "-lm" in ask("--static", "--libs")
+    assert ask("--modversion") == [bncore.__version__]
+
+
+@needs["c++"]
+def test_a_cmake_project_finds_it(prefix, tmp_path):
+    build = tmp_path / "build"
+    run(CMAKE, "-S", EXAMPLES / "cmake", "-B", build, f"-DCMAKE_PREFIX_PATH={prefix}")
+    run(CMAKE, "--build", build)
+    for program in ("embed_shared", "embed_static"):
+        assert run(build / program) == expected()
+    assert "same bits: yes" in run(build / "executor")
+
+
+# ---- Python's view of it
+
+
+def test_the_package_says_where_it_is(wheel):
+    code = "import bncore; print(bncore.get_include(), bncore.get_library_dir(), sep='\\n')"
+    include, lib = map(Path, wheel.python("-c", code).split())
+    assert (include / "bncore.h").read_text() == HEADER
+    assert include.parent == lib.parent == wheel.site / "bncore"
+    assert wheel.config("--version") == [bncore.__version__]
+
+
+def test_a_package_without_it_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(bncore.embedding, "PACKAGE", tmp_path)
+    for function, missing in (
+        (bncore.get_include, "include/bncore.h"),
+        (bncore.get_library_dir, "lib/libbncore.a"),
+    ):
+        with pytest.raises(RuntimeError, match=f"without its C library \\({missing} is missing"):
+            function()
+
+
+def test_an_unknown_option_is_refused():
+    with pytest.raises(
+        ValueError, match="expected --cflags, --libs, --static, --version, got '-l'"
+    ):
+        bncore.embedding.compiler_flags(["-l"])
+
+
+# ---- Cython
+
+
+@needs_cython
+def test_a_cython_package_builds_against_the_wheel(wheel, tmp_path):
+    project, site = tmp_path / "project", tmp_path / "site"
+    shutil.copytree(EXAMPLES / "cython", project)
+    done = subprocess.run(
+        [sys.executable, "-P", "setup.py", "-q", "build_ext", f"--build-lib={site}"],
+        cwd=project,
+        env=ENVIRONMENT | {"PYTHONPATH": str(wheel.site), "CFLAGS": "-O0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (module,) = site.glob(f"standardize*{sysconfig.get_config_var('EXT_SUFFIX')}")
+    assert not any(name.startswith("bncore_") for name in exported(module, "-D", "-u"))
+    code = (
+        "import numpy as np, bncore, standardize\n"
+        "assert 'site' in bncore.__file__\n"
+        "x = np.random.default_rng(0).normal(3.0, 2.0, (500, 7))\n"
+        "y, moments = bncore.batch_norm_train(x)\n"
+        "mean, m2 = np.empty(7), np.empty(7)\n"
+        "standardize.standardize(x, mean, m2)\n"
+        "assert (x == y).all() and (mean == moments.mean).all() and (m2 == moments.m2).all()\n"
+        "print('same')"
+    )
+    path = os.pathsep.join([str(site), str(wheel.site)])
+    assert run(sys.executable, "-P", "-c", code, PYTHONPATH=path) == "same\n"
+
+
+def test_cython_declares_the_whole_interface():
+    for name in (
+        "bncore/__init__.pxd",
+        "bncore/backends/native.pxd",
+        "bncore/backends/c_bncore.pxd",
+    ):
+        declared = set(re.findall(r"\b(bncore_\w+)\b", (ROOT / name).read_text()))
+        assert declared >= API, name
+    statuses = set(re.findall(r"BNCORE_(?:OK|ERROR_\w+)", HEADER))
+    assert statuses <= set(re.findall(r"\w+", (ROOT / "bncore" / "__init__.pxd").read_text()))

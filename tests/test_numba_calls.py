@@ -1,0 +1,153 @@
+"""bncore.numba inside compiled code: the bits of the NumPy functions, and their refusals."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import bncore
+from test_habits import ROOT
+from variants import FOUND
+
+numba = pytest.importorskip("numba", reason="Numba is not installed")
+NATIVE = "native" in FOUND.names()
+needs_native = pytest.mark.skipif(not NATIVE, reason="it calls the native extension")
+
+if NATIVE:
+    import bncore.numba as bn
+
+    @numba.njit
+    def whole(x, dy, weight, bias, mean, var, axis, n_threads):
+        """Every operation in one compiled function: one compilation for each type of x."""
+        eps = 1e-3
+        y, saved = bn.batch_norm_train(x, weight, bias, axis, eps, n_threads)
+        dx, dweight, dbias = bn.batch_norm_train_backward(
+            dy, x, saved, weight, axis, eps, n_threads
+        )
+        inferred = bn.batch_norm_infer(x, mean, var, weight, bias, axis, eps, n_threads)
+        frozen = bn.batch_norm_infer_backward(dy, x, mean, var, weight, axis, eps, n_threads)
+        moments = bn.moments(x, axis, n_threads)
+        again = bn.normalize(x, moments, weight, bias, axis, eps, n_threads)
+        sums = bn.grad_sums(dy, x, moments, axis, eps, n_threads)
+        whole_dx = bn.grad_input(dy, x, moments, sums, weight, axis, eps, n_threads)
+        return (
+            (y, saved.mean, saved.m2, dx, dweight, dbias, inferred, *frozen),
+            (moments.mean, moments.m2, again, sums.sum_dy, sums.sum_dy_xhat, whole_dx),
+            (saved.count, moments.count, sums.count),
+        )
+
+
+def by_numpy(x, dy, weight, bias, mean, var, axis):
+    options = {"axis": axis, "eps": 1e-3}
+    y, saved = bncore.batch_norm_train(x, weight, bias, **options)
+    train = bncore.batch_norm_train_backward(dy, x, saved, weight, **options)
+    inferred = bncore.batch_norm_infer(x, mean, var, weight, bias, **options)
+    frozen = bncore.batch_norm_infer_backward(dy, x, mean, var, weight, **options)
+    sums = bncore.grad_sums(dy, x, saved, **options)
+    return (
+        (y, saved.mean, saved.m2, *train, inferred, *frozen),
+        (
+            *(saved.mean, saved.m2, bncore.normalize(x, saved, weight, bias, **options)),
+            *(sums.sum_dy, sums.sum_dy_xhat),
+            bncore.grad_input(dy, x, saved, sums, weight, **options),
+        ),
+        (saved.count,) * 3,
+    )
+
+
+def case(rng, shape, dtype, axis, parameters):
+    channels = shape[axis]
+    x, dy = rng.standard_normal((2, *shape)).astype(dtype)
+    weight, bias = rng.uniform(0.5, 2.0, (2, channels)).astype(parameters or np.float64)
+    if parameters is None:
+        weight = bias = None
+    return x, dy, weight, bias, rng.standard_normal(channels), rng.uniform(0.5, 2.0, channels)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("dtype", "parameters"),
+    [(np.float32, np.float32), (np.float64, None)],
+    ids=["float32", "float64-no-parameters"],
+)
+def test_it_gives_the_bits_of_the_numpy_functions(rng, dtype, parameters):
+    """NCHW, NHWC and channels in the middle; types, and so compilations, are the same for all."""
+    for shape, axis in (((5, 7, 3, 11), 1), ((4, 9, 5, 6), -1), ((40, 16, 64, 3), 2)):
+        arguments = case(rng, shape, dtype, axis, parameters)
+        want = by_numpy(*arguments, axis)
+        for n_threads in (1, 3):
+            got = whole(*arguments, axis, n_threads)
+            assert got[2] == want[2]
+            for a, b in zip((*got[0], *got[1]), (*want[0], *want[1]), strict=True):
+                assert a.dtype == b.dtype and a.shape == b.shape
+                assert a.tobytes() == b.tobytes(), (shape, axis, n_threads)
+
+
+@needs_native
+def test_an_empty_batch_gives_nothing(rng):
+    x, dy, weight, bias, mean, var = case(rng, (0, 7, 3, 11), np.float32, 1, np.float32)
+    large, small, counts = whole(x, dy, weight, bias, mean, var, 1, 1)
+    assert large[0].shape == x.shape and counts == (0, 0, 0)
+    assert not large[4].any() and not small[0].any()
+
+
+@needs_native
+def test_bad_arguments_are_refused(rng):
+    x, dy, weight, bias, mean, var = case(rng, (5, 7, 3, 11), np.float32, 1, np.float32)
+
+    def refused(error, message, *, axis=1, n_threads=1, **changes):
+        given = dict(x=x, dy=dy, weight=weight, bias=bias, mean=mean, var=var) | changes
+        with pytest.raises(error, match=message):
+            whole(*given.values(), axis, n_threads)
+
+    refused(ValueError, "^axis: expected", axis=4)
+    refused(ValueError, "^axis: expected", axis=-5)
+    refused(ValueError, "^weight: expected one value per channel", weight=weight[:-1].copy())
+    refused(ValueError, "^bias: expected one value per channel", bias=bias[:-1].copy())
+    refused(ValueError, "^mean: expected one value per channel", mean=mean[:-1].copy())
+    refused(ValueError, "^dy: expected x's shape", dy=dy[:-1].copy())
+    refused(ValueError, "^n_threads: expected 1 or more", n_threads=0)
+    one = case(rng, (1, 7, 1, 1), np.float32, 1, np.float32)
+    with pytest.raises(ValueError, match="more than one value per channel"):
+        whole(*one, 1, 1)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x[:, ::2], "x: expected a C-contiguous array of float32 or float64, got array"),
+        (lambda x: x.astype(np.int32), "x: expected a C-contiguous array of float32 or float64"),
+        (lambda x: x.reshape(-1), "x: expected 2 or more dimensions, got 1"),
+    ],
+    ids=["strided", "integers", "one dimension"],
+)
+def test_a_type_that_does_not_fit_is_refused_at_compilation(rng, change, message):
+    x = rng.standard_normal((5, 7, 3, 11)).astype(np.float32)
+    with pytest.raises(numba.TypingError, match=message):
+        bn.moments(change(x))
+
+
+@needs_native
+def test_the_example_of_the_documentation_runs():
+    page = (ROOT / "docs" / "embedding.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, object] = {}
+    exec(compile(code, "embedding.md", "exec"), names)
+    want, _ = bncore.batch_norm_train(names["x"])
+    assert names["y"].tobytes() == want.tobytes()
+
+
+def test_without_native_the_import_says_why():
+    code = (
+        "import sys; sys.modules['bncore.backends.native'] = None\n"
+        "import warnings; warnings.simplefilter('ignore')\n"
+        "import bncore.numba"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "ImportError: backend: native is not available here" in done.stderr
