@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from bncore.torch import gradients, ops
+from bncore.torch import eager, gradients, ops
 
 __all__ = ["batch_norm"]
 
@@ -82,6 +82,9 @@ def batch_norm(
         return input.clone()
     weight, bias = _flat(weight), _flat(bias)
     fused = (residual, eps, activation, negative_slope)
+    if training and eager.possible(input, running_mean, running_var, weight, bias, residual):
+        running = None if running_mean is None else (running_mean, running_var, momentum)
+        return eager.Train.apply(input, weight, bias, *fused, running)
     if not training:
         return ops.infer_op(input, running_mean, running_var, weight, bias, *fused)
     y, moments = ops.train_op(input, weight, bias, *fused)

@@ -25,10 +25,21 @@ class Normalizing(_BatchNorm):
         self, input: torch.Tensor, residual: torch.Tensor | None = None
     ) -> torch.Tensor:
         self._check_input_dim(input)
-        mean, var, batch, momentum = self._plan()
-        y = self._compute(input, mean, var, batch, momentum, residual)
-        if self._counts():  # after what may refuse the input
-            self.num_batches_tracked.add_(1)
+        # Looked up once: a module finds its buffers and parameters the long way round.
+        mean, var = self.running_mean, self.running_var
+        weight, bias = self.weight, self.bias
+        momentum = self.momentum
+        if not self.training:
+            batch = mean is None and var is None
+            return self._compute(input, mean, var, weight, bias, batch, 0.0, residual)
+        if not self.track_running_stats:
+            return self._compute(input, None, None, weight, bias, True, 0.0, residual)
+        batches = self.num_batches_tracked
+        if momentum is None:  # the average of all batches
+            momentum = 0.0 if batches is None else 1.0 / (float(batches) + 1.0)
+        y = self._compute(input, mean, var, weight, bias, True, momentum, residual)
+        if batches is not None:  # after what may refuse the input
+            batches.add_(1)
         return y
 
     def _compute(
@@ -36,6 +47,8 @@ class Normalizing(_BatchNorm):
         input: torch.Tensor,
         mean: torch.Tensor | None,
         var: torch.Tensor | None,
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
         batch: bool,
         momentum: float,
         residual: torch.Tensor | None,
@@ -44,31 +57,14 @@ class Normalizing(_BatchNorm):
             input,
             mean,
             var,
-            self.weight,
-            self.bias,
+            weight,
+            bias,
             batch,
             momentum,
             self.eps,
             activation=self.activation,
             residual=residual,
         )
-
-    def _counts(self) -> bool:
-        """Whether this call is one of the batches that ``num_batches_tracked`` counts."""
-        tracked = self.num_batches_tracked is not None
-        return bool(self.training and self.track_running_stats and tracked)
-
-    def _plan(self) -> tuple[torch.Tensor | None, torch.Tensor | None, bool, float]:
-        """Return the running statistics, whether the batch normalizes itself, and the momentum."""
-        momentum = self.momentum
-        if momentum is None:  # the average of all batches
-            momentum = 1.0 / (float(self.num_batches_tracked) + 1.0) if self._counts() else 0.0
-        mean, var = self.running_mean, self.running_var
-        if not self.training:
-            return mean, var, mean is None and var is None, momentum
-        if not self.track_running_stats:
-            mean, var = None, None
-        return mean, var, True, momentum
 
 
 class BatchNorm1d(Normalizing, torch.nn.BatchNorm1d):

@@ -204,14 +204,24 @@ def update_running_stats_(
     count: int,
     momentum: float,
 ) -> None:
+    """Move running statistics towards those of a batch, in place."""
+    mean, m2 = array(moments)
+    move_running_stats(running_mean, running_var, trusted_moments(count, mean, m2), momentum)
+
+
+def move_running_stats(
+    running_mean: torch.Tensor, running_var: torch.Tensor, moments: Moments, momentum: float
+) -> None:
     """Do what `bncore.update_running_stats` does, with any momentum, as PyTorch has it."""
+    count = moments.count
     if count == 0:
         return
-    mean, m2 = array(moments)
+    keep = 1.0 - momentum
     with np.errstate(all="ignore"):
-        for running, batch in ((running_mean, mean), (running_var, m2 / max(count - 1, 0))):
+        var = moments.m2 / max(count - 1, 0)
+        for running, batch in ((running_mean, moments.mean), (running_var, var)):
             values = array(running)
-            values[...] = (1.0 - momentum) * values.astype(np.float64) + momentum * batch
+            values[...] = keep * values.astype(np.float64) + momentum * batch
     torch.autograd.graph.increment_version((running_mean, running_var))
 
 

@@ -157,17 +157,17 @@ class SyncBatchNorm(AnyDimension):
         input: torch.Tensor,
         mean: torch.Tensor | None,
         var: torch.Tensor | None,
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
         batch: bool,
         momentum: float,
         residual: torch.Tensor | None,
     ) -> torch.Tensor:
         together = dist.is_available() and dist.is_initialized() and self.training
         if not together or dist.get_world_size(self.process_group) == 1:
-            return super()._compute(input, mean, var, batch, momentum, residual)
-        check(input, mean, var, self.weight, self.bias, residual, True, self.eps, alone=False)
-        y, moments, count = synchronized(
-            input, self.weight, self.bias, self.eps, self.process_group
-        )
+            return super()._compute(input, mean, var, weight, bias, batch, momentum, residual)
+        check(input, mean, var, weight, bias, residual, True, self.eps, alone=False)
+        y, moments, count = synchronized(input, weight, bias, self.eps, self.process_group)
         if mean is not None:
             ops.update_op(mean, var, moments, count, momentum)
         return y
