@@ -65,6 +65,9 @@ ONNX_ATOL = 1e-6
 # PyTorch in float64 as second oracle.
 TORCH_FLOAT64 = 1e-11
 
+# Synchronized batch norm of several processes against one with the whole batch, float64.
+SYNCHRONIZED = 1e-12
+
 # Heap growth of a call on an array of 64 MiB and more: lane sums, partial sums and thread stacks,
 # never x's size.
 HEAP_GROWTH_BYTES = 2 * 2**20
