@@ -36,7 +36,7 @@ BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyprojec
 # pip installs into one environment at a time.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench bench-peers test-torch coverage lint format test-without-native sdist-check \
+.PHONY: help demo test bench bench-peers bench-torch test-torch coverage lint format test-without-native sdist-check \
 	counts report build clean
 
 help: ## this list (also: make alone)
@@ -52,7 +52,7 @@ test: build $(VENV)/.test ## the test suite, doctests included
 coverage: ## the test suite; fails if it reaches less than 95 % of the lines
 	@$(MAKE) test COVERAGE=1
 
-test-torch: build $(VENV)/.test $(VENV)/.torch ## the tests that compare with PyTorch (installs it)
+test-torch: build $(VENV)/.test $(VENV)/.torch ## bncore.torch, and the tests that compare with PyTorch (installs it)
 	$(EXPECT) $(PY) -m pytest -m needs_torch tests $(PYTEST_ARGS)
 
 test-without-native: $(PURE)/.test ## the same suite on Numba and NumPy, the package installed with no extension
@@ -64,6 +64,10 @@ bench: build $(VENV)/.suite ## single operations in pytest-benchmark; BENCH_ARGS
 
 bench-peers: build $(VENV)/.suite $(VENV)/.peers ## the same with every peer beside them (installs them)
 	$(BENCH) --peers all --threads 1,2 $(BENCH_ARGS)
+
+bench-torch: build $(VENV)/.suite $(VENV)/.torch ## bncore.torch against PyTorch: steps of a layer and of a ResNet-50 (installs it); BENCH_ARGS=--write for docs/pytorch.md
+	$(PY) benchmarks/torch_step.py $(BENCH_ARGS)
+	$(PY) benchmarks/torch_model.py $(BENCH_ARGS)
 
 report: build $(VENV)/.suite $(VENV)/.peers ## measure, and write README, docs/benchmarks.md and its pictures
 	$(PY) benchmarks/report.py $(REPORT_ARGS)

@@ -1,17 +1,17 @@
 """Time bncore.torch against PyTorch's own batch norm, and against bncore's NumPy functions.
 
-    python benchmarks/torch_step.py [--threads 1,2] [--repeats N] [--pool BYTES] [--output FILE]
+    python benchmarks/torch_step.py [--threads 1,2] [--repeats N] [--pool BYTES] [--write]
 
 First a training step, forward and backward, of ``BatchNorm2d`` on the shapes of ResNet-50 at batch
 32: both modules allocate what they return.  Then what the adapter costs above the NumPy functions
 on the same memory, 32x64x56x56: the operators against the functions, each pair with the same
-arrays.  Everybody takes turns in one process, after the results are compared; medians.
+arrays.  Everybody takes turns in one process, after the results are compared; medians.  --write
+puts the tables into docs/pytorch.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,10 +25,11 @@ from rich.progress import track
 import bncore
 import bncore.torch
 from bncore.bench.cases import EPS, LAYOUTS, SHAPES, named
-from bncore.bench.tables import Table
+from bncore.bench.tables import Table, counted
 from bncore.torch.memory import array
 
 NETWORK = "resnet50_n32"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "pytorch.md"
 OVERHEAD_SHAPE = (32, 64, 56, 56)
 Calls = dict[str, Callable[[], Any]]
 
@@ -73,7 +74,7 @@ def steps(threads: int, repeats: int, console: Console) -> dict[str, dict[str, d
     torch.set_num_threads(threads)
     found: dict[str, dict[str, dict[str, float]]] = {layout: {} for layout in LAYOUTS}
     cases = [(layout, shape) for layout in LAYOUTS for shape in SHAPES[NETWORK]]
-    for layout, shape in track(cases, f"steps, {threads} thread(s)", console=console):
+    for layout, shape in track(cases, f"steps, {counted(threads)}", console=console):
         x, dy = tensors(shape, layout)
         theirs = torch.nn.BatchNorm2d(shape[1])
         own = bncore.torch.BatchNorm2d(shape[1])
@@ -123,25 +124,44 @@ def overhead(threads: int, repeats: int) -> dict[str, float]:
         {"module": lambda: step(layer, small, dsmall), "functions": small_functions}, 50 * repeats
     )
     return {
-        "step, functions, us": times["functions"] * 1e6,
-        "step, module, us": times["module"] * 1e6,
-        "overhead, us": (times["module"] - times["functions"]) * 1e6,
-        "overhead on 1x64x1x2, us": (tiny["module"] - tiny["functions"]) * 1e6,
+        f"{named(OVERHEAD_SHAPE)}: NumPy functions": times["functions"] * 1e6,
+        f"{named(OVERHEAD_SHAPE)}: above them": (times["module"] - times["functions"]) * 1e6,
+        "1×64×1×2: NumPy functions": tiny["functions"] * 1e6,
+        "1×64×1×2: above them": (tiny["module"] - tiny["functions"]) * 1e6,
     }
 
 
-def step_table(threads: int, found: dict[str, dict[str, dict[str, float]]]) -> Table:
-    """How many times bncore's time PyTorch takes, by shape."""
-    table = Table(f"training step, {threads} thread(s)", ["shape", *LAYOUTS])
-    ratios = {
-        layout: [t["torch.nn"] / t["bncore.torch"] for t in shapes.values()]
-        for layout, shapes in found.items()
+def step_table(found: dict[int, dict[str, dict[str, dict[str, float]]]]) -> Table:
+    """How many times bncore's time PyTorch takes, by shape; columns by layout and threads."""
+    columns = {
+        f"{layout}, {counted(threads)}": shapes
+        for threads, layouts in found.items()
+        for layout, shapes in layouts.items()
     }
-    for i, shape in enumerate(found[LAYOUTS[0]]):
-        table.lines.append([shape, *(f"{ratios[layout][i]:.2f}×" for layout in LAYOUTS)])
-    means = (f"{geometric_mean(ratios[layout]):.2f}×" for layout in LAYOUTS)
-    table.lines.append(["geometric mean", *means])
+    table = Table("training step", ["shape", *columns])
+    ratios = [
+        [t["torch.nn"] / t["bncore.torch"] for t in shapes.values()] for shapes in columns.values()
+    ]
+    for i, shape in enumerate(map(named, SHAPES[NETWORK])):
+        table.lines.append([shape, *(f"{column[i]:.2f}×" for column in ratios)])
+    table.lines.append(["geometric mean", *(f"{geometric_mean(column):.2f}×" for column in ratios)])
     return table
+
+
+def cost_table(found: dict[int, dict[str, float]]) -> Table:
+    """What a step costs above the NumPy functions; columns by threads."""
+    table = Table("overhead", ["a step of the module", *map(counted, found)])
+    for name in next(iter(found.values())):
+        table.lines.append([name, *(f"{costs[name]:.0f} µs" for costs in found.values())])
+    return table
+
+
+def put(name: str, text: str) -> None:
+    """Put text into docs/pytorch.md, between the marks of this name."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
+    after = rest.partition(end)[2]
+    PAGE.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
 
 
 def main() -> None:
@@ -151,20 +171,18 @@ def main() -> None:
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--pool", type=int, help="bytes for bncore.set_buffer_pool")
-    parser.add_argument("--output", type=Path, help="JSON of what was measured")
+    parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     console = Console(stderr=True)
     bncore.set_buffer_pool(options.pool)
-    measured: dict[str, Any] = {"steps": {}, "overhead": {}}
+    found, costs = {}, {}
     for threads in map(int, options.threads.split(",")):
-        found = measured["steps"][threads] = steps(threads, options.repeats, console)
-        print(f"\n{step_table(threads, found).markdown()}\n", flush=True)
-        costs = measured["overhead"][threads] = overhead(threads, 21 * options.repeats)
-        table = Table("overhead", ["above the NumPy functions", f"{threads} thread(s)"])
-        table.lines = [[name, f"{value:.1f}"] for name, value in costs.items()]
-        print(f"{table.markdown()}\n", flush=True)
-    if options.output:
-        options.output.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+        found[threads] = steps(threads, options.repeats, console)
+        costs[threads] = overhead(threads, 21 * options.repeats)
+    text = f"{step_table(found).markdown()}\n\n{cost_table(costs).markdown()}"
+    print(text)
+    if options.write:
+        put("step", text)
 
 
 if __name__ == "__main__":

@@ -79,9 +79,7 @@ def calls(x, dy, residual, weight, bias, var, moments):
         "moments": bncore.moments(x).mean,
         "normalize": bncore.normalize(x, moments, weight, bias),
         "grad_sums": bncore.grad_sums(dy, x, moments).sum_dy,
-        "grad_input": bncore.grad_input(
-            dy, x, moments, bncore.grad_sums(dy, x, moments), weight
-        ),
+        "grad_input": bncore.grad_input(dy, x, moments, bncore.grad_sums(dy, x, moments), weight),
         "mean_var": bncore.mean_var(x, axis=(0, 2)),
     }
 

@@ -109,7 +109,7 @@ def test_the_registry_imports_no_backend_and_no_numba():
 
 # The adapter for PyTorch: it uses the face, and nobody else knows of it or of torch.
 ADAPTER = [name for name in SOURCES if name.startswith("bncore.torch")]
-ADAPTER_USES = {"bncore", "bncore.pool", "bncore.statistics", *ADAPTER}
+ADAPTER_USES = {"bncore", "bncore.backends", "bncore.pool", "bncore.statistics", *ADAPTER}
 PEERS = "bncore.bench.peers"  # each imported when it is asked for
 
 

@@ -108,7 +108,7 @@ def test_a_wrong_dimension_is_refused_as_torch_does(theirs, own, shape):
         assert called(module, torch.ones(size)) == expected
         assert expected[0] is ValueError
     assert called(module, X.double()[..., *[None] * (len(shape) - 3)])[0] is RuntimeError
-    assert all(torch.equal(a, b) for a, b in zip(before.values(), module.state_dict().values()))
+    torch.testing.assert_close(module.state_dict(), before, rtol=0, atol=0)
 
 
 # State

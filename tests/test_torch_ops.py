@@ -112,7 +112,9 @@ def test_the_short_way_is_taken_only_where_nobody_watches():
     x, _, weight, bias, _ = tensors()
     assert eager.possible(x, weight, bias, None)
     assert not eager.possible(x.to("meta"))
-    assert not eager.possible(torch.nn.Buffer(x.detach()).as_subclass(type("T", (torch.Tensor,), {})))
+    assert not eager.possible(
+        torch.nn.Buffer(x.detach()).as_subclass(type("T", (torch.Tensor,), {}))
+    )
     assert not eager.possible(x.detach().to_sparse())
     with Watching() as mode:
         bncore.torch.batch_norm(x, None, None, weight, bias, True)
@@ -155,13 +157,16 @@ def test_results_from_the_pool():
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_threads_are_those_of_torch(monkeypatch, threads):
     seen = []
-    for name in ("batch_norm_train", "batch_norm_train_backward", "batch_norm_infer"):
 
-        def spy(*args, real=getattr(bncore, name), **kwargs):
+    def watched(real):
+        def call(*args, **kwargs):
             seen.append(kwargs["n_threads"])
             return real(*args, **kwargs)
 
-        monkeypatch.setattr(bncore, name, spy)
+        return call
+
+    for name in ("batch_norm_train", "batch_norm_train_backward", "batch_norm_infer"):
+        monkeypatch.setattr(bncore, name, watched(getattr(bncore, name)))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

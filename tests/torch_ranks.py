@@ -39,9 +39,7 @@ def main(rank: int, world: int, folder: Path) -> None:
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=world)
     x, dy, (weight, bias) = data()
     part = slice(*SPLITS[world][rank : rank + 2])
-    model = torch.nn.Sequential(
-        torch.nn.BatchNorm2d(SHAPE[1], EPS, MOMENTUM, dtype=torch.float64)
-    )
+    model = torch.nn.Sequential(torch.nn.BatchNorm2d(SHAPE[1], EPS, MOMENTUM, dtype=torch.float64))
     bncore.torch.convert(model, sync=True)
     layer = model[0]
     with torch.no_grad():

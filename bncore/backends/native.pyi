@@ -127,3 +127,6 @@ def fast_train_backward(
     residual: Any = None,
     dresidual: Any = None,
 ) -> tuple[Data, Data, Data] | None: ...
+def fast_move_running(
+    running_mean: Any, running_var: Any, count: int, mean: Stat, m2: Stat, momentum: float
+) -> bool: ...

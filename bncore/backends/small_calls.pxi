@@ -324,3 +324,39 @@ def fast_train_backward(dy, x, count, mean, m2, weight, axis, eps, out, int n_th
     if kind == cnp.NPY_DOUBLE:
         return dx, sum_dy_xhat, sum_dy
     return dx, _as_float32(sum_dy_xhat), _as_float32(sum_dy)
+
+
+cdef inline bint _running(object a_, cnp.npy_intp channels) noexcept:
+    """Whether a (C,) array of running statistics can be moved in place as it is."""
+    if not _plain(a_):
+        return False
+    cdef cnp.ndarray a = <cnp.ndarray>a_
+    cdef int kind = cnp.PyArray_TYPE(a)
+    return ((kind == cnp.NPY_FLOAT or kind == cnp.NPY_DOUBLE) and cnp.PyArray_ISWRITEABLE(a)
+            and cnp.PyArray_IS_C_CONTIGUOUS(a) and cnp.PyArray_NDIM(a) == 1 and cnp.PyArray_DIM(a, 0) == channels)
+
+
+cdef inline void _move(cnp.ndarray running, const double *batch, double divisor, double momentum) noexcept nogil:
+    """running = (1 - momentum) * running + momentum * batch / divisor, in float64, rounded once."""
+    cdef cnp.npy_intp c, channels = cnp.PyArray_DIM(running, 0)
+    cdef float *f = <float *>cnp.PyArray_DATA(running)
+    cdef double *d = <double *>cnp.PyArray_DATA(running)
+    cdef double keep = 1.0 - momentum
+    if cnp.PyArray_TYPE(running) == cnp.NPY_FLOAT:
+        for c in range(channels):
+            f[c] = <float>(keep * <double>f[c] + momentum * (batch[c] / divisor))
+    else:
+        for c in range(channels):
+            d[c] = keep * d[c] + momentum * (batch[c] / divisor)
+
+
+def fast_move_running(running_mean, running_var, int64_t count, cnp.ndarray mean, cnp.ndarray m2, double momentum):
+    """Move running statistics towards those of moments, count >= 1; False where one is not canonical."""
+    cdef cnp.npy_intp channels = cnp.PyArray_DIM(mean, 0)
+    if not (_running(running_mean, channels) and _running(running_var, channels)
+            and cnp.PyArray_IS_C_CONTIGUOUS(mean) and cnp.PyArray_IS_C_CONTIGUOUS(m2)
+            and _apart(<cnp.ndarray>running_mean, running_var)):
+        return False
+    _move(<cnp.ndarray>running_mean, <double *>cnp.PyArray_DATA(mean), 1.0, momentum)
+    _move(<cnp.ndarray>running_var, <double *>cnp.PyArray_DATA(m2), <double>(count - 1), momentum)
+    return True

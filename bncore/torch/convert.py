@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.nn import Module
 
 from bncore.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, of_same_state
 from bncore.torch.sync import SyncBatchNorm
 
 __all__ = ["convert", "revert"]
-
-Module = torch.nn.Module
 
 PAIRS: dict[type[Module], type[Module]] = {
     torch.nn.BatchNorm1d: BatchNorm1d,

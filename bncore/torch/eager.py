@@ -8,15 +8,18 @@ operator's.  Results are the same to the bit.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 import bncore
+from bncore.statistics import Moments
 from bncore.torch import ops
 from bncore.torch.memory import array, in_order_of, optional, output
 
-PLAIN = (torch.Tensor, torch.nn.Parameter)
+PLAIN = frozenset((torch.Tensor, torch.nn.Parameter, type(None)))
+
+Running = tuple[torch.Tensor, torch.Tensor, float]  # mean, var, momentum
 
 _modes = torch._C._len_torch_dispatch_stack
 _transform = torch._C._functorch.peek_interpreter_stack
@@ -27,13 +30,47 @@ def possible(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
     """Tell whether a call with these tensors may go the short way."""
     if _compiling() or _modes() or _transform() is not None:
         return False
-    if not (x.is_cpu and x.layout is torch.strided) or x.is_neg():
+    if not x.is_cpu or x.layout is not torch.strided or x.is_neg():
         return False
-    return type(x) in PLAIN and all(t is None or type(t) in PLAIN for t in others)
+    return type(x) in PLAIN and PLAIN.issuperset(map(type, others))
+
+
+def train(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    eps: float,
+    activation: Literal["relu", "leaky_relu"] | None,
+    slope: float,
+    running: Running | None,
+) -> tuple[torch.Tensor, Moments]:
+    """Return y and the batch's moments, and move the running statistics, where there are any."""
+    y = output(x)
+    _, moments = bncore.batch_norm_train(
+        array(x),
+        optional(weight),
+        optional(bias),
+        eps=eps,
+        out=array(y),
+        activation=activation,
+        negative_slope=slope,
+        residual=None if residual is None else array(in_order_of(x, residual)),
+        n_threads=torch.get_num_threads(),
+    )
+    if running is not None:
+        ops.move_running_stats(running[0], running[1], moments, running[2])
+    return y, moments
+
+
+def call(*arguments: Any) -> torch.Tensor:
+    """Do what `train` does, for y alone; gradients are recorded where PyTorch records any."""
+    y: torch.Tensor = Train.apply(*arguments) if torch.is_grad_enabled() else train(*arguments)[0]
+    return y
 
 
 class Train(torch.autograd.Function):
-    """`ops.batch_norm_train`, and `ops.update_running_stats_` where there are running statistics."""
+    """`train` and its gradient."""
 
     @staticmethod
     def forward(
@@ -43,24 +80,12 @@ class Train(torch.autograd.Function):
         bias: torch.Tensor | None,
         residual: torch.Tensor | None,
         eps: float,
-        activation: str | None,
+        activation: Literal["relu", "leaky_relu"] | None,
         slope: float,
-        running: tuple[torch.Tensor, torch.Tensor, float] | None,
+        running: Running | None,
     ) -> torch.Tensor:
-        y = output(x)
-        _, moments = bncore.batch_norm_train(
-            array(x),
-            optional(weight),
-            optional(bias),
-            eps=eps,
-            out=array(y),
-            activation=activation,
-            negative_slope=slope,
-            residual=None if residual is None else array(in_order_of(x, residual)),
-            n_threads=torch.get_num_threads(),
-        )
-        if running is not None:
-            ops.move_running_stats(running[0], running[1], moments, running[2])
+        """Return y, and move the running statistics."""
+        y, moments = train(x, weight, bias, residual, eps, activation, slope, running)
         if activation is None:  # then no gradient depends on them
             bias = residual = None
         ctx.save_for_backward(x, weight, bias, residual)
@@ -70,6 +95,7 @@ class Train(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
+        """Return the gradients by forward's tensors."""
         x, weight, bias, residual = ctx.saved_tensors
         eps, activation, slope = ctx.fusion
         needs_residual = ctx.needs_input_grad[3]

@@ -84,7 +84,7 @@ def batch_norm(
     fused = (residual, eps, activation, negative_slope)
     if training and eager.possible(input, running_mean, running_var, weight, bias, residual):
         running = None if running_mean is None else (running_mean, running_var, momentum)
-        return eager.Train.apply(input, weight, bias, *fused, running)
+        return eager.call(input, weight, bias, *fused, running)
     if not training:
         return ops.infer_op(input, running_mean, running_var, weight, bias, *fused)
     y, moments = ops.train_op(input, weight, bias, *fused)
@@ -131,28 +131,13 @@ def check(
         for name, statistic in (("running_mean", running_mean), ("running_var", running_var)):
             if statistic is None:
                 raise RuntimeError(f"{name} must be defined in evaluation mode")
-    for name, values_of in (
-        ("running_mean", running_mean),
-        ("running_var", running_var),
-        ("weight", weight),
-        ("bias", bias),
-    ):
-        if values_of is None:
-            continue
-        if values_of.numel() != channels:
-            raise RuntimeError(
-                f"{name} should contain {channels} elements not {values_of.numel()}"
-            )
-        if values_of.dtype != x.dtype:
-            raise RuntimeError(
-                f"{name}: expected scalar type {ops.scalar_type(x)} "
-                f"but found {ops.scalar_type(values_of)}"
-            )
-        if values_of.device != x.device:
-            raise RuntimeError(
-                f"{name}: Expected all tensors to be on the same device, "
-                f"but found at least two devices, {x.device} and {values_of.device}!"
-            )
+    for parameter in (running_mean, running_var, weight, bias):
+        if parameter is not None and (
+            parameter.numel() != channels
+            or parameter.dtype is not x.dtype
+            or parameter.device != x.device
+        ):
+            _refuse(x, channels, running_mean, running_var, weight, bias)
     if x.dim() < 2 and x.numel():
         raise RuntimeError(f"expected at least 2D input (got {x.dim()}D input)")
     if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
@@ -160,3 +145,23 @@ def check(
             f"residual: expected {ops.scalar_type(x)} of size {tuple(x.shape)}, "
             f"but found {ops.scalar_type(residual)} of size {tuple(residual.shape)}"
         )
+
+
+def _refuse(x: torch.Tensor, channels: int, *parameters: torch.Tensor | None) -> None:
+    """Raise the error of the first parameter that does not fit x."""
+    names = ("running_mean", "running_var", "weight", "bias")
+    for name, given in zip(names, parameters, strict=True):
+        if given is None:
+            continue
+        if given.numel() != channels:
+            raise RuntimeError(f"{name} should contain {channels} elements not {given.numel()}")
+        if given.dtype is not x.dtype:
+            raise RuntimeError(
+                f"{name}: expected scalar type {ops.scalar_type(x)} "
+                f"but found {ops.scalar_type(given)}"
+            )
+        if given.device != x.device:
+            raise RuntimeError(
+                f"{name}: Expected all tensors to be on the same device, "
+                f"but found at least two devices, {x.device} and {given.device}!"
+            )

@@ -6,13 +6,13 @@ of x, dy and weight alone, so that PyTorch can differentiate them once more, and
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
 from bncore.torch import ops
 
-Grad = torch.Tensor | None
+Grad: TypeAlias = torch.Tensor | None
 
 
 # First
@@ -174,7 +174,7 @@ def _train_backward_backward(ctx: Any, *grads: Grad) -> tuple[Any, ...]:
 
 
 def _infer_backward_backward(ctx: Any, *grads: Grad) -> tuple[Any, ...]:
-    """Differentiate ``dx = w r g``, ``dweight = sum(g xhat)``, ``dbias = sum(g)``; r is constant."""
+    """Differentiate ``dx = w r g``, ``dweight = sum(g xhat)``, ``dbias = sum(g)``, constant r."""
     dy, x, mean, var, weight, bias, residual = ctx.saved_tensors
     eps, activation, slope = ctx.fusion
     given = _Given(grads[0], grads[1], grads[2], grads[3] if ctx.through else None)

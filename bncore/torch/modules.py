@@ -154,13 +154,15 @@ class BatchNormAddReLU(AnyDimension):
 
     activation = "relu"
 
-    def forward(self, input: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    def forward(  # type: ignore[override]
+        self, input: torch.Tensor, residual: torch.Tensor
+    ) -> torch.Tensor:
         """Normalize input, add the residual, and apply ReLU."""
         return self._normalized(input, residual)
 
 
 def of_same_state(kind: type[torch.nn.Module], module: torch.nn.Module) -> Any:
     """Make a module of another class with the parameters, buffers, hooks and mode of this one."""
-    new = kind.__new__(kind)
+    new: Any = object.__new__(kind)
     new.__dict__.update(module.__dict__)
     return new

@@ -1,4 +1,4 @@
-"""The operators: bncore's functions under ``torch.ops.bncore``, with kernels for CPU and for shapes.
+"""The operators: bncore's functions under ``torch.ops.bncore``, on the CPU and for shapes alone.
 
 x is (N, C, ...), float32 or float64, in any memory order.  ``moments`` is a (2, C) float64 tensor:
 mean, and sum of squared deviations, per channel.  Parameters are (C,) or None.  Every operator is
@@ -10,14 +10,15 @@ A call takes as many threads as ``torch.get_num_threads()`` says.  Gradients are
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
 import bncore
+from bncore.backends import current
 from bncore.statistics import Moments, trusted_moments
-from bncore.torch.memory import Array, array, in_order_of, optional, output
+from bncore.torch.memory import array, in_order_of, optional, output
 
 NAMESPACE = "bncore"
 
@@ -46,7 +47,7 @@ SCHEMAS = {
 }
 
 library = torch.library.Library(NAMESPACE, "DEF")
-Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+Gradients: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def checked(x: torch.Tensor) -> torch.Tensor:
@@ -216,13 +217,16 @@ def move_running_stats(
     count = moments.count
     if count == 0:
         return
+    stats = array(running_mean), array(running_var)
+    torch.autograd.graph.increment_version((running_mean, running_var))
+    at_once = getattr(current().kernels, "fast_move_running", None)
+    if at_once is not None and at_once(*stats, count, moments.mean, moments.m2, momentum):
+        return
     keep = 1.0 - momentum
     with np.errstate(all="ignore"):
         var = moments.m2 / max(count - 1, 0)
-        for running, batch in ((running_mean, moments.mean), (running_var, var)):
-            values = array(running)
+        for values, batch in zip(stats, (moments.mean, var), strict=True):
             values[...] = keep * values.astype(np.float64) + momentum * batch
-    torch.autograd.graph.increment_version((running_mean, running_var))
 
 
 # The same without values, for tracing: the shapes, dtypes and strides of results.
