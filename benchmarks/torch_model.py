@@ -127,13 +127,10 @@ def images_format(options: argparse.Namespace) -> Any:
 NORMALIZING = re.compile(r"batch_norm|batchnorm|relu|threshold|^Train|^TrainBackward|aten::add_?$")
 
 
-def share(kind: str, options: argparse.Namespace) -> float:
+def share(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
     """Part of a step that goes into batch norm, ReLU and additions."""
     from torch.profiler import ProfilerActivity, profile
 
-    images, labels = batch(options)
-    network = resnet50(kind).to(memory_format=images_format(options))
-    step(network, images, labels)
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         for _ in range(3):
             step(network, images, labels)
@@ -143,14 +140,15 @@ def share(kind: str, options: argparse.Namespace) -> float:
     return found / everything
 
 
-def peak(kind: str, options: argparse.Namespace) -> dict[str, float]:
-    """Run steps in this process alone: the peak of its memory above that before them, in MiB."""
+def alone(kind: str, options: argparse.Namespace) -> dict[str, float]:
+    """Run steps in this process alone: the peak of its memory above that before them, the share."""
     images, labels = batch(options)
     network = resnet50(kind).to(memory_format=images_format(options))
     before = high_water()
     for _ in range(2):
         step(network, images, labels)
-    return {"MiB": (high_water() - before) / 1024}
+    found = {"MiB": (high_water() - before) / 1024}
+    return found | {"share": share(network, images, labels)}
 
 
 def high_water() -> int:
@@ -190,8 +188,8 @@ def table(found: dict[str, Any]) -> Table:
     rows = {
         "step": [f"{seconds[k] * 1e3:.0f} ms" for k in KINDS],
         "of PyTorch's step": [f"{seconds[k] / first:.2f}" for k in KINDS],
-        "share of batch norm, ReLU, addition": [f"{found['share'][k]:.0%}" for k in KINDS],
-        "peak memory of the steps": [f"{found['peak'][k]['MiB']:.0f} MiB" for k in KINDS],
+        "share of batch norm, ReLU, addition": [f"{found['alone'][k]['share']:.0%}" for k in KINDS],
+        "peak memory of the steps": [f"{found['alone'][k]['MiB']:.0f} MiB" for k in KINDS],
     }
     for part in ("output", "gradients"):
         rows[f"largest error, {part}"] = [f"{found['errors'][k][part]:.1e}" for k in KINDS]
@@ -209,7 +207,7 @@ def picture(found: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 2.4), layout="constrained")
     names = [name.replace("`", "") for name in KINDS.values()]
     whole = [found["seconds"][kind] * 1e3 for kind in KINDS]
-    part = [w * found["share"][kind] for w, kind in zip(whole, KINDS, strict=True)]
+    part = [w * found["alone"][kind]["share"] for w, kind in zip(whole, KINDS, strict=True)]
     rest = [w - p for w, p in zip(whole, part, strict=True)]
     axes.barh(names, rest, color="#b0b7bf", label="convolutions and the rest")
     axes.barh(names, part, left=rest, color="#1f6fb4", label="batch norm, ReLU, addition")
@@ -234,19 +232,18 @@ def main() -> None:
         default="contiguous_format",
     )  # fmt: skip
     parser.add_argument("--write", action="store_true")
-    parser.add_argument("--peak", choices=KINDS, help=argparse.SUPPRESS)  # in a process of its own
+    parser.add_argument("--alone", choices=KINDS, help=argparse.SUPPRESS)  # in a process of its own
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    if options.peak:
-        print(json.dumps(peak(options.peak, options)))
+    if options.alone:
+        print(json.dumps(alone(options.alone, options)))
         return
     found: dict[str, Any] = {"errors": errors(options), "seconds": times(options)}
-    found["share"] = {kind: share(kind, options) for kind in KINDS}
-    found["peak"] = {}
+    found["alone"] = {}
     for kind in KINDS:
-        command = [sys.executable, __file__, *sys.argv[1:], "--peak", kind]
+        command = [sys.executable, __file__, *sys.argv[1:], "--alone", kind]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
-        found["peak"][kind] = json.loads(done.stdout)
+        found["alone"][kind] = json.loads(done.stdout.splitlines()[-1])
     text = (
         f"Batch {options.batch}, {options.size}×{options.size}, {options.threads} thread(s), "
         f"{options.memory_format}, float32; torch {torch.__version__}, bncore {bncore.__version__}."

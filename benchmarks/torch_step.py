@@ -26,7 +26,7 @@ import bncore
 import bncore.torch
 from bncore.bench.cases import EPS, LAYOUTS, SHAPES, named
 from bncore.bench.tables import Table, counted
-from bncore.torch.memory import array
+from bncore.torch.memory import array, output
 
 NETWORK = "resnet50_n32"
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "pytorch.md"
@@ -92,8 +92,7 @@ def steps(threads: int, repeats: int, console: Console) -> dict[str, dict[str, d
 def overhead(threads: int, repeats: int) -> dict[str, float]:
     """Microseconds that operators take above the functions, which write into the same memory.
 
-    The adapter's results go into memory that its allocator just got back, so the functions are
-    given the very same blocks as ``out``.
+    The functions write into memory that was allocated as the adapter allocates it.
     """
     torch.set_num_threads(threads)
     x, dy = tensors(OVERHEAD_SHAPE, LAYOUTS[0])
@@ -104,10 +103,10 @@ def overhead(threads: int, repeats: int) -> dict[str, float]:
     common: dict[str, Any] = {"n_threads": threads, "eps": EPS}
 
     def functions() -> Any:
-        y = array(torch.empty_like(x))
+        y = array(output(x))
         _, moments = bncore.batch_norm_train(nx, w, b, out=y, **common)
         bncore.update_running_stats(*running, moments)
-        dx = array(torch.empty_like(x))
+        dx = array(output(x))
         return y, bncore.batch_norm_train_backward(ndy, nx, moments, w, out=dx, **common)
 
     times = medians({"module": lambda: step(layer, x, dy), "functions": functions}, repeats)
