@@ -209,3 +209,20 @@ def test_a_view_with_negative_sign():
     assert z.is_neg()
     got = bncore.torch.batch_norm(z, None, None, training=True)
     torch.testing.assert_close(got, bncore.torch.batch_norm(z.clone(), None, None, training=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("step", [1, 2], ids=["contiguous", "strided"])
+def test_running_statistics_of_every_backend(backend, dtype, step):
+    """Those of `bncore.update_running_stats` to the bit, and any momentum, as PyTorch has it."""
+    moments = bncore.moments(np.linspace(0.0, 7.0, 6 * C).reshape(6, C))
+    mean, var = (torch.linspace(0.1, 3.0, C * step, dtype=dtype)[::step] for _ in range(2))
+    expected = mean.numpy().copy(), var.numpy().copy()
+    bncore.update_running_stats(*expected, moments, momentum=0.3)
+    before = mean._version
+    ops.move_running_stats(mean, var, moments, 0.3)
+    assert np.array_equal(mean.numpy(), expected[0])
+    assert np.array_equal(var.numpy(), expected[1])
+    assert mean._version > before
+    ops.move_running_stats(mean, var, moments, -1.2)
+    np.testing.assert_allclose(mean.numpy(), 2.2 * expected[0] - 1.2 * moments.mean, rtol=1e-5)
