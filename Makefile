@@ -40,8 +40,8 @@ BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyprojec
 # pip installs into one environment at a time.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench bench-peers test-torch test-frameworks coverage lint format test-without-native sdist-check \
-	counts report study build clean
+.PHONY: help demo test bench bench-peers bench-torch test-torch test-frameworks coverage lint format \
+	test-without-native sdist-check counts report study build clean
 
 help: ## this list (also: make alone)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,7 +57,7 @@ test: build $(VENV)/.test ## the test suite, doctests included
 coverage: ## the test suite; fails if it reaches less than 95 % of the lines
 	@$(MAKE) test COVERAGE=1
 
-test-torch: build $(VENV)/.test $(VENV)/.torch ## the tests that compare with PyTorch (installs it)
+test-torch: build $(VENV)/.test $(VENV)/.torch ## bncore.torch, and the tests that compare with PyTorch (installs it)
 	$(EXPECT) $(PY) -m pytest -m needs_torch tests $(PYTEST_ARGS)
 
 test-frameworks: build $(VENV)/.test $(VENV)/.frameworks ## BatchNorm beside the layers of PyTorch, Keras, Flax (likewise)
@@ -72,6 +72,10 @@ bench: build $(VENV)/.suite ## single operations in pytest-benchmark; BENCH_ARGS
 
 bench-peers: build $(VENV)/.suite $(VENV)/.peers ## the same with every peer beside them (installs them)
 	$(BENCH) --peers all --threads 1,2 $(BENCH_ARGS)
+
+bench-torch: build $(VENV)/.suite $(VENV)/.torch ## bncore.torch against PyTorch: steps of a layer and of a ResNet-50 (installs it); BENCH_ARGS=--write for docs/pytorch.md
+	$(PY) benchmarks/torch_step.py $(BENCH_ARGS)
+	$(PY) benchmarks/torch_model.py $(BENCH_ARGS)
 
 report: build $(VENV)/.suite $(VENV)/.peers ## measure, and write README, docs/benchmarks.md and its pictures
 	$(PY) benchmarks/report.py $(REPORT_ARGS)

@@ -53,8 +53,10 @@ def plain_array(name: str, value: object) -> npt.NDArray[Any]:
     if _holds_mask(value):
         raise TypeError(f"{name}: expected an array without a mask, got a MaskedArray in a list")
     try:
+        if hasattr(type(value), "__dlpack__") and not isinstance(value, np.ndarray):
+            return np.from_dlpack(value)  # type: ignore[arg-type]  # no copy
         return np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, BufferError) as error:
         raise TypeError(f"{name}: expected an array, got {shown(value)} ({error})") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import zlib
 
@@ -16,6 +17,11 @@ import variants
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40)
 settings.register_profile("search", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+
+
+# These import PyTorch when they are collected.
+if importlib.util.find_spec("torch") is None:
+    collect_ignore_glob = ["test_torch_*.py"]
 
 
 @pytest.fixture(params=variants.FOUND.present, ids=str)

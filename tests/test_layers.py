@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -155,6 +157,31 @@ def test_the_registry_imports_no_backend_and_no_numba():
     assert of_bncore(used) == {"bncore.backends.contract"}
     for module in SOURCES.keys() & {"bncore", *FACE}:
         assert "numba" not in imports(SOURCES[module], at_import=True)
+
+
+# The adapter for PyTorch: it uses the face, and nobody else knows of it or of torch.
+ADAPTER = [name for name in SOURCES if name.startswith("bncore.torch")]
+ADAPTER_USES = {"bncore", "bncore.backends", "bncore.pool", "bncore.statistics", *ADAPTER}
+PEERS = "bncore.bench.peers"  # each imported when it is asked for
+
+
+@pytest.mark.parametrize("module", ADAPTER)
+def test_the_adapter_uses_the_face(module):
+    assert of_bncore(imports(SOURCES[module])) <= ADAPTER_USES
+
+
+@pytest.mark.parametrize("module", sorted(SOURCES.keys() - {*ADAPTER}))
+def test_only_the_adapter_imports_torch(module):
+    used = imports(SOURCES[module])
+    assert not [name for name in used if name.startswith("bncore.torch")]
+    if not module.startswith(PEERS):
+        assert "torch" not in {name.partition(".")[0] for name in used}
+
+
+def test_importing_bncore_imports_no_framework():
+    code = "import sys, bncore; print(*{'torch', 'jax', 'onnxruntime', 'numba'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
 
 
 # The programs: `python -m bncore` starts them, and the benchmark uses the demo's formula.

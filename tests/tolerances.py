@@ -69,6 +69,9 @@ TORCH_FLOAT64 = 1e-11
 FRAMEWORKS = 1e-12
 FRAMEWORKS_FLOAT32 = 1e-6
 
+# Synchronized batch norm of several processes against one with the whole batch, float64.
+SYNCHRONIZED = 1e-12
+
 # Heap growth of a call on an array of 64 MiB and more: lane sums, partial sums and thread stacks,
 # never x's size.
 HEAP_GROWTH_BYTES = 2 * 2**20

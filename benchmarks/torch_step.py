@@ -1,0 +1,188 @@
+"""Time bncore.torch against PyTorch's own batch norm, and against bncore's NumPy functions.
+
+    python benchmarks/torch_step.py [--threads 1,2] [--repeats N] [--pool BYTES] [--write]
+
+First a training step, forward and backward, of ``BatchNorm2d`` on the shapes of ResNet-50 at batch
+32: both modules allocate what they return.  Then what the adapter costs above the NumPy functions
+on the same memory, 32x64x56x56: the operators against the functions, each pair with the same
+arrays.  Everybody takes turns in one process, after the results are compared; medians.  --write
+puts the tables into docs/pytorch.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import geometric_mean, median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+import bncore
+import bncore.torch
+from bncore.bench.cases import EPS, LAYOUTS, SHAPES, named
+from bncore.bench.tables import Table, counted
+from bncore.torch.memory import array, output
+
+NETWORK = "resnet50_n32"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "pytorch.md"
+OVERHEAD_SHAPE = (32, 64, 56, 56)
+Calls = dict[str, Callable[[], Any]]
+
+
+def tensors(shape: tuple[int, ...], layout: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """x, which wants a gradient, and dy."""
+    generator = torch.Generator().manual_seed(len(layout))
+    x, dy = (torch.randn(shape, generator=generator) for _ in range(2))
+    if layout == "channels last":
+        x, dy = (t.to(memory_format=torch.channels_last) for t in (x, dy))
+    return x.add_(3.0).requires_grad_(), dy
+
+
+def step(layer: torch.nn.Module, x: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """One training step of a layer: y, and the gradients by x, weight and bias."""
+    y = layer(x)
+    return (y, *torch.autograd.grad(y, (x, layer.weight, layer.bias), dy))
+
+
+def check(got: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...]) -> None:
+    """Both compute the same; sums of float32 values differ by their order of additions."""
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.detach().abs().max()))
+
+
+def medians(calls: Calls, repeats: int) -> dict[str, float]:
+    """Seconds of each call, in turns; what a call returned is gone before the next."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for round_ in range(repeats + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            result = call()
+            end = time.perf_counter()
+            del result
+            if round_:
+                taken[name].append(end - start)
+    return {name: median(times) for name, times in taken.items()}
+
+
+def steps(threads: int, repeats: int, console: Console) -> dict[str, dict[str, dict[str, float]]]:
+    """Seconds of a step by layout, shape and module."""
+    torch.set_num_threads(threads)
+    found: dict[str, dict[str, dict[str, float]]] = {layout: {} for layout in LAYOUTS}
+    cases = [(layout, shape) for layout in LAYOUTS for shape in SHAPES[NETWORK]]
+    for layout, shape in track(cases, f"steps, {counted(threads)}", console=console):
+        x, dy = tensors(shape, layout)
+        theirs = torch.nn.BatchNorm2d(shape[1])
+        own = bncore.torch.BatchNorm2d(shape[1])
+        check(step(own, x, dy), step(theirs, x, dy))
+        found[layout][named(shape)] = medians(
+            {
+                "torch.nn": lambda layer=theirs, x=x, dy=dy: step(layer, x, dy),
+                "bncore.torch": lambda layer=own, x=x, dy=dy: step(layer, x, dy),
+            },
+            repeats,
+        )
+    return found
+
+
+def overhead(threads: int, repeats: int) -> dict[str, float]:
+    """Microseconds that operators take above the functions, which write into the same memory.
+
+    The functions write into memory that was allocated as the adapter allocates it.
+    """
+    torch.set_num_threads(threads)
+    x, dy = tensors(OVERHEAD_SHAPE, LAYOUTS[0])
+    layer = bncore.torch.BatchNorm2d(x.shape[1])
+    weight, bias = layer.weight, layer.bias
+    nx, ndy, w, b = map(array, (x, dy, weight, bias))
+    running = array(layer.running_mean), array(layer.running_var)
+    common: dict[str, Any] = {"n_threads": threads, "eps": EPS}
+
+    def functions() -> Any:
+        y = array(output(x))
+        _, moments = bncore.batch_norm_train(nx, w, b, out=y, **common)
+        bncore.update_running_stats(*running, moments)
+        dx = array(output(x))
+        return y, bncore.batch_norm_train_backward(ndy, nx, moments, w, out=dx, **common)
+
+    times = medians({"module": lambda: step(layer, x, dy), "functions": functions}, repeats)
+    small, dsmall = (t[:1, :, :1, :2].contiguous() for t in (x.detach(), dy))
+    sx, sdy = array(small), array(dsmall)
+    small.requires_grad_()
+
+    def small_functions() -> Any:
+        _, moments = bncore.batch_norm_train(sx, w, b, **common)
+        bncore.update_running_stats(*running, moments)
+        return bncore.batch_norm_train_backward(sdy, sx, moments, w, **common)
+
+    tiny = medians(
+        {"module": lambda: step(layer, small, dsmall), "functions": small_functions}, 50 * repeats
+    )
+    return {
+        f"{named(OVERHEAD_SHAPE)}: NumPy functions": times["functions"] * 1e6,
+        f"{named(OVERHEAD_SHAPE)}: above them": (times["module"] - times["functions"]) * 1e6,
+        "1×64×1×2: NumPy functions": tiny["functions"] * 1e6,
+        "1×64×1×2: above them": (tiny["module"] - tiny["functions"]) * 1e6,
+    }
+
+
+def step_table(found: dict[int, dict[str, dict[str, dict[str, float]]]]) -> Table:
+    """How many times bncore's time PyTorch takes, by shape; columns by layout and threads."""
+    columns = {
+        f"{layout}, {counted(threads)}": shapes
+        for threads, layouts in found.items()
+        for layout, shapes in layouts.items()
+    }
+    table = Table("training step", ["shape", *columns])
+    ratios = [
+        [t["torch.nn"] / t["bncore.torch"] for t in shapes.values()] for shapes in columns.values()
+    ]
+    for i, shape in enumerate(map(named, SHAPES[NETWORK])):
+        table.lines.append([shape, *(f"{column[i]:.2f}×" for column in ratios)])
+    table.lines.append(["geometric mean", *(f"{geometric_mean(column):.2f}×" for column in ratios)])
+    return table
+
+
+def cost_table(found: dict[int, dict[str, float]]) -> Table:
+    """What a step costs above the NumPy functions; columns by threads."""
+    table = Table("overhead", ["a step of the module", *map(counted, found)])
+    for name in next(iter(found.values())):
+        table.lines.append([name, *(f"{costs[name]:.0f} µs" for costs in found.values())])
+    return table
+
+
+def put(name: str, text: str) -> None:
+    """Put text into docs/pytorch.md, between the marks of this name."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
+    after = rest.partition(end)[2]
+    PAGE.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--pool", type=int, help="bytes for bncore.set_buffer_pool")
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    console = Console(stderr=True)
+    bncore.set_buffer_pool(options.pool)
+    found, costs = {}, {}
+    for threads in map(int, options.threads.split(",")):
+        found[threads] = steps(threads, options.repeats, console)
+        costs[threads] = overhead(threads, 21 * options.repeats)
+    text = f"{step_table(found).markdown()}\n\n{cost_table(costs).markdown()}"
+    print(text)
+    if options.write:
+        put("step", text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""bncore for PyTorch: operators, modules in place of ``torch.nn.BatchNorm*``, and `convert`.
+
+This package alone imports torch.  `docs/pytorch.md` shows its use.
+"""
+
+from bncore.torch.convert import convert, revert
+from bncore.torch.functional import batch_norm
+from bncore.torch.modules import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    BatchNormAddReLU,
+    BatchNormReLU,
+)
+from bncore.torch.sync import SyncBatchNorm
+
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "BatchNormAddReLU",
+    "BatchNormReLU",
+    "SyncBatchNorm",
+    "batch_norm",
+    "convert",
+    "revert",
+]

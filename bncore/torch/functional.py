@@ -1,0 +1,167 @@
+"""Batch norm as a function: `torch.nn.functional.batch_norm` with the same checks and messages."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+
+from bncore.torch import eager, gradients, ops
+
+__all__ = ["batch_norm"]
+
+assert gradients  # registers what the operators need
+
+
+def batch_norm(
+    input: torch.Tensor,
+    running_mean: torch.Tensor | None,
+    running_var: torch.Tensor | None,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: Literal["relu", "leaky_relu"] | None = None,
+    negative_slope: float = 0.01,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Normalize every channel: `torch.nn.functional.batch_norm`, computed by bncore.
+
+    ``y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual)``.
+
+    Parameters
+    ----------
+    input : (N, C, ...) tensor of float32 or float64 on the CPU
+        Of any memory order; y has the same.
+    running_mean, running_var : (C,) tensor, optional
+        What normalizes in evaluation.  In training they are moved towards the batch's statistics,
+        in place.
+    weight, bias : (C,) tensor, optional
+        1 and 0 where they are None.
+    training : bool, default False
+        Whether the batch's own statistics normalize.
+    momentum : float, default 0.1
+        Weight of the new batch in the running statistics.
+    eps : float, default 1e-5
+        Added to the variance.
+    activation, negative_slope, residual
+        Fused, as in `bncore.batch_norm_train`; the residual is of input's shape and dtype.
+
+    Returns
+    -------
+    tensor
+        New, of input's shape, dtype and memory order.
+
+    Raises
+    ------
+    NotImplementedError, RuntimeError, ValueError
+        As PyTorch's function raises them, with its words.  Nothing has been written then.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015, Algorithms 1 and 2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import bncore.torch
+    >>> x = torch.tensor([[0.0, 1.0], [2.0, 5.0]])
+    >>> mean, var = torch.zeros(2), torch.ones(2)
+    >>> bncore.torch.batch_norm(x, mean, var, training=True, momentum=0.5, eps=1e-12)
+    tensor([[-1., -1.],
+            [ 1.,  1.]])
+    >>> mean, var
+    (tensor([0.5000, 1.5000]), tensor([1.5000, 4.5000]))
+    """
+    check(input, running_mean, running_var, weight, bias, residual, training, eps)
+    if input.dim() < 2:  # and empty: it has no channels
+        return input.clone()
+    weight, bias = _flat(weight), _flat(bias)
+    fused = (residual, eps, activation, negative_slope)
+    if training and eager.possible(input, running_mean, running_var, weight, bias, residual):
+        running = None if running_mean is None else (running_mean, running_var, momentum)
+        return eager.call(input, weight, bias, *fused, running)
+    if not training:
+        return ops.infer_op(input, running_mean, running_var, weight, bias, *fused)
+    y, moments = ops.train_op(input, weight, bias, *fused)
+    if running_mean is not None:
+        count = math.prod(input.shape[2:]) * input.shape[0]
+        ops.update_op(running_mean, running_var, moments, count, momentum)
+    return y
+
+
+def _flat(parameter: torch.Tensor | None) -> torch.Tensor | None:
+    """Return a parameter in one dimension: PyTorch looks at its number of elements alone."""
+    return parameter if parameter is None or parameter.dim() == 1 else parameter.reshape(-1)
+
+
+def check(
+    x: torch.Tensor,
+    running_mean: torch.Tensor | None,
+    running_var: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    training: bool,
+    eps: float,
+    *,
+    alone: bool = True,
+) -> None:
+    """Raise PyTorch's errors, in its words; `alone`: no other process adds to the batch."""
+    ops.checked(x)
+    channels = x.shape[1] if x.dim() > 1 else 0
+    if training:
+        if alone and math.prod(x.shape[:1] + x.shape[2:]) == 1:
+            raise ValueError(
+                f"Expected more than 1 value per channel when training, got input size {x.size()}"
+            )
+        if eps <= 0.0:
+            raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
+        if (running_mean is None) != (running_var is None):
+            raise ValueError(
+                "running_mean and running_var must either both be None or neither be None"
+            )
+    else:
+        if eps < 0.0:
+            raise ValueError(f"batch_norm eps must be non-negative, but got {eps}")
+        for name, statistic in (("running_mean", running_mean), ("running_var", running_var)):
+            if statistic is None:
+                raise RuntimeError(f"{name} must be defined in evaluation mode")
+    for parameter in (running_mean, running_var, weight, bias):
+        if parameter is not None and (
+            parameter.numel() != channels
+            or parameter.dtype is not x.dtype
+            or parameter.device != x.device
+        ):
+            _refuse(x, channels, running_mean, running_var, weight, bias)
+    if x.dim() < 2 and x.numel():
+        raise RuntimeError(f"expected at least 2D input (got {x.dim()}D input)")
+    if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
+        raise RuntimeError(
+            f"residual: expected {ops.scalar_type(x)} of size {tuple(x.shape)}, "
+            f"but found {ops.scalar_type(residual)} of size {tuple(residual.shape)}"
+        )
+
+
+def _refuse(x: torch.Tensor, channels: int, *parameters: torch.Tensor | None) -> None:
+    """Raise the error of the first parameter that does not fit x."""
+    names = ("running_mean", "running_var", "weight", "bias")
+    for name, given in zip(names, parameters, strict=True):
+        if given is None:
+            continue
+        if given.numel() != channels:
+            raise RuntimeError(f"{name} should contain {channels} elements not {given.numel()}")
+        if given.dtype is not x.dtype:
+            raise RuntimeError(
+                f"{name}: expected scalar type {ops.scalar_type(x)} "
+                f"but found {ops.scalar_type(given)}"
+            )
+        if given.device != x.device:
+            raise RuntimeError(
+                f"{name}: Expected all tensors to be on the same device, "
+                f"but found at least two devices, {x.device} and {given.device}!"
+            )

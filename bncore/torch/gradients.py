@@ -1,0 +1,214 @@
+"""Gradients of the operators, and gradients of those gradients.
+
+The first are operators of their own, fast.  The second are formulas in PyTorch's operations, made
+of x, dy and weight alone, so that PyTorch can differentiate them once more, and so on.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+
+from bncore.torch import ops
+
+Grad: TypeAlias = torch.Tensor | None
+
+
+# First
+
+
+def _save_train(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    x, weight, bias, residual, eps, activation, slope = inputs
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[1])
+    ctx.fusion = eps, activation, slope
+    if activation is None:  # then no gradient depends on them
+        bias, residual = None, None
+    ctx.save_for_backward(x, output[1], weight, bias, residual)
+
+
+def _train_backward(ctx: Any, dy: Grad, _: Grad) -> tuple[Any, ...]:
+    if dy is None:
+        return (None,) * 7
+    x, moments, weight, bias, residual = ctx.saved_tensors
+    needs_x, needs_weight, needs_bias, needs_residual, *_rest = ctx.needs_input_grad
+    through = needs_residual and ctx.fusion[1] is not None
+    dx, dweight, dbias, dresidual = ops.train_backward_op(
+        dy, x, moments, weight, bias, residual, *ctx.fusion, through
+    )
+    return (
+        dx if needs_x else None,
+        dweight if needs_weight else None,
+        dbias if needs_bias else None,
+        (dresidual if through else dy) if needs_residual else None,
+        None,
+        None,
+        None,
+    )
+
+
+def _save_infer(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    x, mean, var, weight, bias, residual, eps, activation, slope = inputs
+    ctx.set_materialize_grads(False)
+    ctx.fusion = eps, activation, slope
+    if activation is None:
+        bias, residual = None, None
+    ctx.save_for_backward(x, mean, var, weight, bias, residual)
+
+
+def _infer_backward(ctx: Any, dy: Grad) -> tuple[Any, ...]:
+    if dy is None:
+        return (None,) * 9
+    x, mean, var, weight, bias, residual = ctx.saved_tensors
+    needs_x, _, _, needs_weight, needs_bias, needs_residual, *_rest = ctx.needs_input_grad
+    through = needs_residual and ctx.fusion[1] is not None
+    dx, dweight, dbias, dresidual = ops.infer_backward_op(
+        dy, x, mean, var, weight, bias, residual, *ctx.fusion, through
+    )
+    return (
+        dx if needs_x else None,
+        None,
+        None,
+        dweight if needs_weight else None,
+        dbias if needs_bias else None,
+        (dresidual if through else dy) if needs_residual else None,
+        None,
+        None,
+        None,
+    )
+
+
+# Second
+
+
+class _Given(NamedTuple):
+    """The gradients by what a backward operator returns; None where there are none."""
+
+    dx: Grad
+    dweight: Grad
+    dbias: Grad
+    dresidual: Grad
+
+
+def _along_channels(x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Return (C,) values so that they broadcast along x's channels."""
+    return values.to(x.dtype).reshape(1, -1, *[1] * (x.dim() - 2))
+
+
+def _total(values: torch.Tensor) -> torch.Tensor:
+    """Sum every channel; (1, C, 1, ...)."""
+    return values.sum([i for i in range(values.dim()) if i != 1], keepdim=True)
+
+
+def _slope(y: torch.Tensor, activation: str | None, slope: float) -> torch.Tensor | None:
+    """Return the activation's derivative from its value; None where there is no activation."""
+    if activation is None:
+        return None
+    negative = 0.0 if activation == "relu" else slope
+    return torch.where(y <= 0, negative, 1.0).to(y.dtype)
+
+
+def _direct(given: _Given, g: torch.Tensor, xhat: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return what dweight, dbias and dresidual give to g, and dweight to xhat."""
+    to_g, to_xhat = torch.zeros_like(g), torch.zeros_like(g)
+    if given.dweight is not None:
+        along = _along_channels(g, given.dweight)
+        to_g, to_xhat = to_g + along * xhat, to_xhat + along * g
+    if given.dbias is not None:
+        to_g = to_g + _along_channels(g, given.dbias)
+    if given.dresidual is not None:
+        to_g = to_g + given.dresidual
+    return to_g, to_xhat
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Save what both backward operators take, but the statistics of training, which x tells."""
+    *tensors, eps, activation, slope, through = inputs
+    ctx.set_materialize_grads(False)
+    ctx.fusion = eps, activation, slope
+    ctx.through = through
+    ctx.save_for_backward(*tensors)
+
+
+def _train_backward_backward(ctx: Any, *grads: Grad) -> tuple[Any, ...]:
+    """Differentiate ``dx = w r P(g)``, ``dweight = sum(g xhat)``, ``dbias = sum(g)``.
+
+    ``r = invstd``, ``P(v) = v - mean(v) - xhat mean(v xhat)``, which is its own transpose, and
+    ``g = dy a``, a the activation's derivative.  For a gradient h by xhat, that by x is ``r P(h)``;
+    ``dr/dx = -r^2 xhat / n``.
+    """
+    dy, x, _, weight, bias, residual = ctx.saved_tensors
+    eps, activation, slope = ctx.fusion
+    given = _Given(grads[0], grads[1], grads[2], grads[3] if ctx.through else None)
+    n = max(x.numel() // max(x.shape[1], 1), 1)
+    centered = x - _total(x) / n
+    r = torch.rsqrt(_total(centered * centered) / n + eps)
+    xhat = centered * r
+    w = torch.ones_like(r) if weight is None else _along_channels(x, weight)
+    a = None
+    if activation is not None:
+        with torch.no_grad():
+            y, _ = ops.train_op(x, weight, bias, residual, eps, activation, slope)
+        a = _slope(y, activation, slope)
+    g = dy if a is None else dy * a
+
+    def project(v: torch.Tensor) -> torch.Tensor:
+        return v - _total(v) / n - xhat * _total(v * xhat) / n
+
+    to_g, to_xhat = _direct(given, g, xhat)
+    to_weight: Grad = None
+    to_x = torch.zeros_like(x)
+    if given.dx is not None:
+        u = w * given.dx
+        projected = project(g)
+        to_g = to_g + r * project(u)
+        to_weight = (r * _total(given.dx * projected)).flatten()
+        to_xhat = to_xhat - r / n * (u * _total(g * xhat) + g * _total(u * xhat))
+        to_x = -r * r * xhat / n * _total(u * projected)
+    to_x = to_x + r * project(to_xhat)
+    to_dy = to_g if a is None else to_g * a
+    if weight is None or to_weight is None:
+        return to_dy, to_x, *(None,) * 8
+    return to_dy, to_x, None, to_weight.to(weight.dtype), *(None,) * 6
+
+
+def _infer_backward_backward(ctx: Any, *grads: Grad) -> tuple[Any, ...]:
+    """Differentiate ``dx = w r g``, ``dweight = sum(g xhat)``, ``dbias = sum(g)``, constant r."""
+    dy, x, mean, var, weight, bias, residual = ctx.saved_tensors
+    eps, activation, slope = ctx.fusion
+    given = _Given(grads[0], grads[1], grads[2], grads[3] if ctx.through else None)
+    r = _along_channels(x, torch.rsqrt(var + eps))
+    xhat = (x - _along_channels(x, mean)) * r
+    w = torch.ones_like(r) if weight is None else _along_channels(x, weight)
+    a = None
+    if activation is not None:
+        with torch.no_grad():
+            y = ops.infer_op(x, mean, var, weight, bias, residual, eps, activation, slope)
+        a = _slope(y, activation, slope)
+    g = dy if a is None else dy * a
+    to_g, to_xhat = _direct(given, g, xhat)
+    to_weight: Grad = None
+    if given.dx is not None:
+        to_g = to_g + w * r * given.dx
+        to_weight = (r * _total(given.dx * g)).flatten()
+    to_dy = to_g if a is None else to_g * a
+    if weight is None or to_weight is None:
+        return to_dy, r * to_xhat, *(None,) * 9
+    return to_dy, r * to_xhat, None, None, to_weight.to(weight.dtype), *(None,) * 6
+
+
+def _register() -> None:
+    formulas = {
+        "batch_norm_train": (_train_backward, _save_train),
+        "batch_norm_train_backward": (_train_backward_backward, _save_backward),
+        "batch_norm_infer": (_infer_backward, _save_infer),
+        "batch_norm_infer_backward": (_infer_backward_backward, _save_backward),
+    }
+    for name, (backward, setup) in formulas.items():
+        torch.library.register_autograd(
+            f"{ops.NAMESPACE}::{name}", backward, setup_context=setup, lib=ops.library
+        )
+
+
+_register()

@@ -1,0 +1,168 @@
+"""Modules in place of PyTorch's: same constructor, state, attributes and messages."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bncore.torch.functional import batch_norm
+
+__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "BatchNormAddReLU", "BatchNormReLU"]
+
+
+class Normalizing(_BatchNorm):
+    """PyTorch's own base, with another forward: what all modules here share."""
+
+    activation: Literal["relu"] | None = None
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Normalize (N, C, ...) input, and in training move the running statistics."""
+        return self._normalized(input)
+
+    def _normalized(
+        self, input: torch.Tensor, residual: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        self._check_input_dim(input)
+        # Looked up once: a module finds its buffers and parameters the long way round.
+        mean, var = self.running_mean, self.running_var
+        weight, bias = self.weight, self.bias
+        momentum = self.momentum
+        if not self.training:
+            batch = mean is None and var is None
+            return self._compute(input, mean, var, weight, bias, batch, 0.0, residual)
+        if not self.track_running_stats:
+            return self._compute(input, None, None, weight, bias, True, 0.0, residual)
+        batches = self.num_batches_tracked
+        if momentum is None:  # the average of all batches
+            momentum = 0.0 if batches is None else 1.0 / (float(batches) + 1.0)
+        y = self._compute(input, mean, var, weight, bias, True, momentum, residual)
+        if batches is not None:  # after what may refuse the input
+            batches.add_(1)
+        return y
+
+    def _compute(
+        self,
+        input: torch.Tensor,
+        mean: torch.Tensor | None,
+        var: torch.Tensor | None,
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        batch: bool,
+        momentum: float,
+        residual: torch.Tensor | None,
+    ) -> torch.Tensor:
+        return batch_norm(
+            input,
+            mean,
+            var,
+            weight,
+            bias,
+            batch,
+            momentum,
+            self.eps,
+            activation=self.activation,
+            residual=residual,
+        )
+
+
+class BatchNorm1d(Normalizing, torch.nn.BatchNorm1d):
+    """`torch.nn.BatchNorm1d`, computed by bncore: (N, C) or (N, C, L) input.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import bncore.torch
+    >>> bncore.torch.BatchNorm1d(2)(torch.tensor([[0.0, 1.0], [2.0, 5.0]])).round(decimals=2)
+    tensor([[-1., -1.],
+            [ 1.,  1.]], grad_fn=<RoundBackward1>)
+    """
+
+
+class BatchNorm2d(Normalizing, torch.nn.BatchNorm2d):
+    """`torch.nn.BatchNorm2d`, computed by bncore: (N, C, H, W) input, channels-last or not.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import bncore.torch
+    >>> layer = bncore.torch.BatchNorm2d(8)
+    >>> layer
+    BatchNorm2d(8, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True)
+    >>> x = torch.ones(2, 8, 4, 4).to(memory_format=torch.channels_last)
+    >>> layer(x).is_contiguous(memory_format=torch.channels_last)
+    True
+    """
+
+
+class BatchNorm3d(Normalizing, torch.nn.BatchNorm3d):
+    """`torch.nn.BatchNorm3d`, computed by bncore: (N, C, D, H, W) input.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import bncore.torch
+    >>> bncore.torch.BatchNorm3d(2)(torch.ones(1, 2, 3, 4, 5)).shape
+    torch.Size([1, 2, 3, 4, 5])
+    """
+
+
+class AnyDimension(Normalizing):
+    """Input of two dimensions or more."""
+
+    def _check_input_dim(self, input: torch.Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected at least 2D input (got {input.dim()}D input)")
+
+
+class BatchNormReLU(AnyDimension):
+    """Batch norm, then ReLU, in the same pass over memory: ``relu(bn(x))``.
+
+    Constructor and state are those of `torch.nn.BatchNorm2d`; input is (N, C, ...).  No mask is
+    kept for the gradient.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import bncore.torch
+    >>> layer = bncore.torch.BatchNormReLU(2)
+    >>> layer(torch.tensor([[0.0, 1.0], [2.0, 5.0]])).round(decimals=2)
+    tensor([[0., 0.],
+            [1., 1.]], grad_fn=<RoundBackward1>)
+    """
+
+    activation = "relu"
+
+
+class BatchNormAddReLU(AnyDimension):
+    """The end of a residual block in one pass over memory: ``relu(bn(x) + residual)``.
+
+    Constructor and state are those of `torch.nn.BatchNorm2d`; input is (N, C, ...), and the
+    residual has its shape.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import bncore.torch
+    >>> layer = bncore.torch.BatchNormAddReLU(2)
+    >>> x = torch.tensor([[0.0, 1.0], [2.0, 5.0]])
+    >>> layer(x, torch.full((2, 2), 3.0)).round(decimals=2)
+    tensor([[2., 2.],
+            [4., 4.]], grad_fn=<RoundBackward1>)
+    """
+
+    activation = "relu"
+
+    def forward(  # type: ignore[override]
+        self, input: torch.Tensor, residual: torch.Tensor
+    ) -> torch.Tensor:
+        """Normalize input, add the residual, and apply ReLU."""
+        return self._normalized(input, residual)
+
+
+def of_same_state(kind: type[torch.nn.Module], module: torch.nn.Module) -> Any:
+    """Make a module of another class with the parameters, buffers, hooks and mode of this one."""
+    new: Any = object.__new__(kind)
+    new.__dict__.update(module.__dict__)
+    return new

@@ -1,0 +1,288 @@
+"""The operators: bncore's functions under ``torch.ops.bncore``, on the CPU and for shapes alone.
+
+x is (N, C, ...), float32 or float64, in any memory order.  ``moments`` is a (2, C) float64 tensor:
+mean, and sum of squared deviations, per channel.  Parameters are (C,) or None.  Every operator is
+functional but `update_running_stats_`.  What is fused (`activation`, `negative_slope`, `residual`)
+is as in `bncore.batch_norm_train`.
+
+A call takes as many threads as ``torch.get_num_threads()`` says.  Gradients are in `gradients.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+import bncore
+from bncore.statistics import Moments, trusted_moments
+from bncore.torch.memory import array, in_order_of, optional, output
+
+NAMESPACE = "bncore"
+
+# No argument has a default: the dispatcher would drop what equals it, and backward miss its place.
+FUSED = "str? activation, float negative_slope"
+PARAMETERS = "Tensor? weight, Tensor? bias, Tensor? residual, float eps"
+GRADIENTS = "(Tensor dx, Tensor dweight, Tensor dbias, Tensor dresidual)"
+
+# Gradients are of what forward's arguments of the same names were.  dresidual is empty unless
+# residual_gradient asks for it.
+SCHEMAS = {
+    "batch_norm_train": f"(Tensor x, {PARAMETERS}, {FUSED}) -> (Tensor y, Tensor moments)",
+    "batch_norm_train_backward": (
+        f"(Tensor dy, Tensor x, Tensor moments, {PARAMETERS}, {FUSED}, "
+        f"bool residual_gradient) -> {GRADIENTS}"
+    ),
+    "batch_norm_infer": f"(Tensor x, Tensor mean, Tensor var, {PARAMETERS}, {FUSED}) -> Tensor",
+    "batch_norm_infer_backward": (
+        f"(Tensor dy, Tensor x, Tensor mean, Tensor var, {PARAMETERS}, {FUSED}, "
+        f"bool residual_gradient) -> {GRADIENTS}"
+    ),
+    "update_running_stats_": (
+        "(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor moments, SymInt count, "
+        "float momentum) -> ()"
+    ),
+}
+
+library = torch.library.Library(NAMESPACE, "DEF")
+Gradients: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def checked(x: torch.Tensor) -> torch.Tensor:
+    """Return x, which has to be of a dtype that there are kernels for; PyTorch's error else."""
+    if x.dtype not in (torch.float32, torch.float64):
+        raise NotImplementedError(f"\"batch_norm\" not implemented for '{scalar_type(x)}'")
+    return x
+
+
+def scalar_type(tensor: torch.Tensor) -> str:
+    """Return the name of a dtype as PyTorch's messages have it, such as Half."""
+    kind: str = tensor.type()
+    return kind.rpartition(".")[2].removesuffix("Tensor")
+
+
+def as_moments(x: torch.Tensor, moments: torch.Tensor) -> Moments:
+    """Return x's moments as bncore has them."""
+    mean, m2 = array(moments)
+    return trusted_moments(x.numel() // x.shape[1] if x.numel() else 0, mean, m2)
+
+
+def as_tensor(moments: Moments) -> torch.Tensor:
+    """Return moments as one tensor, a copy: those of bncore are read-only."""
+    tensor = torch.empty((2, moments.mean.shape[0]), dtype=torch.float64)
+    array(tensor)[...] = moments.mean, moments.m2
+    return tensor
+
+
+def fused(
+    x: torch.Tensor, residual: torch.Tensor | None, activation: str | None, negative_slope: float
+) -> dict[str, Any]:
+    """Return what every fused call of bncore takes, and the number of threads."""
+    if residual is not None:
+        residual = in_order_of(x, residual)
+    return {
+        "activation": activation,
+        "negative_slope": negative_slope,
+        "residual": optional(residual),
+        "n_threads": torch.get_num_threads(),
+    }
+
+
+def batch_norm_train(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    eps: float,
+    activation: str | None,
+    negative_slope: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run `bncore.batch_norm_train`."""
+    y = output(checked(x))
+    _, moments = bncore.batch_norm_train(
+        array(x),
+        optional(weight),
+        optional(bias),
+        eps=eps,
+        out=array(y),
+        **fused(x, residual, activation, negative_slope),
+    )
+    return y, as_tensor(moments)
+
+
+def batch_norm_train_backward(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    moments: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    eps: float,
+    activation: str | None,
+    negative_slope: float,
+    residual_gradient: bool,
+) -> Gradients:
+    """Run `bncore.batch_norm_train_backward`."""
+    dx = output(checked(x))
+    dresidual = output(x) if residual_gradient else x.new_empty(0)
+    _, dweight, dbias = bncore.batch_norm_train_backward(
+        array(in_order_of(x, dy)),
+        array(x),
+        as_moments(x, moments),
+        optional(weight),
+        eps=eps,
+        out=array(dx),
+        bias=optional(bias),
+        dresidual=array(dresidual) if residual_gradient else None,
+        **fused(x, residual, activation, negative_slope),
+    )
+    return dx, torch.from_numpy(dweight), torch.from_numpy(dbias), dresidual
+
+
+def batch_norm_infer(
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    var: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    eps: float,
+    activation: str | None,
+    negative_slope: float,
+) -> torch.Tensor:
+    """Run `bncore.batch_norm_infer`."""
+    y = output(checked(x))
+    bncore.batch_norm_infer(
+        array(x),
+        array(mean),
+        array(var),
+        optional(weight),
+        optional(bias),
+        eps=eps,
+        out=array(y),
+        **fused(x, residual, activation, negative_slope),
+    )
+    return y
+
+
+def batch_norm_infer_backward(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    var: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    eps: float,
+    activation: str | None,
+    negative_slope: float,
+    residual_gradient: bool,
+) -> Gradients:
+    """Run `bncore.batch_norm_infer_backward`."""
+    dx = output(checked(x))
+    dresidual = output(x) if residual_gradient else x.new_empty(0)
+    _, dweight, dbias = bncore.batch_norm_infer_backward(
+        array(in_order_of(x, dy)),
+        array(x),
+        array(mean),
+        array(var),
+        optional(weight),
+        eps=eps,
+        out=array(dx),
+        bias=optional(bias),
+        dresidual=array(dresidual) if residual_gradient else None,
+        **fused(x, residual, activation, negative_slope),
+    )
+    return dx, torch.from_numpy(dweight), torch.from_numpy(dbias), dresidual
+
+
+def update_running_stats_(
+    running_mean: torch.Tensor,
+    running_var: torch.Tensor,
+    moments: torch.Tensor,
+    count: int,
+    momentum: float,
+) -> None:
+    """Move running statistics towards those of a batch, in place."""
+    mean, m2 = array(moments)
+    move_running_stats(running_mean, running_var, trusted_moments(count, mean, m2), momentum)
+
+
+def move_running_stats(
+    running_mean: torch.Tensor, running_var: torch.Tensor, moments: Moments, momentum: float
+) -> None:
+    """Do what `bncore.update_running_stats` does, with any momentum, as PyTorch has it."""
+    count = moments.count
+    if count == 0:
+        return
+    stats = array(running_mean), array(running_var)
+    torch.autograd.graph.increment_version((running_mean, running_var))
+    keep = 1.0 - momentum
+    with np.errstate(all="ignore"):
+        var = moments.m2 / max(count - 1, 0)
+        for values, batch in zip(stats, (moments.mean, var), strict=True):
+            values[...] = keep * values.astype(np.float64) + momentum * batch
+
+
+# The same without values, for tracing: the shapes, dtypes and strides of results.
+
+
+def train_shapes(x: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make what `batch_norm_train` returns."""
+    return torch.empty_like(checked(x)), x.new_empty((2, x.shape[1]), dtype=torch.float64)
+
+
+def infer_shapes(x: torch.Tensor, *_: object) -> torch.Tensor:
+    """Make what `batch_norm_infer` returns."""
+    return torch.empty_like(checked(x))
+
+
+def gradient_shapes(
+    x: torch.Tensor, weight: torch.Tensor | None, residual_gradient: bool
+) -> Gradients:
+    """Make what both backward operators return."""
+    dtype = (x if weight is None else weight).dtype
+    dweight, dbias = (x.new_empty(x.shape[1], dtype=dtype) for _ in range(2))
+    dresidual = torch.empty_like(x) if residual_gradient else x.new_empty(0)
+    return torch.empty_like(checked(x)), dweight, dbias, dresidual
+
+
+def train_backward_shapes(
+    dy: torch.Tensor, x: torch.Tensor, moments: torch.Tensor, *rest: Any
+) -> Gradients:
+    """Make what `batch_norm_train_backward` returns."""
+    return gradient_shapes(x, rest[0], rest[-1])
+
+
+def infer_backward_shapes(
+    dy: torch.Tensor, x: torch.Tensor, mean: torch.Tensor, var: torch.Tensor, *rest: Any
+) -> Gradients:
+    """Make what `batch_norm_infer_backward` returns."""
+    return gradient_shapes(x, rest[0], rest[-1])
+
+
+def nothing(*_: object) -> None:
+    """Make what `update_running_stats_` returns."""
+
+
+def _define() -> None:
+    kernels = {
+        "batch_norm_train": (batch_norm_train, train_shapes),
+        "batch_norm_train_backward": (batch_norm_train_backward, train_backward_shapes),
+        "batch_norm_infer": (batch_norm_infer, infer_shapes),
+        "batch_norm_infer_backward": (batch_norm_infer_backward, infer_backward_shapes),
+        "update_running_stats_": (update_running_stats_, nothing),
+    }
+    for name, (kernel, shapes) in kernels.items():
+        library.define(name + SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
+        library.impl(name, kernel, "CPU")
+        torch.library.register_fake(f"{NAMESPACE}::{name}", shapes, lib=library)
+
+
+_define()
+train_op = torch.ops.bncore.batch_norm_train.default
+train_backward_op = torch.ops.bncore.batch_norm_train_backward.default
+infer_op = torch.ops.bncore.batch_norm_infer.default
+infer_backward_op = torch.ops.bncore.batch_norm_infer_backward.default
+update_op = torch.ops.bncore.update_running_stats_.default

@@ -1,0 +1,180 @@
+"""Batch norm over the batches of all processes: their moments merge, on the CPU too.
+
+Each process gathers the moments of all, and merges them in the order of their ranks, so that all
+have the same bits.  Batches may differ in size, and be empty.  The gradient's sums go the same way.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.autograd.function import once_differentiable
+
+import bncore
+from bncore.statistics import GradSums, Moments
+from bncore.torch import ops
+from bncore.torch.functional import check
+from bncore.torch.memory import Array, array, in_order_of, optional, output
+from bncore.torch.modules import AnyDimension
+
+__all__ = ["SyncBatchNorm"]
+
+
+def gathered(values: Array, group: Any) -> list[Array]:
+    """Return the float64 vectors that the processes of a group give, by rank; all of one size."""
+    mine = torch.from_numpy(values)
+    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, mine, group=group)
+    return [array(part) for part in parts]
+
+
+def merged_moments(local: Moments, group: Any) -> Moments:
+    """Return the moments of the batches of all processes together."""
+    packed = np.concatenate(([np.float64(local.count)], local.mean, local.m2))
+    merged: Moments | None = None
+    for part in gathered(packed, group):
+        mean, m2 = part[1:].reshape(2, -1)
+        moments = Moments(int(part[0]), mean, m2)
+        merged = moments if merged is None else merged.merge(moments)
+    assert merged is not None
+    return merged
+
+
+def added_sums(local: GradSums, group: Any) -> GradSums:
+    """Return the gradient's sums over the batches of all processes."""
+    total: GradSums | None = None
+    for part in gathered(np.concatenate((local.sum_dy, local.sum_dy_xhat)), group):
+        sums = GradSums(*part.reshape(2, -1))
+        total = sums if total is None else total + sums
+    assert total is not None
+    return total
+
+
+class _Synchronized(torch.autograd.Function):
+    """Training of one process's part of the batch; x is (N, C, ...)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        eps: float,
+        group: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor, int]:
+        threads = torch.get_num_threads()
+        values = array(x)
+        moments = merged_moments(bncore.moments(values, n_threads=threads), group)
+        if moments.count == 1:
+            raise ValueError(
+                f"Expected more than 1 value per channel when training, got input size {x.size()}"
+            )
+        y = output(x)
+        if moments.count:
+            bncore.normalize(
+                values,
+                moments,
+                optional(weight),
+                optional(bias),
+                eps=eps,
+                out=array(y),
+                n_threads=threads,
+            )
+        ctx.moments, ctx.eps, ctx.group = moments, eps, group
+        ctx.save_for_backward(x, weight)
+        merged = ops.as_tensor(moments)
+        ctx.mark_non_differentiable(merged)
+        return y, merged, moments.count
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, dy: torch.Tensor, *_: object) -> tuple[Any, ...]:
+        x, weight = ctx.saved_tensors
+        common = {"eps": ctx.eps, "n_threads": torch.get_num_threads()}
+        given = array(in_order_of(x, dy)), array(x), ctx.moments
+        local = bncore.grad_sums(*given, **common)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = output(x)
+            total = added_sums(local, ctx.group)
+            bncore.grad_input(*given, total, optional(weight), out=array(dx), **common)
+        dweight, dbias = (
+            torch.tensor(values, dtype=x.dtype) if needed else None
+            for values, needed in zip(
+                (local.sum_dy_xhat, local.sum_dy), ctx.needs_input_grad[1:3], strict=True
+            )
+        )
+        return dx, dweight, dbias, None, None
+
+
+class SyncBatchNorm(AnyDimension):
+    """Batch norm whose statistics are those of the batches of all processes: gloo, on the CPU.
+
+    Input is (N, C, ...), N may differ from process to process, and be 0.  In evaluation, and where
+    `torch.distributed` is not initialized or one process is alone, it is batch norm as ever.  The
+    gradients of weight and bias are those of the process's own batch, for
+    ``DistributedDataParallel`` to average, as those of `torch.nn.SyncBatchNorm` are.
+
+    Parameters
+    ----------
+    num_features, eps, momentum, affine, track_running_stats, process_group, device, dtype
+        As in `torch.nn.SyncBatchNorm`.
+
+    Notes
+    -----
+    Every process must call forward and, if any does, backward, as with every collective operation.
+    Gradients cannot be differentiated again.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import bncore.torch
+    >>> layer = bncore.torch.SyncBatchNorm(2)  # alone here
+    >>> layer(torch.tensor([[0.0, 1.0], [2.0, 5.0]])).round(decimals=2)
+    tensor([[-1., -1.],
+            [ 1.,  1.]], grad_fn=<RoundBackward1>)
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        process_group: Any = None,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        self.process_group = process_group
+
+    def _compute(
+        self,
+        input: torch.Tensor,
+        mean: torch.Tensor | None,
+        var: torch.Tensor | None,
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        batch: bool,
+        momentum: float,
+        residual: torch.Tensor | None,
+    ) -> torch.Tensor:
+        together = dist.is_available() and dist.is_initialized() and self.training
+        if not together or dist.get_world_size(self.process_group) == 1:
+            return super()._compute(input, mean, var, weight, bias, batch, momentum, residual)
+        check(input, mean, var, weight, bias, residual, True, self.eps, alone=False)
+        y, moments, count = synchronized(input, weight, bias, self.eps, self.process_group)
+        if mean is not None:
+            ops.update_op(mean, var, moments, count, momentum)
+        return y
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def synchronized(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Return y, the merged moments and their count; a compiled graph breaks here."""
+    result: tuple[torch.Tensor, torch.Tensor, int] = _Synchronized.apply(*arguments)
+    return result

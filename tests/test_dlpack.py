@@ -1,0 +1,168 @@
+"""Arrays of other libraries, through DLPack: read with no copy; results are NumPy's.
+
+array-api-strict stands for the standard; exporters of our own for what it says of a device and of a
+read-only array; PyTorch and JAX where they are installed.
+"""
+
+from __future__ import annotations
+
+import array_api_strict
+import numpy as np
+import pytest
+
+import bncore
+from bncore import problem
+
+SHAPE = (4, 3, 5)
+
+
+class Exporter:
+    """An array that speaks DLPack and nothing else."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def __dlpack__(self, **keywords):
+        return self.array.__dlpack__(**keywords)
+
+    def __dlpack_device__(self):
+        return 1, 0  # kDLCPU
+
+
+class Elsewhere(Exporter):
+    """An array on a GPU, which cannot be had here, as the standard says it: by a BufferError."""
+
+    def __dlpack__(self, **keywords):
+        raise BufferError("no copy to another device")
+
+    def __dlpack_device__(self):
+        return 2, 0  # kDLCUDA
+
+
+def read_only(array):
+    array = array.copy()
+    array.flags.writeable = False
+    return Exporter(array)
+
+
+def of_torch(array):
+    import torch
+
+    return torch.from_numpy(array)
+
+
+def of_jax(array):
+    jax = pytest.importorskip("jax", reason="JAX is not installed (make bench-peers does)")
+    jax.config.update("jax_enable_x64", True)
+    return jax.numpy.asarray(array)
+
+
+MAKERS = [
+    pytest.param(array_api_strict.asarray, id="array-api-strict"),
+    pytest.param(Exporter, id="exporter"),
+    pytest.param(read_only, id="read-only"),
+    pytest.param(of_torch, id="torch", marks=pytest.mark.needs_torch),
+    pytest.param(of_jax, id="jax"),
+]
+
+
+def given(dtype=np.float32):
+    rng = np.random.default_rng(3)
+    x, dy, residual = rng.standard_normal((3, *SHAPE)).astype(dtype)
+    weight, bias = rng.standard_normal((2, SHAPE[1])).astype(dtype)
+    return x, dy, residual, weight, bias, weight * weight
+
+
+def calls(x, dy, residual, weight, bias, var, moments):
+    """Every function that takes arrays."""
+    fused = {"activation": "relu", "residual": residual}
+    return {
+        "train": bncore.batch_norm_train(x, weight, bias, **fused)[0],
+        "train_backward": bncore.batch_norm_train_backward(
+            dy, x, moments, weight, bias=bias, **fused
+        ),
+        "infer": bncore.batch_norm_infer(x, bias, var, weight, bias, **fused),
+        "infer_backward": bncore.batch_norm_infer_backward(
+            dy, x, bias, var, weight, bias=bias, **fused
+        ),
+        "moments": bncore.moments(x).mean,
+        "normalize": bncore.normalize(x, moments, weight, bias),
+        "grad_sums": bncore.grad_sums(dy, x, moments).sum_dy,
+        "grad_input": bncore.grad_input(dy, x, moments, bncore.grad_sums(dy, x, moments), weight),
+        "mean_var": bncore.mean_var(x, axis=(0, 2)),
+    }
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("make", MAKERS)
+def test_every_function_takes_it_and_gives_numpy_arrays(make, dtype):
+    arrays = given(dtype)
+    moments = bncore.moments(arrays[0])
+    expected = calls(*arrays, moments)
+    got = calls(*(make(a) for a in arrays), moments)
+    for name, value in expected.items():
+        results = value if isinstance(value, tuple) else (value,)
+        others = got[name] if isinstance(got[name], tuple) else (got[name],)
+        for a, b in zip(others, results, strict=True):
+            assert type(a) is np.ndarray
+            assert a.dtype == b.dtype
+            assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_nothing_is_copied(make):
+    x = given()[0]
+    tensor = make(x)
+    theirs = np.from_dlpack(tensor)
+    assert np.shares_memory(problem.Problem(tensor, 1).x, theirs)
+    assert np.shares_memory(problem.plain_array("weight", tensor), theirs)
+
+
+def test_another_memory_order_is_not_copied_either():
+    x = given()[0].transpose(0, 2, 1)
+    assert np.shares_memory(problem.Problem(Exporter(x), 1).x, x)
+    y, _ = bncore.batch_norm_train(Exporter(x))
+    assert y.strides == x.strides
+
+
+def test_what_is_not_in_this_memory_is_refused():
+    x = given()[0]
+    message = r"{}: expected an array, got Elsewhere \(no copy to another device\)"
+    with pytest.raises(TypeError, match=message.format("x")):
+        bncore.moments(Elsewhere(x))
+    with pytest.raises(TypeError, match=message.format("weight")):
+        bncore.batch_norm_train(x, Elsewhere(x[0, :, 0]))
+
+
+def test_a_wrong_dtype_is_named():
+    with pytest.raises(TypeError, match="x: expected float32 or float64, got int64"):
+        bncore.moments(array_api_strict.ones((2, 3), dtype=array_api_strict.int64))
+    with pytest.raises(TypeError, match="weight: expected a real floating dtype, got complex128"):
+        complex_weight = array_api_strict.ones(3, dtype=array_api_strict.complex128)
+        bncore.batch_norm_train(given()[0], complex_weight)
+
+
+@pytest.mark.parametrize("name", ["out", "running_mean"])
+def test_what_is_written_to_has_to_be_numpys(name):
+    """An array of another library would have to be told of the change."""
+    x = given()[0]
+    other = array_api_strict.asarray(np.zeros_like(x) if name == "out" else np.zeros(SHAPE[1]))
+    with pytest.raises(TypeError, match=f"{name}: expected a NumPy array, got Array"):
+        if name == "out":
+            bncore.batch_norm_train(x, out=other)
+        else:
+            bncore.update_running_stats(other, np.ones(SHAPE[1]), bncore.moments(x))
+
+
+@pytest.mark.needs_torch
+def test_a_tensor_that_records_gradients_is_refused():
+    import torch
+
+    x = torch.ones(SHAPE, requires_grad=True)
+    with pytest.raises(TypeError, match=r"x: expected an array, got Tensor \(.*detach"):
+        bncore.moments(x)
+    with pytest.raises(TypeError, match=r"x: expected an array, got Tensor"):
+        bncore.moments(x.detach().bfloat16())
+    last = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    y, _ = bncore.batch_norm_train(last)
+    assert torch.from_dlpack(y).is_contiguous(memory_format=torch.channels_last)

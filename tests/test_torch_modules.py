@@ -1,0 +1,262 @@
+"""Modules in place of `torch.nn.BatchNorm*`: state, messages, fusion, convert, the compiler."""
+
+from __future__ import annotations
+
+import copy
+import doctest
+import importlib
+import io
+import pickle
+
+import pytest
+import torch
+
+import bncore.torch
+from bncore.torch import BatchNorm1d, BatchNorm2d, BatchNorm3d, BatchNormAddReLU, BatchNormReLU
+
+pytestmark = pytest.mark.needs_torch
+
+C = 3
+PAIRS = [
+    (torch.nn.BatchNorm1d, BatchNorm1d, (4, C, 5)),
+    (torch.nn.BatchNorm2d, BatchNorm2d, (4, C, 5, 2)),
+    (torch.nn.BatchNorm3d, BatchNorm3d, (4, C, 5, 2, 3)),
+]
+BY_NAME = ["1d", "2d", "3d"]
+
+
+def called(module, *arguments, **keywords):
+    """What a call gives, or the error's type and text."""
+    try:
+        return module(*arguments, **keywords)
+    except Exception as error:
+        return type(error), str(error)
+
+
+# Messages
+
+
+def functional(x, *, mean=C, var=C, weight=None, bias=None, **keywords):
+    """Arguments for `batch_norm`: numbers stand for vectors of that size."""
+    vectors = [torch.ones(v) if isinstance(v, int) else v for v in (mean, var, weight, bias)]
+    return (x, *vectors), keywords
+
+
+X = torch.randn(4, C, 5)
+ERRORS = {
+    "int": functional(X.int(), training=True, mean=None, var=None),
+    "complex": functional(X.cfloat(), training=True, mean=None, var=None),
+    "no-mean": functional(X, mean=None),
+    "no-var": functional(X, var=None),
+    "one-of-two": functional(X, var=None, training=True),
+    "size-of-mean": functional(X, mean=2),
+    "size-of-var": functional(X, var=4, training=True),
+    "size-of-weight": functional(X, weight=2),
+    "size-of-bias": functional(X, weight=3, bias=2, training=True),
+    "one-dimension": functional(X[0, 0]),
+    "one-value": functional(X[:1, :, 0], training=True),
+    "eps-0": functional(X, training=True, eps=0.0),
+    "eps-below-0": functional(X, eps=-1.0),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_of_the_function_are_those_of_torch(name):
+    arguments, keywords = ERRORS[name]
+    before = copy.deepcopy(arguments)
+    expected = called(torch.nn.functional.batch_norm, *arguments, **keywords)
+    assert isinstance(expected, tuple)
+    assert called(bncore.torch.batch_norm, *arguments, **keywords) == expected
+    for a, b in zip(arguments, before, strict=True):
+        assert a is b or torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_short_dtypes_are_not_implemented(dtype):
+    text = {torch.float16: "Half", torch.bfloat16: "BFloat16"}[dtype]
+    with pytest.raises(NotImplementedError, match=f"\"batch_norm\" not implemented for '{text}'"):
+        bncore.torch.batch_norm(X.to(dtype), None, None, training=True)
+
+
+def test_what_has_no_kernel_is_the_error_of_the_dispatcher():
+    with pytest.raises(NotImplementedError, match="Could not run 'bncore::batch_norm_train'"):
+        bncore.torch.batch_norm(X.to_sparse(), None, None, training=True)
+    y = bncore.torch.batch_norm(X.to("meta"), None, None, training=True)
+    assert y.is_meta and y.shape == X.shape
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"weight": torch.ones(C).double()}, "weight: expected scalar type Float but found Double"),
+        ({"residual": X[:2]}, r"residual: expected Float of size \(4, 3, 5\), but found Float"),
+        ({"residual": X.double()}, "residual: expected Float .* but found Double"),
+        ({"weight": torch.ones(C, device="meta")}, "found at least two devices, cpu and meta"),
+    ],
+)
+def test_errors_of_its_own(keywords, message):
+    with pytest.raises(RuntimeError, match=message):
+        bncore.torch.batch_norm(X, None, None, training=True, **keywords)
+
+
+@pytest.mark.parametrize(("theirs", "own", "shape"), PAIRS, ids=BY_NAME)
+def test_a_wrong_dimension_is_refused_as_torch_does(theirs, own, shape):
+    module = own(C)
+    before = copy.deepcopy(module.state_dict())
+    for size in [(4,), (2,) * 6, shape[:-1] if len(shape) > 3 else (1, 1, 1, 1)]:
+        expected = called(theirs(C), torch.ones(size))
+        assert called(module, torch.ones(size)) == expected
+        assert expected[0] is ValueError
+    assert called(module, X.double()[..., *[None] * (len(shape) - 3)])[0] is RuntimeError
+    torch.testing.assert_close(module.state_dict(), before, rtol=0, atol=0)
+
+
+# State
+
+
+@pytest.mark.parametrize(("theirs", "own", "shape"), PAIRS, ids=BY_NAME)
+def test_it_is_one_of_torch(theirs, own, shape):
+    assert issubclass(own, theirs)
+    for keywords in ({}, {"affine": False}, {"track_running_stats": False}, {"bias": False}):
+        ours, other = own(C, **keywords), theirs(C, **keywords)
+        assert list(ours.state_dict()) == list(other.state_dict())
+        assert repr(ours) == repr(other)
+
+
+def test_it_is_copied_pickled_and_saved():
+    module = BatchNorm2d(C)
+    module(torch.randn(2, C, 2, 2))
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    file.seek(0)
+    loaded = BatchNorm2d(C)
+    loaded.load_state_dict(torch.load(file))
+    for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), loaded):
+        assert type(other) is BatchNorm2d
+        torch.testing.assert_close(other.state_dict(), module.state_dict(), rtol=0, atol=0)
+
+
+# Fusion
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_fused_modules_are_the_separate_ones_to_the_bit(training, memory_format):
+    x, residual, dy = torch.randn(3, 4, C, 6, 6)
+    x, residual = (t.to(memory_format=memory_format).requires_grad_() for t in (x, residual))
+    plain, relu, add = BatchNorm2d(C), BatchNormReLU(C), BatchNormAddReLU(C)
+    for module in (plain, relu, add):
+        module.train(training)
+    for got, expected in (
+        (relu(x), torch.relu(plain(x))),
+        (add(x, residual), torch.relu(plain(x) + residual)),
+    ):
+        assert torch.equal(got, expected)
+        assert got.is_contiguous(memory_format=memory_format)
+        leaves = [x, residual] if got.grad_fn is not None else [x]
+        pairs = zip(
+            torch.autograd.grad(got, leaves, dy, allow_unused=True),
+            torch.autograd.grad(expected, leaves, dy, allow_unused=True),
+            strict=True,
+        )
+        for a, b in pairs:
+            assert (a is None) == (b is None)
+            assert a is None or torch.equal(a, b)
+    assert relu.num_batches_tracked == add.num_batches_tracked == int(training)
+    with pytest.raises(ValueError, match="expected at least 2D input"):
+        relu(x[0, 0, 0])
+
+
+# Convert
+
+
+class Other(torch.nn.BatchNorm2d):
+    """Somebody's own module, which may compute anything."""
+
+
+def model():
+    shared = torch.nn.BatchNorm2d(C)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(2, C, 3),
+        shared,
+        torch.nn.ReLU(),
+        torch.nn.Sequential(shared, Other(C), torch.nn.Flatten(), torch.nn.BatchNorm1d(48)),
+    )
+
+
+def test_convert_and_revert():
+    net = model().eval()
+    net[1].register_forward_hook(lambda module, args, y: y * 2)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    state, parameters = net.state_dict(), list(net.parameters())
+    x = torch.randn(5, 2, 6, 6)
+    expected = net(x)
+    assert bncore.torch.convert(net) is net
+    assert [type(net[1]), type(net[3][3])] == [BatchNorm2d, BatchNorm1d]
+    assert net[3][0] is net[1] and type(net[3][1]) is Other and not net[1].training
+    torch.testing.assert_close(net(x), expected)
+    assert list(net.state_dict()) == list(state)
+    assert all(a is b for a, b in zip(net.parameters(), parameters, strict=True))
+    net.train()(x).square().sum().backward()
+    before = net[3][3].weight.detach().clone()
+    optimizer.step()
+    assert not torch.equal(net[3][3].weight, before)
+    assert bncore.torch.convert(net) is net
+    assert bncore.torch.revert(net) is net
+    assert [type(net[1]), type(net[3][3])] == [torch.nn.BatchNorm2d, torch.nn.BatchNorm1d]
+    assert net[3][0] is net[1] and net[1].num_batches_tracked == 2  # it stands there twice
+
+
+def test_convert_a_batch_norm_itself():
+    layer = torch.nn.BatchNorm3d(C)
+    converted = bncore.torch.convert(layer)
+    assert type(converted) is BatchNorm3d and converted.weight is layer.weight
+    assert type(bncore.torch.revert(converted)) is torch.nn.BatchNorm3d
+
+
+@pytest.mark.parametrize("function", [bncore.torch.convert, bncore.torch.revert])
+def test_convert_takes_modules_alone(function):
+    with pytest.raises(TypeError, match=r"model: expected a torch.nn.Module, got dict"):
+        function({})
+
+
+# The compiler
+
+
+@pytest.mark.filterwarnings("ignore")  # of PyTorch's compiler
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_compiled_gives_the_same_bits(training):
+    """Graph capture, functionalization and backward; code generation is Inductor's business."""
+
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = BatchNorm2d(C), BatchNormAddReLU(C)
+
+        def forward(self, x):
+            return self.last(self.first(x), x)
+
+    torch._dynamo.reset()
+    plain = Block().train(training)
+    traced = copy.deepcopy(plain)
+    compiled = torch.compile(traced, backend="aot_eager", fullgraph=True, dynamic=True)
+    for size in (4, 7):
+        x, dy = torch.randn(2, 3, C, size, size)
+        x = x.to(memory_format=torch.channels_last).requires_grad_()
+        results = []
+        for block in (plain, compiled):
+            block.zero_grad()
+            y = block(x)
+            leaves = [x, *block.parameters()]
+            results.append((y, *torch.autograd.grad(y, leaves, dy)))
+        for a, b in zip(*results, strict=True):
+            assert torch.equal(a, b)
+            assert a.stride() == b.stride()
+    for a, b in zip(plain.state_dict().values(), traced.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("module", ["convert", "functional", "modules", "sync"])
+def test_the_examples_run(module):
+    found = doctest.testmod(importlib.import_module(f"bncore.torch.{module}"))
+    assert found.attempted and not found.failed

@@ -1,0 +1,111 @@
+"""`SyncBatchNorm` over gloo: two and four processes against one with the whole batch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import bncore.torch
+import tolerances
+import torch_ranks
+
+pytestmark = pytest.mark.needs_torch
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@pytest.fixture(scope="module", params=[2, 4], ids="{} processes".format)
+def ranks(request, tmp_path_factory):
+    """What each process of a group found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    world = request.param
+    processes = [
+        subprocess.Popen(
+            [sys.executable, torch_ranks.__file__, str(rank), str(world), str(folder)],
+            stderr=subprocess.PIPE,
+            cwd=Path(torch_ranks.__file__).parent.parent,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert not any(process.returncode for process in processes), errors
+    return [dict(np.load(folder / f"{rank}.npz")) for rank in range(world)]
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """The same by PyTorch's own module, in one process with the whole batch."""
+    x, dy, (weight, bias) = torch_ranks.data()
+    layer = torch.nn.BatchNorm2d(
+        torch_ranks.SHAPE[1], torch_ranks.EPS, torch_ranks.MOMENTUM, dtype=torch.float64
+    )
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(weight))
+        layer.bias.copy_(torch.from_numpy(bias))
+    found = {}
+    for step in range(torch_ranks.STEPS):
+        leaf = torch.from_numpy(x[step]).requires_grad_()
+        layer.zero_grad()
+        y = layer(leaf)
+        y.backward(torch.from_numpy(dy[step]))
+        found |= {f"y{step}": y.detach().numpy(), f"dx{step}": leaf.grad.numpy()}
+        found |= {f"dweight{step}": layer.weight.grad.numpy().copy()}
+        found |= {f"dbias{step}": layer.bias.grad.numpy().copy()}
+    layer.eval()
+    found["evaluated"] = layer(torch.from_numpy(x[0])).detach().numpy()
+    return found | {name: value.numpy() for name, value in layer.state_dict().items()}
+
+
+def close(got, expected):
+    scale = max(1.0, float(np.abs(expected).max()))
+    np.testing.assert_allclose(got, expected, rtol=0, atol=tolerances.SYNCHRONIZED * scale)
+
+
+@pytest.mark.parametrize("name", ["y0", "dx0", "y1", "dx1", "evaluated"])
+def test_parts_are_those_of_the_whole(ranks, whole, name):
+    close(np.concatenate([rank[name] for rank in ranks]), whole[name])
+
+
+@pytest.mark.parametrize("name", ["dweight0", "dbias0", "dweight1", "dbias1"])
+def test_gradients_of_parameters_add_up(ranks, whole, name):
+    close(sum(rank[name] for rank in ranks), whole[name])
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_statistics_are_the_same_bits_in_every_process(ranks, whole, name):
+    close(ranks[0][name], whole[name])
+    for rank in ranks[1:]:
+        assert np.array_equal(rank[name], ranks[0][name])
+
+
+def test_one_value_in_all_is_refused_by_every_process(ranks):
+    for rank in ranks:
+        assert str(rank["one value"]).startswith("Expected more than 1 value per channel")
+        assert rank["kind"] == "SyncBatchNorm"
+
+
+def test_alone_it_is_batch_norm():
+    x = torch.randn(4, 3, 5)
+    ours, theirs = bncore.torch.SyncBatchNorm(3), torch.nn.BatchNorm1d(3)
+    torch.testing.assert_close(ours(x), theirs(x))
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+    with pytest.raises(ValueError, match=r"expected at least 2D input \(got 1D input\)"):
+        ours(x[0, 0])
+
+
+@pytest.mark.parametrize(
+    "kind", [torch.nn.BatchNorm1d, torch.nn.BatchNorm3d, torch.nn.SyncBatchNorm], ids=str
+)
+def test_there_and_back(kind):
+    model = torch.nn.Sequential(kind(3))
+    before = model[0].weight
+    assert type(bncore.torch.convert(model, sync=True)[0]) is bncore.torch.SyncBatchNorm
+    assert model[0].process_group is None
+    assert type(bncore.torch.revert(model)[0]) is kind
+    assert model[0].weight is before
