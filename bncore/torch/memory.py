@@ -57,7 +57,7 @@ def output(x: torch.Tensor) -> torch.Tensor:
     It is the allocator's, or a block of `bncore.set_buffer_pool` where there is such a pool.
     """
     if pool.current is not None:
-        pooled = pool.output(array(x), None)
+        pooled = pool.output(array(x))
         if pooled is not None and (new := torch.from_numpy(pooled)).stride() == x.stride():
             return new
     new = torch.empty_like(x)
