@@ -151,7 +151,7 @@ def test_it_may_be_changed_while_others_compute(x, of_process):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning", "ignore:.*fork:RuntimeWarning")
 def test_a_forked_child_starts_with_none(x, of_process):
     before = of_process.loops
     child = os.fork()

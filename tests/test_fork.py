@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 import time
-import warnings
 
 import numpy as np
 import pytest
@@ -16,7 +15,12 @@ import pytest
 import bncore
 from bncore import pool, threads
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork"),
+    # A fork beside threads is the point here; Python warns of it, and JAX where it was imported.
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*fork:RuntimeWarning"),
+]
 SECONDS = 60  # far more than the work takes
 
 
@@ -27,9 +31,7 @@ def work(x: np.ndarray) -> bytes:
 
 def exit_code_of_child(child) -> int:
     """Fork, run child() there, and return its exit code; kill it when it hangs."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads: the point here
-        pid = os.fork()
+    pid = os.fork()
     if pid == 0:
         try:
             os._exit(child())
@@ -132,8 +134,6 @@ def test_show_config_tells_a_child():
 def test_multiprocessing(backend, rng):
     x = rng.standard_normal((8, 16, 40, 40), dtype=np.float32)
     expected = work(x)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        with multiprocessing.get_context("fork").Pool(2) as pool:
-            results = pool.map_async(work, [x] * 4).get(timeout=SECONDS)
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        results = pool.map_async(work, [x] * 4).get(timeout=SECONDS)
     assert results == [expected] * 4
