@@ -22,10 +22,12 @@ SOURCES = {
 # What each module may import of bncore, beside the standard library and NumPy.
 FACE = {
     "bncore.scalars": set(),
-    "bncore.problem": {"bncore.scalars"},
-    "bncore.pool": {"bncore.problem", "bncore.scalars"},
+    "bncore.placement": set(),
+    "bncore.problem": {"bncore.placement", "bncore.scalars"},
+    "bncore.pool": {"bncore.placement", "bncore.scalars"},
     "bncore.statistics": {"bncore.problem", "bncore.scalars"},
     "bncore.running": {
+        "bncore.placement",
         "bncore.problem",
         "bncore.scalars",
         "bncore.statistics",
@@ -48,6 +50,7 @@ FACE = {
         "bncore.parts",
         "bncore.running",
         "bncore.statistics",
+        "bncore.placement",
         "bncore.problem",
         "bncore.scalars",
         "bncore.layer_settings",
@@ -60,6 +63,7 @@ FACE = {
 for function_module in ("bncore.api", "bncore.inference", "bncore.parts", "bncore.reductions"):
     FACE[function_module] = {
         "bncore.scalars",
+        "bncore.placement",
         "bncore.problem",
         "bncore.pool",
         "bncore.statistics",
@@ -67,14 +71,14 @@ for function_module in ("bncore.api", "bncore.inference", "bncore.parts", "bncor
         "bncore.threads",
     }
 
-FACE["bncore.samples"] = {"bncore.scalars", "bncore.problem"}
+FACE["bncore.samples"] = {"bncore.scalars", "bncore.placement", "bncore.problem"}
 FACE["bncore.fold"] = {"bncore.scalars", "bncore.problem"}
 # Kernels on other groupings.
 for grouping in ("bncore.groupings", "bncore.layer_norm"):
     FACE[grouping] = FACE["bncore.api"] - {"bncore.pool"} | {"bncore.samples"}
 # What is made of the functions alone, with no kernel called.
 composed = {"bncore.scalars", "bncore.problem", "bncore.statistics", "bncore.threads"}
-composed |= {"bncore.parts"}
+composed |= {"bncore.parts", "bncore.placement"}
 FACE["bncore.out_of_core"] = composed
 FACE["bncore.microbatch"] = composed
 FACE["bncore.ghost"] = composed | {"bncore.api"}
@@ -124,7 +128,7 @@ def test_conventions_need_no_other_library(module):
     assert used - {"__future__", "collections", "decimal", "typing"} == {"numpy"}
 
 
-@pytest.mark.parametrize("module", ["bncore.scalars", "bncore.problem"])
+@pytest.mark.parametrize("module", ["bncore.scalars", "bncore.placement", "bncore.problem"])
 def test_problem_imports_numpy_alone(module):
     used = {name.partition(".")[0] for name in imports(SOURCES[module])} - {"bncore"}
     assert used - {"__future__", "collections", "math", "numbers", "operator", "typing"} == {
