@@ -3,7 +3,11 @@
 The functions have the names of the package's and compute the same bits, in nopython mode, by
 calling the C library.  They differ in what they take: x and dy are C-contiguous arrays of float32
 or float64, with channels on any `axis` (1 for NCHW, -1 for NHWC memory); nothing is copied.
-Parameters and statistics are arrays of float.  `n_threads` is 1 where it is not given.
+Parameters and statistics are arrays of float32 or float64.  `n_threads` is 1 where it is not given.
+Called from Python they release its lock.
+
+`Moments` and `GradSums` are tuples here: ``bncore.Moments(*moments)`` is what merges and pickles,
+``bn.Moments(m.count, m.mean, m.m2)`` the way back.
 
 Examples
 --------
@@ -23,7 +27,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from bncore.backends.numba_calls import call, channels_of, checked, doubles, same_as
+from bncore.numba_calls import as_parameter, call, checked, doubles, same_as, sizes_of
+
+# A call from Python lets other threads of Python run meanwhile.
+compiled = njit(nogil=True)
 
 
 class Moments(NamedTuple):
@@ -42,36 +49,35 @@ class GradSums(NamedTuple):
     sum_dy_xhat: Any
 
 
-@njit
+@compiled
 def _var(moments):
     return moments.m2 / max(moments.count, 1)
 
 
-@njit
-def _counted(x, moments, channels):
+@compiled
+def _counted(moments, channels, count):
     """Refuse moments of another x."""
     doubles(moments.mean, channels, "moments: expected one mean per channel of x")
     doubles(moments.m2, channels, "moments: expected one m2 per channel of x")
-    if moments.count * channels != x.size:
+    if moments.count != count:
         raise ValueError("moments: expected the count of x's values per channel, got another one")
 
 
-@njit
+@compiled
 def moments(x, axis=1, n_threads=1):
     """Take the `Moments` of every channel; see `bncore.moments`."""
-    channels = channels_of(x, axis)
+    channels, count = sizes_of(x, axis)
     mean, m2 = np.zeros(channels), np.zeros(channels)
     checked(call("bncore_moments", x, axis, 0.0, n_threads, (mean, m2, x)))
-    return Moments(x.size // max(channels, 1), mean, m2)
+    return Moments(count, mean, m2)
 
 
-@njit
+@compiled
 def batch_norm_train(x, weight=None, bias=None, axis=1, eps=1e-5, n_threads=1):
     """Return y and `Moments`; see `bncore.batch_norm_train`."""
-    channels = channels_of(x, axis)
+    channels, count = sizes_of(x, axis)
     gamma = doubles(weight, channels, "weight: expected one value per channel of x")
     beta = doubles(bias, channels, "bias: expected one value per channel of x")
-    count = x.size // max(channels, 1)
     if count == 1:
         raise ValueError("x: expected more than one value per channel in training, got 1")
     y, mean, m2 = np.empty_like(x), np.zeros(channels), np.zeros(channels)
@@ -79,32 +85,24 @@ def batch_norm_train(x, weight=None, bias=None, axis=1, eps=1e-5, n_threads=1):
     return y, Moments(count, mean, m2)
 
 
-@njit
+@compiled
 def batch_norm_train_backward(dy, x, moments, weight=None, axis=1, eps=1e-5, n_threads=1):
     """Return dx, dweight and dbias; see `bncore.batch_norm_train_backward`."""
-    channels = channels_of(x, axis)
+    channels, count = sizes_of(x, axis)
     same_as(dy, x)
-    _counted(x, moments, channels)
+    _counted(moments, channels, count)
     gamma = doubles(weight, channels, "weight: expected one value per channel of x")
     dx, sum_dy, sum_dy_xhat = np.empty_like(x), np.zeros(channels), np.zeros(channels)
     var = _var(moments)
     arrays = (dx, sum_dy, sum_dy_xhat, dy, x, moments.mean, var, gamma)
     checked(call("bncore_train_backward", x, axis, eps, n_threads, arrays))
-    return dx, _as_parameter(sum_dy_xhat, weight, x), _as_parameter(sum_dy, weight, x)
+    return dx, as_parameter(sum_dy_xhat, weight, x), as_parameter(sum_dy, weight, x)
 
 
-@njit
-def _as_parameter(gradient, weight, x):
-    """In weight's dtype, or in x's where there is none."""
-    if weight is None:
-        return gradient.astype(x.dtype)
-    return gradient.astype(weight.dtype)
-
-
-@njit
+@compiled
 def batch_norm_infer(x, mean, var, weight=None, bias=None, axis=1, eps=1e-5, n_threads=1):
     """Return y by given statistics; see `bncore.batch_norm_infer`."""
-    channels = channels_of(x, axis)
+    channels, _ = sizes_of(x, axis)
     mu = doubles(mean, channels, "mean: expected one value per channel of x")
     sigma = doubles(var, channels, "var: expected one value per channel of x")
     gamma = doubles(weight, channels, "weight: expected one value per channel of x")
@@ -114,10 +112,10 @@ def batch_norm_infer(x, mean, var, weight=None, bias=None, axis=1, eps=1e-5, n_t
     return y
 
 
-@njit
+@compiled
 def batch_norm_infer_backward(dy, x, mean, var, weight=None, axis=1, eps=1e-5, n_threads=1):
     """Return dx, dweight and dbias; see `bncore.batch_norm_infer_backward`."""
-    channels = channels_of(x, axis)
+    channels, _ = sizes_of(x, axis)
     same_as(dy, x)
     mu = doubles(mean, channels, "mean: expected one value per channel of x")
     sigma = doubles(var, channels, "var: expected one value per channel of x")
@@ -125,32 +123,32 @@ def batch_norm_infer_backward(dy, x, mean, var, weight=None, axis=1, eps=1e-5, n
     dx, sum_dy, sum_dy_xhat = np.empty_like(x), np.zeros(channels), np.zeros(channels)
     arrays = (dx, sum_dy, sum_dy_xhat, dy, x, mu, sigma, gamma)
     checked(call("bncore_infer_backward", x, axis, eps, n_threads, arrays))
-    return dx, _as_parameter(sum_dy_xhat, weight, x), _as_parameter(sum_dy, weight, x)
+    return dx, as_parameter(sum_dy_xhat, weight, x), as_parameter(sum_dy, weight, x)
 
 
-@njit
+@compiled
 def normalize(x, moments, weight=None, bias=None, axis=1, eps=1e-5, n_threads=1):
     """Return y by `Moments`, which may be merged ones; see `bncore.normalize`."""
     return batch_norm_infer(x, moments.mean, _var(moments), weight, bias, axis, eps, n_threads)
 
 
-@njit
+@compiled
 def grad_sums(dy, x, moments, axis=1, eps=1e-5, n_threads=1):
     """Return `GradSums`; see `bncore.grad_sums`."""
-    channels = channels_of(x, axis)
+    channels, count = sizes_of(x, axis)
     same_as(dy, x)
     mu = doubles(moments.mean, channels, "moments: expected one mean per channel of x")
     sigma = doubles(_var(moments), channels, "moments: expected one m2 per channel of x")
     sum_dy, sum_dy_xhat = np.zeros(channels), np.zeros(channels)
     arrays = (sum_dy, sum_dy_xhat, dy, x, mu, sigma)
     checked(call("bncore_grad_sums", x, axis, eps, n_threads, arrays))
-    return GradSums(x.size // max(channels, 1), sum_dy, sum_dy_xhat)
+    return GradSums(count, sum_dy, sum_dy_xhat)
 
 
-@njit
+@compiled
 def grad_input(dy, x, moments, sums, weight=None, axis=1, eps=1e-5, n_threads=1):
     """Return dx by `Moments` and `GradSums`, which may be merged ones; see `bncore.grad_input`."""
-    channels = channels_of(x, axis)
+    channels, _ = sizes_of(x, axis)
     same_as(dy, x)
     mu = doubles(moments.mean, channels, "moments: expected one mean per channel of x")
     sigma = doubles(_var(moments), channels, "moments: expected one m2 per channel of x")

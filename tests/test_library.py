@@ -37,7 +37,8 @@ CMAKE = shutil.which("cmake", path=PATH)
 EXAMPLES = ROOT / "docs" / "examples"
 HEADER = (ROOT / "src_c" / "bncore.h").read_text()
 API = set(re.findall(r"^BNCORE_API .*?(bncore_\w+)\(", HEADER, re.MULTILINE))
-STRICT = ("-Wall", "-Wextra", "-Wpedantic", "-Werror")
+STRICT = ("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror")
+(ABI,) = re.findall(r"#define BNCORE_ABI_VERSION (\d+)", HEADER)
 
 
 def run(*command: object, **variables: str) -> str:
@@ -75,7 +76,7 @@ def wheel(tmp_path_factory) -> Wheel:
         shutil.copytree(ROOT / name, source / name, ignore=unwanted)
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    compiler = executable(folder / "cc", f'exec {COMPILER} "$@" -O0 -g0')
+    compiler = executable(folder / "cc", f'exec {COMPILER} "$@" -O0')
     code = f"from setuptools import build_meta as b; b.build_wheel({str(folder)!r})"
     subprocess.run(
         [sys.executable, "-c", code],
@@ -91,7 +92,7 @@ def wheel(tmp_path_factory) -> Wheel:
 
 @pytest.fixture(scope="module")
 def prefix(tmp_path_factory) -> Path:
-    """What CMake installs."""
+    """What CMake installs, at another place: nothing in it may know the first one."""
     if CMAKE is None:
         pytest.skip("cmake is not installed")
     folder = tmp_path_factory.mktemp("cmake")
@@ -106,7 +107,7 @@ def prefix(tmp_path_factory) -> Path:
     )  # fmt: skip
     run(CMAKE, "--build", folder / "build", "--parallel", os.cpu_count() or 1)
     run(CMAKE, "--install", folder / "build")
-    return folder / "prefix"
+    return (folder / "prefix").rename(folder / "moved")
 
 
 def exported(library: Path, *options: str) -> set[str]:
@@ -121,39 +122,93 @@ def installed_python(wheel: Wheel, name: str) -> Path:
 
 # ---- what is exported
 
+# The extension, and the two libraries of either origin.
+KINDS = ("SHARED", "STATIC")
+SHARED = ["extension", "wheel", "prefix"]
+
+
+@pytest.fixture
+def place(request) -> Path:
+    """The directory that has include and lib below it."""
+    found = request.getfixturevalue(request.param)
+    return found.site / "bncore" if request.param == "wheel" else found
+
+
+@pytest.fixture
+def shared(request) -> Path:
+    """A shared object that holds the library."""
+    if request.param == "extension":
+        wheel = request.getfixturevalue("wheel")
+        (found,) = (wheel.site / "bncore" / "backends").glob("native*.so")
+        return found
+    found = request.getfixturevalue(request.param)
+    lib = (found.site / "bncore" if request.param == "wheel" else found) / "lib"
+    return lib / f"libbncore.so.{ABI}"
+
+
+both_places = pytest.mark.parametrize("place", ["wheel", "prefix"], indirect=True)
+all_shared = pytest.mark.parametrize("shared", SHARED, indirect=True)
+
 
 @needs["nm"]
-def test_the_wheels_libraries_export_the_interface_alone(wheel):
-    module = installed_python(wheel, "backends/native*.so")
-    assert exported(module, "-D") == API | {"PyInit_native"}
-    assert exported(installed_python(wheel, "lib/libbncore.so.*"), "-D") == API
-    names = exported(installed_python(wheel, "lib/libbncore.a"))
+@all_shared
+def test_the_interface_alone_is_exported(request, shared):
+    own = {"PyInit_native"} if "native" in shared.name else set()
+    assert exported(shared, "-D") == API | own
+
+
+@needs["nm"]
+@both_places
+def test_the_archive_has_no_name_of_another_kind(place):
+    """Its files need each other's functions, so that these are global there, yet hidden."""
+    names = exported(place / "lib" / "libbncore.a")
     assert names > API
     assert all(name.startswith("bncore_") for name in names), names
 
 
 @needs["readelf"]
-@pytest.mark.parametrize("name", ["backends/native*.so", "lib/libbncore.so.*"])
-def test_the_wheels_libraries_call_their_own_functions(wheel, name):
+@both_places
+def test_a_host_can_keep_the_archives_functions_to_itself(place, tmp_path):
+    """By an option of the linker; without it a host's library exports the interface as its own."""
+    (tmp_path / "host.c").write_text(
+        '#include "bncore.h"\nint host(void);\n'
+        "int host(void) { return bncore_abi_version() + (int)bncore_train(0, 0, 0, 0, 0, 0, 0); }\n"
+    )
+    command = ["cc", "-shared", "-fPIC", f"-I{place / 'include'}", tmp_path / "host.c"]
+    archive = [place / "lib" / "libbncore.a", "-fopenmp", "-pthread", "-lm"]
+    for options in ([], ["-Wl,--exclude-libs,libbncore.a"]):
+        run(*command, *archive, *options, "-o", tmp_path / "host.so")
+        names = exported(tmp_path / "host.so", "-D")
+        assert "host" in names and ("bncore_train" in names) == (not options)
+        assert not options or not names & API
+
+
+@needs["readelf"]
+@all_shared
+def test_the_libraries_call_their_own_functions(shared):
     """Whatever library a host has loaded before: no call of bncore_* is left to the linker."""
-    relocations = run("readelf", "--relocs", "--wide", installed_python(wheel, name))
+    relocations = run("readelf", "--relocs", "--wide", shared)
     assert re.search(r"JUMP_SLO.* malloc", relocations)
     assert not re.search(r"JUMP_SLO.* bncore_", relocations)
 
 
-@needs["nm"]
-def test_cmakes_libraries_export_the_interface_alone(prefix):
-    assert exported(prefix / "lib" / "libbncore.so", "-D") == API
-    names = exported(prefix / "lib" / "libbncore.a")
-    assert names > API
-    assert all(name.startswith("bncore_") for name in names), names
+@needs["readelf"]
+@both_places
+def test_the_shared_library_is_named_after_the_abi(place):
+    shared = place / "lib" / f"libbncore.so.{ABI}"
+    assert f"SONAME) Library soname: [{shared.name}]" in re.sub(
+        r"\s+", " ", run("readelf", "--dynamic", shared)
+    ).replace("(SONAME", "SONAME")
+    if shared.is_symlink():  # CMake's; a wheel holds no links
+        assert shared.resolve().name == f"libbncore.so.{bncore.__version__}"
+        assert (place / "lib" / "libbncore.so").resolve() == shared.resolve()
 
 
-def test_the_shared_library_is_named_after_the_abi(prefix):
-    (abi,) = re.findall(r"#define BNCORE_ABI_VERSION (\d+)", HEADER)
-    assert (prefix / "lib" / f"libbncore.so.{abi}").resolve().name == (
-        f"libbncore.so.{bncore.__version__}"
-    )
+@needs["readelf"]
+def test_the_wheel_holds_no_debug_information(wheel):
+    """As setup.py builds it: the fixture's compiler is asked for none by no other flag."""
+    archive = wheel.site / "bncore" / "lib" / "libbncore.a"
+    assert ".debug_info" not in run("readelf", "--sections", "--wide", archive)
 
 
 def test_cmake_compiles_as_setup_does():
@@ -198,14 +253,11 @@ def test_a_c_plus_plus_host_brings_its_executor(wheel, tmp_path):
 
 
 @needs["pkg-config"]
-@pytest.mark.parametrize("where", ["wheel", "prefix"])
-def test_pkg_config_knows_it(request, tmp_path, where):
-    place = request.getfixturevalue(where)
-    lib = place.site / "bncore" / "lib" if where == "wheel" else place / "lib"
-
+@both_places
+def test_pkg_config_knows_it(place, tmp_path):
     def ask(*options: str) -> list[str]:
-        found = run("pkg-config", *options, "bncore", PKG_CONFIG_PATH=str(lib / "pkgconfig"))
-        return shlex.split(found)
+        found = place / "lib" / "pkgconfig"
+        return shlex.split(run("pkg-config", *options, "bncore", PKG_CONFIG_PATH=str(found)))
 
     flags = ask("--cflags", "--libs")
     assert build_and_run(tmp_path, ROOT / "docs" / "embed_example.c", *flags) == expected()
@@ -213,14 +265,74 @@ def test_pkg_config_knows_it(request, tmp_path, where):
     assert ask("--modversion") == [bncore.__version__]
 
 
+@pytest.fixture
+def cmake_prefix(request) -> str:
+    """What a user gives as CMAKE_PREFIX_PATH."""
+    if CMAKE is None:
+        pytest.skip("cmake is not installed")
+    if request.param == "prefix":
+        return str(request.getfixturevalue("prefix"))
+    (prefix,) = request.getfixturevalue("wheel").config("--prefix")
+    return prefix
+
+
+both_prefixes = pytest.mark.parametrize("cmake_prefix", ["wheel", "prefix"], indirect=True)
+
+
 @needs["c++"]
-def test_a_cmake_project_finds_it(prefix, tmp_path):
+@both_prefixes
+def test_a_cmake_project_finds_it(cmake_prefix, tmp_path):
     build = tmp_path / "build"
-    run(CMAKE, "-S", EXAMPLES / "cmake", "-B", build, f"-DCMAKE_PREFIX_PATH={prefix}")
-    run(CMAKE, "--build", build)
+    run(CMAKE, "-S", EXAMPLES / "cmake", "-B", build, f"-DCMAKE_PREFIX_PATH={cmake_prefix}")
+    run(CMAKE, "--build", build, "--parallel", os.cpu_count() or 1)
     for program in ("embed_shared", "embed_static"):
         assert run(build / program) == expected()
     assert "same bits: yes" in run(build / "executor")
+    if shutil.which("readelf"):
+        needed = f"Shared library: [libbncore.so.{ABI}]"
+        assert needed in run("readelf", "--dynamic", build / "embed_shared")
+        assert needed not in run("readelf", "--dynamic", build / "embed_static")
+
+
+@both_prefixes
+def test_cmake_takes_a_version_of_the_same_series_alone(cmake_prefix, tmp_path):
+    """With CMake's own rule SameMinorVersion, which the wheel's file repeats."""
+    lines = ["cmake_minimum_required(VERSION 3.18)", "project(versions LANGUAGES NONE)"]
+    asked_for = ("", "0.0", "0.1", "0.1.0", "0.1.0 EXACT", "0.1.1", "0.2", "1.1", "0.1.1 EXACT")
+    for version in asked_for:
+        lines.append(f"find_package(bncore {version} QUIET CONFIG)")
+        lines.append(f'message(STATUS "[{version}] ${{bncore_FOUND}} ${{bncore_VERSION}}")')
+        lines.append("unset(bncore_DIR CACHE)")
+    (tmp_path / "CMakeLists.txt").write_text("\n".join(lines))
+    said = run(CMAKE, "-S", tmp_path, "-B", tmp_path / "b", f"-DCMAKE_PREFIX_PATH={cmake_prefix}")
+    found = dict(re.findall(r"-- \[(.*?)\] (\d)", said))
+    assert bncore.__version__ == "0.1.0", "the versions above are chosen around this one"
+    accepted = {"", "0.1", "0.1.0", "0.1.0 EXACT"}
+    assert found == {version: "1" if version in accepted else "0" for version in asked_for}
+
+
+def test_cmake_refuses_to_build_nothing(tmp_path):
+    if CMAKE is None:
+        pytest.skip("cmake is not installed")
+    done = subprocess.run(
+        [CMAKE, "-S", ROOT / "src_c", "-B", tmp_path, *(f"-DBNCORE_{k}=OFF" for k in KINDS)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "expected at least one ON, got both OFF" in done.stderr
+
+
+@pytest.mark.parametrize("source", ["kernels.c", "cut.c"])
+def test_fast_math_is_refused(source):
+    command = [COMPILER, "-std=c11", "-ffast-math", "-DBNCORE_ISA_NAME=baseline", "-fsyntax-only"]
+    done = subprocess.run(
+        [*command, ROOT / "src_c" / source], capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert "compile it without -ffast-math" in done.stderr
 
 
 # ---- Python's view of it
@@ -232,6 +344,7 @@ def test_the_package_says_where_it_is(wheel):
     assert (include / "bncore.h").read_text() == HEADER
     assert include.parent == lib.parent == wheel.site / "bncore"
     assert wheel.config("--version") == [bncore.__version__]
+    assert wheel.config("--prefix") == [str(wheel.site / "bncore")]
 
 
 def test_a_package_without_it_says_so(monkeypatch, tmp_path):
@@ -246,7 +359,7 @@ def test_a_package_without_it_says_so(monkeypatch, tmp_path):
 
 def test_an_unknown_option_is_refused():
     with pytest.raises(
-        ValueError, match="expected --cflags, --libs, --static, --version, got '-l'"
+        ValueError, match="expected --cflags, --libs, --static, --prefix, --version, got '-l'"
     ):
         bncore.embedding.compiler_flags(["-l"])
 
