@@ -51,6 +51,8 @@ def plain_array(name: str, value: object) -> npt.NDArray[Any]:
         raise TypeError(f"{name}: expected an array without a mask, got a MaskedArray in a list")
     try:
         if hasattr(type(value), "__dlpack__") and not isinstance(value, np.ndarray):
+            if getattr(value, "is_neg", bool)():  # PyTorch gives such a view's memory as it is
+                raise TypeError("a view that negates, use tensor.resolve_neg()")
             return np.from_dlpack(value)  # type: ignore[arg-type]  # no copy
         return np.asarray(value)
     except (TypeError, ValueError, RuntimeError, BufferError) as error:
