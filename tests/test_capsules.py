@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import threading
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 import bncore
 from test_fork import exit_code_of_child
+from test_habits import ROOT
 from variants import FOUND
 
 pytestmark = pytest.mark.skipif(
@@ -25,10 +27,18 @@ def function(name, result, *arguments):
     return ctypes.CFUNCTYPE(result, *arguments)(bncore.get_address(name))
 
 
-def test_scipy_takes_a_capsule():
-    scipy = pytest.importorskip("scipy", reason="SciPy is not installed")
-    capsule = bncore.get_capsules()["bncore_scratch_size"]
-    assert "bncore_problem const *" in scipy.LowLevelCallable(capsule).signature
+def test_the_example_of_the_documentation_runs():
+    pytest.importorskip("scipy", reason="SciPy is not installed")
+    page = (ROOT / "docs" / "embedding.md").read_text()
+    code, _ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert "LowLevelCallable" in code
+    exec(compile(code, "embedding.md", "exec"), {})
+
+
+def test_every_function_of_the_header_has_a_capsule():
+    header = (ROOT / "src_c" / "bncore.h").read_text()
+    names = re.findall(r"^BNCORE_API .*?(bncore_\w+)\(", header, re.MULTILINE)
+    assert set(names) == set(bncore.get_capsules())
 
 
 def test_ctypes_calls_an_address():

@@ -53,8 +53,8 @@ def of_torch(array):
 
 def of_jax(array):
     jax = pytest.importorskip("jax", reason="JAX is not installed (make bench-peers does)")
-    jax.config.update("jax_enable_x64", True)
-    return jax.numpy.asarray(array)
+    with jax.enable_x64(True):  # for this array, not for other tests
+        return jax.numpy.asarray(array)
 
 
 MAKERS = [

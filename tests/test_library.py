@@ -37,6 +37,15 @@ CMAKE = shutil.which("cmake", path=PATH)
 EXAMPLES = ROOT / "docs" / "examples"
 HEADER = (ROOT / "src_c" / "bncore.h").read_text()
 API = set(re.findall(r"^BNCORE_API .*?(bncore_\w+)\(", HEADER, re.MULTILINE))
+PAGE = (ROOT / "docs" / "embedding.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    """The page's blocks in a language, in its order."""
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+
+
+BY_CONFIG, BY_PKG_CONFIG, OF_PACKAGE, INSTALL, OF_PREFIX, CYTHON = blocks("bash")
 STRICT = ("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror")
 (ABI,) = re.findall(r"#define BNCORE_ABI_VERSION (\d+)", HEADER)
 
@@ -45,6 +54,21 @@ def run(*command: object, **variables: str) -> str:
     done = subprocess.run(
         [str(part) for part in command],
         env=ENVIRONMENT | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def follow(commands: str, folder: Path, **variables: str) -> str:
+    """Run commands of the page in a directory that is the user's home, too."""
+    places = {"SOURCE": str(ROOT), "HOME": str(folder), "PATH": PATH}
+    done = subprocess.run(
+        ["sh", "-e", "-c", commands],
+        cwd=folder,
+        env=ENVIRONMENT | places | variables,
         capture_output=True,
         text=True,
         check=False,
@@ -62,6 +86,12 @@ class Wheel(NamedTuple):
 
     def config(self, *options: str) -> list[str]:
         return shlex.split(self.python("-m", "bncore", "config", *options))
+
+    def follow(self, commands: str, folder: Path, **variables: str) -> str:
+        """Run commands of the page where `python` is one that has the wheel."""
+        executable(folder / "bin" / "python", f'exec {sys.executable} "$@"')
+        path = os.pathsep.join([str(folder / "bin"), PATH])
+        return follow(commands, folder, PATH=path, PYTHONPATH=str(self.site), **variables)
 
 
 @pytest.fixture(scope="module")
@@ -96,18 +126,9 @@ def prefix(tmp_path_factory) -> Path:
     if CMAKE is None:
         pytest.skip("cmake is not installed")
     folder = tmp_path_factory.mktemp("cmake")
-    options = (
-        "-DCMAKE_BUILD_TYPE=Debug",
-        "-DCMAKE_C_FLAGS_DEBUG=-O0",
-        "-DCMAKE_INSTALL_LIBDIR=lib",
-    )
-    run(
-        CMAKE, "-S", ROOT / "src_c", "-B", folder / "build",
-        f"-DCMAKE_INSTALL_PREFIX={folder / 'prefix'}", *options,
-    )  # fmt: skip
-    run(CMAKE, "--build", folder / "build", "--parallel", os.cpu_count() or 1)
-    run(CMAKE, "--install", folder / "build")
-    return (folder / "prefix").rename(folder / "moved")
+    hurry = "-DCMAKE_BUILD_TYPE=Debug -DCMAKE_C_FLAGS_DEBUG=-O0 -DCMAKE_INSTALL_LIBDIR=lib"
+    follow(INSTALL.replace("cmake -S", f"cmake {hurry} -S"), folder)
+    return (folder / "bncore").rename(folder / "moved")
 
 
 def exported(library: Path, *options: str) -> set[str]:
@@ -229,6 +250,16 @@ def test_cmake_compiles_as_setup_does():
 # ---- C and C++
 
 
+def test_the_page_shows_what_is_built():
+    for language, file in (
+        ("c", "embed_example.c"),
+        ("cmake", "examples/cmake/CMakeLists.txt"),
+        ("cpp", "examples/executor.cpp"),
+    ):
+        (shown,) = blocks(language)
+        assert shown in (ROOT / "docs" / file).read_text(), file
+
+
 def build_and_run(folder: Path, source: Path, *flags: str, compiler: str = "cc") -> str:
     standard = "-std=c++17" if compiler == "c++" else "-std=c11"
     program = folder / "program"
@@ -237,12 +268,12 @@ def build_and_run(folder: Path, source: Path, *flags: str, compiler: str = "cc")
 
 
 @needs["nm"]
-@pytest.mark.parametrize("kind", [[], ["--static"]], ids=["shared", "static"])
-def test_a_c_program_links_to_the_wheel(wheel, tmp_path, kind):
-    flags = wheel.config("--cflags", "--libs", *kind)
-    assert build_and_run(tmp_path, ROOT / "docs" / "embed_example.c", *flags) == expected()
-    taken = "bncore_train" in run("nm", "--dynamic", "--undefined-only", tmp_path / "program")
-    assert taken == (kind == [])
+def test_a_c_program_links_to_the_wheel(wheel, tmp_path):
+    strict = BY_CONFIG.replace("-std=c11", shlex.join(["-std=c11", *STRICT]))
+    assert wheel.follow(strict, tmp_path) == 2 * expected()
+    for name, needs_library in (("embed_shared", True), ("embed_static", False)):
+        undefined = run("nm", "--dynamic", "--undefined-only", tmp_path / name)
+        assert ("bncore_train" in undefined) == needs_library
 
 
 @needs["c++"]
@@ -253,8 +284,13 @@ def test_a_c_plus_plus_host_brings_its_executor(wheel, tmp_path):
 
 
 @needs["pkg-config"]
+def test_pkg_config_knows_the_wheel(wheel, tmp_path):
+    assert wheel.follow(BY_PKG_CONFIG, tmp_path) == expected()
+
+
+@needs["pkg-config"]
 @both_places
-def test_pkg_config_knows_it(place, tmp_path):
+def test_pkg_config_says_what_each_library_needs(place, tmp_path):
     def ask(*options: str) -> list[str]:
         found = place / "lib" / "pkgconfig"
         return shlex.split(run("pkg-config", *options, "bncore", PKG_CONFIG_PATH=str(found)))
@@ -280,18 +316,41 @@ both_prefixes = pytest.mark.parametrize("cmake_prefix", ["wheel", "prefix"], ind
 
 
 @needs["c++"]
-@both_prefixes
-def test_a_cmake_project_finds_it(cmake_prefix, tmp_path):
-    build = tmp_path / "build"
-    run(CMAKE, "-S", EXAMPLES / "cmake", "-B", build, f"-DCMAKE_PREFIX_PATH={cmake_prefix}")
-    run(CMAKE, "--build", build, "--parallel", os.cpu_count() or 1)
-    for program in ("embed_shared", "embed_static"):
-        assert run(build / program) == expected()
-    assert "same bits: yes" in run(build / "executor")
-    if shutil.which("readelf"):
-        needed = f"Shared library: [libbncore.so.{ABI}]"
-        assert needed in run("readelf", "--dynamic", build / "embed_shared")
-        assert needed not in run("readelf", "--dynamic", build / "embed_static")
+@needs["readelf"]
+@pytest.mark.parametrize("where", ["wheel", "prefix"])
+def test_a_cmake_project_finds_it(request, tmp_path, where):
+    if CMAKE is None:
+        pytest.skip("cmake is not installed")
+    if where == "wheel":
+        printed = request.getfixturevalue("wheel").follow(OF_PACKAGE, tmp_path)
+    else:
+        (tmp_path / "bncore").symlink_to(request.getfixturevalue("prefix"))
+        printed = follow(OF_PREFIX, tmp_path)
+    assert printed.count(expected()) == 2 and printed.endswith("same bits: yes\n")
+    (build,) = tmp_path.glob("of-p*")
+    needed = f"Shared library: [libbncore.so.{ABI}]"
+    assert needed in run("readelf", "--dynamic", build / "embed_shared")
+    assert needed not in run("readelf", "--dynamic", build / "embed_static")
+
+
+def test_a_cmake_project_may_contain_it(tmp_path):
+    """The targets have the same names there, and the project around sets what it likes."""
+    if CMAKE is None:
+        pytest.skip("cmake is not installed")
+    lines = [
+        "cmake_minimum_required(VERSION 3.18)",
+        "project(around LANGUAGES C)",
+        "set(OpenMP_C_FOUND TRUE)\nset(OpenMP_C_FLAGS -fopenmp)",  # of the project around
+        f'add_subdirectory("{ROOT / "src_c"}" bncore)',
+        "foreach(target bncore::bncore bncore::bncore_static)",
+        "  get_target_property(libraries ${target} LINK_LIBRARIES)",
+        '  message(STATUS "${target}: ${libraries}")',
+        "endforeach()",
+    ]
+    (tmp_path / "CMakeLists.txt").write_text("\n".join(lines))
+    said = run(CMAKE, "-S", tmp_path, "-B", tmp_path / "b", "-DBNCORE_OPENMP=OFF")
+    for target in ("bncore::bncore", "bncore::bncore_static"):
+        assert f"-- {target}: -lm;-pthread\n" in said
 
 
 @both_prefixes
@@ -369,19 +428,12 @@ def test_an_unknown_option_is_refused():
 
 @needs_cython
 def test_a_cython_package_builds_against_the_wheel(wheel, tmp_path):
-    project, site = tmp_path / "project", tmp_path / "site"
-    shutil.copytree(EXAMPLES / "cython", project)
-    done = subprocess.run(
-        [sys.executable, "-P", "setup.py", "-q", "build_ext", f"--build-lib={site}"],
-        cwd=project,
-        env=ENVIRONMENT | {"PYTHONPATH": str(wheel.site), "CFLAGS": "-O0"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    shutil.copytree(EXAMPLES / "cython", tmp_path / "docs" / "examples" / "cython")
+    site = tmp_path / "site"
+    commands = CYTHON.replace("pip install", f"pip install --quiet --target {site}")
+    wheel.follow(commands, tmp_path, SOURCE=str(tmp_path), CFLAGS="-O0")
     (module,) = site.glob(f"standardize*{sysconfig.get_config_var('EXT_SUFFIX')}")
-    assert not any(name.startswith("bncore_") for name in exported(module, "-D", "-u"))
+    assert "bncore_" not in run("nm", "--dynamic", "--undefined-only", module)
     code = (
         "import numpy as np, bncore, standardize\n"
         "assert 'site' in bncore.__file__\n"

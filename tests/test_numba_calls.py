@@ -219,7 +219,7 @@ def test_another_argument_of_a_wrong_type_is_named(rng, call, message):
 @needs_native
 def test_the_example_of_the_documentation_runs():
     page = (ROOT / "docs" / "embedding.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    _, code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     names: dict[str, object] = {}
     exec(compile(code, "embedding.md", "exec"), names)
     want, _ = bncore.batch_norm_train(names["x"])
