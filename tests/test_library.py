@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shlex
@@ -16,7 +15,7 @@ from typing import NamedTuple
 import pytest
 
 import bncore
-from test_build import COMPILER, ENVIRONMENT, executable
+from test_build import COMPILER, ENVIRONMENT, builds, executable
 from test_embedding import expected, setup_constant
 from test_habits import ROOT
 
@@ -28,9 +27,6 @@ needs = {
     name: pytest.mark.skipif(shutil.which(name) is None, reason=f"{name} is not installed")
     for name in ("c++", "nm", "pkg-config", "readelf")
 }
-needs_cython = pytest.mark.skipif(
-    importlib.util.find_spec("Cython") is None, reason="Cython is not installed"
-)
 # Also where the interpreter's environment is not the active one.
 PATH = os.pathsep.join([os.environ.get("PATH", ""), sysconfig.get_path("scripts")])
 CMAKE = shutil.which("cmake", path=PATH)
@@ -97,8 +93,8 @@ class Wheel(NamedTuple):
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Wheel:
     """The wheel of a copy of the checkout, compiled in a hurry and installed on its own."""
-    if importlib.util.find_spec("Cython") is None:
-        pytest.skip("Cython is not installed")
+    if not builds():
+        pytest.skip("setuptools or Cython is not installed, or too old to build the package")
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     unwanted = shutil.ignore_patterns("*.so*", "*.a", "__pycache__", "native.c", "include", "lib")
@@ -426,7 +422,6 @@ def test_an_unknown_option_is_refused():
 # ---- Cython
 
 
-@needs_cython
 def test_a_cython_package_builds_against_the_wheel(wheel, tmp_path):
     shutil.copytree(EXAMPLES / "cython", tmp_path / "docs" / "examples" / "cython")
     site = tmp_path / "site"
