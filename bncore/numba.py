@@ -6,7 +6,7 @@ or float64, with channels on any `axis` (1 for NCHW, -1 for NHWC memory); nothin
 Parameters and statistics are arrays of float32 or float64.  `n_threads` is 1 where it is not given.
 Called from Python they release its lock.
 
-`Moments` and `GradSums` are tuples here: ``bncore.Moments(*moments)`` is what merges and pickles,
+`Moments` and `GradSums` are tuples here: ``bncore.Moments(*moments)`` is what merges,
 ``bn.Moments(m.count, m.mean, m.m2)`` the way back.
 
 Examples
@@ -42,9 +42,8 @@ class Moments(NamedTuple):
 
 
 class GradSums(NamedTuple):
-    """Per channel the sums of dy and of dy * xhat, over `count` values."""
+    """Per channel the sums of dy and of dy * xhat."""
 
-    count: int  # type: ignore[assignment]  # a tuple has a method of this name
     sum_dy: Any
     sum_dy_xhat: Any
 
@@ -135,14 +134,14 @@ def normalize(x, moments, weight=None, bias=None, axis=1, eps=1e-5, n_threads=1)
 @compiled
 def grad_sums(dy, x, moments, axis=1, eps=1e-5, n_threads=1):
     """Return `GradSums`; see `bncore.grad_sums`."""
-    channels, count = sizes_of(x, axis)
+    channels, _ = sizes_of(x, axis)
     same_as(dy, x)
     mu = doubles(moments.mean, channels, "moments: expected one mean per channel of x")
     sigma = doubles(_var(moments), channels, "moments: expected one m2 per channel of x")
     sum_dy, sum_dy_xhat = np.zeros(channels), np.zeros(channels)
     arrays = (sum_dy, sum_dy_xhat, dy, x, mu, sigma)
     checked(call("bncore_grad_sums", x, axis, eps, n_threads, arrays))
-    return GradSums(count, sum_dy, sum_dy_xhat)
+    return GradSums(sum_dy, sum_dy_xhat)
 
 
 @compiled
@@ -159,6 +158,6 @@ def grad_input(dy, x, moments, sums, weight=None, axis=1, eps=1e-5, n_threads=1)
     gamma = doubles(weight, channels, "weight: expected one value per channel of x")
     dx = np.empty_like(x)
     if x.size:
-        arrays = (dx, dy, x, mu, sigma, total, weighted, float(sums.count), gamma)
+        arrays = (dx, dy, x, mu, sigma, total, weighted, float(moments.count), gamma)
         checked(call("bncore_grad_input", x, axis, eps, n_threads, arrays))
     return dx

@@ -205,7 +205,7 @@ def checked(status):
     if status == 5:
         raise ValueError("n_threads: expected 1 or more, got less")
     if status == 6:
-        raise ValueError("sums: expected a count above 0, got less")
+        raise ValueError("moments: expected a count above 0, got less")
     if status == 8:
         raise MemoryError("no memory for scratch")
     raise RuntimeError("bncore: a C function refused its arguments")

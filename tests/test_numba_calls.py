@@ -37,7 +37,7 @@ if NATIVE:
         return (
             (y, saved.mean, saved.m2, dx, dweight, dbias, inferred, *frozen),
             (moments.mean, moments.m2, again, sums.sum_dy, sums.sum_dy_xhat, whole_dx),
-            (saved.count, moments.count, sums.count),
+            (saved.count, moments.count),
         )
 
 
@@ -55,7 +55,7 @@ def by_numpy(x, dy, weight, bias, mean, var, axis):
             *(sums.sum_dy, sums.sum_dy_xhat),
             bncore.grad_input(dy, x, saved, sums, weight, **options),
         ),
-        (saved.count,) * 3,
+        (saved.count,) * 2,
     )
 
 
@@ -110,6 +110,21 @@ def test_read_only_arrays_and_moments_of_the_package_are_taken(rng):
 
 
 @needs_native
+def test_pieces_are_merged_as_those_of_the_package(rng):
+    """The count is that of the moments: of all pieces."""
+    x, dy, weight, *_ = case(rng, (6, 7, 3, 11), np.float32, 1, np.float32)
+    pieces = [(x[:2], dy[:2]), (x[2:], dy[2:])]
+    merged = bncore.merged_moments(bncore.Moments(*bn.moments(part)) for part, _ in pieces)
+    moments = bn.Moments(merged.count, merged.mean, merged.m2)
+    sums = [bncore.GradSums(*bn.grad_sums(g, part, moments)) for part, g in pieces]
+    total = sums[0] + sums[1]
+    for part, g in pieces:
+        want = bncore.grad_input(g, part, merged, total, weight)
+        got = bn.grad_input(g, part, moments, bn.GradSums(total.sum_dy, total.sum_dy_xhat), weight)
+        assert got.tobytes() == want.tobytes()
+
+
+@needs_native
 def test_a_call_from_python_lets_other_threads_run():
     functions = [f for f in vars(bn).values() if isinstance(f, type(bn.moments))]
     assert len(functions) >= 9
@@ -156,9 +171,9 @@ def test_bad_arguments_are_refused(rng):
     refused(ValueError, "^n_threads: expected 1 or more", n_threads=0)
     with pytest.raises(ValueError, match=r"^eps: expected a finite"):
         bn.batch_norm_train(x, None, None, 1, -1e-5)
-    nothing = bn.GradSums(0, np.zeros(7), np.zeros(7))
-    with pytest.raises(ValueError, match=r"^sums: expected a count"):
-        bn.grad_input(dy, x, bn.moments(x), nothing)
+    sums = bn.GradSums(np.zeros(7), np.zeros(7))
+    with pytest.raises(ValueError, match=r"^moments: expected a count above 0"):
+        bn.grad_input(dy, x, bn.Moments(0, mean, var), sums)
     others = bn.Moments(7, mean, var)
     with pytest.raises(ValueError, match=r"^moments: expected the count"):
         bn.batch_norm_train_backward(dy, x, others)
