@@ -49,17 +49,19 @@ class GradSums(NamedTuple):
 
 
 @compiled
-def _var(moments):
-    return moments.m2 / max(moments.count, 1)
+def _mean_var(moments, channels):
+    """Give mean and variance as the C functions read them, once they fit x."""
+    mean = doubles(moments.mean, channels, "moments: expected one mean per channel of x")
+    m2 = doubles(moments.m2, channels, "moments: expected one m2 per channel of x")
+    return mean, m2 / max(moments.count, 1)
 
 
 @compiled
-def _counted(moments, channels, count):
-    """Refuse moments of another x."""
-    doubles(moments.mean, channels, "moments: expected one mean per channel of x")
-    doubles(moments.m2, channels, "moments: expected one m2 per channel of x")
-    if moments.count != count:
-        raise ValueError("moments: expected the count of x's values per channel, got another one")
+def _mean_var_of_all(x, moments, channels, count):
+    """Refuse moments of a batch that x cannot be, or be a piece of."""
+    if moments.count < count and x.size:
+        raise ValueError("moments: expected the count of x's values per channel or more, got less")
+    return _mean_var(moments, channels)
 
 
 @compiled
@@ -89,11 +91,12 @@ def batch_norm_train_backward(dy, x, moments, weight=None, axis=1, eps=1e-5, n_t
     """Return dx, dweight and dbias; see `bncore.batch_norm_train_backward`."""
     channels, count = sizes_of(x, axis)
     same_as(dy, x)
-    _counted(moments, channels, count)
+    mean, var = _mean_var(moments, channels)
+    if moments.count != count:
+        raise ValueError("moments: expected the count of x's values per channel, got another one")
     gamma = doubles(weight, channels, "weight: expected one value per channel of x")
     dx, sum_dy, sum_dy_xhat = np.empty_like(x), np.zeros(channels), np.zeros(channels)
-    var = _var(moments)
-    arrays = (dx, sum_dy, sum_dy_xhat, dy, x, moments.mean, var, gamma)
+    arrays = (dx, sum_dy, sum_dy_xhat, dy, x, mean, var, gamma)
     checked(call("bncore_train_backward", x, axis, eps, n_threads, arrays))
     return dx, as_parameter(sum_dy_xhat, weight, x), as_parameter(sum_dy, weight, x)
 
@@ -128,18 +131,21 @@ def batch_norm_infer_backward(dy, x, mean, var, weight=None, axis=1, eps=1e-5, n
 @compiled
 def normalize(x, moments, weight=None, bias=None, axis=1, eps=1e-5, n_threads=1):
     """Return y by `Moments`, which may be merged ones; see `bncore.normalize`."""
-    return batch_norm_infer(x, moments.mean, _var(moments), weight, bias, axis, eps, n_threads)
+    channels, _ = sizes_of(x, axis)
+    mean, var = _mean_var(moments, channels)
+    if moments.count < 1 and x.size:
+        raise ValueError("moments: expected a count above 0 for an x that is not empty, got less")
+    return batch_norm_infer(x, mean, var, weight, bias, axis, eps, n_threads)
 
 
 @compiled
 def grad_sums(dy, x, moments, axis=1, eps=1e-5, n_threads=1):
     """Return `GradSums`; see `bncore.grad_sums`."""
-    channels, _ = sizes_of(x, axis)
+    channels, count = sizes_of(x, axis)
     same_as(dy, x)
-    mu = doubles(moments.mean, channels, "moments: expected one mean per channel of x")
-    sigma = doubles(_var(moments), channels, "moments: expected one m2 per channel of x")
+    mean, var = _mean_var_of_all(x, moments, channels, count)
     sum_dy, sum_dy_xhat = np.zeros(channels), np.zeros(channels)
-    arrays = (sum_dy, sum_dy_xhat, dy, x, mu, sigma)
+    arrays = (sum_dy, sum_dy_xhat, dy, x, mean, var)
     checked(call("bncore_grad_sums", x, axis, eps, n_threads, arrays))
     return GradSums(sum_dy, sum_dy_xhat)
 
@@ -147,10 +153,9 @@ def grad_sums(dy, x, moments, axis=1, eps=1e-5, n_threads=1):
 @compiled
 def grad_input(dy, x, moments, sums, weight=None, axis=1, eps=1e-5, n_threads=1):
     """Return dx by `Moments` and `GradSums`, which may be merged ones; see `bncore.grad_input`."""
-    channels, _ = sizes_of(x, axis)
+    channels, count = sizes_of(x, axis)
     same_as(dy, x)
-    mu = doubles(moments.mean, channels, "moments: expected one mean per channel of x")
-    sigma = doubles(_var(moments), channels, "moments: expected one m2 per channel of x")
+    mean, var = _mean_var_of_all(x, moments, channels, count)
     total = doubles(sums.sum_dy, channels, "sums: expected one sum_dy per channel of x")
     weighted = doubles(
         sums.sum_dy_xhat, channels, "sums: expected one sum_dy_xhat per channel of x"
@@ -158,6 +163,6 @@ def grad_input(dy, x, moments, sums, weight=None, axis=1, eps=1e-5, n_threads=1)
     gamma = doubles(weight, channels, "weight: expected one value per channel of x")
     dx = np.empty_like(x)
     if x.size:
-        arrays = (dx, dy, x, mu, sigma, total, weighted, float(moments.count), gamma)
+        arrays = (dx, dy, x, mean, var, total, weighted, float(moments.count), gamma)
         checked(call("bncore_grad_input", x, axis, eps, n_threads, arrays))
     return dx

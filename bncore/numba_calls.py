@@ -204,8 +204,6 @@ def checked(status):
         raise ValueError("eps: expected a finite number of 0 or more, got another one")
     if status == 5:
         raise ValueError("n_threads: expected 1 or more, got less")
-    if status == 6:
-        raise ValueError("moments: expected a count above 0, got less")
     if status == 8:
         raise MemoryError("no memory for scratch")
     raise RuntimeError("bncore: a C function refused its arguments")

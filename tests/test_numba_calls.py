@@ -110,6 +110,36 @@ def test_read_only_arrays_and_moments_of_the_package_are_taken(rng):
 
 
 @needs_native
+@pytest.mark.parametrize("kind", ["float32", "strided"])
+def test_statistics_of_any_kind_are_read_as_what_they_are(rng, kind):
+    """C reads float64, one after another: others are copied."""
+    x, dy, _, _, mean, var = case(rng, (5, 7, 3, 11), np.float64, 1, None)
+
+    def other(values):
+        return values.astype(np.float32) if kind == "float32" else np.repeat(values, 2)[::2]
+
+    m2 = var * 165
+    given = bn.Moments(165, other(mean), other(m2))
+    saved = bncore.Moments(*given)
+    sums = bncore.grad_sums(dy, x, saved)
+    got = bn.grad_sums(dy, x, given)
+    assert got.sum_dy_xhat.tobytes() == sums.sum_dy_xhat.tobytes()
+    for a, b in (
+        (
+            bn.batch_norm_train_backward(dy, x, given)[0],
+            bncore.batch_norm_train_backward(dy, x, saved)[0],
+        ),
+        (bn.normalize(x, given), bncore.normalize(x, saved)),
+        (bn.grad_input(dy, x, given, got), bncore.grad_input(dy, x, saved, sums)),
+        (
+            bn.batch_norm_infer(x, other(mean), other(var)),
+            bncore.batch_norm_infer(x, other(mean), other(var)),
+        ),
+    ):
+        assert a.tobytes() == b.tobytes()
+
+
+@needs_native
 def test_pieces_are_merged_as_those_of_the_package(rng):
     """The count is that of the moments: of all pieces."""
     x, dy, weight, *_ = case(rng, (6, 7, 3, 11), np.float32, 1, np.float32)
@@ -171,9 +201,13 @@ def test_bad_arguments_are_refused(rng):
     refused(ValueError, "^n_threads: expected 1 or more", n_threads=0)
     with pytest.raises(ValueError, match=r"^eps: expected a finite"):
         bn.batch_norm_train(x, None, None, 1, -1e-5)
-    sums = bn.GradSums(np.zeros(7), np.zeros(7))
+    less = bn.Moments(164, mean, var)  # x has 5 * 33
+    with pytest.raises(ValueError, match=r"^moments: expected the count .* or more, got less"):
+        bn.grad_input(dy, x, less, bn.GradSums(mean, var))
+    with pytest.raises(ValueError, match=r"^moments: expected the count .* or more, got less"):
+        bn.grad_sums(dy, x, less)
     with pytest.raises(ValueError, match=r"^moments: expected a count above 0"):
-        bn.grad_input(dy, x, bn.Moments(0, mean, var), sums)
+        bn.normalize(x, bn.Moments(0, mean, var))
     others = bn.Moments(7, mean, var)
     with pytest.raises(ValueError, match=r"^moments: expected the count"):
         bn.batch_norm_train_backward(dy, x, others)
