@@ -191,6 +191,16 @@ def test_another_memory_order_is_not_copied_either():
     assert y.strides == x.strides
 
 
+def test_a_parameter_of_a_layer_is_the_array_that_was_assigned():
+    weight = given()[3]
+    made = bncore.BatchNorm(SHAPE[1])
+    made.weight = Exporter(weight)
+    assert np.shares_memory(made.weight, weight)
+    with pytest.raises(ValueError, match="weight: expected a writable array, got a read-only one"):
+        made.weight = read_only(weight)
+    assert np.shares_memory(made.weight, weight)
+
+
 def test_what_is_not_in_this_memory_is_refused():
     x = given()[0]
     message = r"{}: expected an array, got Elsewhere \(no copy to another device\)"
