@@ -38,7 +38,12 @@ def cache_folder() -> Path:
 
 
 def compiled(
-    source: Path, framework: str, arguments: Sequence[str], *, suffix: str = ".so"
+    source: Path,
+    framework: str,
+    arguments: Sequence[str],
+    *,
+    suffix: str = ".so",
+    files: Sequence[Path] = (),
 ) -> Path:
     """Return the shared library of one C++ file, compiled now where it was not before.
 
@@ -55,6 +60,8 @@ def compiled(
         Of the compiler, after the source: include directories, libraries, macros.
     suffix : str, default ".so"
         Of the library's name.
+    files : sequence of Path
+        What it is made of besides the source, such as headers of its own.
 
     Returns
     -------
@@ -83,7 +90,7 @@ def compiled(
         "-lbncore",
     ]
     key = hashlib.sha256(f"{framework}\0{command}\0{_version(tuple(compiler))}".encode())
-    for file in (source, Path(bncore.get_include(), "bncore.h")):
+    for file in (source, *files, Path(bncore.get_include(), "bncore.h")):
         key.update(file.read_bytes())
     folder = cache_folder()
     target = folder / f"{source.stem}-{key.hexdigest()[:20]}{suffix}"

@@ -19,9 +19,15 @@ settings.register_profile("search", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 
-# These import PyTorch when they are collected.
-if importlib.util.find_spec("torch") is None:
-    collect_ignore_glob = ["test_torch_*.py"]
+# These import a framework when they are collected.
+collect_ignore_glob = [
+    f"test_{name}*.py"
+    for name, absent in [
+        ("torch_", importlib.util.find_spec("torch") is None),
+        ("onnxruntime", importlib.util.find_spec("onnxruntime") is None),
+    ]
+    if absent
+]
 
 
 @pytest.fixture(params=variants.FOUND.present, ids=str)
