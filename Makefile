@@ -38,7 +38,7 @@ COVERAGE_ARGS := --cov --cov-report=term
 endif
 
 NATIVE_SOURCES := setup.py $(wildcard src_c/* $(addprefix bncore/backends/*.,pyx pxd pxi))
-CLANG_FORMATTED := $(wildcard src_c/*.[ch] docs/*.c docs/examples/*.cpp bncore/*/*.h bncore/*/*.cpp)
+CLANG_FORMATTED := $(wildcard src_c/*.[ch] docs/*.c docs/examples/*.cpp $(addprefix bncore/onnxruntime/*.,h cpp))
 BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'])")
 
 # pip installs into one environment at a time.

@@ -50,16 +50,21 @@ def test_a_library_is_compiled_once_and_calls_bncore(source, capfd):
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("changed", ["framework", "arguments", "source"])
+@pytest.mark.parametrize("changed", ["framework", "arguments", "source", "file"])
 def test_another_input_makes_another_library(source, changed):
-    first = compiling.compiled(source, "frame 1", ["-DADDED=0"])
+    header = source.with_suffix(".h")
+    header.write_text("")
+    first = compiling.compiled(source, "frame 1", ["-DADDED=0"], files=[header])
     if changed == "source":
         source.write_text(SOURCE.replace("ADDED", "10 + ADDED"))
+    if changed == "file":
+        header.write_text("// another")
     framework = "frame 2" if changed == "framework" else "frame 1"
     arguments = ["-DADDED=5"] if changed == "arguments" else ["-DADDED=0"]
-    second = compiling.compiled(source, framework, arguments)
+    second = compiling.compiled(source, framework, arguments, files=[header])
     assert second != first
-    assert answer(second) - answer(first) == {"framework": 0, "arguments": 5, "source": 10}[changed]
+    added = {"arguments": 5, "source": 10}.get(changed, 0)
+    assert answer(second) - answer(first) == added
 
 
 def test_callers_at_the_same_time_compile_once(source, capfd):

@@ -59,11 +59,12 @@ template <typename Function> OrtStatus *guarded(const OrtApi *api, Function func
     }
 }
 
+// A size that is not known yet is -1.
 inline std::string shown(const Shape &shape)
 {
     std::string text = "(";
     for (std::size_t i = 0; i < shape.size(); i++)
-        text += (i ? ", " : "") + std::to_string(shape[i]);
+        text += (i ? ", " : "") + (shape[i] < 0 ? "?" : std::to_string(shape[i]));
     return text + (shape.size() == 1 ? ",)" : ")");
 }
 

@@ -55,6 +55,7 @@ struct Settings {
 // An array as bncore sees it. One dimension is a batch of one channel, as in ONNX.
 struct Layout {
     std::int64_t outer = 1, channels = 1, inner = 1;
+    std::size_t at = 0; // the channel axis, where there is one
 
     Layout(const char *name, const Shape &shape, std::int64_t axis)
     {
@@ -67,9 +68,9 @@ struct Layout {
         if (axis < -rank || axis >= rank)
             refuse("axis: expected " + std::to_string(-rank) + " to " + std::to_string(rank - 1) +
                    " for " + name + " of shape " + shown(shape) + ", got " + std::to_string(axis));
-        const std::int64_t at = axis < 0 ? axis + rank : axis;
-        for (std::int64_t i = 0; i < rank; i++)
-            (i < at ? outer : i == at ? channels : inner) *= shape[static_cast<std::size_t>(i)];
+        at = static_cast<std::size_t>(axis < 0 ? axis + rank : axis);
+        for (std::size_t i = 0; i < shape.size(); i++)
+            (i < at ? outer : i == at ? channels : inner) *= shape[i];
     }
 
     std::int64_t count() const { return outer * inner; }

@@ -62,20 +62,21 @@ std::int64_t axis_of(const OrtApi *api, const OrtShapeInferContext *context)
     return axis;
 }
 
-// One value per channel; -1: nobody knows how many.
-Info per_channel(const OrtApi *api, std::int64_t channels, ONNXTensorElementDataType type)
+// A value per channel: a number of them, or a symbol that stands for it.
+Info per_channel(const OrtApi *api, std::int64_t channels, const char *symbol,
+                 ONNXTensorElementDataType type)
 {
     OrtTensorTypeAndShapeInfo *made = nullptr;
     check(api->CreateTensorTypeAndShapeInfo(&made));
     Info info(made, api->ReleaseTensorTypeAndShapeInfo);
-    const char *no_symbol = "";
     check(api->SetTensorElementType(made, type));
     check(api->SetDimensions(made, &channels, 1));
-    check(api->SetSymbolicDimensions(made, &no_symbol, 1));
+    check(api->SetSymbolicDimensions(made, &symbol, 1));
     return info;
 }
 
-// Of operators of one name ONNX Runtime asks the first alone, whatever the types of a node are.
+// Of operators of one name ONNX Runtime asks the first alone, whatever the types of a node are. A size with neither
+// number nor symbol would become the number -1: outputs that have it are left without a shape.
 template <typename Kind> void infer_shapes(const OrtApi *api, OrtShapeInferContext *context)
 {
     OrtTensorTypeAndShapeInfo *of_x = nullptr; // the context's own
@@ -84,10 +85,17 @@ template <typename Kind> void infer_shapes(const OrtApi *api, OrtShapeInferConte
     check(api->GetTensorElementType(of_x, &type));
     const Shape shape = known_shape(api, of_x);
     if (shape.empty()) return;
-    const std::int64_t channels = Layout("X", shape, axis_of(api, context)).channels;
+    const Layout layout("X", shape, axis_of(api, context));
+    std::vector<const char *> symbols(shape.size());
+    check(api->GetSymbolicDimensions(of_x, symbols.data(), symbols.size()));
+    const auto known = [&](std::size_t i) { return shape[i] >= 0 || *symbols[i]; };
+    bool all_known = true;
+    for (std::size_t i = 0; i < shape.size(); i++) all_known = all_known && known(i);
     for (std::size_t i = 0; i < Kind::OUTPUTS; i++) {
-        const Info made = per_channel(api, channels, Kind::output_type(type, i));
-        const bool array = Kind::is_array(i);
+        const bool array = Kind::is_array(i), one = shape.size() == 1;
+        if (array ? !all_known : !one && !known(layout.at)) continue;
+        const Info made = per_channel(api, layout.channels, one ? "" : symbols[layout.at],
+                                      Kind::output_type(type, i));
         OrtStatus *status =
             api->ShapeInferContext_SetOutputTypeShape(context, i, array ? of_x : made.get());
         if (status) api->ReleaseStatus(status); // the node has no such output
