@@ -19,14 +19,11 @@ settings.register_profile("search", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 
-# These import a framework when they are collected.
+# These import their framework when they are collected.
 collect_ignore_glob = [
-    f"test_{name}*.py"
-    for name, absent in [
-        ("torch_", importlib.util.find_spec("torch") is None),
-        ("onnxruntime", importlib.util.find_spec("onnxruntime") is None),
-    ]
-    if absent
+    f"test_{framework}_*.py"
+    for framework in ("torch", "onnxruntime")
+    if importlib.util.find_spec(framework) is None
 ]
 
 
