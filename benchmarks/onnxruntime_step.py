@@ -4,9 +4,10 @@
 
 BatchNormalization in training (forward) and inference, on the shapes of ResNet-50 at batch 32.
 ONNX Runtime's operator has its channels first: channels last it stands between two Transposes, as
-converters of models write it.  Both sessions read and write the same memory, bound to them, and
-take turns in one process, after the results are compared; medians.  --write puts the tables into
-docs/onnxruntime.md.
+converters of models write it, and bncore.onnxruntime.convert takes these away.  Both sessions read
+and write the same memory, bound to them, and take turns in one process, after the results are
+compared; medians.  Then the time of a run with next to nothing to compute, and the error of y far
+from 0.  --write puts the tables into docs/onnxruntime.md.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "onnxruntime.md"
 OWN, THEIRS = "bncore.onnxruntime", "ONNX Runtime"
 KINDS = ("training", "inference")
 SMALL = (1, 64, 1, 2)
+MEANS = (0.0, 10.0, 1000.0)
 SPINNING = 0.02  # seconds; for a while after a call the threads of its session still look for work
 PERMUTATIONS = ((0, 3, 1, 2), (0, 2, 3, 1))  # NHWC to NCHW, and back
 Arrays = dict[str, np.ndarray]
@@ -50,8 +52,7 @@ def model(shape: tuple[int, ...], kind: str, layout: str, own: bool) -> onnx.Mod
     last = layout == LAYOUTS[1]
     given = constants(shape[-1] if last else shape[1])
     outputs = ["Y", "new_mean", "new_var"] if training else ["Y"]
-    between = last and not own
-    inner = ["moved", "normalized"] if between else ["X", "Y"]
+    inner = ["moved", "normalized"] if last else ["X", "Y"]
     node = onnx.helper.make_node(
         "BatchNormalization",
         [inner[0], *given],
@@ -60,7 +61,7 @@ def model(shape: tuple[int, ...], kind: str, layout: str, own: bool) -> onnx.Mod
         training_mode=int(training),
     )
     nodes = [node]
-    if between:
+    if last:
         moves = [("X", "moved"), ("normalized", "Y")]
         before, after = (
             onnx.helper.make_node("Transpose", [a], [b], perm=perm)
@@ -79,9 +80,6 @@ def model(shape: tuple[int, ...], kind: str, layout: str, own: bool) -> onnx.Mod
     made.ir_version = 8
     if own:
         bncore.onnxruntime.convert(made, inference=True)
-        if last:
-            node = made.graph.node[0]
-            node.attribute.append(onnx.helper.make_attribute("axis", -1))
     return made
 
 
@@ -146,6 +144,32 @@ def small_table(repeats: int) -> Table:
     return table
 
 
+def formula(x: np.ndarray, given: Arrays) -> np.ndarray:
+    """Batch norm in training, channels first."""
+    axes = (0, 2, 3)
+    deviation = x - x.mean(axes, keepdims=True)
+    scale, bias = (given[name][:, None, None] for name in ("scale", "B"))
+    return deviation / np.sqrt((deviation**2).mean(axes, keepdims=True) + EPS) * scale + bias
+
+
+def error_table() -> Table:
+    """The largest error of y in training, by how far the mean is from 0."""
+    table = Table("error", ["error of y, mean / std", *(f"{mean:g}" for mean in MEANS)])
+    shape = SHAPES[NETWORK][1]
+    normal = np.random.default_rng(0).normal(size=shape)
+    errors: dict[str, list[float]] = {THEIRS: [], OWN: []}
+    for mean in MEANS:
+        x = (normal + mean).astype(np.float32)
+        y = np.empty_like(x)
+        exact = formula(x.astype(np.float64), constants(shape[1]))
+        for name, found in errors.items():
+            call(model(shape, "training", LAYOUTS[0], name == OWN), x, y, 1)()
+            found.append(float(np.abs(y - exact).max()))
+    for name, found in errors.items():
+        table.lines.append([name, *(f"{error:.1e}" for error in found)])
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -159,7 +183,8 @@ def main() -> None:
         ratio_table({threads: times(threads, options.repeats, console)}, OWN, THEIRS)
         for threads in map(int, options.threads.split(","))
     ]
-    text = "\n\n".join(table.markdown() for table in [*tables, small_table(options.repeats)])
+    tables += [small_table(options.repeats), error_table()]
+    text = "\n\n".join(table.markdown() for table in tables)
     print(text)
     if options.write:
         put(PAGE, "step", text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -44,11 +45,16 @@ def model(
     return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
 
-def session(made: onnx.ModelProto, threads: int = 1) -> onnxruntime.InferenceSession:
+def session(
+    made: onnx.ModelProto, threads: int = 1, optimized: Path | None = None
+) -> onnxruntime.InferenceSession:
+    """A session, which writes the model that it made of it to `optimized`."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # what a test expects to fail says so by its exception
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
     bncore.onnxruntime.register(options)
     return onnxruntime.InferenceSession(
         made.SerializeToString(), options, providers=["CPUExecutionProvider"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -190,3 +192,16 @@ def test_a_training_step_in_one_graph(rng):
 def test_the_examples_run(module):
     found = doctest.testmod(importlib.import_module(f"bncore.onnxruntime.{module}"))
     assert found.attempted and not found.failed
+
+
+def test_the_example_of_the_page_runs(capsys):
+    text = (Path(__file__).resolve().parents[1] / "docs" / "onnxruntime.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names = {}
+    exec(code, names)
+    mean, std = map(float, capsys.readouterr().out.split())
+    assert abs(mean) < 1e-6
+    assert abs(std - 1.0) < 1e-5
+    moments = bncore.moments(names["x"])
+    np.testing.assert_allclose(names["mean"], 0.1 * moments.mean, rtol=1e-6)
+    np.testing.assert_allclose(names["var"], 0.9 + 0.1 * moments.var(), rtol=1e-6)

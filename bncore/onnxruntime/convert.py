@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import onnx
+
+from bncore.onnxruntime.transposes import ONNX_DOMAINS, attributes, everywhere, sink
 
 __all__ = ["DOMAIN", "convert"]
 
 DOMAIN = "bncore"
 NAME = "BatchNormalization"
-ONNX_DOMAINS = ("", "ai.onnx")
 # Since which operator sets BatchNormalization means the same: with one output, with more.
 OLDEST, OLDEST_TRAINING = 9, 14
 Node = Any  # onnx's classes are made at run time
@@ -21,7 +21,9 @@ Model = Any
 def convert(model: Model, *, inference: bool = False) -> Model:
     """Put bncore's operator in the place of ONNX's BatchNormalization, in the model itself.
 
-    Nodes keep their names, inputs, outputs and attributes; their domain becomes ``"bncore"``.
+    Nodes keep their names and attributes; their domain becomes ``"bncore"``.  A Transpose that only
+    such a node reads moves to behind it, since the node takes its channels along any axis: with the
+    inverse Transpose that follows where a model was channels last, ONNX Runtime removes it.
 
     Parameters
     ----------
@@ -70,6 +72,7 @@ def convert(model: Model, *, inference: bool = False) -> Model:
         if wanted:
             _import(owner)
             _import(model)
+            sink(owner.graph if owner is model else owner, _is_plain)
     return model
 
 
@@ -79,18 +82,9 @@ def _import(owner: Any) -> None:
         owner.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
 
 
-def everywhere(nodes: Iterable[Node]) -> Iterator[Node]:
-    """Yield the nodes, and those of the graphs inside them."""
-    for node in nodes:
-        yield node
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                yield from everywhere(graph.node)
-
-
-def attributes(node: Node) -> dict[str, Any]:
-    """Return a node's attributes by name."""
-    return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+def _is_plain(node: Node) -> bool:
+    """Tell whether a node is bncore's batch norm, without a residual."""
+    return node.op_type == NAME and node.domain == DOMAIN and len(node.input) == 5
 
 
 def _wanted(node: Node, owner: Any, inference: bool) -> bool:
