@@ -32,6 +32,8 @@ def model(
     shapes = shapes or {}
     given = {name: array for name, array in inputs.items() if array is not None}
     named = [name if array is not None else "" for name, array in inputs.items()]
+    while not named[-1]:  # ONNX Runtime 1.20 crashes at a custom operator's input of no name
+        named.pop()
     node = onnx.helper.make_node(
         op, named, outputs, name="bn", domain=bncore.onnxruntime.DOMAIN, **attributes
     )

@@ -19,6 +19,7 @@ import tolerances
 from sessions import forward_inputs
 
 pytestmark = pytest.mark.needs_onnxruntime
+FORWARD, BACKWARD = "BatchNormalization", "BatchNormalizationGrad"
 ROOT = Path(__file__).resolve().parents[1]
 
 NODES = """
@@ -140,22 +141,22 @@ def test_something_else_is_no_model():
     ids=str,
 )
 def test_shapes_are_inferred(rng, axis, of_x):
-    shape = (4, 5, 6) if axis == 1 else (4, 6, 5)
-    made = sessions.model(
-        "BatchNormalization",
-        forward_inputs(rng, shape, axis),
-        ["Y", "running_mean", "", "saved_mean"],
-        {"X": of_x},
-        training_mode=1,
-        axis=axis,
-    )
+    """Of the outputs that every node has; a shape that is known in part is none."""
+    inputs = forward_inputs(rng, (4, 5, 6) if axis == 1 else (4, 6, 5), axis)
+    of_y = [] if None in of_x else list(of_x)
+    outputs = ["Y", "running_mean", "", "saved_mean"]
+    made = sessions.model(FORWARD, inputs, outputs, {"X": of_x}, training_mode=1, axis=axis)
     found = {o.name: (o.shape, o.type) for o in sessions.session(made).get_outputs()}
-    of_y, channels = list(of_x), [of_x[axis]]
-    if None in of_x:  # a shape in part is none
-        of_y, channels = [], [] if of_x[axis] is None else channels
     assert found["Y"] == (of_y, "tensor(float)")
-    assert found["running_mean"] == (channels, "tensor(float)")
-    assert found["saved_mean"] == (channels, "tensor(double)")
+    assert (found["running_mean"][1], found["saved_mean"][1]) == ("tensor(float)", "tensor(double)")
+    backward = {"dY": inputs["X"]} | inputs
+    del backward["B"]
+    stated = {"dY": of_x, "X": of_x}
+    made = sessions.model(BACKWARD, backward, ["dX", "dscale", "dB"], stated, axis=axis)
+    found = {o.name: (o.shape, o.type) for o in sessions.session(made).get_outputs()}
+    assert found["dX"] == (of_y, "tensor(float)")
+    channels = [] if of_x[axis] is None else [of_x[axis]]
+    assert found["dscale"] == found["dB"] == (channels, "tensor(float)")
 
 
 SCRIPT = """

@@ -141,6 +141,11 @@ def test_a_refused_run_writes_nothing(rng):
 def test_register_takes_options_and_gives_them_back():
     options = onnxruntime.SessionOptions()
     assert bncore.onnxruntime.register(bncore.onnxruntime.register(options)) is options
+    assert int(options.get_session_config_entry(library.THREADS)) >= 1
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 7
+    bncore.onnxruntime.register(options)
+    assert options.get_session_config_entry(library.THREADS) == "7"
     with pytest.raises(TypeError, match=r"options: expected onnxruntime\.SessionOptions, got dict"):
         bncore.onnxruntime.register({})
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import doctest
 import importlib
 import re
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from test_onnx import CASES
 
 pytestmark = pytest.mark.needs_onnxruntime
 
+TESTS = Path(__file__).resolve().parent
 FORWARD, BACKWARD = "BatchNormalization", "BatchNormalizationGrad"
 TRAINED = ["Y", "running_mean", "running_var", "saved_mean", "saved_var"]
 GRADIENTS = ["dX", "dscale", "dB"]
@@ -155,6 +158,26 @@ def test_threads_and_concurrent_runs_change_no_bit(rng, layout):
                 assert_bits(got, expected)
 
 
+THREADS = """
+import os
+import numpy as np
+import sessions
+
+inputs = sessions.forward_inputs(np.random.default_rng(0), (8, 16, 64, 64))
+one = sessions.session(sessions.model("BatchNormalization", inputs, ["Y"]), 3)
+before = len(os.listdir("/proc/self/task"))
+one.run(None, inputs)
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted as Linux shows them")
+def test_no_threads_beside_those_of_the_session():
+    command = [sys.executable, "-c", THREADS]
+    done = subprocess.run(command, cwd=TESTS, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0"
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_onnx_node_tests_after_convert(case):
     """Those of the standard, in a session: with its results, and the bits of bncore's functions."""
@@ -195,7 +218,7 @@ def test_the_examples_run(module):
 
 
 def test_the_example_of_the_page_runs(capsys):
-    text = (Path(__file__).resolve().parents[1] / "docs" / "onnxruntime.md").read_text("utf-8")
+    text = (TESTS.parent / "docs" / "onnxruntime.md").read_text("utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names = {}
     exec(code, names)

@@ -75,8 +75,9 @@ Info per_channel(const OrtApi *api, std::int64_t channels, const char *symbol,
     return info;
 }
 
-// Of operators of one name ONNX Runtime asks the first alone, whatever the types of a node are. A size with neither
-// number nor symbol would become the number -1: outputs that have it are left without a shape.
+// Of operators of one name ONNX Runtime asks the first alone, whatever the types of a node are. Only outputs that every
+// node has get a shape: nothing tells which others are there, and older versions crash at one that is not. A size with
+// neither number nor symbol would become the number -1: an output that has it is left without a shape.
 template <typename Kind> void infer_shapes(const OrtApi *api, OrtShapeInferContext *context)
 {
     OrtTensorTypeAndShapeInfo *of_x = nullptr; // the context's own
@@ -88,17 +89,18 @@ template <typename Kind> void infer_shapes(const OrtApi *api, OrtShapeInferConte
     const Layout layout("X", shape, axis_of(api, context));
     std::vector<const char *> symbols(shape.size());
     check(api->GetSymbolicDimensions(of_x, symbols.data(), symbols.size()));
-    const auto known = [&](std::size_t i) { return shape[i] >= 0 || *symbols[i]; };
-    bool all_known = true;
-    for (std::size_t i = 0; i < shape.size(); i++) all_known = all_known && known(i);
-    for (std::size_t i = 0; i < Kind::OUTPUTS; i++) {
-        const bool array = Kind::is_array(i), one = shape.size() == 1;
-        if (array ? !all_known : !one && !known(layout.at)) continue;
-        const Info made = per_channel(api, layout.channels, one ? "" : symbols[layout.at],
-                                      Kind::output_type(type, i));
-        OrtStatus *status =
-            api->ShapeInferContext_SetOutputTypeShape(context, i, array ? of_x : made.get());
-        if (status) api->ReleaseStatus(status); // the node has no such output
+    const bool vector = shape.size() == 1; // of one channel
+    const auto unknown = [&](std::size_t i) { return shape[i] < 0 && !*symbols[i]; };
+    bool whole = true;
+    for (std::size_t i = 0; i < shape.size(); i++) whole = whole && !unknown(i);
+    for (std::size_t i = 0; i < Kind::required_outputs; i++) {
+        if (Kind::is_array(i)) {
+            if (whole) check(api->ShapeInferContext_SetOutputTypeShape(context, i, of_x));
+        } else if (vector || !unknown(layout.at)) {
+            const Info made =
+                per_channel(api, layout.channels, vector ? "" : symbols[layout.at], type);
+            check(api->ShapeInferContext_SetOutputTypeShape(context, i, made.get()));
+        }
     }
 }
 
