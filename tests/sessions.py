@@ -48,12 +48,13 @@ def model(
 
 
 def session(
-    made: onnx.ModelProto, threads: int = 1, optimized: Path | None = None
+    made: onnx.ModelProto, threads: int = 1, *, optimized: Path | None = None, arena: bool = True
 ) -> onnxruntime.InferenceSession:
-    """A session, which writes the model that it made of it to `optimized`."""
+    """A session, which writes the model that it made of it to `optimized`; arena: keeps memory."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = arena
     options.log_severity_level = 4  # what a test expects to fail says so by its exception
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)

@@ -209,6 +209,41 @@ def test_nothing_of_the_size_of_x_is_copied(layout, call):
     assert (int(done.stdout) <= tolerances.HEAP_GROWTH_BYTES) == (call == "as it is")
 
 
+CHAIN = """
+import re
+import numpy as np
+import onnx
+import bncore.onnxruntime
+import sessions
+
+def peak():
+    with open("/proc/self/status") as status:
+        return int(re.search("VmHWM:[^0-9]*([0-9]+) kB", status.read())[1]) * 1024
+
+model = onnx.parser.parse_model('''
+<ir_version: 8, opset_import: ["" : 15]>
+net (float[16,64,128,128] x, float[64] w) => (float total) {
+    a = Abs(x)
+    b = BatchNormalization(a, w, w, w, w)
+    c, m, v = BatchNormalization<training_mode = 1>(b, w, w, w, w)
+    total = ReduceSum<keepdims = 0>(c)
+}''')
+one = sessions.session(bncore.onnxruntime.convert(model, inference=True), arena=False)
+given = {"x": np.ones((16, 64, 128, 128), np.float32), "w": np.ones(64, np.float32)}
+before = peak()
+one.run(None, given)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read as Linux counts it")
+def test_a_chain_of_batch_norms_needs_one_array():
+    """64 MiB: y takes the memory of an x that nobody else reads."""
+    command = [sys.executable, "-c", CHAIN]
+    done = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True, check=True)
+    assert int(done.stdout) <= 64 * 2**20 + tolerances.HEAP_GROWTH_BYTES
+
+
 @pytest.mark.skipif(shutil.which("nm") is None, reason="nm is not installed")
 def test_the_library_exports_what_onnx_runtime_calls():
     command = ["nm", "-D", "--defined-only", bncore.onnxruntime.get_library_path()]
