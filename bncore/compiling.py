@@ -25,6 +25,7 @@ import bncore
 
 CACHE = "BNCORE_CACHE_DIR"
 FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-DNDEBUG")
+BESIDE = (".h", ".hpp", ".map")  # what else a source may be made of: headers, names for the linker
 
 
 class CompileError(RuntimeError):
@@ -49,7 +50,7 @@ def compiled(
     Parameters
     ----------
     source : Path
-        A C++17 file; it finds ``bncore.h``, and headers (``*.h*``) beside itself.
+        A C++17 file; it finds ``bncore.h``, and headers beside itself.
     framework : str
         Name and version of what it is compiled against, such as ``torch 2.13.0``.
     arguments : sequence of str
@@ -86,7 +87,7 @@ def compiled(
     machine = platform.machine()  # a home may be on several
     version = _version(tuple(compiler))
     key = hashlib.sha256(f"{framework}\0{command}\0{machine}\0{version}".encode())
-    beside = sorted(source.parent.glob("*.h*"))
+    beside = sorted(p for p in source.parent.iterdir() if p.suffix in BESIDE)
     for file in (source, *beside, Path(bncore.get_include(), "bncore.h")):
         key.update(hashlib.sha256(file.read_bytes()).digest())
     folder = cache_folder()

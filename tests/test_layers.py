@@ -167,6 +167,9 @@ def test_the_registry_imports_no_backend_and_no_numba():
 # The adapter for PyTorch: it uses the face, and nobody else knows of it or of torch.
 ADAPTER = [name for name in SOURCES if name.startswith("bncore.torch")]
 ADAPTER_USES = {"bncore", "bncore.backends", "bncore.pool", "bncore.statistics", *ADAPTER}
+# That for ONNX Runtime, likewise; onnx is also what the benchmark's peer makes its model with.
+ONNXRUNTIME = [name for name in SOURCES if name.startswith("bncore.onnxruntime")]
+ONNXRUNTIME_USES = {"bncore.compiling", *ONNXRUNTIME}
 PEERS = "bncore.bench.peers"  # each imported when it is asked for
 
 
@@ -181,6 +184,19 @@ def test_only_the_adapter_imports_torch(module):
     assert not [name for name in used if name.startswith("bncore.torch")]
     if not module.startswith(PEERS):
         assert "torch" not in {name.partition(".")[0] for name in used}
+
+
+@pytest.mark.parametrize("module", ONNXRUNTIME)
+def test_the_adapter_for_onnx_runtime_compiles_and_no_more(module):
+    assert of_bncore(imports(SOURCES[module])) <= ONNXRUNTIME_USES
+
+
+@pytest.mark.parametrize("module", sorted(SOURCES.keys() - {*ONNXRUNTIME}))
+def test_only_its_adapter_imports_onnx_runtime(module):
+    used = imports(SOURCES[module])
+    assert not [name for name in used if name.startswith("bncore.onnxruntime")]
+    if not module.startswith(PEERS):
+        assert not {"onnx", "onnxruntime"} & {name.partition(".")[0] for name in used}
 
 
 def test_importing_bncore_imports_no_framework():
