@@ -16,6 +16,11 @@
 #include <utility>
 #include <vector>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
 #include "bncore.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -161,6 +166,22 @@ class Part
     int64_t bytes_ = 0;
 };
 
+/* Fresh memory of megabytes costs more than a batch norm over it, a page fault per 4 KiB: Linux is told that large pages
+ * may serve a large result, as NumPy tells it for its arrays. */
+void advise_large_pages(const ffi::AnyBuffer &result)
+{
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    constexpr std::uintptr_t least = 1 << 22;
+    const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
+    const auto start = reinterpret_cast<std::uintptr_t>(result.untyped_data());
+    const auto first = (start + page - 1) / page * page, end = start + result.size_bytes();
+    if (end - start >= least)
+        (void)madvise(reinterpret_cast<void *>(first), end - first, MADV_HUGEPAGE); /* may fail */
+#else
+    (void)result;
+#endif
+}
+
 /* ---- calls ---- */
 
 /* From so many values per thread on, an example is spread over threads; smaller ones are taken one per thread. */
@@ -179,12 +200,14 @@ class Call
         const auto first = dimensions.size() - static_cast<std::size_t>(settings.ndim);
         int64_t sizes[3] = {1, 1, 1}; /* outer, channels, inner */
         for (int64_t d = 0; d < settings.ndim; d++)
-            sizes[d < settings.axis ? 0 : d == settings.axis ? 1 : 2] *=
-                dimensions[first + static_cast<std::size_t>(d)];
+            sizes[d < settings.axis    ? 0
+                  : d == settings.axis ? 1
+                                       : 2] *= dimensions[first + static_cast<std::size_t>(d)];
         const auto dtype = all.element_type() == ffi::F64 ? BNCORE_FLOAT64 : BNCORE_FLOAT32;
         status_ = bncore_problem_init(&problem_, dtype, sizes[0], sizes[1], sizes[2]);
         problem_.eps = settings.eps;
         problem_.executor = &executor_;
+        advise_large_pages(all);
     }
 
     Call(const Call &) = delete;
@@ -248,9 +271,8 @@ ffi::Error train(ffi::ThreadPool pool, Settings settings, In x_, In weight_, In 
         std::vector<double> w, b;
         auto *means = static_cast<double *>(moments.at(y, i)), *m2 = means + call.channels();
         if ((fusion.residual = residual.at(y, i))) problem.fusion = &fusion;
-        const bncore_status status =
-            bncore_train(&problem, y.at(y, i), means, m2, x.at(y, i), weight.doubles(y, i, w),
-                         bias.doubles(y, i, b));
+        const bncore_status status = bncore_train(&problem, y.at(y, i), means, m2, x.at(y, i),
+                                                  weight.doubles(y, i, w), bias.doubles(y, i, b));
         if (status != BNCORE_OK) return status;
         std::vector<double> values(means, m2);
         mean.store(y, i, values);
@@ -263,10 +285,10 @@ ffi::Error train(ffi::ThreadPool pool, Settings settings, In x_, In weight_, In 
 
 /* What both backward calls do; `operation` is bncore_train_backward or bncore_infer_backward. */
 template <typename Statistics, typename Store>
-ffi::Error backward(Call &call, const Settings &settings, decltype(&bncore_train_backward) operation,
-                    const In &dy_, const In &x_, const In &weight_, const In &bias_,
-                    const In &residual_, Out &dweight_, Out &dbias_, Out &dresidual_,
-                    Statistics statistics, Store store)
+ffi::Error backward(Call &call, const Settings &settings,
+                    decltype(&bncore_train_backward) operation, const In &dy_, const In &x_,
+                    const In &weight_, const In &bias_, const In &residual_, Out &dweight_,
+                    Out &dbias_, Out &dresidual_, Statistics statistics, Store store)
 {
     const Part &dx = call.all, dy(dy_, settings.ndim), x(x_, settings.ndim);
     const Part residual(residual_, settings.ndim), dresidual(*dresidual_, settings.ndim);
