@@ -19,9 +19,12 @@ settings.register_profile("search", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 
-# These import PyTorch when they are collected.
-if importlib.util.find_spec("torch") is None:
-    collect_ignore_glob = ["test_torch_*.py"]
+# These import their framework when they are collected.
+collect_ignore_glob = [
+    f"test_{framework}_*.py"
+    for framework in ("torch", "jax")
+    if importlib.util.find_spec(framework) is None
+]
 
 
 @pytest.fixture(params=variants.FOUND.present, ids=str)

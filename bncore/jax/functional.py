@@ -115,7 +115,7 @@ def batch_norm_train(
     """
     x = _data("x", x)
     settings = _settings(x, axis, eps, activation, negative_slope)
-    arguments = _parameters(x, settings, weight=weight, bias=bias)
+    arguments = _parameters(x, axis, weight=weight, bias=bias)
     count = x.size // max(x.shape[settings.axis], 1)
     if count == 1:
         raise ValueError(
@@ -183,9 +183,11 @@ def batch_norm_infer(
     """
     x = _data("x", x)
     settings = _settings(x, axis, eps, activation, negative_slope)
-    statistics = [_parameter(name, v, x, settings) for name, v in (("mean", mean), ("var", var))]
-    arguments = _parameters(x, settings, weight=weight, bias=bias)
-    return ops.infer(settings, x, *statistics, *arguments, _residual(x, residual))
+    for name, value in (("mean", mean), ("var", var)):
+        if value is None:
+            raise TypeError(f"{name}: expected an array, got None")
+    arguments = _parameters(x, axis, mean=mean, var=var, weight=weight, bias=bias)
+    return ops.infer(settings, x, *arguments, _residual(x, residual))
 
 
 def update_running_stats(
@@ -300,19 +302,20 @@ def _vector(name: str, value: object, size: int, source: str = "") -> Array:
     return array
 
 
-def _parameter(name: str, value: object, x: Array, settings: Settings) -> Array:
-    """Return a per-channel argument as float32 or float64, to which shorter ones convert exactly."""
-    size = x.shape[settings.axis]
-    array = _vector(name, value, size, f" ({size} channels along axis {settings.axis})")
-    return array if array.dtype in (np.float32, np.float64) else array.astype(np.float32)
+def _parameters(x: Array, axis: SupportsIndex, **given: object) -> list[Array | None]:
+    """Return per-channel arguments, None where they are None; float64, or float32.
 
-
-def _parameters(x: Array, settings: Settings, **given: object) -> list[Array | None]:
-    """Return per-channel arguments that may be None."""
-    return [
-        None if value is None else _parameter(name, value, x, settings)
-        for name, value in given.items()
-    ]
+    Shorter dtypes are float32 exactly.
+    """
+    size = x.shape[axis]
+    source = f" ({size} channels along axis {axis})"
+    found: list[Array | None] = []
+    for name, value in given.items():
+        array = None if value is None else _vector(name, value, size, source)
+        if array is not None and array.dtype not in (np.float32, np.float64):
+            array = array.astype(np.float32)
+        found.append(array)
+    return found
 
 
 def _residual(x: Array, value: object) -> Array | None:

@@ -7,12 +7,12 @@ leading dimensions, of size 1 where they are the same for all examples, so that 
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
-import jaxlib
 import numpy as np
 
 from bncore import compiling
@@ -38,7 +38,7 @@ def register() -> None:
     """Compile the handlers where that was not done before, and give them to XLA."""
     library = compiling.compiled(
         Path(__file__).with_name("handlers.cpp"),
-        f"jaxlib {jaxlib.__version__}",
+        f"jaxlib {importlib.metadata.version('jaxlib')}",
         [f"-I{jax.ffi.include_dir()}"],
     )
     loaded = ctypes.CDLL(str(library))

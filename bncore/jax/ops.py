@@ -27,7 +27,8 @@ Optional: TypeAlias = jax.Array | None
 
 def statistics_dtype() -> np.dtype[Any]:
     """Return the dtype of returned statistics: float64 where JAX has it."""
-    return np.dtype(jax.dtypes.canonicalize_dtype(np.float64))
+    dtype: np.dtype[Any] = jax.dtypes.canonicalize_dtype(np.float64)
+    return dtype
 
 
 def _like(array: Array) -> Shape:
@@ -130,7 +131,9 @@ def _train_backward_backward(
 ) -> tuple[Any, ...]:
     dy, *arguments = saved
     y = train(settings, *arguments)[0] if settings.activation else None
-    to_dy, to_x, *rest = _again(partial(formula.train, settings, _negative(y)), dy, arguments, given)
+    to_dy, to_x, *rest = _again(
+        partial(formula.train, settings, _negative(y)), dy, arguments, given
+    )
     return to_dy, to_x, None, *rest
 
 
