@@ -12,10 +12,7 @@ puts the tables into docs/pytorch.md.
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
 from pathlib import Path
-from statistics import geometric_mean, median
 from typing import Any
 
 import torch
@@ -27,11 +24,11 @@ import bncore.torch
 from bncore.bench.cases import EPS, LAYOUTS, SHAPES, named
 from bncore.bench.tables import Table, counted
 from bncore.torch.memory import array, output
+from steps import NETWORK, Times, medians, ratio_table
+from steps import put as put_into
 
-NETWORK = "resnet50_n32"
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "pytorch.md"
 OVERHEAD_SHAPE = (32, 64, 56, 56)
-Calls = dict[str, Callable[[], Any]]
 
 
 def tensors(shape: tuple[int, ...], layout: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,24 +52,10 @@ def check(got: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...]) -> 
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.detach().abs().max()))
 
 
-def medians(calls: Calls, repeats: int) -> dict[str, float]:
-    """Seconds of each call, in turns; what a call returned is gone before the next."""
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for round_ in range(repeats + 1):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            result = call()
-            end = time.perf_counter()
-            del result
-            if round_:
-                taken[name].append(end - start)
-    return {name: median(times) for name, times in taken.items()}
-
-
-def steps(threads: int, repeats: int, console: Console) -> dict[str, dict[str, dict[str, float]]]:
+def steps(threads: int, repeats: int, console: Console) -> Times:
     """Seconds of a step by layout, shape and module."""
     torch.set_num_threads(threads)
-    found: dict[str, dict[str, dict[str, float]]] = {layout: {} for layout in LAYOUTS}
+    found: Times = {layout: {} for layout in LAYOUTS}
     cases = [(layout, shape) for layout in LAYOUTS for shape in SHAPES[NETWORK]]
     for layout, shape in track(cases, f"steps, {counted(threads)}", console=console):
         x, dy = tensors(shape, layout)
@@ -130,23 +113,6 @@ def overhead(threads: int, repeats: int) -> dict[str, float]:
     }
 
 
-def step_table(found: dict[int, dict[str, dict[str, dict[str, float]]]]) -> Table:
-    """How many times bncore's time PyTorch takes, by shape; columns by layout and threads."""
-    columns = {
-        f"{layout}, {counted(threads)}": shapes
-        for threads, layouts in found.items()
-        for layout, shapes in layouts.items()
-    }
-    table = Table("training step", ["shape", *columns])
-    ratios = [
-        [t["torch.nn"] / t["bncore.torch"] for t in shapes.values()] for shapes in columns.values()
-    ]
-    for i, shape in enumerate(map(named, SHAPES[NETWORK])):
-        table.lines.append([shape, *(f"{column[i]:.2f}×" for column in ratios)])
-    table.lines.append(["geometric mean", *(f"{geometric_mean(column):.2f}×" for column in ratios)])
-    return table
-
-
 def cost_table(found: dict[int, dict[str, float]]) -> Table:
     """What a step costs above the NumPy functions; columns by threads."""
     table = Table("overhead", ["a step of the module", *map(counted, found)])
@@ -157,10 +123,7 @@ def cost_table(found: dict[int, dict[str, float]]) -> Table:
 
 def put(name: str, text: str) -> None:
     """Put text into docs/pytorch.md, between the marks of this name."""
-    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
-    after = rest.partition(end)[2]
-    PAGE.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
+    put_into(PAGE, name, text)
 
 
 def main() -> None:
@@ -178,7 +141,8 @@ def main() -> None:
     for threads in map(int, options.threads.split(",")):
         found[threads] = steps(threads, options.repeats, console)
         costs[threads] = overhead(threads, 21 * options.repeats)
-    text = f"{step_table(found).markdown()}\n\n{cost_table(costs).markdown()}"
+    ratios = ratio_table(found, "bncore.torch", "torch.nn")
+    text = f"{ratios.markdown()}\n\n{cost_table(costs).markdown()}"
     print(text)
     if options.write:
         put("step", text)
