@@ -24,7 +24,7 @@ NATIVE_IS_THERE = ls bncore/backends/native*.so >/dev/null 2>&1
 EXPECT = BNCORE_EXPECT_NATIVE=$(if $(filter-out 0,$(BNCORE_REQUIRE_NATIVE)),1,$$($(NATIVE_IS_THERE) && echo 1 || echo 0))
 
 # The tests that need nothing but the extra "test".
-ALONE := not needs_torch and not needs_frameworks
+ALONE := not needs_torch and not needs_jax and not needs_frameworks
 
 # Files of tests go to as many processes as there are processors, four at most; PYTEST_ARGS="-n 0" is one after another.
 SPREAD := -n auto --maxprocesses=4 --dist loadfile
@@ -43,7 +43,7 @@ BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyprojec
 # pip installs into one environment at a time.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench bench-peers bench-torch test-torch test-frameworks coverage lint format \
+.PHONY: help demo test bench bench-peers bench-torch bench-jax test-torch test-jax test-frameworks coverage lint format \
 	test-without-native sdist-check counts report study build clean
 
 help: ## this list (also: make alone)
@@ -63,6 +63,9 @@ coverage: ## the test suite; fails if it reaches less than 95 % of the lines
 test-torch: build $(VENV)/.test $(VENV)/.torch ## bncore.torch, and the tests that compare with PyTorch (installs it)
 	$(EXPECT) $(PY) -m pytest -m needs_torch tests $(PYTEST_ARGS)
 
+test-jax: build $(VENV)/.test $(VENV)/.jax ## bncore.jax beside the NumPy functions and jax.numpy (installs JAX)
+	$(EXPECT) $(PY) -m pytest -m needs_jax tests $(PYTEST_ARGS)
+
 test-frameworks: build $(VENV)/.test $(VENV)/.frameworks ## BatchNorm beside the layers of PyTorch, Keras, Flax (likewise)
 	$(EXPECT) $(PY) -m pytest -m needs_frameworks tests $(PYTEST_ARGS)
 
@@ -80,6 +83,9 @@ bench-torch: build $(VENV)/.suite $(VENV)/.torch ## bncore.torch against PyTorch
 	$(PY) benchmarks/torch_step.py $(BENCH_ARGS)
 	$(PY) benchmarks/torch_model.py $(BENCH_ARGS)
 
+bench-jax: build $(VENV)/.suite $(VENV)/.jax ## bncore.jax against the formula in jax.numpy (installs JAX); BENCH_ARGS=--write for docs/jax.md
+	$(PY) benchmarks/jax_step.py $(BENCH_ARGS)
+
 report: build $(VENV)/.suite $(VENV)/.peers ## measure, and write README, docs/benchmarks.md and its pictures
 	$(PY) benchmarks/report.py $(REPORT_ARGS)
 
@@ -91,12 +97,12 @@ lint: $(VENV)/.lint ## formatting, lint and types of Python, Cython and C
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint bncore docs/examples # it calls pycodestyle by name
-	$(VENV)/bin/clang-format --dry-run -Werror src_c/*.[ch] docs/*.c docs/examples/*.cpp
+	$(VENV)/bin/clang-format --dry-run -Werror src_c/*.[ch] bncore/*/*.cpp docs/*.c docs/examples/*.cpp
 
 format: $(VENV)/.lint ## rewrite Python and C in the project's format
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
-	$(VENV)/bin/clang-format -i src_c/*.[ch] docs/*.c docs/examples/*.cpp
+	$(VENV)/bin/clang-format -i src_c/*.[ch] bncore/*/*.cpp docs/*.c docs/examples/*.cpp
 
 counts: build ## instructions of a few calls under callgrind, against the recorded ones (needs valgrind)
 	$(PY) benchmarks/counts.py
@@ -146,7 +152,7 @@ $(VENV)/.demo $(VENV)/.study $(VENV)/.test $(VENV)/.suite $(VENV)/.lint: $(VENV)
 
 # PyTorch's build for CPUs is the one to compare with: where pip would take another, point it there by its own
 # settings (PIP_INDEX_URL or PIP_FIND_LINKS).
-$(VENV)/.torch $(VENV)/.frameworks $(VENV)/.peers: $(VENV)/.%: $(VENV)/.base
+$(VENV)/.torch $(VENV)/.jax $(VENV)/.frameworks $(VENV)/.peers: $(VENV)/.%: $(VENV)/.base
 	$(SKIP_NATIVE) $(PIP) install -q --no-build-isolation -e ".[$*]"
 	@touch $@
 
@@ -156,7 +162,7 @@ $(VENV)/.build-tool: $(VENV)/.base
 
 # Not editable, and installed anew whenever the package changes: what is tested is what was installed. build/lib*
 # of earlier builds would bring back modules that are deleted.
-$(PURE)/.test: pyproject.toml setup.py $(wildcard bncore/*.py bncore/*/*.py bncore/*/*/*.py bncore/*/*.pyi bncore/*/*.json) | same-python-as-$(PURE)
+$(PURE)/.test: pyproject.toml setup.py $(wildcard bncore/*.py bncore/*/*.py bncore/*/*/*.py bncore/*/*.pyi bncore/*/*.json bncore/*/*.cpp) | same-python-as-$(PURE)
 	$(PYTHON) -m venv $(PURE)
 	$(PURE_PIP) install -q --upgrade pip
 	rm -rf build/lib*

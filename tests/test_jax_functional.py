@@ -6,6 +6,7 @@ import doctest
 import importlib
 import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,10 @@ import numpy as np
 import pytest
 
 import bncore
+import variants
+
+if "native" not in variants.FOUND.names():
+    pytest.skip("bncore.jax needs the C library", allow_module_level=True)
 import bncore.jax as bj
 
 pytestmark = pytest.mark.needs_jax
@@ -444,3 +449,13 @@ def test_the_examples_run(module):
     failed, tried = doctest.testmod(importlib.import_module(f"bncore.jax.{module}"))
     assert failed == 0
     assert tried > 10
+
+
+def test_the_page_runs():
+    page = Path(__file__).resolve().parents[1] / "docs" / "jax.md"
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    names: dict = {}
+    exec(block, names)
+    assert names["y"].shape == (8, 16, 7, 7)
+    mean = np.asarray(names["x"], np.float64).mean((0, 2, 3))
+    np.testing.assert_allclose(names["running"][0], 0.1 * mean, atol=1e-6)

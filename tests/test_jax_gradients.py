@@ -9,8 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import bncore.jax as bj
 import tolerances
+import variants
+
+if "native" not in variants.FOUND.names():
+    pytest.skip("bncore.jax needs the C library", allow_module_level=True)
+import bncore.jax as bj
 
 pytestmark = pytest.mark.needs_jax
 
