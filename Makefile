@@ -64,7 +64,7 @@ test-torch: build $(VENV)/.test $(VENV)/.torch ## bncore.torch, and the tests th
 	$(EXPECT) $(PY) -m pytest -m needs_torch tests $(PYTEST_ARGS)
 
 test-jax: build $(VENV)/.test $(VENV)/.jax ## bncore.jax beside the NumPy functions and jax.numpy (installs JAX)
-	$(EXPECT) $(PY) -m pytest -m needs_jax tests $(PYTEST_ARGS)
+	$(EXPECT) $(PY) -m pytest tests/test_jax_*.py $(PYTEST_ARGS)
 
 test-frameworks: build $(VENV)/.test $(VENV)/.frameworks ## BatchNorm beside the layers of PyTorch, Keras, Flax (likewise)
 	$(EXPECT) $(PY) -m pytest -m needs_frameworks tests $(PYTEST_ARGS)
