@@ -68,3 +68,43 @@ def test_an_import_without_a_compiler_says_so(tmp_path):
     )
     assert done.stdout.startswith("CompileError the C++ compiler /nowhere/c++ does not run")
     assert done.stdout.rstrip().endswith("True")
+
+
+SHARDED = """
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec
+import bncore.jax
+
+def halves(x, weight):
+    return bncore.jax.batch_norm_train(x, weight)[0]
+
+mesh = jax.make_mesh((2,), ("d",), axis_types=(AxisType.Auto,))
+split, whole = PartitionSpec("d"), PartitionSpec()
+sharded = jax.jit(jax.shard_map(
+    halves, mesh=mesh, in_specs=(split, whole), out_specs=split, check_vma=False
+))
+x, weight = jnp.arange(48.0).reshape(4, 3, 4) ** 2, jnp.ones(3)
+
+def by_hand(x, weight):
+    return jnp.concatenate([halves(x[:2], weight), halves(x[2:], weight)])
+
+for function in (sharded, by_hand):
+    def loss(x, weight):
+        return (function(x, weight) ** 3).sum()
+    print(jax.jit(loss)(x, weight), *(g.sum() for g in jax.grad(loss, (0, 1))(x, weight)))
+"""
+
+
+def test_a_call_in_a_shard_map_sees_its_part():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    done = subprocess.run(
+        [sys.executable, "-c", SHARDED],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    sharded, by_hand = (np.array(line.split(), float) for line in done.stdout.splitlines())
+    assert abs(sharded[0]) > 1
+    np.testing.assert_allclose(sharded, by_hand, rtol=1e-5, atol=1e-3)
