@@ -351,6 +351,8 @@ def test_an_empty_batch(shape, axis):
     np.testing.assert_array_equal(dweight, 0.0)
     y = bj.batch_norm_infer(x, *running, axis=axis)
     assert y.shape == shape
+    _, moments = jax.vmap(lambda x: bj.batch_norm_train(x, axis=axis))(np.stack([x] * 50))
+    np.testing.assert_array_equal(moments.mean, np.zeros((50, channels)))
 
 
 # Running statistics

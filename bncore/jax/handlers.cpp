@@ -106,15 +106,13 @@ class Part
   public:
     Part(const ffi::AnyBuffer &buffer, int64_t own_dimensions)
         : memory_(static_cast<char *>(buffer.untyped_data())), sizes_(buffer.dimensions()),
-          wide_(buffer.element_type() == ffi::F64), there_(buffer.element_count() > 0)
+          wide_(buffer.element_type() == ffi::F64), there_(buffer.element_count() > 0),
+          leading_(sizes_.size() - static_cast<std::size_t>(own_dimensions))
     {
         if (!there_) return;
-        leading_ = sizes_.size() - static_cast<std::size_t>(own_dimensions);
         bytes_ = static_cast<int64_t>(ffi::ByteWidth(buffer.element_type()));
         for (std::size_t d = leading_; d < sizes_.size(); d++) bytes_ *= sizes_[d];
     }
-
-    explicit operator bool() const { return there_; }
 
     /* Where it lies for an example of those that `all`, a buffer of every example, counts. */
     void *at(const Part &all, int64_t example) const
@@ -156,14 +154,12 @@ class Part
         return count;
     }
 
-    int64_t size(std::size_t dimension) const { return sizes_[leading_ + dimension]; }
-
   private:
     char *memory_;
     Sizes sizes_;
     bool wide_, there_;
-    std::size_t leading_ = 0;
-    int64_t bytes_ = 0;
+    std::size_t leading_; /* dimensions; what is not there is not asked */
+    int64_t bytes_ = 0;   /* of an example */
 };
 
 /* Fresh memory of megabytes costs more than a batch norm over it, a page fault per 4 KiB: Linux is told that large pages
@@ -200,9 +196,8 @@ class Call
         const auto first = dimensions.size() - static_cast<std::size_t>(settings.ndim);
         int64_t sizes[3] = {1, 1, 1}; /* outer, channels, inner */
         for (int64_t d = 0; d < settings.ndim; d++)
-            sizes[d < settings.axis    ? 0
-                  : d == settings.axis ? 1
-                                       : 2] *= dimensions[first + static_cast<std::size_t>(d)];
+            sizes[(d >= settings.axis) + (d > settings.axis)] *=
+                dimensions[first + static_cast<std::size_t>(d)];
         const auto dtype = all.element_type() == ffi::F64 ? BNCORE_FLOAT64 : BNCORE_FLOAT32;
         status_ = bncore_problem_init(&problem_, dtype, sizes[0], sizes[1], sizes[2]);
         problem_.eps = settings.eps;
@@ -293,6 +288,7 @@ ffi::Error backward(Call &call, const Settings &settings,
     const Part &dx = call.all, dy(dy_, settings.ndim), x(x_, settings.ndim);
     const Part residual(residual_, settings.ndim), dresidual(*dresidual_, settings.ndim);
     const Part weight(weight_, 1), bias(bias_, 1), dweight(*dweight_, 1), dbias(*dbias_, 1);
+    advise_large_pages(*dresidual_);
     return call.each([&](bncore_problem &problem, bncore_fusion &fusion, int64_t i) {
         const auto channels = static_cast<std::size_t>(call.channels());
         std::vector<double> mean_copy, var_copy, w, b, sum_dy(channels), sum_dy_xhat(channels);
@@ -390,26 +386,15 @@ template <int arguments, int results, typename Function> auto handler(Function f
 
 } // namespace
 
-extern "C" BNCORE_API XLA_FFI_Error *bncore_jax_train(XLA_FFI_CallFrame *frame)
-{
-    static const auto call = handler<4, 4>(train);
-    return call->Call(frame);
-}
+/* A function that XLA can be given. */
+#define DEFINE_HANDLER(name, arguments, results)                                                   \
+    extern "C" BNCORE_API XLA_FFI_Error *bncore_jax_##name(XLA_FFI_CallFrame *frame)               \
+    {                                                                                              \
+        static const auto call = handler<arguments, results>(name);                                \
+        return call->Call(frame);                                                                  \
+    }
 
-extern "C" BNCORE_API XLA_FFI_Error *bncore_jax_train_backward(XLA_FFI_CallFrame *frame)
-{
-    static const auto call = handler<6, 4>(train_backward);
-    return call->Call(frame);
-}
-
-extern "C" BNCORE_API XLA_FFI_Error *bncore_jax_infer(XLA_FFI_CallFrame *frame)
-{
-    static const auto call = handler<6, 1>(infer);
-    return call->Call(frame);
-}
-
-extern "C" BNCORE_API XLA_FFI_Error *bncore_jax_infer_backward(XLA_FFI_CallFrame *frame)
-{
-    static const auto call = handler<7, 6>(infer_backward);
-    return call->Call(frame);
-}
+DEFINE_HANDLER(train, 4, 4)
+DEFINE_HANDLER(train_backward, 6, 4)
+DEFINE_HANDLER(infer, 6, 1)
+DEFINE_HANDLER(infer_backward, 7, 6)
