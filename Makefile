@@ -24,7 +24,7 @@ NATIVE_IS_THERE = ls bncore/backends/native*.so >/dev/null 2>&1
 EXPECT = BNCORE_EXPECT_NATIVE=$(if $(filter-out 0,$(BNCORE_REQUIRE_NATIVE)),1,$$($(NATIVE_IS_THERE) && echo 1 || echo 0))
 
 # The tests that need nothing but the extra "test".
-ALONE := not needs_torch and not needs_frameworks and not needs_onnxruntime
+ALONE := not needs_torch and not needs_jax and not needs_frameworks and not needs_onnxruntime
 
 # Files of tests go to as many processes as there are processors, four at most; PYTEST_ARGS="-n 0" is one after another.
 SPREAD := -n auto --maxprocesses=4 --dist loadfile
@@ -38,14 +38,14 @@ COVERAGE_ARGS := --cov --cov-report=term
 endif
 
 NATIVE_SOURCES := setup.py $(wildcard src_c/* $(addprefix bncore/backends/*.,pyx pxd pxi))
-CLANG_FORMATTED := $(wildcard src_c/*.[ch] docs/*.c docs/examples/*.cpp $(addprefix bncore/onnxruntime/*.,h cpp))
+CLANG_FORMATTED := $(wildcard src_c/*.[ch] docs/*.c docs/examples/*.cpp $(addprefix bncore/*/*.,h cpp))
 BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'])")
 
 # pip installs into one environment at a time.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench bench-peers bench-torch bench-onnxruntime test-torch test-onnxruntime \
-	test-frameworks coverage lint format \
+.PHONY: help demo test bench bench-peers bench-torch bench-jax bench-onnxruntime test-torch test-jax \
+	test-onnxruntime test-frameworks coverage lint format \
 	test-without-native sdist-check counts report study build clean
 
 help: ## this list (also: make alone)
@@ -68,6 +68,9 @@ test-torch: build $(VENV)/.test $(VENV)/.torch ## bncore.torch, and the tests th
 test-onnxruntime: build $(VENV)/.test $(VENV)/.onnxruntime ## bncore.onnxruntime in sessions of ONNX Runtime (installs it)
 	$(EXPECT) $(PY) -m pytest -m needs_onnxruntime tests/test_onnxruntime_*.py $(PYTEST_ARGS)
 
+test-jax: build $(VENV)/.test $(VENV)/.jax ## bncore.jax beside the NumPy functions and jax.numpy (installs JAX)
+	$(EXPECT) $(PY) -m pytest tests/test_jax_*.py $(PYTEST_ARGS)
+
 test-frameworks: build $(VENV)/.test $(VENV)/.frameworks ## BatchNorm beside the layers of PyTorch, Keras, Flax (likewise)
 	$(EXPECT) $(PY) -m pytest -m needs_frameworks tests $(PYTEST_ARGS)
 
@@ -87,6 +90,9 @@ bench-torch: build $(VENV)/.suite $(VENV)/.torch ## bncore.torch against PyTorch
 
 bench-onnxruntime: build $(VENV)/.suite $(VENV)/.onnxruntime ## bncore.onnxruntime against ONNX Runtime's own operator; BENCH_ARGS=--write for docs/onnxruntime.md
 	$(PY) benchmarks/onnxruntime_step.py $(BENCH_ARGS)
+
+bench-jax: build $(VENV)/.suite $(VENV)/.jax ## bncore.jax against the formula in jax.numpy (installs JAX); BENCH_ARGS=--write for docs/jax.md
+	$(PY) benchmarks/jax_step.py $(BENCH_ARGS)
 
 report: build $(VENV)/.suite $(VENV)/.peers ## measure, and write README, docs/benchmarks.md and its pictures
 	$(PY) benchmarks/report.py $(REPORT_ARGS)
@@ -154,7 +160,7 @@ $(VENV)/.demo $(VENV)/.study $(VENV)/.test $(VENV)/.suite $(VENV)/.lint: $(VENV)
 
 # PyTorch's build for CPUs is the one to compare with: where pip would take another, point it there by its own
 # settings (PIP_INDEX_URL or PIP_FIND_LINKS).
-$(VENV)/.torch $(VENV)/.frameworks $(VENV)/.peers: $(VENV)/.%: $(VENV)/.base
+$(VENV)/.torch $(VENV)/.jax $(VENV)/.frameworks $(VENV)/.peers: $(VENV)/.%: $(VENV)/.base
 	$(SKIP_NATIVE) $(PIP) install -q --no-build-isolation -e ".[$*]"
 	@touch $@
 
@@ -170,7 +176,7 @@ $(VENV)/.build-tool: $(VENV)/.base
 
 # Not editable, and installed anew whenever the package changes: what is tested is what was installed. build/lib*
 # of earlier builds would bring back modules that are deleted.
-$(PURE)/.test: pyproject.toml setup.py $(wildcard bncore/*.py bncore/*/*.py bncore/*/*/*.py bncore/*/*.pyi bncore/*/*.json) | same-python-as-$(PURE)
+$(PURE)/.test: pyproject.toml setup.py $(wildcard bncore/*.py bncore/*/*.py bncore/*/*/*.py bncore/*/*.pyi bncore/*/*.json bncore/*/*.cpp) | same-python-as-$(PURE)
 	$(PYTHON) -m venv $(PURE)
 	$(PURE_PIP) install -q --upgrade pip
 	rm -rf build/lib*

@@ -199,6 +199,24 @@ def test_only_its_adapter_imports_onnx_runtime(module):
         assert not {"onnx", "onnxruntime"} & {name.partition(".")[0] for name in used}
 
 
+# The adapter for JAX, likewise.
+JAX_ADAPTER = [name for name in SOURCES if name.startswith("bncore.jax")]
+JAX_ADAPTER_USES = {"bncore.scalars", "bncore.problem", "bncore.compiling", *JAX_ADAPTER}
+
+
+@pytest.mark.parametrize("module", JAX_ADAPTER)
+def test_the_adapter_for_jax_uses_the_face(module):
+    assert of_bncore(imports(SOURCES[module])) <= JAX_ADAPTER_USES
+
+
+@pytest.mark.parametrize("module", sorted(SOURCES.keys() - {*JAX_ADAPTER}))
+def test_only_its_adapter_imports_jax(module):
+    used = imports(SOURCES[module])
+    assert not [name for name in used if name.startswith("bncore.jax")]
+    if not module.startswith(PEERS):
+        assert "jax" not in {name.partition(".")[0] for name in used}
+
+
 def test_importing_bncore_imports_no_framework():
     code = "import sys, bncore; print(*{'torch', 'jax', 'onnxruntime', 'numba'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -65,6 +65,12 @@ ONNX_ATOL = 1e-6
 # PyTorch in float64 as second oracle.
 TORCH_FLOAT64 = 1e-11
 
+# jax.numpy's formula in float64, and JAX's gradients of it, relative to the largest value.
+JAX_FLOAT64 = 1e-12
+
+# The same in float32, mean/std about 1: sums of a few hundred rounded products.
+JAX_FLOAT32 = 2e-5
+
 # Layers of other frameworks in float64, after ten steps: Flax takes E[x^2] - E[x]^2.
 FRAMEWORKS = 1e-12
 FRAMEWORKS_FLOAT32 = 1e-6

@@ -1,0 +1,142 @@
+"""Time bncore.jax against the formula of batch norm in jax.numpy, both compiled by `jax.jit`.
+
+    python benchmarks/jax_step.py [--threads 1,2] [--repeats N] [--write]
+
+A training step, forward and backward by `jax.vjp`, on the shapes of ResNet-50 at batch 32: both
+allocate what they return.  Then the smallest step, beside bncore's NumPy functions.  Everybody
+takes turns in one process, after the results are compared; medians.  JAX makes its threads once, as
+many as there are processors to run on: every number of threads has a process of its own.  --write
+puts the tables into docs/jax.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+import bncore
+import bncore.jax
+from bncore.bench.cases import EPS, LAYOUTS, SHAPES, Problem, named
+from bncore.bench.peers.jax_jit import start_with
+from bncore.bench.tables import Table, counted
+from steps import NETWORK, Times, medians, put, ratio_table
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "jax.md"
+SMALL = (1, 64, 1, 2)
+Array = jax.Array
+
+
+def formula(x: Array, weight: Array, bias: Array, axis: int) -> Array:
+    """Batch norm as a user writes it."""
+    axes = tuple(i for i in range(x.ndim) if i != axis % x.ndim)
+    weight, bias = (jnp.expand_dims(v, axes) for v in (weight, bias))
+    mean, var = jnp.mean(x, axes, keepdims=True), jnp.var(x, axes, keepdims=True)
+    return (x - mean) * (jax.lax.rsqrt(var + EPS) * weight) + bias
+
+
+def own(x: Array, weight: Array, bias: Array, axis: int) -> Array:
+    """The same by bncore."""
+    return bncore.jax.batch_norm_train(x, weight, bias, axis=axis, eps=EPS)[0]
+
+
+def step(function: Callable[..., Array], axis: int) -> Callable[..., Any]:
+    """One training step, compiled: y, and the gradients by x, weight and bias."""
+
+    def forward_and_backward(x: Array, weight: Array, bias: Array, dy: Array) -> Any:
+        y, pull = jax.vjp(lambda *given: function(*given, axis), x, weight, bias)
+        return y, *pull(dy)
+
+    return jax.jit(forward_and_backward)
+
+
+def check(got: tuple[Array, ...], expected: tuple[Array, ...]) -> None:
+    """Both compute the same; sums of float32 values differ by their order of additions."""
+    for a, b in zip(got, expected, strict=True):
+        scale = float(jnp.abs(b).max())
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * scale)
+
+
+def calls(p: Problem) -> dict[str, Callable[[], Any]]:
+    """A step of each, on the same arrays, waited for; compared."""
+    given = tuple(map(jnp.asarray, (p.x, p.weight, p.bias, p.dy)))
+    compiled = {
+        "jax.numpy": step(formula, p.axis),
+        "bncore.jax": step(own, p.axis),
+    }
+    check(*(compiled[name](*given) for name in ("bncore.jax", "jax.numpy")))
+    return {
+        name: lambda call=call: jax.block_until_ready(call(*given))
+        for name, call in compiled.items()
+    }
+
+
+def steps(repeats: int, title: str, console: Console) -> Times:
+    """Seconds of a step by layout, shape and contestant."""
+    found: Times = {layout: {} for layout in LAYOUTS}
+    cases = [(layout, shape) for layout in LAYOUTS for shape in SHAPES[NETWORK]]
+    for layout, shape in track(cases, title, console=console):
+        found[layout][named(shape)] = medians(calls(Problem(shape, layout)), repeats)
+    return found
+
+
+def smallest(threads: int, repeats: int) -> dict[str, float]:
+    """Seconds of the smallest step, which is all overhead."""
+    p = Problem(SMALL)
+    common: dict[str, Any] = {"n_threads": threads, "eps": EPS}
+
+    def functions() -> Any:
+        y, moments = bncore.batch_norm_train(p.x, p.weight, p.bias, **common)
+        return y, *bncore.batch_norm_train_backward(p.dy, p.x, moments, p.weight, **common)
+
+    compared = calls(p)
+    check(compared["bncore.jax"](), tuple(map(jnp.asarray, functions())))
+    return medians({"NumPy functions": functions, **compared}, repeats)
+
+
+def measured(threads: int, repeats: int) -> tuple[Times, dict[str, float]]:
+    """All of it, in a process that has not started JAX yet."""
+    start_with(threads)
+    title = f"steps, {counted(threads)}"
+    return steps(repeats, title, Console(stderr=True)), smallest(threads, 100 * repeats)
+
+
+def small_table(found: dict[int, dict[str, float]]) -> Table:
+    """Microseconds of the smallest step; columns by threads."""
+    table = Table("overhead", [f"a step of {named(SMALL)}", *map(counted, found)])
+    for name in next(iter(found.values())):
+        table.lines.append([name, *(f"{times[name] * 1e6:.0f} µs" for times in found.values())])
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    found, small = {}, {}
+    for threads in map(int, options.threads.split(",")):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            done = process.submit(measured, threads, options.repeats)
+            found[threads], small[threads] = done.result()
+    ratios = ratio_table(found, "bncore.jax", "jax.numpy")
+    text = f"{ratios.markdown()}\n\n{small_table(small).markdown()}"
+    print(text)
+    if options.write:
+        put(PAGE, "step", text)
+
+
+if __name__ == "__main__":
+    main()

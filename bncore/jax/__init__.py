@@ -1,0 +1,17 @@
+"""bncore for JAX: batch norm as XLA custom calls, with gradients, under `jit`, `vmap` and `grad`.
+
+This package alone imports jax.  The first import compiles its C++ part, once.  `docs/jax.md` shows
+its use.
+"""
+
+from bncore.jax import handlers
+from bncore.jax.functional import (
+    Moments,
+    batch_norm_infer,
+    batch_norm_train,
+    update_running_stats,
+)
+
+__all__ = ["Moments", "batch_norm_infer", "batch_norm_train", "update_running_stats"]
+
+handlers.register()

@@ -1,0 +1,330 @@
+"""The public functions: batch norm of JAX arrays, and what is checked when a call is traced."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, SupportsIndex, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from bncore import scalars
+from bncore.jax import ops
+from bncore.jax.handlers import Settings
+from bncore.problem import ACTIVATIONS
+
+Array: TypeAlias = jax.Array
+Given: TypeAlias = jax.Array | npt.NDArray[Any]
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["mean", "var"], meta_fields=["count"])
+@dataclass(frozen=True)
+class Moments:
+    """Statistics of a batch: what `batch_norm_train` returns; a pytree.
+
+    Attributes
+    ----------
+    count : int
+        Values per channel; static, so known when a call is traced.
+    mean : (C,) array
+        In x's unit; float64 where JAX has it (``jax_enable_x64``), else float32.
+    var : (C,) array
+        The population variance, in x's unit squared, of the same dtype.
+    """
+
+    count: int
+    mean: Array
+    var: Array
+
+
+def batch_norm_train(
+    x: Given,
+    weight: Given | None = None,
+    bias: Given | None = None,
+    *,
+    axis: SupportsIndex = 1,
+    eps: float = 1e-5,
+    activation: Literal["relu", "leaky_relu"] | None = None,
+    negative_slope: float = 0.01,
+    residual: Given | None = None,
+) -> tuple[Array, Moments]:
+    """Normalize every channel of a batch by the batch's own mean and variance.
+
+    ``y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual)``, with the population
+    variance; activation and residual are optional.
+
+    Parameters
+    ----------
+    x : array of float32 or float64, of 2 or more dimensions
+        C is its size along `axis`.
+    weight, bias : (C,) array of float, optional
+        gamma and beta; 1 and 0 where they are None.
+    axis : int, default 1
+        The channel axis, negative allowed: 1 for NCHW, -1 for NHWC.
+    eps : float, default 1e-5
+        Added to the variance, in x's unit squared; >= 0.
+    activation, negative_slope
+        Fused, as in `bncore.batch_norm_train`.
+    residual : array, optional
+        Added before the activation; of x's shape and dtype (nothing is broadcast).
+
+    Returns
+    -------
+    y : array
+        Of x's shape and dtype.
+    moments : Moments
+        For `update_running_stats`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `bncore.batch_norm_train`, when the call is traced.
+
+    Notes
+    -----
+    Gradients flow from y and from the moments to x, weight, bias and residual, by reverse mode and
+    of any order.  Under `jax.vmap` every example is a batch of its own.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015, Algorithm 1 and section 3.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import bncore.jax
+    >>> x = jnp.array([[0.0, 1.0], [2.0, 5.0]])
+    >>> y, moments = bncore.jax.batch_norm_train(x, eps=1e-12)
+    >>> print(y)
+    [[-1. -1.]
+     [ 1.  1.]]
+    >>> print(moments.count, moments.mean, moments.var)
+    2 [1. 3.] [1. 4.]
+
+    A gradient, compiled:
+
+    >>> def loss(weight):
+    ...     return bncore.jax.batch_norm_train(x, weight, activation="relu")[0].sum()
+    >>> print(jax.jit(jax.grad(loss))(jnp.ones(2)).round(3))
+    [1. 1.]
+    """
+    x = _data("x", x)
+    settings = _settings(x, axis, eps, activation, negative_slope)
+    arguments = _parameters(x, axis, weight=weight, bias=bias)
+    count = x.size // max(x.shape[settings.axis], 1)
+    if count == 1:
+        raise ValueError(
+            f"Expected more than 1 value per channel when training, got input size {x.shape}"
+        )
+    y, mean, var, _ = ops.train(settings, x, *arguments, _residual(x, residual))
+    return y, Moments(count, mean, var)
+
+
+def batch_norm_infer(
+    x: Given,
+    mean: Given,
+    var: Given,
+    weight: Given | None = None,
+    bias: Given | None = None,
+    *,
+    axis: SupportsIndex = 1,
+    eps: float = 1e-5,
+    activation: Literal["relu", "leaky_relu"] | None = None,
+    negative_slope: float = 0.01,
+    residual: Given | None = None,
+) -> Array:
+    """Normalize every channel by given statistics, such as running ones.
+
+    ``y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual)``; activation and
+    residual are optional.
+
+    Parameters
+    ----------
+    x : array of float32 or float64, of 2 or more dimensions
+        C is its size along `axis`.
+    mean, var : (C,) array of float
+        Statistics per channel; mean in x's unit, var in its square.
+    weight, bias : (C,) array of float, optional
+        gamma and beta; 1 and 0 where they are None.
+    axis, eps, activation, negative_slope, residual
+        As in `batch_norm_train`.
+
+    Returns
+    -------
+    array
+        Of x's shape and dtype.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `batch_norm_train`, but one value per channel is allowed.
+
+    Notes
+    -----
+    Gradients flow to every array, mean and var among them, by reverse mode and of any order.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015, Algorithm 2, step 11.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import bncore.jax
+    >>> x, mean, var = jnp.array([[1.0, 8.0]]), jnp.array([0.0, 4.0]), jnp.array([1.0, 4.0])
+    >>> print(bncore.jax.batch_norm_infer(x, mean, var, eps=0.0))
+    [[1. 2.]]
+    """
+    x = _data("x", x)
+    settings = _settings(x, axis, eps, activation, negative_slope)
+    for name, value in (("mean", mean), ("var", var)):
+        if value is None:
+            raise TypeError(f"{name}: expected an array, got None")
+    arguments = _parameters(x, axis, mean=mean, var=var, weight=weight, bias=bias)
+    return ops.infer(settings, x, *arguments, _residual(x, residual))
+
+
+def update_running_stats(
+    running_mean: Given,
+    running_var: Given,
+    moments: Moments,
+    *,
+    momentum: float = 0.1,
+    correction: float = 1,
+) -> tuple[Array, Array]:
+    """Return running statistics, moved towards those of a batch.
+
+    ``running = (1 - momentum) * running + momentum * batch``.
+
+    Parameters
+    ----------
+    running_mean, running_var : (C,) array of float
+        As they were.
+    moments : Moments
+        Of the batch.  With count 0 nothing changes.
+    momentum : float, default 0.1
+        Weight of the *new* batch, 0 to 1: as in PyTorch.  Flax weighs the old value.
+    correction : float, default 1
+        The batch variance is m2 / (count - correction): 1 as in PyTorch, 0 as in Flax.
+
+    Returns
+    -------
+    running_mean, running_var : (C,) array
+        New, each of its dtype before; computed in that of the moments.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument is not as above, or `moments.count` is not above `correction`.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015, section 3.1 (moving averages), Algorithm 2, step 10 (the
+    unbiased variance).
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import bncore.jax
+    >>> _, moments = bncore.jax.batch_norm_train(jnp.array([[3.0], [5.0], [4.0]]))
+    >>> mean, var = jnp.zeros(1), jnp.ones(1)
+    >>> mean, var = bncore.jax.update_running_stats(mean, var, moments, momentum=0.5)
+    >>> print(mean, var)
+    [2.] [1.]
+    """
+    if not isinstance(moments, Moments):
+        raise TypeError(f"moments: expected Moments, got {scalars.shown(moments)}")
+    given = {"running_mean": running_mean, "running_var": running_var}
+    old = [_vector(name, v, moments.mean.shape[0]) for name, v in given.items()]
+    momentum = scalars.real("momentum", momentum, 0.0, 1.0)
+    correction = scalars.real("correction", correction)
+    count = moments.count
+    if count == 0:
+        return old[0], old[1]
+    if count <= correction:
+        raise ValueError(f"moments: expected count > correction = {correction:g}, got {count}")
+    batch = moments.mean, moments.var * (count / (count - correction))
+    mean, var = (
+        ((1.0 - momentum) * a.astype(b.dtype) + momentum * b).astype(a.dtype)
+        for a, b in zip(old, batch, strict=True)
+    )
+    return mean, var
+
+
+# What is wrong with an argument
+
+
+def _array(name: str, value: object) -> Array:
+    """Return `value` as JAX takes it; no sequences, as in JAX's own functions."""
+    if not isinstance(value, (jax.Array, np.ndarray)) and not hasattr(value, "__jax_array__"):
+        raise TypeError(f"{name}: expected an array, got {scalars.shown(value)}")
+    return jnp.asarray(value)
+
+
+def _data(name: str, value: object) -> Array:
+    """Return a float32 or float64 array."""
+    array = _array(name, value)
+    if array.dtype not in (np.float32, np.float64):
+        raise TypeError(f"{name}: expected float32 or float64, got {array.dtype}")
+    return array
+
+
+def _settings(
+    x: Array, axis: object, eps: object, activation: object, negative_slope: object
+) -> Settings:
+    """Return what is no array, checked."""
+    if x.ndim < 2:
+        raise ValueError(f"x: expected at least 2 dimensions, got {x.ndim}")
+    largest = float(jnp.finfo(x.dtype).max)
+    return Settings(
+        x.ndim,
+        scalars.one_axis(axis, x.ndim),
+        scalars.real("eps", eps, 0.0),
+        scalars.option("activation", activation, ACTIVATIONS),
+        scalars.real("negative_slope", negative_slope, 0.0, largest),
+    )
+
+
+def _vector(name: str, value: object, size: int, source: str = "") -> Array:
+    """Return a per-channel argument; `source` says in the message where the size is from."""
+    array = _array(name, value)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(f"{name}: expected a real floating dtype, got {array.dtype}")
+    if array.shape != (size,):
+        raise ValueError(f"{name}: expected shape ({size},){source}, got {array.shape}")
+    return array
+
+
+def _parameters(x: Array, axis: SupportsIndex, **given: object) -> list[Array | None]:
+    """Return per-channel arguments, None where they are None; float64, or float32.
+
+    Shorter dtypes are float32 exactly.
+    """
+    size = x.shape[axis]
+    source = f" ({size} channels along axis {axis})"
+    found: list[Array | None] = []
+    for name, value in given.items():
+        array = None if value is None else _vector(name, value, size, source)
+        if array is not None and array.dtype not in (np.float32, np.float64):
+            array = array.astype(np.float32)
+        found.append(array)
+    return found
+
+
+def _residual(x: Array, value: object) -> Array | None:
+    """Return the residual, which has to be of x's shape and dtype."""
+    if value is None:
+        return None
+    array = _data("residual", value)
+    if array.shape != x.shape:
+        raise ValueError(f"residual: expected shape {x.shape}, got {array.shape}")
+    if array.dtype != x.dtype:
+        raise TypeError(f"residual: expected {x.dtype}, got {array.dtype}")
+    return array

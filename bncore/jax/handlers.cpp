@@ -1,0 +1,400 @@
+/* The custom calls of bncore.jax: XLA's buffers go to bncore as they are, and its threads do the work.
+ *
+ * A call holds one example, or as many as jax.vmap made of it: then every buffer has leading dimensions, all the same
+ * number of them, of size 1 where it is the same for all examples. x, dy, residual, y, dx and dresidual have settings.ndim
+ * dimensions behind those, parameters and statistics one (channels), of float or double. The moments are
+ * uint32[2, channels, 2], the bits of double[2, channels]: mean, then sum of squared deviations. JAX has no float64
+ * unless it is told to. A buffer without elements stands for an argument or a result that is not there. */
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <utility>
+#include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
+#include "bncore.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace
+{
+
+struct Settings {
+    int64_t ndim, axis; /* of one example */
+    double eps;
+    int64_t activation; /* bncore_activation */
+    double slope;
+};
+
+} // namespace
+
+XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(Settings, ffi::StructMember<int64_t>("ndim"),
+                                      ffi::StructMember<int64_t>("axis"),
+                                      ffi::StructMember<double>("eps"),
+                                      ffi::StructMember<int64_t>("activation"),
+                                      ffi::StructMember<double>("slope"));
+
+namespace
+{
+
+/* ---- threads ---- */
+
+/* One parallel loop. Helpers that start when everything is taken find nothing to do, and the memory still there. */
+class Loop
+{
+  public:
+    Loop(int64_t tasks, void (*task)(void *, int64_t), void *arg)
+        : tasks_(tasks), task_(task), arg_(arg)
+    {
+    }
+
+    void work()
+    {
+        for (int64_t i = next_++; i < tasks_; i = next_++) {
+            task_(arg_, i);
+            if (++done_ == tasks_) {
+                const std::lock_guard<std::mutex> lock(mutex_);
+                all_done_.notify_one();
+            }
+        }
+    }
+
+    void wait()
+    {
+        std::unique_lock<std::mutex> lock(mutex_);
+        all_done_.wait(lock, [this] { return done_ == tasks_; });
+    }
+
+  private:
+    const int64_t tasks_;
+    void (*const task_)(void *, int64_t);
+    void *const arg_;
+    std::atomic<int64_t> next_{0}, done_{0};
+    std::mutex mutex_;
+    std::condition_variable all_done_;
+};
+
+/* The executor of every call. The caller works too and waits only for tasks that have begun: it may itself be one of the
+ * pool's threads. */
+void parallel_for(void *pool, int64_t tasks, int32_t threads, void (*task)(void *, int64_t),
+                  void *arg)
+{
+    const auto loop = std::make_shared<Loop>(tasks, task, arg);
+    for (int64_t i = 1; i < std::min<int64_t>(threads, tasks); i++)
+        static_cast<ffi::ThreadPool *>(pool)->Schedule([loop] { loop->work(); });
+    loop->work();
+    loop->wait();
+}
+
+/* ---- buffers ---- */
+
+using Sizes = ffi::AnyBuffer::Dimensions;
+
+/* A buffer of which each example has a part. */
+class Part
+{
+  public:
+    Part(const ffi::AnyBuffer &buffer, int64_t own_dimensions)
+        : memory_(static_cast<char *>(buffer.untyped_data())), sizes_(buffer.dimensions()),
+          wide_(buffer.element_type() == ffi::F64), there_(buffer.element_count() > 0),
+          leading_(sizes_.size() - static_cast<std::size_t>(own_dimensions))
+    {
+        if (!there_) return;
+        bytes_ = static_cast<int64_t>(ffi::ByteWidth(buffer.element_type()));
+        for (std::size_t d = leading_; d < sizes_.size(); d++) bytes_ *= sizes_[d];
+    }
+
+    /* Where it lies for an example of those that `all`, a buffer of every example, counts. */
+    void *at(const Part &all, int64_t example) const
+    {
+        if (!there_) return nullptr;
+        int64_t offset = 0, step = bytes_;
+        for (std::size_t d = leading_; d-- > 0; example /= all.sizes_[d]) {
+            if (sizes_[d] != 1) offset += example % all.sizes_[d] * step;
+            step *= sizes_[d];
+        }
+        return memory_ + offset;
+    }
+
+    /* Values per channel as doubles: where they lie, or a copy. */
+    const double *doubles(const Part &all, int64_t example, std::vector<double> &copy) const
+    {
+        const void *from = at(all, example);
+        if (!from || wide_) return static_cast<const double *>(from);
+        const auto *values = static_cast<const float *>(from);
+        copy.assign(values, values + bytes_ / static_cast<int64_t>(sizeof(float)));
+        return copy.data();
+    }
+
+    void store(const Part &all, int64_t example, const std::vector<double> &values) const
+    {
+        void *to = at(all, example);
+        if (!to) return;
+        if (wide_)
+            std::copy(values.begin(), values.end(), static_cast<double *>(to));
+        else
+            std::transform(values.begin(), values.end(), static_cast<float *>(to),
+                           [](double value) { return static_cast<float>(value); });
+    }
+
+    int64_t examples() const
+    {
+        int64_t count = 1;
+        for (std::size_t d = 0; d < leading_; d++) count *= sizes_[d];
+        return count;
+    }
+
+  private:
+    char *memory_;
+    Sizes sizes_;
+    bool wide_, there_;
+    std::size_t leading_; /* dimensions; what is not there is not asked */
+    int64_t bytes_ = 0;   /* of an example */
+};
+
+/* Fresh memory of megabytes costs more than a batch norm over it, a page fault per 4 KiB: Linux is told that large pages
+ * may serve a large result, as NumPy tells it for its arrays. */
+void advise_large_pages(const ffi::AnyBuffer &result)
+{
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    constexpr std::uintptr_t least = 1 << 22;
+    const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
+    const auto start = reinterpret_cast<std::uintptr_t>(result.untyped_data());
+    const auto first = (start + page - 1) / page * page, end = start + result.size_bytes();
+    if (end - start >= least)
+        (void)madvise(reinterpret_cast<void *>(first), end - first, MADV_HUGEPAGE); /* may fail */
+#else
+    (void)result;
+#endif
+}
+
+/* ---- calls ---- */
+
+/* From so many values per thread on, an example is spread over threads; smaller ones are taken one per thread. */
+constexpr int64_t LARGE = 1 << 16;
+
+class Call
+{
+  public:
+    /* `all`: a result of x's shape, which has every example. */
+    Call(ffi::ThreadPool pool, const Settings &settings, const ffi::AnyBuffer &all)
+        : all(all, settings.ndim), pool_(pool), executor_{parallel_for, &pool_},
+          settings_(settings), threads_(static_cast<int32_t>(std::max<int64_t>(
+                                   1, std::min<int64_t>(pool.num_threads(), INT32_MAX))))
+    {
+        const auto dimensions = all.dimensions();
+        const auto first = dimensions.size() - static_cast<std::size_t>(settings.ndim);
+        int64_t sizes[3] = {1, 1, 1}; /* outer, channels, inner */
+        for (int64_t d = 0; d < settings.ndim; d++)
+            sizes[(d >= settings.axis) + (d > settings.axis)] *=
+                dimensions[first + static_cast<std::size_t>(d)];
+        const auto dtype = all.element_type() == ffi::F64 ? BNCORE_FLOAT64 : BNCORE_FLOAT32;
+        status_ = bncore_problem_init(&problem_, dtype, sizes[0], sizes[1], sizes[2]);
+        problem_.eps = settings.eps;
+        problem_.executor = &executor_;
+        advise_large_pages(all);
+    }
+
+    Call(const Call &) = delete;
+
+    int64_t channels() const { return problem_.channels; }
+    double count() const { return static_cast<double>(problem_.outer * problem_.inner); }
+
+    /* Call work(problem, fusion, example) for every example, where problem may be pointed to fusion. */
+    template <typename Work> ffi::Error each(Work work)
+    {
+        std::atomic<int> failed{status_};
+        auto one = [&](int64_t example, int32_t threads) {
+            bncore_problem problem = problem_;
+            bncore_fusion fusion{static_cast<int32_t>(settings_.activation), settings_.slope,
+                                 nullptr, nullptr, nullptr};
+            problem.n_threads = threads;
+            if (settings_.activation) problem.fusion = &fusion;
+            bncore_status status = BNCORE_ERROR_MEMORY;
+            try {
+                status = work(problem, fusion, example);
+            } catch (const std::bad_alloc &) {
+            }
+            if (status != BNCORE_OK) failed = status;
+        };
+        const int64_t examples = status_ == BNCORE_OK ? all.examples() : 0;
+        const int64_t values = problem_.outer * problem_.channels * problem_.inner;
+        if (examples > 1 && values / threads_ < LARGE) {
+            parallel_for(
+                &pool_, examples, threads_,
+                [](void *arg, int64_t i) { (*static_cast<decltype(one) *>(arg))(i, 1); }, &one);
+        } else {
+            for (int64_t i = 0; i < examples; i++) one(i, threads_);
+        }
+        const auto status = static_cast<bncore_status>(failed.load());
+        return status == BNCORE_OK ? ffi::Error::Success()
+                                   : ffi::Error::Internal(bncore_status_string(status));
+    }
+
+    const Part all;
+
+  private:
+    ffi::ThreadPool pool_;
+    const bncore_executor executor_;
+    const Settings settings_;
+    const int32_t threads_;
+    bncore_problem problem_;
+    bncore_status status_;
+};
+
+using In = ffi::AnyBuffer;
+using Out = ffi::Result<ffi::AnyBuffer>;
+
+ffi::Error train(ffi::ThreadPool pool, Settings settings, In x_, In weight_, In bias_, In residual_,
+                 Out y_, Out mean_, Out var_, Out moments_)
+{
+    Call call(pool, settings, *y_);
+    const Part &y = call.all, x(x_, settings.ndim), residual(residual_, settings.ndim);
+    const Part weight(weight_, 1), bias(bias_, 1);
+    const Part mean(*mean_, 1), var(*var_, 1), moments(*moments_, 3);
+    return call.each([&](bncore_problem &problem, bncore_fusion &fusion, int64_t i) {
+        std::vector<double> w, b;
+        auto *means = static_cast<double *>(moments.at(y, i)), *m2 = means + call.channels();
+        if ((fusion.residual = residual.at(y, i))) problem.fusion = &fusion;
+        const bncore_status status = bncore_train(&problem, y.at(y, i), means, m2, x.at(y, i),
+                                                  weight.doubles(y, i, w), bias.doubles(y, i, b));
+        if (status != BNCORE_OK) return status;
+        std::vector<double> values(means, m2);
+        mean.store(y, i, values);
+        std::transform(m2, m2 + call.channels(), values.begin(),
+                       [&](double sum) { return sum / call.count(); });
+        var.store(y, i, values);
+        return status;
+    });
+}
+
+/* What both backward calls do; `operation` is bncore_train_backward or bncore_infer_backward. */
+template <typename Statistics, typename Store>
+ffi::Error backward(Call &call, const Settings &settings,
+                    decltype(&bncore_train_backward) operation, const In &dy_, const In &x_,
+                    const In &weight_, const In &bias_, const In &residual_, Out &dweight_,
+                    Out &dbias_, Out &dresidual_, Statistics statistics, Store store)
+{
+    const Part &dx = call.all, dy(dy_, settings.ndim), x(x_, settings.ndim);
+    const Part residual(residual_, settings.ndim), dresidual(*dresidual_, settings.ndim);
+    const Part weight(weight_, 1), bias(bias_, 1), dweight(*dweight_, 1), dbias(*dbias_, 1);
+    advise_large_pages(*dresidual_);
+    return call.each([&](bncore_problem &problem, bncore_fusion &fusion, int64_t i) {
+        const auto channels = static_cast<std::size_t>(call.channels());
+        std::vector<double> mean_copy, var_copy, w, b, sum_dy(channels), sum_dy_xhat(channels);
+        const auto [mean, var] = statistics(i, mean_copy, var_copy);
+        const double *gamma = weight.doubles(dx, i, w);
+        fusion.residual = residual.at(dx, i);
+        fusion.dresidual = dresidual.at(dx, i);
+        fusion.bias = bias.doubles(dx, i, b);
+        const bncore_status status =
+            operation(&problem, dx.at(dx, i), sum_dy.data(), sum_dy_xhat.data(), dy.at(dx, i),
+                      x.at(dx, i), mean, var, gamma);
+        if (status != BNCORE_OK) return status;
+        dweight.store(dx, i, sum_dy_xhat);
+        dbias.store(dx, i, sum_dy);
+        store(i, var, gamma, sum_dy, sum_dy_xhat);
+        return status;
+    });
+}
+
+ffi::Error train_backward(ffi::ThreadPool pool, Settings settings, In dy, In x, In moments_,
+                          In weight, In bias, In residual, Out dx, Out dweight, Out dbias,
+                          Out dresidual)
+{
+    Call call(pool, settings, *dx);
+    const Part moments(moments_, 3);
+    const auto statistics = [&](int64_t i, std::vector<double> &, std::vector<double> &var) {
+        const auto *mean = static_cast<const double *>(moments.at(call.all, i));
+        var.assign(mean + call.channels(), mean + 2 * call.channels());
+        for (double &value : var) value /= call.count();
+        return std::pair<const double *, const double *>(mean, var.data());
+    };
+    return backward(call, settings, bncore_train_backward, dy, x, weight, bias, residual, dweight,
+                    dbias, dresidual, statistics, [](auto &&...) {});
+}
+
+ffi::Error infer(ffi::ThreadPool pool, Settings settings, In x_, In mean_, In var_, In weight_,
+                 In bias_, In residual_, Out y_)
+{
+    Call call(pool, settings, *y_);
+    const Part &y = call.all, x(x_, settings.ndim), residual(residual_, settings.ndim);
+    const Part mean(mean_, 1), var(var_, 1), weight(weight_, 1), bias(bias_, 1);
+    return call.each([&](bncore_problem &problem, bncore_fusion &fusion, int64_t i) {
+        std::vector<double> m, v, w, b;
+        if ((fusion.residual = residual.at(y, i))) problem.fusion = &fusion;
+        return bncore_normalize(&problem, y.at(y, i), x.at(y, i), mean.doubles(y, i, m),
+                                var.doubles(y, i, v), weight.doubles(y, i, w),
+                                bias.doubles(y, i, b));
+    });
+}
+
+/* With s = weight / sqrt(var + eps): dmean = -s sum(dy), dvar = -s sum(dy xhat) / (2 sqrt(var + eps)). */
+ffi::Error infer_backward(ffi::ThreadPool pool, Settings settings, In dy, In x, In mean_, In var_,
+                          In weight, In bias, In residual, Out dx, Out dmean_, Out dvar_,
+                          Out dweight, Out dbias, Out dresidual)
+{
+    Call call(pool, settings, *dx);
+    const Part &all = call.all, mean(mean_, 1), var(var_, 1), dmean(*dmean_, 1), dvar(*dvar_, 1);
+    const auto statistics = [&](int64_t i, std::vector<double> &m, std::vector<double> &v) {
+        return std::pair<const double *, const double *>(mean.doubles(all, i, m),
+                                                         var.doubles(all, i, v));
+    };
+    const auto store = [&](int64_t i, const double *variance, const double *gamma,
+                           std::vector<double> &sum_dy, std::vector<double> &sum_dy_xhat) {
+        for (std::size_t c = 0; c < sum_dy.size(); c++) {
+            const double invstd = 1.0 / std::sqrt(variance[c] + settings.eps);
+            const double scale = gamma ? gamma[c] * invstd : invstd;
+            sum_dy[c] *= -scale;
+            sum_dy_xhat[c] *= -0.5 * scale * invstd;
+        }
+        dmean.store(all, i, sum_dy);
+        dvar.store(all, i, sum_dy_xhat);
+    };
+    return backward(call, settings, bncore_infer_backward, dy, x, weight, bias, residual, dweight,
+                    dbias, dresidual, statistics, store);
+}
+
+/* A handler of so many arguments and results, which follow the threads and the settings. */
+template <int arguments, int results, typename Binding, typename Function>
+auto bound(Binding binding, Function function)
+{
+    if constexpr (arguments > 0)
+        return bound<arguments - 1, results>(std::move(binding).template Arg<ffi::AnyBuffer>(),
+                                             function);
+    else if constexpr (results > 0)
+        return bound<0, results - 1>(std::move(binding).template Ret<ffi::AnyBuffer>(), function);
+    else
+        return std::move(binding).To(function);
+}
+
+template <int arguments, int results, typename Function> auto handler(Function function)
+{
+    return bound<arguments, results>(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Attrs<Settings>(),
+                                     function);
+}
+
+} // namespace
+
+/* A function that XLA can be given. */
+#define DEFINE_HANDLER(name, arguments, results)                                                   \
+    extern "C" BNCORE_API XLA_FFI_Error *bncore_jax_##name(XLA_FFI_CallFrame *frame)               \
+    {                                                                                              \
+        static const auto call = handler<arguments, results>(name);                                \
+        return call->Call(frame);                                                                  \
+    }
+
+DEFINE_HANDLER(train, 4, 4)
+DEFINE_HANDLER(train_backward, 6, 4)
+DEFINE_HANDLER(infer, 6, 1)
+DEFINE_HANDLER(infer_backward, 7, 6)

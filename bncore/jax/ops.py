@@ -1,0 +1,242 @@
+"""The operations and their gradients.
+
+Each is a `jax.custom_vjp` around one custom call.  Gradients are operations of the same kind, fast;
+gradients of those are JAX's own, of the formula in `formula.py`, and so on.  A forward rule calls
+the operation itself rather than the handler, so that it can be differentiated in its turn.
+
+``bits`` are the moments in float64, which JAX does not have unless it is told to: as uint32,
+(2, C, 2), they pass from forward to backward untouched.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_derivatives import SymbolicZero
+
+from bncore.jax import formula
+from bncore.jax.handlers import Settings, Shape, call
+
+Array: TypeAlias = jax.Array
+Optional: TypeAlias = jax.Array | None
+
+
+def statistics_dtype() -> np.dtype[Any]:
+    """Return the dtype of returned statistics: float64 where JAX has it."""
+    dtype: np.dtype[Any] = jax.dtypes.canonicalize_dtype(np.float64)
+    return dtype
+
+
+def _like(array: Array) -> Shape:
+    return Shape(array.shape, array.dtype)
+
+
+def _like_optional(array: Optional) -> Shape | None:
+    return None if array is None else _like(array)
+
+
+def _values(given: tuple[Any, ...]) -> list[Any]:
+    """Return the values of what a forward rule gets."""
+    return [None if one is None else one.value for one in given]
+
+
+def _dense(gradient: Any) -> Any:
+    """Return a gradient that may be known to be zero as an array."""
+    if isinstance(gradient, SymbolicZero):
+        return jnp.zeros(gradient.shape, gradient.dtype)
+    return gradient
+
+
+# What says in a forward rule's residues that the residual wants a gradient: no array, a structure.
+WANTED = ()
+
+
+# Training
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def train(
+    settings: Settings, x: Array, weight: Optional, bias: Optional, residual: Optional
+) -> tuple[Array, Array, Array, Array]:
+    """Return y, mean, var and bits."""
+    channels = x.shape[settings.axis]
+    statistic = Shape((channels,), statistics_dtype())
+    bits = Shape((2, channels, 2), np.uint32)
+    results = (_like(x), statistic, statistic, bits)
+    y, mean, var, moments = call("train", settings, results, (x, weight, bias, residual))
+    return y, mean, var, moments
+
+
+def _train_forward(settings: Settings, *given: Any) -> tuple[Any, Any]:
+    x, weight, bias, residual = _values(given)
+    y, mean, var, bits = train(settings, x, weight, bias, residual)
+    wanted = WANTED if residual is not None and given[3].perturbed else None
+    if settings.activation is None:  # then no gradient depends on it
+        residual = None
+    return (y, mean, var, bits), (x, mean, bits, weight, bias, residual, wanted)
+
+
+def _train_backward(settings: Settings, saved: Any, given: Any) -> tuple[Any, ...]:
+    x, mean, bits, weight, bias, residual, wanted = saved
+    dy, dmean, dvar, _ = given
+    dy = _dense(dy)
+    dx, dweight, dbias, dresidual = train_backward(
+        settings, wanted is not None, dy, x, bits, weight, bias, residual
+    )
+    count = max(x.size // max(x.shape[settings.axis], 1), 1)
+    if not isinstance(dvar, SymbolicZero):
+        centered = x - formula.along(settings, mean.astype(x.dtype))
+        dx = dx + centered * formula.along(settings, (2.0 / count * dvar).astype(x.dtype))
+    if not isinstance(dmean, SymbolicZero):
+        dx = dx + formula.along(settings, (dmean / count).astype(x.dtype))
+    if wanted is not None and settings.activation is None:
+        dresidual = dy
+    return dx, dweight, dbias, dresidual
+
+
+train.defvjp(_train_forward, _train_backward, symbolic_zeros=True)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def train_backward(
+    settings: Settings,
+    wanted: bool,
+    dy: Array,
+    x: Array,
+    bits: Array,
+    weight: Optional,
+    bias: Optional,
+    residual: Optional,
+) -> tuple[Array, Optional, Optional, Optional]:
+    """Return the gradients by x, weight, bias, and by the residual where it is there and wanted."""
+    results = (_like(x), _like_optional(weight), _like_optional(bias))
+    dresidual = _like(x) if wanted and residual is not None else None
+    operands = (dy, x, bits, weight, bias, residual)
+    dx, dweight, dbias, masked = call("train_backward", settings, (*results, dresidual), operands)
+    return dx, dweight, dbias, masked
+
+
+def _train_backward_forward(
+    settings: Settings, wanted: bool, dy: Array, x: Array, bits: Array, *rest: Optional
+) -> tuple[Any, Any]:
+    return train_backward(settings, wanted, dy, x, bits, *rest), (dy, x, *rest)
+
+
+def _train_backward_backward(
+    settings: Settings, wanted: bool, saved: Any, given: Any
+) -> tuple[Any, ...]:
+    dy, *arguments = saved
+    y = train(settings, *arguments)[0] if settings.activation else None
+    to_dy, to_x, *rest = _again(
+        partial(formula.train, settings, _negative(y)), dy, arguments, given
+    )
+    return to_dy, to_x, None, *rest
+
+
+train_backward.defvjp(_train_backward_forward, _train_backward_backward)
+
+
+# Gradients of gradients
+
+
+def _negative(y: Optional) -> Optional:
+    """Return where the activation acted, as the kernel saw it."""
+    return None if y is None else jax.lax.stop_gradient(y) <= 0
+
+
+def _again(forward: Any, dy: Array, arguments: list[Optional], given: Any) -> tuple[Any, ...]:
+    """Differentiate the gradients of `forward`; `given` are the gradients by them."""
+
+    def gradients(dy: Array, *arguments: Optional) -> Any:
+        return jax.vjp(forward, *arguments)[1](dy)
+
+    made, pull = jax.vjp(gradients, dy, *arguments)
+    dense = [
+        jnp.zeros_like(one) if asked is None and one is not None else asked
+        for one, asked in zip(made, given, strict=True)
+    ]
+    result: tuple[Any, ...] = pull(tuple(dense))
+    return result
+
+
+# Inference
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def infer(
+    settings: Settings,
+    x: Array,
+    mean: Array,
+    var: Array,
+    weight: Optional,
+    bias: Optional,
+    residual: Optional,
+) -> Array:
+    """Return y."""
+    operands = (x, mean, var, weight, bias, residual)
+    y: Array = call("infer", settings, (_like(x),), operands)[0]
+    return y
+
+
+def _infer_forward(settings: Settings, *given: Any) -> tuple[Any, Any]:
+    *most, residual = _values(given)
+    y = infer(settings, *most, residual)
+    wanted = WANTED if residual is not None and given[-1].perturbed else None
+    if settings.activation is None:
+        residual = None
+    return y, (*most, residual, wanted)
+
+
+def _infer_backward(settings: Settings, saved: Any, dy: Any) -> tuple[Any, ...]:
+    *arguments, wanted = saved
+    dy = _dense(dy)
+    *most, dresidual = infer_backward(settings, wanted is not None, dy, *arguments)
+    if wanted is not None and settings.activation is None:
+        dresidual = dy
+    return *most, dresidual
+
+
+infer.defvjp(_infer_forward, _infer_backward, symbolic_zeros=True)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def infer_backward(
+    settings: Settings,
+    wanted: bool,
+    dy: Array,
+    x: Array,
+    mean: Array,
+    var: Array,
+    weight: Optional,
+    bias: Optional,
+    residual: Optional,
+) -> tuple[Array, Array, Array, Optional, Optional, Optional]:
+    """Return the gradients by all that `infer` takes, by the residual as `train_backward`."""
+    results = (*map(_like, (x, mean, var)), _like_optional(weight), _like_optional(bias))
+    dresidual = _like(x) if wanted and residual is not None else None
+    operands = (dy, x, mean, var, weight, bias, residual)
+    dx, dmean, dvar, dweight, dbias, masked = call(
+        "infer_backward", settings, (*results, dresidual), operands
+    )
+    return dx, dmean, dvar, dweight, dbias, masked
+
+
+def _infer_backward_forward(
+    settings: Settings, wanted: bool, *arguments: Optional
+) -> tuple[Any, Any]:
+    return infer_backward(settings, wanted, *arguments), arguments
+
+
+def _infer_backward_backward(
+    settings: Settings, wanted: bool, saved: Any, given: Any
+) -> tuple[Any, ...]:
+    dy, *arguments = saved
+    y = infer(settings, *arguments) if settings.activation else None
+    return _again(partial(formula.infer, settings, _negative(y)), dy, arguments, given)
+
+
+infer_backward.defvjp(_infer_backward_forward, _infer_backward_backward)

@@ -1,0 +1,110 @@
+"""The compiled part of bncore.jax: how it fails, and what it gives to XLA."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import variants
+from bncore import compiling
+
+if "native" not in variants.FOUND.names():
+    pytest.skip("bncore.jax needs the C library", allow_module_level=True)
+import bncore.jax
+from bncore.jax import handlers
+
+assert bncore.jax  # registers the handlers
+
+pytestmark = pytest.mark.needs_jax
+
+X, V = np.ones((2, 3, 4), np.float32), np.ones(3, np.float32)
+
+
+@pytest.mark.parametrize("name", ["infer", "train"])
+@pytest.mark.parametrize("examples", [1, 5])
+def test_what_bncore_refuses_is_an_error_of_xla(name, examples):
+    """Nothing gets here through the public functions: they check it before."""
+    settings = handlers.Settings(3, 1, -1.0, None, 0.0)
+    vector = jax.ShapeDtypeStruct((3,), np.float32)
+    results = [jax.ShapeDtypeStruct(X.shape, X.dtype)]
+    operands = [V, V, None, None, None]
+    if name == "train":
+        results += [vector, vector, jax.ShapeDtypeStruct((2, 3, 2), np.uint32)]
+        operands = [None, None, None]
+
+    def call(x):
+        return handlers.call(name, settings, results, (x, *operands))[0]
+
+    with pytest.raises(Exception, match="eps is negative, infinite or NaN"):
+        jax.block_until_ready(jax.vmap(call)(np.stack([X] * examples)))
+
+
+def test_what_is_not_asked_for_is_none():
+    settings = handlers.Settings(3, 1, 1e-5, None, 0.0)
+    shape = jax.ShapeDtypeStruct(X.shape, X.dtype)
+    operands = (X, X, V, V, None, None, None)
+    dx, *rest = handlers.call("infer_backward", settings, [shape, *[None] * 5], operands)
+    assert dx.shape == X.shape
+    assert rest == [None] * 5
+
+
+def test_an_import_without_a_compiler_says_so(tmp_path):
+    """bncore itself goes on working."""
+    environment = os.environ | {compiling.CACHE: str(tmp_path), "CXX": "/nowhere/c++"}
+    code = (
+        "import bncore\n"
+        "try:\n"
+        "    import bncore.jax\n"
+        "except RuntimeError as error:\n"
+        "    print(type(error).__name__, error, bncore.get_num_threads() > 0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("CompileError the C++ compiler /nowhere/c++ does not run")
+    assert done.stdout.rstrip().endswith("True")
+
+
+SHARDED = """
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec
+import bncore.jax
+
+def halves(x, weight):
+    return bncore.jax.batch_norm_train(x, weight)[0]
+
+mesh = jax.make_mesh((2,), ("d",), axis_types=(AxisType.Auto,))
+split, whole = PartitionSpec("d"), PartitionSpec()
+sharded = jax.jit(jax.shard_map(
+    halves, mesh=mesh, in_specs=(split, whole), out_specs=split, check_vma=False
+))
+x, weight = jnp.arange(48.0).reshape(4, 3, 4) ** 2, jnp.ones(3)
+
+def by_hand(x, weight):
+    return jnp.concatenate([halves(x[:2], weight), halves(x[2:], weight)])
+
+for function in (sharded, by_hand):
+    def loss(x, weight):
+        return (function(x, weight) ** 3).sum()
+    print(jax.jit(loss)(x, weight), *(g.sum() for g in jax.grad(loss, (0, 1))(x, weight)))
+"""
+
+
+def test_a_call_in_a_shard_map_sees_its_part():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    done = subprocess.run(
+        [sys.executable, "-c", SHARDED],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    sharded, by_hand = (np.array(line.split(), float) for line in done.stdout.splitlines())
+    assert abs(sharded[0]) > 1
+    np.testing.assert_allclose(sharded, by_hand, rtol=1e-5, atol=1e-3)
