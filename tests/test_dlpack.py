@@ -193,7 +193,7 @@ def test_another_memory_order_is_not_copied_either():
 
 def test_a_parameter_of_a_layer_is_the_array_that_was_assigned():
     weight = given()[3]
-    made = bncore.BatchNorm(SHAPE[1])
+    made = bncore.BatchNorm(SHAPE[1], dtype=np.float32)
     made.weight = Exporter(weight)
     assert np.shares_memory(made.weight, weight)
     with pytest.raises(ValueError, match="weight: expected a writable array, got a read-only one"):

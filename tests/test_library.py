@@ -10,12 +10,12 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 import bncore
-from test_build import COMPILER, ENVIRONMENT, builds, executable
+from installed import CMAKE, Wheel, exported, follow, installed_by_cmake, installed_wheel, run
+from test_build import COMPILER, ENVIRONMENT, builds
 from test_embedding import expected, setup_constant
 from test_habits import ROOT
 
@@ -27,9 +27,6 @@ needs = {
     name: pytest.mark.skipif(shutil.which(name) is None, reason=f"{name} is not installed")
     for name in ("c++", "nm", "pkg-config", "readelf")
 }
-# Also where the interpreter's environment is not the active one.
-PATH = os.pathsep.join([os.environ.get("PATH", ""), sysconfig.get_path("scripts")])
-CMAKE = shutil.which("cmake", path=PATH)
 EXAMPLES = ROOT / "docs" / "examples"
 HEADER = (ROOT / "src_c" / "bncore.h").read_text()
 API = set(re.findall(r"^BNCORE_API .*?(bncore_\w+)\(", HEADER, re.MULTILINE))
@@ -46,95 +43,18 @@ STRICT = ("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror")
 (ABI,) = re.findall(r"#define BNCORE_ABI_VERSION (\d+)", HEADER)
 
 
-def run(*command: object, **variables: str) -> str:
-    done = subprocess.run(
-        [str(part) for part in command],
-        env=ENVIRONMENT | variables,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def follow(commands: str, folder: Path, **variables: str) -> str:
-    """Run commands of the page in a directory that is the user's home, too."""
-    places = {"SOURCE": str(ROOT), "HOME": str(folder), "PATH": PATH}
-    done = subprocess.run(
-        ["sh", "-e", "-c", commands],
-        cwd=folder,
-        env=ENVIRONMENT | places | variables,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-class Wheel(NamedTuple):
-    file: Path
-    site: Path  # where it is installed
-
-    def python(self, *arguments: object) -> str:
-        return run(sys.executable, "-P", *arguments, PYTHONPATH=str(self.site))
-
-    def config(self, *options: str) -> list[str]:
-        return shlex.split(self.python("-m", "bncore", "config", *options))
-
-    def follow(self, commands: str, folder: Path, **variables: str) -> str:
-        """Run commands of the page where `python` is one that has the wheel."""
-        executable(folder / "bin" / "python", f'exec {sys.executable} "$@"')
-        path = os.pathsep.join([str(folder / "bin"), PATH])
-        return follow(commands, folder, PATH=path, PYTHONPATH=str(self.site), **variables)
-
-
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Wheel:
-    """The wheel of a copy of the checkout, compiled in a hurry and installed on its own."""
     if not builds():
         pytest.skip("setuptools or Cython is not installed, or too old to build the package")
-    folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
-    unwanted = shutil.ignore_patterns("*.so*", "*.a", "__pycache__", "native.c", "include", "lib")
-    for name in ("bncore", "src_c"):
-        shutil.copytree(ROOT / name, source / name, ignore=unwanted)
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    compiler = executable(folder / "cc", f'exec {COMPILER} "$@" -O0')
-    code = f"from setuptools import build_meta as b; b.build_wheel({str(folder)!r})"
-    subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=source,
-        env=ENVIRONMENT | {"CC": str(compiler), "BNCORE_REQUIRE_NATIVE": "1"},
-        capture_output=True,
-        check=True,
-    )
-    (file,) = folder.glob("*.whl")
-    shutil.unpack_archive(file, folder / "site", "zip")
-    return Wheel(file, folder / "site")
+    return installed_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
 def prefix(tmp_path_factory) -> Path:
-    """What CMake installs, at another place: nothing in it may know the first one."""
     if CMAKE is None:
         pytest.skip("cmake is not installed")
-    folder = tmp_path_factory.mktemp("cmake")
-    hurry = "-DCMAKE_BUILD_TYPE=Debug -DCMAKE_C_FLAGS_DEBUG=-O0 -DCMAKE_INSTALL_LIBDIR=lib"
-    follow(INSTALL.replace("cmake -S", f"cmake {hurry} -S"), folder)
-    return (folder / "bncore").rename(folder / "moved")
-
-
-def exported(library: Path, *options: str) -> set[str]:
-    lines = run("nm", "--defined-only", "--extern-only", *options, library).splitlines()
-    return {fields[2] for line in lines if len(fields := line.split()) == 3}
-
-
-def installed_python(wheel: Wheel, name: str) -> Path:
-    (found,) = (wheel.site / "bncore").glob(name)
-    return found
+    return installed_by_cmake(tmp_path_factory.mktemp("cmake"), INSTALL)
 
 
 # ---- what is exported
@@ -148,19 +68,18 @@ SHARED = ["extension", "wheel", "prefix"]
 def place(request) -> Path:
     """The directory that has include and lib below it."""
     found = request.getfixturevalue(request.param)
-    return found.site / "bncore" if request.param == "wheel" else found
+    return found.package if request.param == "wheel" else found
 
 
 @pytest.fixture
 def shared(request) -> Path:
     """A shared object that holds the library."""
     if request.param == "extension":
-        wheel = request.getfixturevalue("wheel")
-        (found,) = (wheel.site / "bncore" / "backends").glob("native*.so")
+        (found,) = request.getfixturevalue("wheel").package.glob("backends/native*.so")
         return found
     found = request.getfixturevalue(request.param)
-    lib = (found.site / "bncore" if request.param == "wheel" else found) / "lib"
-    return lib / f"libbncore.so.{ABI}"
+    place = found.package if request.param == "wheel" else found
+    return place / "lib" / f"libbncore.so.{ABI}"
 
 
 both_places = pytest.mark.parametrize("place", ["wheel", "prefix"], indirect=True)
@@ -224,7 +143,7 @@ def test_the_shared_library_is_named_after_the_abi(place):
 @needs["readelf"]
 def test_the_wheel_holds_no_debug_information(wheel):
     """As setup.py builds it: the fixture's compiler is asked for none by no other flag."""
-    archive = wheel.site / "bncore" / "lib" / "libbncore.a"
+    archive = wheel.package / "lib" / "libbncore.a"
     assert ".debug_info" not in run("readelf", "--sections", "--wide", archive)
 
 
@@ -397,9 +316,9 @@ def test_the_package_says_where_it_is(wheel):
     code = "import bncore; print(bncore.get_include(), bncore.get_library_dir(), sep='\\n')"
     include, lib = map(Path, wheel.python("-c", code).split())
     assert (include / "bncore.h").read_text() == HEADER
-    assert include.parent == lib.parent == wheel.site / "bncore"
+    assert include.parent == lib.parent == wheel.package
     assert wheel.config("--version") == [bncore.__version__]
-    assert wheel.config("--prefix") == [str(wheel.site / "bncore")]
+    assert wheel.config("--prefix") == [str(wheel.package)]
 
 
 def test_a_package_without_it_says_so(monkeypatch, tmp_path):
