@@ -84,7 +84,8 @@ class Loop
     std::condition_variable all_done_;
 };
 
-/* The executor of every call. The caller works too and waits only for tasks that have begun: it may itself be one of the
+/* The executor of every call. OpenMP's threads, which spin between calls, would start sooner, and take the processors
+ * from XLA's other operations. The caller works too and waits only for tasks that have begun: it may itself be one of the
  * pool's threads. */
 void parallel_for(void *pool, int64_t tasks, int32_t threads, void (*task)(void *, int64_t),
                   void *arg)

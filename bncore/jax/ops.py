@@ -51,8 +51,20 @@ def _dense(gradient: Any) -> Any:
     return gradient
 
 
-# What says in a forward rule's residues that the residual wants a gradient: no array, a structure.
-WANTED = ()
+# A residual without an activation: no gradient depends on it, and its own is dy.  What a forward rule
+# keeps depends on nothing that JAX may change its mind about, such as what is differentiated: a rule
+# that was traced for one gradient is taken for another.
+UNREAD = ()
+
+
+def _kept(settings: Settings, residual: Any) -> Any:
+    """Return what backward has to know of the residual."""
+    return UNREAD if residual is not None and settings.activation is None else residual
+
+
+def _read(kept: Any) -> Optional:
+    """Return the residual, where backward reads it."""
+    return None if isinstance(kept, tuple) else kept
 
 
 # Training
@@ -74,37 +86,30 @@ def train(
 def _train_forward(settings: Settings, *given: Any) -> tuple[Any, Any]:
     x, weight, bias, residual = _values(given)
     y, mean, var, bits = train(settings, x, weight, bias, residual)
-    wanted = WANTED if residual is not None and given[3].perturbed else None
-    if settings.activation is None:  # then no gradient depends on it
-        residual = None
-    return (y, mean, var, bits), (x, mean, bits, weight, bias, residual, wanted)
+    kept = _kept(settings, residual)
+    return (y, mean, var, bits), (x, mean, bits, weight, bias, kept)
 
 
 def _train_backward(settings: Settings, saved: Any, given: Any) -> tuple[Any, ...]:
-    x, mean, bits, weight, bias, residual, wanted = saved
+    x, mean, bits, weight, bias, kept = saved
     dy, dmean, dvar, _ = given
     dy = _dense(dy)
-    dx, dweight, dbias, dresidual = train_backward(
-        settings, wanted is not None, dy, x, bits, weight, bias, residual
-    )
+    dx, dweight, dbias, dresidual = train_backward(settings, dy, x, bits, weight, bias, _read(kept))
     count = max(x.size // max(x.shape[settings.axis], 1), 1)
     if not isinstance(dvar, SymbolicZero):
         centered = x - formula.along(settings, mean.astype(x.dtype))
         dx = dx + centered * formula.along(settings, (2.0 / count * dvar).astype(x.dtype))
     if not isinstance(dmean, SymbolicZero):
         dx = dx + formula.along(settings, (dmean / count).astype(x.dtype))
-    if wanted is not None and settings.activation is None:
-        dresidual = dy
-    return dx, dweight, dbias, dresidual
+    return dx, dweight, dbias, dy if isinstance(kept, tuple) else dresidual
 
 
 train.defvjp(_train_forward, _train_backward, symbolic_zeros=True)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def train_backward(
     settings: Settings,
-    wanted: bool,
     dy: Array,
     x: Array,
     bits: Array,
@@ -112,28 +117,24 @@ def train_backward(
     bias: Optional,
     residual: Optional,
 ) -> tuple[Array, Optional, Optional, Optional]:
-    """Return the gradients by x, weight, bias, and by the residual where it is there and wanted."""
-    results = (_like(x), _like_optional(weight), _like_optional(bias))
-    dresidual = _like(x) if wanted and residual is not None else None
+    """Return the gradients by x, weight, bias and residual, where they are there."""
     operands = (dy, x, bits, weight, bias, residual)
-    dx, dweight, dbias, masked = call("train_backward", settings, (*results, dresidual), operands)
-    return dx, dweight, dbias, masked
+    results = [_like(x), *map(_like_optional, (weight, bias, residual))]
+    dx, dweight, dbias, dresidual = call("train_backward", settings, results, operands)
+    return dx, dweight, dbias, dresidual
 
 
 def _train_backward_forward(
-    settings: Settings, wanted: bool, dy: Array, x: Array, bits: Array, *rest: Optional
+    settings: Settings, dy: Array, x: Array, bits: Array, *rest: Optional
 ) -> tuple[Any, Any]:
-    return train_backward(settings, wanted, dy, x, bits, *rest), (dy, x, *rest)
+    return train_backward(settings, dy, x, bits, *rest), (dy, x, *rest)
 
 
-def _train_backward_backward(
-    settings: Settings, wanted: bool, saved: Any, given: Any
-) -> tuple[Any, ...]:
+def _train_backward_backward(settings: Settings, saved: Any, given: Any) -> tuple[Any, ...]:
     dy, *arguments = saved
     y = train(settings, *arguments)[0] if settings.activation else None
-    to_dy, to_x, *rest = _again(
-        partial(formula.train, settings, _negative(y)), dy, arguments, given
-    )
+    forward = partial(formula.train, settings, _negative(y))
+    to_dy, to_x, *rest = _again(forward, dy, arguments, given)
     return to_dy, to_x, None, *rest
 
 
@@ -154,12 +155,7 @@ def _again(forward: Any, dy: Array, arguments: list[Optional], given: Any) -> tu
     def gradients(dy: Array, *arguments: Optional) -> Any:
         return jax.vjp(forward, *arguments)[1](dy)
 
-    made, pull = jax.vjp(gradients, dy, *arguments)
-    dense = [
-        jnp.zeros_like(one) if asked is None and one is not None else asked
-        for one, asked in zip(made, given, strict=True)
-    ]
-    result: tuple[Any, ...] = pull(tuple(dense))
+    result: tuple[Any, ...] = jax.vjp(gradients, dy, *arguments)[1](tuple(given))
     return result
 
 
@@ -184,29 +180,22 @@ def infer(
 
 def _infer_forward(settings: Settings, *given: Any) -> tuple[Any, Any]:
     *most, residual = _values(given)
-    y = infer(settings, *most, residual)
-    wanted = WANTED if residual is not None and given[-1].perturbed else None
-    if settings.activation is None:
-        residual = None
-    return y, (*most, residual, wanted)
+    return infer(settings, *most, residual), (*most, _kept(settings, residual))
 
 
 def _infer_backward(settings: Settings, saved: Any, dy: Any) -> tuple[Any, ...]:
-    *arguments, wanted = saved
+    *most, kept = saved
     dy = _dense(dy)
-    *most, dresidual = infer_backward(settings, wanted is not None, dy, *arguments)
-    if wanted is not None and settings.activation is None:
-        dresidual = dy
-    return *most, dresidual
+    *gradients, dresidual = infer_backward(settings, dy, *most, _read(kept))
+    return *gradients, dy if isinstance(kept, tuple) else dresidual
 
 
 infer.defvjp(_infer_forward, _infer_backward, symbolic_zeros=True)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def infer_backward(
     settings: Settings,
-    wanted: bool,
     dy: Array,
     x: Array,
     mean: Array,
@@ -215,25 +204,18 @@ def infer_backward(
     bias: Optional,
     residual: Optional,
 ) -> tuple[Array, Array, Array, Optional, Optional, Optional]:
-    """Return the gradients by all that `infer` takes, by the residual as `train_backward`."""
-    results = (*map(_like, (x, mean, var)), _like_optional(weight), _like_optional(bias))
-    dresidual = _like(x) if wanted and residual is not None else None
-    operands = (dy, x, mean, var, weight, bias, residual)
-    dx, dmean, dvar, dweight, dbias, masked = call(
-        "infer_backward", settings, (*results, dresidual), operands
-    )
-    return dx, dmean, dvar, dweight, dbias, masked
+    """Return the gradients by all that `infer` takes, where it is there."""
+    arguments = (x, mean, var, weight, bias, residual)
+    results = list(map(_like_optional, arguments))
+    dx, dmean, dvar, *rest = call("infer_backward", settings, results, (dy, *arguments))
+    return dx, dmean, dvar, *rest
 
 
-def _infer_backward_forward(
-    settings: Settings, wanted: bool, *arguments: Optional
-) -> tuple[Any, Any]:
-    return infer_backward(settings, wanted, *arguments), arguments
+def _infer_backward_forward(settings: Settings, *arguments: Optional) -> tuple[Any, Any]:
+    return infer_backward(settings, *arguments), arguments
 
 
-def _infer_backward_backward(
-    settings: Settings, wanted: bool, saved: Any, given: Any
-) -> tuple[Any, ...]:
+def _infer_backward_backward(settings: Settings, saved: Any, given: Any) -> tuple[Any, ...]:
     dy, *arguments = saved
     y = infer(settings, *arguments) if settings.activation else None
     return _again(partial(formula.infer, settings, _negative(y)), dy, arguments, given)
