@@ -37,6 +37,8 @@ endif
 NATIVE_SOURCES := setup.py $(wildcard src_c/* $(addprefix bncore/backends/*.,pyx pxd pxi))
 BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'])")
 
+C_FILES := $(wildcard src_c/*.[ch] docs/*.c docs/examples/*.cpp bncore/*/*.cpp bncore/torch/*.h)
+
 # pip installs into one environment at a time.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
@@ -57,8 +59,11 @@ test: build $(VENV)/.test ## the test suite, doctests included
 coverage: ## the test suite; fails if it reaches less than 95 % of the lines
 	@$(MAKE) test COVERAGE=1
 
+# What depends on whether bncore.torch has its compiled part.
+BOTH_WAYS := ops modules gradients suites
 test-torch: build $(VENV)/.test $(VENV)/.torch ## bncore.torch, and the tests that compare with PyTorch (installs it)
 	$(EXPECT) $(PY) -m pytest -m needs_torch tests $(PYTEST_ARGS)
+	BNCORE_TORCH_COMPILED=0 $(EXPECT) $(PY) -m pytest $(addprefix tests/test_torch_,$(addsuffix .py,$(BOTH_WAYS))) $(PYTEST_ARGS)
 
 test-frameworks: build $(VENV)/.test $(VENV)/.frameworks ## BatchNorm beside the layers of PyTorch, Keras, Flax (likewise)
 	$(EXPECT) $(PY) -m pytest -m needs_frameworks tests $(PYTEST_ARGS)
@@ -88,12 +93,12 @@ lint: $(VENV)/.lint ## formatting, lint and types of Python, Cython and C
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint bncore docs/examples # it calls pycodestyle by name
-	$(VENV)/bin/clang-format --dry-run -Werror src_c/*.[ch] docs/*.c docs/examples/*.cpp
+	$(VENV)/bin/clang-format --dry-run -Werror $(C_FILES)
 
 format: $(VENV)/.lint ## rewrite Python and C in the project's format
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
-	$(VENV)/bin/clang-format -i src_c/*.[ch] docs/*.c docs/examples/*.cpp
+	$(VENV)/bin/clang-format -i $(C_FILES)
 
 counts: build ## instructions of a few calls under callgrind, against the recorded ones (needs valgrind)
 	$(PY) benchmarks/counts.py

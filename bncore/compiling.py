@@ -83,7 +83,8 @@ def compiled(
         "-lbncore",
     ]
     key = hashlib.sha256(f"{framework}\0{command}\0{_version(tuple(compiler))}".encode())
-    for file in (source, Path(bncore.get_include(), "bncore.h")):
+    headers = sorted(source.parent.glob("*.h"))  # that it may include
+    for file in (source, *headers, Path(bncore.get_include(), "bncore.h")):
         key.update(file.read_bytes())
     folder = cache_folder()
     target = folder / f"{source.stem}-{key.hexdigest()[:20]}{suffix}"
