@@ -7,6 +7,7 @@ import doctest
 import importlib
 import io
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -256,7 +257,26 @@ def test_compiled_gives_the_same_bits(training):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("module", ["convert", "functional", "modules", "sync"])
+@pytest.mark.filterwarnings("ignore")  # of PyTorch's compiler
+@pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
+def test_inductor_gives_what_eager_mode_gives():
+    torch._dynamo.reset()
+    plain = bncore.torch.convert(
+        torch.nn.Sequential(torch.nn.Conv2d(3, C, 3), torch.nn.BatchNorm2d(C), torch.nn.ReLU())
+    )
+    traced = copy.deepcopy(plain)
+    compiled = torch.compile(traced, backend="inductor", fullgraph=True)
+    x, dy = torch.randn(2, 3, 10, 10, requires_grad=True), torch.randn(2, C, 8, 8)
+    results = []
+    for net, call in ((plain, plain), (traced, compiled)):
+        y = call(x)
+        gradients = torch.autograd.grad(y, [x, *net.parameters()], dy)
+        results.append((y, *gradients, *net.buffers()))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(b, a)
+
+
+@pytest.mark.parametrize("module", ["convert", "functional", "memory", "modules", "sync"])
 def test_the_examples_run(module):
     found = doctest.testmod(importlib.import_module(f"bncore.torch.{module}"))
     assert found.attempted and not found.failed
