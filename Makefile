@@ -26,6 +26,9 @@ EXPECT = BNCORE_EXPECT_NATIVE=$(if $(filter-out 0,$(BNCORE_REQUIRE_NATIVE)),1,$$
 # The tests that need nothing but the extra "test".
 ALONE := not needs_torch and not needs_frameworks
 
+# Files of tests go to as many processes as there are processors, four at most; PYTEST_ARGS="-n 0" is one after another.
+SPREAD := -n auto --maxprocesses=4 --dist loadfile
+
 # COVERAGE=1 measures coverage and fails below pyproject.toml's limit. Lines that Numba compiles count once they
 # are compiled, which Numba itself reports; hence a cache of its own, empty at the start.
 ifdef COVERAGE
@@ -54,7 +57,7 @@ demo: build $(VENV)/.demo $(VENV)/.study ## the main job on real data: accuracy,
 
 test: build $(VENV)/.test ## the test suite, doctests included
 	$(if $(COVERAGE),rm -rf $(NUMBA_CACHE_DIR))
-	$(EXPECT) $(PY) -m pytest -m "$(ALONE)" $(COVERAGE_ARGS) $(PYTEST_ARGS)
+	$(EXPECT) $(PY) -m pytest -m "$(ALONE)" $(SPREAD) $(COVERAGE_ARGS) $(PYTEST_ARGS)
 
 coverage: ## the test suite; fails if it reaches less than 95 % of the lines
 	@$(MAKE) test COVERAGE=1
@@ -69,7 +72,7 @@ test-frameworks: build $(VENV)/.test $(VENV)/.frameworks ## BatchNorm beside the
 	$(EXPECT) $(PY) -m pytest -m needs_frameworks tests $(PYTEST_ARGS)
 
 test-without-native: $(PURE)/.test ## the same suite on Numba and NumPy, the package installed with no extension
-	BNCORE_EXPECT_NATIVE=0 $(PURE)/bin/pytest --import-mode=importlib -m "$(ALONE)" \
+	BNCORE_EXPECT_NATIVE=0 $(PURE)/bin/pytest --import-mode=importlib -m "$(ALONE)" $(SPREAD) \
 		tests --pyargs bncore $(PYTEST_ARGS)
 
 bench: build $(VENV)/.suite ## single operations in pytest-benchmark; BENCH_ARGS=--full for every shape
