@@ -3,10 +3,10 @@
     python benchmarks/torch_step.py [--threads 1,2] [--repeats N] [--pool BYTES] [--write]
 
 First a training step, forward and backward, of ``BatchNorm2d`` on the shapes of ResNet-50 at
-batch 32: both modules allocate what they return, bncore's from its pool of --pool bytes, and without
-one.  Then what the adapter costs above the NumPy functions on the same memory, 32x64x56x56, and
-what PyTorch's autograd costs there by itself.  Everybody takes turns in one process, after results
-are compared; medians.  --write puts the tables into docs/pytorch.md.
+batch 32: both modules allocate what they return, bncore's from its pool of --pool bytes, and then
+without one.  Then what the adapter costs above the NumPy functions on the same memory, 32x64x56x56,
+and what PyTorch's autograd costs there by itself.  Everybody takes turns in one process, after
+results are compared; medians.  --write puts the tables into docs/pytorch.md.
 """
 
 from __future__ import annotations
