@@ -14,6 +14,7 @@
 
 #include <pthread.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/Tensor.h>
@@ -101,7 +102,6 @@ class Pool final : public c10::Allocator
         Block *found = nullptr;
         {
             std::lock_guard<std::mutex> lock(mutex_);
-            if (limit_ == 0) return fresh(size);
             for (size_t i = idle_.size(); i-- > 0 && !found;) {
                 if (idle_[i]->size != size) continue;
                 found = idle_[i];
