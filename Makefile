@@ -62,8 +62,11 @@ test: build $(VENV)/.test ## the test suite, doctests included
 coverage: ## the test suite; fails if it reaches less than 95 % of the lines
 	@$(MAKE) test COVERAGE=1
 
+# What depends on whether bncore.torch has its compiled part.
+BOTH_WAYS := ops modules gradients suites
 test-torch: build $(VENV)/.test $(VENV)/.torch ## bncore.torch, and the tests that compare with PyTorch (installs it)
 	$(EXPECT) $(PY) -m pytest -m needs_torch tests $(PYTEST_ARGS)
+	BNCORE_TORCH_COMPILED=0 $(EXPECT) $(PY) -m pytest $(addprefix tests/test_torch_,$(addsuffix .py,$(BOTH_WAYS))) $(PYTEST_ARGS)
 
 test-onnxruntime: build $(VENV)/.test $(VENV)/.onnxruntime ## bncore.onnxruntime in sessions of ONNX Runtime (installs it)
 	$(EXPECT) $(PY) -m pytest -m needs_onnxruntime tests/test_onnxruntime_*.py $(PYTEST_ARGS)

@@ -124,7 +124,7 @@ def images_format(options: argparse.Namespace) -> Any:
     return getattr(torch, options.memory_format)
 
 
-NORMALIZING = re.compile(r"batch_norm|batchnorm|relu|threshold|^Train|^TrainBackward|aten::add_?$")
+NORMALIZING = re.compile(r"batch_norm|BatchNorm|relu|threshold|^Train|aten::add_?$")
 
 
 def share(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:

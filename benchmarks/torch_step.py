@@ -2,17 +2,19 @@
 
     python benchmarks/torch_step.py [--threads 1,2] [--repeats N] [--pool BYTES] [--write]
 
-First a training step, forward and backward, of ``BatchNorm2d`` on the shapes of ResNet-50 at batch
-32: both modules allocate what they return.  Then what the adapter costs above the NumPy functions
-on the same memory, 32x64x56x56: the operators against the functions, each pair with the same
-arrays.  Everybody takes turns in one process, after the results are compared; medians.  --write
-puts the tables into docs/pytorch.md.
+First a training step, forward and backward, of ``BatchNorm2d`` on the shapes of ResNet-50 at
+batch 32: both modules allocate what they return, bncore's from its pool of --pool bytes, and then
+without one.  Then what the adapter costs above the NumPy functions on the same memory, 32x64x56x56,
+and what PyTorch's autograd costs there by itself.  Everybody takes turns in one process, after
+results are compared; medians.  --write puts the tables into docs/pytorch.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -23,7 +25,7 @@ import bncore
 import bncore.torch
 from bncore.bench.cases import EPS, LAYOUTS, SHAPES, named
 from bncore.bench.tables import Table, counted
-from bncore.torch.memory import array, output
+from bncore.torch.memory import Array, array, output
 from steps import NETWORK, Times, medians, ratio_table
 from steps import put as put_into
 
@@ -73,44 +75,56 @@ def steps(threads: int, repeats: int, console: Console) -> Times:
 
 
 def overhead(threads: int, repeats: int) -> dict[str, float]:
-    """Microseconds that operators take above the functions, which write into the same memory.
+    """Microseconds that a step of the module takes above the functions, large and tiny.
 
     The functions write into memory that was allocated as the adapter allocates it.
     """
     torch.set_num_threads(threads)
+    costs = {}
     x, dy = tensors(OVERHEAD_SHAPE, LAYOUTS[0])
-    layer = bncore.torch.BatchNorm2d(x.shape[1])
-    weight, bias = layer.weight, layer.bias
-    nx, ndy, w, b = map(array, (x, dy, weight, bias))
-    running = array(layer.running_mean), array(layer.running_var)
+    tiny = [t.detach()[:1, :, :1, :2].contiguous() for t in (x, dy)]
+    for given, turns in (((x, dy), repeats), (tiny, 50 * repeats)):
+        x, dy = given[0].requires_grad_(), given[1]
+        layer = bncore.torch.BatchNorm2d(x.shape[1])
+        arrays = [array(t) for t in (x, dy, layer.weight, layer.bias)]
+        running = array(layer.running_mean), array(layer.running_var)
+        times = medians(
+            {
+                "module": lambda layer=layer, x=x, dy=dy: step(layer, x, dy),
+                "functions": lambda a=arrays, r=running, x=x: functions(*a, r, x, threads),
+            },
+            turns,
+        )
+        autograd = []
+        for _ in range(turns):
+            functions(*arrays, running, x, threads)  # leaves the caches as a layer's data does
+            start = time.perf_counter()
+            torch.autograd.grad(x.view_as(x), x, dy)
+            autograd.append(time.perf_counter() - start)
+        size = named(tuple(x.shape))
+        costs[f"{size}: NumPy functions"] = times["functions"] * 1e6
+        costs[f"{size}: above them"] = (times["module"] - times["functions"]) * 1e6
+        costs[f"{size}: autograd alone, of a view"] = median(autograd) * 1e6
+    return costs
+
+
+def functions(
+    x: Array, dy: Array, weight: Array, bias: Array, running: Any, like: torch.Tensor, threads: int
+) -> Any:
+    """A training step by bncore's NumPy functions."""
     common: dict[str, Any] = {"n_threads": threads, "eps": EPS}
+    y = array(output(like))
+    _, moments = bncore.batch_norm_train(x, weight, bias, out=y, **common)
+    bncore.update_running_stats(*running, moments)
+    dx = array(output(like))
+    return y, bncore.batch_norm_train_backward(dy, x, moments, weight, out=dx, **common)
 
-    def functions() -> Any:
-        y = array(output(x))
-        _, moments = bncore.batch_norm_train(nx, w, b, out=y, **common)
-        bncore.update_running_stats(*running, moments)
-        dx = array(output(x))
-        return y, bncore.batch_norm_train_backward(ndy, nx, moments, w, out=dx, **common)
 
-    times = medians({"module": lambda: step(layer, x, dy), "functions": functions}, repeats)
-    small, dsmall = (t[:1, :, :1, :2].contiguous() for t in (x.detach(), dy))
-    sx, sdy = array(small), array(dsmall)
-    small.requires_grad_()
-
-    def small_functions() -> Any:
-        _, moments = bncore.batch_norm_train(sx, w, b, **common)
-        bncore.update_running_stats(*running, moments)
-        return bncore.batch_norm_train_backward(sdy, sx, moments, w, **common)
-
-    tiny = medians(
-        {"module": lambda: step(layer, small, dsmall), "functions": small_functions}, 50 * repeats
-    )
-    return {
-        f"{named(OVERHEAD_SHAPE)}: NumPy functions": times["functions"] * 1e6,
-        f"{named(OVERHEAD_SHAPE)}: above them": (times["module"] - times["functions"]) * 1e6,
-        "1×64×1×2: NumPy functions": tiny["functions"] * 1e6,
-        "1×64×1×2: above them": (tiny["module"] - tiny["functions"]) * 1e6,
-    }
+def step_table(found: dict[int, Times], without: dict[int, Times]) -> Table:
+    """How many times bncore's time PyTorch takes; the last line is without the pool."""
+    table, bare = (ratio_table(each, "bncore.torch", "torch.nn") for each in (found, without))
+    table.lines.append(["without the pool", *bare.lines[-1][1:]])
+    return table
 
 
 def cost_table(found: dict[int, dict[str, float]]) -> Table:
@@ -132,17 +146,20 @@ def main() -> None:
     )
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--pool", type=int, help="bytes for bncore.set_buffer_pool")
+    parser.add_argument("--pool", type=int, default=1 << 28, help="bytes of its pool")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     console = Console(stderr=True)
-    bncore.set_buffer_pool(options.pool)
-    found, costs = {}, {}
+    found: dict[int, Times] = {}
+    without: dict[int, Times] = {}
+    costs: dict[int, dict[str, float]] = {}
     for threads in map(int, options.threads.split(",")):
+        bncore.torch.set_buffer_pool(0)
+        without[threads] = steps(threads, options.repeats, console)
+        bncore.torch.set_buffer_pool(options.pool)
         found[threads] = steps(threads, options.repeats, console)
         costs[threads] = overhead(threads, 21 * options.repeats)
-    ratios = ratio_table(found, "bncore.torch", "torch.nn")
-    text = f"{ratios.markdown()}\n\n{cost_table(costs).markdown()}"
+    text = f"{step_table(found, without).markdown()}\n\n{cost_table(costs).markdown()}"
     print(text)
     if options.write:
         put("step", text)

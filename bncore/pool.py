@@ -192,9 +192,9 @@ def state() -> dict[str, int] | None:
     return {"max_bytes": pool.max_bytes, "idle_bytes": pool.idle_bytes()}
 
 
-def output(x: object) -> Any:
-    """Return a new array of x's memory order; None where the pool does not serve x."""
-    pool = current
+def output(x: object, source: Pool | None = None) -> Any:
+    """Return a new array of x's memory order; None where the pool, `current`, does not serve x."""
+    pool = current if source is None else source
     if pool is None or type(x) is not np.ndarray or x.nbytes < LEAST:
         return None
     dtype = placement.NATIVE_DTYPES.get(x.dtype.char)

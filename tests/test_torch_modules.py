@@ -7,9 +7,12 @@ import doctest
 import importlib
 import io
 import pickle
+import shutil
 
 import pytest
 import torch
+from torch.nn.utils.parametrize import register_parametrization
+from torch.utils.checkpoint import checkpoint
 
 import bncore.torch
 from bncore.torch import BatchNorm1d, BatchNorm2d, BatchNorm3d, BatchNormAddReLU, BatchNormReLU
@@ -220,6 +223,51 @@ def test_convert_takes_modules_alone(function):
         function({})
 
 
+# What wraps a call
+
+
+def saved_on_cpu(module, x):
+    with torch.autograd.graph.save_on_cpu():
+        return module(x)
+
+
+def watched_for_nan(module, x):
+    with torch.autograd.detect_anomaly(check_nan=True):
+        return module(x)
+
+
+WRAPPED = {
+    "evaluation": lambda module, x: module.eval()(x),
+    "twice": lambda module, x: module(module(x)),
+    "no weight": lambda module, x: module.requires_grad_(False)(x),
+    "cumulative": lambda module, x: (setattr(module, "momentum", None), module(x))[1],
+    "checkpoint": lambda module, x: checkpoint(module, x, use_reentrant=False),
+    "functional": lambda module, x: torch.func.functional_call(
+        module, {"weight": x[0, :, 0, 0] + 1.0}, (x,)
+    ),
+    "parametrized": lambda module, x: register_parametrization(
+        module, "weight", torch.nn.Softplus()
+    )(x),
+    "save_on_cpu": saved_on_cpu,
+    "anomaly": watched_for_nan,
+}
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+@pytest.mark.parametrize("name", WRAPPED)
+def test_it_is_used_as_torch_is(name):
+    theirs = torch.nn.BatchNorm2d(C, dtype=torch.float64)
+    own = bncore.torch.convert(copy.deepcopy(theirs))
+    x = torch.randn(4, C, 5, 2, dtype=torch.float64, requires_grad=True)
+    results = []
+    for module in (theirs, own):
+        y = WRAPPED[name](module, x)
+        gradient = torch.autograd.grad(y.square().sum(), x)
+        results.append((y, *gradient, *module.buffers()))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(b, a)
+
+
 # The compiler
 
 
@@ -256,7 +304,26 @@ def test_compiled_gives_the_same_bits(training):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("module", ["convert", "functional", "modules", "sync"])
+@pytest.mark.filterwarnings("ignore")  # of PyTorch's compiler
+@pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
+def test_inductor_gives_what_eager_mode_gives():
+    torch._dynamo.reset()
+    plain = bncore.torch.convert(
+        torch.nn.Sequential(torch.nn.Conv2d(3, C, 3), torch.nn.BatchNorm2d(C), torch.nn.ReLU())
+    )
+    traced = copy.deepcopy(plain)
+    compiled = torch.compile(traced, backend="inductor", fullgraph=True)
+    x, dy = torch.randn(2, 3, 10, 10, requires_grad=True), torch.randn(2, C, 8, 8)
+    results = []
+    for net, call in ((plain, plain), (traced, compiled)):
+        y = call(x)
+        gradients = torch.autograd.grad(y, [x, *net.parameters()], dy)
+        results.append((y, *gradients, *net.buffers()))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(b, a)
+
+
+@pytest.mark.parametrize("module", ["convert", "functional", "memory", "modules", "sync"])
 def test_the_examples_run(module):
     found = doctest.testmod(importlib.import_module(f"bncore.torch.{module}"))
     assert found.attempted and not found.failed

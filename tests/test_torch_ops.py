@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import threading
+
 import numpy as np
 import pytest
 import torch
 
 import bncore
 import bncore.torch
-from bncore.torch import eager, memory, ops
+import variants
+from bncore.torch import compiled, eager, memory, ops
 
 pytestmark = pytest.mark.needs_torch
 
@@ -28,6 +33,22 @@ def tensors(dtype=torch.float32, memory_format=torch.contiguous_format, requires
     for leaf in (x, residual, weight, bias):
         leaf.requires_grad_(requires_grad)
     return x, dy, weight, bias, residual
+
+
+ADAPTER = compiled.adapter
+needs_compiled = pytest.mark.skipif(
+    ADAPTER is None, reason="the compiled part of bncore.torch is missing"
+)
+
+
+@pytest.fixture(params=[pytest.param("compiled", marks=needs_compiled), "python", "operators"])
+def way(request, monkeypatch):
+    """The ways that a call can go; the operators' kernels are compiled where anything is."""
+    if request.param != "compiled":
+        monkeypatch.setattr(compiled, "adapter", None)
+    if request.param == "operators":
+        monkeypatch.setattr(eager, "possible", lambda *_: False)
+    return request.param
 
 
 def operator_calls(activation, with_residual):
@@ -57,10 +78,8 @@ def test_opcheck(name, activation, residual):
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(("activation", "with_residual"), FUSIONS, ids=BY_FUSION)
-def test_every_way_gives_the_bits_of_numpy(
-    monkeypatch, activation, with_residual, dtype, memory_format
-):
-    """The short way and the operators are `bncore.batch_norm_train` and its backward."""
+def test_training_gives_the_bits_of_numpy(way, activation, with_residual, dtype, memory_format):
+    """Every way is `bncore.batch_norm_train`, its backward and `bncore.update_running_stats`."""
     x, dy, weight, bias, residual = tensors(dtype, memory_format)
     if not with_residual:
         residual = None
@@ -84,19 +103,47 @@ def test_every_way_gives_the_bits_of_numpy(
     running = np.full(C, 0.25, arrays["x"].dtype), np.full(C, 2.0, arrays["x"].dtype)
     bncore.update_running_stats(*running, moments, momentum=0.3)
 
-    for short in (True, False):
-        monkeypatch.setattr(eager, "possible", lambda *_, short=short: short)
-        mean, var = torch.full((C,), 0.25, dtype=dtype), torch.full((C,), 2.0, dtype=dtype)
-        got = bncore.torch.batch_norm(
-            x, mean, var, weight, bias, True, 0.3,
-            activation=activation, negative_slope=0.1, residual=residual,
-        )  # fmt: skip
-        leaves = [t for t in (x, weight, bias, residual) if t is not None]
-        results = [got, *torch.autograd.grad(got, leaves, dy)]
-        assert got.is_contiguous(memory_format=memory_format)
-        assert results[1].is_contiguous(memory_format=memory_format)
-        for a, b in zip((*results, mean, var), (*expected, *running), strict=True):
-            assert np.array_equal(a.detach().numpy(), b)
+    mean, var = torch.full((C,), 0.25, dtype=dtype), torch.full((C,), 2.0, dtype=dtype)
+    got = bncore.torch.batch_norm(
+        x, mean, var, weight, bias, True, 0.3,
+        activation=activation, negative_slope=0.1, residual=residual,
+    )  # fmt: skip
+    assert ("BatchNormBackward" in str(got.grad_fn.name())) == (way == "compiled")
+    leaves = [t for t in (x, weight, bias, residual) if t is not None]
+    results = [got, *torch.autograd.grad(got, leaves, dy)]
+    assert got.is_contiguous(memory_format=memory_format)
+    assert results[1].is_contiguous(memory_format=memory_format)
+    for a, b in zip((*results, mean, var), (*expected, *running), strict=True):
+        assert np.array_equal(a.detach().numpy(), b)
+    assert mean._version == var._version == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("activation", "with_residual"), FUSIONS, ids=BY_FUSION)
+def test_evaluation_gives_the_bits_of_numpy(way, activation, with_residual, dtype):
+    x, dy, weight, bias, residual = tensors(dtype, torch.channels_last)
+    mean, var = torch.linspace(-1, 1, C, dtype=dtype), torch.linspace(0.5, 2, C, dtype=dtype)
+    if not with_residual:
+        residual = None
+    values = [None if t is None else t.detach().numpy() for t in (x, dy, weight, bias, residual)]
+    nx, ndy, nweight, nbias, nresidual = values
+    fused = {"activation": activation, "negative_slope": 0.1}
+    given = nx, mean.numpy(), var.numpy(), nweight
+    y = bncore.batch_norm_infer(*given, nbias, residual=nresidual, **fused)
+    dresidual = np.empty_like(y)
+    gradients = bncore.batch_norm_infer_backward(
+        ndy, *given, bias=nbias, residual=nresidual, dresidual=dresidual, **fused
+    )
+    got = bncore.torch.batch_norm(x, mean, var, weight, bias, residual=residual, **fused)
+    leaves = [t for t in (x, weight, bias, residual) if t is not None]
+    results = [got, *torch.autograd.grad(got, leaves, dy)]
+    expected = [y, *gradients, *([dresidual] if with_residual else [])]
+    for a, b in zip(results, expected, strict=True):
+        assert np.array_equal(a.detach().numpy(), b)
+    with torch.inference_mode():
+        again = bncore.torch.batch_norm(x, mean, var, weight, bias, residual=residual, **fused)
+        assert again.is_inference() and torch.equal(again, got)
+    assert mean._version == 0
 
 
 def test_the_short_way_is_taken_only_where_nobody_watches():
@@ -109,18 +156,26 @@ def test_the_short_way_is_taken_only_where_nobody_watches():
             self.seen += (str(func),)
             return func(*args, **(kwargs or {}))
 
+    def taken(x, *others):
+        if compiled.adapter is None:
+            return eager.possible(x, *others)
+        y = compiled.adapter.batch_norm(
+            x, None, None, *others, True, 0.1, 1e-5, None, 0.0, None, None
+        )
+        return y is not None
+
     x, _, weight, bias, _ = tensors()
-    assert eager.possible(x, weight, bias, None)
-    assert not eager.possible(x.to("meta"))
-    assert not eager.possible(
-        torch.nn.Buffer(x.detach()).as_subclass(type("T", (torch.Tensor,), {}))
+    assert taken(x, weight, bias)
+    assert not taken(x.to("meta"), None, None)
+    assert not taken(
+        torch.nn.Buffer(x.detach()).as_subclass(type("T", (torch.Tensor,), {})), None, None
     )
-    assert not eager.possible(x.detach().to_sparse())
+    assert not taken(x.detach().to_sparse(), None, None)
     with Watching() as mode:
         bncore.torch.batch_norm(x, None, None, weight, bias, True)
     assert "bncore.batch_norm_train.default" in mode.seen
     seen = []
-    torch.func.vmap(lambda t: seen.append(eager.possible(t)) or t)(x.detach())
+    torch.func.vmap(lambda t: seen.append(taken(t, None, None)) or t)(x.detach())
     assert seen == [False]
 
 
@@ -135,9 +190,35 @@ def test_results_and_inputs_are_the_same_memory():
         assert new.untyped_storage().resizable()  # the allocator's own
 
 
-def test_results_from_the_pool():
+@needs_compiled
+def test_the_pool_keeps_no_more_than_it_may():
     x = torch.randn(2, 64, 64, 64)
-    bncore.set_buffer_pool(1 << 24)
+    bncore.torch.set_buffer_pool(0)
+    try:
+        y = bncore.torch.batch_norm(x, None, None, training=True)
+        del y
+        assert compiled.adapter.pool_state() == (0, 0)
+        bncore.torch.set_buffer_pool(3 << 20)
+        ys = [bncore.torch.batch_norm(x, None, None, training=True) for _ in range(3)]
+        assert ys[0].untyped_storage().resizable()
+        ys[0].resize_(2, 2)
+        thread = threading.Thread(target=ys.clear)
+        thread.start()
+        thread.join()
+        assert compiled.adapter.pool_state() == (3 << 20, 2 << 20)
+        bncore.torch.set_buffer_pool(1 << 20)
+        assert compiled.adapter.pool_state() == (1 << 20, 0)
+    finally:
+        bncore.torch.set_buffer_pool(1 << 28)
+    with pytest.raises(ValueError, match="max_bytes: expected"):
+        bncore.torch.set_buffer_pool(-1)
+    with pytest.raises(TypeError, match="max_bytes: expected"):
+        bncore.torch.set_buffer_pool(0.5)
+
+
+def test_results_from_the_pool(way):
+    x = torch.randn(2, 64, 64, 64)
+    bncore.torch.set_buffer_pool(1 << 24)
     try:
         places = set()
         for _ in range(4):
@@ -151,32 +232,69 @@ def test_results_from_the_pool():
             del view
         assert len(places) <= 3
     finally:
-        bncore.set_buffer_pool(None)
+        bncore.torch.set_buffer_pool(1 << 28 if way == "compiled" else 0)
 
 
+EXECUTOR = ctypes.CFUNCTYPE(
+    None,
+    ctypes.c_void_p,
+    ctypes.c_int64,
+    ctypes.c_int32,
+    ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64),
+    ctypes.c_void_p,
+)
+
+
+class Executor(ctypes.Structure):
+    """`bncore_executor` of bncore.h."""
+
+    _fields_ = (("parallel_for", EXECUTOR), ("context", ctypes.c_void_p))
+
+
+@contextlib.contextmanager
+def watched_threads(seen):
+    """Note the number of threads of every parallel loop of the C library and of bncore itself."""
+
+    def parallel_for(context, tasks, threads, task, arg):
+        seen.add(threads)
+        for i in range(tasks):
+            task(arg, i)
+
+    executor = Executor(EXECUTOR(parallel_for), None)
+    setters = [
+        ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(bncore.get_address("bncore_executor_set"))
+    ]
+    if ADAPTER is not None:
+        setters.append(ctypes.CDLL(str(compiled.library())).bncore_executor_set)
+    try:
+        for setter in setters:
+            assert setter(ctypes.byref(executor)) == 0
+        yield
+    finally:
+        for setter in setters:
+            setter(None)
+
+
+@pytest.mark.skipif("native" in variants.FOUND.missing, reason="the native extension is missing")
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_threads_are_those_of_torch(monkeypatch, threads):
-    seen = []
-
-    def watched(real):
-        def call(*args, **kwargs):
-            seen.append(kwargs["n_threads"])
-            return real(*args, **kwargs)
-
-        return call
-
-    for name in ("batch_norm_train", "batch_norm_train_backward", "batch_norm_infer"):
-        monkeypatch.setattr(bncore, name, watched(getattr(bncore, name)))
+def test_threads_are_those_of_torch(way, threads):
+    x, weight, bias = torch.randn(8, 64, 32, 32), torch.randn(64), torch.randn(64)
+    x.requires_grad_()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
+    y = None
     try:
-        x, _, weight, bias, _ = tensors()
-        y = bncore.torch.batch_norm(x, None, None, weight, bias, True)
-        y.sum().backward()
-        bncore.torch.batch_norm(x, torch.zeros(C), torch.ones(C))
+        for call in (
+            lambda _: bncore.torch.batch_norm(x, None, None, weight, bias, True),
+            lambda y: y.backward(torch.ones_like(y)),
+            lambda _: bncore.torch.batch_norm(x, torch.zeros(64), torch.ones(64)),
+        ):
+            seen = {1}
+            with watched_threads(seen):
+                y = call(y)
+            assert max(seen) == threads
     finally:
         torch.set_num_threads(before)
-    assert seen == [threads] * 3
 
 
 def test_a_gradient_in_another_memory_order():
@@ -189,19 +307,34 @@ def test_a_gradient_in_another_memory_order():
     assert torch.equal(expanded, torch.autograd.grad(y, x, torch.ones_like(y))[0])
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        pytest.param(lambda x: x[:, :, ::2], id="slice"),
-        pytest.param(lambda x: x.permute(2, 1, 3, 0), id="permuted"),
-        pytest.param(lambda x: x[:1].expand(4, -1, -1, -1), id="expanded"),
-        pytest.param(lambda x: x.flatten()[1 : 1 + 2 * C * 5].reshape(2, C, 5), id="shifted"),
-    ],
-)
-def test_views(change):
-    x = change(tensors(torch.float64, requires_grad=False)[0])
+VIEWS = {
+    "slice": lambda x: x[:, :, ::2],
+    "permuted": lambda x: x.permute(2, 1, 3, 0),
+    "expanded": lambda x: x[:1].expand(4, -1, -1, -1),
+    "shifted": lambda x: x.flatten()[1 : 1 + 2 * C * 5].reshape(2, C, 5),
+    "one channel": lambda x: x[:, :1].permute(2, 1, 0, 3),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_views(way, name):
+    x = VIEWS[name](tensors(torch.float64, requires_grad=False)[0])
     expected = torch.nn.functional.batch_norm(x, None, None, training=True)
-    torch.testing.assert_close(bncore.torch.batch_norm(x, None, None, training=True), expected)
+    got = bncore.torch.batch_norm(x, None, None, training=True)
+    torch.testing.assert_close(got, expected)
+    assert got.stride() == torch.empty_like(x).stride()
+    assert np.array_equal(got.numpy(), bncore.batch_norm_train(x.clone().numpy())[0])
+
+
+@needs_compiled
+def test_unaligned_memory():
+    memory = torch.frombuffer(bytearray(4 * 60 + 2), dtype=torch.uint8)
+    values = torch.randn(5, 4, 3)
+    memory[2:].copy_(values.flatten().view(torch.uint8))
+    x = torch.frombuffer(memory.numpy(), dtype=torch.float32, offset=2).reshape(5, 4, 3)
+    assert x.data_ptr() % 4 == 2
+    expected = bncore.torch.batch_norm(values, None, None, training=True)
+    assert torch.equal(bncore.torch.batch_norm(x, None, None, training=True), expected)
 
 
 def test_a_view_with_negative_sign():

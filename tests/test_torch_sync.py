@@ -19,23 +19,27 @@ pytestmark = pytest.mark.needs_torch
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-@pytest.fixture(scope="module", params=[2, 4], ids="{} processes".format)
-def ranks(request, tmp_path_factory):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the processes of all groups left what they found."""
+    made = tmp_path_factory.mktemp("ranks")
+    done = subprocess.run(
+        [sys.executable, torch_ranks.__file__, str(made)],
+        capture_output=True,
+        cwd=Path(torch_ranks.__file__).parent.parent,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return made
+
+
+@pytest.fixture(scope="module", params=torch_ranks.WORLDS, ids="{} processes".format)
+def ranks(request, folder):
     """What each process of a group found."""
-    folder = tmp_path_factory.mktemp("ranks")
     world = request.param
-    processes = [
-        subprocess.Popen(
-            [sys.executable, torch_ranks.__file__, str(rank), str(world), str(folder)],
-            stderr=subprocess.PIPE,
-            cwd=Path(torch_ranks.__file__).parent.parent,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    assert not any(process.returncode for process in processes), errors
-    return [dict(np.load(folder / f"{rank}.npz")) for rank in range(world)]
+    return [dict(np.load(folder / f"{world}-{rank}.npz")) for rank in range(world)]
 
 
 @pytest.fixture(scope="module")

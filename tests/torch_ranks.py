@@ -1,22 +1,29 @@
-"""One process of a group that runs a `SyncBatchNorm` on its part of a batch; started by a test.
+"""Groups of processes that run a `SyncBatchNorm` on their parts of a batch; started by a test.
 
-python torch_ranks.py RANK WORLD FOLDER: meets the others through a file in FOLDER, and writes what
-it computed to FOLDER/RANK.npz.
+python torch_ranks.py FOLDER: imports PyTorch once, and forks the processes of each group.  They
+meet through a file in FOLDER, and each writes what it computed to FOLDER/WORLD-RANK.npz.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 from pathlib import Path
 
 import numpy as np
+import torch
+import torch.distributed as dist
+
+import bncore.torch
 
 SHAPE = (12, 5, 4, 3)
 EPS = 1e-5
 MOMENTUM = 0.3
 STEPS = 2
 # Where each rank's part of the batch starts; uneven, and with four processes one part is empty.
-SPLITS = {1: [0, 12], 2: [0, 5, 12], 4: [0, 1, 6, 6, 12]}
+SPLITS = {2: [0, 5, 12], 4: [0, 1, 6, 6, 12]}
+WORLDS = tuple(SPLITS)
 
 
 def data() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -29,14 +36,10 @@ def data() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     )
 
 
-def main(rank: int, world: int, folder: Path) -> None:
-    import torch
-    import torch.distributed as dist
-
-    import bncore.torch
-
+def run(rank: int, world: int, folder: Path) -> None:
+    """Do the part of one process."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=world)
+    dist.init_process_group("gloo", f"file://{folder}/meet{world}", rank=rank, world_size=world)
     x, dy, (weight, bias) = data()
     part = slice(*SPLITS[world][rank : rank + 2])
     model = torch.nn.Sequential(torch.nn.BatchNorm2d(SHAPE[1], EPS, MOMENTUM, dtype=torch.float64))
@@ -64,12 +67,35 @@ def main(rank: int, world: int, folder: Path) -> None:
     for name, value in layer.state_dict().items():
         found[name] = value.numpy()
     try:
-        model.train()(torch.zeros(world if world == 1 else int(rank == 0), SHAPE[1], 1, 1).double())
+        model.train()(torch.zeros(int(rank == 0), SHAPE[1], 1, 1).double())
     except ValueError as error:
         found["one value"] = np.array(str(error))
-    np.savez(folder / f"{rank}.npz", **found)
+    np.savez(folder / f"{world}-{rank}.npz", **found)
     dist.destroy_process_group()
 
 
+def forked(rank: int, world: int, folder: Path) -> int:
+    """Do that in a child, and return its id."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            run(rank, world, folder)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        os._exit(code)
+    return child
+
+
+def main(folder: Path) -> int:
+    """Run the groups one after the other; 0 where no process failed."""
+    worst = 0
+    for world in WORLDS:
+        for child in [forked(rank, world, folder) for rank in range(world)]:
+            worst = max(worst, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    return worst
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    sys.exit(main(Path(sys.argv[1])))

@@ -5,6 +5,7 @@ This package alone imports torch.  `docs/pytorch.md` shows its use.
 
 from bncore.torch.convert import convert, revert
 from bncore.torch.functional import batch_norm
+from bncore.torch.memory import set_buffer_pool
 from bncore.torch.modules import (
     BatchNorm1d,
     BatchNorm2d,
@@ -24,4 +25,5 @@ __all__ = [
     "batch_norm",
     "convert",
     "revert",
+    "set_buffer_pool",
 ]

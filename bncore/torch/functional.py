@@ -7,11 +7,13 @@ from typing import Literal
 
 import torch
 
-from bncore.torch import eager, gradients, ops
+from bncore import problem, scalars
+from bncore.torch import compiled, eager, gradients, ops
 
 __all__ = ["batch_norm"]
 
 assert gradients  # registers what the operators need
+_traced = torch.compiler.is_dynamo_compiling  # other tracers the adapter sees by itself
 
 
 def batch_norm(
@@ -77,20 +79,56 @@ def batch_norm(
     >>> mean, var
     (tensor([0.5000, 1.5000]), tensor([1.5000, 4.5000]))
     """
-    check(input, running_mean, running_var, weight, bias, residual, training, eps)
-    if input.dim() < 2:  # and empty: it has no channels
-        return input.clone()
+    return normalized(
+        input, running_mean, running_var, weight, bias, training, momentum, eps,
+        activation, negative_slope, residual, None,
+    )  # fmt: skip
+
+
+def normalized(
+    x: torch.Tensor,
+    running_mean: torch.Tensor | None,
+    running_var: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    activation: Literal["relu", "leaky_relu"] | None,
+    negative_slope: float,
+    residual: torch.Tensor | None,
+    batches: torch.Tensor | None,
+) -> torch.Tensor:
+    """Do what `batch_norm` does, and count a batch in `batches` if nothing is wrong with it."""
+    if compiled.adapter is not None and not _traced():
+        y: torch.Tensor | None = compiled.adapter.batch_norm(
+            x, running_mean, running_var, weight, bias, training, momentum, eps,
+            activation, negative_slope, residual, batches,
+        )  # fmt: skip
+        if y is not None:
+            return y
+    check(x, running_mean, running_var, weight, bias, residual, training, eps)
+    if x.dim() < 2:  # and empty: it has no channels
+        return x.clone()
+    if not _traced():  # or the compiler would have to know how these work
+        scalars.real("eps", eps, 0.0)
+        scalars.option("activation", activation, problem.ACTIVATIONS)
+        scalars.real("negative_slope", negative_slope, 0.0, torch.finfo(x.dtype).max)
     weight, bias = _flat(weight), _flat(bias)
-    fused = (residual, eps, activation, negative_slope)
-    if training and eager.possible(input, running_mean, running_var, weight, bias, residual):
-        running = None if running_mean is None else (running_mean, running_var, momentum)
-        return eager.call(input, weight, bias, *fused, running)
+    fused = (weight, bias, residual, eps, activation, negative_slope)
     if not training:
-        return ops.infer_op(input, running_mean, running_var, weight, bias, *fused)
-    y, moments = ops.train_op(input, weight, bias, *fused)
-    if running_mean is not None:
-        count = math.prod(input.shape[2:]) * input.shape[0]
-        ops.update_op(running_mean, running_var, moments, count, momentum)
+        return ops.infer_op(x, running_mean, running_var, *fused)
+    if compiled.adapter is None and eager.possible(
+        x, running_mean, running_var, weight, bias, residual
+    ):
+        y = eager.call(x, running_mean, running_var, momentum, *fused)
+    else:
+        y, moments = ops.train_op(x, *fused)
+        if running_mean is not None:
+            count = math.prod(x.shape[2:]) * x.shape[0]
+            ops.update_op(running_mean, running_var, moments, count, momentum)
+    if batches is not None:
+        batches.add_(1)
     return y
 
 

@@ -6,6 +6,7 @@ of x, dy and weight alone, so that PyTorch can differentiate them once more, and
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -18,7 +19,8 @@ Grad: TypeAlias = torch.Tensor | None
 # First
 
 
-def _save_train(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+def save_train(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    """Save what backward of `batch_norm_train` needs."""
     x, weight, bias, residual, eps, activation, slope = inputs
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[1])
@@ -28,13 +30,16 @@ def _save_train(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, .
     ctx.save_for_backward(x, output[1], weight, bias, residual)
 
 
-def _train_backward(ctx: Any, dy: Grad, _: Grad) -> tuple[Any, ...]:
+def train_backward(
+    ctx: Any, dy: Grad, _: Grad, *, kernel: Callable[..., ops.Gradients] | None = None
+) -> tuple[Any, ...]:
+    """Return the gradients of `batch_norm_train`; `kernel` takes the operator's place."""
     if dy is None:
         return (None,) * 7
     x, moments, weight, bias, residual = ctx.saved_tensors
     needs_x, needs_weight, needs_bias, needs_residual, *_rest = ctx.needs_input_grad
     through = needs_residual and ctx.fusion[1] is not None
-    dx, dweight, dbias, dresidual = ops.train_backward_op(
+    dx, dweight, dbias, dresidual = (kernel or ops.train_backward_op)(
         dy, x, moments, weight, bias, residual, *ctx.fusion, through
     )
     return (
@@ -200,7 +205,7 @@ def _infer_backward_backward(ctx: Any, *grads: Grad) -> tuple[Any, ...]:
 
 def _register() -> None:
     formulas = {
-        "batch_norm_train": (_train_backward, _save_train),
+        "batch_norm_train": (train_backward, save_train),
         "batch_norm_train_backward": (_train_backward_backward, _save_backward),
         "batch_norm_infer": (_infer_backward, _save_infer),
         "batch_norm_infer_backward": (_infer_backward_backward, _save_backward),

@@ -1,8 +1,8 @@
 """PyTorch's tensors as NumPy's arrays, on the same memory, and new tensors for results.
 
-Results are tensors of PyTorch's own allocator.  Fresh memory of tens of megabytes costs more than
-a batch norm over it, one page fault per 4 KiB; so Linux is told, as NumPy tells it for its own
-arrays, that large pages may serve a large result.
+Fresh memory of tens of megabytes costs more than a batch norm over it, one page fault per 4 KiB.
+So large results take memory that earlier ones no longer need, and Linux is told, as NumPy tells it
+for its own arrays, that large pages may serve them.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import ctypes
 import mmap
 import sys
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from bncore import pool
+from bncore import pool, scalars
+from bncore.torch import compiled
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 
@@ -38,6 +39,7 @@ def _find_madvise() -> Callable[[int, int, int], int] | None:
 
 
 _madvise = _find_madvise()
+_pool: pool.Pool | None = None  # where the compiled part, which has its own, is missing
 
 
 def array(tensor: torch.Tensor) -> Array:
@@ -54,10 +56,13 @@ def optional(tensor: torch.Tensor | None) -> Array | None:
 def output(x: torch.Tensor) -> torch.Tensor:
     """Return a new tensor of x's shape, dtype and, where x has no gaps, strides.
 
-    It is the allocator's, or a block of `bncore.set_buffer_pool` where there is such a pool.
+    It is the allocator's, or a block of `set_buffer_pool`.
     """
-    if pool.current is not None:
-        pooled = pool.output(array(x))
+    if compiled.adapter is not None:
+        made: torch.Tensor = compiled.adapter.output(x)
+        return made
+    if _pool is not None:
+        pooled = pool.output(array(x), _pool)
         if pooled is not None and (new := torch.from_numpy(pooled)).stride() == x.stride():
             return new
     new = torch.empty_like(x)
@@ -66,6 +71,46 @@ def output(x: torch.Tensor) -> torch.Tensor:
         first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
         _madvise(first, start + new.nbytes - first, mmap.MADV_HUGEPAGE)  # an advice: may fail
     return new
+
+
+def set_buffer_pool(max_bytes: SupportsIndex) -> None:
+    """Say how much memory of results that nobody needs any more is kept for later ones.
+
+    It counts for results of 1 MiB and more of all of bncore's functions and modules for PyTorch, in
+    all threads.  `bncore.set_buffer_pool` is that of NumPy's arrays.
+
+    Parameters
+    ----------
+    max_bytes : int
+        How many bytes that nobody uses are kept at most; tensors in use do not count.  0 keeps
+        none.  At the start it is 256 MiB; 0 where the compiled part is missing.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `max_bytes` is no integer, or negative.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import bncore.torch
+    >>> bncore.torch.set_buffer_pool(1 << 28)
+    >>> x = torch.ones(64, 64, 64, 2)
+    >>> places = set()
+    >>> for _ in range(5):
+    ...     y = bncore.torch.batch_norm(x, None, None, training=True)
+    ...     places.add(y.data_ptr())
+    >>> len(places) <= 2  # the new y is made while the last one is still there
+    True
+    """
+    global _pool
+    bound = scalars.integer_at_least("max_bytes", max_bytes, 0)
+    if compiled.adapter is not None:
+        compiled.adapter.set_pool(bound)
+        return
+    before, _pool = _pool, pool.Pool(bound) if bound else None
+    if before is not None:
+        before.close()
 
 
 def in_order_of(x: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bncore.torch.functional import batch_norm
+from bncore.torch.functional import normalized
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "BatchNormAddReLU", "BatchNormReLU"]
 
@@ -27,20 +27,19 @@ class Normalizing(_BatchNorm):
         self._check_input_dim(input)
         # Looked up once: a module finds its buffers and parameters the long way round.
         mean, var = self.running_mean, self.running_var
-        weight, bias = self.weight, self.bias
         momentum = self.momentum
+        batches = None
         if not self.training:
-            batch = mean is None and var is None
-            return self._compute(input, mean, var, weight, bias, batch, 0.0, residual)
-        if not self.track_running_stats:
-            return self._compute(input, None, None, weight, bias, True, 0.0, residual)
-        batches = self.num_batches_tracked
-        if momentum is None:  # the average of all batches
-            momentum = 0.0 if batches is None else 1.0 / (float(batches) + 1.0)
-        y = self._compute(input, mean, var, weight, bias, True, momentum, residual)
-        if batches is not None:  # after what may refuse the input
-            batches.add_(1)
-        return y
+            batch, momentum = mean is None and var is None, 0.0
+        elif not self.track_running_stats:
+            batch, momentum, mean, var = True, 0.0, None, None
+        else:
+            batch, batches = True, self.num_batches_tracked
+            if momentum is None:  # the average of all batches
+                momentum = 0.0 if batches is None else 1.0 / (float(batches) + 1.0)
+        return self._compute(
+            input, mean, var, self.weight, self.bias, batch, momentum, residual, batches
+        )
 
     def _compute(
         self,
@@ -52,19 +51,12 @@ class Normalizing(_BatchNorm):
         batch: bool,
         momentum: float,
         residual: torch.Tensor | None,
+        batches: torch.Tensor | None,
     ) -> torch.Tensor:
-        return batch_norm(
-            input,
-            mean,
-            var,
-            weight,
-            bias,
-            batch,
-            momentum,
-            self.eps,
-            activation=self.activation,
-            residual=residual,
-        )
+        return normalized(
+            input, mean, var, weight, bias, batch, momentum, self.eps,
+            self.activation, 0.0, residual, batches,
+        )  # fmt: skip
 
 
 class BatchNorm1d(Normalizing, torch.nn.BatchNorm1d):

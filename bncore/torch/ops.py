@@ -17,6 +17,7 @@ import torch
 
 import bncore
 from bncore.statistics import Moments, trusted_moments
+from bncore.torch import compiled
 from bncore.torch.memory import array, in_order_of, optional, output
 
 NAMESPACE = "bncore"
@@ -100,6 +101,7 @@ def batch_norm_train(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Run `bncore.batch_norm_train`."""
     y = output(checked(x))
+    x = in_order_of(y, x)  # a copy where it has gaps
     _, moments = bncore.batch_norm_train(
         array(x),
         optional(weight),
@@ -125,6 +127,7 @@ def batch_norm_train_backward(
 ) -> Gradients:
     """Run `bncore.batch_norm_train_backward`."""
     dx = output(checked(x))
+    x = in_order_of(dx, x)
     dresidual = output(x) if residual_gradient else x.new_empty(0)
     _, dweight, dbias = bncore.batch_norm_train_backward(
         array(in_order_of(x, dy)),
@@ -153,6 +156,7 @@ def batch_norm_infer(
 ) -> torch.Tensor:
     """Run `bncore.batch_norm_infer`."""
     y = output(checked(x))
+    x = in_order_of(y, x)
     bncore.batch_norm_infer(
         array(x),
         array(mean),
@@ -181,6 +185,7 @@ def batch_norm_infer_backward(
 ) -> Gradients:
     """Run `bncore.batch_norm_infer_backward`."""
     dx = output(checked(x))
+    x = in_order_of(dx, x)
     dresidual = output(x) if residual_gradient else x.new_empty(0)
     _, dweight, dbias = bncore.batch_norm_infer_backward(
         array(in_order_of(x, dy)),
@@ -276,7 +281,8 @@ def _define() -> None:
     }
     for name, (kernel, shapes) in kernels.items():
         library.define(name + SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
-        library.impl(name, kernel, "CPU")
+        if compiled.adapter is None:  # which has kernels of its own
+            library.impl(name, kernel, "CPU")
         torch.library.register_fake(f"{NAMESPACE}::{name}", shapes, lib=library)
 
 

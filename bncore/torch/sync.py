@@ -162,14 +162,19 @@ class SyncBatchNorm(AnyDimension):
         batch: bool,
         momentum: float,
         residual: torch.Tensor | None,
+        batches: torch.Tensor | None,
     ) -> torch.Tensor:
         together = dist.is_available() and dist.is_initialized() and self.training
         if not together or dist.get_world_size(self.process_group) == 1:
-            return super()._compute(input, mean, var, weight, bias, batch, momentum, residual)
+            return super()._compute(
+                input, mean, var, weight, bias, batch, momentum, residual, batches
+            )
         check(input, mean, var, weight, bias, residual, True, self.eps, alone=False)
         y, moments, count = synchronized(input, weight, bias, self.eps, self.process_group)
         if mean is not None:
             ops.update_op(mean, var, moments, count, momentum)
+        if batches is not None:
+            batches.add_(1)
         return y
 
 

@@ -1,0 +1,348 @@
+/* bncore.torch, compiled: the operators' kernels on the CPU, and batch norm past the dispatcher.
+ *
+ * `batch_norm` answers at once, or with None where a tensor is not an ordinary one, somebody watches the calls, or an
+ * argument is wrong: then the Python code does it, or says why not. The autograd node needs no Python, unless its
+ * gradients will be differentiated again: then it calls the operator.
+ */
+#include <Python.h>
+
+#include <cmath>
+#include <limits>
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/record_function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/autograd/saved_variable.h>
+#include <torch/library.h>
+
+#include "kernels.h"
+
+namespace
+{
+
+/* ---- the operators ---- */
+
+std::tuple<Tensor, Tensor> train_op(const Tensor &x, const Optional &weight, const Optional &bias,
+                                    const Optional &residual, double eps, Text activation,
+                                    double slope)
+{
+    return train(x, weight, bias, residual, {eps, activation_of(activation), slope});
+}
+
+Gradients train_backward_op(const Tensor &dy, const Tensor &x, const Tensor &moments,
+                            const Optional &weight, const Optional &bias, const Optional &residual,
+                            double eps, Text activation, double slope, bool through)
+{
+    return train_backward(dy, x, moments, weight, bias, residual,
+                          {eps, activation_of(activation), slope}, through);
+}
+
+Tensor infer_op(const Tensor &x, const Tensor &mean, const Tensor &var, const Optional &weight,
+                const Optional &bias, const Optional &residual, double eps, Text activation,
+                double slope)
+{
+    return infer(x, mean, var, weight, bias, residual, {eps, activation_of(activation), slope});
+}
+
+Gradients infer_backward_op(const Tensor &dy, const Tensor &x, const Tensor &mean,
+                            const Tensor &var, const Optional &weight, const Optional &bias,
+                            const Optional &residual, double eps, Text activation, double slope,
+                            bool through)
+{
+    return infer_backward(dy, x, mean, var, weight, bias, residual,
+                          {eps, activation_of(activation), slope}, through);
+}
+
+/* An operator as the dispatcher has it, found once. */
+template <typename Signature> c10::TypedOperatorHandle<Signature> found(const char *name)
+{
+    return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+/* ---- who may be passed by ---- */
+
+constexpr c10::DispatchKeySet ORDINARY({c10::DispatchKey::CPU, c10::DispatchKey::AutogradCPU,
+                                        c10::DispatchKey::AutocastCPU,
+                                        c10::DispatchKey::ADInplaceOrView});
+
+/* Whether tensors are plain memory on the CPU: not sparse, negated, traced, somebody's own ... */
+bool ordinary(const Tensor &tensor)
+{
+    return !tensor.defined() || ORDINARY.has_all(tensor.key_set());
+}
+bool ordinary(const Optional &tensor)
+{
+    return !tensor || ordinary(*tensor);
+}
+
+template <typename... Tensors> bool all_ordinary(const Tensors &...tensors)
+{
+    return (ordinary(tensors) && ...);
+}
+
+/* Whether a mode, a transform or a tracer wants to see every call, or gradients are somebody else's business. */
+bool watched()
+{
+    const auto keys = c10::impl::tls_local_dispatch_key_set();
+    if (!c10::default_included_set.has_all(keys.included_)) return true;
+    return at::GradMode::is_enabled() && keys.excluded_.has(c10::DispatchKey::AutogradCPU);
+}
+
+/* ---- gradients ---- */
+
+using torch::autograd::SavedVariable;
+using torch::autograd::variable_list;
+
+/* What backward needs of `x, weight, bias, residual`; training: moments, else the running statistics. */
+struct BatchNormBackward final : torch::autograd::Node {
+    SavedVariable x, weight, bias, residual, mean, var;
+    Tensor moments;
+    Fused fused;
+
+    std::string name() const override { return "BatchNormBackward"; }
+
+    void release_variables() override
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+        for (SavedVariable *saved : {&x, &weight, &bias, &residual, &mean, &var})
+            saved->reset_data();
+        moments.reset();
+    }
+
+    variable_list apply(variable_list &&grads) override
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+        if (!grads[0].defined()) return variable_list(4);
+        const bool through =
+            task_should_compute_output(3) && fused.activation != BNCORE_NO_ACTIVATION;
+        auto [dx, dweight, dbias, dresidual] = gradients(grads[0], through);
+        variable_list wanted{dx, dweight, dbias, through ? dresidual : grads[0]};
+        for (size_t i = 0; i < wanted.size(); i++)
+            if (!task_should_compute_output(i)) wanted[i].reset();
+        return wanted;
+    }
+
+  private:
+    Gradients gradients(const Tensor &dy, bool through) const
+    {
+        const Tensor saved_x = x.unpack(), m = mean.unpack(), v = var.unpack();
+        const Optional w = some(weight.unpack()), b = some(bias.unpack()),
+                       r = some(residual.unpack());
+        const bool direct =
+            !at::GradMode::is_enabled() && !watched() && all_ordinary(dy, saved_x, m, v, w, b, r);
+        if (direct && m.defined())
+            return infer_backward(dy, saved_x, m, v, w, b, r, fused, through);
+        if (direct) return train_backward(dy, saved_x, moments, w, b, r, fused, through);
+        const char *name = ACTIVATIONS[fused.activation];
+        const Text activation = name ? Text(name) : std::nullopt;
+        if (m.defined()) {
+            static const auto infer =
+                found<decltype(infer_backward_op)>("bncore::batch_norm_infer_backward");
+            return infer.call(dy, saved_x, m, v, w, b, r, fused.eps, activation, fused.slope,
+                              through);
+        }
+        static const auto train =
+            found<decltype(train_backward_op)>("bncore::batch_norm_train_backward");
+        return train.call(dy, saved_x, moments, w, b, r, fused.eps, activation, fused.slope,
+                          through);
+    }
+
+    static Optional some(Tensor tensor)
+    {
+        return tensor.defined() ? Optional(std::move(tensor)) : std::nullopt;
+    }
+};
+
+/* ---- the call from Python ---- */
+
+struct Given {
+    Tensor x;
+    Optional mean, var, weight, bias, residual, batches;
+    bool training;
+    double momentum;
+    Fused fused;
+
+    /* Whether these are arguments that nothing is to be said of. */
+    bool fit() const
+    {
+        if (watched() || !all_ordinary(x, mean, var, weight, bias, residual, batches)) return false;
+        const auto kind = x.scalar_type();
+        if ((kind != at::kFloat && kind != at::kDouble) || x.dim() < 2 || x.numel() == 0)
+            return false;
+        if (training ? x.numel() == x.size(1) || !(fused.eps > 0.0) ||
+                           mean.has_value() != var.has_value()
+                     : !(fused.eps >= 0.0) || !mean || !var)
+            return false;
+        const double largest = kind == at::kFloat ? double(std::numeric_limits<float>::max())
+                                                  : std::numeric_limits<double>::max();
+        if (!std::isfinite(fused.eps) || fused.activation < 0 ||
+            !(fused.slope >= 0.0 && fused.slope <= largest))
+            return false;
+        for (const Optional *vector : {&mean, &var, &weight, &bias})
+            if (*vector && ((*vector)->dim() != 1 || (*vector)->size(0) != x.size(1) ||
+                            (*vector)->scalar_type() != kind))
+                return false;
+        for (const Optional *changed : {&mean, &var, &batches})
+            if (*changed && ((*changed)->requires_grad() ||
+                             ((*changed)->is_inference() && !c10::InferenceMode::is_enabled())))
+                return false;
+        if (batches && (batches->scalar_type() != at::kLong || batches->numel() != 1)) return false;
+        return !residual || (residual->sizes() == x.sizes() && residual->scalar_type() == kind);
+    }
+};
+
+void remember(const Tensor &y, const Given &given, const Tensor &moments)
+{
+    const bool activated = given.fused.activation != BNCORE_NO_ACTIVATION;
+    auto node = c10::make_intrusive<BatchNormBackward>();
+    node->set_next_edges(
+        torch::autograd::collect_next_edges(given.x, given.weight, given.bias, given.residual));
+    node->fused = given.fused;
+    node->x = SavedVariable(given.x, false);
+    node->weight = SavedVariable(given.weight, false);
+    if (activated) { /* else no gradient depends on them */
+        node->bias = SavedVariable(given.bias, false);
+        node->residual = SavedVariable(given.residual, false);
+    }
+    if (moments.defined()) {
+        node->moments = moments;
+    } else {
+        node->mean = SavedVariable(given.mean, false);
+        node->var = SavedVariable(given.var, false);
+    }
+    torch::autograd::set_history(y, node);
+}
+
+Tensor computed(const Given &given)
+{
+    const auto &[x, mean, var, weight, bias, residual, batches, training, momentum, fused] = given;
+    RECORD_FUNCTION("bncore::batch_norm", c10::ArrayRef<const c10::IValue>{});
+    Tensor y, moments;
+    if (training) {
+        std::tie(y, moments) = train(x, weight, bias, residual, fused);
+        if (mean) update(*mean, *var, moments, x.numel() / x.size(1), momentum);
+    } else {
+        y = infer(x, *mean, *var, weight, bias, residual, fused);
+    }
+    if (torch::autograd::compute_requires_grad(x, weight, bias, residual))
+        remember(y, given, moments);
+    if (training && batches) {
+        batches->unsafeGetTensorImpl()->bump_version();
+        ++*batches->mutable_data_ptr<int64_t>();
+    }
+    return y;
+}
+
+/* Arguments as Python gives them; false where one is of another type. */
+bool read(PyObject *object, Optional &to)
+{
+    if (object == Py_None) return true;
+    if (!THPVariable_CheckExact(object)) return false;
+    to = THPVariable_Unpack(object);
+    return !torch::autograd::isFwGradDefined(to);
+}
+
+bool read(PyObject *object, double &to)
+{
+    if (!PyFloat_CheckExact(object) && !PyLong_CheckExact(object)) return false;
+    to = PyFloat_AsDouble(object);
+    if (!PyErr_Occurred()) return true;
+    PyErr_Clear(); /* an int that no double has */
+    return false;
+}
+
+bool read(PyObject *object, bool &to)
+{
+    to = object == Py_True;
+    return PyBool_Check(object);
+}
+
+bool read_activation(PyObject *object, int32_t &to)
+{
+    to = BNCORE_NO_ACTIVATION;
+    if (object == Py_None) return true;
+    if (!PyUnicode_CheckExact(object)) return false;
+    Py_ssize_t size = 0;
+    const char *text = PyUnicode_AsUTF8AndSize(object, &size);
+    if (!text) PyErr_Clear();
+    to = text ? activation_of(c10::string_view(text, static_cast<size_t>(size))) : -1;
+    return to >= 0;
+}
+
+constexpr Py_ssize_t ARGUMENTS = 12;
+
+PyObject *batch_norm(PyObject *, PyObject *const *args, Py_ssize_t count)
+{
+    HANDLE_TH_ERRORS
+    Given given;
+    Optional x;
+    if (count != ARGUMENTS || !read(args[0], x) || !x || !read(args[1], given.mean) ||
+        !read(args[2], given.var) || !read(args[3], given.weight) || !read(args[4], given.bias) ||
+        !read(args[5], given.training) || !read(args[6], given.momentum) ||
+        !read(args[7], given.fused.eps) || !read_activation(args[8], given.fused.activation) ||
+        !read(args[9], given.fused.slope) || !read(args[10], given.residual) ||
+        !read(args[11], given.batches))
+        Py_RETURN_NONE;
+    given.x = std::move(*x);
+    if (!given.fit()) Py_RETURN_NONE;
+    Tensor y;
+    {
+        pybind11::gil_scoped_release released;
+        y = computed(given);
+    }
+    return THPVariable_Wrap(std::move(y));
+    END_HANDLE_TH_ERRORS
+}
+
+/* A new tensor for a result like x. */
+PyObject *output(PyObject *, PyObject *given)
+{
+    HANDLE_TH_ERRORS
+    const Tensor &x = THPVariable_Unpack(given);
+    return THPVariable_Wrap(x.is_non_overlapping_and_dense() ? like(x) : at::empty_like(x));
+    END_HANDLE_TH_ERRORS
+}
+
+PyObject *set_pool(PyObject *, PyObject *bytes)
+{
+    const size_t limit = PyLong_AsSize_t(bytes);
+    if (PyErr_Occurred()) return nullptr;
+    pool().set_limit(limit);
+    Py_RETURN_NONE;
+}
+
+PyObject *pool_state(PyObject *, PyObject *)
+{
+    const auto [limit, idle] = pool().state();
+    return Py_BuildValue("nn", static_cast<Py_ssize_t>(limit), static_cast<Py_ssize_t>(idle));
+}
+
+PyMethodDef METHODS[] = {
+    {"batch_norm", reinterpret_cast<PyCFunction>(reinterpret_cast<void *>(&batch_norm)),
+     METH_FASTCALL, nullptr},
+    {"output", &output, METH_O, nullptr},
+    {"set_pool", &set_pool, METH_O, nullptr},
+    {"pool_state", &pool_state, METH_NOARGS, nullptr},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef MODULE = {
+    PyModuleDef_HEAD_INIT, "adapter", nullptr, -1, METHODS, nullptr, nullptr, nullptr, nullptr};
+
+} // namespace
+
+TORCH_LIBRARY_IMPL(bncore, CPU, library)
+{
+    library.impl("batch_norm_train", train_op);
+    library.impl("batch_norm_train_backward", train_backward_op);
+    library.impl("batch_norm_infer", infer_op);
+    library.impl("batch_norm_infer_backward", infer_backward_op);
+    library.impl("update_running_stats_", update);
+}
+
+extern "C" __attribute__((visibility("default"))) PyObject *PyInit_adapter()
+{
+    return PyModule_Create(&MODULE);
+}

@@ -1,0 +1,73 @@
+"""The compiled part, `adapter.cpp`: made at the first import, or None where it cannot be.
+
+It is an option: without it everything works by Python, with the same bits.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import os
+import sys
+import sysconfig
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import bncore
+from bncore import compiling
+
+SWITCH = "BNCORE_TORCH_COMPILED"  # 0: do not compile, and do not load what was compiled
+SOURCE = Path(__file__).with_name("adapter.cpp")
+
+
+def library() -> Path:
+    """Return the compiled library, made now where it was not before; errors are `compiled`'s."""
+    root = Path(torch.__file__).parent
+    include = root / "include"
+    arguments = [
+        f"-I{include}",
+        f"-I{include / 'torch' / 'csrc' / 'api' / 'include'}",
+        f"-I{sysconfig.get_path('include')}",
+        f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
+        "-ffp-contract=off",  # or running statistics are other bits on some processors
+        f"-L{root / 'lib'}",
+        f"-Wl,-rpath,{root / 'lib'}",
+        "-ltorch_python",
+        "-ltorch_cpu",
+        "-lc10",
+    ]
+    framework = f"torch {torch.__version__} ({sys.implementation.cache_tag})"
+    return compiling.compiled(SOURCE, framework, arguments)
+
+
+def load() -> Any:
+    """Return the compiled module, or None and, where that was not to be expected, a warning."""
+    if os.environ.get(SWITCH) == "0":
+        return None
+    try:
+        bncore.get_library_dir()
+    except RuntimeError:  # installed without its C part: it is the same with the NumPy functions
+        return None
+    try:
+        path = library()
+        name = "bncore.torch.adapter"
+        loader = importlib.machinery.ExtensionFileLoader(name, str(path))
+        spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+        assert spec is not None
+        module = importlib.util.module_from_spec(spec)
+        loader.exec_module(module)
+    except (compiling.CompileError, OSError, ImportError) as error:
+        warnings.warn(
+            f"bncore.torch: its compiled part is missing, which makes calls slower, not wrong "
+            f"({SWITCH}=0 is to do without it): {error}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    return module
+
+
+adapter = load()

@@ -1,0 +1,294 @@
+/* The kernels of the operators, as ops.py has them in Python, to the bit: bncore's C library on tensors' own memory. */
+#ifndef BNCORE_TORCH_KERNELS_H
+#define BNCORE_TORCH_KERNELS_H
+
+#include <algorithm>
+#include <string_view>
+#include <tuple>
+#include <vector>
+
+#include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/Tensor.h>
+
+#include "bncore.h"
+#include "memory.h"
+
+namespace
+{
+
+using at::Tensor;
+using Optional = std::optional<Tensor>;
+using Text = std::optional<c10::string_view>;
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>; /* dx, dweight, dbias, dresidual */
+
+/* ---- arguments of the C library ---- */
+
+constexpr const char *ACTIVATIONS[] = {nullptr, "relu", "leaky_relu"};
+
+struct Fused {
+    double eps;
+    int32_t activation; /* of bncore_activation, or -1 */
+    double slope;
+};
+
+int32_t activation_of(Text name)
+{
+    if (!name) return BNCORE_NO_ACTIVATION;
+    if (*name == "relu") return BNCORE_RELU;
+    return *name == "leaky_relu" ? BNCORE_LEAKY_RELU : -1;
+}
+
+/* x itself where it fills one block of memory, else a copy, in the order that PyTorch gives to results like x. */
+Tensor dense(const Tensor &x)
+{
+    const auto place = reinterpret_cast<uintptr_t>(x.const_data_ptr());
+    return x.is_non_overlapping_and_dense() && place % x.element_size() == 0 ? x : x.clone();
+}
+
+/* `tensor`, which is of x's sizes, in the memory order of a dense x. */
+Tensor in_order_of(const Tensor &x, const Tensor &tensor)
+{
+    const auto place = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+    if (tensor.strides() == x.strides() && place % x.element_size() == 0) return tensor;
+    Tensor copy = like(x);
+    copy.copy_(tensor);
+    return copy;
+}
+
+/* Float or double [channels] as double; NULL for none. The values live as long as this. */
+class Channels
+{
+    std::vector<double> values_;
+
+  public:
+    explicit Channels(const Optional &given)
+    {
+        if (!given || !given->defined()) return;
+        const Tensor values = given->contiguous();
+        if (values.scalar_type() == at::kDouble) {
+            const double *from = values.const_data_ptr<double>();
+            values_.assign(from, from + values.numel());
+        } else {
+            const float *from = values.const_data_ptr<float>();
+            values_.assign(from, from + values.numel());
+        }
+    }
+    const double *get() const { return values_.empty() ? nullptr : values_.data(); }
+};
+
+void check_channels(const char *name, const Optional &given, const Tensor &x)
+{
+    if (!given || !given->defined()) return;
+    TORCH_CHECK_VALUE(given->dim() == 1 && given->size(0) == x.size(1), name, ": expected shape (",
+                      x.size(1), ",), got ", given->sizes());
+    TORCH_CHECK_TYPE(given->scalar_type() == at::kFloat || given->scalar_type() == at::kDouble,
+                     name, ": expected Float or Double, got ", given->scalar_type());
+}
+
+void check_like(const char *name, const Tensor &given, const Tensor &x)
+{
+    TORCH_CHECK_VALUE(given.sizes() == x.sizes(), name, ": expected shape ", x.sizes(), ", got ",
+                      given.sizes());
+    TORCH_CHECK_TYPE(given.scalar_type() == x.scalar_type(), name, ": expected ", x.scalar_type(),
+                     ", got ", given.scalar_type());
+}
+
+/* A dense x as the C library has it, and what is fused; the problem points into this struct. */
+struct Call {
+    bncore_problem problem{};
+    bncore_fusion fusion{};
+    Tensor residual; /* in x's order */
+
+    Call(const Tensor &x, const Fused &fused, const Optional &given)
+    {
+        TORCH_CHECK_NOT_IMPLEMENTED(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
+                                    "\"batch_norm\" not implemented for '", x.scalar_type(), "'");
+        TORCH_CHECK_VALUE(x.dim() >= 2, "x: expected at least 2 dimensions, got ", x.dim());
+        /* What comes before the channels in memory is outer, what comes after them inner. */
+        int64_t outer = 1;
+        for (int64_t d = 0; d < x.dim(); d++) {
+            const bool before = x.is_contiguous() ? d == 0
+                                : d == 0          ? x.stride(0) >= x.stride(1)
+                                                  : x.stride(d) > x.stride(1);
+            if (d != 1 && before) outer *= x.size(d);
+        }
+        const int64_t channels = x.size(1), rows = outer * channels;
+        bncore_problem_init(&problem,
+                            x.scalar_type() == at::kFloat ? BNCORE_FLOAT32 : BNCORE_FLOAT64, outer,
+                            channels, rows ? x.numel() / rows : 0);
+        problem.eps = fused.eps;
+        problem.n_threads = at::get_num_threads();
+        fusion.activation = fused.activation;
+        fusion.slope = fused.slope;
+        if (given && given->defined()) {
+            check_like("residual", *given, x);
+            residual = in_order_of(x, *given);
+            fusion.residual = residual.const_data_ptr();
+        }
+        if (fused.activation != BNCORE_NO_ACTIVATION || fusion.residual) problem.fusion = &fusion;
+    }
+    Call(const Call &) = delete;
+
+    bool empty() const { return problem.outer * problem.channels * problem.inner == 0; }
+};
+
+void require(bncore_status status)
+{
+    TORCH_CHECK_VALUE(status == BNCORE_OK, "bncore: ", bncore_status_string(status));
+}
+
+/* ---- the kernels ---- */
+
+std::tuple<Tensor, Tensor> train(const Tensor &given, const Optional &weight, const Optional &bias,
+                                 const Optional &residual, const Fused &fused)
+{
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const Tensor x = dense(given);
+    Call call(x, fused, residual);
+    check_channels("weight", weight, x);
+    check_channels("bias", bias, x);
+    const int64_t channels = x.size(1);
+    Tensor y = like(x), moments = vector({2, channels}, at::kDouble);
+    double *mean = moments.mutable_data_ptr<double>();
+    if (call.empty()) {
+        std::fill_n(mean, 2 * channels, 0.0);
+        return {y, moments};
+    }
+    const Channels gamma(weight), beta(bias);
+    require(bncore_train(&call.problem, y.mutable_data_ptr(), mean, mean + channels,
+                         x.const_data_ptr(), gamma.get(), beta.get()));
+    return {y, moments};
+}
+
+Tensor infer(const Tensor &given, const Tensor &mean, const Tensor &var, const Optional &weight,
+             const Optional &bias, const Optional &residual, const Fused &fused)
+{
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const Tensor x = dense(given);
+    Call call(x, fused, residual);
+    check_channels("mean", mean, x);
+    check_channels("var", var, x);
+    check_channels("weight", weight, x);
+    check_channels("bias", bias, x);
+    Tensor y = like(x);
+    if (call.empty()) return y;
+    const Channels m(mean), v(var), gamma(weight), beta(bias);
+    require(bncore_normalize(&call.problem, y.mutable_data_ptr(), x.const_data_ptr(), m.get(),
+                             v.get(), gamma.get(), beta.get()));
+    return y;
+}
+
+/* Both backward functions: `run` is the C library's, mean and var are double [channels]. */
+Gradients backward(decltype(&bncore_train_backward) run, const Tensor &dy, const Tensor &given,
+                   const double *mean, const double *var, const Optional &weight,
+                   const Optional &bias, const Optional &residual, const Fused &fused, bool through)
+{
+    const Tensor x = dense(given);
+    Call call(x, fused, residual);
+    check_like("dy", dy, x);
+    check_channels("weight", weight, x);
+    check_channels("bias", bias, x);
+    const int64_t channels = x.size(1);
+    const Channels gamma(weight), beta(bias);
+    const Tensor gradient = in_order_of(x, dy);
+    Tensor dx = like(x), dresidual = through ? like(x) : vector({0}, x.scalar_type());
+    call.fusion.bias = beta.get();
+    if (through) {
+        call.fusion.dresidual = dresidual.mutable_data_ptr();
+        call.problem.fusion = &call.fusion;
+    }
+    std::vector<double> sums(2 * channels); /* of dy, of dy * xhat */
+    if (!call.empty())
+        require(run(&call.problem, dx.mutable_data_ptr(), sums.data(), sums.data() + channels,
+                    gradient.const_data_ptr(), x.const_data_ptr(), mean, var, gamma.get()));
+    const auto kind = (weight && weight->defined() ? *weight : x).scalar_type();
+    Tensor dweight = vector({channels}, kind), dbias = vector({channels}, kind);
+    const auto put = [&](auto *to_weight, auto *to_bias) {
+        std::copy_n(sums.data(), channels, to_bias);
+        std::copy_n(sums.data() + channels, channels, to_weight);
+    };
+    if (kind == at::kFloat)
+        put(dweight.mutable_data_ptr<float>(), dbias.mutable_data_ptr<float>());
+    else
+        put(dweight.mutable_data_ptr<double>(), dbias.mutable_data_ptr<double>());
+    return {dx, dweight, dbias, dresidual};
+}
+
+void check_moments(const Tensor &moments, int64_t channels)
+{
+    TORCH_CHECK_VALUE(moments.scalar_type() == at::kDouble && moments.dim() == 2 &&
+                          moments.size(0) == 2 && moments.size(1) == channels,
+                      "moments: expected Double of shape (2, ", channels, "), got ",
+                      moments.scalar_type(), " of ", moments.sizes());
+}
+
+Gradients train_backward(const Tensor &dy, const Tensor &x, const Tensor &moments,
+                         const Optional &weight, const Optional &bias, const Optional &residual,
+                         const Fused &fused, bool through)
+{
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const int64_t channels = x.size(1), count = channels ? x.numel() / channels : 0;
+    check_moments(moments, channels);
+    const Channels mean(moments[0]);
+    const Tensor m2 = moments[1].contiguous();
+    std::vector<double> var(m2.const_data_ptr<double>(), m2.const_data_ptr<double>() + channels);
+    for (double &v : var) v /= static_cast<double>(count);
+    return backward(bncore_train_backward, dy, x, mean.get(), var.data(), weight, bias, residual,
+                    fused, through);
+}
+
+Gradients infer_backward(const Tensor &dy, const Tensor &x, const Tensor &mean, const Tensor &var,
+                         const Optional &weight, const Optional &bias, const Optional &residual,
+                         const Fused &fused, bool through)
+{
+    at::AutoDispatchBelowADInplaceOrView guard;
+    check_channels("mean", mean, x);
+    check_channels("var", var, x);
+    const Channels m(mean), v(var);
+    return backward(bncore_infer_backward, dy, x, m.get(), v.get(), weight, bias, residual, fused,
+                    through);
+}
+
+template <typename T>
+void move(T *value, int64_t step, const double *batch, int64_t channels, double divisor,
+          double momentum)
+{
+    const double keep = 1.0 - momentum;
+    for (int64_t c = 0; c < channels; c++, value += step)
+        *value =
+            static_cast<T>(keep * static_cast<double>(*value) + momentum * (batch[c] / divisor));
+}
+
+/* In float64, rounded once, for any momentum; one value has the variance 0/0, as PyTorch has it. */
+void update(const Tensor &running_mean, const Tensor &running_var, const Tensor &moments,
+            int64_t count, double momentum)
+{
+    const int64_t channels = moments.size(-1);
+    check_moments(moments, channels);
+    for (const Tensor &running : {running_mean, running_var})
+        TORCH_CHECK_VALUE(
+            running.dim() == 1 && running.size(0) == channels &&
+                (running.scalar_type() == at::kFloat || running.scalar_type() == at::kDouble),
+            "running statistics: expected Float or Double of shape (", channels, ",), got ",
+            running.scalar_type(), " of ", running.sizes());
+    if (count == 0) return;
+    const Tensor batch = moments.contiguous();
+    const double *values = batch.const_data_ptr<double>();
+    double divisor = 1.0; /* of the mean */
+    for (const Tensor &running : {running_mean, running_var}) {
+        running.unsafeGetTensorImpl()->bump_version();
+        if (running.scalar_type() == at::kFloat)
+            move(running.mutable_data_ptr<float>(), running.stride(0), values, channels, divisor,
+                 momentum);
+        else
+            move(running.mutable_data_ptr<double>(), running.stride(0), values, channels, divisor,
+                 momentum);
+        values += channels;
+        divisor = static_cast<double>(count - 1);
+    }
+}
+
+} // namespace
+
+#endif

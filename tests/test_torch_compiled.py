@@ -1,0 +1,64 @@
+"""The compiled part of bncore.torch: made, left out, missing; its memory after a fork."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+import bncore.torch
+from bncore.torch import compiled
+
+pytestmark = pytest.mark.needs_torch
+
+
+@pytest.mark.skipif(compiled.adapter is None, reason="the compiled part of bncore.torch is missing")
+def test_it_is_there_and_takes_the_call():
+    x = torch.randn(3, 2, 4, requires_grad=True)
+    y = bncore.torch.BatchNorm1d(2)(x)
+    assert y.grad_fn.name() == "BatchNormBackward"
+    assert compiled.library().is_file()
+
+
+def test_it_can_be_left_out(monkeypatch):
+    monkeypatch.setenv(compiled.SWITCH, "0")
+    monkeypatch.setattr(compiled, "library", None)  # not looked for
+    assert compiled.load() is None
+
+
+def test_without_the_c_library_nothing_is_said(monkeypatch):
+    def missing():
+        raise RuntimeError("no such directory")
+
+    monkeypatch.delenv(compiled.SWITCH, raising=False)
+    monkeypatch.setattr(bncore, "get_library_dir", missing)
+    assert compiled.load() is None
+
+
+def test_a_compiler_that_fails_is_reported(monkeypatch, tmp_path):
+    try:
+        bncore.get_library_dir()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    monkeypatch.delenv(compiled.SWITCH, raising=False)
+    monkeypatch.setenv("BNCORE_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("CXX", "false")
+    with pytest.warns(RuntimeWarning, match="calls slower, not wrong .*the C.. compiler false"):
+        assert compiled.load() is None
+
+
+@pytest.mark.skipif(compiled.adapter is None, reason="the compiled part of bncore.torch is missing")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
+def test_memory_for_results_after_a_fork():
+    like = torch.empty(1 << 20)
+    compiled.adapter.output(like)  # and back at once
+    idle = compiled.adapter.pool_state()[1]
+    assert idle >= like.nbytes
+    child = os.fork()
+    if child == 0:
+        first = compiled.adapter.output(like)
+        first.fill_(1.0)
+        del first
+        os._exit(0 if compiled.adapter.pool_state()[1] == idle else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
