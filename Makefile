@@ -24,7 +24,7 @@ NATIVE_IS_THERE = ls bncore/backends/native*.so >/dev/null 2>&1
 EXPECT = BNCORE_EXPECT_NATIVE=$(if $(filter-out 0,$(BNCORE_REQUIRE_NATIVE)),1,$$($(NATIVE_IS_THERE) && echo 1 || echo 0))
 
 # The tests that need nothing but the extra "test".
-ALONE := not needs_torch and not needs_jax and not needs_frameworks
+ALONE := not needs_torch and not needs_jax and not needs_frameworks and not needs_onnxruntime
 
 # Files of tests go to as many processes as there are processors, four at most; PYTEST_ARGS="-n 0" is one after another.
 SPREAD := -n auto --maxprocesses=4 --dist loadfile
@@ -38,12 +38,14 @@ COVERAGE_ARGS := --cov --cov-report=term
 endif
 
 NATIVE_SOURCES := setup.py $(wildcard src_c/* $(addprefix bncore/backends/*.,pyx pxd pxi))
+CLANG_FORMATTED := $(wildcard src_c/*.[ch] docs/*.c docs/examples/*.cpp $(addprefix bncore/*/*.,h cpp))
 BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'])")
 
 # pip installs into one environment at a time.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench bench-peers bench-torch bench-jax test-torch test-jax test-frameworks coverage lint format \
+.PHONY: help demo test bench bench-peers bench-torch bench-jax bench-onnxruntime test-torch test-jax \
+	test-onnxruntime test-frameworks coverage lint format \
 	test-without-native sdist-check counts report study build clean
 
 help: ## this list (also: make alone)
@@ -62,6 +64,9 @@ coverage: ## the test suite; fails if it reaches less than 95 % of the lines
 
 test-torch: build $(VENV)/.test $(VENV)/.torch ## bncore.torch, and the tests that compare with PyTorch (installs it)
 	$(EXPECT) $(PY) -m pytest -m needs_torch tests $(PYTEST_ARGS)
+
+test-onnxruntime: build $(VENV)/.test $(VENV)/.onnxruntime ## bncore.onnxruntime in sessions of ONNX Runtime (installs it)
+	$(EXPECT) $(PY) -m pytest -m needs_onnxruntime tests/test_onnxruntime_*.py $(PYTEST_ARGS)
 
 test-jax: build $(VENV)/.test $(VENV)/.jax ## bncore.jax beside the NumPy functions and jax.numpy (installs JAX)
 	$(EXPECT) $(PY) -m pytest tests/test_jax_*.py $(PYTEST_ARGS)
@@ -83,6 +88,9 @@ bench-torch: build $(VENV)/.suite $(VENV)/.torch ## bncore.torch against PyTorch
 	$(PY) benchmarks/torch_step.py $(BENCH_ARGS)
 	$(PY) benchmarks/torch_model.py $(BENCH_ARGS)
 
+bench-onnxruntime: build $(VENV)/.suite $(VENV)/.onnxruntime ## bncore.onnxruntime against ONNX Runtime's own operator; BENCH_ARGS=--write for docs/onnxruntime.md
+	$(PY) benchmarks/onnxruntime_step.py $(BENCH_ARGS)
+
 bench-jax: build $(VENV)/.suite $(VENV)/.jax ## bncore.jax against the formula in jax.numpy (installs JAX); BENCH_ARGS=--write for docs/jax.md
 	$(PY) benchmarks/jax_step.py $(BENCH_ARGS)
 
@@ -97,12 +105,12 @@ lint: $(VENV)/.lint ## formatting, lint and types of Python, Cython and C
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint bncore docs/examples # it calls pycodestyle by name
-	$(VENV)/bin/clang-format --dry-run -Werror src_c/*.[ch] bncore/*/*.cpp docs/*.c docs/examples/*.cpp
+	$(VENV)/bin/clang-format --dry-run -Werror $(CLANG_FORMATTED)
 
 format: $(VENV)/.lint ## rewrite Python and C in the project's format
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
-	$(VENV)/bin/clang-format -i src_c/*.[ch] bncore/*/*.cpp docs/*.c docs/examples/*.cpp
+	$(VENV)/bin/clang-format -i $(CLANG_FORMATTED)
 
 counts: build ## instructions of a few calls under callgrind, against the recorded ones (needs valgrind)
 	$(PY) benchmarks/counts.py
@@ -154,6 +162,12 @@ $(VENV)/.demo $(VENV)/.study $(VENV)/.test $(VENV)/.suite $(VENV)/.lint: $(VENV)
 # settings (PIP_INDEX_URL or PIP_FIND_LINKS).
 $(VENV)/.torch $(VENV)/.jax $(VENV)/.frameworks $(VENV)/.peers: $(VENV)/.%: $(VENV)/.base
 	$(SKIP_NATIVE) $(PIP) install -q --no-build-isolation -e ".[$*]"
+	@touch $@
+
+# The wheel of ONNX Runtime leaves out the header that the operators are compiled against.
+$(VENV)/.onnxruntime: $(VENV)/.base .ci/onnxruntime_header
+	$(SKIP_NATIVE) $(PIP) install -q --no-build-isolation -e ".[onnxruntime]"
+	.ci/onnxruntime_header $(VENV)/include
 	@touch $@
 
 $(VENV)/.build-tool: $(VENV)/.base

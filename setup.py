@@ -19,7 +19,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-SOURCES = ["api.c", "dispatch.c", "executor.c", "job.c", "ops.c", "partition.c"]
+SOURCES = ["api.c", "cut.c", "dispatch.c", "executor.c", "job.c", "ops.c", "partition.c"]
 # No option that changes a result: no -ffast-math, no contraction to FMA, no wider intermediate.
 FLAGS = [
     "-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
@@ -28,7 +28,17 @@ FLAGS = [
 # Where the compiler knows them.  GCC: lanes copied by memcpy would not stay in registers.
 OPTIONAL_FLAGS = ["-fno-tree-loop-distribute-patterns"]
 LIBRARIES = ["-pthread", "-lm"]
-SYMBOLIC = ["-Wl,-Bsymbolic-functions"]
+# Elsewhere the extension is built without the library beside it.
+ELF = sys.platform not in ("darwin", "win32", "cygwin")
+# Its own functions, though a host may have loaded another version of the library before.
+SYMBOLIC = ["-Wl,-Bsymbolic-functions"] if ELF else []
+
+# Filled in, below bncore/lib.  The CMake package is the wheel's: CMake writes its own.
+PACKAGE_FILES = {
+    "bncore.pc": "pkgconfig",
+    "bncoreConfig.cmake": "cmake/bncore",
+    "bncoreConfigVersion.cmake": "cmake/bncore",
+}
 
 
 def asked(variable: str) -> bool:
@@ -40,6 +50,15 @@ def tell(*lines: str) -> None:
     """Print a message that stands out among the compiler's."""
     stars = "*" * 78
     print(stars, *(f"bncore: {line}" for line in lines), stars, sep="\n", file=sys.stderr)
+
+
+def debug_flags() -> list[str]:
+    """Take back the -g of Python's own flags, which makes the archive ten times as large.
+
+    CFLAGS=-g asks for it again.
+    """
+    asked_for = any(f.startswith("-g") for f in shlex.split(os.environ.get("CFLAGS", "")))
+    return [] if asked_for else ["-g0"]
 
 
 def instruction_sets() -> list[tuple[str, list[str]]]:
@@ -99,7 +118,7 @@ class BuildNative(build_ext):
         from Cython.Build import cythonize
 
         openmp = self.openmp_flags()
-        flags = FLAGS + self.optional_flags() + openmp
+        flags = FLAGS + debug_flags() + self.optional_flags() + openmp
         for name, isa in instruction_sets():
             try:
                 made = self.kernels(name, flags + isa)
@@ -112,12 +131,12 @@ class BuildNative(build_ext):
                 ext.define_macros.append(without(name))
         ext.extra_objects += self.core(ext, flags)
         ext.extra_compile_args = flags
-        # Its own functions, though a host may have loaded another version of the library before.
         ext.extra_link_args = [*openmp, *LIBRARIES, *SYMBOLIC]
         (cythonized,) = cythonize([ext], language_level=3, quiet=True)
         ext.sources = cythonized.sources
         super().build_extension(ext)
-        self.library(self.package_of(ext), ext.extra_objects, [*openmp, *LIBRARIES])
+        if ELF:
+            self.library(self.package_of(ext), ext.extra_objects, [*openmp, *LIBRARIES])
 
     def core(self, ext: Extension, flags: list[str]) -> list[str]:
         """Objects of what is compiled once."""
@@ -130,16 +149,14 @@ class BuildNative(build_ext):
         )
 
     def library(self, package: Path, objects: list[str], libraries: list[str]) -> None:
-        """Make header, archive, shared library and pkg-config file of the package.
+        """Make header, archive, shared library, pkg-config file and CMake package.
 
         A wheel holds no links: the name for the linker is a script that names the library.
         """
         include, lib = package / "include", package / "lib"
-        pkgconfig = lib / "pkgconfig"
         for folder in (include, lib):
             shutil.rmtree(folder, ignore_errors=True)
-        include.mkdir(parents=True)
-        pkgconfig.mkdir(parents=True)
+            folder.mkdir(parents=True)
         shutil.copy("src_c/bncore.h", include)
         self.compiler.create_static_lib(objects, "bncore", output_dir=str(lib))
         shared = f"libbncore.so.{header_constant('BNCORE_ABI_VERSION')}"
@@ -149,16 +166,21 @@ class BuildNative(build_ext):
             extra_postargs=[f"-Wl,-soname,{shared}", "-Wl,-S", *SYMBOLIC, *libraries],
         )
         (lib / "libbncore.so").write_text(f"INPUT({shared})\n")
+        version = header_constant("BNCORE_VERSION")
         values = {
             "BNCORE_PREFIX": "${pcfiledir}/../..",
             "BNCORE_INCLUDEDIR": "${prefix}/include",
             "BNCORE_LIBDIR": "${prefix}/lib",
-            "BNCORE_VERSION": header_constant("BNCORE_VERSION"),
+            "BNCORE_VERSION": version,
+            "BNCORE_SERIES": version.rpartition(".")[0],
+            "BNCORE_ABI_VERSION": header_constant("BNCORE_ABI_VERSION"),
             "BNCORE_PRIVATE_LIBS": " ".join(libraries),
         }
-        template = Path("src_c/bncore.pc.in").read_text()
-        text = re.sub(r"@(\w+)@", lambda match: values[match[1]], template)
-        (pkgconfig / "bncore.pc").write_text(text)
+        for file, folder in PACKAGE_FILES.items():
+            template = Path("src_c", f"{file}.in").read_text()
+            (lib / folder).mkdir(parents=True, exist_ok=True)
+            text = re.sub(r"@(\w+)@", lambda match: values[match[1]], template)
+            (lib / folder / file).write_text(text)
 
     def kernels(self, name: str, flags: list[str]) -> str:
         (made,) = self.compiler.compile(

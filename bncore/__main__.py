@@ -11,7 +11,7 @@ USAGE = """usage: python -m bncore <command>
 
   bench    measure bncore and its peers; --help for its options
   demo     the main job on real data
-  config   what bncore runs on; --cflags, --libs [--static], --version: for a compiler"""
+  config   what bncore runs on; --cflags, --libs [--static], --prefix, --version: for a compiler"""
 
 
 def main(arguments: list[str]) -> None:

@@ -2,8 +2,8 @@
 
 A wheel cannot hold these parts: each is bound to the version of a framework that need not be
 there.  The first import compiles (seconds to half a minute, said on stderr), later ones load.  The
-result is kept by the hash of all that it was made from: sources, header, library, framework,
-compiler and options.
+result is kept by the hash of all that it was made from: the source and the headers beside it,
+bncore's header, the place of its library, the framework, the machine, the compiler and options.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import fcntl
 import functools
 import hashlib
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ import bncore
 
 CACHE = "BNCORE_CACHE_DIR"
 FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-DNDEBUG")
+BESIDE = (".h", ".hpp", ".map")  # what else a source may be made of: headers, names for the linker
 
 
 class CompileError(RuntimeError):
@@ -48,7 +50,7 @@ def compiled(
     Parameters
     ----------
     source : Path
-        A C++17 file; it finds ``bncore.h``.
+        A C++17 file; it finds ``bncore.h``, and headers beside itself.
     framework : str
         Name and version of what it is compiled against, such as ``torch 2.13.0``.
     arguments : sequence of str
@@ -82,15 +84,24 @@ def compiled(
         f"-Wl,-rpath,{library}",
         "-lbncore",
     ]
-    key = hashlib.sha256(f"{framework}\0{command}\0{_version(tuple(compiler))}".encode())
-    for file in (source, Path(bncore.get_include(), "bncore.h")):
-        key.update(file.read_bytes())
+    machine = platform.machine()  # a home may be on several
+    version = _version(tuple(compiler))
+    key = hashlib.sha256(f"{framework}\0{command}\0{machine}\0{version}".encode())
+    beside = sorted(p for p in source.parent.iterdir() if p.suffix in BESIDE)
+    for file in (source, *beside, Path(bncore.get_include(), "bncore.h")):
+        key.update(hashlib.sha256(file.read_bytes()).digest())
     folder = cache_folder()
     target = folder / f"{source.stem}-{key.hexdigest()[:20]}{suffix}"
     if target.exists():
         return target
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f"{source.stem}.lock", "w") as lock:
+    own = folder / f"{source.stem}.lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        own.touch()
+    except OSError as error:
+        error.add_note(f"bncore keeps compiled adapters in {folder}; {CACHE} names another folder")
+        raise
+    with own.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():  # nobody made it meanwhile
             print(f"bncore: compiling {source.name} for {framework}, once", file=sys.stderr)

@@ -36,7 +36,9 @@ def get_include() -> str:
 
 
 def get_library_dir() -> str:
-    """Return the directory of the C library, shared and static, and of ``pkgconfig/bncore.pc``.
+    """Return the directory of the C library, shared and static, for a linker's ``-L``.
+
+    ``pkgconfig/bncore.pc`` and ``cmake/bncore/bncoreConfig.cmake`` lie below it.
 
     Returns
     -------
@@ -118,7 +120,8 @@ def compiler_flags(arguments: list[str]) -> str:
     Parameters
     ----------
     arguments : list of str
-        ``--cflags``, ``--libs`` (shared) or ``--libs --static``, ``--version``; in any number.
+        ``--cflags``, ``--libs`` (shared) or ``--libs --static``, ``--prefix`` (for
+        ``CMAKE_PREFIX_PATH``), ``--version``; in any number.
 
     Returns
     -------
@@ -134,13 +137,15 @@ def compiler_flags(arguments: list[str]) -> str:
     """
     from bncore import __version__
 
-    known = ("--cflags", "--libs", "--static", "--version")
+    known = ("--cflags", "--libs", "--static", "--prefix", "--version")
     for argument in arguments:
         if argument not in known:
             raise ValueError(f"config: expected {', '.join(known)}, got {argument!r}")
     flags: list[str] = []
     if "--version" in arguments:
         flags.append(__version__)
+    if "--prefix" in arguments:
+        flags.append(str(Path(get_library_dir()).parent))
     if "--cflags" in arguments:
         flags.append(f"-I{get_include()}")
     if "--static" in arguments:

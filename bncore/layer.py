@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bncore import parts, problem, scalars
+from bncore import parts, placement, problem, scalars
 from bncore.api import batch_norm_train, batch_norm_train_backward
 from bncore.conventions import Conventions
 from bncore.fold import ScaleShift, as_scale_shift
@@ -271,7 +271,7 @@ class BatchNorm(Conventions):
             return  # refused later
         kept = {"x": x, "residual": None if self.activation is None else residual}
         for name, array in kept.items():
-            if array is not None and problem.share_memory(out, array):
+            if array is not None and placement.share_memory(out, array):
                 raise ValueError(
                     f"out: expected memory apart from {name}, which backward needs, got an overlap"
                 )

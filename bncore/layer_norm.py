@@ -13,7 +13,7 @@ from typing import Any, SupportsIndex, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bncore import problem, scalars
+from bncore import placement, problem, scalars
 from bncore.backends import current
 from bncore.problem import Problem
 from bncore.statistics import Moments, Stat, checked_moments, trusted_moments
@@ -42,7 +42,7 @@ class Rows:
         first = scalars.one_axis(axis, array.ndim)
         if first == 0:
             raise ValueError("axis: expected another axis than 0, the batch's, got 0")
-        rows = problem.block(array, tuple(range(array.ndim)))
+        rows = placement.block(array, tuple(range(array.ndim)))
         self.problem = Problem(rows, 0, source=array)
         self.shape = array.shape[first:]
         self.number, self.width = math.prod(array.shape[:first]), math.prod(self.shape)

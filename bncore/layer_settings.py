@@ -110,7 +110,7 @@ def threads(name: str, value: object) -> int | None:
 def batches(name: str, value: object) -> int:
     """Check a number of batches; an array of no dimensions will do, as files have it."""
     if getattr(value, "shape", None) == ():
-        value = np.asarray(value)[()]
+        value = problem.plain_array(name, value)[()]
     return scalars.integer_at_least(name, value, 0)
 
 

@@ -15,7 +15,7 @@ from typing import Any, SupportsIndex, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bncore import problem, scalars
+from bncore import placement, problem, scalars
 from bncore.parts import moments
 from bncore.statistics import Moments, concatenated
 
@@ -100,7 +100,7 @@ class Blocks:
     __slots__ = ("_cut", "_run", "_view", "axis")
 
     def __init__(self, x: Array, channel_axis: int, block_bytes: int) -> None:
-        order = problem.memory_order(x)
+        order = placement.memory_order(x)
         self._view = x.transpose(order)
         self.axis = order.index(channel_axis)
         sizes = self._view.shape

@@ -21,7 +21,7 @@ from weakref import WeakSet
 import numpy as np
 import numpy.typing as npt
 
-from bncore import problem, scalars
+from bncore import placement, scalars
 
 LEAST = 1 << 20  # bytes: for smaller arrays the allocator's own reuse is as good
 LINE = 64  # bytes: blocks start where a cache line does
@@ -197,9 +197,9 @@ def output(x: object) -> Any:
     pool = current
     if pool is None or type(x) is not np.ndarray or x.nbytes < LEAST:
         return None
-    dtype = problem.NATIVE_DTYPES.get(x.dtype.char)
+    dtype = placement.NATIVE_DTYPES.get(x.dtype.char)
     if dtype is None:  # x will be refused
         return None
-    order = problem.memory_order(x)
+    order = placement.memory_order(x)
     block = pool.take(tuple(x.shape[i] for i in order), dtype)
     return block.transpose(sorted(range(x.ndim), key=order.__getitem__))

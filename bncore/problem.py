@@ -1,6 +1,7 @@
 """The one place that validates arrays, explains what is wrong, and finds the canonical shape.
 
-What is no array is the business of `bncore.scalars`.
+What is no array is the business of `bncore.scalars`, where an array lies that of
+`bncore.placement`.
 
 Any array that is one contiguous block of memory, in whatever order its axes lie there, is
 (outer, channels, inner): the channel axis splits the block.  The order comes from the strides,
@@ -19,17 +20,13 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from bncore import placement
+from bncore.placement import NATIVE_DTYPES, Array
 from bncore.scalars import one_axis, option, real, shown
 
-Array: TypeAlias = npt.NDArray[np.floating[Any]]
 Stat: TypeAlias = npt.NDArray[np.float64]
 
-NATIVE_DTYPES: dict[str, np.dtype[Any]] = {"f": np.dtype(np.float32), "d": np.dtype(np.float64)}
-
 ACTIVATIONS = ("relu", "leaky_relu")
-
-# The work that np.shares_memory may do before the answer counts as "yes".
-OVERLAP_WORK: Any = 1 << 16
 
 
 # Arrays
@@ -54,6 +51,8 @@ def plain_array(name: str, value: object) -> npt.NDArray[Any]:
         raise TypeError(f"{name}: expected an array without a mask, got a MaskedArray in a list")
     try:
         if hasattr(type(value), "__dlpack__") and not isinstance(value, np.ndarray):
+            if getattr(value, "is_neg", bool)():  # PyTorch gives such a view's memory as it is
+                raise TypeError("a view that negates, use tensor.resolve_neg()")
             return np.from_dlpack(value)  # type: ignore[arg-type]  # no copy
         return np.asarray(value)
     except (TypeError, ValueError, RuntimeError, BufferError) as error:
@@ -110,63 +109,14 @@ def writable_array(name: str, value: object) -> npt.NDArray[Any]:
         raise TypeError(f"{name}: expected a NumPy array, got {shown(value)}")
     if not value.flags.writeable:
         raise ValueError(f"{name}: expected a writable array, got a read-only one")
-    reach = value.itemsize
-    for stride, size in sorted(zip(map(abs, value.strides), value.shape, strict=True)):
-        if size > 1:
-            if value.size and stride < reach:
-                raise ValueError(
-                    f"{name}: expected an array whose elements do not overlap, "
-                    f"got strides {value.strides}"
-                )
-            reach += stride * (size - 1)
+    if placement.meets_itself(value):
+        raise ValueError(
+            f"{name}: expected an array whose elements do not overlap, got strides {value.strides}"
+        )
     return value
 
 
-def share_memory(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
-    """Tell whether the arrays have a byte in common; what is too hard to tell counts as yes."""
-    try:
-        return np.shares_memory(a, b, max_work=OVERLAP_WORK)
-    except np.exceptions.TooHardError:
-        return True
-
-
-def same_elements(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
-    """Tell whether the arrays are the same elements of memory in the same order."""
-    if a is b:
-        return True
-    return (
-        a.shape == b.shape
-        and a.itemsize == b.itemsize
-        and a.ctypes.data == b.ctypes.data
-        and all(
-            size <= 1 or s == t for size, s, t in zip(a.shape, a.strides, b.strides, strict=True)
-        )
-    )
-
-
-# Memory order and the canonical shape
-
-
-def memory_order(array: npt.NDArray[Any]) -> tuple[int, ...]:
-    """Return the axes, slowest in memory first: the order that NumPy's order="K" keeps.
-
-    The place of an axis of size 1 means nothing, since no step is taken along it.
-    """
-    axes = range(array.ndim)
-    if array.flags.c_contiguous:
-        return tuple(axes)
-    if array.flags.f_contiguous:
-        return tuple(reversed(axes))
-    strides = array.strides
-    return tuple(sorted(axes, key=lambda i: -abs(strides[i])))
-
-
-def block(array: Array, order: tuple[int, ...]) -> Array:
-    """Return the axes in this order as a C-contiguous native array; copied where it is not that."""
-    view = array.transpose(order)
-    if view.flags.c_contiguous and view.flags.aligned and view.dtype.isnative:
-        return view
-    return np.array(view, dtype=NATIVE_DTYPES[view.dtype.char], order="C")
+# Results, parameters and what is fused
 
 
 class Output:
@@ -223,6 +173,9 @@ class Fusion(NamedTuple):
         return self._replace(bias=bias.values, dresidual=target).asked()
 
 
+# The canonical shape
+
+
 class Problem:
     """x as (outer, channels, inner), and what has to agree with it.
 
@@ -246,7 +199,7 @@ class Problem:
         if array.ndim < 2:
             raise ValueError(f"x: expected at least 2 dimensions, got {array.ndim}")
         channel_axis = one_axis(axis, array.ndim)
-        order = memory_order(array)
+        order = placement.memory_order(array)
         at = order.index(channel_axis)
         sizes = [array.shape[i] for i in order]
         outer, inner = math.prod(sizes[:at]), math.prod(sizes[at + 1 :])
@@ -265,7 +218,7 @@ class Problem:
     def x(self) -> Array:
         """The values of x as the kernels take them."""
         if self._canonical is None:
-            self._canonical = block(self._array, self._order).reshape(self._sizes)
+            self._canonical = placement.block(self._array, self._order).reshape(self._sizes)
         return self._canonical
 
     @property
@@ -296,7 +249,7 @@ class Problem:
     def _like_x(self, name: str, value: object) -> tuple[Array, Array]:
         """Return such an argument in x's canonical shape, copied once if need be, and as given."""
         array = self.like_x(name, value)
-        return block(array, self._order).reshape(self._sizes), array
+        return placement.block(array, self._order).reshape(self._sizes), array
 
     def fusion(self, activation: object, negative_slope: object, residual: object) -> Fusion:
         """Return what is fused with batch norm."""
@@ -387,18 +340,18 @@ class Problem:
         if array.shape != self.shape:
             raise ValueError(f"{name}: expected shape {self.shape}, got {array.shape}")
         for other, source in itself.items():
-            if source is None or same_elements(array, source):
+            if source is None or placement.same_elements(array, source):
                 continue
-            if share_memory(array, source):
+            if placement.share_memory(array, source):
                 raise ValueError(
                     f"{name}: expected {other} itself or memory apart from it, "
                     "got a partial overlap"
                 )
         for other, source in apart.items():
-            if share_memory(array, source):
+            if placement.share_memory(array, source):
                 raise ValueError(f"{name}: expected memory apart from {other}, got an overlap")
         for parameter in parameters:
-            if parameter.source is not None and share_memory(array, parameter.source):
+            if parameter.source is not None and placement.share_memory(array, parameter.source):
                 raise ValueError(
                     f"{name}: expected memory apart from the parameters, got an overlap"
                 )
@@ -407,7 +360,7 @@ class Problem:
     def _target(self, array: Array) -> Output:
         """Return an array of x's shape as an output, staged where the kernels cannot write it."""
         view = array.transpose(self._order)
-        if view.flags.c_contiguous and view.flags.aligned and view.dtype.isnative:
+        if placement.readable(view):
             return Output(array, view.reshape(self._sizes))
         staged: Array = np.empty(view.shape, self.dtype)
         return Output(array, staged.reshape(self._sizes), (view, staged))

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bncore import problem, scalars
+from bncore import placement, problem, scalars
 from bncore.problem import Problem, Stat
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
@@ -40,13 +40,13 @@ class Grouping:
         channel_axis = scalars.one_axis(axis, array.ndim)
         if channel_axis == 0:
             raise ValueError("axis: expected another axis than 0, the batch's, got 0")
-        order = problem.memory_order(array)
+        order = placement.memory_order(array)
         faster = tuple(i for i in order if i != 0)
         if array.shape[0] > 1 and order[0] != 0:
             # Samples lie between each other: one copy brings them apart.
             order = (0, *faster)
             inverse = sorted(range(array.ndim), key=order.__getitem__)
-            array = problem.block(array, order).transpose(inverse)
+            array = placement.block(array, order).transpose(inverse)
         at = faster.index(channel_axis)
         self.problem = Problem(array, channel_axis, source)
         self.samples, self.channels = array.shape[0], array.shape[channel_axis]

@@ -1,4 +1,4 @@
-/* Normalize a small batch from C. README.md, "Embedding", has the commands that build it. */
+/* Normalize a small batch from C. docs/embedding.md has the commands that build it. */
 #include <stdio.h>
 
 #include "bncore.h"

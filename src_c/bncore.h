@@ -47,7 +47,7 @@ typedef enum bncore_status {
 } bncore_status;
 
 /* A host's own parallel-for: call task(arg, i) once for each i in [0, tasks), in any order and on
- * up to `threads` threads at once, and return when all are done. */
+ * up to `threads` threads at once, and return when all are done; no exception may leave it. */
 typedef struct bncore_executor {
     void (*parallel_for)(void *context, int64_t tasks, int32_t threads,
                          void (*task)(void *arg, int64_t i), void *arg);

@@ -55,12 +55,16 @@ typedef struct job {
     int64_t coef_stride;
 
     int64_t group, groups; /* planes: channels per task, tasks */
+    int whole_groups;      /* planes: a task takes its group from the reduction to the end */
     int64_t strip, strips; /* rows: columns per task of the reduction, tasks across */
     int64_t chunk, chunks; /* rows: rows per task of the elementwise pass, tasks */
 } job;
 
 /* Whether a problem makes sense: BNCORE_OK, or what is wrong with it. */
 bncore_status bncore_problem_check(const bncore_problem *problem);
+
+/* Sets threads, the sizes of tasks, at_once where the cut forbids it, and whether outputs pass the caches. */
+void bncore_job_cut(job *job);
 
 /* Cuts the job, takes scratch, runs it. */
 bncore_status bncore_job_run(job *job);

@@ -15,6 +15,10 @@
 
 #include "partition.h"
 
+#ifdef __FAST_MATH__
+#error "bncore's results rest on IEEE arithmetic: compile it without -ffast-math"
+#endif
+
 enum {
     MOMENTS_FIELDS = 4,
     GRAD_FIELDS = 2,

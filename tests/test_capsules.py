@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import threading
 
 import numpy as np
 import pytest
 
 import bncore
+from test_fork import exit_code_of_child
+from test_habits import ROOT
 from variants import FOUND
 
 pytestmark = pytest.mark.skipif(
@@ -24,10 +27,18 @@ def function(name, result, *arguments):
     return ctypes.CFUNCTYPE(result, *arguments)(bncore.get_address(name))
 
 
-def test_scipy_takes_a_capsule():
-    scipy = pytest.importorskip("scipy", reason="SciPy is not installed")
-    capsule = bncore.get_capsules()["bncore_scratch_size"]
-    assert "bncore_problem const *" in scipy.LowLevelCallable(capsule).signature
+def test_the_example_of_the_documentation_runs():
+    pytest.importorskip("scipy", reason="SciPy is not installed")
+    page = (ROOT / "docs" / "embedding.md").read_text()
+    code, _ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert "LowLevelCallable" in code
+    exec(compile(code, "embedding.md", "exec"), {})
+
+
+def test_every_function_of_the_header_has_a_capsule():
+    header = (ROOT / "src_c" / "bncore.h").read_text()
+    names = re.findall(r"^BNCORE_API .*?(bncore_\w+)\(", header, re.MULTILINE)
+    assert set(names) == set(bncore.get_capsules())
 
 
 def test_ctypes_calls_an_address():
@@ -54,6 +65,9 @@ def test_another_name_is_refused():
 # ---- the executor of the process
 
 
+CONTEXT = 1234
+
+
 class Host:
     """A parallel-for that goes backwards and counts its loops."""
 
@@ -61,25 +75,33 @@ class Host:
         self.loops = 0
         self.threads = set()
 
-        def parallel_for(_context, tasks, threads, task, arg):
+        def parallel_for(context, tasks, threads, task, arg):
+            assert context == CONTEXT
             self.loops += 1
             self.threads.add(threads)
             for i in reversed(range(tasks)):
                 task(arg, i)
 
-        self.executor = host.Executor(host.PARALLEL_FOR(parallel_for), None)
+        self.executor = host.Executor(host.PARALLEL_FOR(parallel_for), CONTEXT)
 
 
 def set_executor(executor):
     return host.library().bncore_executor_set(None if executor is None else ctypes.byref(executor))
 
 
+def executor_now():
+    return function("bncore_executor_now", ctypes.c_void_p)()
+
+
 @pytest.fixture
 def of_process():
     mine = Host()
+    assert executor_now() is None
     assert set_executor(mine.executor) == 0
+    assert executor_now() == ctypes.addressof(mine.executor)
     yield mine
     assert set_executor(None) == 0
+    assert executor_now() is None
 
 
 def train(x, n_threads=3):
@@ -125,6 +147,7 @@ def test_the_executor_of_a_call_comes_first(x, of_process):
 def test_an_executor_without_a_loop_is_refused(x, of_process):
     empty = host.Executor(host.PARALLEL_FOR(0), None)
     assert b"NULL" in host.library().bncore_status_string(set_executor(empty))
+    assert executor_now() == ctypes.addressof(of_process.executor)
     train(x)
     assert of_process.loops > 0, "the one before stays"
     p = host.problem(x.shape, n_threads=3)
@@ -150,14 +173,43 @@ def test_it_may_be_changed_while_others_compute(x, of_process):
     assert len(results) == 60 and set(results) == {want}
 
 
+def test_a_host_may_compute_inside_its_own_loop(x):
+    """Every function is re-entrant: a task of the host may be batch norm of something else."""
+    want, inside = train(x), []
+
+    def parallel_for(_context, tasks, _threads, task, arg):
+        for i in range(tasks):
+            inside.append(train(x, n_threads=1))
+            task(arg, i)
+
+    executor = host.Executor(host.PARALLEL_FOR(parallel_for), None)
+    assert set_executor(executor) == 0
+    try:
+        assert train(x) == want
+    finally:
+        assert set_executor(None) == 0
+    assert inside and set(inside) == {want}
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning", "ignore:.*fork:RuntimeWarning")
-def test_a_forked_child_starts_with_none(x, of_process):
-    before = of_process.loops
-    child = os.fork()
-    if child == 0:
-        train(x)
-        os._exit(0 if of_process.loops == before else 1)
-    assert os.waitpid(child, 0)[1] == 0
+def test_a_forked_child_starts_with_none_and_may_set_its_own(x, of_process):
+    want, before = train(x), of_process.loops
+
+    def child() -> int:
+        if executor_now() is not None or train(x) != want or of_process.loops != before:
+            return 1
+        own = Host()
+        if set_executor(own.executor) or run_in_three(x) or own.loops == 0:
+            return 2
+        return 0
+
+    assert exit_code_of_child(child) == 0
     train(x)
     assert of_process.loops > before
+
+
+def run_in_three(x):
+    """Call C for three threads: in a child Python's functions ask for one."""
+    mean, m2 = np.empty(6), np.empty(6)
+    return host.run("moments", host.problem(x.shape, n_threads=3), mean, m2, x)

@@ -50,16 +50,36 @@ def test_a_library_is_compiled_once_and_calls_bncore(source, capfd):
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("changed", ["framework", "arguments", "source"])
+@pytest.mark.parametrize("changed", ["framework", "arguments", "source", "header"])
 def test_another_input_makes_another_library(source, changed):
+    header = source.with_name("added.hpp")
+    header.write_text("enum { MORE = 0 };\n")
+    source.write_text('#include "added.hpp"\n' + SOURCE.replace("ADDED", "ADDED + MORE"))
     first = compiling.compiled(source, "frame 1", ["-DADDED=0"])
+    if changed == "header":
+        header.write_text("enum { MORE = 20 };\n")
     if changed == "source":
         source.write_text(SOURCE.replace("ADDED", "10 + ADDED"))
     framework = "frame 2" if changed == "framework" else "frame 1"
     arguments = ["-DADDED=5"] if changed == "arguments" else ["-DADDED=0"]
     second = compiling.compiled(source, framework, arguments)
     assert second != first
-    assert answer(second) - answer(first) == {"framework": 0, "arguments": 5, "source": 10}[changed]
+    added = {"framework": 0, "arguments": 5, "source": 10, "header": 20}
+    assert answer(second) - answer(first) == added[changed]
+
+
+def test_another_machine_makes_another_library(source, monkeypatch):
+    """A home on a network is that of machines of other kinds, too."""
+    first = compiling.compiled(source, "frame 1", ["-DADDED=0"])
+    monkeypatch.setattr(compiling.platform, "machine", lambda: "another")
+    assert compiling.compiled(source, "frame 1", ["-DADDED=0"]) != first
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_that_names_the_remedy(source, monkeypatch):
+    monkeypatch.setenv(compiling.CACHE, str(source / "below a file"))
+    with pytest.raises(OSError, match="below a file") as caught:
+        compiling.compiled(source, "frame 1", ["-DADDED=0"])
+    assert "BNCORE_CACHE_DIR names another folder" in caught.value.__notes__[0]
 
 
 def test_callers_at_the_same_time_compile_once(source, capfd):

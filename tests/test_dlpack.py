@@ -53,8 +53,8 @@ def of_torch(array):
 
 def of_jax(array):
     jax = pytest.importorskip("jax", reason="JAX is not installed (make bench-peers does)")
-    jax.config.update("jax_enable_x64", True)
-    return jax.numpy.asarray(array)
+    with jax.enable_x64(True):  # for this array, not for other tests
+        return jax.numpy.asarray(array)
 
 
 MAKERS = [
@@ -73,40 +73,106 @@ def given(dtype=np.float32):
     return x, dy, residual, weight, bias, weight * weight
 
 
-def calls(x, dy, residual, weight, bias, var, moments):
-    """Every function that takes arrays."""
+def calls(make, dtype):
+    """Every function that takes arrays, of which `make` makes another library's."""
+    arrays = given(dtype)
+    x, dy, residual, weight, bias, var = (make(a) for a in arrays)
+    row, matrix, kernel = (make(a) for a in (arrays[0][0, 0], arrays[0][0], arrays[0][:3]))
+    statistics = bncore.moments(arrays[0])
     fused = {"activation": "relu", "residual": residual}
     return {
-        "train": bncore.batch_norm_train(x, weight, bias, **fused)[0],
-        "train_backward": bncore.batch_norm_train_backward(
+        **batch_norms(x, dy, weight, bias, var, statistics, fused),
+        **other_groupings(x, dy, row, weight, bias, var, arrays[0], bncore.Moments(20, bias, var)),
+        "as_scale_shift": tuple(bncore.as_scale_shift(bias, var, weight, bias)),
+        "fold_into_linear": bncore.fold_into_linear(matrix, None, bias, var, weight, bias),
+        "fold_into_conv": bncore.fold_into_conv(kernel, bias, bias, var, weight, bias),
+        "Moments": bncore.Moments(20, bias, var).mean,
+        "GradSums": bncore.GradSums(bias, weight).sum_dy,
+        "merged_moments": bncore.merged_moments([x, x]).m2,
+        "stream_moments": bncore.stream_moments(x).m2,
+        "MicroBatches": pieces(x, dy, weight, bias),
+        "BatchNorm": layer(x, dy, residual, weight, bias, var),
+        "recalibrate": bncore.recalibrate(bncore.BatchNorm(), [x, x])[0].m2,
+    }
+
+
+def batch_norms(x, dy, weight, bias, var, moments, fused):
+    sums = bncore.grad_sums(dy, x, moments)
+    return {
+        "batch_norm_train": bncore.batch_norm_train(x, weight, bias, **fused)[0],
+        "batch_norm_train_backward": bncore.batch_norm_train_backward(
             dy, x, moments, weight, bias=bias, **fused
         ),
-        "infer": bncore.batch_norm_infer(x, bias, var, weight, bias, **fused),
-        "infer_backward": bncore.batch_norm_infer_backward(
+        "batch_norm_infer": bncore.batch_norm_infer(x, bias, var, weight, bias, **fused),
+        "batch_norm_infer_backward": bncore.batch_norm_infer_backward(
             dy, x, bias, var, weight, bias=bias, **fused
         ),
         "moments": bncore.moments(x).mean,
         "normalize": bncore.normalize(x, moments, weight, bias),
-        "grad_sums": bncore.grad_sums(dy, x, moments).sum_dy,
-        "grad_input": bncore.grad_input(dy, x, moments, bncore.grad_sums(dy, x, moments), weight),
+        "grad_sums": sums.sum_dy,
+        "grad_input": bncore.grad_input(dy, x, moments, sums, weight),
         "mean_var": bncore.mean_var(x, axis=(0, 2)),
     }
+
+
+def other_groupings(x, dy, row, weight, bias, var, plain, moments):
+    ghosts = bncore.ghost_batch_norm(plain, 2)[1]
+    correction = bncore.batch_renorm(plain, np.zeros(3), np.ones(3))[2]
+    instances = bncore.instance_norm(plain)[1]
+    rows = bncore.layer_norm(plain)[1]
+    return {
+        "ghost_batch_norm": bncore.ghost_batch_norm(x, 2, weight, bias)[0],
+        "ghost_batch_norm_backward": bncore.ghost_batch_norm_backward(dy, x, ghosts, 2, weight),
+        "batch_renorm": bncore.batch_renorm(x, bias, var, weight, bias)[0],
+        "batch_renorm_backward": bncore.batch_renorm_backward(dy, x, moments, correction, weight),
+        "group_norm": bncore.group_norm(x, 3, weight, bias)[0],
+        "group_norm_backward": bncore.group_norm_backward(dy, x, instances, 3, weight),
+        "instance_norm": bncore.instance_norm(x, weight, bias)[0],
+        "instance_norm_backward": bncore.instance_norm_backward(dy, x, instances, weight),
+        "layer_norm": bncore.layer_norm(x, row, row)[0],
+        "layer_norm_backward": bncore.layer_norm_backward(dy, x, rows, row),
+    }
+
+
+def pieces(x, dy, weight, bias):
+    batch = bncore.MicroBatches(weight, bias)
+    y = [*batch.forward([x, x])]
+    return (*y, *batch.backward([dy, dy], [x, x]), batch.dweight, batch.dbias)
+
+
+def layer(x, dy, residual, weight, bias, var):
+    made = bncore.BatchNorm(activation="relu")
+    y = made(x, residual)
+    dx = made.backward(dy)
+    state = {"weight": weight, "bias": bias, "running_mean": bias, "running_var": var}
+    made.load_state_dict(state | {"num_batches_tracked": np.array(3)})
+    made.running_mean = weight
+    return (y, dx, *made.gradients(), *made.parameters(), made.eval()(x, residual))
+
+
+# Public, and taking no array to read; update_running_stats takes two to write.
+NO_ARRAYS = {
+    "batch_norms", "get_address", "get_capsules", "get_include", "get_library_dir",
+    "get_num_threads", "set_buffer_pool", "set_num_threads", "show_config",
+    "update_running_stats", "use_backend",
+}  # fmt: skip
+
+
+def test_every_public_function_is_called():
+    assert set(calls(np.asarray, np.float32)) | NO_ARRAYS == set(bncore.__all__)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("make", MAKERS)
 def test_every_function_takes_it_and_gives_numpy_arrays(make, dtype):
-    arrays = given(dtype)
-    moments = bncore.moments(arrays[0])
-    expected = calls(*arrays, moments)
-    got = calls(*(make(a) for a in arrays), moments)
+    expected, got = calls(np.asarray, dtype), calls(make, dtype)
     for name, value in expected.items():
         results = value if isinstance(value, tuple) else (value,)
         others = got[name] if isinstance(got[name], tuple) else (got[name],)
         for a, b in zip(others, results, strict=True):
-            assert type(a) is np.ndarray
-            assert a.dtype == b.dtype
-            assert np.array_equal(a, b)
+            assert type(a) is np.ndarray, name
+            assert a.dtype == b.dtype, name
+            assert np.array_equal(a, b), name
 
 
 @pytest.mark.parametrize("make", MAKERS)
@@ -123,6 +189,16 @@ def test_another_memory_order_is_not_copied_either():
     assert np.shares_memory(problem.Problem(Exporter(x), 1).x, x)
     y, _ = bncore.batch_norm_train(Exporter(x))
     assert y.strides == x.strides
+
+
+def test_a_parameter_of_a_layer_is_the_array_that_was_assigned():
+    weight = given()[3]
+    made = bncore.BatchNorm(SHAPE[1], dtype=np.float32)
+    made.weight = Exporter(weight)
+    assert np.shares_memory(made.weight, weight)
+    with pytest.raises(ValueError, match="weight: expected a writable array, got a read-only one"):
+        made.weight = read_only(weight)
+    assert np.shares_memory(made.weight, weight)
 
 
 def test_what_is_not_in_this_memory_is_refused():
@@ -155,7 +231,7 @@ def test_what_is_written_to_has_to_be_numpys(name):
 
 
 @pytest.mark.needs_torch
-def test_a_tensor_that_records_gradients_is_refused():
+def test_a_tensor_that_is_no_plain_memory_is_refused():
     import torch
 
     x = torch.ones(SHAPE, requires_grad=True)
@@ -163,6 +239,17 @@ def test_a_tensor_that_records_gradients_is_refused():
         bncore.moments(x)
     with pytest.raises(TypeError, match=r"x: expected an array, got Tensor"):
         bncore.moments(x.detach().bfloat16())
+    negating = torch.ones(SHAPE, dtype=torch.complex64).conj().imag
+    assert negating.is_neg()
+    with pytest.raises(TypeError, match=r"x: expected an array, got Tensor \(.*resolve_neg"):
+        bncore.moments(negating)
+    assert bncore.moments(negating.resolve_neg()).count == 20
+
+
+@pytest.mark.needs_torch
+def test_the_channels_last_memory_of_a_tensor_is_kept():
+    import torch
+
     last = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
     y, _ = bncore.batch_norm_train(last)
     assert torch.from_dlpack(y).is_contiguous(memory_format=torch.channels_last)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import ctypes.util
 from collections.abc import Callable
@@ -141,6 +142,14 @@ def of_settings() -> None:
 
 
 # What calls each public name: operations on arrays by their own name, the others here.
+def of_library() -> None:
+    """Where the C library is; RuntimeError and ImportError where it is not."""
+    with contextlib.suppress(RuntimeError):
+        assert bncore.get_include() and bncore.get_library_dir()
+    with contextlib.suppress(ImportError):
+        assert bncore.get_address("bncore_train") and "bncore_train" in bncore.get_capsules()
+
+
 NO_ARRAYS: dict[str, Callable[[], None]] = {
     **dict.fromkeys(["Moments", "GradSums", "update_running_stats"], of_statistics),
     "BatchNorm": of_layers,
@@ -167,6 +176,7 @@ NO_ARRAYS: dict[str, Callable[[], None]] = {
         ["get_num_threads", "set_num_threads", "set_buffer_pool", "show_config", "use_backend"],
         of_settings,
     ),
+    **dict.fromkeys(["get_include", "get_library_dir", "get_address", "get_capsules"], of_library),
 }
 NAMES = {"train": "batch_norm_train", "train_backward": "batch_norm_train_backward",
          "infer": "batch_norm_infer", "infer_backward": "batch_norm_infer_backward"}  # fmt: skip

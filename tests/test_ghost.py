@@ -9,7 +9,7 @@ import arrays
 import bncore
 import tolerances
 from arrays import LAYOUTS
-from bncore import batch_renorm, batch_renorm_backward, problem
+from bncore import batch_renorm, batch_renorm_backward, placement, problem
 from bncore import ghost_batch_norm as ghost
 from bncore import ghost_batch_norm_backward as ghost_backward
 from test_gradient import central_difference
@@ -107,8 +107,8 @@ def test_checks_copy_nothing(rng, monkeypatch, operation, given):
         "renorm backward": lambda: batch_renorm_backward(dy, x, moments, renorm, out=out),
     }
     copied, staged = [], []
-    block, output = problem.block, problem.Output
-    monkeypatch.setattr(problem, "block", lambda *a: copied.append(a[0].size) or block(*a))
+    block, output = placement.block, problem.Output
+    monkeypatch.setattr(placement, "block", lambda *a: copied.append(a[0].size) or block(*a))
     monkeypatch.setattr(problem, "Output", lambda *a: staged.append(a[1].size) or output(*a))
     calls[operation]()
     backward = operation.endswith("backward")

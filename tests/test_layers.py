@@ -22,10 +22,12 @@ SOURCES = {
 # What each module may import of bncore, beside the standard library and NumPy.
 FACE = {
     "bncore.scalars": set(),
-    "bncore.problem": {"bncore.scalars"},
-    "bncore.pool": {"bncore.problem", "bncore.scalars"},
+    "bncore.placement": set(),
+    "bncore.problem": {"bncore.placement", "bncore.scalars"},
+    "bncore.pool": {"bncore.placement", "bncore.scalars"},
     "bncore.statistics": {"bncore.problem", "bncore.scalars"},
     "bncore.running": {
+        "bncore.placement",
         "bncore.problem",
         "bncore.scalars",
         "bncore.statistics",
@@ -48,6 +50,7 @@ FACE = {
         "bncore.parts",
         "bncore.running",
         "bncore.statistics",
+        "bncore.placement",
         "bncore.problem",
         "bncore.scalars",
         "bncore.layer_settings",
@@ -60,6 +63,7 @@ FACE = {
 for function_module in ("bncore.api", "bncore.inference", "bncore.parts", "bncore.reductions"):
     FACE[function_module] = {
         "bncore.scalars",
+        "bncore.placement",
         "bncore.problem",
         "bncore.pool",
         "bncore.statistics",
@@ -67,14 +71,14 @@ for function_module in ("bncore.api", "bncore.inference", "bncore.parts", "bncor
         "bncore.threads",
     }
 
-FACE["bncore.samples"] = {"bncore.scalars", "bncore.problem"}
+FACE["bncore.samples"] = {"bncore.scalars", "bncore.placement", "bncore.problem"}
 FACE["bncore.fold"] = {"bncore.scalars", "bncore.problem"}
 # Kernels on other groupings.
 for grouping in ("bncore.groupings", "bncore.layer_norm"):
     FACE[grouping] = FACE["bncore.api"] - {"bncore.pool"} | {"bncore.samples"}
 # What is made of the functions alone, with no kernel called.
 composed = {"bncore.scalars", "bncore.problem", "bncore.statistics", "bncore.threads"}
-composed |= {"bncore.parts"}
+composed |= {"bncore.parts", "bncore.placement"}
 FACE["bncore.out_of_core"] = composed
 FACE["bncore.microbatch"] = composed
 FACE["bncore.ghost"] = composed | {"bncore.api"}
@@ -124,7 +128,7 @@ def test_conventions_need_no_other_library(module):
     assert used - {"__future__", "collections", "decimal", "typing"} == {"numpy"}
 
 
-@pytest.mark.parametrize("module", ["bncore.scalars", "bncore.problem"])
+@pytest.mark.parametrize("module", ["bncore.scalars", "bncore.placement", "bncore.problem"])
 def test_problem_imports_numpy_alone(module):
     used = {name.partition(".")[0] for name in imports(SOURCES[module])} - {"bncore"}
     assert used - {"__future__", "collections", "math", "numbers", "operator", "typing"} == {
@@ -149,7 +153,8 @@ def test_the_native_module_knows_nothing_of_the_face():
         lines = [line.split() for line in source.read_text(encoding="utf-8").splitlines()]
         importing = [line for line in lines if {"import", "cimport"} & {*line}]
         assert importing, source
-        assert "bncore" not in {word.partition(".")[0] for line in importing for word in line}
+        named = {word for line in importing for word in line if word.startswith("bncore")}
+        assert all(f"{word}.".startswith("bncore.backends.") for word in named), source
 
 
 def test_the_registry_imports_no_backend_and_no_numba():
@@ -162,6 +167,9 @@ def test_the_registry_imports_no_backend_and_no_numba():
 # The adapter for PyTorch: it uses the face, and nobody else knows of it or of torch.
 ADAPTER = [name for name in SOURCES if name.startswith("bncore.torch")]
 ADAPTER_USES = {"bncore", "bncore.backends", "bncore.pool", "bncore.statistics", *ADAPTER}
+# That for ONNX Runtime, likewise; onnx is also what the benchmark's peer makes its model with.
+ONNXRUNTIME = [name for name in SOURCES if name.startswith("bncore.onnxruntime")]
+ONNXRUNTIME_USES = {"bncore.compiling", *ONNXRUNTIME}
 PEERS = "bncore.bench.peers"  # each imported when it is asked for
 
 
@@ -176,6 +184,19 @@ def test_only_the_adapter_imports_torch(module):
     assert not [name for name in used if name.startswith("bncore.torch")]
     if not module.startswith(PEERS):
         assert "torch" not in {name.partition(".")[0] for name in used}
+
+
+@pytest.mark.parametrize("module", ONNXRUNTIME)
+def test_the_adapter_for_onnx_runtime_compiles_and_no_more(module):
+    assert of_bncore(imports(SOURCES[module])) <= ONNXRUNTIME_USES
+
+
+@pytest.mark.parametrize("module", sorted(SOURCES.keys() - {*ONNXRUNTIME}))
+def test_only_its_adapter_imports_onnx_runtime(module):
+    used = imports(SOURCES[module])
+    assert not [name for name in used if name.startswith("bncore.onnxruntime")]
+    if not module.startswith(PEERS):
+        assert not {"onnx", "onnxruntime"} & {name.partition(".")[0] for name in used}
 
 
 # The adapter for JAX, likewise.

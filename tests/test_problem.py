@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bncore import problem
 from bncore.problem import Problem
 from views import in_memory_order, numbered, views
 
@@ -162,14 +161,6 @@ def test_out_may_lie_between_the_values_of_x():
     output.values[...] = -1.0
     output.finish()
     assert (memory[:, 1::2] == -1.0).all() and (memory[:, ::2] >= 0.0).all()
-
-
-def test_an_overlap_that_is_too_hard_to_tell_counts(monkeypatch):
-    def too_hard(a, b, max_work=None):
-        raise np.exceptions.TooHardError
-
-    monkeypatch.setattr(np, "shares_memory", too_hard)
-    assert problem.share_memory(numbered((2,)), numbered((2,)))
 
 
 def test_out_keeps_its_byte_order():

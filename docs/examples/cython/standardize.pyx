@@ -1,14 +1,19 @@
 """Batch norm of an (N, C) table in place, without Python in between."""
 
 from bncore cimport (
+    BNCORE_ABI_VERSION,
     BNCORE_FLOAT64,
     BNCORE_OK,
+    bncore_abi_version,
     bncore_problem,
     bncore_problem_init,
     bncore_status,
     bncore_status_string,
     bncore_train,
 )
+
+if bncore_abi_version() != BNCORE_ABI_VERSION:
+    raise ImportError("standardize was compiled against another bncore: compile it again")
 
 
 def standardize(double[:, ::1] table, double[::1] mean, double[::1] m2, double eps=1e-5):

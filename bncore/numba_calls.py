@@ -12,10 +12,11 @@ from typing import Any
 import llvmlite.binding
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import njit, typeof, types
 from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic, overload
+from numba.np.numpy_support import as_dtype
 
 from bncore import embedding
 
@@ -84,37 +85,56 @@ def _call(name, x, axis, eps, n_threads, arguments):
     if not isinstance(name, types.StringLiteral):
         return None
     symbol = name.literal_value
+    _require("eps", eps, (types.Float, types.Integer), "a real number")
+    _require("n_threads", n_threads, types.Integer, "an integer")
 
     def implementation(name, x, axis, eps, n_threads, arguments):
-        at = axis + x.ndim if axis < 0 else axis
+        at = place(x, axis)
         outer, inner = 1, 1
         for i in range(x.ndim):
             if i < at:
                 outer *= x.shape[i]
             elif i > at:
                 inner *= x.shape[i]
-        threads = min(max(n_threads, 0), 1 << 30)
+        threads = min(max(np.int64(n_threads), 0), 1 << 30)
         return _run(symbol, x, outer, x.shape[at], inner, eps, threads, arguments)
 
     return implementation
 
 
-def channels_of(x, axis):
-    """Count the channels of x, once x and axis are checked."""
+def _require(name: str, value: Any, kinds: Any, expected: str) -> None:
+    """Refuse a type of a number."""
+    given = typeof(value.value) if isinstance(value, types.Omitted) else value
+    if not isinstance(types.unliteral(given), kinds):
+        raise TypingError(f"{name}: expected {expected}, got {given}")
+
+
+@njit
+def place(x, axis):
+    """Count the channel axis from 0."""
+    at = np.int64(axis)
+    return at + x.ndim if at < 0 else at
+
+
+def sizes_of(x, axis):
+    """Count the channels of x, and the values of each, once x and axis are checked."""
     raise NotImplementedError("inside compiled code alone")
 
 
-@overload(channels_of)
-def _channels_of(x, axis):
+@overload(sizes_of)
+def _sizes_of(x, axis):
     _data_type("x", x)
-    if not isinstance(axis, (types.Integer, types.Omitted)):
-        raise TypingError(f"axis: expected an integer, got {axis}")
+    _require("axis", axis, types.Integer, "an integer")
 
     def implementation(x, axis):
-        at = axis + x.ndim if axis < 0 else axis
+        at = place(x, axis)
         if at < 0 or at >= x.ndim:
             raise ValueError("axis: expected one of x's dimensions, got another number")
-        return x.shape[at]
+        count = 1
+        for i in range(x.ndim):
+            if i != at:
+                count *= x.shape[i]
+        return x.shape[at], count
 
     return implementation
 
@@ -146,15 +166,14 @@ def _doubles(values, channels, message):
     given = values.value if isinstance(values, types.Omitted) else values
     if given is None or isinstance(given, types.NoneType):
         return lambda values, channels, message: None
-    if (
-        not isinstance(values, types.Array)
-        or values.ndim != 1
-        or not isinstance(values.dtype, types.Float)
-    ):
-        raise TypingError(f"expected an array of float of one dimension, got {values}")
     if not isinstance(message, types.StringLiteral):
         return None
     refusal = message.literal_value + ", got another number"  # a constant: quick to compile
+    if not isinstance(values, types.Array) or values.dtype not in DTYPES or values.ndim != 1:
+        name = message.literal_value.partition(":")[0]
+        raise TypingError(
+            f"{name}: expected an array of float32 or float64 of one dimension, got {values}"
+        )
     as_it_is = values.dtype == types.float64 and values.layout == "C" and values.aligned
 
     def implementation(values, channels, message):
@@ -163,6 +182,17 @@ def _doubles(values, channels, message):
         return values if as_it_is else values.astype(np.float64)
 
     return implementation
+
+
+def as_parameter(gradient, weight, x):
+    """Give a gradient in weight's dtype, or in x's where there is no weight."""
+    raise NotImplementedError("inside compiled code alone")
+
+
+@overload(as_parameter)
+def _as_parameter(gradient, weight, x):
+    dtype = as_dtype(weight.dtype if isinstance(weight, types.Array) else x.dtype)
+    return lambda gradient, weight, x: gradient.astype(dtype)
 
 
 @njit
@@ -174,8 +204,6 @@ def checked(status):
         raise ValueError("eps: expected a finite number of 0 or more, got another one")
     if status == 5:
         raise ValueError("n_threads: expected 1 or more, got less")
-    if status == 6:
-        raise ValueError("sums: expected a count above 0, got less")
     if status == 8:
         raise MemoryError("no memory for scratch")
     raise RuntimeError("bncore: a C function refused its arguments")

@@ -1,0 +1,157 @@
+"""The library of operators: compiled against ONNX Runtime's public header, given to sessions."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnxruntime
+
+from bncore.compiling import CompileError, compiled
+
+__all__ = ["get_library_path", "register"]
+
+HEADER = "onnxruntime_c_api.h"
+INCLUDE = "BNCORE_ONNXRUNTIME_INCLUDE"
+OLDEST = 20  # the interface that the operators ask of header and session: ONNX Runtime 1.20
+THREADS = "bncore.threads"  # the entry of a session's configuration that ops.cpp reads
+HERE = Path(__file__).resolve().parent
+EXPORTS = HERE / "exports.map"
+# Without contraction a running mean has the bits of NumPy's on every processor.
+FLAGS = ("-ffp-contract=off", f"-Wl,--version-script={EXPORTS}")
+
+
+def get_library_path() -> str:
+    """Return the library of bncore's operators, compiled now where it was not before.
+
+    It exports ``RegisterCustomOps``, as every ONNX Runtime binding takes it, C and C++ included.
+
+    Returns
+    -------
+    str
+        An absolute path, in the user's cache.
+
+    Raises
+    ------
+    bncore.compiling.CompileError
+        If ONNX Runtime's header is not found (its wheel does not hold it) or too old, or the
+        compiler is not there or fails.
+    RuntimeError
+        If bncore was installed without its C library.
+
+    Examples
+    --------
+    >>> import bncore.onnxruntime
+    >>> path = bncore.onnxruntime.get_library_path()
+    """
+    folder, version = _header()
+    return str(
+        compiled(
+            HERE / "ops.cpp",
+            f"ONNX Runtime's interface {version}",
+            [f"-I{folder}", *FLAGS],
+        )
+    )
+
+
+def register(options: onnxruntime.SessionOptions) -> onnxruntime.SessionOptions:
+    """Give bncore's operators to the sessions that are made with these options.
+
+    Set ``options.intra_op_num_threads`` before: the work is cut for that many threads.  Later it
+    would cost speed, not change results.
+
+    Parameters
+    ----------
+    options : onnxruntime.SessionOptions
+        Changed.  A second call does nothing.
+
+    Returns
+    -------
+    onnxruntime.SessionOptions
+        `options`.
+
+    Raises
+    ------
+    TypeError
+        If `options` is something else.
+    RuntimeError
+        If onnxruntime is older than 1.20, or as `get_library_path`.
+
+    Examples
+    --------
+    >>> import onnxruntime
+    >>> import bncore.onnxruntime
+    >>> options = bncore.onnxruntime.register(onnxruntime.SessionOptions())
+    """
+    if not isinstance(options, onnxruntime.SessionOptions):
+        kind = type(options).__name__
+        raise TypeError(f"options: expected onnxruntime.SessionOptions, got {kind}")
+    version = onnxruntime.__version__
+    if tuple(map(int, version.split(".")[:2])) < (1, OLDEST):
+        raise RuntimeError(f"expected onnxruntime 1.{OLDEST} or newer, got {version}")
+    if not _has_entry(options):
+        library = get_library_path()
+        threads = options.intra_op_num_threads or len(os.sched_getaffinity(0))
+        options.add_session_config_entry(THREADS, str(threads))
+        options.register_custom_ops_library(library)
+    return options
+
+
+def _has_entry(options: onnxruntime.SessionOptions) -> bool:
+    """Tell whether `register` had these options before."""
+    try:
+        options.get_session_config_entry(THREADS)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _header() -> tuple[Path, int]:
+    """Return the directory of ONNX Runtime's header, and the version of the interface in it."""
+    tried = list(_folders())
+    for folder in tried:
+        file = folder / HEADER
+        if not file.is_file():
+            continue
+        text = file.read_text(encoding="utf-8")
+        found = re.search(r"^#define ORT_API_VERSION (\d+)", text, re.MULTILINE)
+        version = int(found[1]) if found else 0
+        if version < OLDEST:
+            raise CompileError(
+                f"{file}: expected the header of ONNX Runtime 1.{OLDEST} or newer, "
+                f"got ORT_API_VERSION {version}"
+            )
+        return folder, version
+    raise CompileError(
+        f"{HEADER} is needed and onnxruntime's wheel does not hold it; Debian's package "
+        f"libonnxruntime-dev and the archives of ONNX Runtime's releases do. "
+        f"Set {INCLUDE} to its directory. Looked in {', '.join(map(str, tried))}"
+    )
+
+
+def _folders() -> Iterator[Path]:
+    """Yield where the header may lie: where the user says and nowhere else, or the usual places."""
+    if asked := os.environ.get(INCLUDE):
+        yield Path(asked)
+        return
+    package = Path(onnxruntime.__file__).parent
+    yield from (package / "include", package / "capi" / "include")
+    for prefix in dict.fromkeys([sys.prefix, sys.base_prefix, "/usr/local", "/usr"]):
+        folder = Path(prefix, "include", "onnxruntime")
+        yield from (folder, folder / "core" / "session")
+    yield from _of_pkg_config()
+
+
+def _of_pkg_config() -> Iterator[Path]:
+    """Yield the include directory of an installed libonnxruntime, where pkg-config knows of one."""
+    command = ["pkg-config", "--variable=includedir", "libonnxruntime"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return
+    if folder := done.stdout.strip():
+        yield Path(folder)

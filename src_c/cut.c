@@ -1,0 +1,81 @@
+/* How a call is cut into tasks: for the threads, which change no bit, and for the caches. What the order of additions
+ * depends on is cut in partition.c. */
+#if !defined(_WIN32)
+#include <unistd.h>
+#endif
+
+#include "job.h"
+
+enum {
+    /* Fewer values than this per thread: waking it costs more than it saves. */
+    THREAD_VALUES = 32 * 1024,
+    TASKS_PER_THREAD = 4,     /* so that an uneven last task costs little */
+    APPLY_VALUES = 64 * 1024, /* rows: values per task of the elementwise pass, at least and */
+    APPLY_MOST = 256 * 1024,  /* at most: memory is read forwards within a task */
+    APPLY_TASKS = 32,         /* rows: such tasks per thread, where there are values enough */
+    LEAST_CACHE = 4 << 20,    /* bytes: smaller problems never pass the caches */
+    MOST_CACHE = 32 << 20,    /* bytes of last-level cache that a core can have at most */
+    STRIP_TASK = 256          /* rows: columns per task where rows alone do not feed the threads */
+};
+
+/* Bytes of the last-level cache that one core reaches, as far as the system tells: it may add up the caches of all
+ * clusters of cores (256 MiB where a core reaches 32). */
+static int64_t last_level_cache(void)
+{
+#ifdef _SC_LEVEL3_CACHE_SIZE
+    const long bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    if (bytes >= LEAST_CACHE) return bncore_min(bytes, MOST_CACHE);
+#endif
+    return MOST_CACHE;
+}
+
+/* How many arrays are read, or written beside the destination. */
+static int64_t inputs(const bncore_arrays *a)
+{
+    const int apart = a->dresidual && a->dresidual != a->dy && a->dresidual != a->residual;
+    return 1 + (a->dy != NULL) + (a->residual != NULL) + apart;
+}
+
+/* Whether the destination is to pass the caches: it, and what it is made of, do not fit them anyway. */
+static int worth_streaming(const job *j)
+{
+    const bncore_arrays *a = &j->arrays;
+    if (!a->dst || a->dst == a->x || a->dst == a->dy || a->dst == a->residual) return 0;
+    const int64_t bytes = j->g.n * j->g.channels * (int64_t)j->item * (inputs(a) + 1);
+    if (bytes < LEAST_CACHE) return 0;
+    return bytes > last_level_cache() / 4 * 3;
+}
+
+static void cut_planes(job *j)
+{
+    const bncore_geometry *g = &j->g;
+    const int64_t wanted = j->threads == 1 ? 1 : j->threads * TASKS_PER_THREAD; /* tasks */
+    if (j->fields)
+        j->group = bncore_group_size(g, (int64_t)j->item * inputs(&j->arrays), (int32_t)wanted);
+    else
+        j->group = bncore_ceil_div(g->channels,
+                                   bncore_min(bncore_ceil_div(wanted, g->segments), g->channels));
+    j->groups = bncore_ceil_div(g->channels, j->group);
+    j->whole_groups = j->fields && (j->threads == 1 || g->segments == 1 ||
+                                    j->groups >= TASKS_PER_THREAD * j->threads);
+}
+
+void bncore_job_cut(job *j)
+{
+    const bncore_geometry *g = &j->g;
+    const int64_t useful = bncore_max(g->n * g->channels / THREAD_VALUES, 1);
+    j->threads = (int32_t)bncore_min(j->problem->n_threads, useful);
+    j->arrays.stream = worth_streaming(j);
+    if (g->planes) {
+        cut_planes(j);
+        return;
+    }
+    j->strip =
+        g->segments >= TASKS_PER_THREAD * j->threads || j->threads == 1 ? g->cols : STRIP_TASK;
+    j->strips = bncore_ceil_div(g->cols, j->strip);
+    j->at_once = j->at_once && j->strips == 1;
+    const int64_t share = g->rows * g->cols / (APPLY_TASKS * j->threads);
+    const int64_t values = bncore_min(bncore_max(share, APPLY_VALUES), APPLY_MOST);
+    j->chunk = bncore_max(values / g->cols, 1);
+    j->chunks = bncore_ceil_div(g->rows, j->chunk);
+}
