@@ -263,6 +263,28 @@ def test_gradients_of_calls_inside_another_transform(rng, wrap):
     close(*results)
 
 
+@pytest.mark.parametrize("first", [("x",), ("residual",), ALL])
+@pytest.mark.parametrize("fused", FUSED[:2], ids=BY_FUSION[:2])
+def test_one_compiled_function_differentiated_in_turn(rng, fused, first):
+    """JAX keeps what it traced for one gradient: the next one, by other arguments, is right too."""
+    given, dy = arguments(rng, 1)
+    results = []
+    for function in (train, formula_train):
+        inner = jax.jit(partial(function, axis=1, **fused))
+        outer = jax.jit(lambda given, inner=inner: inner(given))
+        gradients = []
+        for names in (first, ALL, ("x",), ("weight", "residual")):
+            for call in (inner, outer):
+                loss = loss_of(lambda given, _, call=call: call(given), 1, dy)
+
+                def by_some(some, loss=loss):
+                    return loss(given | some)
+
+                gradients.append(jax.grad(by_some)({name: given[name] for name in names}))
+        results.append(gradients)
+    close(*results)
+
+
 def test_gradients_through_a_loop(rng):
     """A scan keeps what backward needs, the bits of float64 moments among it."""
     given, dy = arguments(rng, 1)

@@ -51,9 +51,9 @@ def _dense(gradient: Any) -> Any:
     return gradient
 
 
-# A residual without an activation: no gradient depends on it, and its own is dy.  What a forward rule
-# keeps depends on nothing that JAX may change its mind about, such as what is differentiated: a rule
-# that was traced for one gradient is taken for another.
+# A residual without an activation: no gradient depends on it, and its own is dy.  The structure of
+# what a forward rule keeps must not depend on what is differentiated: JAX takes a rule that was
+# traced for one gradient for another.
 UNREAD = ()
 
 
