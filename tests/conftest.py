@@ -21,7 +21,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 # These import their framework when they are collected.
 collect_ignore_glob = [
-    f"test_{framework}_*.py"
+    f"*{framework}_*.py"
     for framework in ("torch", "jax", "onnxruntime")
     if importlib.util.find_spec(framework) is None
 ]

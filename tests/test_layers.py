@@ -166,7 +166,11 @@ def test_the_registry_imports_no_backend_and_no_numba():
 
 # The adapter for PyTorch: it uses the face, and nobody else knows of it or of torch.
 ADAPTER = [name for name in SOURCES if name.startswith("bncore.torch")]
-ADAPTER_USES = {"bncore", "bncore.backends", "bncore.pool", "bncore.statistics", *ADAPTER}
+ADAPTER_USES = {
+    *(f"bncore.{name}" for name in ("compiling", "pool", "problem", "scalars", "statistics")),
+    "bncore",
+    *ADAPTER,
+}
 # That for ONNX Runtime, likewise; onnx is also what the benchmark's peer makes its model with.
 ONNXRUNTIME = [name for name in SOURCES if name.startswith("bncore.onnxruntime")]
 ONNXRUNTIME_USES = {"bncore.compiling", *ONNXRUNTIME}

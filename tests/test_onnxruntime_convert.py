@@ -14,9 +14,9 @@ import onnx
 import pytest
 
 import bncore.onnxruntime
-import sessions
+import onnxruntime_sessions as sessions
 import tolerances
-from sessions import forward_inputs
+from onnxruntime_sessions import forward_inputs
 
 pytestmark = pytest.mark.needs_onnxruntime
 FORWARD, BACKWARD = "BatchNormalization", "BatchNormalizationGrad"
@@ -162,7 +162,7 @@ def test_shapes_are_inferred(rng, axis, of_x):
 SCRIPT = """
 import re, sys
 import numpy as np
-import sessions
+import onnxruntime_sessions as sessions
 
 def peak():
     with open("/proc/self/status") as status:
@@ -214,7 +214,7 @@ import re
 import numpy as np
 import onnx
 import bncore.onnxruntime
-import sessions
+import onnxruntime_sessions as sessions
 
 def peak():
     with open("/proc/self/status") as status:

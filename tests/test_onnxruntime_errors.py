@@ -8,10 +8,10 @@ import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as theirs
 
 import bncore.onnxruntime
-import sessions
+import onnxruntime_sessions as sessions
 from bncore.compiling import CompileError
 from bncore.onnxruntime import library
-from sessions import forward_inputs
+from onnxruntime_sessions import forward_inputs
 
 pytestmark = pytest.mark.needs_onnxruntime
 

@@ -16,10 +16,10 @@ import pytest
 
 import bncore
 import bncore.onnxruntime
-import sessions
+import onnxruntime_sessions as sessions
 import tolerances
 from arrays import same_bits
-from sessions import EPS, OLD, forward_inputs, run
+from onnxruntime_sessions import EPS, OLD, forward_inputs, run
 from test_onnx import CASES
 
 pytestmark = pytest.mark.needs_onnxruntime
@@ -161,7 +161,7 @@ def test_threads_and_concurrent_runs_change_no_bit(rng, layout):
 THREADS = """
 import os
 import numpy as np
-import sessions
+import onnxruntime_sessions as sessions
 
 inputs = sessions.forward_inputs(np.random.default_rng(0), (8, 16, 64, 64))
 one = sessions.session(sessions.model("BatchNormalization", inputs, ["Y"]), 3)

@@ -7,10 +7,10 @@ import onnx
 import pytest
 
 import bncore.onnxruntime
-import sessions
+import onnxruntime_sessions as sessions
 import tolerances
 from bncore.onnxruntime.transposes import everywhere
-from sessions import forward_inputs
+from onnxruntime_sessions import forward_inputs
 
 pytestmark = pytest.mark.needs_onnxruntime
 
