@@ -226,12 +226,12 @@ Tensor computed(const Given &given)
     } else {
         y = infer(x, *mean, *var, weight, bias, residual, fused);
     }
-    if (torch::autograd::compute_requires_grad(x, weight, bias, residual))
-        remember(y, given, moments);
     if (training && batches) {
         batches->unsafeGetTensorImpl()->bump_version();
         ++*batches->mutable_data_ptr<int64_t>();
     }
+    if (torch::autograd::compute_requires_grad(x, weight, bias, residual))
+        remember(y, given, moments); /* last: a hook may stop a recomputation here */
     return y;
 }
 
