@@ -29,7 +29,7 @@ import bncore.jax
 from bncore.bench.cases import EPS, LAYOUTS, SHAPES, Problem, named
 from bncore.bench.peers.jax_jit import start_with
 from bncore.bench.tables import Table, counted
-from steps import NETWORK, Times, medians, put, ratio_table
+from steps import NETWORK, Times, made_on, medians, put, ratio_table
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "jax.md"
 SMALL = (1, 64, 1, 2)
@@ -131,8 +131,8 @@ def main() -> None:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             done = process.submit(measured, threads, options.repeats)
             found[threads], small[threads] = done.result()
-    ratios = ratio_table(found, "bncore.jax", "jax.numpy")
-    text = f"{ratios.markdown()}\n\n{small_table(small).markdown()}"
+    tables = ratio_table(found, "bncore.jax", "jax.numpy"), small_table(small)
+    text = "\n\n".join([*(table.markdown() for table in tables), made_on("jax")])
     print(text)
     if options.write:
         put(PAGE, "step", text)

@@ -27,7 +27,7 @@ from rich.progress import track
 import bncore.onnxruntime
 from bncore.bench.cases import EPS, LAYOUTS, SHAPES, named
 from bncore.bench.tables import Table, counted
-from steps import NETWORK, Times, medians, put, ratio_table
+from steps import NETWORK, Times, made_on, medians, put, ratio_table
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "onnxruntime.md"
 OWN, THEIRS = "bncore.onnxruntime", "ONNX Runtime"
@@ -184,7 +184,7 @@ def main() -> None:
         for threads in map(int, options.threads.split(","))
     ]
     tables += [small_table(options.repeats), error_table()]
-    text = "\n\n".join(table.markdown() for table in tables)
+    text = "\n\n".join([*(table.markdown() for table in tables), made_on("onnxruntime")])
     print(text)
     if options.write:
         put(PAGE, "step", text)

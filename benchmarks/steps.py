@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any
 
+from bncore.bench import machine
 from bncore.bench.cases import SHAPES, named
 from bncore.bench.tables import Table, counted
 
@@ -43,6 +44,13 @@ def ratio_table(found: dict[int, Times], own: str, other: str) -> Table:
         table.lines.append([shape, *(f"{column[i]:.2f}×" for column in ratios)])
     table.lines.append(["geometric mean", *(f"{geometric_mean(column):.2f}×" for column in ratios)])
     return table
+
+
+def made_on(*packages: str) -> str:
+    """Say where and with what this was measured; packages as bncore.bench names its peers."""
+    known = machine.facts(packages)
+    del known["load"]
+    return "Measured on: " + "; ".join(f"{name} {fact}" for name, fact in known.items()) + "."
 
 
 def put(page: Path, name: str, text: str) -> None:

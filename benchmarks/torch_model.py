@@ -30,6 +30,7 @@ from torch import nn
 
 import bncore.torch
 from bncore.bench.tables import Table
+from steps import made_on
 from torch_step import PAGE, put
 
 KINDS = {
@@ -246,8 +247,7 @@ def main() -> None:
         found["alone"][kind] = json.loads(done.stdout.splitlines()[-1])
     text = (
         f"Batch {options.batch}, {options.size}×{options.size}, {options.threads} thread(s), "
-        f"{options.memory_format}, float32; torch {torch.__version__}, bncore {bncore.__version__}."
-        f"\n\n{table(found).markdown()}"
+        f"{options.memory_format}, float32.\n\n{table(found).markdown()}\n\n{made_on('torch')}"
     )
     print(text)
     if options.write:

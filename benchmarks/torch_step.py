@@ -26,7 +26,7 @@ import bncore.torch
 from bncore.bench.cases import EPS, LAYOUTS, SHAPES, named
 from bncore.bench.tables import Table, counted
 from bncore.torch.memory import Array, array, output
-from steps import NETWORK, Times, medians, ratio_table
+from steps import NETWORK, Times, made_on, medians, ratio_table
 from steps import put as put_into
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "pytorch.md"
@@ -75,7 +75,7 @@ def steps(threads: int, repeats: int, console: Console) -> Times:
 
 
 def overhead(threads: int, repeats: int) -> dict[str, float]:
-    """Microseconds that a step of the module takes above the functions, large and tiny.
+    """Seconds that the module takes above the functions, large and tiny.
 
     The functions write into memory that was allocated as the adapter allocates it.
     """
@@ -87,11 +87,14 @@ def overhead(threads: int, repeats: int) -> dict[str, float]:
         x, dy = given[0].requires_grad_(), given[1]
         layer = bncore.torch.BatchNorm2d(x.shape[1])
         arrays = [array(t) for t in (x, dy, layer.weight, layer.bias)]
+        first = arrays[:1] + arrays[2:]
         running = array(layer.running_mean), array(layer.running_var)
         times = medians(
             {
                 "module": lambda layer=layer, x=x, dy=dy: step(layer, x, dy),
                 "functions": lambda a=arrays, r=running, x=x: functions(*a, r, x, threads),
+                "forward": lambda layer=layer, x=x: forward(layer, x),
+                "function": lambda a=first, r=running, x=x: function(*a, r, x, threads),
             },
             turns,
         )
@@ -102,22 +105,39 @@ def overhead(threads: int, repeats: int) -> dict[str, float]:
             torch.autograd.grad(x.view_as(x), x, dy)
             autograd.append(time.perf_counter() - start)
         size = named(tuple(x.shape))
-        costs[f"{size}: NumPy functions"] = times["functions"] * 1e6
-        costs[f"{size}: above them"] = (times["module"] - times["functions"]) * 1e6
-        costs[f"{size}: autograd alone, of a view"] = median(autograd) * 1e6
+        costs[f"{size}: NumPy functions, forward"] = times["function"]
+        costs[f"{size}: the module above them, under `no_grad`"] = (
+            times["forward"] - times["function"]
+        )
+        costs[f"{size}: NumPy functions, a step"] = times["functions"]
+        costs[f"{size}: the module above them"] = times["module"] - times["functions"]
+        costs[f"{size}: autograd alone, of a view"] = median(autograd)
     return costs
+
+
+def forward(layer: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The forward half of a step, where no gradient is wanted."""
+    with torch.no_grad():
+        return layer(x)
+
+
+def function(
+    x: Array, weight: Array, bias: Array, running: Any, like: torch.Tensor, threads: int
+) -> Any:
+    """The forward half of a step by bncore's NumPy functions."""
+    y = array(output(like))
+    _, moments = bncore.batch_norm_train(x, weight, bias, out=y, eps=EPS, n_threads=threads)
+    bncore.update_running_stats(*running, moments)
+    return y, moments
 
 
 def functions(
     x: Array, dy: Array, weight: Array, bias: Array, running: Any, like: torch.Tensor, threads: int
 ) -> Any:
     """A training step by bncore's NumPy functions."""
-    common: dict[str, Any] = {"n_threads": threads, "eps": EPS}
-    y = array(output(like))
-    _, moments = bncore.batch_norm_train(x, weight, bias, out=y, **common)
-    bncore.update_running_stats(*running, moments)
-    dx = array(output(like))
-    return y, bncore.batch_norm_train_backward(dy, x, moments, weight, out=dx, **common)
+    y, moments = function(x, weight, bias, running, like, threads)
+    common: dict[str, Any] = {"n_threads": threads, "eps": EPS, "out": array(output(like))}
+    return y, bncore.batch_norm_train_backward(dy, x, moments, weight, **common)
 
 
 def step_table(found: dict[int, Times], without: dict[int, Times]) -> Table:
@@ -129,9 +149,9 @@ def step_table(found: dict[int, Times], without: dict[int, Times]) -> Table:
 
 def cost_table(found: dict[int, dict[str, float]]) -> Table:
     """What a step costs above the NumPy functions; columns by threads."""
-    table = Table("overhead", ["a step of the module", *map(counted, found)])
+    table = Table("overhead", ["", *map(counted, found)])
     for name in next(iter(found.values())):
-        table.lines.append([name, *(f"{costs[name]:.0f} µs" for costs in found.values())])
+        table.lines.append([name, *(f"{costs[name] * 1e6:.0f} µs" for costs in found.values())])
     return table
 
 
@@ -159,7 +179,8 @@ def main() -> None:
         bncore.torch.set_buffer_pool(options.pool)
         found[threads] = steps(threads, options.repeats, console)
         costs[threads] = overhead(threads, 21 * options.repeats)
-    text = f"{step_table(found, without).markdown()}\n\n{cost_table(costs).markdown()}"
+    tables = step_table(found, without), cost_table(costs)
+    text = "\n\n".join([*(table.markdown() for table in tables), made_on("torch")])
     print(text)
     if options.write:
         put("step", text)
