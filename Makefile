@@ -63,7 +63,7 @@ coverage: ## the test suite; fails if it reaches less than 95 % of the lines
 	@$(MAKE) test COVERAGE=1
 
 # What depends on whether bncore.torch has its compiled part.
-BOTH_WAYS := ops modules gradients suites
+BOTH_WAYS := ops modules gradients suites transforms
 test-torch: build $(VENV)/.test $(VENV)/.torch ## bncore.torch, and the tests that compare with PyTorch (installs it)
 	$(EXPECT) $(PY) -m pytest -m needs_torch tests $(PYTEST_ARGS)
 	BNCORE_TORCH_COMPILED=0 $(EXPECT) $(PY) -m pytest $(addprefix tests/test_torch_,$(addsuffix .py,$(BOTH_WAYS))) $(PYTEST_ARGS)

@@ -2,19 +2,19 @@
  *
  * `batch_norm` answers at once, or with None where a tensor is not an ordinary one, somebody watches the calls, or an
  * argument is wrong: then the Python code does it, or says why not. The autograd node needs no Python, unless its
- * gradients will be differentiated again: then it calls the operator.
+ * gradients will be differentiated again, or transformed: then Python has the operator called.
  */
 #include <Python.h>
 
 #include <cmath>
 #include <limits>
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/record_function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
 #include "kernels.h"
@@ -55,12 +55,6 @@ Gradients infer_backward_op(const Tensor &dy, const Tensor &x, const Tensor &mea
                           {eps, activation_of(activation), slope}, through);
 }
 
-/* An operator as the dispatcher has it, found once. */
-template <typename Signature> c10::TypedOperatorHandle<Signature> found(const char *name)
-{
-    return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
-
 /* ---- who may be passed by ---- */
 
 constexpr c10::DispatchKeySet ORDINARY({c10::DispatchKey::CPU, c10::DispatchKey::AutogradCPU,
@@ -91,6 +85,17 @@ bool watched()
 }
 
 /* ---- gradients ---- */
+
+/* The operators as Python has them, for gradients that will be differentiated again, transformed or watched. */
+struct WatchedBackward {
+    pybind11::object train, infer;
+};
+
+WatchedBackward &watched_backward()
+{
+    static auto *const one = new WatchedBackward; /* outlives the interpreter */
+    return *one;
+}
 
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
@@ -130,23 +135,21 @@ struct BatchNormBackward final : torch::autograd::Node {
         const Tensor saved_x = x.unpack(), m = mean.unpack(), v = var.unpack();
         const Optional w = some(weight.unpack()), b = some(bias.unpack()),
                        r = some(residual.unpack());
-        const bool direct =
-            !at::GradMode::is_enabled() && !watched() && all_ordinary(dy, saved_x, m, v, w, b, r);
+        const bool direct = !at::GradMode::is_enabled() && !watched() &&
+                            all_ordinary(dy, saved_x, m, v, w, b, r) &&
+                            !torch::autograd::isFwGradDefined(dy);
         if (direct && m.defined())
             return infer_backward(dy, saved_x, m, v, w, b, r, fused, through);
         if (direct) return train_backward(dy, saved_x, moments, w, b, r, fused, through);
-        const char *name = ACTIVATIONS[fused.activation];
-        const Text activation = name ? Text(name) : std::nullopt;
-        if (m.defined()) {
-            static const auto infer =
-                found<decltype(infer_backward_op)>("bncore::batch_norm_infer_backward");
-            return infer.call(dy, saved_x, m, v, w, b, r, fused.eps, activation, fused.slope,
-                              through);
-        }
-        static const auto train =
-            found<decltype(train_backward_op)>("bncore::batch_norm_train_backward");
-        return train.call(dy, saved_x, moments, w, b, r, fused.eps, activation, fused.slope,
-                          through);
+        pybind11::gil_scoped_acquire held;
+        const char *activation = ACTIVATIONS[fused.activation];
+        const auto call = [&](const pybind11::object &function, const auto &...statistics) {
+            return function(dy, saved_x, statistics..., w, b, r, fused.eps, activation, fused.slope,
+                            through)
+                .template cast<Gradients>();
+        };
+        return m.defined() ? call(watched_backward().infer, m, v)
+                           : call(watched_backward().train, moments);
     }
 
     static Optional some(Tensor tensor)
@@ -209,8 +212,9 @@ void remember(const Tensor &y, const Given &given, const Tensor &moments)
     if (moments.defined()) {
         node->moments = moments;
     } else {
-        node->mean = SavedVariable(given.mean, false);
-        node->var = SavedVariable(given.var, false);
+        /* Copies: a batch in training may move the statistics before this one's backward. */
+        node->mean = SavedVariable(given.mean->detach().clone(), false);
+        node->var = SavedVariable(given.var->detach().clone(), false);
     }
     torch::autograd::set_history(y, node);
 }
@@ -305,6 +309,15 @@ PyObject *output(PyObject *, PyObject *given)
     END_HANDLE_TH_ERRORS
 }
 
+PyObject *set_backward(PyObject *, PyObject *args)
+{
+    PyObject *train, *infer;
+    if (!PyArg_ParseTuple(args, "OO", &train, &infer)) return nullptr;
+    watched_backward() = {pybind11::reinterpret_borrow<pybind11::object>(train),
+                          pybind11::reinterpret_borrow<pybind11::object>(infer)};
+    Py_RETURN_NONE;
+}
+
 PyObject *set_pool(PyObject *, PyObject *bytes)
 {
     const size_t limit = PyLong_AsSize_t(bytes);
@@ -323,6 +336,7 @@ PyMethodDef METHODS[] = {
     {"batch_norm", reinterpret_cast<PyCFunction>(reinterpret_cast<void *>(&batch_norm)),
      METH_FASTCALL, nullptr},
     {"output", &output, METH_O, nullptr},
+    {"set_backward", &set_backward, METH_VARARGS, nullptr},
     {"set_pool", &set_pool, METH_O, nullptr},
     {"pool_state", &pool_state, METH_NOARGS, nullptr},
     {nullptr, nullptr, 0, nullptr},

@@ -12,20 +12,20 @@ from typing import Any
 
 import torch
 
-from bncore.torch import gradients, ops
+from bncore.torch import gradients, ops, transforms
 
 PLAIN = frozenset((torch.Tensor, torch.nn.Parameter, type(None)))
 
 _modes = torch._C._len_torch_dispatch_stack
-_transform = torch._C._functorch.peek_interpreter_stack
+_batched = torch._C._functorch.is_legacy_batchedtensor  # is_grads_batched makes them
 _compiling = torch.compiler.is_compiling
 
 
 def possible(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
     """Tell whether a call with these tensors may go the short way."""
-    if _compiling() or _modes() or _transform() is not None:
+    if _compiling() or _modes() or transforms.active():
         return False
-    if not x.is_cpu or x.layout is not torch.strided or x.is_neg():
+    if _batched(x) or not x.is_cpu or x.layout is not torch.strided or x.is_neg():
         return False
     return type(x) in PLAIN and PLAIN.issuperset(map(type, others))
 
@@ -62,6 +62,7 @@ class Train(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[Any, ...]:
         """Return the gradients by forward's tensors."""
-        again = torch.is_grad_enabled()
-        kernel = ops.train_backward_op if again else ops.batch_norm_train_backward
+        dy = grads[0]
+        short = dy is not None and possible(dy) and not torch.is_grad_enabled()
+        kernel = ops.batch_norm_train_backward if short else transforms.train_backward
         return gradients.train_backward(ctx, *grads, kernel=kernel)

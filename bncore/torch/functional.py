@@ -8,11 +8,10 @@ from typing import Literal
 import torch
 
 from bncore import problem, scalars
-from bncore.torch import compiled, eager, gradients, ops
+from bncore.torch import compiled, eager, ops, transforms
 
 __all__ = ["batch_norm"]
 
-assert gradients  # registers what the operators need
 _traced = torch.compiler.is_dynamo_compiling  # other tracers the adapter sees by itself
 
 
@@ -117,13 +116,13 @@ def normalized(
     weight, bias = _flat(weight), _flat(bias)
     fused = (weight, bias, residual, eps, activation, negative_slope)
     if not training:
-        return ops.infer_op(x, running_mean, running_var, *fused)
+        return transforms.infer(x, running_mean, running_var, *fused)
     if compiled.adapter is None and eager.possible(
         x, running_mean, running_var, weight, bias, residual
     ):
         y = eager.call(x, running_mean, running_var, momentum, *fused)
     else:
-        y, moments = ops.train_op(x, *fused)
+        y, moments = transforms.train(x, *fused)
         if running_mean is not None:
             count = math.prod(x.shape[2:]) * x.shape[0]
             ops.update_op(running_mean, running_var, moments, count, momentum)

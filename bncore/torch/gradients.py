@@ -31,7 +31,7 @@ def save_train(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ..
 
 
 def train_backward(
-    ctx: Any, dy: Grad, _: Grad, *, kernel: Callable[..., ops.Gradients] | None = None
+    ctx: Any, dy: Grad, _: Grad, *, kernel: Callable[..., ops.Gradients] = ops.train_backward_op
 ) -> tuple[Any, ...]:
     """Return the gradients of `batch_norm_train`; `kernel` takes the operator's place."""
     if dy is None:
@@ -39,7 +39,7 @@ def train_backward(
     x, moments, weight, bias, residual = ctx.saved_tensors
     needs_x, needs_weight, needs_bias, needs_residual, *_rest = ctx.needs_input_grad
     through = needs_residual and ctx.fusion[1] is not None
-    dx, dweight, dbias, dresidual = (kernel or ops.train_backward_op)(
+    dx, dweight, dbias, dresidual = kernel(
         dy, x, moments, weight, bias, residual, *ctx.fusion, through
     )
     return (
@@ -53,22 +53,27 @@ def train_backward(
     )
 
 
-def _save_infer(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+def save_infer(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    """Save what backward of `batch_norm_infer` needs."""
     x, mean, var, weight, bias, residual, eps, activation, slope = inputs
     ctx.set_materialize_grads(False)
     ctx.fusion = eps, activation, slope
     if activation is None:
         bias, residual = None, None
-    ctx.save_for_backward(x, mean, var, weight, bias, residual)
+    # Copies: a batch in training may move the statistics before this one's backward.
+    ctx.save_for_backward(x, mean.detach().clone(), var.detach().clone(), weight, bias, residual)
 
 
-def _infer_backward(ctx: Any, dy: Grad) -> tuple[Any, ...]:
+def infer_backward(
+    ctx: Any, dy: Grad, *, kernel: Callable[..., ops.Gradients] = ops.infer_backward_op
+) -> tuple[Any, ...]:
+    """Return the gradients of `batch_norm_infer`; `kernel` as in `train_backward`."""
     if dy is None:
         return (None,) * 9
     x, mean, var, weight, bias, residual = ctx.saved_tensors
     needs_x, _, _, needs_weight, needs_bias, needs_residual, *_rest = ctx.needs_input_grad
     through = needs_residual and ctx.fusion[1] is not None
-    dx, dweight, dbias, dresidual = ops.infer_backward_op(
+    dx, dweight, dbias, dresidual = kernel(
         dy, x, mean, var, weight, bias, residual, *ctx.fusion, through
     )
     return (
@@ -96,38 +101,55 @@ class _Given(NamedTuple):
     dresidual: Grad
 
 
-def _along_channels(x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+def along_channels(x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Return (C,) values so that they broadcast along x's channels."""
     return values.to(x.dtype).reshape(1, -1, *[1] * (x.dim() - 2))
 
 
-def _total(values: torch.Tensor) -> torch.Tensor:
+def total(values: torch.Tensor) -> torch.Tensor:
     """Sum every channel; (1, C, 1, ...)."""
     return values.sum([i for i in range(values.dim()) if i != 1], keepdim=True)
 
 
-def _slope(y: torch.Tensor, activation: str | None, slope: float) -> torch.Tensor | None:
+def slope_of(y: torch.Tensor, activation: str | None, slope: float) -> torch.Tensor | None:
     """Return the activation's derivative from its value; None where there is no activation."""
     if activation is None:
         return None
     negative = 0.0 if activation == "relu" else slope
-    return torch.where(y <= 0, negative, 1.0).to(y.dtype)
+    return torch.ones_like(y).masked_fill(y <= 0, negative)  # where() has scalars in float32
+
+
+def count(x: torch.Tensor) -> int:
+    """Return the number of values per channel; 1 where there is none, to divide by."""
+    values: int = x.numel() // max(x.shape[1], 1)
+    return max(values, 1)
+
+
+def projection(
+    x: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+    """Return invstd (1, C, 1, ...), xhat and P of `train_backward_backward`."""
+    n = count(x)
+    centered = x - total(x) / n
+    r = torch.rsqrt(total(centered * centered) / n + eps)
+    xhat = centered * r
+    return r, xhat, lambda v: v - total(v) / n - xhat * total(v * xhat) / n
 
 
 def _direct(given: _Given, g: torch.Tensor, xhat: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Return what dweight, dbias and dresidual give to g, and dweight to xhat."""
     to_g, to_xhat = torch.zeros_like(g), torch.zeros_like(g)
     if given.dweight is not None:
-        along = _along_channels(g, given.dweight)
+        along = along_channels(g, given.dweight)
         to_g, to_xhat = to_g + along * xhat, to_xhat + along * g
     if given.dbias is not None:
-        to_g = to_g + _along_channels(g, given.dbias)
+        to_g = to_g + along_channels(g, given.dbias)
     if given.dresidual is not None:
         to_g = to_g + given.dresidual
     return to_g, to_xhat
 
 
-def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+def save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     """Save what both backward operators take, but the statistics of training, which x tells."""
     *tensors, eps, activation, slope, through = inputs
     ctx.set_materialize_grads(False)
@@ -136,7 +158,9 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(*tensors)
 
 
-def _train_backward_backward(ctx: Any, *grads: Grad) -> tuple[Any, ...]:
+def train_backward_backward(
+    ctx: Any, *grads: Grad, forward: Callable[..., Any] = ops.train_op
+) -> tuple[Any, ...]:
     """Differentiate ``dx = w r P(g)``, ``dweight = sum(g xhat)``, ``dbias = sum(g)``.
 
     ``r = invstd``, ``P(v) = v - mean(v) - xhat mean(v xhat)``, which is its own transpose, and
@@ -146,21 +170,15 @@ def _train_backward_backward(ctx: Any, *grads: Grad) -> tuple[Any, ...]:
     dy, x, _, weight, bias, residual = ctx.saved_tensors
     eps, activation, slope = ctx.fusion
     given = _Given(grads[0], grads[1], grads[2], grads[3] if ctx.through else None)
-    n = max(x.numel() // max(x.shape[1], 1), 1)
-    centered = x - _total(x) / n
-    r = torch.rsqrt(_total(centered * centered) / n + eps)
-    xhat = centered * r
-    w = torch.ones_like(r) if weight is None else _along_channels(x, weight)
+    n = count(x)
+    r, xhat, project = projection(x, eps)
+    w = torch.ones_like(r) if weight is None else along_channels(x, weight)
     a = None
     if activation is not None:
         with torch.no_grad():
-            y, _ = ops.train_op(x, weight, bias, residual, eps, activation, slope)
-        a = _slope(y, activation, slope)
+            y, _ = forward(x, weight, bias, residual, eps, activation, slope)
+        a = slope_of(y, activation, slope)
     g = dy if a is None else dy * a
-
-    def project(v: torch.Tensor) -> torch.Tensor:
-        return v - _total(v) / n - xhat * _total(v * xhat) / n
-
     to_g, to_xhat = _direct(given, g, xhat)
     to_weight: Grad = None
     to_x = torch.zeros_like(x)
@@ -168,9 +186,9 @@ def _train_backward_backward(ctx: Any, *grads: Grad) -> tuple[Any, ...]:
         u = w * given.dx
         projected = project(g)
         to_g = to_g + r * project(u)
-        to_weight = (r * _total(given.dx * projected)).flatten()
-        to_xhat = to_xhat - r / n * (u * _total(g * xhat) + g * _total(u * xhat))
-        to_x = -r * r * xhat / n * _total(u * projected)
+        to_weight = (r * total(given.dx * projected)).flatten()
+        to_xhat = to_xhat - r / n * (u * total(g * xhat) + g * total(u * xhat))
+        to_x = -r * r * xhat / n * total(u * projected)
     to_x = to_x + r * project(to_xhat)
     to_dy = to_g if a is None else to_g * a
     if weight is None or to_weight is None:
@@ -178,25 +196,27 @@ def _train_backward_backward(ctx: Any, *grads: Grad) -> tuple[Any, ...]:
     return to_dy, to_x, None, to_weight.to(weight.dtype), *(None,) * 6
 
 
-def _infer_backward_backward(ctx: Any, *grads: Grad) -> tuple[Any, ...]:
+def infer_backward_backward(
+    ctx: Any, *grads: Grad, forward: Callable[..., Any] = ops.infer_op
+) -> tuple[Any, ...]:
     """Differentiate ``dx = w r g``, ``dweight = sum(g xhat)``, ``dbias = sum(g)``, constant r."""
     dy, x, mean, var, weight, bias, residual = ctx.saved_tensors
     eps, activation, slope = ctx.fusion
     given = _Given(grads[0], grads[1], grads[2], grads[3] if ctx.through else None)
-    r = _along_channels(x, torch.rsqrt(var + eps))
-    xhat = (x - _along_channels(x, mean)) * r
-    w = torch.ones_like(r) if weight is None else _along_channels(x, weight)
+    r = along_channels(x, torch.rsqrt(var + eps))
+    xhat = (x - along_channels(x, mean)) * r
+    w = torch.ones_like(r) if weight is None else along_channels(x, weight)
     a = None
     if activation is not None:
         with torch.no_grad():
-            y = ops.infer_op(x, mean, var, weight, bias, residual, eps, activation, slope)
-        a = _slope(y, activation, slope)
+            y = forward(x, mean, var, weight, bias, residual, eps, activation, slope)
+        a = slope_of(y, activation, slope)
     g = dy if a is None else dy * a
     to_g, to_xhat = _direct(given, g, xhat)
     to_weight: Grad = None
     if given.dx is not None:
         to_g = to_g + w * r * given.dx
-        to_weight = (r * _total(given.dx * g)).flatten()
+        to_weight = (r * total(given.dx * g)).flatten()
     to_dy = to_g if a is None else to_g * a
     if weight is None or to_weight is None:
         return to_dy, r * to_xhat, *(None,) * 9
@@ -206,9 +226,9 @@ def _infer_backward_backward(ctx: Any, *grads: Grad) -> tuple[Any, ...]:
 def _register() -> None:
     formulas = {
         "batch_norm_train": (train_backward, save_train),
-        "batch_norm_train_backward": (_train_backward_backward, _save_backward),
-        "batch_norm_infer": (_infer_backward, _save_infer),
-        "batch_norm_infer_backward": (_infer_backward_backward, _save_backward),
+        "batch_norm_train_backward": (train_backward_backward, save_backward),
+        "batch_norm_infer": (infer_backward, save_infer),
+        "batch_norm_infer_backward": (infer_backward_backward, save_backward),
     }
     for name, (backward, setup) in formulas.items():
         torch.library.register_autograd(

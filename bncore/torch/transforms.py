@@ -1,0 +1,284 @@
+"""The operators under `torch.func`'s transforms and in forward mode.
+
+What `torch.library` makes differentiable can be compiled and exported, but neither transformed nor
+differentiated forwards.  Autograd functions around the operators can: backwards in any order,
+forwards through each of them, and under `vmap`, which takes its examples for more channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._C._functorch import TransformType
+from torch.autograd import forward_ad
+
+from bncore.torch import compiled, gradients, ops
+from bncore.torch.gradients import Grad, along_channels, total
+
+_compiling = torch.compiler.is_dynamo_compiling
+_innermost = torch._C._functorch.peek_interpreter_stack
+_levels = torch._C._functorch.get_interpreter_stack
+
+
+def active() -> bool:
+    """Tell whether something is transformed or differentiated forwards at the moment."""
+    if _compiling():
+        return False  # the compiler transforms the operators
+    return _innermost() is not None or forward_ad._current_level >= 0
+
+
+# Forward mode: what the tangents of the arguments, None where there is none, make of the results.
+
+
+def _along(x: torch.Tensor, values: Grad) -> torch.Tensor | float:
+    """Return a tangent by channel, to be added or multiplied; 0 for none."""
+    return 0.0 if values is None else along_channels(x, values)
+
+
+def _tangent(
+    ctx: Any, y: torch.Tensor, from_x: Grad, xhat: Grad, to_bias: Grad, residual: Grad
+) -> torch.Tensor:
+    """Return y's tangent: the sum of its parts, through the activation."""
+    _, activation, slope = ctx.fusion
+    parts = (from_x, xhat, residual)
+    tangent = sum((part for part in parts if part is not None), torch.zeros_like(y))
+    tangent = tangent + _along(y, to_bias)
+    a = gradients.slope_of(y.detach(), activation, slope)
+    return tangent if a is None else tangent * a
+
+
+def _train_tangent(ctx: Any, x_: Grad, weight_: Grad, bias_: Grad, residual_: Grad, *_: Any) -> Any:
+    """Let backward's projection, which is its own transpose, make y's tangent of x's."""
+    x, weight, _, _, y, moments = ctx.saved_tensors
+    eps, _, slope = ctx.fusion
+    plain = (None, None, eps, None, slope)
+    from_x = scaled = None
+    if x_ is not None:
+        from_x = TrainBackward.apply(x_, x, moments, weight, *plain, False)[0]
+    if weight_ is not None:
+        scaled = along_channels(x, weight_) * Train.apply(x, None, *plain)[0]
+    return _tangent(ctx, y, from_x, scaled, bias_, residual_), None
+
+
+def _infer_tangent(
+    ctx: Any,
+    x_: Grad,
+    _mean: Grad,
+    _var: Grad,
+    weight_: Grad,
+    bias_: Grad,
+    residual_: Grad,
+    *_: Any,
+) -> torch.Tensor:
+    """Do the same with statistics that are given: they have no gradient, and no tangent."""
+    x, mean, var, weight, _, _, y = ctx.saved_tensors
+    eps, _, slope = ctx.fusion
+    plain = (None, None, eps, None, slope)
+    from_x = scaled = None
+    if x_ is not None:
+        from_x = InferBackward.apply(x_, x, mean, var, weight, *plain, False)[0]
+    if weight_ is not None:
+        scaled = along_channels(x, weight_) * Infer.apply(x, mean, var, None, *plain)
+    return _tangent(ctx, y, from_x, scaled, bias_, residual_)
+
+
+def _gradient_tangents(
+    ctx: Any, dy: torch.Tensor, y: torch.Tensor | None, dy_: Grad, xhat: Any, xhat_: Any
+) -> tuple[Any, Any, Any, Any, Any]:
+    """Return g, and the tangents of g, dweight, dbias and dresidual."""
+    _, activation, slope = ctx.fusion
+    a = None if y is None else gradients.slope_of(y.detach(), activation, slope)
+    g, g_ = (v if a is None else v * a for v in (dy, _dense(dy, dy_)))
+    dweight = total(g_ * xhat + g * xhat_).flatten()
+    dresidual = g_ if ctx.through else g_.new_zeros(0)
+    return g, g_, dweight, total(g_).flatten(), dresidual
+
+
+def _dense(like: torch.Tensor, tangent: Grad) -> torch.Tensor:
+    return torch.zeros_like(like) if tangent is None else tangent
+
+
+def _train_backward_tangent(
+    ctx: Any, dy_: Grad, x_: Grad, _moments: Grad, weight_: Grad, *_: Any
+) -> tuple[Any, ...]:
+    """Differentiate ``dx = w r P(g)`` along x, dy and weight; notation of `gradients`."""
+    dy, x, _, weight, bias, residual, *_results = ctx.saved_tensors
+    eps, activation, slope = ctx.fusion
+    y = None
+    if activation is not None:
+        y = Train.apply(x, weight, bias, residual, eps, activation, slope)[0]
+    n = gradients.count(x)
+    r, xhat, project = gradients.projection(x, eps)
+    xhat_ = r * project(_dense(x, x_))
+    r_ = -r * r * total(xhat * _dense(x, x_)) / n
+    g, g_, *others = _gradient_tangents(ctx, dy, y, dy_, xhat, xhat_)
+    projected = project(g)
+    projected_ = project(g_) - xhat_ * total(g * xhat) / n - xhat * total(g * xhat_) / n
+    return _input_tangent(x, weight, weight_, (r, r_), (projected, projected_)), *others
+
+
+def _infer_backward_tangent(
+    ctx: Any, dy_: Grad, x_: Grad, _mean: Grad, _var: Grad, weight_: Grad, *_: Any
+) -> tuple[Any, ...]:
+    """Differentiate ``dx = w r g``, constant r, along x, dy and weight."""
+    dy, x, mean, var, weight, bias, residual, *_results = ctx.saved_tensors
+    eps, activation, slope = ctx.fusion
+    y = None
+    if activation is not None:
+        y = Infer.apply(x, mean, var, weight, bias, residual, eps, activation, slope)
+    r = along_channels(x, torch.rsqrt(var + eps))
+    xhat = (x - along_channels(x, mean)) * r
+    g, g_, *others = _gradient_tangents(ctx, dy, y, dy_, xhat, r * _dense(x, x_))
+    return _input_tangent(x, weight, weight_, (r, 0.0), (g, g_)), *others
+
+
+def _input_tangent(
+    x: torch.Tensor, weight: Grad, weight_: Grad, r: tuple[Any, Any], g: tuple[Any, Any]
+) -> torch.Tensor:
+    """Differentiate ``w r g``, r and g being given with their tangents."""
+    w = 1.0 if weight is None else along_channels(x, weight)
+    result: torch.Tensor = _along(x, weight_) * r[0] * g[0] + w * (r[1] * g[0] + r[0] * g[1])
+    return result
+
+
+# Examples as channels
+
+
+def _folded(value: Any, dim: int | None, axis: int, size: int) -> Any:
+    """Return a tensor whose examples are parts of its channel axis."""
+    if value is None:
+        return None
+    if dim is None:
+        value = value.unsqueeze(axis)
+        value = value.expand(*value.shape[:axis], size, *value.shape[axis + 1 :])
+    else:
+        value = value.movedim(dim, axis)
+    return value.flatten(axis, axis + 1)
+
+
+def _unfolded(value: torch.Tensor, axis: int, size: int) -> tuple[torch.Tensor, int | None]:
+    """Undo that, and say where the examples are."""
+    if value.dim() <= axis:  # a residual's gradient that nobody asked for: empty, and nobody's
+        return value, None
+    return value.unflatten(axis, (size, value.shape[axis] // size)), axis
+
+
+def _made(
+    name: str,
+    operator: Callable[..., Any],
+    setup: Callable[..., None],
+    backward: Callable[..., Any],
+    tangent: Callable[..., Any],
+    axes: tuple[int, ...],
+    result_axes: tuple[int, ...],
+) -> Any:
+    """Make an autograd function; `axes` are the channel axes of tensors, which come first."""
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        setup(ctx, inputs, output)
+        results = output if isinstance(output, tuple) else (output,)
+        ctx.save_for_forward(*inputs[: len(axes)], *results)
+
+    def jvp(ctx: Any, *tangents: Grad) -> Any:
+        levels = _levels() or ()
+        if sum(level.key() == TransformType.Jvp for level in levels) > 1:
+            # PyTorch would not differentiate the tangent, and say nothing.
+            raise NotImplementedError(
+                "bncore.torch: forward mode inside forward mode is not implemented; "
+                "torch.func.hessian and torch.func.jacrev are other ways to second derivatives"
+            )
+        return tangent(ctx, *tangents)
+
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *given: Any) -> tuple[Any, Any]:
+        size = info.batch_size
+        tensors = (
+            _folded(value, dim, axis, size)
+            for value, dim, axis in zip(given, in_dims, axes, strict=False)
+        )
+        results = made.apply(*tensors, *given[len(axes) :])
+        if isinstance(results, torch.Tensor):
+            return _unfolded(results, result_axes[0], size)
+        parts = [_unfolded(v, axis, size) for v, axis in zip(results, result_axes, strict=True)]
+        return tuple(value for value, _ in parts), tuple(axis for _, axis in parts)
+
+    class Made(torch.autograd.Function):
+        pass
+
+    made: Any = Made
+    made.__name__ = name
+    made.forward = staticmethod(lambda *given: operator(*given))
+    made.setup_context = staticmethod(setup_context)
+    made.backward = staticmethod(backward)
+    made.jvp = staticmethod(jvp)
+    made.vmap = staticmethod(vmap)
+    return made
+
+
+X, VECTOR, MOMENTS = 1, 0, 1  # where tensors have their channels
+GRADIENTS = (X, VECTOR, VECTOR, X)
+
+TrainBackward: Any = _made(
+    "TrainBackward",
+    ops.train_backward_op,
+    gradients.save_backward,
+    lambda ctx, *grads: gradients.train_backward_backward(ctx, *grads, forward=Train.apply),
+    _train_backward_tangent,
+    (X, X, MOMENTS, VECTOR, VECTOR, X),
+    GRADIENTS,
+)
+Train: Any = _made(
+    "Train",
+    ops.train_op,
+    gradients.save_train,
+    lambda ctx, *grads: gradients.train_backward(ctx, *grads, kernel=TrainBackward.apply),
+    _train_tangent,
+    (X, VECTOR, VECTOR, X),
+    (X, MOMENTS),
+)
+InferBackward: Any = _made(
+    "InferBackward",
+    ops.infer_backward_op,
+    gradients.save_backward,
+    lambda ctx, *grads: gradients.infer_backward_backward(ctx, *grads, forward=Infer.apply),
+    _infer_backward_tangent,
+    (X, X, VECTOR, VECTOR, VECTOR, VECTOR, X),
+    GRADIENTS,
+)
+Infer: Any = _made(
+    "Infer",
+    ops.infer_op,
+    gradients.save_infer,
+    lambda ctx, *grads: gradients.infer_backward(ctx, *grads, kernel=InferBackward.apply),
+    _infer_tangent,
+    (X, VECTOR, VECTOR, VECTOR, VECTOR, X),
+    (X,),
+)
+
+
+# The operators, or what can be transformed where that is asked for
+
+
+def train(*given: Any) -> Any:
+    """Do what `ops.train_op` does."""
+    return (Train.apply if active() else ops.train_op)(*given)
+
+
+def infer(*given: Any) -> Any:
+    """Do what `ops.infer_op` does."""
+    return (Infer.apply if active() else ops.infer_op)(*given)
+
+
+def train_backward(*given: Any) -> Any:
+    """Do what `ops.train_backward_op` does."""
+    return (TrainBackward.apply if active() else ops.train_backward_op)(*given)
+
+
+def infer_backward(*given: Any) -> Any:
+    """Do what `ops.infer_backward_op` does."""
+    return (InferBackward.apply if active() else ops.infer_backward_op)(*given)
+
+
+if compiled.adapter is not None:
+    compiled.adapter.set_backward(train_backward, infer_backward)

@@ -1,0 +1,202 @@
+"""bncore.torch under torch.func's transforms and in forward mode, beside PyTorch's batch norm."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+
+import bncore.torch
+
+pytestmark = [
+    pytest.mark.needs_torch,
+    # PyTorch's own forward mode takes it to work out its formulas.
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
+]
+
+C = 3
+ACTIVATIONS = {None: lambda v: v, "leaky_relu": lambda v: nn.functional.leaky_relu(v, 0.2)}
+TRAINING = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+FUSED = pytest.mark.parametrize("activation", ACTIVATIONS)
+
+
+def values(*shape, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, dtype=dtype, generator=generator)
+
+
+def statistics(training, dtype=torch.float64):
+    if training:
+        return None, None
+    return torch.linspace(-1, 1, C, dtype=dtype), torch.linspace(0.5, 2, C, dtype=dtype)
+
+
+def own(training, activation):
+    """Batch norm of x, weight, bias and residual; any but x may be None."""
+
+    def batch_norm(x, weight=None, bias=None, residual=None):
+        return bncore.torch.batch_norm(
+            x, *statistics(training, x.dtype), weight, bias, training,
+            activation=activation, negative_slope=0.2, residual=residual,
+        )  # fmt: skip
+
+    return batch_norm
+
+
+def theirs(training, activation):
+    def batch_norm(x, weight=None, bias=None, residual=None):
+        y = nn.functional.batch_norm(x, *statistics(training, x.dtype), weight, bias, training)
+        return ACTIVATIONS[activation](y if residual is None else y + residual)
+
+    return batch_norm
+
+
+def formula(training, activation):
+    def batch_norm(x, weight, bias, residual):
+        mean, var = statistics(training)
+        if training:
+            mean, var = x.mean((0, 2)), x.var((0, 2), correction=0)
+        mean, var, weight, bias = (v[:, None] for v in (mean, var, weight, bias))
+        y = (x - mean) / torch.sqrt(var + 1e-5) * weight + bias + residual
+        return ACTIVATIONS[activation](y)
+
+    return batch_norm
+
+
+def arguments(*batch, dtype=torch.float64):
+    shapes = [(4, C, 2), (C,), (C,), (4, C, 2)]
+    return tuple(values(*batch, *s, seed=i, dtype=dtype) for i, s in enumerate(shapes))
+
+
+@TRAINING
+@FUSED
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_forwards_backwards_and_batched(training, activation, count):
+    given = [a.requires_grad_() for a in arguments()[:count]]
+    batch_norm = own(training, activation)
+    ways = {"check_batched_grad": True, "check_forward_ad": True}
+    assert gradcheck(batch_norm, given, **ways, check_batched_forward_grad=True)
+    assert gradgradcheck(batch_norm, given, check_fwd_over_rev=True, check_rev_over_rev=True)
+
+
+@TRAINING
+@FUSED
+@pytest.mark.parametrize(
+    "twice",
+    [
+        torch.func.hessian,
+        lambda f, n: torch.func.jacrev(torch.func.jacfwd(f, n), n),
+        lambda f, n: torch.func.jacrev(torch.func.jacrev(f, n), n),
+    ],
+    ids=["hessian", "reverse forward", "reverse twice"],
+)
+def test_second_derivatives_are_those_of_the_formula(twice, training, activation):
+    """PyTorch's batch norm is no standard here: in training its second derivatives are wrong."""
+    given = arguments()
+
+    def loss(batch_norm):
+        return lambda *each: (batch_norm(*each) ** 3).sum()
+
+    got = twice(loss(own(training, activation)), (0, 1, 2, 3))(*given)
+    exact = torch.autograd.functional.hessian(loss(formula(training, activation)), given)
+    torch.testing.assert_close(got, exact, rtol=1e-12, atol=1e-12)
+
+
+@TRAINING
+def test_forward_inside_forward_is_refused(training):
+    """PyTorch would leave the outer tangent of a custom function out without a word."""
+    forwards = torch.func.jacfwd(own(training, None))
+    with pytest.raises(NotImplementedError, match="forward mode inside forward mode"):
+        torch.func.jacfwd(forwards)(values(4, C))
+
+
+@TRAINING
+@FUSED
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(
+    ("in_dims", "out_dim"),
+    [
+        ((0, 0, 0, 0), 0),
+        ((1, None, None, 0), 2),
+        ((None, 0, 1, None), -1),
+        ((None, None, None, 0), 1),
+        ((-1, None, 0, None), 0),
+    ],
+    ids=str,
+)
+def test_vmap_is_a_loop(in_dims, out_dim, dtype, training, activation):
+    """The same bits, and no warning that examples are computed one by one."""
+    examples = 3
+    one = arguments(dtype=dtype)
+    many = arguments(examples, dtype=dtype)
+    given = [
+        a if d is None else b.movedim(0, d) for a, b, d in zip(one, many, in_dims, strict=True)
+    ]
+    batch_norm = own(training, activation)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = torch.func.vmap(batch_norm, in_dims, out_dim)(*given)
+    for i in range(examples):
+        example = (a if d is None else a.select(d, i) for a, d in zip(given, in_dims, strict=True))
+        expected = batch_norm(*example)
+        torch.testing.assert_close(got.select(out_dim, i), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_gradients_of_examples_warn_of_nothing(order):
+    batch_norm = own(True, "leaky_relu")
+    derivative = lambda x: (batch_norm(x) ** 3).sum()  # noqa: E731
+    for _ in range(order):
+        previous = torch.func.grad(derivative)
+        derivative = (lambda f: lambda x: (f(x) ** 2).sum())(previous)
+    x, *_ = arguments(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = torch.func.vmap(previous)(x)
+    expected = torch.stack([previous(example) for example in x])
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
+@TRAINING
+def test_a_tangent_is_not_lost(training, grad):
+    x, tangent = values(4, C), values(4, C, seed=1)
+    found = []
+    for kind in (own, theirs):
+        with forward_ad.dual_level(), torch.set_grad_enabled(grad):
+            y = kind(training, None)(forward_ad.make_dual(x, tangent))
+            found.append(forward_ad.unpack_dual(y).tangent)
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)
+
+
+def test_modules_are_functions_of_their_parameters():
+    own_layer = bncore.torch.BatchNorm2d(C).double()
+    their_layer = copy.deepcopy(own_layer)
+    bncore.torch.revert(their_layer)
+    x = values(4, C, 2, 2)
+
+    def gradients(layer):
+        def loss(parameters):
+            buffers = {name: buffer.clone() for name, buffer in layer.named_buffers()}
+            y = torch.func.functional_call(layer, (parameters, buffers), (x,))
+            return (y**3).sum(), buffers["running_var"]
+
+        return torch.func.grad(loss, has_aux=True)(dict(layer.named_parameters()))
+
+    torch.testing.assert_close(gradients(own_layer), gradients(their_layer), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["BatchNorm2d", "BatchNormReLU"])
+def test_statistics_that_move_before_backward(kind):
+    """Backward of a batch in evaluation takes the statistics that it was normalized by."""
+    layer = getattr(bncore.torch, kind)(C).double().eval()
+    x = values(4, C, 2, 2).requires_grad_()
+    expected = torch.autograd.grad(layer(x).sum(), (x, layer.weight))
+    y = layer(x)
+    layer.train()(x.detach() * 3 + 1)
+    got = torch.autograd.grad(y.sum(), (x, layer.weight))
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
