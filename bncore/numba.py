@@ -9,15 +9,23 @@ Called from Python they release its lock.
 `Moments` and `GradSums` are tuples here: ``bncore.Moments(*moments)`` is what merges,
 ``bn.Moments(m.count, m.mean, m.m2)`` the way back.
 
+Errors are ValueErrors when a function runs, where sizes do not fit, and a TypingError when it is
+compiled, where dtypes, dimensions or memory order do not.
+
 Examples
 --------
 >>> import numba
 >>> import numpy as np
->>> import bncore.numba as bn  # doctest: +SKIP
->>> @numba.njit  # doctest: +SKIP
+>>> import bncore.numba as bn
+>>> @numba.njit
 ... def step(x, weight, bias, dy):
 ...     y, moments = bn.batch_norm_train(x, weight, bias)
-...     return y, bn.batch_norm_train_backward(dy, x, moments, weight)
+...     dx, dweight, dbias = bn.batch_norm_train_backward(dy, x, moments, weight)
+...     return y, dx
+>>> x = np.array([[0.0, 1.0], [2.0, 5.0]])
+>>> y, dx = step(x, np.ones(2), np.zeros(2), np.ones((2, 2)))
+>>> y.round(3).tolist()
+[[-1.0, -1.0], [1.0, 1.0]]
 """
 
 from __future__ import annotations
@@ -34,7 +42,17 @@ compiled = njit(nogil=True)
 
 
 class Moments(NamedTuple):
-    """Per channel the mean and the sum of squared deviations from it, of `count` values."""
+    """Statistics of a batch.
+
+    Attributes
+    ----------
+    count : int
+        Values per channel.
+    mean : (C,) array of float64
+        In x's unit.
+    m2 : (C,) array of float64
+        Sums of squared deviations from the mean, in x's unit squared.
+    """
 
     count: int  # type: ignore[assignment]  # a tuple has a method of this name
     mean: Any
@@ -42,7 +60,13 @@ class Moments(NamedTuple):
 
 
 class GradSums(NamedTuple):
-    """Per channel the sums of dy and of dy * xhat."""
+    """Sums of a gradient over a batch, which are those by bias and weight.
+
+    Attributes
+    ----------
+    sum_dy, sum_dy_xhat : (C,) array of float64
+        Of dy, and of ``dy * xhat``, in dy's unit.
+    """
 
     sum_dy: Any
     sum_dy_xhat: Any
@@ -66,7 +90,43 @@ def _mean_var_of_all(x, moments, channels, count):
 
 @compiled
 def moments(x, axis=1, n_threads=1):
-    """Take the `Moments` of every channel; see `bncore.moments`."""
+    """Take mean and sum of squared deviations of every channel, as `bncore.moments` does.
+
+    Parameters
+    ----------
+    x : array of float32 or float64, C-contiguous, of 2 or more dimensions
+        C is its size along `axis`.
+    axis : int, default 1
+        The channel axis, negative allowed.
+    n_threads : int, default 1
+        At most so many threads; 1 or more.
+
+    Returns
+    -------
+    Moments
+        Of float64, whatever x is.
+
+    Raises
+    ------
+    ValueError
+        If `axis` is none of x's.
+
+    References
+    ----------
+    B. P. Welford, "Note on a Method for Calculating Corrected Sums of Squares and Products",
+    Technometrics 4 (1962) 419-420, by blocks; merged by equation 2.1 of T. F. Chan, G. H. Golub,
+    R. J. LeVeque, "Algorithms for Computing the Sample Variance", The American Statistician 37
+    (1983) 242-247.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bncore.numba as bn
+    >>> x = np.array([[0.0, 1.0], [2.0, 5.0]])
+    >>> count, mean, m2 = bn.moments(x)
+    >>> count, mean.tolist(), m2.tolist()
+    (2, [1.0, 3.0], [2.0, 8.0])
+    """
     channels, count = sizes_of(x, axis)
     mean, m2 = np.zeros(channels), np.zeros(channels)
     checked(call("bncore_moments", x, axis, 0.0, n_threads, (mean, m2, x)))
@@ -75,7 +135,47 @@ def moments(x, axis=1, n_threads=1):
 
 @compiled
 def batch_norm_train(x, weight=None, bias=None, axis=1, eps=1e-5, n_threads=1):
-    """Return y and `Moments`; see `bncore.batch_norm_train`."""
+    """Normalize by the batch's own statistics, as `bncore.batch_norm_train` does.
+
+    Parameters
+    ----------
+    x : array of float32 or float64, C-contiguous, of 2 or more dimensions
+        C is its size along `axis`.
+    weight, bias : (C,) array of float, optional
+        gamma and beta; 1 and 0 where they are None.
+    axis : int, default 1
+        The channel axis, negative allowed.
+    eps : float, default 1e-5
+        Added to the variance, in x's unit squared.
+    n_threads : int, default 1
+        At most so many threads; 1 or more.
+
+    Returns
+    -------
+    y : array
+        Of x's shape and dtype.
+    moments : Moments
+        What backward takes.
+
+    Raises
+    ------
+    ValueError
+        If a parameter has another size than C, or a channel has one value.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015, Algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bncore.numba as bn
+    >>> x = np.array([[0.0, 1.0], [2.0, 5.0]])
+    >>> y, moments = bn.batch_norm_train(x, eps=1e-12)
+    >>> y.round(6).tolist()
+    [[-1.0, -1.0], [1.0, 1.0]]
+    """
     channels, count = sizes_of(x, axis)
     gamma = doubles(weight, channels, "weight: expected one value per channel of x")
     beta = doubles(bias, channels, "bias: expected one value per channel of x")
@@ -88,7 +188,50 @@ def batch_norm_train(x, weight=None, bias=None, axis=1, eps=1e-5, n_threads=1):
 
 @compiled
 def batch_norm_train_backward(dy, x, moments, weight=None, axis=1, eps=1e-5, n_threads=1):
-    """Return dx, dweight and dbias; see `bncore.batch_norm_train_backward`."""
+    """Differentiate `batch_norm_train`, as `bncore.batch_norm_train_backward` does.
+
+    Parameters
+    ----------
+    x, dy : array of float32 or float64, C-contiguous, of one shape and dtype
+        C is their size along `axis`.
+    moments : Moments
+        Of x, from `batch_norm_train` or `moments`.
+    weight : (C,) array of float, optional
+        gamma; 1 where it is None.
+    axis : int, default 1
+        The channel axis, negative allowed.
+    eps : float, default 1e-5
+        Added to the variance, in x's unit squared.
+    n_threads : int, default 1
+        At most so many threads; 1 or more.
+
+    Returns
+    -------
+    dx : array
+        Of x's shape and dtype.
+    dweight, dbias : (C,) array
+        Of weight's dtype, or x's where it is None; in dy's unit.
+
+    Raises
+    ------
+    ValueError
+        If dy is of another shape than x, or moments are of other channels or another count.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015, section 3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bncore.numba as bn
+    >>> x = np.array([[0.0, 1.0], [2.0, 5.0]])
+    >>> _, moments = bn.batch_norm_train(x)
+    >>> dx, dweight, dbias = bn.batch_norm_train_backward(np.ones((2, 2)), x, moments)
+    >>> dx.tolist(), dbias.tolist()
+    ([[0.0, 0.0], [0.0, 0.0]], [2.0, 2.0])
+    """
     channels, count = sizes_of(x, axis)
     same_as(dy, x)
     mean, var = _mean_var(moments, channels)
@@ -103,7 +246,46 @@ def batch_norm_train_backward(dy, x, moments, weight=None, axis=1, eps=1e-5, n_t
 
 @compiled
 def batch_norm_infer(x, mean, var, weight=None, bias=None, axis=1, eps=1e-5, n_threads=1):
-    """Return y by given statistics; see `bncore.batch_norm_infer`."""
+    """Normalize by given statistics, as `bncore.batch_norm_infer` does.
+
+    Parameters
+    ----------
+    x : array of float32 or float64, C-contiguous, of 2 or more dimensions
+        C is its size along `axis`.
+    mean, var : (C,) array of float
+        Statistics per channel; mean in x's unit, var in its square.
+    weight, bias : (C,) array of float, optional
+        gamma and beta; 1 and 0 where they are None.
+    axis : int, default 1
+        The channel axis, negative allowed.
+    eps : float, default 1e-5
+        Added to the variance, in x's unit squared.
+    n_threads : int, default 1
+        At most so many threads; 1 or more.
+
+    Returns
+    -------
+    array
+        Of x's shape and dtype.
+
+    Raises
+    ------
+    ValueError
+        If a statistic or a parameter has another size than C.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015, Algorithm 2, step 11.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bncore.numba as bn
+    >>> x = np.array([[1.0, 8.0]])
+    >>> bn.batch_norm_infer(x, np.array([0.0, 4.0]), np.array([1.0, 4.0]), eps=0.0).tolist()
+    [[1.0, 2.0]]
+    """
     channels, _ = sizes_of(x, axis)
     mu = doubles(mean, channels, "mean: expected one value per channel of x")
     sigma = doubles(var, channels, "var: expected one value per channel of x")
@@ -116,7 +298,50 @@ def batch_norm_infer(x, mean, var, weight=None, bias=None, axis=1, eps=1e-5, n_t
 
 @compiled
 def batch_norm_infer_backward(dy, x, mean, var, weight=None, axis=1, eps=1e-5, n_threads=1):
-    """Return dx, dweight and dbias; see `bncore.batch_norm_infer_backward`."""
+    """Differentiate `batch_norm_infer`, as `bncore.batch_norm_infer_backward` does.
+
+    Parameters
+    ----------
+    x, dy : array of float32 or float64, C-contiguous, of one shape and dtype
+        C is their size along `axis`.
+    mean, var : (C,) array of float
+        Statistics per channel; mean in x's unit, var in its square.
+    weight : (C,) array of float, optional
+        gamma; 1 where it is None.
+    axis : int, default 1
+        The channel axis, negative allowed.
+    eps : float, default 1e-5
+        Added to the variance, in x's unit squared.
+    n_threads : int, default 1
+        At most so many threads; 1 or more.
+
+    Returns
+    -------
+    dx : array
+        Of x's shape and dtype.
+    dweight, dbias : (C,) array
+        Of weight's dtype, or x's where it is None; in dy's unit.
+
+    Raises
+    ------
+    ValueError
+        If dy is of another shape than x, or a vector of another size than C.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015, section 3, with constant statistics.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bncore.numba as bn
+    >>> x = np.array([[1.0, 8.0]])
+    >>> mean, var = np.array([0.0, 4.0]), np.array([1.0, 4.0])
+    >>> dx, _, _ = bn.batch_norm_infer_backward(np.ones((1, 2)), x, mean, var, eps=0.0)
+    >>> dx.tolist()
+    [[1.0, 0.5]]
+    """
     channels, _ = sizes_of(x, axis)
     same_as(dy, x)
     mu = doubles(mean, channels, "mean: expected one value per channel of x")
@@ -130,7 +355,46 @@ def batch_norm_infer_backward(dy, x, mean, var, weight=None, axis=1, eps=1e-5, n
 
 @compiled
 def normalize(x, moments, weight=None, bias=None, axis=1, eps=1e-5, n_threads=1):
-    """Return y by `Moments`, which may be merged ones; see `bncore.normalize`."""
+    """Normalize by moments, which may be merged ones, as `bncore.normalize` does.
+
+    Parameters
+    ----------
+    x : array of float32 or float64, C-contiguous, of 2 or more dimensions
+        C is its size along `axis`.
+    moments : Moments
+        Of the batch that x is a part of.
+    weight, bias : (C,) array of float, optional
+        gamma and beta; 1 and 0 where they are None.
+    axis : int, default 1
+        The channel axis, negative allowed.
+    eps : float, default 1e-5
+        Added to the variance, in x's unit squared.
+    n_threads : int, default 1
+        At most so many threads; 1 or more.
+
+    Returns
+    -------
+    array
+        Of x's shape and dtype.
+
+    Raises
+    ------
+    ValueError
+        If moments are of other channels, or of no value where x has some.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015, Algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bncore.numba as bn
+    >>> x = np.array([[0.0, 1.0], [2.0, 5.0]])
+    >>> bn.normalize(x, bn.moments(x), eps=1e-12).round(6).tolist()
+    [[-1.0, -1.0], [1.0, 1.0]]
+    """
     channels, _ = sizes_of(x, axis)
     mean, var = _mean_var(moments, channels)
     if moments.count < 1 and x.size:
@@ -140,7 +404,45 @@ def normalize(x, moments, weight=None, bias=None, axis=1, eps=1e-5, n_threads=1)
 
 @compiled
 def grad_sums(dy, x, moments, axis=1, eps=1e-5, n_threads=1):
-    """Return `GradSums`; see `bncore.grad_sums`."""
+    """Add up what the gradient needs of a part of a batch, as `bncore.grad_sums` does.
+
+    Parameters
+    ----------
+    x, dy : array of float32 or float64, C-contiguous, of one shape and dtype
+        C is their size along `axis`.
+    moments : Moments
+        Of the whole batch.
+    axis : int, default 1
+        The channel axis, negative allowed.
+    eps : float, default 1e-5
+        Added to the variance, in x's unit squared.
+    n_threads : int, default 1
+        At most so many threads; 1 or more.
+
+    Returns
+    -------
+    GradSums
+        Those of several parts add up, field by field.
+
+    Raises
+    ------
+    ValueError
+        If dy is of another shape than x, or moments count fewer values than x has.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015, section 3: the
+    gradients by gamma and beta.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bncore.numba as bn
+    >>> x = np.array([[0.0, 1.0], [2.0, 5.0]])
+    >>> bn.grad_sums(np.ones((2, 2)), x, bn.moments(x)).sum_dy.tolist()
+    [2.0, 2.0]
+    """
     channels, count = sizes_of(x, axis)
     same_as(dy, x)
     mean, var = _mean_var_of_all(x, moments, channels, count)
@@ -152,7 +454,50 @@ def grad_sums(dy, x, moments, axis=1, eps=1e-5, n_threads=1):
 
 @compiled
 def grad_input(dy, x, moments, sums, weight=None, axis=1, eps=1e-5, n_threads=1):
-    """Return dx by `Moments` and `GradSums`, which may be merged ones; see `bncore.grad_input`."""
+    """Return dx of a part of a batch, as `bncore.grad_input` does.
+
+    Parameters
+    ----------
+    x, dy : array of float32 or float64, C-contiguous, of one shape and dtype
+        C is their size along `axis`.
+    moments : Moments
+        Of the whole batch.
+    sums : GradSums
+        Of the whole batch.
+    weight : (C,) array of float, optional
+        gamma; 1 where it is None.
+    axis : int, default 1
+        The channel axis, negative allowed.
+    eps : float, default 1e-5
+        Added to the variance, in x's unit squared.
+    n_threads : int, default 1
+        At most so many threads; 1 or more.
+
+    Returns
+    -------
+    array
+        dx, of x's shape and dtype.
+
+    Raises
+    ------
+    ValueError
+        If dy, moments or sums do not fit x, as above.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015, section 3: the
+    gradient by x.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bncore.numba as bn
+    >>> x = np.array([[0.0, 1.0], [2.0, 5.0]])
+    >>> dy, moments = np.ones((2, 2)), bn.moments(x)
+    >>> bn.grad_input(dy, x, moments, bn.grad_sums(dy, x, moments)).tolist()
+    [[0.0, 0.0], [0.0, 0.0]]
+    """
     channels, count = sizes_of(x, axis)
     same_as(dy, x)
     mean, var = _mean_var_of_all(x, moments, channels, count)

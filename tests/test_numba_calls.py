@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import re
 import subprocess
 import sys
@@ -284,3 +285,11 @@ def test_without_native_the_import_says_why():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "ImportError: backend: native is not available here" in done.stderr
+
+
+@needs_native
+def test_examples():
+    found = doctest.DocTestFinder().find(bn)
+    assert len([example for example in found if example.examples]) == 9  # 8 functions, the module
+    failed, _ = doctest.testmod(bn)
+    assert not failed
