@@ -190,6 +190,54 @@ def test_modules_are_functions_of_their_parameters():
     torch.testing.assert_close(gradients(own_layer), gradients(their_layer), rtol=1e-9, atol=1e-9)
 
 
+def stepped(layers, x):
+    """Layers as one, each with its own batch: y, and their buffers."""
+    parameters, buffers = torch.func.stack_module_state(layers)
+    base = copy.deepcopy(layers[0])
+
+    def one(parameters, buffers, x):
+        return torch.func.functional_call(base, (parameters, buffers), (x,))
+
+    return torch.func.vmap(one)(parameters, buffers, x), buffers
+
+
+def test_an_ensemble_of_modules():
+    """Several layers train at once, as PyTorch's documentation shows: each as it would alone."""
+    layers = [bncore.torch.BatchNorm2d(C, dtype=torch.float64) for _ in range(3)]
+    for i, layer in enumerate(layers):
+        torch.nn.init.constant_(layer.weight, i + 0.5)
+    x = values(3, 4, C, 2, 2)
+    y, buffers = stepped(layers, x)
+    for i, layer in enumerate(layers):
+        torch.testing.assert_close(y[i], layer(x[i]), rtol=0, atol=0)
+        for name, buffer in layer.named_buffers():
+            torch.testing.assert_close(buffers[name][i], buffer, rtol=0, atol=0)
+
+
+def test_running_statistics_of_several_examples_are_refused():
+    layer = bncore.torch.BatchNorm2d(C, dtype=torch.float64)
+    before = copy.deepcopy(layer.state_dict())
+    with pytest.raises(RuntimeError, match=r"running_mean or running_var.* were not batched"):
+        torch.func.vmap(layer)(values(3, 4, C, 2, 2))
+    torch.testing.assert_close(dict(layer.state_dict()), dict(before), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("layout", ["channels", "strided"])
+def test_running_statistics_are_mapped_along_any_axis(layout):
+    mean, var = (values(C, 3, seed=i).square() for i in (1, 2))
+    if layout == "strided":
+        mean, var = (torch.stack([v, v], -1)[..., 0] for v in (mean, var))
+    x, *expected = values(3, 4, C), mean.clone(), var.clone()
+
+    def moved(x, mean, var):
+        return bncore.torch.batch_norm(x, mean, var, training=True)
+
+    torch.func.vmap(moved, (0, 1, 1))(x, mean, var)
+    for i in range(3):
+        bncore.torch.batch_norm(x[i], *(v[:, i] for v in expected), training=True)
+    torch.testing.assert_close((mean, var), tuple(expected), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("kind", ["BatchNorm2d", "BatchNormReLU"])
 def test_statistics_that_move_before_backward(kind):
     """Backward of a batch in evaluation takes the statistics that it was normalized by."""

@@ -257,6 +257,29 @@ Infer: Any = _made(
 )
 
 
+def _update_examples(info: Any, in_dims: tuple[int | None, ...], *given: Any) -> tuple[None, None]:
+    """Move the running statistics of every example, which have to be apart, too."""
+    *running, moments, count, momentum = given
+    size = info.batch_size
+    if any(dim is None for dim in in_dims[:2]):
+        raise RuntimeError(
+            "Batch norm got a batched tensor as input while the running_mean or running_var, which "
+            "will be updated in place, were not batched: map them as well, or set "
+            "track_running_stats to False"
+        )
+    examples = [value.movedim(dim, 0) for value, dim in zip(running, in_dims, strict=False)]
+    moved = [value.flatten() for value in examples]  # views of these where they are contiguous
+    ops.update_op(*moved, _folded(moments, in_dims[2], MOMENTS, size), count, momentum)
+    for value, new in zip(examples, moved, strict=True):
+        value.copy_(new.view_as(value))
+    return None, None
+
+
+torch.library.register_vmap(
+    f"{ops.NAMESPACE}::update_running_stats_", _update_examples, lib=ops.library
+)
+
+
 # The operators, or what can be transformed where that is asked for
 
 
