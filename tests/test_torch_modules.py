@@ -7,7 +7,9 @@ import doctest
 import importlib
 import io
 import pickle
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -332,3 +334,14 @@ def test_inductor_gives_what_eager_mode_gives():
 def test_the_examples_run(module):
     found = doctest.testmod(importlib.import_module(f"bncore.torch.{module}"))
     assert found.attempted and not found.failed
+
+
+def test_the_page_runs():
+    """Its second example needs other processes: tests/torch_ranks.py is like it."""
+    page = Path(__file__).resolve().parents[1] / "docs" / "pytorch.md"
+    first, _ = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    names: dict = {}
+    exec(first, names)
+    batch_norm = names["model"][1]
+    assert type(batch_norm) is torch.nn.BatchNorm2d  # after revert
+    assert batch_norm.num_batches_tracked == 1 and batch_norm.weight.grad is not None
