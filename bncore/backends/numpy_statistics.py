@@ -33,7 +33,7 @@ from bncore.backends.partition import (
     pieces,
 )
 
-TILE = 65536  # values that a temporary may hold
+TILE = 49152  # values that a temporary may hold
 
 
 # The running state: pivot, flush, rebase, merge
