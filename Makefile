@@ -65,14 +65,14 @@ coverage: ## the test suite; fails if it reaches less than 95 % of the lines
 # What depends on whether bncore.torch has its compiled part.
 BOTH_WAYS := ops modules gradients suites transforms
 test-torch: build $(VENV)/.test $(VENV)/.torch ## bncore.torch, and the tests that compare with PyTorch (installs it)
-	$(EXPECT) $(PY) -m pytest -m needs_torch tests $(PYTEST_ARGS)
-	BNCORE_TORCH_COMPILED=0 $(EXPECT) $(PY) -m pytest $(addprefix tests/test_torch_,$(addsuffix .py,$(BOTH_WAYS))) $(PYTEST_ARGS)
+	$(EXPECT) $(PY) -m pytest -m needs_torch tests $(SPREAD) $(PYTEST_ARGS)
+	BNCORE_TORCH_COMPILED=0 $(EXPECT) $(PY) -m pytest $(addprefix tests/test_torch_,$(addsuffix .py,$(BOTH_WAYS))) $(SPREAD) $(PYTEST_ARGS)
 
 test-onnxruntime: build $(VENV)/.test $(VENV)/.onnxruntime ## bncore.onnxruntime in sessions of ONNX Runtime (installs it)
-	$(EXPECT) $(PY) -m pytest -m needs_onnxruntime tests/test_onnxruntime_*.py $(PYTEST_ARGS)
+	$(EXPECT) $(PY) -m pytest -m needs_onnxruntime tests/test_onnxruntime_*.py $(SPREAD) $(PYTEST_ARGS)
 
 test-jax: build $(VENV)/.test $(VENV)/.jax ## bncore.jax beside the NumPy functions and jax.numpy (installs JAX)
-	$(EXPECT) $(PY) -m pytest tests/test_jax_*.py $(PYTEST_ARGS)
+	$(EXPECT) $(PY) -m pytest tests/test_jax_*.py $(SPREAD) $(PYTEST_ARGS)
 
 test-frameworks: build $(VENV)/.test $(VENV)/.frameworks ## BatchNorm beside the layers of PyTorch, Keras, Flax (likewise)
 	$(EXPECT) $(PY) -m pytest -m needs_frameworks tests $(PYTEST_ARGS)

@@ -49,7 +49,9 @@ def test_a_compiler_that_fails_is_reported(monkeypatch, tmp_path):
 
 
 @pytest.mark.skipif(compiled.adapter is None, reason="the compiled part of bncore.torch is missing")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
+# A fork beside threads is the point here; Python warns of it, and JAX where it was imported.
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*fork:RuntimeWarning")
 def test_memory_for_results_after_a_fork():
     like = torch.empty(1 << 20)
     compiled.adapter.output(like)  # and back at once
