@@ -173,6 +173,19 @@ def test_a_tangent_is_not_lost(training, grad):
     torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("tangent_of", ["x", "weight"])
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_operators_refuse_what_they_would_lose(tangent_of, requires_grad):
+    x, weight = values(4, C).requires_grad_(requires_grad), values(C)
+    with forward_ad.dual_level():
+        if tangent_of == "x":
+            x = forward_ad.make_dual(x, values(4, C, seed=1))
+        else:
+            weight = forward_ad.make_dual(weight, values(C, seed=1))
+        with pytest.raises(NotImplementedError, match="forward mode"):
+            torch.ops.bncore.batch_norm_train(x, weight, None, None, 1e-5, None, 0.0)
+
+
 def test_modules_are_functions_of_their_parameters():
     own_layer = bncore.torch.BatchNorm2d(C).double()
     their_layer = copy.deepcopy(own_layer)

@@ -11,6 +11,7 @@
 
 #include <ATen/ops/empty_like.h>
 #include <ATen/record_function.h>
+#include <c10/core/AutogradState.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/autograd/saved_variable.h>
@@ -24,10 +25,21 @@ namespace
 
 /* ---- the operators ---- */
 
+/* Refuse tensors with a tangent, which would be lost; transforms.py has forward mode. */
+template <typename... Tensors> void refuse_tangents(const Tensors &...tensors)
+{
+    if (!c10::AutogradState::get_tls_state().get_fw_grad_mode()) return;
+    const auto has = [](const Optional &t) { return t && torch::autograd::isFwGradDefined(*t); };
+    TORCH_CHECK_NOT_IMPLEMENTED(!(has(tensors) || ...),
+                                "torch.ops.bncore: forward mode is not implemented; "
+                                "bncore.torch.batch_norm has it");
+}
+
 std::tuple<Tensor, Tensor> train_op(const Tensor &x, const Optional &weight, const Optional &bias,
                                     const Optional &residual, double eps, Text activation,
                                     double slope)
 {
+    refuse_tangents(x, weight, bias, residual);
     return train(x, weight, bias, residual, {eps, activation_of(activation), slope});
 }
 
@@ -35,6 +47,7 @@ Gradients train_backward_op(const Tensor &dy, const Tensor &x, const Tensor &mom
                             const Optional &weight, const Optional &bias, const Optional &residual,
                             double eps, Text activation, double slope, bool through)
 {
+    refuse_tangents(dy, x, weight, bias, residual);
     return train_backward(dy, x, moments, weight, bias, residual,
                           {eps, activation_of(activation), slope}, through);
 }
@@ -43,6 +56,7 @@ Tensor infer_op(const Tensor &x, const Tensor &mean, const Tensor &var, const Op
                 const Optional &bias, const Optional &residual, double eps, Text activation,
                 double slope)
 {
+    refuse_tangents(x, weight, bias, residual);
     return infer(x, mean, var, weight, bias, residual, {eps, activation_of(activation), slope});
 }
 
@@ -51,6 +65,7 @@ Gradients infer_backward_op(const Tensor &dy, const Tensor &x, const Tensor &mea
                             const Optional &residual, double eps, Text activation, double slope,
                             bool through)
 {
+    refuse_tangents(dy, x, weight, bias, residual);
     return infer_backward(dy, x, mean, var, weight, bias, residual,
                           {eps, activation_of(activation), slope}, through);
 }

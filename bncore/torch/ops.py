@@ -10,10 +10,12 @@ A call takes as many threads as ``torch.get_num_threads()`` says.  Gradients are
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from torch.autograd import forward_ad
 
 import bncore
 from bncore.statistics import Moments, trusted_moments
@@ -271,8 +273,24 @@ def nothing(*_: object) -> None:
     """Make what `update_running_stats_` returns."""
 
 
+def without_tangents(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a kernel that refuses tensors with a tangent, which would be lost."""
+
+    def run(*given: Any) -> Any:
+        if forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled():
+            tensors = (value for value in given if isinstance(value, torch.Tensor))
+            if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+                raise NotImplementedError(
+                    "torch.ops.bncore: forward mode is not implemented; "
+                    "bncore.torch.batch_norm has it"
+                )
+        return kernel(*given)
+
+    return run
+
+
 def _define() -> None:
-    kernels = {
+    kernels: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
         "batch_norm_train": (batch_norm_train, train_shapes),
         "batch_norm_train_backward": (batch_norm_train_backward, train_backward_shapes),
         "batch_norm_infer": (batch_norm_infer, infer_shapes),
@@ -282,7 +300,7 @@ def _define() -> None:
     for name, (kernel, shapes) in kernels.items():
         library.define(name + SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
         if compiled.adapter is None:  # which has kernels of its own
-            library.impl(name, kernel, "CPU")
+            library.impl(name, without_tangents(kernel), "CPU")
         torch.library.register_fake(f"{NAMESPACE}::{name}", shapes, lib=library)
 
 
