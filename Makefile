@@ -20,7 +20,7 @@ BENCH := $(PY) -m pytest benchmarks --benchmark-group-by=group \
 
 # What the tests demand of the extension: 1 present, 0 absent. A machine without a compiler tests the fallbacks
 # and says so; with BNCORE_REQUIRE_NATIVE=1 in the environment, as in .ci/run, it fails there instead.
-NATIVE_IS_THERE = ls bncore/backends/native*.so >/dev/null 2>&1
+NATIVE_IS_THERE = ls bncore/backends/native/binding*.so >/dev/null 2>&1
 EXPECT = BNCORE_EXPECT_NATIVE=$(if $(filter-out 0,$(BNCORE_REQUIRE_NATIVE)),1,$$($(NATIVE_IS_THERE) && echo 1 || echo 0))
 
 # The tests that need nothing but the extra "test".
@@ -37,8 +37,8 @@ export NUMBA_CACHE_DIR := $(CURDIR)/$(VENV)/numba-coverage
 COVERAGE_ARGS := --cov --cov-report=term
 endif
 
-NATIVE_SOURCES := setup.py $(wildcard src_c/* $(addprefix bncore/backends/*.,pyx pxd pxi))
-CLANG_FORMATTED := $(wildcard src_c/*.[ch] docs/*.c docs/examples/*.cpp $(addprefix bncore/*/*.,h cpp))
+NATIVE_SOURCES := setup.py $(wildcard src_c/* src_c/*/* bncore/__init__.pxd $(addprefix bncore/backends/native/*.,pyx pxd pxi))
+CLANG_FORMATTED := $(wildcard src_c/*.[ch] src_c/*/*.[ch] docs/*.c docs/examples/*.cpp $(addprefix bncore/*/*.,h cpp))
 BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'])")
 
 # pip installs into one environment at a time.
@@ -52,8 +52,8 @@ help: ## this list (also: make alone)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: build $(VENV)/.demo $(VENV)/.study ## the main job on real data: accuracy, time, a network trained; a small study
-	$(PY) -m bncore.demo
-	$(PY) -m bncore.study --plan small
+	$(PY) -m bncore demo
+	$(PY) -m bncore study --plan small
 
 test: build $(VENV)/.test ## the test suite, doctests included
 	$(if $(COVERAGE),rm -rf $(NUMBA_CACHE_DIR))
@@ -66,13 +66,13 @@ coverage: ## the test suite; fails if it reaches less than 95 % of the lines
 BOTH_WAYS := ops modules gradients suites transforms
 test-torch: build $(VENV)/.test $(VENV)/.torch ## bncore.torch, and the tests that compare with PyTorch (installs it)
 	$(EXPECT) $(PY) -m pytest -m needs_torch tests $(SPREAD) $(PYTEST_ARGS)
-	BNCORE_TORCH_COMPILED=0 $(EXPECT) $(PY) -m pytest $(addprefix tests/test_torch_,$(addsuffix .py,$(BOTH_WAYS))) $(SPREAD) $(PYTEST_ARGS)
+	BNCORE_TORCH_COMPILED=0 $(EXPECT) $(PY) -m pytest $(addprefix tests/adapters/test_torch_,$(addsuffix .py,$(BOTH_WAYS))) $(SPREAD) $(PYTEST_ARGS)
 
 test-onnxruntime: build $(VENV)/.test $(VENV)/.onnxruntime ## bncore.onnxruntime in sessions of ONNX Runtime (installs it)
-	$(EXPECT) $(PY) -m pytest -m needs_onnxruntime tests/test_onnxruntime_*.py $(SPREAD) $(PYTEST_ARGS)
+	$(EXPECT) $(PY) -m pytest -m needs_onnxruntime tests/adapters/test_onnxruntime_*.py $(SPREAD) $(PYTEST_ARGS)
 
 test-jax: build $(VENV)/.test $(VENV)/.jax ## bncore.jax beside the NumPy functions and jax.numpy (installs JAX)
-	$(EXPECT) $(PY) -m pytest tests/test_jax_*.py $(SPREAD) $(PYTEST_ARGS)
+	$(EXPECT) $(PY) -m pytest tests/adapters/test_jax_*.py $(SPREAD) $(PYTEST_ARGS)
 
 test-frameworks: build $(VENV)/.test $(VENV)/.frameworks ## BatchNorm beside the layers of PyTorch, Keras, Flax (likewise)
 	$(EXPECT) $(PY) -m pytest -m needs_frameworks tests $(PYTEST_ARGS)
@@ -101,7 +101,7 @@ report: build $(VENV)/.suite $(VENV)/.peers ## measure, and write README, docs/b
 	$(PY) benchmarks/report.py $(REPORT_ARGS)
 
 study: build $(VENV)/.study ## train with and without batch norm, and write docs/study and its pictures
-	$(PY) -m bncore.study --write docs/study $(STUDY_ARGS)
+	$(PY) -m bncore study --write docs/study $(STUDY_ARGS)
 
 lint: $(VENV)/.lint ## formatting, lint and types of Python, Cython and C
 	$(VENV)/bin/ruff check .
@@ -127,15 +127,15 @@ sdist-check: $(VENV)/.build-tool ## build the sdist, install it in a clean venv,
 	cd .venv-sdist && bin/python ../.ci/one_call.py
 
 # Numba looks at a kernel's own file only: what was compiled from another one that has changed goes.
-$(VENV)/.numba: $(VENV)/.base $(wildcard bncore/backends/numba_*.py bncore/backends/partition.py)
-	rm -f bncore/backends/__pycache__/*.nb[ic]
+$(VENV)/.numba: $(VENV)/.base $(wildcard bncore/backends/numba/*.py bncore/backends/partition.py)
+	rm -f bncore/backends/numba/__pycache__/*.nb[ic]
 	@touch $@
 
 # The extension, in the checkout, with the compiler's messages on the screen. An older one goes first, so that it is
 # not taken for the result; a build that failed leaves no stamp, so the next make tries again.
 build: $(VENV)/.native $(VENV)/.numba
 $(VENV)/.native: $(VENV)/.base $(NATIVE_SOURCES)
-	@rm -rf bncore/backends/native*.so bncore/include bncore/lib
+	@rm -rf bncore/backends/native/binding*.so bncore/include bncore/lib
 	$(PY) setup.py -q build_ext --inplace --force
 	@if $(NATIVE_IS_THERE); then touch $@; else echo \
 		"bncore: THE NATIVE EXTENSION WAS NOT BUILT (see above); what follows runs on Numba and NumPy"; fi
@@ -179,7 +179,7 @@ $(VENV)/.build-tool: $(VENV)/.base
 
 # Not editable, and installed anew whenever the package changes: what is tested is what was installed. build/lib*
 # of earlier builds would bring back modules that are deleted.
-$(PURE)/.test: pyproject.toml setup.py $(wildcard bncore/*.py bncore/*/*.py bncore/*/*/*.py bncore/*/*.pyi bncore/*/*.json bncore/*/*.cpp) | same-python-as-$(PURE)
+$(PURE)/.test: pyproject.toml setup.py $(wildcard bncore/*.py bncore/*/*.py bncore/*/*/*.py bncore/*/*/*/*.py bncore/*/*/*.pyi bncore/*/*/*.json bncore/*/*.cpp) | same-python-as-$(PURE)
 	$(PYTHON) -m venv $(PURE)
 	$(PURE_PIP) install -q --upgrade pip
 	rm -rf build/lib*
@@ -190,5 +190,5 @@ clean: ## remove everything that was built, environments included
 	rm -rf $(VENV) $(PURE) .venv-sdist build dist *.egg-info .coverage htmlcov .benchmarks
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -rf bncore/include bncore/lib
-	rm -f bncore/backends/native.c bncore/backends/native*.so
+	rm -f bncore/backends/native/binding.c bncore/backends/native/binding*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

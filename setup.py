@@ -1,4 +1,4 @@
-"""Build bncore's native extension: the C core, once per line of src_c/isa.def, and its binding.
+"""Build bncore's native extension: the C core, once per instruction set, and its binding.
 
 The same objects become the C library that the package carries: bncore/lib and bncore/include.
 
@@ -19,7 +19,10 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-SOURCES = ["api.c", "cut.c", "dispatch.c", "executor.c", "job.c", "ops.c", "partition.c"]
+SOURCES = [
+    "dispatch.c", "operations.c", "parallel_for.c", "partition.c", "problem.c", "run.c",
+    "schedule.c",
+]  # fmt: skip
 # No option that changes a result: no -ffast-math, no contraction to FMA, no wider intermediate.
 FLAGS = [
     "-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
@@ -63,14 +66,16 @@ def debug_flags() -> list[str]:
 
 def instruction_sets() -> list[tuple[str, list[str]]]:
     """Name and compiler flags of each line of isa.def that is for this machine."""
-    lines = re.findall(r'^BNCORE_ISA\((\w+), "(.*?)"', Path("src_c/isa.def").read_text(), re.M)
+    lines = re.findall(
+        r'^BNCORE_ISA\((\w+), "(.*?)"', Path("src_c/kernels/isa.def").read_text(), re.M
+    )
     x86 = platform.machine() in ("x86_64", "AMD64")
     return [(name, shlex.split(flags)) for name, flags in lines if x86 or not flags]
 
 
 def header_constant(name: str) -> str:
     """Value of a #define of bncore.h."""
-    header = Path("src_c/bncore.h").read_text()
+    header = Path("src_c/include/bncore.h").read_text()
     return re.search(rf'^#define {name} "?(.*?)"?$', header, re.M)[1]
 
 
@@ -112,7 +117,7 @@ class BuildNative(build_ext):
                 shutil.copytree(Path(self.build_lib) / "bncore" / folder, into)
 
     def package_of(self, ext: Extension) -> Path:
-        return Path(self.get_ext_fullpath(ext.name)).parents[1]
+        return Path(self.get_ext_fullpath(ext.name)).parents[2]
 
     def build_extension(self, ext: Extension) -> None:
         from Cython.Build import cythonize
@@ -157,7 +162,7 @@ class BuildNative(build_ext):
         for folder in (include, lib):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-        shutil.copy("src_c/bncore.h", include)
+        shutil.copy("src_c/include/bncore.h", include)
         self.compiler.create_static_lib(objects, "bncore", output_dir=str(lib))
         shared = f"libbncore.so.{header_constant('BNCORE_ABI_VERSION')}"
         self.compiler.link_shared_object(
@@ -184,11 +189,11 @@ class BuildNative(build_ext):
 
     def kernels(self, name: str, flags: list[str]) -> str:
         (made,) = self.compiler.compile(
-            ["src_c/kernels.c"],
+            ["src_c/kernels/kernels.c"],
             output_dir=str(Path(self.build_temp) / name),
             macros=[("BNCORE_ISA_NAME", name)],
             extra_postargs=flags,
-            depends=[str(path) for path in Path("src_c").iterdir()],
+            depends=[str(path) for path in Path("src_c").rglob("*.*")],
         )
         return made
 
@@ -244,10 +249,10 @@ def extensions() -> list[Extension]:
 
     return [
         Extension(
-            "bncore.backends.native",
-            ["bncore/backends/native.pyx"],
-            include_dirs=["src_c", numpy.get_include()],
-            depends=[str(path) for path in Path("src_c").iterdir()],
+            "bncore.backends.native.binding",
+            ["bncore/backends/native/binding.pyx"],
+            include_dirs=["src_c/include", numpy.get_include()],
+            depends=[str(path) for path in Path("src_c").rglob("*.*")],
             define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
         )
     ]

@@ -15,6 +15,6 @@ y, moments = bncore.batch_norm_train(x)
 np.testing.assert_allclose(y.mean(axis=(0, 2, 3)), 0.0, atol=1e-6)
 np.testing.assert_allclose(y.var(axis=(0, 2, 3)), 1.0, rtol=1e-4)
 if os.environ.get("BNCORE_REQUIRE_NATIVE", "") not in ("", "0"):
-    import bncore.backends.native
+    import bncore.backends.native.binding
 print(f"bncore {bncore.__version__} in {package.parent}: one call, and it is right")
 bncore.show_config()

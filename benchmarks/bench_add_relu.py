@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bncore.bench.cases import Case
+from bncore.programs.bench.cases import Case
 
 OPERATIONS = ["add_relu"]
 MORE = [Case("add_relu", (32, 256, 14, 14), dtype="float64")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bncore.bench.cases import Problem, named
+from bncore.programs.bench.cases import Problem, named
 from layer import SMALL, Contest
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bncore.bench.cases import SHAPES, Case
+from bncore.programs.bench.cases import SHAPES, Case
 
 OPERATIONS = ["moments", "mean_var"]
 MORE = [Case("mean_var", shape) for shape in SHAPES["reductions"]]

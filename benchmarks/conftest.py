@@ -8,9 +8,9 @@ from statistics import median
 
 import pytest
 
-from bncore.bench import cases, check, limit, machine, peers
-from bncore.bench.cases import Case
-from bncore.bench.worker import seconds_of_turn
+from bncore.programs.bench import cases, check, limit, machine, peers
+from bncore.programs.bench.cases import Case
+from bncore.programs.bench.worker import seconds_of_turn
 
 LIGHT = ("native", "numba", "numpy")  # who is measured if nobody is named
 
@@ -39,7 +39,7 @@ def reference(operation: str, place: tuple[object, ...]):
 @cache
 def streams(size: int, threads: int) -> tuple[float, float]:
     """Seconds of a streaming read and copy of that many bytes."""
-    from bncore.bench.streams import Streams
+    from bncore.programs.bench.streams import Streams
 
     calls = Streams(size, threads).call
     read, copy = (median(seconds_of_turn(calls[name]) for _ in range(5)) for name in calls)

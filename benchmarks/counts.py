@@ -90,7 +90,9 @@ def call_all(library: str) -> None:
 
 
 def library() -> Path:
-    found = sorted((Path(__file__).parent.parent / "bncore" / "backends").glob("native*.so"))
+    found = sorted(
+        (Path(__file__).parent.parent / "bncore" / "backends" / "native").glob("binding*.so")
+    )
     if not found:
         sys.exit("counts: the native extension is not built")
     return found[0]

@@ -12,11 +12,11 @@ from statistics import median
 
 import numpy as np
 
-from bncore.bench import check, peers
-from bncore.bench.cases import LAYOUTS, MAIN, SHAPES, Case
-from bncore.bench.plan import NETWORKS
-from bncore.bench.results import Row, geometric_mean, times_of
-from bncore.demo.timing import interleaved_times
+from bncore.programs.bench import check, peers
+from bncore.programs.bench.cases import LAYOUTS, MAIN, SHAPES, Case
+from bncore.programs.bench.plan import NETWORKS
+from bncore.programs.bench.results import Row, geometric_mean, times_of
+from bncore.programs.demo.timing import interleaved_times
 
 MEAN_OVER_STD = (1.0, 1e2, 1e4, 1e6)
 PRECISE = ("native", "numba", "twin", "numpy", "torch")  # whose accuracy is shown

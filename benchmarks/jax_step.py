@@ -26,9 +26,9 @@ from rich.progress import track
 
 import bncore
 import bncore.jax
-from bncore.bench.cases import EPS, LAYOUTS, SHAPES, Problem, named
-from bncore.bench.peers.jax_jit import start_with
-from bncore.bench.tables import Table, counted
+from bncore.programs.bench.cases import EPS, LAYOUTS, SHAPES, Problem, named
+from bncore.programs.bench.peers.jax_jit import start_with
+from bncore.programs.bench.tables import Table, counted
 from steps import NETWORK, Times, made_on, medians, put, ratio_table
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "jax.md"

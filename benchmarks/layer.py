@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 import bncore
-from bncore.bench.cases import EPS, LAYOUTS, SHAPES, Problem, named
-from bncore.bench.tables import Table
+from bncore.programs.bench.cases import EPS, LAYOUTS, SHAPES, Problem, named
+from bncore.programs.bench.tables import Table
 
 NETWORK = "resnet50_n32"
 SMALL = (1, 16, 4, 4)

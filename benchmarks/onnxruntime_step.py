@@ -25,8 +25,8 @@ from rich.console import Console
 from rich.progress import track
 
 import bncore.onnxruntime
-from bncore.bench.cases import EPS, LAYOUTS, SHAPES, named
-from bncore.bench.tables import Table, counted
+from bncore.programs.bench.cases import EPS, LAYOUTS, SHAPES, named
+from bncore.programs.bench.tables import Table, counted
 from steps import NETWORK, Times, made_on, medians, put, ratio_table
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "onnxruntime.md"

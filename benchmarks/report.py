@@ -18,15 +18,15 @@ from typing import Any
 
 import figures
 from bncore.backends import native_module
-from bncore.bench import promises, tables
-from bncore.bench.cases import FUSED, LAYOUTS, SHAPES
-from bncore.bench.command import progress_bar
-from bncore.bench.pictures import draw
-from bncore.bench.plan import NETWORKS, parse
-from bncore.bench.promises import About, Ratio
-from bncore.bench.results import Results
-from bncore.bench.run import run
-from bncore.bench.tables import Table
+from bncore.programs.bench import promises, tables
+from bncore.programs.bench.cases import FUSED, LAYOUTS, SHAPES
+from bncore.programs.bench.command import progress_bar
+from bncore.programs.bench.pictures import draw
+from bncore.programs.bench.plan import NETWORKS, parse
+from bncore.programs.bench.promises import About, Ratio
+from bncore.programs.bench.results import Results
+from bncore.programs.bench.run import run
+from bncore.programs.bench.tables import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"

@@ -8,9 +8,9 @@ from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any
 
-from bncore.bench import machine
-from bncore.bench.cases import SHAPES, named
-from bncore.bench.tables import Table, counted
+from bncore.programs.bench import machine
+from bncore.programs.bench.cases import SHAPES, named
+from bncore.programs.bench.tables import Table, counted
 
 NETWORK = "resnet50_n32"
 Calls = dict[str, Callable[[], Any]]
@@ -47,7 +47,7 @@ def ratio_table(found: dict[int, Times], own: str, other: str) -> Table:
 
 
 def made_on(*packages: str) -> str:
-    """Say where and with what this was measured; packages as bncore.bench names its peers."""
+    """Say where and with what this was measured; packages as the benchmark names its peers."""
     known = machine.facts(packages)
     del known["load"]
     return "Measured on: " + "; ".join(f"{name} {fact}" for name, fact in known.items()) + "."

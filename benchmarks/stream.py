@@ -21,7 +21,7 @@ from statistics import median
 import numpy as np
 
 import bncore
-from bncore.out_of_core import BLOCK_BYTES
+from bncore.data.streaming import BLOCK_BYTES
 
 CHANNELS, PLANE = 64, 56 * 56
 

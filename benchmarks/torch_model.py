@@ -29,7 +29,7 @@ import torch
 from torch import nn
 
 import bncore.torch
-from bncore.bench.tables import Table
+from bncore.programs.bench.tables import Table
 from steps import made_on
 from torch_step import PAGE, put
 

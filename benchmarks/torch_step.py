@@ -23,8 +23,8 @@ from rich.progress import track
 
 import bncore
 import bncore.torch
-from bncore.bench.cases import EPS, LAYOUTS, SHAPES, named
-from bncore.bench.tables import Table, counted
+from bncore.programs.bench.cases import EPS, LAYOUTS, SHAPES, named
+from bncore.programs.bench.tables import Table, counted
 from bncore.torch.memory import Array, array, output
 from steps import NETWORK, Times, made_on, medians, ratio_table
 from steps import put as put_into

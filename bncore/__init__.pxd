@@ -3,7 +3,7 @@
 # The functions are those of the compiled module, found when the importing module is: nothing is linked. For the types,
 # the C compiler needs bncore.get_include().
 
-from bncore.backends.c_bncore cimport (
+from bncore.backends.native.c_bncore cimport (
     BNCORE_VERSION, BNCORE_ABI_VERSION, BNCORE_OK, BNCORE_ERROR_NULL, BNCORE_ERROR_SIZE,
     BNCORE_ERROR_DTYPE, BNCORE_ERROR_EPS, BNCORE_ERROR_THREADS, BNCORE_ERROR_COUNT,
     BNCORE_ERROR_SCRATCH, BNCORE_ERROR_MEMORY, BNCORE_ERROR_ISA, BNCORE_ERROR_FUSION,
@@ -11,7 +11,7 @@ from bncore.backends.c_bncore cimport (
     bncore_activation, bncore_dtype, bncore_executor, bncore_fusion, bncore_problem,
     bncore_status,
 )
-from bncore.backends.native cimport (
+from bncore.backends.native.binding cimport (
     bncore_problem_init, bncore_scratch_size, bncore_moments, bncore_normalize, bncore_train,
     bncore_grad_sums, bncore_grad_input, bncore_train_backward, bncore_infer_backward,
     bncore_status_string, bncore_version, bncore_abi_version, bncore_isa, bncore_isa_available,

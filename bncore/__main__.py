@@ -1,16 +1,17 @@
-"""``python -m bncore <command>``: bench, demo, or config."""
+"""``python -m bncore <command>``: bench, demo, study, or config."""
 
 from __future__ import annotations
 
 import sys
 
 import bncore
-from bncore.embedding import compiler_flags
+from bncore.c_library import compiler_flags
 
 USAGE = """usage: python -m bncore <command>
 
   bench    measure bncore and its peers; --help for its options
   demo     the main job on real data
+  study    what batch norm does to training, measured
   config   what bncore runs on; --cflags, --libs [--static], --prefix, --version: for a compiler"""
 
 
@@ -18,13 +19,17 @@ def main(arguments: list[str]) -> None:
     """Hand over to a command."""
     match arguments:
         case ["bench", *rest]:
-            from bncore.bench.command import main as bench
+            from bncore.programs.bench.command import main as bench
 
             bench(rest)
         case ["demo", *rest]:
-            from bncore.demo.__main__ import main as demo
+            from bncore.programs.demo.__main__ import main as demo
 
             demo(rest)
+        case ["study", *rest]:
+            from bncore.programs.study.__main__ import main as study
+
+            study(rest)
         case ["config"]:
             bncore.show_config()
         case ["config", *options]:

@@ -8,7 +8,7 @@ from typing import Any, SupportsIndex, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bncore import problem, scalars
+from bncore.arguments import problem, scalars
 
 Stat: TypeAlias = npt.NDArray[np.float64]
 

@@ -6,11 +6,11 @@
 #include <cpuid.h>
 #endif
 
-#include "bncore.h"
-#include "kernels.h"
+#include "include/bncore.h"
+#include "kernels/kernels.h"
 
 #define BNCORE_ISA(name, flags, supported) extern const bncore_kernels bncore_kernels_##name;
-#include "isa.def"
+#include "kernels/isa.def"
 #undef BNCORE_ISA
 
 #define HAS(feature) __builtin_cpu_supports(feature)
@@ -39,7 +39,7 @@ static int list_available(const bncore_kernels *available[MOST_ISAS])
 #endif
 #define BNCORE_ISA(name, flags, supported)                                                         \
     if (supported) available[count++] = &bncore_kernels_##name;
-#include "isa.def"
+#include "kernels/isa.def"
 #undef BNCORE_ISA
     return count;
 }

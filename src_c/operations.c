@@ -1,7 +1,7 @@
 /* The operations: which reduction, which elementwise pass, and the arithmetic per channel between them. */
 #include <math.h>
 
-#include "job.h"
+#include "run.h"
 
 /* ---- arguments ---- */
 

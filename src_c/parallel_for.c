@@ -1,4 +1,4 @@
-#include "executor.h"
+#include "parallel_for.h"
 
 #include <stdatomic.h>
 

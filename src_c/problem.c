@@ -2,7 +2,7 @@
 #include <float.h>
 #include <math.h>
 
-#include "job.h"
+#include "run.h"
 
 static bncore_status check_fusion(const bncore_fusion *f, int32_t dtype)
 {

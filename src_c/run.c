@@ -1,9 +1,9 @@
-#include "job.h"
+#include "run.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#include "executor.h"
+#include "parallel_for.h"
 
 enum {
     LOCAL_SCRATCH = 32 * 1024, /* bytes on the stack: small problems allocate nothing */

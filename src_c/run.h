@@ -3,8 +3,8 @@
 #ifndef BNCORE_JOB_H
 #define BNCORE_JOB_H
 
-#include "bncore.h"
-#include "kernels.h"
+#include "include/bncore.h"
+#include "kernels/kernels.h"
 
 typedef struct job {
     const bncore_problem *problem;

@@ -4,7 +4,7 @@
 #include <unistd.h>
 #endif
 
-#include "job.h"
+#include "run.h"
 
 enum {
     /* Fewer values than this per thread: waking it costs more than it saves. */

@@ -20,3 +20,16 @@ def central_difference(
     below = loss()
     value[index] = before
     return (above - below) / (2 * STEP)
+
+
+STENCIL = ((1, 3 / 4), (2, -3 / 20), (3, 1 / 60))
+
+
+def stencil_difference(loss, arguments, position, index, step):
+    total = 0.0
+    for k, weight in STENCIL:
+        for sign in (1, -1):
+            moved = [a.copy() for a in arguments]
+            moved[position][index] += sign * k * step
+            total += sign * weight * loss(*moved)
+    return total / step

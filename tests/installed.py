@@ -11,8 +11,7 @@ import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
-from test_build import COMPILER, ENVIRONMENT, executable
-from test_habits import ROOT
+from checkout import COMPILER, ENVIRONMENT, ROOT, executable
 
 # Also where the interpreter's environment is not the active one.
 PATH = os.pathsep.join([os.environ.get("PATH", ""), sysconfig.get_path("scripts")])
@@ -63,7 +62,7 @@ class Wheel(NamedTuple):
 def installed_wheel(folder: Path) -> Wheel:
     """The wheel of a copy of the checkout, compiled in a hurry and installed on its own."""
     source = folder / "source"
-    unwanted = shutil.ignore_patterns("*.so*", "*.a", "__pycache__", "native.c", "include", "lib")
+    unwanted = shutil.ignore_patterns("*.so*", "*.a", "__pycache__", "binding.c", "include", "lib")
     for name in ("bncore", "src_c"):
         shutil.copytree(ROOT / name, source / name, ignore=unwanted)
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):

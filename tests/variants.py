@@ -56,7 +56,7 @@ class Found:
 
 
 def native_module() -> ModuleType:
-    return importlib.import_module("bncore.backends.native")
+    return importlib.import_module("bncore.backends.native.binding")
 
 
 def find() -> Found:

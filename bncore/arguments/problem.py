@@ -1,7 +1,7 @@
 """The one place that validates arrays, explains what is wrong, and finds the canonical shape.
 
-What is no array is the business of `bncore.scalars`, where an array lies that of
-`bncore.placement`.
+What is no array is the business of `bncore.arguments.scalars`, where an array lies that of
+`bncore.arguments.layout`.
 
 Any array that is one contiguous block of memory, in whatever order its axes lie there, is
 (outer, channels, inner): the channel axis splits the block.  The order comes from the strides,
@@ -20,9 +20,9 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bncore import placement
-from bncore.placement import NATIVE_DTYPES, Array
-from bncore.scalars import one_axis, option, real, shown
+from bncore.arguments import layout as placement
+from bncore.arguments.layout import NATIVE_DTYPES, Array
+from bncore.arguments.scalars import one_axis, option, real, shown
 
 Stat: TypeAlias = npt.NDArray[np.float64]
 

@@ -18,9 +18,9 @@ from bncore.backends.contract import Backend
 
 # Best first; each with the module that holds it.
 MODULES = {
-    "native": "bncore.backends.native",
-    "numba": "bncore.backends.numba_jit",
-    "numpy": "bncore.backends.numpy_reference",
+    "native": "bncore.backends.native.binding",
+    "numba": "bncore.backends.numba.jit",
+    "numpy": "bncore.backends.numpy.reference",
 }
 NAMES = tuple(MODULES)
 

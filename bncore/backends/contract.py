@@ -1,6 +1,6 @@
 """What every backend gives: seven functions over canonical arrays.
 
-A backend is a module with these names.  Nothing is validated in it: `bncore.problem` did.
+A backend is a module with these names.  Nothing is validated in it: `bncore.arguments.problem` did.
 
 x, dy, y, dx are C-contiguous, aligned, native-endian arrays of shape (outer, channels, inner), not
 empty, all of one dtype, float32 or float64.  mean, var, m2, sum_dy, sum_dy_xhat are C-contiguous

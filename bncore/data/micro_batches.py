@@ -8,10 +8,11 @@ from typing import Any, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-from bncore import placement, problem, scalars
-from bncore.parts import grad_input, grad_sums, moments, normalize
+from bncore.arguments import layout as placement
+from bncore.arguments import problem, scalars
+from bncore.functions.steps import grad_input, grad_sums, moments, normalize
+from bncore.runtime.threads import resolve
 from bncore.statistics import GradSums, Moments
-from bncore.threads import resolve
 
 Array = npt.NDArray[np.floating[Any]]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from bncore import scalars
-from bncore.layer import BatchNorm
-from bncore.layer_state import finite
+from bncore.arguments import scalars
+from bncore.layer.batch_norm import BatchNorm
+from bncore.layer.state import finite
 from bncore.statistics import Moments
 
 # What a forward call leaves in a layer for its backward and for who asks, and the mode.

@@ -15,8 +15,9 @@ from typing import Any, SupportsIndex, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bncore import placement, problem, scalars
-from bncore.parts import moments
+from bncore.arguments import layout as placement
+from bncore.arguments import problem, scalars
+from bncore.functions.steps import moments
 from bncore.statistics import Moments, concatenated
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bncore import problem, scalars
+from bncore.arguments import problem, scalars
 
 Array = npt.NDArray[np.floating[Any]]
 Stat = npt.NDArray[np.float64]

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple, SupportsIndex, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bncore import problem, scalars
-from bncore.api import batch_norm_train, batch_norm_train_backward
-from bncore.parts import moments as moments_of
-from bncore.parts import normalize
-from bncore.problem import Problem
+from bncore.arguments import problem, scalars
+from bncore.arguments.problem import Problem
+from bncore.functions.steps import moments as moments_of
+from bncore.functions.steps import normalize
+from bncore.functions.train import batch_norm_train, batch_norm_train_backward
+from bncore.runtime.threads import resolve
 from bncore.statistics import Moments, Stat, checked_moments
-from bncore.threads import resolve
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 

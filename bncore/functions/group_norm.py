@@ -1,7 +1,8 @@
 """Instance norm and group norm: the kernels of batch norm, with statistics per sample and group.
 
 Statistics are those of a batch norm over groups, y and dx those of one over channels whose
-statistics repeat within a group: `bncore.samples` gives both views of the same memory.
+statistics repeat within a group: `bncore.functions.sample_groups` gives both views of the same
+memory.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from typing import Any, SupportsIndex, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bncore import scalars
+from bncore.arguments import scalars
 from bncore.backends import current
-from bncore.samples import Grouping
+from bncore.functions.sample_groups import Grouping
+from bncore.runtime.threads import resolve
 from bncore.statistics import Moments, Stat, checked_moments, trusted_moments, variance
-from bncore.threads import resolve
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 

@@ -1,4 +1,4 @@
-"""Batch normalization by given statistics, forward and backward; as `bncore.api` is made."""
+"""Batch normalization by given statistics, forward and backward."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any, Literal, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-from bncore import pool
+from bncore.arguments.problem import Problem
+from bncore.arguments.scalars import real
 from bncore.backends import current
-from bncore.problem import Problem
-from bncore.scalars import real
-from bncore.threads import resolve
+from bncore.runtime import buffer_pool as pool
+from bncore.runtime.threads import resolve
 
 Array = npt.NDArray[np.floating[Any]]
 

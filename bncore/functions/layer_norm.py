@@ -13,11 +13,12 @@ from typing import Any, SupportsIndex, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bncore import placement, problem, scalars
+from bncore.arguments import layout as placement
+from bncore.arguments import problem, scalars
+from bncore.arguments.problem import Problem
 from bncore.backends import current
-from bncore.problem import Problem
+from bncore.runtime.threads import resolve
 from bncore.statistics import Moments, Stat, checked_moments, trusted_moments
-from bncore.threads import resolve
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 

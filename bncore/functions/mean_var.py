@@ -8,10 +8,11 @@ from typing import Any, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-from bncore import placement, problem, scalars
+from bncore.arguments import layout as placement
+from bncore.arguments import problem, scalars
 from bncore.backends import current
+from bncore.runtime.threads import resolve
 from bncore.statistics import variance
-from bncore.threads import resolve
 
 
 class Reduction:

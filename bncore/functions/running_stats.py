@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bncore import placement, problem, scalars
+from bncore.arguments import layout as placement
+from bncore.arguments import problem, scalars
 from bncore.backends import current
 from bncore.statistics import Moments, Stat
 

@@ -14,8 +14,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bncore import placement, problem, scalars
-from bncore.problem import Problem, Stat
+from bncore.arguments import layout as placement
+from bncore.arguments import problem, scalars
+from bncore.arguments.problem import Problem, Stat
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 

@@ -11,10 +11,11 @@ from typing import Any, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-from bncore import pool
+from bncore.arguments.problem import Problem
+from bncore.arguments.scalars import real
 from bncore.backends import current
-from bncore.problem import Problem
-from bncore.scalars import real
+from bncore.runtime import buffer_pool as pool
+from bncore.runtime.threads import resolve
 from bncore.statistics import (
     GradSums,
     Moments,
@@ -25,7 +26,6 @@ from bncore.statistics import (
     trusted_moments,
     trusted_sums,
 )
-from bncore.threads import resolve
 
 Array = npt.NDArray[np.floating[Any]]
 

@@ -1,8 +1,8 @@
-"""Batch normalization in training, forward and backward; `bncore.inference` has the other half.
+"""Batch normalization in training, forward and backward.
 
 A call first offers its arguments to the backend's small-call path, where it has one: that answers
-at once, or says None where an argument is not already canonical.  Then `bncore.problem` repairs
-the argument or explains what is wrong with it, and a kernel runs.
+at once, or says None where an argument is not already canonical.  Then `bncore.arguments.problem`
+repairs the argument or explains what is wrong with it, and a kernel runs.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any, Literal, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-from bncore import pool
+from bncore.arguments.problem import Problem
+from bncore.arguments.scalars import real
 from bncore.backends import current
-from bncore.problem import Problem
-from bncore.scalars import real
+from bncore.runtime import buffer_pool as pool
+from bncore.runtime.threads import resolve
 from bncore.statistics import Moments, checked_moments, frozen_moments, trusted_moments
-from bncore.threads import resolve
 
 Array = npt.NDArray[np.floating[Any]]
 

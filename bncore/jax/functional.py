@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from bncore import scalars
+from bncore.arguments import scalars
+from bncore.arguments.problem import ACTIVATIONS
 from bncore.jax import ops
 from bncore.jax.handlers import Settings
-from bncore.problem import ACTIVATIONS
 
 # Compiled by themselves, they cost a fraction where nothing else compiles them.
 _train = jax.jit(ops.train, static_argnums=0, inline=True)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import numpy as np
 
-from bncore import compiling
+from bncore import adapter_compiler as compiling
 
 NAMES = ("train", "train_backward", "infer", "infer_backward")
 ACTIVATIONS = {None: 0, "relu": 1, "leaky_relu": 2}  # bncore_activation

@@ -1,6 +1,6 @@
 """Batch normalization as a layer: parameters, running statistics, and what backward needs.
 
-It computes nothing itself: `bncore.api` and `bncore.inference` do, with the same bits.
+It computes nothing itself: the functions of `bncore.functions` do, with the same bits.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bncore import parts, placement, problem, scalars
-from bncore.api import batch_norm_train, batch_norm_train_backward
-from bncore.conventions import Conventions
-from bncore.fold import ScaleShift, as_scale_shift
-from bncore.inference import batch_norm_infer, batch_norm_infer_backward
-from bncore.layer_settings import RUNNING, Array
-from bncore.layer_state import (
+from bncore.arguments import layout as placement
+from bncore.arguments import problem, scalars
+from bncore.functions import steps as parts
+from bncore.functions.fold import ScaleShift, as_scale_shift
+from bncore.functions.infer import batch_norm_infer, batch_norm_infer_backward
+from bncore.functions.running_stats import update_running_stats
+from bncore.functions.train import batch_norm_train, batch_norm_train_backward
+from bncore.layer.interchange import Conventions
+from bncore.layer.settings import RUNNING, Array
+from bncore.layer.state import (
     EVALUATED,
     USED,
     Saved,
@@ -26,7 +29,6 @@ from bncore.layer_state import (
     weight_for_sums,
     weight_of_new,
 )
-from bncore.running import update_running_stats
 from bncore.statistics import Moments, Stat
 
 

@@ -1,6 +1,6 @@
 """How other libraries hold the arrays and settings of their layers: by what these have, no imports.
 
-Here is how to read them; `bncore.conventions` says what they mean.
+Here is how to read them; `bncore.layer.interchange` says what they mean.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bncore.scalars import shown
+from bncore.arguments.scalars import shown
 
 AnyArray = npt.NDArray[Any]
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from bncore.foreign import (
+from bncore.layer.formats import (
     FLAX,
     KERAS,
     ONNX,
@@ -29,7 +29,7 @@ from bncore.foreign import (
     rest,
     torch_settings,
 )
-from bncore.layer_state import LayerState, initial
+from bncore.layer.state import LayerState, initial
 
 
 class Conventions(LayerState):

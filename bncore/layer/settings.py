@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bncore import problem, scalars
+from bncore.arguments import problem, scalars
 
 Array = npt.NDArray[np.floating[Any]]
 Check = Callable[[str, object], Any]

@@ -9,9 +9,9 @@ from typing import Any, Literal, NamedTuple, Self, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-from bncore import layer_settings as ls
-from bncore import problem, scalars
-from bncore.layer_settings import BATCHES, INITIAL, RUNNING, Array
+from bncore.arguments import problem, scalars
+from bncore.layer import settings as ls
+from bncore.layer.settings import BATCHES, INITIAL, RUNNING, Array
 from bncore.statistics import Moments, Stat
 
 NO_FORWARD = "backward: expected a training forward before it, got none"

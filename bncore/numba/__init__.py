@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from bncore.numba_calls import as_parameter, call, checked, doubles, same_as, sizes_of
+from bncore.numba.calls import as_parameter, call, checked, doubles, same_as, sizes_of
 
 # A call from Python lets other threads of Python run meanwhile.
 compiled = njit(nogil=True)

@@ -18,7 +18,7 @@ from numba.core.errors import TypingError
 from numba.extending import intrinsic, overload
 from numba.np.numpy_support import as_dtype
 
-from bncore import embedding
+from bncore import c_library as embedding
 
 for _name in embedding.get_capsules():
     llvmlite.binding.add_symbol(_name, embedding.get_address(_name))

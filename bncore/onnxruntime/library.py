@@ -11,14 +11,14 @@ from pathlib import Path
 
 import onnxruntime
 
-from bncore.compiling import CompileError, compiled
+from bncore.adapter_compiler import CompileError, compiled
 
 __all__ = ["get_library_path", "register"]
 
 HEADER = "onnxruntime_c_api.h"
 INCLUDE = "BNCORE_ONNXRUNTIME_INCLUDE"
 OLDEST = 20  # the interface that the operators ask of header and session: ONNX Runtime 1.20
-THREADS = "bncore.threads"  # the entry of a session's configuration that ops.cpp reads
+THREADS = "bncore.runtime.threads"  # the entry of a session's configuration that ops.cpp reads
 HERE = Path(__file__).resolve().parent
 EXPORTS = HERE / "exports.map"
 # Without contraction a running mean has the bits of NumPy's on every processor.
@@ -37,7 +37,7 @@ def get_library_path() -> str:
 
     Raises
     ------
-    bncore.compiling.CompileError
+    bncore.adapter_compiler.CompileError
         If ONNX Runtime's header is not found (its wheel does not hold it) or too old, or the
         compiler is not there or fails.
     RuntimeError

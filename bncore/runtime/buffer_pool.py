@@ -21,7 +21,8 @@ from weakref import WeakSet
 import numpy as np
 import numpy.typing as npt
 
-from bncore import placement, scalars
+from bncore.arguments import layout as placement
+from bncore.arguments import scalars
 
 LEAST = 1 << 20  # bytes: for smaller arrays the allocator's own reuse is as good
 LINE = 64  # bytes: blocks start where a cache line does

@@ -11,7 +11,9 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from bncore import backends, scalars, threads
+from bncore import backends
+from bncore.arguments import scalars
+from bncore.runtime import threads
 
 
 @overload
@@ -64,7 +66,7 @@ def _config() -> dict[str, Any]:
             "machine": f"{platform.machine()}, {platform.system()}",
         },
         # Of this package: a checkout in the current directory comes before an installed one.
-        "path": str(Path(__file__).parent),
+        "path": str(Path(__file__).parents[1]),
         "backend": backends.current().name,
         "backends": {name: _state(name) for name in backends.NAMES},
         "native": _native(),

@@ -20,7 +20,7 @@ from pathlib import Path
 from time import monotonic
 from typing import SupportsIndex
 
-from bncore import scalars
+from bncore.arguments import scalars
 from bncore.backends import current, native_module
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import bncore
-from bncore import compiling
+from bncore import adapter_compiler as compiling
 
 SWITCH = "BNCORE_TORCH_COMPILED"  # 0: do not compile, and do not load what was compiled
 SOURCE = Path(__file__).with_name("adapter.cpp")

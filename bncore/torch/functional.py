@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from bncore import problem, scalars
+from bncore.arguments import problem, scalars
 from bncore.torch import compiled, eager, ops, transforms
 
 __all__ = ["batch_norm"]

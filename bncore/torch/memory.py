@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bncore import pool, scalars
+from bncore.arguments import scalars
+from bncore.runtime import buffer_pool as pool
 from bncore.torch import compiled
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]

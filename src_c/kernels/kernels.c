@@ -3,7 +3,7 @@
 #define ALWAYS_INLINE __attribute__((always_inline))
 #define NOINLINE __attribute__((noinline, cold))
 
-#include "reduce.h"
+#include "welford.h"
 #include "stream.h"
 
 #define JOIN_(a, b) a##_##b

@@ -13,7 +13,7 @@
 
 #include <stddef.h>
 
-#include "partition.h"
+#include "../partition.h"
 
 #ifdef __FAST_MATH__
 #error "bncore's results rest on IEEE arithmetic: compile it without -ffast-math"

@@ -7,7 +7,7 @@
 #include "moments_tmpl.c"
 #include "normalize_tmpl.c"
 
-#include "walk_tmpl.c"
+#include "traverse_tmpl.c"
 
 #include "variants_tmpl.c"
 

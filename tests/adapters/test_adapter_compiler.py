@@ -11,7 +11,7 @@ import pytest
 
 import bncore
 import variants
-from bncore import compiling
+from bncore import adapter_compiler as compiling
 
 pytestmark = pytest.mark.skipif(
     "native" not in variants.FOUND.names() or shutil.which("c++") is None,

@@ -12,12 +12,12 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-
-import bncore
-from installed import CMAKE, Wheel, exported, follow, installed_by_cmake, installed_wheel, run
 from test_build import COMPILER, ENVIRONMENT, builds
 from test_embedding import expected, setup_constant
 from test_habits import ROOT
+
+import bncore
+from installed import CMAKE, Wheel, exported, follow, installed_by_cmake, installed_wheel, run
 
 pytestmark = [
     pytest.mark.skipif(COMPILER is None, reason="there is no C compiler"),
@@ -75,7 +75,7 @@ def place(request) -> Path:
 def shared(request) -> Path:
     """A shared object that holds the library."""
     if request.param == "extension":
-        (found,) = request.getfixturevalue("wheel").package.glob("backends/native*.so")
+        (found,) = request.getfixturevalue("wheel").package.glob("backends/native/binding*.so")
         return found
     found = request.getfixturevalue(request.param)
     place = found.package if request.param == "wheel" else found
@@ -322,7 +322,7 @@ def test_the_package_says_where_it_is(wheel):
 
 
 def test_a_package_without_it_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(bncore.embedding, "PACKAGE", tmp_path)
+    monkeypatch.setattr(bncore.c_library, "PACKAGE", tmp_path)
     for function, missing in (
         (bncore.get_include, "include/bncore.h"),
         (bncore.get_library_dir, "lib/libbncore.a"),
@@ -335,7 +335,7 @@ def test_an_unknown_option_is_refused():
     with pytest.raises(
         ValueError, match="expected --cflags, --libs, --static, --prefix, --version, got '-l'"
     ):
-        bncore.embedding.compiler_flags(["-l"])
+        bncore.c_library.compiler_flags(["-l"])
 
 
 # ---- Cython
@@ -365,8 +365,8 @@ def test_a_cython_package_builds_against_the_wheel(wheel, tmp_path):
 def test_cython_declares_the_whole_interface():
     for name in (
         "bncore/__init__.pxd",
-        "bncore/backends/native.pxd",
-        "bncore/backends/c_bncore.pxd",
+        "bncore/backends/native/binding.pxd",
+        "bncore/backends/native/c_bncore.pxd",
     ):
         declared = set(re.findall(r"\b(bncore_\w+)\b", (ROOT / name).read_text()))
         assert declared >= API, name

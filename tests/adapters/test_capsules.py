@@ -9,10 +9,10 @@ import threading
 
 import numpy as np
 import pytest
+from test_habits import ROOT
 
 import bncore
-from test_fork import exit_code_of_child
-from test_habits import ROOT
+from processes import exit_code_of_child
 from variants import FOUND
 
 pytestmark = pytest.mark.skipif(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import bncore
-from test_habits import ROOT, blocks_of_the_readme
+from checkout import ROOT, blocks_of_the_readme
 
 
 def setup_constant(name: str) -> list[str]:

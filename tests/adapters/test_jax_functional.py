@@ -454,7 +454,7 @@ def test_the_examples_run(module):
 
 
 def test_the_page_runs():
-    page = Path(__file__).resolve().parents[1] / "docs" / "jax.md"
+    page = Path(__file__).resolve().parents[2] / "docs" / "jax.md"
     (block,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     names: dict = {}
     exec(block, names)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import variants
-from bncore import compiling
+from bncore import adapter_compiler as compiling
 
 if "native" not in variants.FOUND.names():
     pytest.skip("bncore.jax needs the C library", allow_module_level=True)

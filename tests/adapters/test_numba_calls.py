@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import bncore
-from test_habits import ROOT
+from checkout import ROOT
 from variants import FOUND
 
 numba = pytest.importorskip("numba", reason="Numba is not installed")
@@ -278,7 +278,7 @@ def test_the_example_of_the_documentation_runs():
 
 def test_without_native_the_import_says_why():
     code = (
-        "import sys; sys.modules['bncore.backends.native'] = None\n"
+        "import sys; sys.modules['bncore.backends.native.binding'] = None\n"
         "import warnings; warnings.simplefilter('ignore')\n"
         "import bncore.numba"
     )

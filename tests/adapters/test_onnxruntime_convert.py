@@ -20,7 +20,7 @@ from onnxruntime_sessions import forward_inputs
 
 pytestmark = pytest.mark.needs_onnxruntime
 FORWARD, BACKWARD = "BatchNormalization", "BatchNormalizationGrad"
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 NODES = """
 <ir_version: 8, opset_import: ["" : OPSET]>

@@ -9,7 +9,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as theirs
 
 import bncore.onnxruntime
 import onnxruntime_sessions as sessions
-from bncore.compiling import CompileError
+from bncore.adapter_compiler import CompileError
 from bncore.onnxruntime import library
 from onnxruntime_sessions import forward_inputs
 

@@ -19,12 +19,12 @@ import bncore.onnxruntime
 import onnxruntime_sessions as sessions
 import tolerances
 from arrays import same_bits
+from onnx_cases import CASES
 from onnxruntime_sessions import EPS, OLD, forward_inputs, run
-from test_onnx import CASES
 
 pytestmark = pytest.mark.needs_onnxruntime
 
-TESTS = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[1]
 FORWARD, BACKWARD = "BatchNormalization", "BatchNormalizationGrad"
 TRAINED = ["Y", "running_mean", "running_var", "saved_mean", "saved_var"]
 GRADIENTS = ["dX", "dscale", "dB"]

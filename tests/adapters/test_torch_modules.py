@@ -338,7 +338,7 @@ def test_the_examples_run(module):
 
 def test_the_page_runs():
     """Its second example needs other processes: tests/torch_ranks.py is like it."""
-    page = Path(__file__).resolve().parents[1] / "docs" / "pytorch.md"
+    page = Path(__file__).resolve().parents[2] / "docs" / "pytorch.md"
     first, _ = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     names: dict = {}
     exec(first, names)

@@ -7,7 +7,7 @@ import pytest
 
 import arrays
 from arrays import FLOATS, LAYOUTS, VALUES
-from bncore.backends import numba_threads
+from bncore.backends.numba import threads as numba_threads
 
 
 @pytest.fixture(params=LAYOUTS, ids=str)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import bncore
-from bncore import problem
+from bncore.arguments import problem
 
 SHAPE = (4, 3, 5)
 

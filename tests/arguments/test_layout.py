@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bncore import placement
+from bncore.arguments import layout as placement
 from views import in_memory_order, numbered, views
 
 

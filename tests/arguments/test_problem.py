@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bncore.problem import Problem
+from bncore.arguments.problem import Problem
 from views import in_memory_order, numbered, views
 
 

@@ -21,8 +21,8 @@ pytestmark = pytest.mark.skipif(
 def signatures() -> dict[str, int]:
     """How many types of arguments each kernel is compiled for."""
     counts = {}
-    for path in sorted((Path(bncore.__file__).parent / "backends").glob("numba_*.py")):
-        module = importlib.import_module(f"bncore.backends.{path.stem}")
+    for path in sorted((Path(bncore.__file__).parent / "backends" / "numba").glob("*.py")):
+        module = importlib.import_module(f"bncore.backends.numba.{path.stem}")
         for name, value in vars(module).items():
             if hasattr(value, "nopython_signatures"):
                 counts[f"{path.stem}.{name}"] = len(value.nopython_signatures)

@@ -24,7 +24,7 @@ CPUINFO = Path("/proc/cpuinfo")
 
 def test_every_backend_is_here():
     """Numba is a dependency; native may be absent, unless BNCORE_EXPECT_NATIVE=1, never broken."""
-    absent = {"native": "No module named 'bncore.backends.native'"}
+    absent = {"native": "No module named 'bncore.backends.native.binding'"}
     missing = variants.FOUND.missing
     assert missing in ({}, absent)
     expected = os.environ.get("BNCORE_EXPECT_NATIVE")

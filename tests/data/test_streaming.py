@@ -17,11 +17,11 @@ import pytest
 import arrays
 import bncore
 from arrays import LAYOUTS
-from bncore import out_of_core
-from bncore.out_of_core import Blocks, Pages
+from bncore.data import streaming as out_of_core
+from bncore.data.streaming import Blocks, Pages
 from tolerances import MERGED
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def assert_moments(got, x, axis=1):

@@ -9,10 +9,12 @@ import arrays
 import bncore
 import tolerances
 from arrays import LAYOUTS
-from bncore import batch_renorm, batch_renorm_backward, placement, problem
+from bncore import batch_renorm, batch_renorm_backward
 from bncore import ghost_batch_norm as ghost
 from bncore import ghost_batch_norm_backward as ghost_backward
-from test_gradient import central_difference
+from bncore.arguments import layout as placement
+from bncore.arguments import problem
+from differences import stencil_difference
 
 # ----------------------------------------------------------------------------------------- ghosts
 
@@ -160,7 +162,7 @@ def test_clipping(given):
     assert r.tolist() == [2.0, 0.5, 1.0] and d.tolist() == [3.0, -3.0, 1.0]
 
 
-def test_central_differences_with_the_correction_held(given, rng):
+def test_stencil_differences_with_the_correction_held(given, rng):
     r_given = rng.standard_normal(given["x"].shape)
     statistics = given["running_mean"], given["running_var"]
     options = {"r_max": 1.2, "d_max": 0.4, "eps": 0.1}
@@ -179,7 +181,7 @@ def test_central_differences_with_the_correction_held(given, rng):
     for position, gradient in enumerate(got):
         size = np.abs(gradient).max()
         for index in np.ndindex(gradient.shape):
-            numeric = central_difference(loss, arguments, position, index, 1e-2)
+            numeric = stencil_difference(loss, arguments, position, index, 1e-2)
             assert abs(numeric - gradient[index]) <= tolerances.CENTRAL_DIFFERENCES * size
 
 

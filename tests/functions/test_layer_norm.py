@@ -9,8 +9,8 @@ import arrays
 import bncore
 import tolerances
 from bncore import layer_norm, layer_norm_backward
-from test_gradient import central_difference
-from test_groupings import assert_as, formula
+from differences import stencil_difference
+from group_norm_formula import assert_as, formula
 
 DTYPES = [np.float32, np.float64]
 ULPS = {
@@ -55,7 +55,7 @@ def test_against_the_formula(rng, shape, axis, affine, dtype):
         assert_as(name, value, expected, dtype, ULPS)
 
 
-def test_central_differences(rng):
+def test_stencil_differences(rng):
     x, r = rng.standard_normal((2, 3, 5))
     weight, bias = rng.standard_normal((2, 5))
 
@@ -66,7 +66,7 @@ def test_central_differences(rng):
     for position, gradient in enumerate(got):
         size = np.abs(gradient).max()
         for index in np.ndindex(gradient.shape):
-            numeric = central_difference(loss, [x, weight, bias], position, index, 1e-2)
+            numeric = stencil_difference(loss, [x, weight, bias], position, index, 1e-2)
             assert abs(numeric - gradient[index]) <= tolerances.CENTRAL_DIFFERENCES * size
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bncore
-from bncore.reductions import Reduction
+from bncore.functions.mean_var import Reduction
 from tolerances import EPS32, EPS64
 from views import in_memory_order, numbered, views
 

@@ -18,7 +18,7 @@ import tolerances
 ANOVA = Path(scipy.stats.__file__).parent / "tests" / "data" / "nist_anova"
 # An optional folder of certified data: measured univariate sets, as decimal strings.
 FOLDER = Path(
-    os.environ.get("BNCORE_NIST_DIR", Path(__file__).parents[2] / "shared" / "data" / "nist")
+    os.environ.get("BNCORE_NIST_DIR", Path(__file__).parents[3] / "shared" / "data" / "nist")
 )
 
 

@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 
 import tolerances
 from bncore import BatchNorm
-from bncore.foreign import from_tensor_proto
+from bncore.layer.formats import from_tensor_proto
 
 C = 3
 EPS = 2.0**-10  # ONNX has it in float32

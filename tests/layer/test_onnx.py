@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import pytest
 
 import bncore
 import tolerances
-
-
-def cases():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # other operators' cases overflow on purpose
-        from onnx.backend.test.case.node import collect_testcases
-
-        found = collect_testcases("BatchNormalization")
-    return [case for case in found if "_expanded" not in case.name]
-
-
-CASES = cases()
+from onnx_cases import CASES
 
 
 def test_all_four_are_here():

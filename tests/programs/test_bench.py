@@ -1,4 +1,4 @@
-"""bncore.bench: what is measured, whether it is right, and what the memory allows."""
+"""bncore.programs.bench: what is measured, whether it is right, and what the memory allows."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bncore import pool
-from bncore.bench import (
+from bncore.programs.bench import (
     cases,
     check,
     limit,
     machine,
     peers,
 )
-from bncore.bench.cases import Case
-from bncore.bench.results import timed
-from bncore.demo import formula
+from bncore.programs.bench.cases import Case
+from bncore.programs.bench.results import timed
+from bncore.programs.demo import formula
+from bncore.runtime import buffer_pool as pool
 
 TINY = Case("train", (2, 3, 4, 4))
 FIRST, LAST = cases.LAYOUTS
@@ -220,7 +220,7 @@ def test_share_of_the_limit():
 
 
 def test_streams_take_any_size_and_check_themselves(monkeypatch):
-    streams = pytest.importorskip("bncore.bench.streams", reason="Numba is not installed")
+    streams = pytest.importorskip("bncore.programs.bench.streams", reason="Numba is not installed")
     for size, threads in ((64, 1), (100_000, 2)):
         made = streams.Streams(size, threads)
         assert made.x.nbytes >= size

@@ -1,4 +1,4 @@
-"""bncore.bench: what the rows of a run show."""
+"""bncore.programs.bench: what the rows of a run show."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from bncore.bench import (
+from bncore.programs.bench import (
     cases,
     peers,
     plan,
     promises,
     tables,
 )
-from bncore.bench.cases import Case
-from bncore.bench.results import Results, Row, geometric_mean, timed
+from bncore.programs.bench.cases import Case
+from bncore.programs.bench.results import Results, Row, geometric_mean, timed
 
 TINY = Case("train", (2, 3, 4, 4))
 FIRST, LAST = cases.LAYOUTS

@@ -1,4 +1,4 @@
-"""bncore.bench: what a run consists of, who takes a turn and who is refused; a tiny run."""
+"""The benchmark: what a run consists of, who takes a turn and who is refused; a tiny run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from bncore.bench import (
+from bncore.programs.bench import (
     cases,
     command,
     host,
@@ -23,9 +23,9 @@ from bncore.bench import (
     plan,
     worker,
 )
-from bncore.bench.cases import Case
-from bncore.bench.results import Results
-from bncore.bench.run import measure, run
+from bncore.programs.bench.cases import Case
+from bncore.programs.bench.results import Results
+from bncore.programs.bench.run import measure, run
 
 TINY = Case("train", (2, 3, 4, 4))
 FIRST, LAST = cases.LAYOUTS
@@ -285,7 +285,10 @@ def test_one_command_hands_over(monkeypatch, capsys):
     assert "usage: python -m bncore" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="usage"):
         face.main(["dance"])
-    for name, module in (("bench", "bncore.bench.command"), ("demo", "bncore.demo.__main__")):
+    for name, module in (
+        ("bench", "bncore.programs.bench.command"),
+        ("demo", "bncore.programs.demo.__main__"),
+    ):
         given = []
         monkeypatch.setattr(f"{module}.main", given.append)
         face.main([name, "--quick"])

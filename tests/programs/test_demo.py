@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from bncore.demo import __main__ as demo
-from bncore.demo import data, formula, network, table
+from bncore.programs.demo import __main__ as demo
+from bncore.programs.demo import data, formula, network, table
 from differences import central_difference
 
 AXES = (0, 2)
@@ -114,7 +114,7 @@ def test_the_demo_runs_from_end_to_end(capsys):
 def test_a_missing_dependency_is_explained():
     code = (
         "import sys; sys.modules['rich'] = None; sys.argv = ['demo']; "
-        "import runpy; runpy.run_module('bncore.demo', run_name='__main__')"
+        "import runpy; runpy.run_module('bncore.programs.demo', run_name='__main__')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1

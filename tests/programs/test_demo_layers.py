@@ -7,7 +7,7 @@ import pytest
 from scipy.signal import correlate2d
 
 import bncore
-from bncore.demo import layers as pieces
+from bncore.programs.demo import layers as pieces
 from differences import central_difference
 
 F64 = {"dtype": np.float64}

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 import bncore
-from bncore.study import __main__ as study
-from bncore.study import data, judge, networks, page, plan, training
-from bncore.study.execute import run
-from bncore.study.judge import ACCURACY, LOSS, Claim, Comparison, Says, Verdict
-from bncore.study.training import Outcome, Setting
+from bncore.programs.study import __main__ as study
+from bncore.programs.study import data, judge, networks, page, plan, training
+from bncore.programs.study.execute import run
+from bncore.programs.study.judge import ACCURACY, LOSS, Claim, Comparison, Says, Verdict
+from bncore.programs.study.training import Outcome, Setting
 
 SHORT = Setting(epochs=2, points=4)
 
@@ -365,7 +365,7 @@ def test_a_wrong_argument_is_explained(arguments, capsys):
 def test_a_missing_dependency_is_explained():
     code = (
         "import sys; sys.modules['scipy'] = None; sys.argv = ['study']; "
-        "import runpy; runpy.run_module('bncore.study', run_name='__main__')"
+        "import runpy; runpy.run_module('bncore.programs.study', run_name='__main__')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.metadata
-import os
 import platform
 import re
 import shutil
@@ -14,22 +13,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-SETTINGS = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHON", "CC", "CFLAGS", "LDFLAGS", "COVERAGE"}
-ENVIRONMENT = {
-    name: value
-    for name, value in os.environ.items()
-    if name not in SETTINGS and not name.startswith("BNCORE_")
-}
+from checkout import COMPILER, ENVIRONMENT, ROOT, executable
 
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-
-
-def executable(path: Path, script: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
-    return path
 
 
 @pytest.fixture
@@ -37,7 +23,7 @@ def checkout(tmp_path):
     """The Makefile over an environment whose Python is a script that does nothing."""
     for name in ("Makefile", "pyproject.toml", "setup.py"):
         shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / "bncore" / "backends").mkdir(parents=True)
+    (tmp_path / "bncore" / "backends" / "native").mkdir(parents=True)
     executable(tmp_path / ".venv" / "bin" / "python", "exit 0")
     for stamp in (".base", ".test"):
         (tmp_path / ".venv" / stamp).touch()
@@ -63,7 +49,7 @@ def test_a_build_that_failed_is_tried_again(checkout):
         assert done.returncode == 0
         assert "THE NATIVE EXTENSION WAS NOT BUILT" in done.stdout
         assert not stale.exists()
-    executable(checkout / ".venv" / "bin" / "python", "touch bncore/backends/native.new.so")
+    executable(checkout / ".venv" / "bin" / "python", "touch bncore/backends/native/binding.new.so")
     assert "NOT BUILT" not in make(checkout, "build").stdout
     assert (checkout / ".venv" / ".native").exists()
     assert "build_ext" not in make(checkout, "build").stdout
@@ -115,7 +101,6 @@ def test_what_an_earlier_build_left_is_not_installed_without_native(checkout):
 
 # ---- setup.py, with a compiler that knows less than this one
 
-COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="there is no C compiler")
 
@@ -158,7 +143,7 @@ def build_native(
         capture_output=True,
         text=True,
     )
-    return done, list(folder.glob("lib/**/native*.so"))
+    return done, list(folder.glob("lib/**/binding*.so"))
 
 
 @needs_compiler
@@ -212,7 +197,7 @@ def test_processor_features_have_names_that_every_compiler_knows():
 @pytest.mark.parametrize("required", ["0", "1"])
 def test_without_the_baseline_there_is_no_extension(tmp_path, required):
     done, built = build_native(
-        tmp_path, '*" src_c/kernels.c "*) refuse;;', BNCORE_REQUIRE_NATIVE=required
+        tmp_path, '*" src_c/kernels/kernels.c "*) refuse;;', BNCORE_REQUIRE_NATIVE=required
     )
     assert not built
     assert (done.returncode == 0) == (required == "0")
@@ -243,4 +228,4 @@ def test_a_build_that_failed_installs_no_older_binary(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "the native extension was not built" in done.stderr
     assert (output / "contract.py").exists()
-    assert list(output.glob("native*.so")) == []
+    assert list(output.glob("binding*.so")) == []

@@ -11,7 +11,7 @@ import pytest
 
 import bncore
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "batch-norm.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "batch-norm.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 NAMES = sorted(set(re.findall(r"`bncore\.([\w.]+)`", TEXT)))

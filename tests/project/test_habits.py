@@ -5,20 +5,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import bncore
+from checkout import ROOT, blocks_of_the_readme
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
-
-
-def blocks_of_the_readme(language: str) -> list[str]:
-    text = (ROOT / "README.md").read_text()
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 def test_the_examples_of_the_readme_run():
@@ -63,7 +57,7 @@ def test_make_lists_what_contributing_explains():
     "BNCORE_EXPECT_NATIVE" not in os.environ, reason="the Makefile says whether native must exist"
 )
 def test_native_is_there_exactly_when_it_must_be():
-    found = importlib.util.find_spec("bncore.backends.native") is not None
+    found = importlib.util.find_spec("bncore.backends.native.binding") is not None
     assert found == (os.environ["BNCORE_EXPECT_NATIVE"] == "1")
     if found:
-        assert importlib.import_module("bncore.backends.native").isa()
+        assert importlib.import_module("bncore.backends.native.binding").isa()

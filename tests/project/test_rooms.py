@@ -21,72 +21,93 @@ SOURCES = {
 
 # What each module may import of bncore, beside the standard library and NumPy.
 FACE = {
-    "bncore.scalars": set(),
-    "bncore.placement": set(),
-    "bncore.problem": {"bncore.placement", "bncore.scalars"},
-    "bncore.pool": {"bncore.placement", "bncore.scalars"},
-    "bncore.statistics": {"bncore.problem", "bncore.scalars"},
-    "bncore.running": {
-        "bncore.placement",
-        "bncore.problem",
-        "bncore.scalars",
+    "bncore.arguments.scalars": set(),
+    "bncore.arguments.layout": set(),
+    "bncore.arguments.problem": {"bncore.arguments.layout", "bncore.arguments.scalars"},
+    "bncore.runtime.buffer_pool": {"bncore.arguments.layout", "bncore.arguments.scalars"},
+    "bncore.statistics": {"bncore.arguments.problem", "bncore.arguments.scalars"},
+    "bncore.functions.running_stats": {
+        "bncore.arguments.layout",
+        "bncore.arguments.problem",
+        "bncore.arguments.scalars",
         "bncore.statistics",
         "bncore.backends",
     },
-    "bncore.layer_settings": {"bncore.problem", "bncore.scalars"},
-    "bncore.layer_state": {
-        "bncore.problem",
-        "bncore.scalars",
+    "bncore.layer.settings": {"bncore.arguments.problem", "bncore.arguments.scalars"},
+    "bncore.layer.state": {
+        "bncore.arguments.problem",
+        "bncore.arguments.scalars",
         "bncore.statistics",
-        "bncore.layer_settings",
+        "bncore.layer.settings",
     },
-    "bncore.foreign": {"bncore.scalars"},
-    "bncore.conventions": {"bncore.foreign", "bncore.layer_state"},
+    "bncore.layer.formats": {"bncore.arguments.scalars"},
+    "bncore.layer.interchange": {"bncore.layer.formats", "bncore.layer.state"},
     # The layer computes nothing itself: it stands on the functions, and they know nothing of it.
-    "bncore.layer": {
-        "bncore.fold",
-        "bncore.api",
-        "bncore.inference",
-        "bncore.parts",
-        "bncore.running",
+    "bncore.layer.batch_norm": {
+        "bncore.functions.fold",
+        "bncore.functions.train",
+        "bncore.functions.infer",
+        "bncore.functions.steps",
+        "bncore.functions.running_stats",
         "bncore.statistics",
-        "bncore.placement",
-        "bncore.problem",
-        "bncore.scalars",
-        "bncore.layer_settings",
-        "bncore.layer_state",
-        "bncore.conventions",
+        "bncore.arguments.layout",
+        "bncore.arguments.problem",
+        "bncore.arguments.scalars",
+        "bncore.layer.settings",
+        "bncore.layer.state",
+        "bncore.layer.interchange",
     },
-    "bncore.threads": {"bncore.scalars", "bncore.backends"},
-    "bncore.config": {"bncore", "bncore.scalars", "bncore.backends", "bncore.threads"},
+    "bncore.runtime.threads": {"bncore.arguments.scalars", "bncore.backends"},
+    "bncore.runtime.config": {
+        "bncore",
+        "bncore.arguments.scalars",
+        "bncore.backends",
+        "bncore.runtime.threads",
+    },
 }
-for function_module in ("bncore.api", "bncore.inference", "bncore.parts", "bncore.reductions"):
+for function_module in (
+    "bncore.functions.train",
+    "bncore.functions.infer",
+    "bncore.functions.steps",
+    "bncore.functions.mean_var",
+):
     FACE[function_module] = {
-        "bncore.scalars",
-        "bncore.placement",
-        "bncore.problem",
-        "bncore.pool",
+        "bncore.arguments.scalars",
+        "bncore.arguments.layout",
+        "bncore.arguments.problem",
+        "bncore.runtime.buffer_pool",
         "bncore.statistics",
         "bncore.backends",
-        "bncore.threads",
+        "bncore.runtime.threads",
     }
 
-FACE["bncore.samples"] = {"bncore.scalars", "bncore.placement", "bncore.problem"}
-FACE["bncore.fold"] = {"bncore.scalars", "bncore.problem"}
+FACE["bncore.functions.sample_groups"] = {
+    "bncore.arguments.scalars",
+    "bncore.arguments.layout",
+    "bncore.arguments.problem",
+}
+FACE["bncore.functions.fold"] = {"bncore.arguments.scalars", "bncore.arguments.problem"}
 # Kernels on other groupings.
-for grouping in ("bncore.groupings", "bncore.layer_norm"):
-    FACE[grouping] = FACE["bncore.api"] - {"bncore.pool"} | {"bncore.samples"}
+for grouping in ("bncore.functions.group_norm", "bncore.functions.layer_norm"):
+    FACE[grouping] = FACE["bncore.functions.train"] - {"bncore.runtime.buffer_pool"} | {
+        "bncore.functions.sample_groups"
+    }
 # What is made of the functions alone, with no kernel called.
-composed = {"bncore.scalars", "bncore.problem", "bncore.statistics", "bncore.threads"}
-composed |= {"bncore.parts", "bncore.placement"}
-FACE["bncore.out_of_core"] = composed
-FACE["bncore.microbatch"] = composed
-FACE["bncore.ghost"] = composed | {"bncore.api"}
-FACE["bncore.population"] = {
-    "bncore.scalars",
+composed = {
+    "bncore.arguments.scalars",
+    "bncore.arguments.problem",
     "bncore.statistics",
-    "bncore.layer",
-    "bncore.layer_state",
+    "bncore.runtime.threads",
+}
+composed |= {"bncore.functions.steps", "bncore.arguments.layout"}
+FACE["bncore.data.streaming"] = composed
+FACE["bncore.data.micro_batches"] = composed
+FACE["bncore.functions.ghost"] = composed | {"bncore.functions.train"}
+FACE["bncore.data.recalibrate"] = {
+    "bncore.arguments.scalars",
+    "bncore.statistics",
+    "bncore.layer.batch_norm",
+    "bncore.layer.state",
 }
 
 
@@ -122,13 +143,15 @@ def test_the_face(module):
     assert of_bncore(used) <= FACE[module]
 
 
-@pytest.mark.parametrize("module", ["bncore.foreign", "bncore.conventions"])
+@pytest.mark.parametrize("module", ["bncore.layer.formats", "bncore.layer.interchange"])
 def test_conventions_need_no_other_library(module):
     used = {name.partition(".")[0] for name in imports(SOURCES[module])} - {"bncore"}
     assert used - {"__future__", "collections", "decimal", "typing"} == {"numpy"}
 
 
-@pytest.mark.parametrize("module", ["bncore.scalars", "bncore.placement", "bncore.problem"])
+@pytest.mark.parametrize(
+    "module", ["bncore.arguments.scalars", "bncore.arguments.layout", "bncore.arguments.problem"]
+)
 def test_problem_imports_numpy_alone(module):
     used = {name.partition(".")[0] for name in imports(SOURCES[module])} - {"bncore"}
     assert used - {"__future__", "collections", "math", "numbers", "operator", "typing"} == {
@@ -173,8 +196,8 @@ ADAPTER_USES = {
 }
 # That for ONNX Runtime, likewise; onnx is also what the benchmark's peer makes its model with.
 ONNXRUNTIME = [name for name in SOURCES if name.startswith("bncore.onnxruntime")]
-ONNXRUNTIME_USES = {"bncore.compiling", *ONNXRUNTIME}
-PEERS = "bncore.bench.peers"  # each imported when it is asked for
+ONNXRUNTIME_USES = {"bncore.adapter_compiler", *ONNXRUNTIME}
+PEERS = "bncore.programs.bench.peers"  # each imported when it is asked for
 
 
 @pytest.mark.parametrize("module", ADAPTER)
@@ -205,7 +228,12 @@ def test_only_its_adapter_imports_onnx_runtime(module):
 
 # The adapter for JAX, likewise.
 JAX_ADAPTER = [name for name in SOURCES if name.startswith("bncore.jax")]
-JAX_ADAPTER_USES = {"bncore.scalars", "bncore.problem", "bncore.compiling", *JAX_ADAPTER}
+JAX_ADAPTER_USES = {
+    "bncore.arguments.scalars",
+    "bncore.arguments.problem",
+    "bncore.adapter_compiler",
+    *JAX_ADAPTER,
+}
 
 
 @pytest.mark.parametrize("module", JAX_ADAPTER)
@@ -228,7 +256,12 @@ def test_importing_bncore_imports_no_framework():
 
 
 # The programs: `python -m bncore` starts them, and the benchmark uses the demo's formula.
-PROGRAMS = ("bncore.__main__", "bncore.bench", "bncore.demo", "bncore.study")
+PROGRAMS = (
+    "bncore.__main__",
+    "bncore.programs.bench",
+    "bncore.programs.demo",
+    "bncore.programs.study",
+)
 
 
 @pytest.mark.parametrize("module", [name for name in SOURCES if not name.startswith(PROGRAMS)])
@@ -236,9 +269,11 @@ def test_the_library_imports_no_program(module):
     assert not [name for name in imports(SOURCES[module]) if name.startswith(PROGRAMS)]
 
 
-@pytest.mark.parametrize("module", [name for name in SOURCES if name.startswith("bncore.demo")])
+@pytest.mark.parametrize(
+    "module", [name for name in SOURCES if name.startswith("bncore.programs.demo")]
+)
 def test_the_demo_knows_nothing_of_the_benchmark_and_the_study(module):
-    others = ("bncore.bench", "bncore.study")
+    others = ("bncore.programs.bench", "bncore.programs.study")
     assert not [name for name in imports(SOURCES[module]) if name.startswith(others)]
 
 

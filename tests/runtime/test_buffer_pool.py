@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import bncore
-from bncore import pool
+from bncore.runtime import buffer_pool as pool
 
 LARGE = (4, 64, 64, 64)  # 4 MiB of float32
 

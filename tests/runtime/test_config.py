@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import bncore
-from bncore import backends, config
+from bncore import backends
+from bncore.runtime import config
 
 
 def test_it_says_what_is_running(backend, capsys):

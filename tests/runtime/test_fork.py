@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
 
 import bncore
-from bncore import pool, threads
+from bncore.runtime import buffer_pool as pool
+from bncore.runtime import threads
+from processes import SECONDS, exit_code_of_child
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork"),
@@ -21,31 +21,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*fork:RuntimeWarning"),
 ]
-SECONDS = 60  # far more than the work takes
 
 
 def work(x: np.ndarray) -> bytes:
     y, moments = bncore.batch_norm_train(x, n_threads=4)
     return y.tobytes() + moments.m2.tobytes()
-
-
-def exit_code_of_child(child) -> int:
-    """Fork, run child() there, and return its exit code; kill it when it hangs."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os._exit(child())
-        finally:
-            os._exit(3)
-    end = time.monotonic() + SECONDS
-    while time.monotonic() < end:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    raise AssertionError("the child hangs")
 
 
 def test_child_and_grandchild(backend, rng):

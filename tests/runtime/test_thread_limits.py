@@ -8,7 +8,7 @@ import os
 import pytest
 
 import bncore
-from bncore import threads
+from bncore.runtime import threads
 
 
 @pytest.fixture(autouse=True)

@@ -89,7 +89,7 @@ def test_affinity_that_is_set_later(name):
     late = f"""
         import os, time
         import bncore
-        from bncore import threads
+        from bncore.runtime import threads
         first = threads.resolve(None)
         os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}})
         time.sleep(1.5 * threads.CPUS_AGE)

@@ -1,7 +1,7 @@
 # The functions of bncore.h as functions of this module, which other Cython modules take from it without linking to the
 # C library. Within this module a call of one is the C function itself: the compiler sees through it.
 
-from bncore.backends.c_bncore cimport (
+from bncore.backends.native.c_bncore cimport (
     BNCORE_OK, BNCORE_ERROR_NULL, BNCORE_ERROR_SIZE, BNCORE_ERROR_DTYPE, BNCORE_ERROR_EPS,
     BNCORE_ERROR_THREADS, BNCORE_ERROR_COUNT, BNCORE_ERROR_SCRATCH, BNCORE_ERROR_MEMORY,
     BNCORE_ERROR_ISA, BNCORE_ERROR_FUSION, BNCORE_FLOAT32, BNCORE_FLOAT64, BNCORE_NO_ACTIVATION,

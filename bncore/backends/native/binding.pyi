@@ -1,4 +1,4 @@
-"""Types of the compiled module; see contract.py, native.pyx and small_*.pxi."""
+"""Types of the compiled module; see contract.py, binding.pyx and fast_*.pxi."""
 
 from typing import Any, SupportsIndex
 

@@ -2,7 +2,7 @@
 """The C core as a backend: the functions of `contract.py`, and the small-call paths.
 
 The contract's functions take canonical arrays and hand over their pointers, the GIL released. The small-call
-paths (fast_*) take a caller's own arguments; they stand in the files small_*.pxi.
+paths (fast_*) take a caller's own arguments; they stand in the files fast_*.pxi.
 """
 
 import os
@@ -200,7 +200,7 @@ def infer_backward(cnp.ndarray dx, cnp.ndarray sum_dy, cnp.ndarray sum_dy_xhat, 
 
 # ---- the small-call paths ----
 
-include "small_arguments.pxi"
-include "small_calls.pxi"
-include "small_parts.pxi"
-include "small_running.pxi"
+include "fast_arguments.pxi"
+include "fast_calls.pxi"
+include "fast_steps.pxi"
+include "fast_running.pxi"

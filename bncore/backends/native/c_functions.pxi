@@ -1,6 +1,6 @@
-# native.pxd, function by function.
+# binding.pxd, function by function.
 
-from bncore.backends cimport c_bncore
+from bncore.backends.native cimport c_bncore
 
 
 cdef bncore_status bncore_problem_init(bncore_problem *problem, bncore_dtype dtype, int64_t outer,

@@ -1,7 +1,7 @@
-# What the small-call paths (small_calls.pxi, small_parts.pxi) take for canonical: an exact, aligned, native-endian
+# What the small-call paths (fast_calls.pxi, fast_steps.pxi) take for canonical: an exact, aligned, native-endian
 # ndarray of float32 or float64, contiguous in C order or channels-last; an exact int or float.
 #
-# No rule is explained here: what is refused goes to bncore.problem, which repairs or explains. The functions are
+# No rule is explained here: what is refused goes to bncore.arguments.problem, which repairs or explains. The functions are
 # noexcept because they only look (types, sizes, addresses): nothing in them raises, and their callers need no check.
 
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact

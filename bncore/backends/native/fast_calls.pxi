@@ -1,8 +1,8 @@
-# The small-call paths of batch_norm_*. native.pyx includes them: a module of its own would need a second copy of the C
+# The small-call paths of batch_norm_*. binding.pyx includes them: a module of its own would need a second copy of the C
 # core, whose chosen kernels are state.
 #
-# Each function (fast_*, here and in small_parts.pxi) takes a caller's own arguments and says None unless all of them
-# are canonical, as small_arguments.pxi has it.
+# Each function (fast_*, here and in fast_steps.pxi) takes a caller's own arguments and says None unless all of them
+# are canonical, as fast_arguments.pxi has it.
 
 cimport numpy as cnp
 

@@ -7,8 +7,8 @@ for what is not there.
 
 from __future__ import annotations
 
-from bncore.backends.numba_compile import jit
-from bncore.backends.numba_lanes import load, positive, splat, store
+from bncore.backends.numba.compile import jit
+from bncore.backends.numba.lanes import load, positive, splat, store
 from bncore.backends.partition import LANES, Data
 
 PLAIN, RELU, LEAKY = 0, 1, 2  # the activation

@@ -11,9 +11,9 @@ count their values.
 
 from __future__ import annotations
 
-from bncore.backends.numba_compile import jit
-from bncore.backends.numba_lanes import load, splat, store
-from bncore.backends.numba_stream import (
+from bncore.backends.numba.compile import jit
+from bncore.backends.numba.lanes import load, splat, store
+from bncore.backends.numba.stream import (
     stream_grad_input,
     stream_normalize,
     stream_rows_grad_input,

@@ -7,15 +7,15 @@ what was read last is still in cache.
 
 from __future__ import annotations
 
-from bncore.backends.numba_compile import (
+from bncore.backends.numba.compile import (
     gradient_coefficients,
     inverse_std,
     jit,
     normalize_coefficients,
 )
-from bncore.backends.numba_elementwise import planes_grad_input, planes_normalize
-from bncore.backends.numba_state import add_parts, merge_parts
-from bncore.backends.numba_sums_planes import planes_moments_segment, planes_sums_segment
+from bncore.backends.numba.elementwise import planes_grad_input, planes_normalize
+from bncore.backends.numba.state import add_parts, merge_parts
+from bncore.backends.numba.sums_planes import planes_moments_segment, planes_sums_segment
 from bncore.backends.partition import Data, Stat
 
 

@@ -15,9 +15,8 @@ from functools import partial
 
 import numpy as np
 
-from bncore.backends import numpy_reference
 from bncore.backends.contract import Fusion
-from bncore.backends.numba_activation import (
+from bncore.backends.numba.activation import (
     ADDED,
     BACKWARD,
     LEAKY,
@@ -26,7 +25,7 @@ from bncore.backends.numba_activation import (
     planes_activate,
     rows_activate,
 )
-from bncore.backends.numba_elementwise import (
+from bncore.backends.numba.elementwise import (
     planes_grad_input,
     planes_normalize,
     planes_scale,
@@ -34,11 +33,12 @@ from bncore.backends.numba_elementwise import (
     rows_normalize,
     rows_scale,
 )
-from bncore.backends.numba_fused import planes_train, planes_train_backward
-from bncore.backends.numba_state import add_parts, merge_parts
-from bncore.backends.numba_sums_planes import planes_moments, planes_sums
-from bncore.backends.numba_sums_rows import STRIP, rows_moments, rows_sums
-from bncore.backends.numba_threads import spread, useful
+from bncore.backends.numba.fused import planes_train, planes_train_backward
+from bncore.backends.numba.state import add_parts, merge_parts
+from bncore.backends.numba.sums_planes import planes_moments, planes_sums
+from bncore.backends.numba.sums_rows import STRIP, rows_moments, rows_sums
+from bncore.backends.numba.threads import spread, useful
+from bncore.backends.numpy import reference as numpy_reference
 from bncore.backends.partition import (
     LANES,
     Data,

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from bncore.backends.numba_compile import jit
-from bncore.backends.numba_lanes import load, not_negative, splat, store, where_finite
+from bncore.backends.numba.compile import jit
+from bncore.backends.numba.lanes import load, not_negative, splat, store, where_finite
 from bncore.backends.partition import LANES, Data, Stat
 
 N, P, S, Q = 0, 1, 2, 3  # rows of a running state: count, pivot, sum, squares

@@ -6,8 +6,8 @@ others.  A line in which two planes meet is computed with the coefficients of bo
 
 from __future__ import annotations
 
-from bncore.backends.numba_compile import jit
-from bncore.backends.numba_lanes import choose, fence, load, splat, stream
+from bncore.backends.numba.compile import jit
+from bncore.backends.numba.lanes import choose, fence, load, splat, stream
 from bncore.backends.partition import LANES, Data
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from bncore.backends.numba_compile import jit
-from bncore.backends.numba_lanes import fold, keep_last, load, prefetch, splat, store, widen
-from bncore.backends.numba_state import N, P, Q, S, close, first_pivot, flush
+from bncore.backends.numba.compile import jit
+from bncore.backends.numba.lanes import fold, keep_last, load, prefetch, splat, store, widen
+from bncore.backends.numba.state import N, P, Q, S, close, first_pivot, flush
 from bncore.backends.partition import BLOCK, LANES, Data, Stat
 
 

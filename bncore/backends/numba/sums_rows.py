@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from bncore.backends.numba_compile import jit
-from bncore.backends.numba_lanes import keep_last, load, prefetch, store, widen
-from bncore.backends.numba_state import N, P, Q, S, close, first_pivot, flush_columns
+from bncore.backends.numba.compile import jit
+from bncore.backends.numba.lanes import keep_last, load, prefetch, store, widen
+from bncore.backends.numba.state import N, P, Q, S, close, first_pivot, flush_columns
 from bncore.backends.partition import LANES, PIVOT_ROWS, ROW_BLOCK, Data, Stat
 
 STRIP = 1024  # columns of a strip (the last one takes the rest): their sums stay in cache

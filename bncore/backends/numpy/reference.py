@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from bncore.backends.contract import Fusion
-from bncore.backends.numpy_statistics import (
+from bncore.backends.numpy.statistics import (
     TILE,
     Partial,
     add_columns,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bncore.demo import formula
+from bncore.programs.demo import formula
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from bncore.bench.cases import BACKWARD, EPS, FORWARD, FUSED, MOMENTS, Array, Case, Problem
-from bncore.demo import accuracy, formula
+from bncore.programs.bench.cases import BACKWARD, EPS, FORWARD, FUSED, MOMENTS, Array, Case, Problem
+from bncore.programs.demo import accuracy, formula
 
 # Errors are in ulp of x's dtype.  Who promises nothing must still be right to some 0.6 %: 4e5
 # values of mean 1 summed one after the other in float32 leave no more.

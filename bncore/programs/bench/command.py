@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from bncore.bench import promises, tables
-from bncore.bench.cases import SWEPT, Case, named
-from bncore.bench.plan import parse
-from bncore.bench.results import Results
-from bncore.bench.run import Progress, run
+from bncore.programs.bench import promises, tables
+from bncore.programs.bench.cases import SWEPT, Case, named
+from bncore.programs.bench.plan import parse
+from bncore.programs.bench.results import Results
+from bncore.programs.bench.run import Progress, run
 
 MISSING = "The benchmark needs rich and matplotlib ({}): pip install 'bncore[bench]'"
 
@@ -77,7 +77,7 @@ def show(results: Results) -> None:
 
 def write(results: Results, folder: Path) -> list[Path]:
     """Write JSON and pictures."""
-    from bncore.bench.pictures import draw
+    from bncore.programs.bench.pictures import draw
 
     path = folder / "results.json"
     results.write(path)

@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 from random import Random
 from typing import Any
 
-from bncore.bench import worker
-from bncore.bench.cases import Case
+from bncore.programs.bench import worker
+from bncore.programs.bench.cases import Case
 
 PATIENCE = 600.0  # seconds for an answer; compiling is the longest
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bncore.bench.cases import LAYOUTS, Case
+from bncore.programs.bench.cases import LAYOUTS, Case
 
 TILE = 16  # fewest neighbouring channels worth reading where channels are last: a cache line
 

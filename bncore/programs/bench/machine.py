@@ -10,7 +10,7 @@ from typing import Any
 
 import bncore
 from bncore.backends import native_module
-from bncore.bench.peers import Unavailable, installed
+from bncore.programs.bench.peers import Unavailable, installed
 
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}

@@ -10,10 +10,20 @@ from typing import Any
 from matplotlib.figure import Figure
 from PIL import Image
 
-from bncore.bench.cases import FUSED, LAYOUTS, MAIN, SHAPES, SWEPT, Case, Shape, layouts_of, named
-from bncore.bench.peers import PEERS
-from bncore.bench.results import Results, Row, Times, times_of
-from bncore.bench.tables import BNCORE, GIVEN, counted, others_in
+from bncore.programs.bench.cases import (
+    FUSED,
+    LAYOUTS,
+    MAIN,
+    SHAPES,
+    SWEPT,
+    Case,
+    Shape,
+    layouts_of,
+    named,
+)
+from bncore.programs.bench.peers import PEERS
+from bncore.programs.bench.results import Results, Row, Times, times_of
+from bncore.programs.bench.tables import BNCORE, GIVEN, counted, others_in
 
 DPI = 80
 COLOURS = (

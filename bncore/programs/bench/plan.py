@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bncore.bench.cases import (
+from bncore.programs.bench.cases import (
     ARRAYS_MOVED,
     DTYPES,
     FUSED,
@@ -21,7 +21,7 @@ from bncore.bench.cases import (
     layouts_of,
     outputs_of,
 )
-from bncore.bench.peers import OTHERS, OWN, PEERS
+from bncore.programs.bench.peers import OTHERS, OWN, PEERS
 
 NETWORKS = ("resnet50_n32", "mobilenet_v2_n16")
 PARTS = ("infer_backward", "moments", "grad_sums", "grad_input")

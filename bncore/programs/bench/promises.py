@@ -12,10 +12,18 @@ from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass
 from typing import Protocol
 
-from bncore.bench.cases import ARRAYS_MOVED, FUSED, LAYOUTS, SHAPES, Case, layouts_of, named
-from bncore.bench.peers import PEERS
-from bncore.bench.results import Row, Times, geometric_mean, times_of
-from bncore.bench.tables import BNCORE, GIVEN, Table, counted
+from bncore.programs.bench.cases import (
+    ARRAYS_MOVED,
+    FUSED,
+    LAYOUTS,
+    SHAPES,
+    Case,
+    layouts_of,
+    named,
+)
+from bncore.programs.bench.peers import PEERS
+from bncore.programs.bench.results import Row, Times, geometric_mean, times_of
+from bncore.programs.bench.tables import BNCORE, GIVEN, Table, counted
 
 FIRST, LAST = LAYOUTS
 BOTH = ("resnet50_n32", "mobilenet_v2_n16")

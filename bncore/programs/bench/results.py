@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from bncore.bench.cases import Case
+from bncore.programs.bench.cases import Case
 
 
 @dataclass(frozen=True)

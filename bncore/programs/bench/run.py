@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
-from bncore.bench import limit, machine, peers
-from bncore.bench.cases import Case
-from bncore.bench.host import Failed, Remote, Team
-from bncore.bench.plan import Options, groups
-from bncore.bench.results import Results, Row, timed
-from bncore.bench.worker import STREAMS
+from bncore.programs.bench import limit, machine, peers
+from bncore.programs.bench.cases import Case
+from bncore.programs.bench.host import Failed, Remote, Team
+from bncore.programs.bench.plan import Options, groups
+from bncore.programs.bench.results import Results, Row, timed
+from bncore.programs.bench.worker import STREAMS
 
 # Told before each case: how many there are, how many are done, and which comes.
 Progress = Callable[[int, int, Case], None]

@@ -1,6 +1,6 @@
 """What the memory gives: a streaming read and a streaming copy of as many bytes as x has.
 
-Loops of 16 floats (:mod:`bncore.backends.numba_lanes`), compiled by Numba: the read adds up what it
+Loops of 16 floats (:mod:`bncore.backends.numba.lanes`), compiled by Numba: the read adds up what it
 loads in eight registers; the copy writes past the caches (LLVM's ``nontemporal`` stores), or with
 ordinary stores.  Each comes in the forms below, and the fastest for a size counts: one run or two
 halves side by side, always fetching ahead.
@@ -16,8 +16,8 @@ import numba
 import numpy as np
 from numba import prange
 
-from bncore.backends.numba_lanes import fence, fold, load, prefetch, splat, store, stream
-from bncore.bench.cases import aligned
+from bncore.backends.numba.lanes import fence, fold, load, prefetch, splat, store, stream
+from bncore.programs.bench.cases import aligned
 
 STEP = 64  # floats: four vectors of 16
 AHEAD = 4096  # floats

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from bncore.bench.cases import Case, named
-from bncore.bench.peers import OWN, PEERS
-from bncore.bench.results import Results, Row, Times, geometric_mean, times_of
+from bncore.programs.bench.cases import Case, named
+from bncore.programs.bench.peers import OWN, PEERS
+from bncore.programs.bench.results import Results, Row, Times, geometric_mean, times_of
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable

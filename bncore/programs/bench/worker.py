@@ -15,8 +15,8 @@ from statistics import median
 from time import perf_counter
 from typing import Any, Protocol
 
-from bncore.bench import check, peers
-from bncore.bench.cases import Case, Problem
+from bncore.programs.bench import check, peers
+from bncore.programs.bench.cases import Case, Problem
 
 STREAMS = "streams"  # the worker that measures the limit
 TURN = 0.004  # seconds of measuring that a turn aims at, beside its first, untimed call
@@ -131,7 +131,7 @@ class StreamsWorker:
     """The same for the limit: a turn takes a read and a copy."""
 
     def __init__(self, threads: int) -> None:
-        from bncore.bench.streams import Streams
+        from bncore.programs.bench.streams import Streams
 
         self.make = Streams
         self.threads = threads

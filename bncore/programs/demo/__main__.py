@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 import bncore
-from bncore.demo import network, table
-from bncore.demo.data import split_digits
+from bncore.programs.demo import network, table
+from bncore.programs.demo.data import split_digits
 
 HIDDEN, BATCH, RATE = 128, 64, 0.1
 
@@ -54,7 +54,7 @@ def train_both(console: Console, epochs: int) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and run both parts."""
-    parser = argparse.ArgumentParser(prog="python -m bncore.demo", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bncore demo", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer images, repeats and epochs")
     quick = parser.parse_args(arguments).quick
     console = Console(width=100)

@@ -1,7 +1,7 @@
 """How far a float32 result is from the true one, in units in the last place.
 
-The reference is the formula of :mod:`bncore.demo.formula` on ``numpy.longdouble``: 64 bits of
-precision on x86, against float32's 24, so its own error is some 1e-9 of the unit measured here.
+The reference is the formula of :mod:`bncore.programs.demo.formula` on ``numpy.longdouble``: 64 bits
+of precision on x86, against float32's 24, so its own error is some 1e-9 of the unit measured here.
 Errors are in ulp of the terms that are added up, not of their sum: where weight * xhat and bias
 cancel, no float32 arithmetic can be exact relative to what is left.
 """
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bncore.demo import formula
-from bncore.demo.formula import Array, Axes
+from bncore.programs.demo import formula
+from bncore.programs.demo.formula import Array, Axes
 
 
 def extended(*arrays: Array) -> tuple[NDArray[np.longdouble], ...]:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import bncore
-from bncore.demo.data import Digits
-from bncore.demo.layers import Array, Layer, Linear, Relu, Sequential, softmax_loss, step
+from bncore.programs.demo.data import Digits
+from bncore.programs.demo.layers import Array, Layer, Linear, Relu, Sequential, softmax_loss, step
 
 
 @dataclass

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 import bncore
-from bncore.demo import accuracy, formula
-from bncore.demo.data import feature_maps
-from bncore.demo.formula import Array
-from bncore.demo.timing import interleaved_times
+from bncore.programs.demo import accuracy, formula
+from bncore.programs.demo.data import feature_maps
+from bncore.programs.demo.formula import Array
+from bncore.programs.demo.timing import interleaved_times
 
 EPS = 1e-5
 

@@ -1,10 +1,10 @@
-"""What batch normalization does to training, measured: ``python -m bncore.study``.
+"""What batch normalization does to training, measured: ``python -m bncore study``.
 
 It needs ``pip install '.[study]'``.  In the order in which to read:
 
 - ``data``: splits of the handwritten digits, and shifts and rotations of them;
 - ``networks``: a multilayer perceptron and a convolutional network, with and without batch norm,
-  made of :mod:`bncore.demo.layers`;
+  made of :mod:`bncore.programs.demo.layers`;
 - ``training``: a `Setting` is one training in full, `train` the loop, an `Outcome` what it led to;
 - ``execute``: many settings, in several processes; ``plan``: which, and how a rate is chosen;
 - ``judge``: paired differences over seeds, and the rule that turns them into a verdict;

@@ -1,4 +1,4 @@
-"""Run the study: ``python -m bncore.study``."""
+"""Run the study: ``python -m bncore study``."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ except ImportError as error:
 from rich.console import Console
 from rich.markdown import Markdown
 
-from bncore.study import page
-from bncore.study.execute import progress_bar, run
-from bncore.study.plan import PLANS
+from bncore.programs.study import page
+from bncore.programs.study.execute import progress_bar, run
+from bncore.programs.study.plan import PLANS
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line, train everything, say what came out, and write the page."""
     parser = argparse.ArgumentParser(
-        prog="python -m bncore.study",
+        prog="python -m bncore study",
         description="What batch norm does to training, measured on handwritten digits.",
     )
     parser.add_argument("--plan", choices=list(PLANS), default="full", help="how much is trained")

@@ -9,13 +9,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from bncore.bench.tables import Table
-from bncore.study import draw
-from bncore.study.execute import Results
-from bncore.study.judge import ACCURACY, LOSS, Claim, Comparison
-from bncore.study.networks import AVERAGES
-from bncore.study.plan import RATE, SIDES, Plan, both, values
-from bncore.study.training import Setting
+from bncore.programs.bench.tables import Table
+from bncore.programs.study import draw
+from bncore.programs.study.execute import Results
+from bncore.programs.study.judge import ACCURACY, LOSS, Claim, Comparison
+from bncore.programs.study.networks import AVERAGES
+from bncore.programs.study.plan import RATE, SIDES, Plan, both, values
+from bncore.programs.study.training import Setting
 
 TITLE = "Batch size, and statistics in evaluation"
 EARLY = 10  # steps

@@ -8,12 +8,12 @@ from itertools import pairwise
 import numpy as np
 from matplotlib.figure import Figure
 
-from bncore.bench.tables import Table
-from bncore.study import draw
-from bncore.study.execute import Results
-from bncore.study.judge import Claim, Comparison, Measure
-from bncore.study.plan import NAMES, RATE, SIDES, Plan, at, both, over_seeds, values
-from bncore.study.training import Outcome, Setting
+from bncore.programs.bench.tables import Table
+from bncore.programs.study import draw
+from bncore.programs.study.execute import Results
+from bncore.programs.study.judge import Claim, Comparison, Measure
+from bncore.programs.study.plan import NAMES, RATE, SIDES, Plan, at, both, over_seeds, values
+from bncore.programs.study.training import Outcome, Setting
 
 TITLE = "Convergence"
 TARGET = 0.95

@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 from matplotlib.figure import Figure
 
-from bncore.bench.tables import Table
-from bncore.study import draw
-from bncore.study.execute import Results
-from bncore.study.judge import ACCURACY, Claim, Comparison, Measure
-from bncore.study.plan import RATE, SIDES, Plan, both, values
-from bncore.study.training import Outcome, Setting
+from bncore.programs.bench.tables import Table
+from bncore.programs.study import draw
+from bncore.programs.study.execute import Results
+from bncore.programs.study.judge import ACCURACY, Claim, Comparison, Measure
+from bncore.programs.study.plan import RATE, SIDES, Plan, both, values
+from bncore.programs.study.training import Outcome, Setting
 
 TITLE = "Depth"
 SCALES = (0.5, 1.0, 2.0)

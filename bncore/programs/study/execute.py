@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from threadpoolctl import threadpool_limits
 
 import bncore
-from bncore.study.training import Outcome, Setting, train
+from bncore.programs.study.training import Outcome, Setting, train
 
 Results = dict[Setting, Outcome]
 TOGETHER = 8  # settings that a process takes at a time

@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 from matplotlib.figure import Figure
 
-from bncore.bench.tables import Table
-from bncore.study import convergence, data, draw
-from bncore.study.execute import Results
-from bncore.study.judge import ACCURACY, Claim, Comparison
-from bncore.study.plan import NAMES, RATE, SIDES, Plan, at, both, chosen, values
-from bncore.study.training import Setting
+from bncore.programs.bench.tables import Table
+from bncore.programs.study import convergence, data, draw
+from bncore.programs.study.execute import Results
+from bncore.programs.study.judge import ACCURACY, Claim, Comparison
+from bncore.programs.study.plan import NAMES, RATE, SIDES, Plan, at, both, chosen, values
+from bncore.programs.study.training import Setting
 
 TITLE = "Generalization"
 ABOUT = f"""

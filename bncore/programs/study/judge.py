@@ -23,7 +23,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from bncore.bench.tables import Table
+from bncore.programs.bench.tables import Table
 
 ALPHA = 0.05
 CLOSE = 1 + 1e-9  # means that differ by rounding alone are equal

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 import bncore
-from bncore.demo.layers import Conv2d, Flatten, Layer, Linear, MaxPool2d, Relu, Sequential
+from bncore.programs.demo.layers import Conv2d, Flatten, Layer, Linear, MaxPool2d, Relu, Sequential
 
 PIXELS, CLASSES = 64, 10
 WIDTH = 100  # units of a hidden layer

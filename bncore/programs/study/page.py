@@ -9,9 +9,9 @@ from pathlib import Path
 from types import ModuleType
 
 import bncore
-from bncore.bench.pictures import save
-from bncore.bench.tables import Table
-from bncore.study import (
+from bncore.programs.bench.pictures import save
+from bncore.programs.bench.tables import Table
+from bncore.programs.study import (
     batches,
     convergence,
     data,
@@ -22,15 +22,15 @@ from bncore.study import (
     rates,
     scales,
 )
-from bncore.study.execute import Results
-from bncore.study.judge import Claim
-from bncore.study.plan import RATE, Plan
-from bncore.study.training import Setting
+from bncore.programs.study.execute import Results
+from bncore.programs.study.judge import Claim
+from bncore.programs.study.plan import RATE, Plan
+from bncore.programs.study.training import Setting
 
 EXPERIMENTS: Sequence[ModuleType] = (convergence, rates, scales, depth, batches, generalization)
 INTRODUCTION = """
 Written by `make study`; do not edit. The verdicts follow from the numbers by the rule below, which
-stands in [bncore/study/judge.py](../../bncore/study/judge.py).
+stands in [bncore/programs/study/judge.py](../../bncore/programs/study/judge.py).
 """
 PACKAGES = ("numpy", "scipy", "scikit-learn", "matplotlib")
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from bncore.study.execute import Results
-from bncore.study.training import Outcome, Setting
+from bncore.programs.study.execute import Results
+from bncore.programs.study.training import Outcome, Setting
 
 RATE = 0.1  # where one rate serves both sides
 NAMES = {"mlp": "perceptron", "cnn": "convolutional"}

@@ -7,13 +7,13 @@ from collections.abc import Callable
 import numpy as np
 from matplotlib.figure import Figure
 
-from bncore.bench.tables import Table
-from bncore.study import draw
-from bncore.study.convergence import bases, settings
-from bncore.study.execute import Results
-from bncore.study.judge import Claim, Comparison, Measure
-from bncore.study.plan import NAMES, SIDES, Plan, values
-from bncore.study.training import Outcome, trains
+from bncore.programs.bench.tables import Table
+from bncore.programs.study import draw
+from bncore.programs.study.convergence import bases, settings
+from bncore.programs.study.execute import Results
+from bncore.programs.study.judge import Claim, Comparison, Measure
+from bncore.programs.study.plan import NAMES, SIDES, Plan, values
+from bncore.programs.study.training import Outcome, trains
 
 TITLE = "Learning rates"
 ABOUT = """

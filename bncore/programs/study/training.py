@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import bncore
-from bncore.demo.layers import Array, Conv2d, Label, Linear, Sequential, softmax_loss, step
-from bncore.study import data
-from bncore.study.networks import build, weighted
+from bncore.programs.demo.layers import Array, Conv2d, Label, Linear, Sequential, softmax_loss, step
+from bncore.programs.study import data
+from bncore.programs.study.networks import build, weighted
 
 POINTS = 30  # at most, at which a training is evaluated; closer together at the start
 PIECE = 120  # images

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple, Protocol, cast
 
-from bncore.bench.cases import Array, Case, Problem
+from bncore.programs.bench.cases import Array, Case, Problem
 
 Call = Callable[[], Any]
 
@@ -96,7 +96,7 @@ def load(key: str) -> Peer:
     installed(key)
     entry = PEERS[key]
     try:
-        module = importlib.import_module(f"bncore.bench.peers.{entry.module}")
+        module = importlib.import_module(f"bncore.programs.bench.peers.{entry.module}")
         return cast(Peer, module.peer(entry.name, *entry.arguments))
     except (ImportError, OSError) as error:
         raise Unavailable(str(error)) from error

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bncore.bench.cases import EPS, Array, Case, Problem
-from bncore.bench.peers import Call, Unavailable
+from bncore.programs.bench.cases import EPS, Array, Case, Problem
+from bncore.programs.bench.peers import Call, Unavailable
 
 
 class Jax:

@@ -1,7 +1,7 @@
 """What everybody writes in NumPy, in x's own dtype.
 
-Returned, it is the formula of :mod:`bncore.demo.formula`; into a given output it is the same
-operations with ``out=`` wherever NumPy has it, and one preallocated array for xhat.
+Returned, it is the formula of :mod:`bncore.programs.demo.formula`; into a given output it is the
+same operations with ``out=`` wherever NumPy has it, and one preallocated array for xhat.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from bncore.bench.cases import EPS, FUSED, Array, Case, Problem
-from bncore.bench.peers import Call
-from bncore.demo import formula
+from bncore.programs.bench.cases import EPS, FUSED, Array, Case, Problem
+from bncore.programs.bench.peers import Call
+from bncore.programs.demo import formula
 
 
 class NumpyFormula:

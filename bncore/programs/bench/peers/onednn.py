@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from bncore.bench.cases import EPS, LAYOUTS, Array, Case, Problem
-from bncore.bench.peers import Call
-from bncore.bench.peers import onednn_c as c
+from bncore.programs.bench.cases import EPS, LAYOUTS, Array, Case, Problem
+from bncore.programs.bench.peers import Call
+from bncore.programs.bench.peers import onednn_c as c
 
 
 class OneDnn:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bncore.bench.cases import Array, Shape
+from bncore.programs.bench.cases import Array, Shape
 
 FORWARD_TRAINING, FORWARD_INFERENCE, BACKWARD = 64, 96, 128  # dnnl_prop_kind_t
 USE_GLOBAL_STATS, USE_SCALE, USE_SHIFT = 1, 2, 4  # dnnl_normalization_flags_t

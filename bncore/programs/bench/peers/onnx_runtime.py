@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from bncore.bench.cases import EPS, LAYOUTS, Array, Case, Problem
-from bncore.bench.peers import Call
+from bncore.programs.bench.cases import EPS, LAYOUTS, Array, Case, Problem
+from bncore.programs.bench.peers import Call
 
 
 class OnnxRuntime:

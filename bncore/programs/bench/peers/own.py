@@ -11,8 +11,8 @@ import numpy as np
 
 import bncore
 from bncore.backends import load
-from bncore.bench.cases import EPS, FUSED, Array, Case, Problem
-from bncore.bench.peers import Call
+from bncore.programs.bench.cases import EPS, FUSED, Array, Case, Problem
+from bncore.programs.bench.peers import Call
 
 POOL = 1 << 30  # bytes: of any size that is measured at least two arrays
 

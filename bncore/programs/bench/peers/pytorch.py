@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from bncore.bench.cases import EPS, FUSED, Array, Case, Problem
-from bncore.bench.peers import Call
+from bncore.programs.bench.cases import EPS, FUSED, Array, Case, Problem
+from bncore.programs.bench.peers import Call
 
 
 class Torch:

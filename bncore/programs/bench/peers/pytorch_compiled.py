@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from bncore.bench.cases import EPS, FUSED, MAIN, Case, Problem
-from bncore.bench.peers import Call
-from bncore.bench.peers.pytorch import Torch, tensor
+from bncore.programs.bench.cases import EPS, FUSED, MAIN, Case, Problem
+from bncore.programs.bench.peers import Call
+from bncore.programs.bench.peers.pytorch import Torch, tensor
 
 
 def train(x: Any, w: Any, b: Any) -> Any:

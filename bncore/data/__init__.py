@@ -1,0 +1,1 @@
+"""Statistics of data that arrive in pieces: micro-batches, streams, whole data sets."""

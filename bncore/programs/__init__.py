@@ -1,0 +1,1 @@
+"""Programs that use the library: the benchmark, the demo and the study."""

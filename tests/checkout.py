@@ -1,0 +1,29 @@
+"""The checkout that the tests belong to, a compiler and a clean environment."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHON", "CC", "CFLAGS", "LDFLAGS", "COVERAGE"}
+ENVIRONMENT = {
+    name: value
+    for name, value in os.environ.items()
+    if name not in SETTINGS and not name.startswith("BNCORE_")
+}
+COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+
+
+def executable(path: Path, script: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def blocks_of_the_readme(language: str) -> list[str]:
+    text = (ROOT / "README.md").read_text()
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
