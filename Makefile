@@ -38,7 +38,7 @@ COVERAGE_ARGS := --cov --cov-report=term
 endif
 
 NATIVE_SOURCES := setup.py $(wildcard src_c/* src_c/*/* bncore/__init__.pxd $(addprefix bncore/backends/native/*.,pyx pxd pxi))
-CLANG_FORMATTED := $(wildcard src_c/*.[ch] src_c/*/*.[ch] docs/*.c docs/examples/*.cpp $(addprefix bncore/*/*.,h cpp))
+CLANG_FORMATTED := $(wildcard tests/c/*.[ch] src_c/*.[ch] src_c/*/*.[ch] docs/*.c docs/examples/*.cpp $(addprefix bncore/*/*.,h cpp))
 BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'])")
 
 # pip installs into one environment at a time.
@@ -46,7 +46,7 @@ BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyprojec
 .DELETE_ON_ERROR:
 .PHONY: help demo test bench bench-peers bench-torch bench-jax bench-onnxruntime test-torch test-jax \
 	test-onnxruntime test-frameworks coverage lint format \
-	test-without-native sdist-check counts report study build clean
+	test-without-native sanitize fuzz sdist-check counts report study build clean
 
 help: ## this list (also: make alone)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,13 @@ test-frameworks: build $(VENV)/.test $(VENV)/.frameworks ## BatchNorm beside the
 test-without-native: $(PURE)/.test ## the same suite on Numba and NumPy, the package installed with no extension
 	BNCORE_EXPECT_NATIVE=0 $(PURE)/bin/pytest --import-mode=importlib -m "$(ALONE)" $(SPREAD) \
 		tests --pyargs bncore $(PYTEST_ARGS)
+
+sanitize: $(VENV)/.test ## the C library, the extension and the threads under the compiler's sanitizers
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" .ci/sanitize
+
+SECONDS ?= 60
+fuzz: build $(VENV)/.test ## random calls of the C interface and of the functions; SECONDS=600 for each, 60 as it is
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" .ci/fuzz $(SECONDS)
 
 bench: build $(VENV)/.suite ## single operations in pytest-benchmark; BENCH_ARGS=--full for every shape
 	$(BENCH) $(BENCH_ARGS)
