@@ -17,7 +17,17 @@ from test_embedding import expected, setup_constant
 from test_habits import ROOT
 
 import bncore
-from installed import CMAKE, Wheel, exported, follow, installed_by_cmake, installed_wheel, run
+from installed import (
+    CMAKE,
+    Wheel,
+    exported,
+    follow,
+    install_by_cmake,
+    install_wheel,
+    made_once,
+    run,
+    wheel_in,
+)
 
 pytestmark = [
     pytest.mark.skipif(COMPILER is None, reason="there is no C compiler"),
@@ -47,14 +57,18 @@ STRICT = ("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror")
 def wheel(tmp_path_factory) -> Wheel:
     if not builds():
         pytest.skip("setuptools or Cython is not installed, or too old to build the package")
-    return installed_wheel(tmp_path_factory.mktemp("wheel"))
+    return wheel_in(made_once(tmp_path_factory, "wheel", install_wheel))
 
 
 @pytest.fixture(scope="module")
 def prefix(tmp_path_factory) -> Path:
     if CMAKE is None:
         pytest.skip("cmake is not installed")
-    return installed_by_cmake(tmp_path_factory.mktemp("cmake"), INSTALL)
+
+    def install(folder: Path) -> None:
+        install_by_cmake(folder, INSTALL)
+
+    return made_once(tmp_path_factory, "cmake", install) / "moved"
 
 
 # ---- what is exported

@@ -137,15 +137,16 @@ def right_arguments(draw: Callable, name: str) -> Arguments:
 def saved_moments(name: str, a: Arguments) -> object:
     """What the forward function of this backward one gives."""
     x, axis = a["x"], a["axis"]
-    with np.errstate(all="ignore"):
+    try:
         if name.startswith("ghost"):
             return bncore.ghost_batch_norm(x, a["size"], axis=axis)[1]
         if name.startswith("group"):
             return bncore.group_norm(x, a["groups"], axis=axis)[1]
         if name.startswith(("instance", "layer")):
-            forward = getattr(bncore, name.removesuffix("_backward"))
-            return forward(x, axis=axis)[1]
-        return bncore.moments(x, axis=axis)
+            return getattr(bncore, name.removesuffix("_backward"))(x, axis=axis)[1]
+    except ValueError:  # forward refuses what backward is going to refuse
+        pass
+    return bncore.moments(x, axis=axis)
 
 
 # ---------------------------------------------------------------------------------- running a call
@@ -183,7 +184,7 @@ def is_refusal(error: Exception) -> bool:
     """Whether it is of the documented kind, and its message begins with an argument's name."""
     if not isinstance(error, (TypeError, ValueError)):
         return False
-    single = "Expected more than 1 value per channel"  # as PyTorch says it
+    single = "Expected more than 1 value per "  # channel or group; PyTorch's own words
     return str(error).startswith(single) or bool(re.match(r"[a-z_0-9]+[^:]*: ", str(error)))
 
 
@@ -205,7 +206,8 @@ def run_both(name: str, arguments: Arguments) -> tuple[object, object]:
     expected, got = outcomes
     for key in ("out", "dresidual"):
         if key in arguments and not isinstance(got, Exception):
-            assert arrays.same_bits(plain(arguments[key]), copies[key]), key
+            written = arrays.one_nan(plain(arguments[key]))
+            assert arrays.same_bits(written, arrays.one_nan(copies[key])), key
     return got, expected
 
 
@@ -230,7 +232,7 @@ def test_right_arguments_give_the_bits_of_the_numpy_backend(name, data):
     assert not isinstance(expected, Exception), expected
     for one, other in zip(parts(got), parts(expected), strict=True):
         assert one.dtype.newbyteorder("=") == other.dtype.newbyteorder("=")
-        assert arrays.same_bits(plain(one), plain(other))
+        assert arrays.same_bits(arrays.one_nan(plain(one)), arrays.one_nan(plain(other)))
     for key, before in inputs.items():
         assert_same(plain(arguments[key]), before)
 
