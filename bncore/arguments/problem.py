@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bncore.arguments import layout as placement
+from bncore.arguments import layout
 from bncore.arguments.layout import NATIVE_DTYPES, Array
 from bncore.arguments.scalars import one_axis, option, real, shown
 
@@ -109,7 +109,7 @@ def writable_array(name: str, value: object) -> npt.NDArray[Any]:
         raise TypeError(f"{name}: expected a NumPy array, got {shown(value)}")
     if not value.flags.writeable:
         raise ValueError(f"{name}: expected a writable array, got a read-only one")
-    if placement.meets_itself(value):
+    if layout.meets_itself(value):
         raise ValueError(
             f"{name}: expected an array whose elements do not overlap, got strides {value.strides}"
         )
@@ -199,7 +199,7 @@ class Problem:
         if array.ndim < 2:
             raise ValueError(f"x: expected at least 2 dimensions, got {array.ndim}")
         channel_axis = one_axis(axis, array.ndim)
-        order = placement.memory_order(array)
+        order = layout.memory_order(array)
         at = order.index(channel_axis)
         sizes = [array.shape[i] for i in order]
         outer, inner = math.prod(sizes[:at]), math.prod(sizes[at + 1 :])
@@ -218,7 +218,7 @@ class Problem:
     def x(self) -> Array:
         """The values of x as the kernels take them."""
         if self._canonical is None:
-            self._canonical = placement.block(self._array, self._order).reshape(self._sizes)
+            self._canonical = layout.block(self._array, self._order).reshape(self._sizes)
         return self._canonical
 
     @property
@@ -249,7 +249,7 @@ class Problem:
     def _like_x(self, name: str, value: object) -> tuple[Array, Array]:
         """Return such an argument in x's canonical shape, copied once if need be, and as given."""
         array = self.like_x(name, value)
-        return placement.block(array, self._order).reshape(self._sizes), array
+        return layout.block(array, self._order).reshape(self._sizes), array
 
     def fusion(self, activation: object, negative_slope: object, residual: object) -> Fusion:
         """Return what is fused with batch norm."""
@@ -340,18 +340,18 @@ class Problem:
         if array.shape != self.shape:
             raise ValueError(f"{name}: expected shape {self.shape}, got {array.shape}")
         for other, source in itself.items():
-            if source is None or placement.same_elements(array, source):
+            if source is None or layout.same_elements(array, source):
                 continue
-            if placement.share_memory(array, source):
+            if layout.share_memory(array, source):
                 raise ValueError(
                     f"{name}: expected {other} itself or memory apart from it, "
                     "got a partial overlap"
                 )
         for other, source in apart.items():
-            if placement.share_memory(array, source):
+            if layout.share_memory(array, source):
                 raise ValueError(f"{name}: expected memory apart from {other}, got an overlap")
         for parameter in parameters:
-            if parameter.source is not None and placement.share_memory(array, parameter.source):
+            if parameter.source is not None and layout.share_memory(array, parameter.source):
                 raise ValueError(
                     f"{name}: expected memory apart from the parameters, got an overlap"
                 )
@@ -360,7 +360,7 @@ class Problem:
     def _target(self, array: Array) -> Output:
         """Return an array of x's shape as an output, staged where the kernels cannot write it."""
         view = array.transpose(self._order)
-        if placement.readable(view):
+        if layout.readable(view):
             return Output(array, view.reshape(self._sizes))
         staged: Array = np.empty(view.shape, self.dtype)
         return Output(array, staged.reshape(self._sizes), (view, staged))

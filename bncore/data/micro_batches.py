@@ -8,8 +8,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-from bncore.arguments import layout as placement
-from bncore.arguments import problem, scalars
+from bncore.arguments import layout, problem, scalars
 from bncore.functions.steps import grad_input, grad_sums, moments, normalize
 from bncore.runtime.threads import resolve
 from bncore.statistics import GradSums, Moments
@@ -154,7 +153,7 @@ class MicroBatches:
                     f"x: expected {own.shape[0]} channels, as {source}, got {channels}"
                 )
         self._moments = found if self._moments is None else self._moments.merge(found)
-        self._dtype = placement.NATIVE_DTYPES[array.dtype.char]
+        self._dtype = layout.NATIVE_DTYPES[array.dtype.char]
         return self._moments
 
     def normalize(self, x: npt.ArrayLike, *, out: Array | None = None) -> Array:

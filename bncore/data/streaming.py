@@ -15,8 +15,7 @@ from typing import Any, SupportsIndex, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bncore.arguments import layout as placement
-from bncore.arguments import problem, scalars
+from bncore.arguments import layout, problem, scalars
 from bncore.functions.steps import moments
 from bncore.statistics import Moments, concatenated
 
@@ -101,7 +100,7 @@ class Blocks:
     __slots__ = ("_cut", "_run", "_view", "axis")
 
     def __init__(self, x: Array, channel_axis: int, block_bytes: int) -> None:
-        order = placement.memory_order(x)
+        order = layout.memory_order(x)
         self._view = x.transpose(order)
         self.axis = order.index(channel_axis)
         sizes = self._view.shape

@@ -13,8 +13,7 @@ from typing import Any, SupportsIndex, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bncore.arguments import layout as placement
-from bncore.arguments import problem, scalars
+from bncore.arguments import layout, problem, scalars
 from bncore.arguments.problem import Problem
 from bncore.backends import current
 from bncore.runtime.threads import resolve
@@ -43,7 +42,7 @@ class Rows:
         first = scalars.one_axis(axis, array.ndim)
         if first == 0:
             raise ValueError("axis: expected another axis than 0, the batch's, got 0")
-        rows = placement.block(array, tuple(range(array.ndim)))
+        rows = layout.block(array, tuple(range(array.ndim)))
         self.problem = Problem(rows, 0, source=array)
         self.shape = array.shape[first:]
         self.number, self.width = math.prod(array.shape[:first]), math.prod(self.shape)

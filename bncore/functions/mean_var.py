@@ -8,8 +8,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-from bncore.arguments import layout as placement
-from bncore.arguments import problem, scalars
+from bncore.arguments import layout, problem, scalars
 from bncore.backends import current
 from bncore.runtime.threads import resolve
 from bncore.statistics import variance
@@ -33,7 +32,7 @@ class Reduction:
         shape = array.shape
         reduced = set(scalars.several_axes(axis, array.ndim))
         keep = scalars.boolean("keepdims", keepdims)
-        order = [i for i in placement.memory_order(array) if shape[i] != 1]
+        order = [i for i in layout.memory_order(array) if shape[i] != 1]
         kept = [i for i in order if i not in reduced]
         first = order.index(kept[0]) if kept else len(order)
         if order[first : first + len(kept)] != kept:
@@ -44,9 +43,9 @@ class Reduction:
         last = first + len(kept)
         outer, inner = math.prod(sizes[:first]), math.prod(sizes[last:])
         ones = tuple(i for i in range(array.ndim) if shape[i] == 1)
-        values = placement.block(array, (*ones, *order))
-        self.x: placement.Array = values.reshape(outer, math.prod(sizes[first:last]), inner)
-        self.dtype: np.dtype[Any] = placement.NATIVE_DTYPES[array.dtype.char]
+        values = layout.block(array, (*ones, *order))
+        self.x: layout.Array = values.reshape(outer, math.prod(sizes[first:last]), inner)
+        self.dtype: np.dtype[Any] = layout.NATIVE_DTYPES[array.dtype.char]
         self.count = outer * inner
         self._kept = kept
         self._squeezed = [shape[i] for i in kept]

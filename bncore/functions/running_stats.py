@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bncore.arguments import layout as placement
-from bncore.arguments import problem, scalars
+from bncore.arguments import layout, problem, scalars
 from bncore.backends import current
 from bncore.statistics import Moments, Stat
 
@@ -75,7 +74,7 @@ def update_running_stats(
     channels = moments.mean.shape[0]
     problem.vector("running_mean", problem.writable_array("running_mean", running_mean), channels)
     problem.vector("running_var", problem.writable_array("running_var", running_var), channels)
-    if placement.share_memory(running_mean, running_var):
+    if layout.share_memory(running_mean, running_var):
         raise ValueError("running_var: expected memory apart from running_mean, got an overlap")
     momentum = scalars.real("momentum", momentum, 0.0, 1.0)
     correction = scalars.real("correction", correction)

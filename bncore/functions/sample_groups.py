@@ -14,8 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bncore.arguments import layout as placement
-from bncore.arguments import problem, scalars
+from bncore.arguments import layout, problem, scalars
 from bncore.arguments.problem import Problem, Stat
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
@@ -41,13 +40,13 @@ class Grouping:
         channel_axis = scalars.one_axis(axis, array.ndim)
         if channel_axis == 0:
             raise ValueError("axis: expected another axis than 0, the batch's, got 0")
-        order = placement.memory_order(array)
+        order = layout.memory_order(array)
         faster = tuple(i for i in order if i != 0)
         if array.shape[0] > 1 and order[0] != 0:
             # Samples lie between each other: one copy brings them apart.
             order = (0, *faster)
             inverse = sorted(range(array.ndim), key=order.__getitem__)
-            array = placement.block(array, order).transpose(inverse)
+            array = layout.block(array, order).transpose(inverse)
         at = faster.index(channel_axis)
         self.problem = Problem(array, channel_axis, source)
         self.samples, self.channels = array.shape[0], array.shape[channel_axis]

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from bncore.arguments.problem import Problem
 from bncore.arguments.scalars import real
 from bncore.backends import current
-from bncore.runtime import buffer_pool as pool
+from bncore.runtime import buffer_pool
 from bncore.runtime.threads import resolve
 from bncore.statistics import (
     GradSums,
@@ -150,7 +150,7 @@ def normalize(
     True
     """
     if out is None:
-        out = pool.output(x)
+        out = buffer_pool.output(x)
     backend = current()
     threads = resolve(n_threads)
     if backend.fast_normalize is not None and type(moments) is Moments:
@@ -297,7 +297,7 @@ def grad_input(
     True
     """
     if out is None:
-        out = pool.output(x)
+        out = buffer_pool.output(x)
     backend = current()
     threads = resolve(n_threads)
     if backend.fast_grad_input is not None and type(moments) is Moments and type(sums) is GradSums:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from bncore.arguments.problem import Problem
 from bncore.arguments.scalars import real
 from bncore.backends import current
-from bncore.runtime import buffer_pool as pool
+from bncore.runtime import buffer_pool
 from bncore.runtime.threads import resolve
 from bncore.statistics import Moments, checked_moments, frozen_moments, trusted_moments
 
@@ -115,7 +115,7 @@ def batch_norm_train(
            [1., 3.]])
     """
     if out is None:
-        out = pool.output(x)
+        out = buffer_pool.output(x)
     backend = current()
     threads = resolve(n_threads)
     if backend.fast_train is not None:
@@ -232,7 +232,7 @@ def batch_norm_train_backward(
     (array([2.]), array([2.]))
     """
     if out is None:
-        out = pool.output(x)
+        out = buffer_pool.output(x)
     backend = current()
     threads = resolve(n_threads)
     if backend.fast_train_backward is not None and type(moments) is Moments:

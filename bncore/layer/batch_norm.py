@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bncore.arguments import layout as placement
-from bncore.arguments import problem, scalars
-from bncore.functions import steps as parts
+from bncore.arguments import layout, problem, scalars
+from bncore.functions import steps
 from bncore.functions.fold import ScaleShift, as_scale_shift
 from bncore.functions.infer import batch_norm_infer, batch_norm_infer_backward
 from bncore.functions.running_stats import update_running_stats
@@ -273,7 +272,7 @@ class BatchNorm(Conventions):
             return  # refused later
         kept = {"x": x, "residual": None if self.activation is None else residual}
         for name, array in kept.items():
-            if array is not None and placement.share_memory(out, array):
+            if array is not None and layout.share_memory(out, array):
                 raise ValueError(
                     f"out: expected memory apart from {name}, which backward needs, got an overlap"
                 )
@@ -311,7 +310,7 @@ class BatchNorm(Conventions):
         # The statistics first, since nothing may be written; the same bits in two passes.
         if count <= 1:
             problem.Problem(x, options["axis"]).require_batch()
-        moments = parts.moments(x, axis=options["axis"], n_threads=options["n_threads"])
+        moments = steps.moments(x, axis=options["axis"], n_threads=options["n_threads"])
         require_finite(moments)
         y = batch_norm_infer(
             x, moments.mean, moments.var(), weight, bias, out=out, residual=residual, **options

@@ -12,8 +12,7 @@ from arrays import LAYOUTS
 from bncore import batch_renorm, batch_renorm_backward
 from bncore import ghost_batch_norm as ghost
 from bncore import ghost_batch_norm_backward as ghost_backward
-from bncore.arguments import layout as placement
-from bncore.arguments import problem
+from bncore.arguments import layout, problem
 from differences import stencil_difference
 
 # ----------------------------------------------------------------------------------------- ghosts
@@ -109,8 +108,8 @@ def test_checks_copy_nothing(rng, monkeypatch, operation, given):
         "renorm backward": lambda: batch_renorm_backward(dy, x, moments, renorm, out=out),
     }
     copied, staged = [], []
-    block, output = placement.block, problem.Output
-    monkeypatch.setattr(placement, "block", lambda *a: copied.append(a[0].size) or block(*a))
+    block, output = layout.block, problem.Output
+    monkeypatch.setattr(layout, "block", lambda *a: copied.append(a[0].size) or block(*a))
     monkeypatch.setattr(problem, "Output", lambda *a: staged.append(a[1].size) or output(*a))
     calls[operation]()
     backward = operation.endswith("backward")
