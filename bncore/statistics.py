@@ -8,7 +8,8 @@ from typing import Any, SupportsIndex, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bncore.arguments import problem, scalars
+from bncore.arguments import scalars
+from bncore.arguments.parameters import vector
 
 Stat: TypeAlias = npt.NDArray[np.float64]
 
@@ -25,8 +26,8 @@ def _frozen_copy(values: npt.NDArray[np.floating[Any]]) -> Stat:
 
 def _pair(first: str, a: object, second: str, b: object) -> tuple[Stat, Stat]:
     """Copy two per-channel arrays of one size."""
-    one = problem.vector(first, a, None)
-    two = problem.vector(second, b, one.shape[0])
+    one = vector(first, a, None)
+    two = vector(second, b, one.shape[0])
     return _frozen_copy(one), _frozen_copy(two)
 
 

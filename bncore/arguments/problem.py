@@ -1,11 +1,8 @@
-"""The one place that validates arrays, explains what is wrong, and finds the canonical shape.
+"""x in the shape that the kernels take, and everything that has to agree with it.
 
-What is no array is the business of `bncore.arguments.scalars`, where an array lies that of
-`bncore.arguments.layout`.
-
-Any array that is one contiguous block of memory, in whatever order its axes lie there, is
-(outer, channels, inner): the channel axis splits the block.  The order comes from the strides,
-not from the shape, so an NCHW-shaped view of NHWC memory is (N*H*W, C, 1) and is not copied.
+An array that is one contiguous block of memory, in whatever order its axes lie there, is
+(outer, channels, inner).  The order comes from the strides, not from the shape, so an NCHW-shaped
+view of NHWC memory is (N*H*W, C, 1) and is not copied.
 
 Every message reads "<argument>: expected <what>, got <what>".  Functions here write to nothing
 that the caller owns, except `Output.finish`, which is called last.
@@ -13,110 +10,21 @@ that the caller owns, except `Output.finish`, which is called last.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from bncore.arguments import layout
+from bncore.arguments.arrays import cast, data_array, writable_array
 from bncore.arguments.layout import NATIVE_DTYPES, Array
-from bncore.arguments.scalars import one_axis, option, real, shown
-
-Stat: TypeAlias = npt.NDArray[np.float64]
+from bncore.arguments.parameters import NoParameter, Parameter, Stat, parameter
+from bncore.arguments.scalars import one_axis, option, real
 
 ACTIVATIONS = ("relu", "leaky_relu")
 
 
-# Arrays
-
-
-def _holds_mask(value: object) -> bool:
-    """Tell whether a list or tuple has a masked array in it, at any depth."""
-    if isinstance(value, (list, tuple)):
-        return any(map(_holds_mask, value))
-    return isinstance(value, np.ma.MaskedArray)
-
-
-def plain_array(name: str, value: object) -> npt.NDArray[Any]:
-    """Return `value` as an ndarray, itself where it is one; a mask would be lost: refused."""
-    if type(value) is np.ndarray:
-        return value
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name}: expected an array without a mask, got {shown(value)}")
-    if value is None:
-        raise TypeError(f"{name}: expected an array, got None")
-    if _holds_mask(value):
-        raise TypeError(f"{name}: expected an array without a mask, got a MaskedArray in a list")
-    try:
-        if hasattr(type(value), "__dlpack__") and not isinstance(value, np.ndarray):
-            if getattr(value, "is_neg", bool)():  # PyTorch gives such a view's memory as it is
-                raise TypeError("a view that negates, use tensor.resolve_neg()")
-            return np.from_dlpack(value)  # type: ignore[arg-type]  # no copy
-        return np.asarray(value)
-    except (TypeError, ValueError, RuntimeError, BufferError) as error:
-        raise TypeError(f"{name}: expected an array, got {shown(value)} ({error})") from error
-
-
-def dtype_shown(value: object, array: npt.NDArray[Any]) -> str:
-    """Describe a refused dtype: what is no array by its type, what can be converted with a hint."""
-    if array.dtype.kind == "O" and value is not array:
-        return f"{shown(value)} (not called?)" if callable(value) else shown(value)
-    if array.dtype.kind in "biuf":
-        how = ".astype(np.float32)" if value is array else "np.asarray(..., np.float32)"
-        return f"{array.dtype} (convert with {how})"
-    return str(array.dtype)
-
-
-def data_array(name: str, value: object) -> Array:
-    """Return `value` as a float32 or float64 array of any layout and byte order."""
-    array = plain_array(name, value)
-    if array.dtype.char not in NATIVE_DTYPES:
-        raise TypeError(f"{name}: expected float32 or float64, got {dtype_shown(value, array)}")
-    return array
-
-
-def vector(name: str, value: object, size: int | None, axis: object = None) -> Array:
-    """Return `value` as a 1-D array of a real float dtype, and of this size unless it is None.
-
-    `axis` is the channel axis that the size is from, where there is one, for the message.
-    """
-    array = plain_array(name, value)
-    if array.dtype.kind != "f":
-        raise TypeError(f"{name}: expected a real floating dtype, got {dtype_shown(value, array)}")
-    if array.ndim != 1:
-        raise ValueError(f"{name}: expected 1 dimension, got shape {array.shape}")
-    if size is not None and array.shape[0] != size:
-        source = "" if axis is None else f" ({size} channels along axis {axis})"
-        raise ValueError(f"{name}: expected shape ({size},){source}, got {array.shape}")
-    return array
-
-
-def cast(array: Array, dtype: npt.DTypeLike) -> Array:
-    """Return `array` in `dtype`, rounded in silence; C-contiguous; not copied where it is that."""
-    if array.dtype == dtype:
-        return np.ascontiguousarray(array)
-    with np.errstate(all="ignore"):
-        return np.ascontiguousarray(array, dtype=dtype)
-
-
-def writable_array(name: str, value: object) -> npt.NDArray[Any]:
-    """Return `value`, an array that will be written in place."""
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name}: expected an array without a mask, got {shown(value)}")
-    if not isinstance(value, np.ndarray):
-        raise TypeError(f"{name}: expected a NumPy array, got {shown(value)}")
-    if not value.flags.writeable:
-        raise ValueError(f"{name}: expected a writable array, got a read-only one")
-    if layout.meets_itself(value):
-        raise ValueError(
-            f"{name}: expected an array whose elements do not overlap, got strides {value.strides}"
-        )
-    return value
-
-
-# Results, parameters and what is fused
+# Results, and what is fused
 
 
 class Output:
@@ -136,20 +44,6 @@ class Output:
         if self._copy is not None:
             np.copyto(*self._copy)
         return self.array
-
-
-class Parameter(NamedTuple):
-    """A per-channel argument: float64 values for the kernel, and the array that they came from."""
-
-    values: Stat
-    source: Array
-
-
-class NoParameter(NamedTuple):
-    """A per-channel argument that was left out."""
-
-    values: None = None
-    source: None = None
 
 
 class Fusion(NamedTuple):
@@ -201,15 +95,14 @@ class Problem:
         channel_axis = one_axis(axis, array.ndim)
         order = layout.memory_order(array)
         at = order.index(channel_axis)
-        sizes = [array.shape[i] for i in order]
-        outer, inner = math.prod(sizes[:at]), math.prod(sizes[at + 1 :])
+        sizes = layout.canonical([array.shape[i] for i in order], at, at + 1)
         self.shape = array.shape
         self.dtype: np.dtype[Any] = NATIVE_DTYPES[array.dtype.char]
-        self.channels = sizes[at]
-        self.count = outer * inner
+        self.channels = sizes.channels
+        self.count = sizes.values_per_channel
         self._axis = axis
         self._order = order
-        self._sizes = (outer, self.channels, inner)
+        self._sizes = sizes
         self._source = array if source is None else source
         self._array = array
         self._canonical: Array | None = None
@@ -261,10 +154,8 @@ class Problem:
         return Fusion(name, slope, *self._like_x("residual", residual))
 
     def parameter(self, name: str, value: object) -> Parameter:
-        """Return a per-channel argument as float64."""
-        source = vector(name, value, self.channels, self._axis)
-        values: Any = cast(source, np.float64)
-        return Parameter(values if values.flags.aligned else values.copy(), source)
+        """Return an argument with one value per channel as float64."""
+        return parameter(name, value, self.channels, self._axis)
 
     def optional(self, name: str, value: object) -> Parameter | NoParameter:
         """Return a per-channel argument that may be None."""
@@ -350,8 +241,8 @@ class Problem:
         for other, source in apart.items():
             if layout.share_memory(array, source):
                 raise ValueError(f"{name}: expected memory apart from {other}, got an overlap")
-        for parameter in parameters:
-            if parameter.source is not None and layout.share_memory(array, parameter.source):
+        for given in parameters:
+            if given.source is not None and layout.share_memory(array, given.source):
                 raise ValueError(
                     f"{name}: expected memory apart from the parameters, got an overlap"
                 )

@@ -6,7 +6,6 @@ part of the data, merges: `Moments` pickle.
 
 from __future__ import annotations
 
-import math
 import mmap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,7 +14,8 @@ from typing import Any, SupportsIndex, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bncore.arguments import layout, problem, scalars
+from bncore.arguments import layout, scalars
+from bncore.arguments.arrays import data_array
 from bncore.functions.steps import moments
 from bncore.statistics import Moments, concatenated
 
@@ -104,7 +104,7 @@ class Blocks:
         self._view = x.transpose(order)
         self.axis = order.index(channel_axis)
         sizes = self._view.shape
-        slabs = [math.prod(sizes[k + 1 :]) * x.itemsize for k in range(x.ndim)]
+        slabs = [layout.canonical(sizes, k, k + 1).inner * x.itemsize for k in range(x.ndim)]
         self._cut = next(k for k, slab in enumerate(slabs) if slab <= block_bytes)
         self._run = max(block_bytes // max(slabs[self._cut], 1), 1)
 
@@ -271,7 +271,7 @@ def stream_moments(
     >>> bncore.stream_moments(x, block_bytes=4096) == bncore.moments(x)
     True
     """
-    array = problem.data_array("x", x)
+    array = data_array("x", x)
     if array.ndim < 2:
         raise ValueError(f"x: expected at least 2 dimensions, got {array.ndim}")
     channel_axis = scalars.one_axis(axis, array.ndim)

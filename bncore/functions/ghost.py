@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, SupportsIndex, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bncore.arguments import problem, scalars
+from bncore.arguments import scalars
+from bncore.arguments.arrays import data_array
 from bncore.arguments.problem import Problem
 from bncore.functions.steps import moments as moments_of
 from bncore.functions.steps import normalize
@@ -39,7 +40,7 @@ class Virtual:
 
     def __init__(self, x: object, size: object, axis: object) -> None:
         self.problem = Problem(x, axis)
-        self.x = problem.data_array("x", x)
+        self.x = data_array("x", x)
         if scalars.one_axis(axis, self.x.ndim) == 0:
             raise ValueError("axis: expected another axis than 0, the batch's, got 0")
         number, length = scalars.integer_at_least("size", size, 1), self.x.shape[0]

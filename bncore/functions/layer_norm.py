@@ -6,14 +6,15 @@ weighted as the rows of another whose channels are the columns, over parts of x 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from bncore.arguments import layout, problem, scalars
+from bncore.arguments import layout, scalars
+from bncore.arguments.arrays import data_array, plain_array
+from bncore.arguments.parameters import NoParameter, Parameter, parameter
 from bncore.arguments.problem import Problem
 from bncore.backends import current
 from bncore.runtime.threads import resolve
@@ -36,7 +37,7 @@ class Rows:
     """
 
     def __init__(self, x: object, axis: object) -> None:
-        array = problem.data_array("x", x)
+        array = data_array("x", x)
         if array.ndim < 2:
             raise ValueError(f"x: expected at least 2 dimensions, got {array.ndim}")
         first = scalars.one_axis(axis, array.ndim)
@@ -45,7 +46,7 @@ class Rows:
         rows = layout.block(array, tuple(range(array.ndim)))
         self.problem = Problem(rows, 0, source=array)
         self.shape = array.shape[first:]
-        self.number, self.width = math.prod(array.shape[:first]), math.prod(self.shape)
+        _, self.number, self.width = layout.canonical(array.shape, 0, first)
 
     def __iter__(self) -> Iterator[slice]:
         """Yield the rows of each part."""
@@ -57,16 +58,14 @@ class Rows:
         """Return some rows of an array of x's size."""
         return values.reshape(self.number, self.width)[rows]
 
-    def optional(self, name: str, value: object) -> problem.Parameter | problem.NoParameter:
+    def optional(self, name: str, value: object) -> Parameter | NoParameter:
         """Return an argument of the normalized shape as float64, or None."""
         if value is None:
-            return problem.NoParameter()
-        array = problem.plain_array(name, value)
+            return NoParameter()
+        array = plain_array(name, value)
         if array.shape != self.shape:
             raise ValueError(f"{name}: expected shape {self.shape}, got {array.shape}")
-        flat = problem.vector(name, array.reshape(-1), None)
-        values: Any = problem.cast(flat, np.float64)
-        return problem.Parameter(values if values.flags.aligned else values.copy(), array)
+        return Parameter(parameter(name, array.reshape(-1), None).values, array)
 
 
 def _lines(values: Array) -> Array:

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bncore.arguments import layout, problem, scalars
+from bncore.arguments import layout, scalars
+from bncore.arguments.arrays import writable_array
+from bncore.arguments.parameters import vector
 from bncore.backends import current
 from bncore.statistics import Moments, Stat
 
@@ -72,8 +74,8 @@ def update_running_stats(
     if not isinstance(moments, Moments):
         raise TypeError(f"moments: expected Moments, got {scalars.shown(moments)}")
     channels = moments.mean.shape[0]
-    problem.vector("running_mean", problem.writable_array("running_mean", running_mean), channels)
-    problem.vector("running_var", problem.writable_array("running_var", running_var), channels)
+    vector("running_mean", writable_array("running_mean", running_mean), channels)
+    vector("running_var", writable_array("running_var", running_var), channels)
     if layout.share_memory(running_mean, running_var):
         raise ValueError("running_var: expected memory apart from running_mean, got an overlap")
     momentum = scalars.real("momentum", momentum, 0.0, 1.0)

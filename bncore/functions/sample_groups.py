@@ -7,15 +7,16 @@ outer is 1, several samples are one such problem, of samples * groups and sample
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from bncore.arguments import layout, problem, scalars
-from bncore.arguments.problem import Problem, Stat
+from bncore.arguments import layout, scalars
+from bncore.arguments.arrays import data_array
+from bncore.arguments.parameters import Stat
+from bncore.arguments.problem import Problem
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 
@@ -34,7 +35,7 @@ class Grouping:
     """
 
     def __init__(self, x: object, axis: object, groups: object) -> None:
-        source = array = problem.data_array("x", x)
+        source = array = data_array("x", x)
         if array.ndim < 2:
             raise ValueError(f"x: expected at least 2 dimensions, got {array.ndim}")
         channel_axis = scalars.one_axis(axis, array.ndim)
@@ -52,9 +53,9 @@ class Grouping:
         self.samples, self.channels = array.shape[0], array.shape[channel_axis]
         self.groups = self.channels if groups is None else _divisor(groups, self.channels)
         self.wide = self.channels // max(self.groups, 1)
-        self._outer = math.prod(array.shape[i] for i in faster[:at])
-        self._inner = math.prod(array.shape[i] for i in faster[at + 1 :])
-        self.count = self._outer * self._inner * self.wide
+        sample = layout.canonical([array.shape[i] for i in faster], at, at + 1)
+        self._outer, self._inner = sample.outer, sample.inner
+        self.count = sample.values_per_channel * self.wide
 
     def __iter__(self) -> Iterator[Part]:
         """Yield the parts that one call each works on: what the second read finds in cache."""

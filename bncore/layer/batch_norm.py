@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncore.arguments import layout, problem, scalars
+from bncore.arguments.arrays import data_array
 from bncore.functions import steps
 from bncore.functions.fold import ScaleShift, as_scale_shift
 from bncore.functions.infer import batch_norm_infer, batch_norm_infer_backward
@@ -156,9 +157,9 @@ class BatchNorm(Conventions):
             raised.
         """
         if type(x) is not np.ndarray:
-            x = problem.data_array("x", x)
+            x = data_array("x", x)
         if residual is not None and type(residual) is not np.ndarray:
-            residual = problem.data_array("residual", residual)
+            residual = data_array("residual", residual)
         if update_stats is not True:
             update_stats = scalars.boolean("update_stats", update_stats)
         if not self._built:
