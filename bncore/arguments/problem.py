@@ -14,7 +14,7 @@ that the caller owns, except `Output.finish`, which is called last.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -25,6 +25,9 @@ from bncore.arguments.layout import NATIVE_DTYPES, Array
 from bncore.arguments.scalars import one_axis, option, real, shown
 
 Stat: TypeAlias = npt.NDArray[np.float64]
+
+# What makes a new array of a shape and dtype, as `numpy.empty` does.
+Allocate: TypeAlias = Callable[[tuple[int, ...], np.dtype[Any]], Array]
 
 ACTIVATIONS = ("relu", "leaky_relu")
 
@@ -39,22 +42,56 @@ def _holds_mask(value: object) -> bool:
     return isinstance(value, np.ma.MaskedArray)
 
 
+def memory_of(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return a new view of an array's memory that is of NumPy's own class.
+
+    A subclass may answer with any dtype, shape, strides or flags, since Python properties can
+    replace them, and a kernel that believed it would write beside the memory.  The view has what
+    the array really is, and keeps it when somebody changes the array's shape or dtype in place.
+    """
+    return np.ndarray.view(array, np.ndarray)
+
+
+def _require_inside_buffer(array: npt.NDArray[Any]) -> None:
+    """Refuse an array that an ``__array_interface__`` made larger than its buffer.
+
+    NumPy does not compare the two.  An interface that gives an address in place of a buffer is
+    believed, as is a DLPack capsule: nothing can tell how much memory is there.
+    """
+    try:
+        buffer = memoryview(array.base)  # type: ignore[arg-type]
+    except TypeError:
+        return  # an address, or NumPy's own memory
+    start = np.frombuffer(buffer, np.uint8).ctypes.data
+    low, high = np.lib.array_utils.byte_bounds(array)
+    if low < start or high > start + buffer.nbytes:
+        raise ValueError(f"it claims {high - low} bytes of a buffer of {buffer.nbytes}")
+
+
 def plain_array(name: str, value: object) -> npt.NDArray[Any]:
-    """Return `value` as an ndarray, itself where it is one; a mask would be lost: refused."""
+    """Return `value` as an ndarray, itself where it is one of no subclass.
+
+    A masked array is refused, since its mask would be lost.
+    """
     if type(value) is np.ndarray:
         return value
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name}: expected an array without a mask, got {shown(value)}")
+    if issubclass(type(value), np.ndarray):
+        return memory_of(value)  # type: ignore[arg-type]
     if value is None:
         raise TypeError(f"{name}: expected an array, got None")
     if _holds_mask(value):
         raise TypeError(f"{name}: expected an array without a mask, got a MaskedArray in a list")
     try:
-        if hasattr(type(value), "__dlpack__") and not isinstance(value, np.ndarray):
+        if hasattr(type(value), "__dlpack__"):
             if getattr(value, "is_neg", bool)():  # PyTorch gives such a view's memory as it is
                 raise TypeError("a view that negates, use tensor.resolve_neg()")
             return np.from_dlpack(value)  # type: ignore[arg-type]  # no copy
-        return np.asarray(value)
+        array = np.asarray(value)
+        if hasattr(type(value), "__array_interface__"):
+            _require_inside_buffer(array)
+        return array
     except (TypeError, ValueError, RuntimeError, BufferError) as error:
         raise TypeError(f"{name}: expected an array, got {shown(value)} ({error})") from error
 
@@ -64,7 +101,8 @@ def dtype_shown(value: object, array: npt.NDArray[Any]) -> str:
     if array.dtype.kind == "O" and value is not array:
         return f"{shown(value)} (not called?)" if callable(value) else shown(value)
     if array.dtype.kind in "biuf":
-        how = ".astype(np.float32)" if value is array else "np.asarray(..., np.float32)"
+        known = issubclass(type(value), np.ndarray)
+        how = ".astype(np.float32)" if known else "np.asarray(..., np.float32)"
         return f"{array.dtype} (convert with {how})"
     return str(array.dtype)
 
@@ -102,40 +140,51 @@ def cast(array: Array, dtype: npt.DTypeLike) -> Array:
 
 
 def writable_array(name: str, value: object) -> npt.NDArray[Any]:
-    """Return `value`, an array that will be written in place."""
+    """Return the memory of `value`, an array that will be written in place."""
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name}: expected an array without a mask, got {shown(value)}")
-    if not isinstance(value, np.ndarray):
+    if not issubclass(type(value), np.ndarray):
         raise TypeError(f"{name}: expected a NumPy array, got {shown(value)}")
-    if not value.flags.writeable:
+    array = memory_of(value)  # type: ignore[arg-type]
+    if not array.flags.writeable:
         raise ValueError(f"{name}: expected a writable array, got a read-only one")
-    if placement.meets_itself(value):
+    if placement.meets_itself(array):
         raise ValueError(
-            f"{name}: expected an array whose elements do not overlap, got strides {value.strides}"
+            f"{name}: expected an array whose elements do not overlap, got strides {array.strides}"
         )
-    return value
+    return array
 
 
 # Results, parameters and what is fused
 
 
 class Output:
-    """Where a result goes: `values` for the kernel, and the array that the caller gets."""
+    """Where a result goes.
 
-    __slots__ = ("_copy", "array", "values")
+    Attributes
+    ----------
+    values : what the kernel writes to, in x's canonical shape
+    memory : the caller's memory, in x's shape
+    """
+
+    __slots__ = ("_copy", "_returned", "memory", "values")
 
     def __init__(
-        self, array: Array, values: Array, copy: tuple[Array, Array] | None = None
+        self, returned: Array, memory: Array, values: Array, copy: tuple[Array, Array] | None = None
     ) -> None:
-        self.array = array
+        self._returned = returned
+        self.memory = memory
         self._copy = copy
         self.values = values
 
     def finish(self) -> Array:
-        """Fill the caller's array where the kernel did not write to it, and return it."""
+        """Return the array that the caller gets, filled also where the kernel did not write to it.
+
+        It is the caller's own object, which may be of a subclass of ndarray.
+        """
         if self._copy is not None:
             np.copyto(*self._copy)
-        return self.array
+        return self._returned
 
 
 class Parameter(NamedTuple):
@@ -183,19 +232,21 @@ class Problem:
     ----------
     x : (outer, channels, inner) array, C-contiguous, aligned, native-endian
         x's own memory where it is one contiguous block, else one copy in x's memory order, made
-        when it is asked for: who only checks pays for none.
+        when it is first asked for, so that a caller who only checks pays for none.
+    array : x's memory in its shape, a view that nobody else has
     shape, dtype : x's shape as given, and its dtype in native byte order
     channels, count : number of channels, and of values per channel
     """
 
     __slots__ = (
-        "_array", "_axis", "_canonical", "_order", "_sizes", "_source",
-        "channels", "count", "dtype", "shape",
+        "_axis", "_canonical", "_order", "_sizes", "_source",
+        "array", "channels", "count", "dtype", "shape",
     )  # fmt: skip
 
     def __init__(self, x: object, axis: object, source: Array | None = None) -> None:
         """Take x; `source` is the caller's array where x is a copy, for overlaps with outputs."""
-        array = data_array("x", x)
+        # A view, which stays as it is while other arguments run code of the caller.
+        array = memory_of(data_array("x", x))
         if array.ndim < 2:
             raise ValueError(f"x: expected at least 2 dimensions, got {array.ndim}")
         channel_axis = one_axis(axis, array.ndim)
@@ -211,14 +262,14 @@ class Problem:
         self._order = order
         self._sizes = (outer, self.channels, inner)
         self._source = array if source is None else source
-        self._array = array
+        self.array = array
         self._canonical: Array | None = None
 
     @property
     def x(self) -> Array:
         """The values of x as the kernels take them."""
         if self._canonical is None:
-            self._canonical = placement.block(self._array, self._order).reshape(self._sizes)
+            self._canonical = placement.block(self.array, self._order).reshape(self._sizes)
         return self._canonical
 
     @property
@@ -239,7 +290,7 @@ class Problem:
 
     def like_x(self, name: str, value: object) -> Array:
         """Return an argument, which has to be of x's shape and dtype, as given."""
-        array = data_array(name, value)
+        array = memory_of(data_array(name, value))
         if array.shape != self.shape:
             raise ValueError(f"{name}: expected shape {self.shape}, got {array.shape}")
         if array.dtype.char != self.dtype.char:
@@ -285,15 +336,18 @@ class Problem:
         dy: Array | None = None,
         parameters: Iterable[Parameter | NoParameter] = (),
         residual: Array | None = None,
+        allocate: Allocate = np.empty,
     ) -> Output:
         """Return where y or dx goes: into `out`, or into a new array in x's memory order.
 
         `out` may be x, dy or the residual itself, the same elements in the same order; any other
-        overlap with an input would change the input while it is read.
+        overlap with an input would change the input while it is read.  `allocate` makes the new
+        array from its shape and dtype.
         """
         if out is None:
-            return self._new_output()
-        return self._target(self.require_output(out, dy, parameters, residual))
+            new = self.new_array(allocate)
+            return Output(new, new, new.transpose(self._order).reshape(self._sizes))
+        return self._target(out, self.require_output(out, dy, parameters, residual))
 
     def require_output(
         self,
@@ -302,7 +356,7 @@ class Problem:
         parameters: Iterable[Parameter | NoParameter] = (),
         residual: Array | None = None,
     ) -> Array:
-        """Return `out`, checked as `output` does, with no memory to go with it."""
+        """Return the memory of `out`, checked as `output` does."""
         itself = {"x": self._source, "dy": dy, "residual": residual}
         return self._fitting("out", out, itself, {}, parameters)
 
@@ -322,8 +376,9 @@ class Problem:
         if dresidual is None:
             return None
         itself = {"dy": dy, "residual": residual}
-        apart = {"x": self._source, "out": dx.array}
-        return self._target(self._fitting("dresidual", dresidual, itself, apart, parameters))
+        apart = {"x": self._source, "out": dx.memory}
+        memory = self._fitting("dresidual", dresidual, itself, apart, parameters)
+        return self._target(dresidual, memory)
 
     def _fitting(
         self,
@@ -333,7 +388,7 @@ class Problem:
         apart: dict[str, Array],
         parameters: Iterable[Parameter | NoParameter],
     ) -> Array:
-        """Return an array that can take a result: one of `itself`, or apart from them."""
+        """Return the memory of an array that can take a result: one of `itself`, or apart."""
         array = writable_array(name, value)
         if array.dtype.char != self.dtype.char:
             raise TypeError(f"{name}: expected {self.dtype}, got {array.dtype}")
@@ -357,18 +412,17 @@ class Problem:
                 )
         return array
 
-    def _target(self, array: Array) -> Output:
-        """Return an array of x's shape as an output, staged where the kernels cannot write it."""
-        view = array.transpose(self._order)
+    def _target(self, returned: Any, memory: Array) -> Output:
+        """Return memory of x's shape as an output, staged where the kernels cannot write it."""
+        view = memory.transpose(self._order)
         if placement.readable(view):
-            return Output(array, view.reshape(self._sizes))
+            return Output(returned, memory, view.reshape(self._sizes))
         staged: Array = np.empty(view.shape, self.dtype)
-        return Output(array, staged.reshape(self._sizes), (view, staged))
+        return Output(returned, memory, staged.reshape(self._sizes), (view, staged))
 
-    def _new_output(self) -> Output:
-        new: Array = np.empty([self.shape[i] for i in self._order], self.dtype)
-        values = new.reshape(self._sizes)
+    def new_array(self, allocate: Allocate = np.empty) -> Array:
+        """Return a new array of x's shape and dtype in x's memory order."""
+        new: Array = allocate(tuple(self.shape[i] for i in self._order), self.dtype)
         if self._source.flags.c_contiguous:
-            return Output(new, values)
-        inverse = sorted(range(new.ndim), key=self._order.__getitem__)
-        return Output(new.transpose(inverse), values)
+            return new
+        return new.transpose(sorted(range(new.ndim), key=self._order.__getitem__))

@@ -17,6 +17,7 @@ from bncore.arguments import layout as placement
 from bncore.arguments import problem, scalars
 from bncore.arguments.problem import Problem
 from bncore.backends import current
+from bncore.runtime import buffer_pool
 from bncore.runtime.threads import resolve
 from bncore.statistics import Moments, Stat, checked_moments, trusted_moments
 
@@ -141,7 +142,7 @@ def layer_norm(
     gamma, beta = r.optional("weight", weight), r.optional("bias", bias)
     eps = scalars.real("eps", eps, 0.0)
     _require_row(r)
-    y = p.output(out, parameters=(gamma, beta))
+    y = p.output(out, parameters=(gamma, beta), allocate=buffer_pool.empty)
     mean, m2 = np.zeros(r.number), np.zeros(r.number)
     plain = gamma.values is None and beta.values is None
     zeros, ones = np.zeros(r.width), np.ones(r.width)
@@ -225,7 +226,7 @@ def layer_norm_backward(
         raise ValueError(f"moments: expected count {r.width}, got {found.count}")
     gamma = r.optional("weight", weight)
     eps = scalars.real("eps", eps, 0.0)
-    dx = p.output(out, source, (gamma,))
+    dx = p.output(out, source, (gamma,), allocate=buffer_pool.empty)
     dbias, dweight = np.zeros(r.width), np.zeros(r.width)
     zeros, ones = np.zeros(r.width), np.ones(r.width)
     mean, var = found.mean, found.var()

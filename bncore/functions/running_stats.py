@@ -10,7 +10,7 @@ import numpy.typing as npt
 from bncore.arguments import layout as placement
 from bncore.arguments import problem, scalars
 from bncore.backends import current
-from bncore.statistics import Moments, Stat
+from bncore.statistics import Moments, Stat, given_moments
 
 
 def update_running_stats(
@@ -70,12 +70,13 @@ def update_running_stats(
         )
         if done is not None:
             return
-    if not isinstance(moments, Moments):
-        raise TypeError(f"moments: expected Moments, got {scalars.shown(moments)}")
+    moments = given_moments("moments", moments)
     channels = moments.mean.shape[0]
-    problem.vector("running_mean", problem.writable_array("running_mean", running_mean), channels)
-    problem.vector("running_var", problem.writable_array("running_var", running_var), channels)
-    if placement.share_memory(running_mean, running_var):
+    to_mean = problem.writable_array("running_mean", running_mean)
+    to_var = problem.writable_array("running_var", running_var)
+    problem.vector("running_mean", to_mean, channels)
+    problem.vector("running_var", to_var, channels)
+    if placement.share_memory(to_mean, to_var):
         raise ValueError("running_var: expected memory apart from running_mean, got an overlap")
     momentum = scalars.real("momentum", momentum, 0.0, 1.0)
     correction = scalars.real("correction", correction)
@@ -87,10 +88,10 @@ def update_running_stats(
         )
     var = moments.var(correction)
     with np.errstate(all="ignore"):
-        new_mean = _moved(running_mean, moments.mean, momentum)
-        new_var = _moved(running_var, var, momentum)
-    running_mean[...] = new_mean
-    running_var[...] = new_var
+        new_mean = _moved(to_mean, moments.mean, momentum)
+        new_var = _moved(to_var, var, momentum)
+    to_mean[...] = new_mean
+    to_var[...] = new_var
 
 
 def _moved(old: npt.NDArray[Any], batch: Stat, momentum: float) -> npt.NDArray[Any]:

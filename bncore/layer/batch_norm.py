@@ -269,11 +269,12 @@ class BatchNorm(Conventions):
 
     def _require_apart(self, out: Any, x: Array, residual: Array | None) -> None:
         """Refuse an output that would change what backward needs."""
-        if not isinstance(out, np.ndarray):
+        if not issubclass(type(out), np.ndarray):
             return  # refused later
+        memory = problem.memory_of(out)
         kept = {"x": x, "residual": None if self.activation is None else residual}
         for name, array in kept.items():
-            if array is not None and placement.share_memory(out, array):
+            if array is not None and placement.share_memory(memory, array):
                 raise ValueError(
                     f"out: expected memory apart from {name}, which backward needs, got an overlap"
                 )

@@ -71,7 +71,8 @@ def array(name: str, doc: str) -> Any:
         if name in RUNNING:
             write(own, given)
         else:
-            setattr(self, place, problem.writable_array(name, given))
+            problem.writable_array(name, given)
+            setattr(self, place, given)
 
     return property(get, put, doc=doc)
 
