@@ -40,7 +40,8 @@ def update_running_stats(
     ------
     TypeError, ValueError
         Where an argument is not as above, or `moments.count` is not above `correction`.  Nothing
-        has been written then.
+        has been written then, nor where another exception such as KeyboardInterrupt comes between
+        the two writes.
 
     References
     ----------
@@ -90,8 +91,14 @@ def update_running_stats(
     with np.errstate(all="ignore"):
         new_mean = _moved(to_mean, moments.mean, momentum)
         new_var = _moved(to_var, var, momentum)
-    to_mean[...] = new_mean
-    to_var[...] = new_var
+    before = to_mean.copy(), to_var.copy()
+    try:
+        to_mean[...] = new_mean
+        to_var[...] = new_var
+    except BaseException:  # KeyboardInterrupt in between
+        to_mean[...] = before[0]
+        to_var[...] = before[1]
+        raise
 
 
 def _moved(old: npt.NDArray[Any], batch: Stat, momentum: float) -> npt.NDArray[Any]:
