@@ -71,6 +71,18 @@ def _restored(kind: type, fields: dict[str, Any]) -> Any:
     return self
 
 
+def _of_class(kind: Any, value: object) -> Any:
+    """Return an object of one of this module's classes: `value`, or what a subclass holds.
+
+    A subclass may override the properties, and answer with arrays of any size, or with another one
+    every time.
+    """
+    if type(value) is kind:
+        return value
+    fields = {name: vars(kind)[name].__get__(value) for name in kind.__slots__}
+    return _restored(kind, fields)
+
+
 class Moments:
     """Count, mean and sum of squared deviations of every channel.
 
@@ -258,13 +270,20 @@ def concatenated(parts: Sequence[Moments]) -> Moments:
     return trusted_moments(parts[0].count, mean, m2, low)
 
 
+def given_moments(name: str, value: object) -> Moments:
+    """Return `value`, which has to be Moments."""
+    if not issubclass(type(value), Moments):
+        raise TypeError(f"{name}: expected Moments, got {scalars.shown(value)}")
+    moments: Moments = _of_class(Moments, value)
+    return moments
+
+
 def checked_moments(name: str, value: object, channels: int) -> Moments:
     """Return `value`, which has to be Moments of so many channels."""
-    if not isinstance(value, Moments):
-        raise TypeError(f"{name}: expected Moments, got {scalars.shown(value)}")
-    if value.mean.shape[0] != channels:
-        raise ValueError(f"{name}: expected {channels} channels, got {value.mean.shape[0]}")
-    return value
+    moments = given_moments(name, value)
+    if moments.mean.shape[0] != channels:
+        raise ValueError(f"{name}: expected {channels} channels, got {moments.mean.shape[0]}")
+    return moments
 
 
 class GradSums:
@@ -350,8 +369,9 @@ def frozen_sums(sum_dy: Stat, sum_dy_xhat: Stat) -> GradSums:
 
 def checked_sums(name: str, value: object, channels: int) -> GradSums:
     """Return `value`, which has to be GradSums of so many channels."""
-    if not isinstance(value, GradSums):
+    if not issubclass(type(value), GradSums):
         raise TypeError(f"{name}: expected GradSums, got {scalars.shown(value)}")
-    if value.sum_dy.shape[0] != channels:
-        raise ValueError(f"{name}: expected {channels} channels, got {value.sum_dy.shape[0]}")
-    return value
+    sums: GradSums = _of_class(GradSums, value)
+    if sums.sum_dy.shape[0] != channels:
+        raise ValueError(f"{name}: expected {channels} channels, got {sums.sum_dy.shape[0]}")
+    return sums

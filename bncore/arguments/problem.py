@@ -10,16 +10,19 @@ that the caller owns, except `Output.finish`, which is called last.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from bncore.arguments import layout
-from bncore.arguments.arrays import cast, data_array, writable_array
+from bncore.arguments.arrays import cast, data_array, memory_of, writable_array
 from bncore.arguments.layout import NATIVE_DTYPES, Array
 from bncore.arguments.parameters import NoParameter, Parameter, Stat, parameter
 from bncore.arguments.scalars import one_axis, option, real
+
+# What makes a new array of a shape and dtype, as `numpy.empty` does.
+Allocate: TypeAlias = Callable[[tuple[int, ...], np.dtype[Any]], Array]
 
 ACTIVATIONS = ("relu", "leaky_relu")
 
@@ -28,22 +31,32 @@ ACTIVATIONS = ("relu", "leaky_relu")
 
 
 class Output:
-    """Where a result goes: `values` for the kernel, and the array that the caller gets."""
+    """Where a result goes.
 
-    __slots__ = ("_copy", "array", "values")
+    Attributes
+    ----------
+    values : what the kernel writes to, in x's canonical shape
+    memory : the caller's memory, in x's shape
+    """
+
+    __slots__ = ("_copy", "_returned", "memory", "values")
 
     def __init__(
-        self, array: Array, values: Array, copy: tuple[Array, Array] | None = None
+        self, returned: Array, memory: Array, values: Array, copy: tuple[Array, Array] | None = None
     ) -> None:
-        self.array = array
+        self._returned = returned
+        self.memory = memory
         self._copy = copy
         self.values = values
 
     def finish(self) -> Array:
-        """Fill the caller's array where the kernel did not write to it, and return it."""
+        """Return the array that the caller gets, filled also where the kernel did not write to it.
+
+        It is the caller's own object, which may be of a subclass of ndarray.
+        """
         if self._copy is not None:
             np.copyto(*self._copy)
-        return self.array
+        return self._returned
 
 
 class Fusion(NamedTuple):
@@ -77,19 +90,21 @@ class Problem:
     ----------
     x : (outer, channels, inner) array, C-contiguous, aligned, native-endian
         x's own memory where it is one contiguous block, else one copy in x's memory order, made
-        when it is asked for: who only checks pays for none.
+        when it is first asked for, so that a caller who only checks pays for none.
+    array : x's memory in its shape, a view that nobody else has
     shape, dtype : x's shape as given, and its dtype in native byte order
     channels, count : number of channels, and of values per channel
     """
 
     __slots__ = (
-        "_array", "_axis", "_canonical", "_order", "_sizes", "_source",
-        "channels", "count", "dtype", "shape",
+        "_axis", "_canonical", "_order", "_sizes", "_source",
+        "array", "channels", "count", "dtype", "shape",
     )  # fmt: skip
 
     def __init__(self, x: object, axis: object, source: Array | None = None) -> None:
         """Take x; `source` is the caller's array where x is a copy, for overlaps with outputs."""
-        array = data_array("x", x)
+        # A view, which stays as it is while other arguments run code of the caller.
+        array = memory_of(data_array("x", x))
         if array.ndim < 2:
             raise ValueError(f"x: expected at least 2 dimensions, got {array.ndim}")
         channel_axis = one_axis(axis, array.ndim)
@@ -104,14 +119,14 @@ class Problem:
         self._order = order
         self._sizes = sizes
         self._source = array if source is None else source
-        self._array = array
+        self.array = array
         self._canonical: Array | None = None
 
     @property
     def x(self) -> Array:
         """The values of x as the kernels take them."""
         if self._canonical is None:
-            self._canonical = layout.block(self._array, self._order).reshape(self._sizes)
+            self._canonical = layout.block(self.array, self._order).reshape(self._sizes)
         return self._canonical
 
     @property
@@ -132,7 +147,7 @@ class Problem:
 
     def like_x(self, name: str, value: object) -> Array:
         """Return an argument, which has to be of x's shape and dtype, as given."""
-        array = data_array(name, value)
+        array = memory_of(data_array(name, value))
         if array.shape != self.shape:
             raise ValueError(f"{name}: expected shape {self.shape}, got {array.shape}")
         if array.dtype.char != self.dtype.char:
@@ -176,15 +191,18 @@ class Problem:
         dy: Array | None = None,
         parameters: Iterable[Parameter | NoParameter] = (),
         residual: Array | None = None,
+        allocate: Allocate = np.empty,
     ) -> Output:
         """Return where y or dx goes: into `out`, or into a new array in x's memory order.
 
         `out` may be x, dy or the residual itself, the same elements in the same order; any other
-        overlap with an input would change the input while it is read.
+        overlap with an input would change the input while it is read.  `allocate` makes the new
+        array from its shape and dtype.
         """
         if out is None:
-            return self._new_output()
-        return self._target(self.require_output(out, dy, parameters, residual))
+            new = self.new_array(allocate)
+            return Output(new, new, new.transpose(self._order).reshape(self._sizes))
+        return self._target(out, self.require_output(out, dy, parameters, residual))
 
     def require_output(
         self,
@@ -193,7 +211,7 @@ class Problem:
         parameters: Iterable[Parameter | NoParameter] = (),
         residual: Array | None = None,
     ) -> Array:
-        """Return `out`, checked as `output` does, with no memory to go with it."""
+        """Return the memory of `out`, checked as `output` does."""
         itself = {"x": self._source, "dy": dy, "residual": residual}
         return self._fitting("out", out, itself, {}, parameters)
 
@@ -213,8 +231,9 @@ class Problem:
         if dresidual is None:
             return None
         itself = {"dy": dy, "residual": residual}
-        apart = {"x": self._source, "out": dx.array}
-        return self._target(self._fitting("dresidual", dresidual, itself, apart, parameters))
+        apart = {"x": self._source, "out": dx.memory}
+        memory = self._fitting("dresidual", dresidual, itself, apart, parameters)
+        return self._target(dresidual, memory)
 
     def _fitting(
         self,
@@ -224,7 +243,7 @@ class Problem:
         apart: dict[str, Array],
         parameters: Iterable[Parameter | NoParameter],
     ) -> Array:
-        """Return an array that can take a result: one of `itself`, or apart from them."""
+        """Return the memory of an array that can take a result: one of `itself`, or apart."""
         array = writable_array(name, value)
         if array.dtype.char != self.dtype.char:
             raise TypeError(f"{name}: expected {self.dtype}, got {array.dtype}")
@@ -248,18 +267,17 @@ class Problem:
                 )
         return array
 
-    def _target(self, array: Array) -> Output:
-        """Return an array of x's shape as an output, staged where the kernels cannot write it."""
-        view = array.transpose(self._order)
+    def _target(self, returned: Any, memory: Array) -> Output:
+        """Return memory of x's shape as an output, staged where the kernels cannot write it."""
+        view = memory.transpose(self._order)
         if layout.readable(view):
-            return Output(array, view.reshape(self._sizes))
+            return Output(returned, memory, view.reshape(self._sizes))
         staged: Array = np.empty(view.shape, self.dtype)
-        return Output(array, staged.reshape(self._sizes), (view, staged))
+        return Output(returned, memory, staged.reshape(self._sizes), (view, staged))
 
-    def _new_output(self) -> Output:
-        new: Array = np.empty([self.shape[i] for i in self._order], self.dtype)
-        values = new.reshape(self._sizes)
+    def new_array(self, allocate: Allocate = np.empty) -> Array:
+        """Return a new array of x's shape and dtype in x's memory order."""
+        new: Array = allocate(tuple(self.shape[i] for i in self._order), self.dtype)
         if self._source.flags.c_contiguous:
-            return Output(new, values)
-        inverse = sorted(range(new.ndim), key=self._order.__getitem__)
-        return Output(new.transpose(inverse), values)
+            return new
+        return new.transpose(sorted(range(new.ndim), key=self._order.__getitem__))

@@ -154,9 +154,10 @@ class MicroBatches:
                 raise ValueError(
                     f"x: expected {own.shape[0]} channels, as {source}, got {channels}"
                 )
-        self._moments = found if self._moments is None else self._moments.merge(found)
-        self._dtype = layout.NATIVE_DTYPES[array.dtype.char]
-        return self._moments
+        merged = found if self._moments is None else self._moments.merge(found)
+        # One step, which nothing can interrupt; the same below.
+        vars(self).update(_moments=merged, _dtype=layout.NATIVE_DTYPES[array.dtype.char])
+        return merged
 
     def normalize(self, x: npt.ArrayLike, *, out: Array | None = None) -> Array:
         """Normalize a piece by the moments of all; `out` may be the piece itself."""
@@ -171,9 +172,10 @@ class MicroBatches:
         self._require_batch()
         array = self._piece(x)
         found = grad_sums(dy, array, self.moments, eps=self._eps, **self._common)
-        self._sums = found if self._sums is None else self._sums + found
-        self._summed += array.size // max(found.sum_dy.shape[0], 1)
-        return self._sums
+        total = found if self._sums is None else self._sums + found
+        summed = self._summed + array.size // max(found.sum_dy.shape[0], 1)
+        vars(self).update(_sums=total, _summed=summed)
+        return total
 
     def grad_input(self, dy: npt.ArrayLike, x: npt.ArrayLike, *, out: Array | None = None) -> Array:
         """Compute dx of a piece from the sums of all; `out` may be `dy` or the piece itself."""
@@ -224,10 +226,10 @@ class MicroBatches:
             for x in pieces:
                 self.add(x)
             self._require_batch()
+            return (self.normalize(x) for x in pieces)
         except BaseException:
-            self._moments, self._dtype = None, None
+            vars(self).update(_moments=None, _dtype=None)
             raise
-        return (self.normalize(x) for x in pieces)
 
     def backward(
         self, dys: Iterable[npt.ArrayLike], pieces: Iterable[npt.ArrayLike]
@@ -254,10 +256,10 @@ class MicroBatches:
             for dy, x in zip(dys, pieces, strict=True):
                 self.add_gradient(dy, x)
             self._whole_sums()
+            return (self.grad_input(dy, x) for dy, x in zip(dys, pieces, strict=True))
         except BaseException:
-            self._sums, self._summed = None, 0
+            vars(self).update(_sums=None, _summed=0)
             raise
-        return (self.grad_input(dy, x) for dy, x in zip(dys, pieces, strict=True))
 
 
 def repeatable(name: str, value: Iterable[Any]) -> Iterable[Any]:

@@ -13,13 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from bncore.arguments import scalars
-from bncore.arguments.arrays import data_array
 from bncore.arguments.problem import Problem
-from bncore.functions.steps import moments as moments_of
-from bncore.functions.steps import normalize
+from bncore.backends import current
 from bncore.functions.train import batch_norm_train, batch_norm_train_backward
+from bncore.runtime import buffer_pool
 from bncore.runtime.threads import resolve
-from bncore.statistics import Moments, Stat, checked_moments
+from bncore.statistics import Moments, Stat, checked_moments, trusted_moments
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 
@@ -34,13 +33,13 @@ class Virtual:
     ----------
     problem : Problem
         Of x.
-    x : x as an array
+    x : x's memory in its shape
     slices, counts : of axis 0, and numbers of values per channel in them
     """
 
     def __init__(self, x: object, size: object, axis: object) -> None:
         self.problem = Problem(x, axis)
-        self.x = data_array("x", x)
+        self.x = self.problem.array
         if scalars.one_axis(axis, self.x.ndim) == 0:
             raise ValueError("axis: expected another axis than 0, the batch's, got 0")
         number, length = scalars.integer_at_least("size", size, 1), self.x.shape[0]
@@ -110,12 +109,16 @@ def ghost_batch_norm(
             "Expected more than 1 value per channel in every virtual batch, "
             f"got size {v.slices[-1].stop - v.slices[-1].start} of input size {p.shape}"
         )
-    y = p.output(None).array if out is None else p.require_output(out, None, (gamma, beta))
+    y = (
+        p.new_array(buffer_pool.empty)
+        if out is None
+        else p.require_output(out, None, (gamma, beta))
+    )
     found = []
     for part in v.slices:
         _, moments = batch_norm_train(v.x[part], weight, bias, out=y[part], **options)
         found.append(moments)
-    return y, found
+    return y if out is None else out, found
 
 
 def ghost_batch_norm_backward(
@@ -171,21 +174,23 @@ def ghost_batch_norm_backward(
     if not isinstance(moments, Sequence) or len(moments) != len(v.slices):
         got = f"{len(moments)}" if isinstance(moments, Sequence) else scalars.shown(moments)
         raise ValueError(f"moments: expected a list of {len(v.slices)} Moments, got {got}")
-    for one, count in zip(moments, v.counts, strict=True):
-        if checked_moments("moments", one, p.channels).count != count:
+    given = [checked_moments("moments", one, p.channels) for one in moments]
+    for one, count in zip(given, v.counts, strict=True):
+        if one.count != count:
             raise ValueError(
                 f"moments: expected counts {v.counts}, got {one.count} in {count}'s place"
             )
-    dx = p.output(None).array if out is None else p.require_output(out, source, (gamma,))
+    dx = p.new_array(buffer_pool.empty) if out is None else p.require_output(out, source, (gamma,))
     wide = np.ones(p.channels) if gamma.values is None else gamma.values  # float64 sums
     dweight, dbias = p.zeros(), p.zeros()
-    for part, one in zip(v.slices, moments, strict=True):
+    for part, one in zip(v.slices, given, strict=True):
         _, *sums = batch_norm_train_backward(
             source[part], v.x[part], one, wide, out=dx[part], **options
         )
         with np.errstate(all="ignore"):
             dweight += sums[0]
             dbias += sums[1]
+    dx = dx if out is None else out
     return dx, p.parameter_gradient(dweight, gamma), p.parameter_gradient(dbias, gamma)
 
 
@@ -260,6 +265,7 @@ def batch_renorm(
     >>> renorm
     Renorm(r=array([2.]), d=array([1.]))
     """
+    kernels, threads = current().kernels, resolve(n_threads)
     p = Problem(x, axis)
     gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
     mean = p.parameter("running_mean", running_mean)
@@ -267,12 +273,13 @@ def batch_renorm(
     eps = scalars.real("eps", eps, 0.0)
     largest_r, largest_d = scalars.real("r_max", r_max, 1.0), scalars.real("d_max", d_max, 0.0)
     p.require_batch()
-    if out is not None:
-        p.require_output(out, None, (gamma, beta, mean, var))
-    moments = moments_of(x, axis=axis, n_threads=n_threads)
+    y = p.output(out, parameters=(gamma, beta, mean, var), allocate=buffer_pool.empty)
+    batch_mean, m2 = p.zeros(), p.zeros()
+    if not p.empty:
+        kernels.moments(batch_mean, m2, p.x, threads)
+    moments = trusted_moments(p.count, batch_mean, m2)
     if p.empty:
-        identity = Renorm(np.ones(p.channels), np.zeros(p.channels))
-        return normalize(x, moments, axis=axis, out=out), moments, identity
+        return y.finish(), moments, Renorm(np.ones(p.channels), np.zeros(p.channels))
     with np.errstate(all="ignore"):
         std = np.sqrt(var.values + eps)
         r = np.clip(np.sqrt(moments.var() + eps) / std, 1.0 / largest_r, largest_r)
@@ -280,8 +287,8 @@ def batch_renorm(
         scale = r if gamma.values is None else gamma.values * r
         shift = d if gamma.values is None else gamma.values * d
         shift = shift if beta.values is None else shift + beta.values
-    y = normalize(x, moments, scale, shift, axis=axis, eps=eps, out=out, n_threads=n_threads)
-    return y, moments, Renorm(r, d)
+    kernels.normalize(y.values, p.x, moments.mean, moments.var(), scale, shift, eps, threads)
+    return y.finish(), moments, Renorm(r, d)
 
 
 def batch_renorm_backward(
@@ -340,7 +347,7 @@ def batch_renorm_backward(
     with np.errstate(all="ignore"):
         scale = r.values if gamma.values is None else gamma.values * r.values
     dx, sum_dy_xhat, sum_dy = batch_norm_train_backward(
-        dy, x, moments, scale, axis=axis, eps=eps, out=out, n_threads=n_threads
+        source, p.array, moments, scale, axis=axis, eps=eps, out=out, n_threads=n_threads
     )
     with np.errstate(all="ignore"):
         dweight: Any = r.values * sum_dy_xhat + d.values * sum_dy

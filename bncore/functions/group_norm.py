@@ -15,6 +15,7 @@ import numpy.typing as npt
 from bncore.arguments import scalars
 from bncore.backends import current
 from bncore.functions.sample_groups import Grouping
+from bncore.runtime import buffer_pool
 from bncore.runtime.threads import resolve
 from bncore.statistics import Moments, Stat, checked_moments, trusted_moments, variance
 
@@ -105,7 +106,7 @@ def _forward(
     gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
     eps = scalars.real("eps", eps, 0.0)
     g.require_batch()
-    y = p.output(out, parameters=(gamma, beta))
+    y = p.output(out, parameters=(gamma, beta), allocate=buffer_pool.empty)
     means, m2s = np.zeros((2, g.samples * g.groups))
     for part in () if p.empty else g:
         given, result = part.by_channel(p.x), part.by_channel(y.values)
@@ -203,7 +204,7 @@ def _backward(
         )
     gamma = p.optional("weight", weight)
     eps = scalars.real("eps", eps, 0.0)
-    dx = p.output(out, source, (gamma,))
+    dx = p.output(out, source, (gamma,), allocate=buffer_pool.empty)
     dbias, dweight = p.zeros(), p.zeros()
     means, variances = found.mean, found.var()
     for part in () if p.empty else g:

@@ -17,6 +17,7 @@ from bncore.arguments.arrays import data_array, plain_array
 from bncore.arguments.parameters import NoParameter, Parameter, parameter
 from bncore.arguments.problem import Problem
 from bncore.backends import current
+from bncore.runtime import buffer_pool
 from bncore.runtime.threads import resolve
 from bncore.statistics import Moments, Stat, checked_moments, trusted_moments
 
@@ -139,7 +140,7 @@ def layer_norm(
     gamma, beta = r.optional("weight", weight), r.optional("bias", bias)
     eps = scalars.real("eps", eps, 0.0)
     _require_row(r)
-    y = p.output(out, parameters=(gamma, beta))
+    y = p.output(out, parameters=(gamma, beta), allocate=buffer_pool.empty)
     mean, m2 = np.zeros(r.number), np.zeros(r.number)
     plain = gamma.values is None and beta.values is None
     zeros, ones = np.zeros(r.width), np.ones(r.width)
@@ -223,7 +224,7 @@ def layer_norm_backward(
         raise ValueError(f"moments: expected count {r.width}, got {found.count}")
     gamma = r.optional("weight", weight)
     eps = scalars.real("eps", eps, 0.0)
-    dx = p.output(out, source, (gamma,))
+    dx = p.output(out, source, (gamma,), allocate=buffer_pool.empty)
     dbias, dweight = np.zeros(r.width), np.zeros(r.width)
     zeros, ones = np.zeros(r.width), np.ones(r.width)
     mean, var = found.mean, found.var()

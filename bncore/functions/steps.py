@@ -80,20 +80,21 @@ def moments(x: npt.ArrayLike, *, axis: SupportsIndex = 1, n_threads: int | None 
 
 def _given_moments(p: Problem, value: Moments) -> Moments:
     """Return moments that fit x and say something about it."""
-    checked_moments("moments", value, p.channels)
-    if value.count == 0 and not p.empty:
+    moments = checked_moments("moments", value, p.channels)
+    if moments.count == 0 and not p.empty:
         raise ValueError("moments: expected count >= 1 for an x that is not empty, got 0")
-    return value
+    return moments
 
 
 def _moments_of_all(p: Problem, value: Moments) -> Moments:
     """Return moments of a batch that x can be, or be a piece of."""
-    checked_moments("moments", value, p.channels)
-    if value.count < p.count and not p.empty:
+    moments = checked_moments("moments", value, p.channels)
+    if moments.count < p.count and not p.empty:
         raise ValueError(
-            f"moments: expected count >= {p.count}, the values per channel of x, got {value.count}"
+            f"moments: expected count >= {p.count}, the values per channel of x, "
+            f"got {moments.count}"
         )
-    return value
+    return moments
 
 
 def normalize(
@@ -161,7 +162,7 @@ def normalize(
         if done is not None:
             return done
     p = Problem(x, axis)
-    _given_moments(p, moments)
+    moments = _given_moments(p, moments)
     gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
     eps = real("eps", eps, 0.0)
     y = p.output(out, parameters=(gamma, beta))
@@ -229,7 +230,7 @@ def grad_sums(
             return frozen_sums(done[0], done[1])
     p = Problem(x, axis)
     gradient, _ = p.gradient(dy)
-    _moments_of_all(p, moments)
+    moments = _moments_of_all(p, moments)
     eps = real("eps", eps, 0.0)
     sum_dy, sum_dy_xhat = p.zeros(), p.zeros()
     if not p.empty:
@@ -307,8 +308,8 @@ def grad_input(
             return done
     p = Problem(x, axis)
     gradient, source = p.gradient(dy)
-    _moments_of_all(p, moments)
-    checked_sums("sums", sums, p.channels)
+    moments = _moments_of_all(p, moments)
+    sums = checked_sums("sums", sums, p.channels)
     gamma = p.optional("weight", weight)
     eps = real("eps", eps, 0.0)
     dx = p.output(out, source, (gamma,))

@@ -258,7 +258,7 @@ def batch_norm_train_backward(
             return gradients
     p = Problem(x, axis)
     gradient, source = p.gradient(dy)
-    checked_moments("moments", moments, p.channels)
+    moments = checked_moments("moments", moments, p.channels)
     gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
     eps = real("eps", eps, 0.0)
     fusion = p.fusion(activation, negative_slope, residual)

@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from bncore.arguments import layout, problem, scalars
-from bncore.arguments.arrays import data_array
+from bncore.arguments.arrays import data_array, memory_of
 from bncore.functions import steps
 from bncore.functions.fold import ScaleShift, as_scale_shift
 from bncore.functions.infer import batch_norm_infer, batch_norm_infer_backward
 from bncore.functions.running_stats import update_running_stats
 from bncore.functions.train import batch_norm_train, batch_norm_train_backward
 from bncore.layer.interchange import Conventions
+from bncore.layer.rollback import all_or_nothing
 from bncore.layer.settings import RUNNING, Array
 from bncore.layer.state import (
     EVALUATED,
@@ -174,11 +175,7 @@ class BatchNorm(Conventions):
         if out is not None and update_stats and self._tracks:
             self._require_writable(RUNNING)  # before y is written
         y, moments = self._by_batch(x, residual, out, count)
-        if moments.count:
-            if update_stats and self._tracks:
-                self._track(moments)
-            self.moments = moments
-        self._keep(x, residual, moments)
+        self._take_over(x, residual, moments, update_stats and self._tracks)
         return y
 
     def __call__(
@@ -232,27 +229,23 @@ class BatchNorm(Conventions):
         else:
             mean, var = statistics
             dx, dweight, dbias = batch_norm_infer_backward(dy, x, mean, var, factor, **given)
+        changes: dict[str, Any] = {"_saved": USED}
         if weight is not None:
-            self.dweight = cast(dweight, weight)
+            changes["dweight"] = cast(dweight, weight)
         if bias is not None:
-            self.dbias = cast(dbias, bias)
-        self._saved = USED
+            changes["dbias"] = cast(dbias, bias)
+        vars(self).update(changes)  # one step, which nothing can interrupt
         return dx
 
+    @all_or_nothing
     def _first(
         self, x: Array, residual: Array | None, out: Array | None, update_stats: bool
     ) -> Array:
-        """Find out what the layer has to know from the first x, and call; all or nothing."""
-        before = dict(self.__dict__)
-        try:
-            p = problem.Problem(x, self.axis)
-            channels = p.channels if self._channels is None else self._channels
-            self._build(channels, p.dtype if self._dtype is None else self._dtype)
-            return self.forward(x, residual, out=out, update_stats=update_stats)
-        except BaseException:
-            self.__dict__.clear()
-            self.__dict__.update(before)
-            raise
+        """Find out what the layer has to know from the first x, and do the call."""
+        p = problem.Problem(x, self.axis)
+        channels = p.channels if self._channels is None else self._channels
+        self._build(channels, p.dtype if self._dtype is None else self._dtype)
+        return self.forward(x, residual, out=out, update_stats=update_stats)
 
     def _count(self, x: Array) -> int:
         """Return the number of values per channel of an x that fits."""
@@ -269,11 +262,12 @@ class BatchNorm(Conventions):
 
     def _require_apart(self, out: Any, x: Array, residual: Array | None) -> None:
         """Refuse an output that would change what backward needs."""
-        if not isinstance(out, np.ndarray):
+        if not issubclass(type(out), np.ndarray):
             return  # refused later
+        memory = memory_of(out)
         kept = {"x": x, "residual": None if self.activation is None else residual}
         for name, array in kept.items():
-            if array is not None and layout.share_memory(out, array):
+            if array is not None and layout.share_memory(memory, array):
                 raise ValueError(
                     f"out: expected memory apart from {name}, which backward needs, got an overlap"
                 )
@@ -294,7 +288,7 @@ class BatchNorm(Conventions):
         mean, var = (array.copy() for array in self._running())
         weight, bias, options = self._weight, self._bias, self._options
         y = batch_norm_infer(x, mean, var, weight, bias, out=out, residual=residual, **options)
-        self._keep(x, residual, (mean, var))
+        self._saved = self._kept(x, residual, (mean, var))
         return y
 
     def _by_batch(
@@ -318,23 +312,39 @@ class BatchNorm(Conventions):
         )
         return y, moments
 
-    def _keep(
+    def _kept(
         self, x: Array, residual: Array | None, statistics: Moments | tuple[Stat, Stat]
-    ) -> None:
-        """Keep what backward needs; of a residual, which decides about signs alone, no more."""
+    ) -> Saved:
+        """Return what backward needs: the residual only where an activation reads its sign."""
         options = self._options
-        kept = None if options["activation"] is None else residual
-        self._saved = Saved(options, x, kept, statistics)
+        return Saved(options, x, None if options["activation"] is None else residual, statistics)
 
-    def _track(self, moments: Moments) -> None:
-        """Move the running statistics towards those of a batch."""
-        if self._on_nonfinite == "skip" and not finite(moments):
+    def _take_over(self, x: Array, residual: Array | None, moments: Moments, track: bool) -> None:
+        """Take over what a training forward changes in the layer: all of it or nothing.
+
+        An exception such as KeyboardInterrupt can come between any two steps.  All attributes
+        change in one step, which nothing can interrupt; the running statistics, which change in
+        place before it, go back to what they were where that step was not reached.
+        """
+        changes: dict[str, Any] = {"_saved": self._kept(x, residual, moments)}
+        if moments.count:
+            changes["moments"] = moments
+        if not moments.count or not track or (self._on_nonfinite == "skip" and not finite(moments)):
+            vars(self).update(changes)
             return
         tracked = self._num_batches_tracked
+        changes["_num_batches_tracked"] = tracked + 1
         momentum = weight_of_new(self._momentum, self._debias, tracked)
         mean, var = self._running()
-        update_running_stats(mean, var, moments, momentum=momentum, correction=self._correction)
-        self._num_batches_tracked = tracked + 1
+        before = mean.copy(), var.copy()
+        try:
+            update_running_stats(mean, var, moments, momentum=momentum, correction=self._correction)
+            vars(self).update(changes)
+        except BaseException:
+            if self._num_batches_tracked == tracked:
+                np.copyto(mean, before[0])
+                np.copyto(var, before[1])
+            raise
 
     def as_scale_shift(self) -> ScaleShift:
         """Return evaluation without the activation as ``x * scale + shift``; see the function."""

@@ -73,7 +73,8 @@ def array(name: str, doc: str) -> Any:
         if name in RUNNING:
             write(own, given)
         else:
-            setattr(self, place, writable_array(name, given))
+            writable_array(name, given)
+            setattr(self, place, given)
 
     return property(get, put, doc=doc)
 

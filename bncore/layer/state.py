@@ -14,6 +14,7 @@ from bncore.arguments.arrays import cast as cast_array
 from bncore.arguments.arrays import writable_array
 from bncore.arguments.parameters import vector
 from bncore.layer import settings as ls
+from bncore.layer.rollback import all_or_nothing
 from bncore.layer.settings import BATCHES, INITIAL, RUNNING, Array
 from bncore.statistics import Moments, Stat
 
@@ -186,6 +187,7 @@ class LayerState:
         """Return copies of parameters and running statistics, under PyTorch's names."""
         return {name: np.array(getattr(self, name)) for name in self._names()}
 
+    @all_or_nothing
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state, in the layer's own dtypes; all of it or, where it raises, nothing.
 
@@ -209,6 +211,7 @@ class LayerState:
             else:
                 ls.write(getattr(self, name), value)
 
+    @all_or_nothing
     def reset(self) -> None:
         """Go back to a new layer's parameters and statistics, in the same arrays."""
         self._require_writable(self._names())
@@ -219,6 +222,7 @@ class LayerState:
         self.dweight = self.dbias = self.moments = None
         self._saved = NO_FORWARD
 
+    @all_or_nothing
     def reset_running_stats(self) -> None:
         """Set the running statistics to 0 and 1, of no batch."""
         self._require_writable(RUNNING)

@@ -192,6 +192,14 @@ def state() -> dict[str, int] | None:
     return {"max_bytes": pool.max_bytes, "idle_bytes": pool.idle_bytes()}
 
 
+def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Return a new array, of the pool's memory where there is a pool and the array is large."""
+    pool = current
+    if pool is None or math.prod(shape) * dtype.itemsize < LEAST:
+        return np.empty(shape, dtype)
+    return pool.take(shape, dtype)
+
+
 def output(x: object, source: Pool | None = None) -> Any:
     """Return a new array of x's memory order; None where the pool, `current`, does not serve x."""
     pool = current if source is None else source
