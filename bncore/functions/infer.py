@@ -85,9 +85,10 @@ def batch_norm_infer(
     if out is None:
         out = buffer_pool.output(x)
     backend = current()
+    fast = backend.fast
     threads = resolve(n_threads)
-    if backend.fast_infer is not None:
-        y: Array | None = backend.fast_infer(
+    if fast is not None:
+        y: Array | None = fast.fast_infer(
             x,
             mean,
             var,
@@ -194,9 +195,10 @@ def batch_norm_infer_backward(
     if out is None:
         out = buffer_pool.output(x)
     backend = current()
+    fast = backend.fast
     threads = resolve(n_threads)
-    if backend.fast_infer_backward is not None:
-        gradients: tuple[Array, Array, Array] | None = backend.fast_infer_backward(
+    if fast is not None:
+        gradients: tuple[Array, Array, Array] | None = fast.fast_infer_backward(
             dy,
             x,
             mean,

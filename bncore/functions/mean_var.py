@@ -105,9 +105,10 @@ def mean_var(
     (array([1., 3.]), array([1., 4.]))
     """
     backend = current()
+    fast = backend.fast
     threads = resolve(n_threads)
-    if backend.fast_mean_var is not None:
-        done: tuple[Any, Any] | None = backend.fast_mean_var(x, axis, correction, keepdims, threads)
+    if fast is not None:
+        done: tuple[Any, Any] | None = fast.fast_mean_var(x, axis, correction, keepdims, threads)
         if done is not None:
             return done
     r = Reduction(x, axis, keepdims)

@@ -59,9 +59,9 @@ def update_running_stats(
     >>> mean, var
     (array([2.]), array([2.]))
     """
-    fast = current().fast_running
+    fast = current().fast
     if fast is not None and type(moments) is Moments:
-        done = fast(
+        done = fast.fast_running(
             running_mean,
             running_var,
             moments.count,

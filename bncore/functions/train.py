@@ -117,14 +117,14 @@ def batch_norm_train(
     if out is None:
         out = buffer_pool.output(x)
     backend = current()
+    fast = backend.fast
     threads = resolve(n_threads)
-    if backend.fast_train is not None:
-        done = backend.fast_train(
+    if fast is not None:
+        done = fast.fast_train(
             x, weight, bias, axis, eps, out, threads, activation, negative_slope, residual
         )
         if done is not None:
-            y, count, mean, m2 = done
-            return y, frozen_moments(count, mean, m2)
+            return done[0], frozen_moments(*done[1:])
     p = Problem(x, axis)
     gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
     eps = real("eps", eps, 0.0)
@@ -234,9 +234,10 @@ def batch_norm_train_backward(
     if out is None:
         out = buffer_pool.output(x)
     backend = current()
+    fast = backend.fast
     threads = resolve(n_threads)
-    if backend.fast_train_backward is not None and type(moments) is Moments:
-        done = backend.fast_train_backward(
+    if fast is not None and type(moments) is Moments:
+        done = fast.fast_train_backward(
             dy,
             x,
             moments.count,
