@@ -25,8 +25,7 @@ from bncore.runtime.buffer_pool import set_buffer_pool
 from bncore.runtime.config import show_config
 from bncore.runtime.threads import get_num_threads, set_num_threads
 from bncore.statistics import GradSums, Moments
-
-__version__ = "0.1.0"
+from bncore.version import __version__ as __version__
 
 __all__ = [
     "BatchNorm",

@@ -14,6 +14,7 @@ import numpy as np
 from bncore import backends
 from bncore.arguments import scalars
 from bncore.runtime import threads
+from bncore.version import __version__
 
 
 @overload
@@ -54,8 +55,6 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
 
 
 def _config() -> dict[str, Any]:
-    from bncore import __version__
-
     number, source = threads.in_force()
     return {
         "versions": {
