@@ -195,10 +195,10 @@ class Call
     {
         const auto dimensions = all.dimensions();
         const auto first = dimensions.size() - static_cast<std::size_t>(settings.ndim);
-        int64_t sizes[3] = {1, 1, 1}; /* outer, channels, inner */
-        for (int64_t d = 0; d < settings.ndim; d++)
-            sizes[(d >= settings.axis) + (d > settings.axis)] *=
-                dimensions[first + static_cast<std::size_t>(d)];
+        const int axis = static_cast<int>(settings.axis);
+        int64_t sizes[3];
+        bncore_canonical(dimensions.begin() + first, static_cast<int>(settings.ndim), axis,
+                         axis + 1, sizes);
         const auto dtype = all.element_type() == ffi::F64 ? BNCORE_FLOAT64 : BNCORE_FLOAT32;
         status_ = bncore_problem_init(&problem_, dtype, sizes[0], sizes[1], sizes[2]);
         problem_.eps = settings.eps;

@@ -105,18 +105,23 @@ struct Call {
         TORCH_CHECK_NOT_IMPLEMENTED(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
                                     "\"batch_norm\" not implemented for '", x.scalar_type(), "'");
         TORCH_CHECK_VALUE(x.dim() >= 2, "x: expected at least 2 dimensions, got ", x.dim());
-        /* What comes before the channels in memory is outer, what comes after them inner. */
-        int64_t outer = 1;
+        /* The sizes of all axes: those that are slower in memory than the channels, the channels,
+         * and the rest. The order within each group changes no product. */
+        c10::SmallVector<int64_t, 8> sizes, faster;
         for (int64_t d = 0; d < x.dim(); d++) {
-            const bool before = x.is_contiguous() ? d == 0
+            const bool slower = x.is_contiguous() ? d == 0
                                 : d == 0          ? x.stride(0) >= x.stride(1)
                                                   : x.stride(d) > x.stride(1);
-            if (d != 1 && before) outer *= x.size(d);
+            if (d != 1) (slower ? sizes : faster).push_back(x.size(d));
         }
-        const int64_t channels = x.size(1), rows = outer * channels;
+        const int at = static_cast<int>(sizes.size());
+        sizes.push_back(x.size(1));
+        sizes.append(faster.begin(), faster.end());
+        int64_t canonical[3];
+        bncore_canonical(sizes.data(), static_cast<int>(x.dim()), at, at + 1, canonical);
         bncore_problem_init(&problem,
-                            x.scalar_type() == at::kFloat ? BNCORE_FLOAT32 : BNCORE_FLOAT64, outer,
-                            channels, rows ? x.numel() / rows : 0);
+                            x.scalar_type() == at::kFloat ? BNCORE_FLOAT32 : BNCORE_FLOAT64,
+                            canonical[0], canonical[1], canonical[2]);
         problem.eps = fused.eps;
         problem.n_threads = at::get_num_threads();
         fusion.activation = fused.activation;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 import re
 import subprocess
 import sys
@@ -289,7 +290,9 @@ def test_without_native_the_import_says_why():
 
 @needs_native
 def test_examples():
-    found = doctest.DocTestFinder().find(bn)
-    assert len([example for example in found if example.examples]) == 9  # 8 functions, the module
-    failed, _ = doctest.testmod(bn)
-    assert not failed
+    modules = [
+        importlib.import_module(f"bncore.numba{part}") for part in ("", ".batch_norm", ".steps")
+    ]
+    examples = [found for module in modules for found in doctest.DocTestFinder().find(module)]
+    assert len([one for one in examples if one.examples]) == 9  # 8 functions, the module
+    assert not any(doctest.testmod(module).failed for module in modules)
