@@ -261,13 +261,13 @@ def frozen_moments(count: int, mean: Stat, m2: Stat, low: Stat | float = 0.0) ->
     return self
 
 
-def concatenated(parts: Sequence[Moments]) -> Moments:
+def concatenated(runs: Sequence[Moments]) -> Moments:
     """Return the moments of all channels, from those of runs of channels; of one count."""
-    if len(parts) == 1:
-        return parts[0]
-    low = np.concatenate([np.broadcast_to(part._low, part.mean.shape) for part in parts])
-    mean, m2 = (np.concatenate([getattr(part, name) for part in parts]) for name in ("mean", "m2"))
-    return trusted_moments(parts[0].count, mean, m2, low)
+    if len(runs) == 1:
+        return runs[0]
+    low = np.concatenate([np.broadcast_to(run._low, run.mean.shape) for run in runs])
+    mean, m2 = (np.concatenate([getattr(run, name) for run in runs]) for name in ("mean", "m2"))
+    return trusted_moments(runs[0].count, mean, m2, low)
 
 
 def given_moments(name: str, value: object) -> Moments:

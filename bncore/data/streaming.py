@@ -87,17 +87,17 @@ def merged_moments(
 
 
 class Blocks:
-    """An array cut into blocks that lie one after another in memory.
+    """An array divided into blocks that lie one after another in memory.
 
-    The axes are taken in memory order.  Slow axes are cut into single steps, one axis into runs,
-    and what is faster than that one stays whole.
+    The axes are taken in memory order.  Slow axes are divided into single steps, one axis into
+    runs, and the axes that are faster than that one stay whole.
 
     Attributes
     ----------
     axis : where the channel axis is, in the order of memory
     """
 
-    __slots__ = ("_cut", "_run", "_view", "axis")
+    __slots__ = ("_run", "_split", "_view", "axis")
 
     def __init__(self, x: Array, channel_axis: int, block_bytes: int) -> None:
         order = layout.memory_order(x)
@@ -105,19 +105,19 @@ class Blocks:
         self.axis = order.index(channel_axis)
         sizes = self._view.shape
         slabs = [layout.canonical(sizes, k, k + 1).inner * x.itemsize for k in range(x.ndim)]
-        self._cut = next(k for k, slab in enumerate(slabs) if slab <= block_bytes)
-        self._run = max(block_bytes // max(slabs[self._cut], 1), 1)
+        self._split = next(k for k, slab in enumerate(slabs) if slab <= block_bytes)
+        self._run = max(block_bytes // max(slabs[self._split], 1), 1)
 
     def __iter__(self) -> Iterator[tuple[slice, Array]]:
         """Yield the channels of each block, and the block."""
         sizes = self._view.shape
-        for index in np.ndindex(sizes[: self._cut]):
+        for index in np.ndindex(sizes[: self._split]):
             steps = [slice(i, i + 1) for i in index]
-            for start in range(0, sizes[self._cut], self._run):
-                run = slice(start, min(start + self._run, sizes[self._cut]))
+            for start in range(0, sizes[self._split], self._run):
+                run = slice(start, min(start + self._run, sizes[self._split]))
                 where = (*steps, run)
                 channels = (
-                    where[self.axis] if self.axis <= self._cut else slice(0, sizes[self.axis])
+                    where[self.axis] if self.axis <= self._split else slice(0, sizes[self.axis])
                 )
                 yield channels, self._view[where]
 

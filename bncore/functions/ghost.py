@@ -18,8 +18,8 @@ from bncore.statistics import Moments, checked_moments
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 
 
-class Virtual:
-    """x cut along axis 0 into virtual batches.
+class VirtualBatches:
+    """x divided along axis 0 into virtual batches.
 
     Attributes
     ----------
@@ -91,7 +91,7 @@ def ghost_batch_norm(
     >>> bncore.merged_moments(moments).mean
     array([4.])
     """
-    v = Virtual(x, size, axis)
+    v = VirtualBatches(x, size, axis)
     p = v.problem
     gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
     options: dict[str, Any] = {"axis": axis, "eps": scalars.real("eps", eps, 0.0)}
@@ -157,7 +157,7 @@ def ghost_batch_norm_backward(
     >>> bncore.ghost_batch_norm_backward(dy, x, moments, 2, eps=0.0)[1:]
     (array([0.]), array([2.]))
     """
-    v = Virtual(x, size, axis)
+    v = VirtualBatches(x, size, axis)
     p = v.problem
     source = p.like_x("dy", dy)
     gamma = p.optional("weight", weight)

@@ -1,7 +1,8 @@
 """Layer norm: statistics of rows, a weight for every column.
 
 The kernels know one weight per statistic.  So rows are normalized as the channels of one call, and
-weighted as the rows of another whose channels are the columns, over parts of x that stay in cache.
+weighted as the rows of another whose channels are the columns, some rows at a time so that they
+stay in cache.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from bncore.statistics import Moments, Stat, checked_moments, trusted_moments
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 
-PART_BYTES = 1 << 19  # x, dy and two temporaries of a part in the second-level cache
+CHUNK_BYTES = 1 << 19  # x, dy and two temporaries of so many rows fit in the second-level cache
 
 
 class Rows:
@@ -50,8 +51,8 @@ class Rows:
         _, self.number, self.width = layout.canonical(array.shape, 0, first)
 
     def __iter__(self) -> Iterator[slice]:
-        """Yield the rows of each part."""
-        each = max(PART_BYTES // (self.width * self.problem.dtype.itemsize), 1)
+        """Yield runs of rows, one for each pair of kernel calls."""
+        each = max(CHUNK_BYTES // (self.width * self.problem.dtype.itemsize), 1)
         for start in range(0, self.number, each):
             yield slice(start, min(start + each, self.number))
 

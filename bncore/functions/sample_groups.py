@@ -20,10 +20,10 @@ from bncore.arguments.problem import Problem
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 
-PART_BYTES = 1 << 20  # about the second-level cache of a core
+CHUNK_BYTES = 1 << 20  # about the second-level cache of a core
 
 
-class Grouping:
+class SampleGroups:
     """x with a batch axis, as problems of groups and of channels over the same memory.
 
     Attributes
@@ -57,14 +57,14 @@ class Grouping:
         self._outer, self._inner = sample.outer, sample.inner
         self.count = sample.values_per_channel * self.wide
 
-    def __iter__(self) -> Iterator[Part]:
-        """Yield the parts that one call each works on: what the second read finds in cache."""
+    def __iter__(self) -> Iterator[SampleRange]:
+        """Yield a range of samples for each kernel call; its data fit into second-level cache."""
         each = 1
         if self._outer == 1:
             size = self.problem.x.nbytes // self.samples
-            each = self.samples if self.wide == 1 else max(PART_BYTES // size, 1)
+            each = self.samples if self.wide == 1 else max(CHUNK_BYTES // size, 1)
         for start in range(0, self.samples, each):
-            yield Part(self, start, min(start + each, self.samples))
+            yield SampleRange(self, start, min(start + each, self.samples))
 
     def require_batch(self) -> None:
         """Refuse one value per group: its variance says nothing."""
@@ -74,10 +74,10 @@ class Grouping:
             )
 
 
-class Part:
-    """Some samples, whose groups (or channels) are the channels of one call."""
+class SampleRange:
+    """Consecutive samples, whose groups (or channels) are the channels of one kernel call."""
 
-    def __init__(self, whole: Grouping, start: int, stop: int) -> None:
+    def __init__(self, whole: SampleGroups, start: int, stop: int) -> None:
         self._whole, self._samples = whole, slice(start, stop)
         self._number = stop - start
         self.groups = slice(start * whole.groups, stop * whole.groups)

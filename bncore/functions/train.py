@@ -1,7 +1,7 @@
 """Batch normalization in training, forward and backward.
 
-A call first offers its arguments to the backend's small-call path, where it has one: that answers
-at once, or says None where an argument is not already canonical.  Then `bncore.arguments.problem`
+A call first offers its arguments to the backend's fast path, if the backend has one.  It computes
+the result at once, or returns None if an argument is not canonical.  Then `bncore.arguments`
 repairs the argument or explains what is wrong with it, and a kernel runs.
 """
 

@@ -1,4 +1,4 @@
-# What the small-call paths (fast_calls.pxi, fast_steps.pxi) take for canonical: an exact, aligned, native-endian
+# What the fast path (fast_calls.pxi, fast_steps.pxi) takes for canonical: an exact, aligned, native-endian
 # ndarray of float32 or float64, contiguous in C order or channels-last; an exact int or float.
 #
 # No rule is explained here: what is refused goes to bncore.arguments.problem, which repairs or explains. The functions are
