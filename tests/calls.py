@@ -15,7 +15,7 @@ import numpy as np
 import bncore
 
 SHAPE = (4, 3, 5)
-GROUPS, SIZE = 3, 2  # groups of one channel, virtual batches of two samples
+GROUPS, SIZE = 3, 2  # groups of channels, and samples in a virtual batch
 Arguments = dict[str, Any]
 
 # The arguments that are arrays, by what is done with them.
@@ -80,9 +80,14 @@ def good_arguments(shape: tuple[int, ...], dtype: Any) -> Arguments:
     }
 
 
-def _per_sample(good: Arguments) -> Arguments:
-    """What instance norm and group norm take: moments of every group of every sample."""
+def _per_group(good: Arguments) -> Arguments:
+    """What group norm takes: moments of every group of every sample."""
     return {"groups": GROUPS, "moments": bncore.group_norm(good["x"], GROUPS)[1]}
+
+
+def _per_channel(good: Arguments) -> Arguments:
+    """What instance norm takes: moments of every channel of every sample."""
+    return {"moments": bncore.instance_norm(good["x"])[1]}
 
 
 def _per_row(good: Arguments) -> Arguments:
@@ -123,10 +128,10 @@ CALLS = {
         Call(bncore.batch_norm_infer_backward, result=0),
         Call(bncore.normalize),
         Call(bncore.grad_input),
-        Call(bncore.group_norm, _per_sample, 0),
-        Call(bncore.group_norm_backward, _per_sample, 0),
-        Call(bncore.instance_norm, _per_sample, 0),
-        Call(bncore.instance_norm_backward, _per_sample, 0),
+        Call(bncore.group_norm, _per_group, 0),
+        Call(bncore.group_norm_backward, _per_group, 0),
+        Call(bncore.instance_norm, _per_channel, 0),
+        Call(bncore.instance_norm_backward, _per_channel, 0),
         Call(bncore.layer_norm, _per_row, 0),
         Call(bncore.layer_norm_backward, _per_row, 0),
         Call(bncore.ghost_batch_norm, _virtual, 0),

@@ -79,6 +79,12 @@ def block(array: Array, order: tuple[int, ...]) -> Array:
     return np.array(view, dtype=NATIVE_DTYPES[view.dtype.char], order="C")
 
 
+def in_one_block(array: Array) -> Array:
+    """Return the array as kernels can take it, in its own shape; copied where it is not that."""
+    order = memory_order(array)
+    return block(array, order).transpose(sorted(range(array.ndim), key=order.__getitem__))
+
+
 def share_memory(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
     """Tell whether the arrays have a byte in common; what is too hard to tell counts as yes."""
     try:

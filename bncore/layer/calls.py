@@ -16,7 +16,7 @@ from bncore.functions import steps
 from bncore.functions.infer import batch_norm_infer, batch_norm_infer_backward
 from bncore.functions.running_stats import update_running_stats
 from bncore.functions.train import batch_norm_train, batch_norm_train_backward
-from bncore.layer.rollback import all_or_nothing
+from bncore.layer.rollback import all_or_nothing, copies, write_back
 from bncore.layer.settings import RUNNING, Array
 from bncore.layer.state import (
     EVALUATED,
@@ -217,9 +217,11 @@ class LayerCalls(LayerState):
             y, moments = batch_norm_train(x, weight, bias, residual=residual, **options)
             require_finite(moments)
             return y, moments
-        # The statistics first, since nothing may be written; the same bits in two passes.
+        # The statistics come first, since nothing may be written before they are known to be
+        # finite.  Two calls give the same bits as one, and share one copy of an x with gaps.
         if count <= 1:
             problem.Problem(x, options["axis"]).require_batch()
+        x = layout.in_one_block(x)
         moments = steps.moments(x, axis=options["axis"], n_threads=options["n_threads"])
         require_finite(moments)
         y = batch_norm_infer(
@@ -251,12 +253,11 @@ class LayerCalls(LayerState):
         changes["_num_batches_tracked"] = tracked + 1
         momentum = weight_of_new(self._momentum, self._debias, tracked)
         mean, var = self._running()
-        before = mean.copy(), var.copy()
+        before = copies((mean, var))
         try:
             update_running_stats(mean, var, moments, momentum=momentum, correction=self._correction)
             vars(self).update(changes)
         except BaseException:
             if self._num_batches_tracked == tracked:
-                np.copyto(mean, before[0])
-                np.copyto(var, before[1])
+                write_back(before)
             raise

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from bncore.layer.settings import PARAMETERS, RUNNING
 
 Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+Values = Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]]
+
+
+def copies(arrays: Iterable[npt.NDArray[Any] | None]) -> Values:
+    """Return the arrays that there are, each with a copy of its values."""
+    return [(array, array.copy()) for array in arrays if array is not None]
+
+
+def write_back(values: Values) -> None:
+    """Give arrays the values that they had; nothing has changed those that are read-only."""
+    for array, old in values:
+        if array.flags.writeable:
+            np.copyto(array, old)
 
 
 class Before:
@@ -19,14 +35,11 @@ class Before:
     def __init__(self, layer: Any) -> None:
         self._layer = layer
         self._attributes = dict(vars(layer))
-        arrays = (self._attributes[f"_{name}"] for name in (*PARAMETERS, *RUNNING))
-        self._values = [(array, array.copy()) for array in arrays if array is not None]
+        self._values = copies(self._attributes[f"_{name}"] for name in (*PARAMETERS, *RUNNING))
 
     def restore(self) -> None:
         """Undo every change since; a layer that had no arrays has none again."""
-        for array, values in self._values:
-            if array.flags.writeable:  # or nothing has written to it
-                np.copyto(array, values)
+        write_back(self._values)
         vars(self._layer).clear()
         vars(self._layer).update(self._attributes)
 

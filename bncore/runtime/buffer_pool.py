@@ -141,8 +141,8 @@ if hasattr(os, "register_at_fork"):
 def set_buffer_pool(max_bytes: SupportsIndex | None) -> None:
     """Let returned arrays use memory again that earlier ones no longer need.
 
-    It counts for every function that returns an array of x's size, for arrays of 1 MiB and more
-    where no ``out`` is given, and for all threads.  In a loop such as ``y, _ =
+    It counts for every function and layer that returns y or dx, for arrays of 1 MiB and more where
+    no ``out`` is given, and for all threads.  In a loop such as ``y, _ =
     batch_norm_train(x)`` the price of a returned array then is that of ``out=``.
 
     Parameters

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import bncore
+import calls
 from bncore.runtime import buffer_pool
 
 LARGE = (4, 64, 64, 64)  # 4 MiB of float32
@@ -42,39 +43,42 @@ def test_memory_is_used_again(backend, rng):
     assert np.array_equal(y, expected)
 
 
-FUNCTIONS = {
-    "train": lambda x, m: bncore.batch_norm_train(x)[0],
-    "train_backward": lambda x, m: bncore.batch_norm_train_backward(x, x, m)[0],
-    "infer": lambda x, m: bncore.batch_norm_infer(x, m.mean, m.var()),
-    "infer_backward": lambda x, m: bncore.batch_norm_infer_backward(x, x, m.mean, m.var())[0],
-    "normalize": lambda x, m: bncore.normalize(x, m),
-    "grad_input": lambda x, m: bncore.grad_input(x, x, m, bncore.grad_sums(x, x, m)),
-}
+SHAPE = (4, 66, 32, 32)  # a little more than 1 MiB of float32, and groups of 22 channels
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_every_function_and_layout(name, dtype, rng):
-    """From the pool: the same values, dtype and memory order as without, in native byte order."""
-    plain = large(rng, dtype)
-    layouts = [
+def layouts_of(plain: np.ndarray) -> list[np.ndarray]:
+    """The same values in other memory orders, with gaps, backwards and in foreign byte order."""
+    return [
         plain,
         np.moveaxis(plain, 1, -1).copy().transpose(0, 3, 1, 2),
         plain.copy(order="F"),
-        plain[:, ::-1],
-        np.broadcast_to(plain[:1], plain.shape),
+        plain[:, ::-1].copy()[:, ::-1],
+        np.repeat(plain, 2, axis=-1)[..., ::2],
         plain.astype(plain.dtype.newbyteorder(">")),
     ]
-    for x in layouts:
-        moments = bncore.moments(x)
+
+
+@pytest.mark.parametrize("name", calls.NORMALIZING)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_every_function_and_layout(name, dtype):
+    """From the pool: the same values, dtype and memory order as without, in native byte order."""
+    call = calls.NORMALIZING[name]
+    good = call.arguments(SHAPE, dtype)
+    for x in layouts_of(good["x"]):
+        arguments = good | {"x": x}
         bncore.set_buffer_pool(None)
-        expected = FUNCTIONS[name](x, moments)
+        expected = call.output(call(arguments))
         bncore.set_buffer_pool(1 << 26)
-        got = FUNCTIONS[name](x, moments)
-        assert not got.flags.owndata
+        got = call.output(call(arguments))
+        assert buffer_pool.state()["idle_bytes"] == 0
         assert got.strides == expected.strides
         assert got.dtype == expected.dtype
         assert np.array_equal(got, expected)
+        size = got.nbytes
+        del got
+        assert size <= buffer_pool.state()["idle_bytes"] <= size + 4096
+        place = call.output(call(arguments)).ctypes.data  # its block is free again
+        assert call.output(call(arguments)).ctypes.data == place
 
 
 def test_a_view_keeps_the_memory(rng):
