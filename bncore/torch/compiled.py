@@ -40,7 +40,11 @@ def library() -> Path:
         "-lc10",
     ]
     framework = f"torch {torch.__version__} ({sys.implementation.cache_tag})"
-    return compiling.compiled(SOURCE, framework, arguments)
+    try:
+        # PyTorch's parallel loops are inline functions, written with OpenMP.
+        return compiling.compiled(SOURCE, framework, ["-fopenmp", *arguments])
+    except compiling.CompileError:
+        return compiling.compiled(SOURCE, framework, arguments)
 
 
 def load() -> Any:

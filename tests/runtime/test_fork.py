@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import bncore
+from bncore.backends import native_module
 from bncore.runtime import buffer_pool as pool
 from bncore.runtime import threads
 from processes import SECONDS, exit_code_of_child
@@ -79,22 +80,57 @@ def test_a_child_of_a_moment_when_the_buffer_pool_was_locked(rng):
         bncore.set_buffer_pool(None)
 
 
-def test_the_child_says_how_many_threads_it_has(backend):
-    """With OpenMP one, whatever is set; Numba makes new threads, and NumPy never had any."""
-    config = bncore.show_config(mode="dicts")
-    serial = backend.name == "native" and config["native"]["openmp"]
-    bncore.set_num_threads(3)
+@pytest.fixture(params=["own", "openmp", "serial"])
+def executor(request, backend):
+    """Run native's loops on each executor; the other backends have one way."""
+    native = native_module()
+    if backend.name != "native" or request.param not in native.available_executors():
+        pytest.skip("only the native backend has executors")
+    before = native.executor()
+    native.set_executor(request.param)
+    yield request.param
+    native.set_executor(before)
+
+
+def test_a_child_computes_with_each_executor(executor, rng):
+    x = rng.standard_normal((8, 16, 40, 40), dtype=np.float32)
+    expected = work(x)
+    assert exit_code_of_child(lambda: 0 if work(x) == expected else 1) == 0
+    assert work(x) == expected
+
+
+def test_the_child_of_the_own_executor_makes_its_own_workers(executor, rng):
+    if executor != "own":
+        pytest.skip("the threads of OpenMP are not there, and serial has none")
+    x = rng.standard_normal((8, 16, 40, 40), dtype=np.float32)
+    expected = work(x)
+    workers = native_module().workers
+    assert workers() > 0
 
     def child() -> int:
-        expected = (1, "forked child") if serial else (3, "set_num_threads")
-        reported = bncore.show_config(mode="dicts")["threads"]
-        if tuple(reported.values()) != expected or bncore.get_num_threads() != expected[0]:
+        if workers() != 0:
             return 1
-        bncore.set_num_threads(None)
-        return 0 if (threads.in_force() == (1, "forked child")) == serial else 2
+        return 0 if work(x) == expected and workers() > 0 else 2
 
     assert exit_code_of_child(child) == 0
-    assert bncore.get_num_threads() == 3  # in the parent nothing has changed
+
+
+def test_the_child_says_how_many_threads_it_has(executor):
+    """As many as the parent, but for OpenMP, whose threads do not outlive a fork."""
+    bncore.set_num_threads(3)
+    own = {"own": (3, "set_num_threads"), "openmp": (1, "forked child"),
+           "serial": (1, "serial executor")}[executor]  # fmt: skip
+
+    def child() -> int:
+        reported = bncore.show_config(mode="dicts")["threads"]
+        return 0 if tuple(reported.values()) == own and bncore.get_num_threads() == own[0] else 1
+
+    try:
+        parent = threads.in_force()
+        assert exit_code_of_child(child) == 0
+        assert threads.in_force() == parent  # in the parent nothing has changed
+    finally:
+        bncore.set_num_threads(None)
 
 
 def test_show_config_tells_a_child():
