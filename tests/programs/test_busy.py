@@ -19,9 +19,7 @@ SHAPE = (2, 3, 4, 4)
 NATIVE = pytest.mark.skipif(
     "native" not in FOUND.names(), reason="the executors are those of the native extension"
 )
-PROC = pytest.mark.skipif(
-    not Path("/proc/self/stat").exists(), reason="processes are read in /proc"
-)
+PROC = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc")
 
 
 def is_gone(pid: int) -> bool:
