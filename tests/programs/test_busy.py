@@ -119,7 +119,7 @@ def test_a_wrong_result_is_not_timed(monkeypatch):
     def wrong(*arguments, **options):
         y, moments = real(*arguments, **options)
         calls.append(options["n_threads"])
-        return y + options["n_threads"] - 1, moments
+        return y + (options["n_threads"] - 1), moments
 
     monkeypatch.setattr(bncore, "batch_norm_train", wrong)
     with pytest.raises(check.WrongResult):
