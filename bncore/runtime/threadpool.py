@@ -41,7 +41,7 @@ def controller(threadpoolctl: Any) -> type[Any]:
             self.executor = None if native is None else native.executor()
 
         def get_num_threads(self) -> int:
-            return threads.in_force()[0]
+            return threads.before_a_limit()
 
         def set_num_threads(self, num_threads: int) -> None:
             threads.limit(num_threads)

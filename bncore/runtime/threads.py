@@ -34,6 +34,7 @@ MOST = max(64, os.cpu_count() or 1)
 CPUS_AGE = 0.1  # seconds
 
 _set: int | None = None  # set_num_threads
+_unlimited: int | None = None  # the number that threadpoolctl was told last while it set no limit
 _limit: tuple[int, str] | None = None  # the environment and the cgroup: read once
 _openmp: Callable[[], int] | None = None  # OpenMP's own limit, which may change at any time
 _least = (1, "")  # that limit, or the CPUs of this process where they are fewer
@@ -116,25 +117,32 @@ def _asked_for() -> tuple[int, str]:
     return (_set, "set_num_threads") if _set is not None else _default(0.0)
 
 
+def before_a_limit() -> int:
+    """Return the number of threads in force, as threadpoolctl asks before it sets a limit."""
+    global _unlimited
+    number = in_force()[0]
+    native = native_module()
+    if native is not None and native.max_threads() == 0:
+        _unlimited = number
+    return number
+
+
 def limit(n: int) -> None:
     """Let no call of the native backend take more than `n` threads: what threadpoolctl sets.
 
-    It bounds ``n_threads=`` of a call, too.
-    A limit that is not below the number in force is none.  So threadpoolctl, which sets the number
-    that it found when a block ends, removes the limit, and a later change of the machine counts.
+    It bounds ``n_threads=`` of a call, too.  The number that was in force without a limit is none:
+    threadpoolctl sets that number when a block ends, and from then on a change of the machine or of
+    `set_num_threads` counts again.
 
     Parameters
     ----------
     n : int
         At least 1.
     """
-    native = native_module()
-    if native is None:
-        return
     number = scalars.integer_at_least("n", n, 1)
-    native.set_max_threads(0)
-    if number < _asked_for()[0]:
-        native.set_max_threads(number)
+    native = native_module()
+    if native is not None:
+        native.set_max_threads(0 if number == _unlimited else number)
 
 
 def _default(cpus_age: float) -> tuple[int, str]:

