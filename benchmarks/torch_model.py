@@ -131,7 +131,8 @@ def times(options: argparse.Namespace) -> dict[str, float]:
 def by_executor(options: argparse.Namespace) -> Table:
     """Steps of the same network with each executor, in turns: median, and 95th percentile."""
     images, labels = batch(options)
-    networks = {kind: resnet50(kind).to(memory_format=images_format(options)) for kind in KINDS}
+    kinds = ("torch.nn", "convert")
+    networks = {kind: resnet50(kind).to(memory_format=images_format(options)) for kind in kinds}
     set_executor = compiled.adapter.set_executor
     ways = [("torch.nn", ""), *(("convert", name) for name in options.executors.split(","))]
     taken: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
