@@ -23,6 +23,7 @@ from bncore.functions.train import batch_norm_train, batch_norm_train_backward
 from bncore.layer.batch_norm import BatchNorm
 from bncore.runtime.buffer_pool import set_buffer_pool
 from bncore.runtime.config import show_config
+from bncore.runtime.threadpool import watch as _watch_threadpoolctl
 from bncore.runtime.threads import get_num_threads, set_num_threads
 from bncore.statistics import GradSums, Moments
 from bncore.version import __version__ as __version__
@@ -69,3 +70,5 @@ __all__ = [
     "update_running_stats",
     "use_backend",
 ]
+
+_watch_threadpoolctl()

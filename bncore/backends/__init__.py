@@ -100,11 +100,20 @@ def native_module() -> Any:
         return None
 
 
-def _refuse_isa() -> None:
-    """Raise one plain error where the native module refused BNCORE_ISA."""
+# Environment variables that the native module reads when it is imported.
+NATIVE_SETTINGS = ("BNCORE_ISA", "BNCORE_EXECUTOR")
+
+
+def _refuse_setting() -> None:
+    """Raise one plain error where the native module refused one of its settings."""
     reason = str(_missing["native"])
-    if reason.startswith("BNCORE_ISA:"):
+    if reason.startswith(tuple(f"{name}:" for name in NATIVE_SETTINGS)):
         raise ValueError(reason) from None
+
+
+def _native_was_asked_for() -> bool:
+    """Tell whether the environment sets something that only the native module has."""
+    return any(os.environ.get(name) for name in NATIVE_SETTINGS)
 
 
 def _choose_default() -> Active:
@@ -120,7 +129,7 @@ def _choose_default() -> Active:
             ) from None
         except ImportError:
             if name == "native":
-                _refuse_isa()
+                _refuse_setting()
             raise
         return _default
     for name in NAMES[:-1]:
@@ -128,9 +137,9 @@ def _choose_default() -> Active:
             _default = load(name)
         except ImportError:
             error = _missing[name]
-            if name == "native" and os.environ.get("BNCORE_ISA") and not is_absent(error):
-                _refuse_isa()
-                raise  # an instruction set was asked for: another backend is no answer
+            if name == "native" and _native_was_asked_for() and not is_absent(error):
+                _refuse_setting()
+                raise  # another backend does not have what was asked for
             if not isinstance(error, ModuleNotFoundError):
                 warnings.warn(
                     f"bncore: backend {name} is installed but cannot be used: {why_missing(name)}",

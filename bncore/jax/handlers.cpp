@@ -10,6 +10,7 @@
 #include <cmath>
 #include <condition_variable>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -80,9 +81,9 @@ class Loop
     std::condition_variable all_done_;
 };
 
-/* The executor of every call. OpenMP's threads, which spin between calls, would start sooner, and take the processors
- * from XLA's other operations. The caller works too and waits only for tasks that have begun: it may itself be one of the
- * pool's threads. */
+/* The executor of every call, unless BNCORE_EXECUTOR names another. OpenMP's threads, which spin between calls, would start
+ * sooner, and take the processors from XLA's other operations. The caller works too and waits only for tasks that have
+ * begun: it may itself be one of the pool's threads. */
 void parallel_for(void *pool, int64_t tasks, int32_t threads, void (*task)(void *, int64_t),
                   void *arg)
 {
@@ -91,6 +92,16 @@ void parallel_for(void *pool, int64_t tasks, int32_t threads, void (*task)(void 
         static_cast<ffi::ThreadPool *>(pool)->Schedule([loop] { loop->work(); });
     loop->work();
     loop->wait();
+}
+
+/* Whether the user asks for an executor of the library. */
+bool names_an_executor()
+{
+    static const bool named = [] {
+        const char *name = std::getenv("BNCORE_EXECUTOR");
+        return name && *name;
+    }();
+    return named;
 }
 
 /* ---- calls ---- */
@@ -116,7 +127,7 @@ class Call
         const auto dtype = all.element_type() == ffi::F64 ? BNCORE_FLOAT64 : BNCORE_FLOAT32;
         status_ = bncore_problem_init(&problem_, dtype, sizes[0], sizes[1], sizes[2]);
         problem_.eps = settings.eps;
-        problem_.executor = &executor_;
+        problem_.executor = names_an_executor() ? nullptr : &executor_;
         advise_large_pages(all);
     }
 

@@ -6,11 +6,13 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
 
 import bncore
+from bncore.backends import native_module
 from bncore.runtime import buffer_pool, threads
 from processes import SECONDS, exit_code_of_child
 
@@ -78,22 +80,64 @@ def test_a_child_of_a_moment_when_the_buffer_pool_was_locked(rng):
         bncore.set_buffer_pool(None)
 
 
-def test_the_child_says_how_many_threads_it_has(backend):
-    """With OpenMP one, whatever is set; Numba makes new threads, and NumPy never had any."""
-    config = bncore.show_config(mode="dicts")
-    serial = backend.name == "native" and config["native"]["openmp"]
+def test_a_child_creates_workers_of_its_own(rng):
+    native = native_module()
+    if native is None or "own" not in native.available_executors():
+        pytest.skip("the native module is missing, or has no executor of its own")
+    x = rng.standard_normal((8, 64, 40, 40), dtype=np.float32)
+
+    def calls_until_there_are(workers: int) -> bool:
+        """On a busy machine calls may do without workers for a while."""
+        end = time.monotonic() + SECONDS / 2
+        while native.workers() < workers and time.monotonic() < end:
+            work(x)
+        return native.workers() >= workers
+
+    def child() -> int:
+        if native.workers() != 0:
+            return 1
+        return 0 if calls_until_there_are(3) and native.workers() == 3 else 2
+
+    before = native.executor()
+    native.set_executor("own")
+    try:
+        with bncore.use_backend("native"):
+            assert calls_until_there_are(3)
+            there = native.workers()
+            assert exit_code_of_child(child) == 0
+            assert native.workers() == there
+    finally:
+        native.set_executor(before)
+
+
+@pytest.mark.parametrize("executor", ["own", "openmp", "serial"])
+def test_the_child_says_how_many_threads_it_has(backend, executor):
+    """As many as the parent, but for OpenMP, whose threads do not outlive a fork."""
+    native = native_module()
+    if native is None or executor not in native.available_executors():
+        pytest.skip(f"{executor} is not built in")
+    parent = child_says = (3, "set_num_threads")
+    if backend.name == "native" and executor == "serial":
+        parent = child_says = (1, "serial executor")
+    if backend.name == "native" and executor == "openmp":
+        child_says = (1, "forked child")
+    before = native.executor()
+    native.set_executor(executor)
     bncore.set_num_threads(3)
 
     def child() -> int:
-        expected = (1, "forked child") if serial else (3, "set_num_threads")
         reported = bncore.show_config(mode="dicts")["threads"]
-        if tuple(reported.values()) != expected or bncore.get_num_threads() != expected[0]:
+        if tuple(reported.values()) != child_says or bncore.get_num_threads() != child_says[0]:
             return 1
         bncore.set_num_threads(None)
-        return 0 if (threads.in_force() == (1, "forked child")) == serial else 2
+        known = ((1, "forked child"), (1, "serial executor"))
+        return 0 if (threads.in_force() in known) == (child_says in known) else 2
 
-    assert exit_code_of_child(child) == 0
-    assert bncore.get_num_threads() == 3  # in the parent nothing has changed
+    try:
+        assert exit_code_of_child(child) == 0
+        assert threads.in_force() == parent  # in the parent nothing has changed
+    finally:
+        native.set_executor(before)
 
 
 def test_show_config_tells_a_child():
