@@ -246,11 +246,13 @@ CALL = (
 @pytest.mark.skipif("numba" not in PRESENT, reason="Numba is not installed")
 def test_numba_works_where_it_can_keep_no_code(copied, tmp_path):
     """Neither beside the package nor in the user's directory; not even for root."""
-    (tmp_path / "bncore" / "backends" / "__pycache__").write_text("a file where a directory goes")
+    (tmp_path / "bncore" / "backends" / "numba" / "__pycache__").write_text(
+        "a file where a directory goes"
+    )
     nowhere = str(tmp_path / "bncore" / "py.typed")
     printed = copied(
-        CALL
-        + "; from bncore.backends import numba_compile as c; print(type(c.inverse_std._cache))",
+        CALL + "; from bncore.backends.numba import jit, sums"
+        "; print(type(jit.compiled(sums.planes_moments)._cache))",
         HOME=nowhere,
         XDG_CACHE_HOME=nowhere,
         BNCORE_BACKEND="numba",
