@@ -15,7 +15,8 @@ import operations
 from arrays import FLOATS
 from variants import FOUND
 
-# At least this much output and input together is streamed: 3/4 of the cache that schedule.c believes in.
+# At least this much output and input together is streamed: 3/4 of the cache that schedule.c
+# believes in.
 STREAMED_BYTES = 24 << 20
 
 # (N, C, spatial...) by what meets in a line of 64 bytes: runs shorter than a line, runs that end
