@@ -203,7 +203,8 @@ class Operations:
     ) -> None:
         """Normalize x by its own moments, and write these."""
         self.moments(mean, m2, x, n_threads)
-        var = m2 / (x.size // len(mean))
+        with np.errstate(all="ignore"):  # the caller may have made underflow an error
+            var = m2 / (x.size // len(mean))
         self.normalize(y, x, mean, var, weight, bias, eps, n_threads, fusion)
 
     def train_backward(

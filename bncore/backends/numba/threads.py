@@ -47,8 +47,7 @@ class _Writable:
 def one_type(argument: Any) -> Any:
     """Return a read-only array as a writable one of the same memory; all else as it is.
 
-    To Numba these are two types, and it compiles for every mix of them.  Kernels write to outputs
-    alone, and those are writable as they come.
+    To Numba these are two types, and it compiles for every mix of them.
     """
     if isinstance(argument, np.ndarray) and not argument.flags.writeable:
         return np.asarray(_Writable(argument))
