@@ -29,6 +29,8 @@ ALONE := not needs_torch and not needs_jax and not needs_frameworks and not need
 # Tests go to as many processes as there are processors, four at most, and a process without work takes some of the
 # others'; PYTEST_ARGS="-n 0" is one after another.
 SPREAD := -n auto --maxprocesses=4 --dist worksteal
+# Files stay whole where their tests share what takes long to make: compiled adapters, processes.
+SPREAD_FILES := -n auto --maxprocesses=4 --dist loadfile
 
 # COVERAGE=1 measures coverage and fails below pyproject.toml's limit. Lines that Numba compiles count once they
 # are compiled, which Numba itself reports; hence a cache of its own, empty at the start.
@@ -66,14 +68,14 @@ coverage: ## the test suite; fails if it reaches less than 95 % of the lines
 # What depends on whether bncore.torch has its compiled part.
 BOTH_WAYS := ops modules gradients suites transforms
 test-torch: build $(VENV)/.test $(VENV)/.torch ## bncore.torch, and the tests that compare with PyTorch (installs it)
-	$(EXPECT) $(PY) -m pytest -m needs_torch tests $(SPREAD) $(PYTEST_ARGS)
-	BNCORE_TORCH_COMPILED=0 $(EXPECT) $(PY) -m pytest $(addprefix tests/adapters/test_torch_,$(addsuffix .py,$(BOTH_WAYS))) $(SPREAD) $(PYTEST_ARGS)
+	$(EXPECT) $(PY) -m pytest -m needs_torch tests $(SPREAD_FILES) $(PYTEST_ARGS)
+	BNCORE_TORCH_COMPILED=0 $(EXPECT) $(PY) -m pytest $(addprefix tests/adapters/test_torch_,$(addsuffix .py,$(BOTH_WAYS))) $(SPREAD_FILES) $(PYTEST_ARGS)
 
 test-onnxruntime: build $(VENV)/.test $(VENV)/.onnxruntime ## bncore.onnxruntime in sessions of ONNX Runtime (installs it)
-	$(EXPECT) $(PY) -m pytest -m needs_onnxruntime tests/adapters/test_onnxruntime_*.py $(SPREAD) $(PYTEST_ARGS)
+	$(EXPECT) $(PY) -m pytest -m needs_onnxruntime tests/adapters/test_onnxruntime_*.py $(SPREAD_FILES) $(PYTEST_ARGS)
 
 test-jax: build $(VENV)/.test $(VENV)/.jax ## bncore.jax beside the NumPy functions and jax.numpy (installs JAX)
-	$(EXPECT) $(PY) -m pytest tests/adapters/test_jax_*.py $(SPREAD) $(PYTEST_ARGS)
+	$(EXPECT) $(PY) -m pytest tests/adapters/test_jax_*.py $(SPREAD_FILES) $(PYTEST_ARGS)
 
 test-frameworks: build $(VENV)/.test $(VENV)/.frameworks ## BatchNorm beside the layers of PyTorch, Keras, Flax (likewise)
 	$(EXPECT) $(PY) -m pytest -m needs_frameworks tests $(PYTEST_ARGS)
