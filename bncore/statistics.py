@@ -8,7 +8,8 @@ from typing import Any, SupportsIndex, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bncore.arguments import problem, scalars
+from bncore.arguments import scalars
+from bncore.arguments.parameters import vector
 
 Stat: TypeAlias = npt.NDArray[np.float64]
 
@@ -25,8 +26,8 @@ def _frozen_copy(values: npt.NDArray[np.floating[Any]]) -> Stat:
 
 def _pair(first: str, a: object, second: str, b: object) -> tuple[Stat, Stat]:
     """Copy two per-channel arrays of one size."""
-    one = problem.vector(first, a, None)
-    two = problem.vector(second, b, one.shape[0])
+    one = vector(first, a, None)
+    two = vector(second, b, one.shape[0])
     return _frozen_copy(one), _frozen_copy(two)
 
 
@@ -260,13 +261,13 @@ def frozen_moments(count: int, mean: Stat, m2: Stat, low: Stat | float = 0.0) ->
     return self
 
 
-def concatenated(parts: Sequence[Moments]) -> Moments:
+def concatenated(runs: Sequence[Moments]) -> Moments:
     """Return the moments of all channels, from those of runs of channels; of one count."""
-    if len(parts) == 1:
-        return parts[0]
-    low = np.concatenate([np.broadcast_to(part._low, part.mean.shape) for part in parts])
-    mean, m2 = (np.concatenate([getattr(part, name) for part in parts]) for name in ("mean", "m2"))
-    return trusted_moments(parts[0].count, mean, m2, low)
+    if len(runs) == 1:
+        return runs[0]
+    low = np.concatenate([np.broadcast_to(run._low, run.mean.shape) for run in runs])
+    mean, m2 = (np.concatenate([getattr(run, name) for run in runs]) for name in ("mean", "m2"))
+    return trusted_moments(runs[0].count, mean, m2, low)
 
 
 def given_moments(name: str, value: object) -> Moments:

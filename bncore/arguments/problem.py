@@ -1,11 +1,8 @@
-"""The one place that validates arrays, explains what is wrong, and finds the canonical shape.
+"""x in the shape that the kernels take, and everything that has to agree with it.
 
-What is no array is the business of `bncore.arguments.scalars`, where an array lies that of
-`bncore.arguments.layout`.
-
-Any array that is one contiguous block of memory, in whatever order its axes lie there, is
-(outer, channels, inner): the channel axis splits the block.  The order comes from the strides,
-not from the shape, so an NCHW-shaped view of NHWC memory is (N*H*W, C, 1) and is not copied.
+An array that is one contiguous block of memory, in whatever order its axes lie there, is
+(outer, channels, inner).  The order comes from the strides, not from the shape, so an NCHW-shaped
+view of NHWC memory is (N*H*W, C, 1) and is not copied.
 
 Every message reads "<argument>: expected <what>, got <what>".  Functions here write to nothing
 that the caller owns, except `Output.finish`, which is called last.
@@ -13,18 +10,16 @@ that the caller owns, except `Output.finish`, which is called last.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-from bncore.arguments import layout as placement
+from bncore.arguments import layout
+from bncore.arguments.arrays import cast, data_array, memory_of, writable_array
 from bncore.arguments.layout import NATIVE_DTYPES, Array
-from bncore.arguments.scalars import one_axis, option, real, shown
-
-Stat: TypeAlias = npt.NDArray[np.float64]
+from bncore.arguments.parameters import NoParameter, Parameter, Stat, parameter
+from bncore.arguments.scalars import one_axis, option, real
 
 # What makes a new array of a shape and dtype, as `numpy.empty` does.
 Allocate: TypeAlias = Callable[[tuple[int, ...], np.dtype[Any]], Array]
@@ -32,130 +27,7 @@ Allocate: TypeAlias = Callable[[tuple[int, ...], np.dtype[Any]], Array]
 ACTIVATIONS = ("relu", "leaky_relu")
 
 
-# Arrays
-
-
-def _holds_mask(value: object) -> bool:
-    """Tell whether a list or tuple has a masked array in it, at any depth."""
-    if isinstance(value, (list, tuple)):
-        return any(map(_holds_mask, value))
-    return isinstance(value, np.ma.MaskedArray)
-
-
-def memory_of(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return a new view of an array's memory that is of NumPy's own class.
-
-    A subclass may answer with any dtype, shape, strides or flags, since Python properties can
-    replace them, and a kernel that believed it would write beside the memory.  The view has what
-    the array really is, and keeps it when somebody changes the array's shape or dtype in place.
-    """
-    return np.ndarray.view(array, np.ndarray)
-
-
-def _require_inside_buffer(array: npt.NDArray[Any]) -> None:
-    """Refuse an array that an ``__array_interface__`` made larger than its buffer.
-
-    NumPy does not compare the two.  An interface that gives an address in place of a buffer is
-    believed, as is a DLPack capsule: nothing can tell how much memory is there.
-    """
-    try:
-        buffer = memoryview(array.base)  # type: ignore[arg-type]
-    except TypeError:
-        return  # an address, or NumPy's own memory
-    start = np.frombuffer(buffer, np.uint8).ctypes.data
-    low, high = np.lib.array_utils.byte_bounds(array)
-    if low < start or high > start + buffer.nbytes:
-        raise ValueError(f"it claims {high - low} bytes of a buffer of {buffer.nbytes}")
-
-
-def plain_array(name: str, value: object) -> npt.NDArray[Any]:
-    """Return `value` as an ndarray, itself where it is one of no subclass.
-
-    A masked array is refused, since its mask would be lost.
-    """
-    if type(value) is np.ndarray:
-        return value
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name}: expected an array without a mask, got {shown(value)}")
-    if issubclass(type(value), np.ndarray):
-        return memory_of(value)  # type: ignore[arg-type]
-    if value is None:
-        raise TypeError(f"{name}: expected an array, got None")
-    if _holds_mask(value):
-        raise TypeError(f"{name}: expected an array without a mask, got a MaskedArray in a list")
-    try:
-        if hasattr(type(value), "__dlpack__"):
-            if getattr(value, "is_neg", bool)():  # PyTorch gives such a view's memory as it is
-                raise TypeError("a view that negates, use tensor.resolve_neg()")
-            return np.from_dlpack(value)  # type: ignore[arg-type]  # no copy
-        array = np.asarray(value)
-        if hasattr(type(value), "__array_interface__"):
-            _require_inside_buffer(array)
-        return array
-    except (TypeError, ValueError, RuntimeError, BufferError) as error:
-        raise TypeError(f"{name}: expected an array, got {shown(value)} ({error})") from error
-
-
-def dtype_shown(value: object, array: npt.NDArray[Any]) -> str:
-    """Describe a refused dtype: what is no array by its type, what can be converted with a hint."""
-    if array.dtype.kind == "O" and value is not array:
-        return f"{shown(value)} (not called?)" if callable(value) else shown(value)
-    if array.dtype.kind in "biuf":
-        known = issubclass(type(value), np.ndarray)
-        how = ".astype(np.float32)" if known else "np.asarray(..., np.float32)"
-        return f"{array.dtype} (convert with {how})"
-    return str(array.dtype)
-
-
-def data_array(name: str, value: object) -> Array:
-    """Return `value` as a float32 or float64 array of any layout and byte order."""
-    array = plain_array(name, value)
-    if array.dtype.char not in NATIVE_DTYPES:
-        raise TypeError(f"{name}: expected float32 or float64, got {dtype_shown(value, array)}")
-    return array
-
-
-def vector(name: str, value: object, size: int | None, axis: object = None) -> Array:
-    """Return `value` as a 1-D array of a real float dtype, and of this size unless it is None.
-
-    `axis` is the channel axis that the size is from, where there is one, for the message.
-    """
-    array = plain_array(name, value)
-    if array.dtype.kind != "f":
-        raise TypeError(f"{name}: expected a real floating dtype, got {dtype_shown(value, array)}")
-    if array.ndim != 1:
-        raise ValueError(f"{name}: expected 1 dimension, got shape {array.shape}")
-    if size is not None and array.shape[0] != size:
-        source = "" if axis is None else f" ({size} channels along axis {axis})"
-        raise ValueError(f"{name}: expected shape ({size},){source}, got {array.shape}")
-    return array
-
-
-def cast(array: Array, dtype: npt.DTypeLike) -> Array:
-    """Return `array` in `dtype`, rounded in silence; C-contiguous; not copied where it is that."""
-    if array.dtype == dtype:
-        return np.ascontiguousarray(array)
-    with np.errstate(all="ignore"):
-        return np.ascontiguousarray(array, dtype=dtype)
-
-
-def writable_array(name: str, value: object) -> npt.NDArray[Any]:
-    """Return the memory of `value`, an array that will be written in place."""
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name}: expected an array without a mask, got {shown(value)}")
-    if not issubclass(type(value), np.ndarray):
-        raise TypeError(f"{name}: expected a NumPy array, got {shown(value)}")
-    array = memory_of(value)  # type: ignore[arg-type]
-    if not array.flags.writeable:
-        raise ValueError(f"{name}: expected a writable array, got a read-only one")
-    if placement.meets_itself(array):
-        raise ValueError(
-            f"{name}: expected an array whose elements do not overlap, got strides {array.strides}"
-        )
-    return array
-
-
-# Results, parameters and what is fused
+# Results, and what is fused
 
 
 class Output:
@@ -185,20 +57,6 @@ class Output:
         if self._copy is not None:
             np.copyto(*self._copy)
         return self._returned
-
-
-class Parameter(NamedTuple):
-    """A per-channel argument: float64 values for the kernel, and the array that they came from."""
-
-    values: Stat
-    source: Array
-
-
-class NoParameter(NamedTuple):
-    """A per-channel argument that was left out."""
-
-    values: None = None
-    source: None = None
 
 
 class Fusion(NamedTuple):
@@ -250,17 +108,16 @@ class Problem:
         if array.ndim < 2:
             raise ValueError(f"x: expected at least 2 dimensions, got {array.ndim}")
         channel_axis = one_axis(axis, array.ndim)
-        order = placement.memory_order(array)
+        order = layout.memory_order(array)
         at = order.index(channel_axis)
-        sizes = [array.shape[i] for i in order]
-        outer, inner = math.prod(sizes[:at]), math.prod(sizes[at + 1 :])
+        sizes = layout.canonical([array.shape[i] for i in order], at, at + 1)
         self.shape = array.shape
         self.dtype: np.dtype[Any] = NATIVE_DTYPES[array.dtype.char]
-        self.channels = sizes[at]
-        self.count = outer * inner
+        self.channels = sizes.channels
+        self.count = sizes.values_per_channel
         self._axis = axis
         self._order = order
-        self._sizes = (outer, self.channels, inner)
+        self._sizes = sizes
         self._source = array if source is None else source
         self.array = array
         self._canonical: Array | None = None
@@ -269,7 +126,7 @@ class Problem:
     def x(self) -> Array:
         """The values of x as the kernels take them."""
         if self._canonical is None:
-            self._canonical = placement.block(self.array, self._order).reshape(self._sizes)
+            self._canonical = layout.block(self.array, self._order).reshape(self._sizes)
         return self._canonical
 
     @property
@@ -300,7 +157,7 @@ class Problem:
     def _like_x(self, name: str, value: object) -> tuple[Array, Array]:
         """Return such an argument in x's canonical shape, copied once if need be, and as given."""
         array = self.like_x(name, value)
-        return placement.block(array, self._order).reshape(self._sizes), array
+        return layout.block(array, self._order).reshape(self._sizes), array
 
     def fusion(self, activation: object, negative_slope: object, residual: object) -> Fusion:
         """Return what is fused with batch norm."""
@@ -312,10 +169,8 @@ class Problem:
         return Fusion(name, slope, *self._like_x("residual", residual))
 
     def parameter(self, name: str, value: object) -> Parameter:
-        """Return a per-channel argument as float64."""
-        source = vector(name, value, self.channels, self._axis)
-        values: Any = cast(source, np.float64)
-        return Parameter(values if values.flags.aligned else values.copy(), source)
+        """Return an argument with one value per channel as float64."""
+        return parameter(name, value, self.channels, self._axis)
 
     def optional(self, name: str, value: object) -> Parameter | NoParameter:
         """Return a per-channel argument that may be None."""
@@ -395,18 +250,18 @@ class Problem:
         if array.shape != self.shape:
             raise ValueError(f"{name}: expected shape {self.shape}, got {array.shape}")
         for other, source in itself.items():
-            if source is None or placement.same_elements(array, source):
+            if source is None or layout.same_elements(array, source):
                 continue
-            if placement.share_memory(array, source):
+            if layout.share_memory(array, source):
                 raise ValueError(
                     f"{name}: expected {other} itself or memory apart from it, "
                     "got a partial overlap"
                 )
         for other, source in apart.items():
-            if placement.share_memory(array, source):
+            if layout.share_memory(array, source):
                 raise ValueError(f"{name}: expected memory apart from {other}, got an overlap")
-        for parameter in parameters:
-            if parameter.source is not None and placement.share_memory(array, parameter.source):
+        for given in parameters:
+            if given.source is not None and layout.share_memory(array, given.source):
                 raise ValueError(
                     f"{name}: expected memory apart from the parameters, got an overlap"
                 )
@@ -415,7 +270,7 @@ class Problem:
     def _target(self, returned: Any, memory: Array) -> Output:
         """Return memory of x's shape as an output, staged where the kernels cannot write it."""
         view = memory.transpose(self._order)
-        if placement.readable(view):
+        if layout.readable(view):
             return Output(returned, memory, view.reshape(self._sizes))
         staged: Array = np.empty(view.shape, self.dtype)
         return Output(returned, memory, staged.reshape(self._sizes), (view, staged))

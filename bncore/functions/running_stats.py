@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bncore.arguments import layout as placement
-from bncore.arguments import problem, scalars
+from bncore.arguments import layout, scalars
+from bncore.arguments.arrays import writable_array
+from bncore.arguments.parameters import vector
 from bncore.backends import current
 from bncore.statistics import Moments, Stat, given_moments
 
@@ -58,9 +59,9 @@ def update_running_stats(
     >>> mean, var
     (array([2.]), array([2.]))
     """
-    fast = current().fast_running
+    fast = current().fast
     if fast is not None and type(moments) is Moments:
-        done = fast(
+        done = fast.fast_running(
             running_mean,
             running_var,
             moments.count,
@@ -73,11 +74,11 @@ def update_running_stats(
             return
     moments = given_moments("moments", moments)
     channels = moments.mean.shape[0]
-    to_mean = problem.writable_array("running_mean", running_mean)
-    to_var = problem.writable_array("running_var", running_var)
-    problem.vector("running_mean", to_mean, channels)
-    problem.vector("running_var", to_var, channels)
-    if placement.share_memory(to_mean, to_var):
+    to_mean = writable_array("running_mean", running_mean)
+    to_var = writable_array("running_var", running_var)
+    vector("running_mean", to_mean, channels)
+    vector("running_var", to_var, channels)
+    if layout.share_memory(to_mean, to_var):
         raise ValueError("running_var: expected memory apart from running_mean, got an overlap")
     momentum = scalars.real("momentum", momentum, 0.0, 1.0)
     correction = scalars.real("correction", correction)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from bncore.arguments.problem import Problem
 from bncore.arguments.scalars import real
 from bncore.backends import current
-from bncore.runtime import buffer_pool as pool
+from bncore.runtime import buffer_pool
 from bncore.runtime.threads import resolve
 from bncore.statistics import (
     GradSums,
@@ -66,9 +66,10 @@ def moments(x: npt.ArrayLike, *, axis: SupportsIndex = 1, n_threads: int | None 
     Moments(count=2, mean=array([1., 3.]), m2=array([2., 8.]))
     """
     backend = current()
+    fast = backend.fast
     threads = resolve(n_threads)
-    if backend.fast_moments is not None:
-        done = backend.fast_moments(x, axis, threads)
+    if fast is not None:
+        done = fast.fast_moments(x, axis, threads)
         if done is not None:
             return frozen_moments(done[0], done[1], done[2])
     p = Problem(x, axis)
@@ -151,14 +152,13 @@ def normalize(
     True
     """
     if out is None:
-        out = pool.output(x)
+        out = buffer_pool.output(x)
     backend = current()
+    fast = backend.fast
     threads = resolve(n_threads)
-    if backend.fast_normalize is not None and type(moments) is Moments:
+    if fast is not None and type(moments) is Moments:
         given = moments.count, moments.mean, moments.m2
-        done: Array | None = backend.fast_normalize(
-            x, *given, weight, bias, axis, eps, out, threads
-        )
+        done: Array | None = fast.fast_normalize(x, *given, weight, bias, axis, eps, out, threads)
         if done is not None:
             return done
     p = Problem(x, axis)
@@ -222,10 +222,11 @@ def grad_sums(
     GradSums(sum_dy=array([3.]), sum_dy_xhat=array([1.]))
     """
     backend = current()
+    fast = backend.fast
     threads = resolve(n_threads)
-    if backend.fast_grad_sums is not None and type(moments) is Moments:
+    if fast is not None and type(moments) is Moments:
         given = moments.count, moments.mean, moments.m2
-        done = backend.fast_grad_sums(dy, x, *given, axis, eps, threads)
+        done = fast.fast_grad_sums(dy, x, *given, axis, eps, threads)
         if done is not None:
             return frozen_sums(done[0], done[1])
     p = Problem(x, axis)
@@ -298,12 +299,13 @@ def grad_input(
     True
     """
     if out is None:
-        out = pool.output(x)
+        out = buffer_pool.output(x)
     backend = current()
+    fast = backend.fast
     threads = resolve(n_threads)
-    if backend.fast_grad_input is not None and type(moments) is Moments and type(sums) is GradSums:
+    if fast is not None and type(moments) is Moments and type(sums) is GradSums:
         given = moments.count, moments.mean, moments.m2, sums.sum_dy, sums.sum_dy_xhat
-        done: Array | None = backend.fast_grad_input(dy, x, *given, weight, axis, eps, out, threads)
+        done: Array | None = fast.fast_grad_input(dy, x, *given, weight, axis, eps, out, threads)
         if done is not None:
             return done
     p = Problem(x, axis)

@@ -21,8 +21,7 @@ from weakref import WeakSet
 import numpy as np
 import numpy.typing as npt
 
-from bncore.arguments import layout as placement
-from bncore.arguments import scalars
+from bncore.arguments import layout, scalars
 
 LEAST = 1 << 20  # bytes: for smaller arrays the allocator's own reuse is as good
 LINE = 64  # bytes: blocks start where a cache line does
@@ -206,9 +205,9 @@ def output(x: object, source: Pool | None = None) -> Any:
     pool = current if source is None else source
     if pool is None or type(x) is not np.ndarray or x.nbytes < LEAST:
         return None
-    dtype = placement.NATIVE_DTYPES.get(x.dtype.char)
+    dtype = layout.NATIVE_DTYPES.get(x.dtype.char)
     if dtype is None:  # x will be refused
         return None
-    order = placement.memory_order(x)
+    order = layout.memory_order(x)
     block = pool.take(tuple(x.shape[i] for i in order), dtype)
     return block.transpose(sorted(range(x.ndim), key=order.__getitem__))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -126,7 +125,7 @@ def normalized(
     else:
         y, moments = transforms.train(x, *fused)
         move = ops.update_op
-    count = math.prod(x.shape[2:]) * x.shape[0]
+    count = ops.values_per_channel(x)
     if not _traced():
         eager.track(move, running_mean, running_var, moments, count, momentum, batches)
         return y
@@ -158,7 +157,7 @@ def check(
     ops.checked(x)
     channels = x.shape[1] if x.dim() > 1 else 0
     if training:
-        if alone and math.prod(x.shape[:1] + x.shape[2:]) == 1:
+        if alone and ops.values_per_channel(x) == 1:
             raise ValueError(
                 f"Expected more than 1 value per channel when training, got input size {x.size()}"
             )
