@@ -1,8 +1,9 @@
 # What the fast path (fast_calls.pxi, fast_steps.pxi) takes for canonical: an exact, aligned, native-endian
 # ndarray of float32 or float64, contiguous in C order or channels-last; an exact int or float.
 #
-# No rule is explained here: what is refused goes to bncore.arguments.problem, which repairs or explains. The functions are
-# noexcept because they only look (types, sizes, addresses): nothing in them raises, and their callers need no check.
+# No rule is explained here: bncore.arguments repairs an argument that is refused here, or explains what is wrong. The
+# functions are noexcept because they only look (types, sizes, addresses): nothing in them raises, and their callers need
+# no check.
 
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from cpython.long cimport PyLong_AsLongAndOverflow, PyLong_CheckExact
