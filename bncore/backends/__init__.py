@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any, cast
 
+from bncore.arguments.float_environment import in_default_environment
 from bncore.backends.contract import Backend
 
 # Best first; each with the module that holds it.
@@ -29,6 +30,34 @@ REMEDY = "`BNCORE_REQUIRE_NATIVE=1 pip install -v --force-reinstall --no-deps .`
 
 # A small-call path: None says that the arguments are not canonical.
 Fast = Callable[..., Any] | None
+
+
+# The functions of contract.py that compute.
+COMPUTING = (
+    "moments",
+    "normalize",
+    "train",
+    "grad_sums",
+    "grad_input",
+    "train_backward",
+    "infer_backward",
+)
+
+
+class InDefaultEnvironment:
+    """A backend in Python, whose functions run in the default floating-point environment.
+
+    The C core sees to that itself, on each of its threads.  The threads of the Numba backend have
+    the environment in which they were created, which is here.
+    """
+
+    def __init__(self, module: Backend) -> None:
+        self._module = module
+        for name in COMPUTING:
+            setattr(self, name, in_default_environment(getattr(module, name)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
 
 
 class Active:
@@ -51,7 +80,7 @@ class Active:
 
     def __init__(self, name: str, kernels: Backend) -> None:
         self.name = name
-        self.kernels = kernels
+        self.kernels: Any = kernels if name == "native" else InDefaultEnvironment(kernels)
         self.fast_train: Fast = getattr(kernels, "fast_train", None)
         self.fast_train_backward: Fast = getattr(kernels, "fast_train_backward", None)
         self.fast_infer: Fast = getattr(kernels, "fast_infer", None)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from bncore.arguments import layout as placement
 from bncore.arguments import problem, scalars
+from bncore.arguments.float_environment import in_default_environment
 from bncore.backends import current
 from bncore.statistics import Moments, Stat
 
@@ -93,6 +94,7 @@ def update_running_stats(
     running_var[...] = new_var
 
 
+@in_default_environment
 def _moved(old: npt.NDArray[Any], batch: Stat, momentum: float) -> npt.NDArray[Any]:
     """Compute the new running value in float64, in the dtype of the old one."""
     new = (1.0 - momentum) * old.astype(np.float64) + momentum * batch

@@ -23,10 +23,16 @@ SOURCES = {
 FACE = {
     "bncore.arguments.scalars": set(),
     "bncore.arguments.layout": set(),
-    "bncore.arguments.problem": {"bncore.arguments.layout", "bncore.arguments.scalars"},
+    "bncore.arguments.float_environment": set(),
+    "bncore.arguments.problem": {
+        "bncore.arguments.float_environment",
+        "bncore.arguments.layout",
+        "bncore.arguments.scalars",
+    },
     "bncore.runtime.buffer_pool": {"bncore.arguments.layout", "bncore.arguments.scalars"},
     "bncore.statistics": {"bncore.arguments.problem", "bncore.arguments.scalars"},
     "bncore.functions.running_stats": {
+        "bncore.arguments.float_environment",
         "bncore.arguments.layout",
         "bncore.arguments.problem",
         "bncore.arguments.scalars",
@@ -182,7 +188,7 @@ def test_the_native_module_knows_nothing_of_the_face():
 
 def test_the_registry_imports_no_backend_and_no_numba():
     used = imports(SOURCES["bncore.backends"])
-    assert of_bncore(used) == {"bncore.backends.contract"}
+    assert of_bncore(used) == {"bncore.arguments.float_environment", "bncore.backends.contract"}
     for module in SOURCES.keys() & {"bncore", *FACE}:
         assert "numba" not in imports(SOURCES[module], at_import=True)
 
