@@ -3,7 +3,7 @@
 The same objects become the C library that the package carries: bncore/lib and bncore/include.
 
 The extension is optional: where it cannot be built, the package installs without it, says so, and
-runs on Numba (pip shows what a build says under -v alone).
+runs on Numba where that is installed, else on NumPy.  (pip shows what a build says under -v alone.)
 BNCORE_REQUIRE_NATIVE=1 makes a failure an error; BNCORE_SKIP_NATIVE=1 does not try.
 """
 
@@ -101,7 +101,8 @@ class BuildNative(build_ext):
         if asked("BNCORE_REQUIRE_NATIVE"):
             raise error
         tell(
-            "the native extension was not built; Numba will do the work.",
+            "the native extension was not built.  Where Numba is installed, it will do the work,",
+            "else NumPy, which is slower; `pip install 'bncore[numba]'` installs Numba.",
             f"{type(error).__name__}: {error}",
         )
         for ext in self.extensions:  # of an earlier build, of other sources

@@ -27,6 +27,9 @@ NAMES = tuple(MODULES)
 # pip hides what a build says, so a reinstallation has to be told to show it.
 REMEDY = "`BNCORE_REQUIRE_NATIVE=1 pip install -v --force-reinstall --no-deps .`"
 
+# Numba is an extra; of an installed bncore, pip installs the extra alone.
+GET_NUMBA = "`pip install 'bncore[numba]'`"
+
 # A small-call path: None says that the arguments are not canonical.
 Fast = Callable[..., Any] | None
 
@@ -109,6 +112,8 @@ def why_missing(name: str) -> str | None:
         return None
     if name == "native" and is_absent(error):
         return f"the compiled extension was not built (in bncore's checkout, {REMEDY} shows why)"
+    if name == "numba" and isinstance(error, ModuleNotFoundError) and error.name == "numba":
+        return f"Numba is not installed ({GET_NUMBA} installs it)"
     return str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
 
 
@@ -167,9 +172,11 @@ def _choose_default() -> Active:
     else:
         _default = load(NAMES[-1])
     if "native" in _missing and is_absent(_missing["native"]):  # pip did not show it
+        faster = f"; {GET_NUMBA} installs a faster backend" if _default.name == "numpy" else ""
         warnings.warn(
             f"bncore: the native extension is not installed; using {_default.name} ({REMEDY} in "
-            f"bncore's checkout shows why; set BNCORE_BACKEND={_default.name} to silence this)",
+            f"bncore's checkout shows why{faster}; set BNCORE_BACKEND={_default.name} to silence "
+            "this)",
             RuntimeWarning,
             stacklevel=4,
         )

@@ -1,5 +1,7 @@
 """Batch norm inside functions that Numba compiles: ``import bncore.numba`` imports Numba.
 
+Numba is an extra: ``pip install 'bncore[numba]'`` installs it.
+
 The functions have the names of the package's and compute the same bits, in nopython mode, by
 calling the C library.  They differ in what they take: x and dy are C-contiguous arrays of float32
 or float64, with channels on any `axis` (1 for NCHW, -1 for NHWC memory); nothing is copied.
@@ -33,7 +35,16 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
+
+try:
+    from numba import njit
+except ModuleNotFoundError as error:
+    if error.name != "numba":  # it is there, and broken
+        raise
+    raise ModuleNotFoundError(
+        "bncore.numba: Numba is not installed; `pip install 'bncore[numba]'` installs it",
+        name="numba",
+    ) from None
 
 from bncore.numba.calls import as_parameter, call, checked, doubles, same_as, sizes_of
 

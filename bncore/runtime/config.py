@@ -88,7 +88,7 @@ def _state(name: str) -> str:
     """Say whether a backend can be used.  Numba is slow to import, so it is only looked for."""
     if name == "numba" and "numba" not in sys.modules:
         found = importlib.util.find_spec("numba") is not None
-        return "installed" if found else "not available: Numba is not installed"
+        return "installed" if found else f"not installed ({backends.GET_NUMBA} installs it)"
     try:
         backends.load(name)
     except ImportError:
