@@ -1,4 +1,4 @@
-"""Embedding: the commands of docs/embedding.md build docs/embed_example.c, and it computes what Python does."""
+"""The commands of docs/embedding.md build docs/embed_example.c, which computes what Python does."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def overview(times: Times) -> Figure | None:
         return None
     figure = Figure(figsize=(5.2 * len(panels), 4.4), layout="constrained")
     figure.suptitle(
-        "Time of other libraries, in times of bncore's (float32, the shapes of ResNet-50, batch 32)",
+        "Time of other libraries, in times of bncore's (float32, shapes of ResNet-50, batch 32)",
         fontsize=11,
     )
     grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)
