@@ -93,6 +93,15 @@ typedef struct bncore_problem {
 BNCORE_API bncore_status bncore_problem_init(bncore_problem *problem, bncore_dtype dtype,
                                              int64_t outer, int64_t channels, int64_t inner);
 
+/* The outer, channels and inner of a contiguous array, in this order, from the sizes of its axes, slowest in memory
+ * first. The channels are the axes from `start` up to, but not including, `stop`. Nothing is checked. */
+static inline void bncore_canonical(const int64_t *sizes, int rank, int start, int stop,
+                                    int64_t canonical[3])
+{
+    canonical[0] = canonical[1] = canonical[2] = 1;
+    for (int i = 0; i < rank; i++) canonical[(i >= start) + (i >= stop)] *= sizes[i];
+}
+
 /* Bytes of scratch that any of the operations below needs: at most 64 partial results per channel where inner >= 16
  * (2 KiB). Else as many per column, of which a channel has inner, or up to 240 where channels * inner <= 256 and rows
  * are read several at a time (0.5 MiB per channel, 9 MiB in all). 0 for a problem that no operation accepts. */

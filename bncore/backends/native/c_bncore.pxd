@@ -57,6 +57,7 @@ cdef extern from "bncore.h" nogil:
 
     bncore_status bncore_problem_init(bncore_problem *problem, bncore_dtype dtype, int64_t outer,
                                       int64_t channels, int64_t inner)
+    void bncore_canonical(const int64_t *sizes, int rank, int start, int stop, int64_t *canonical)
     size_t bncore_scratch_size(const bncore_problem *problem)
     bncore_status bncore_moments(const bncore_problem *problem, double *mean, double *m2,
                                  const void *x)
