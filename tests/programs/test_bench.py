@@ -23,7 +23,7 @@ from bncore.programs.bench import (
 from bncore.programs.bench.cases import Case
 from bncore.programs.bench.results import timed
 from bncore.programs.demo import formula
-from bncore.runtime import buffer_pool as pool
+from bncore.runtime import buffer_pool
 
 TINY = Case("train", (2, 3, 4, 4))
 FIRST, LAST = cases.LAYOUTS
@@ -152,9 +152,11 @@ def test_the_pool_is_on_for_calls_that_return_from_it():
         for output, is_on in (("pooled", True), ("returned", False), ("pooled", True)):
             call = native.call(replace(case, output=output), p)
             call()
-            assert (pool.current is not None) is is_on
-            assert (pool.current is not None and pool.current.idle_bytes() > p.x.nbytes) is is_on
-    assert pool.current is None
+            assert (buffer_pool.current is not None) is is_on
+            assert (
+                buffer_pool.current is not None and buffer_pool.current.idle_bytes() > p.x.nbytes
+            ) is is_on
+    assert buffer_pool.current is None
 
 
 @pytest.mark.parametrize("operation", cases.FUSED)
