@@ -20,8 +20,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 SOURCES = [
-    "dispatch.c", "operations.c", "parallel_for.c", "partition.c", "problem.c", "run.c",
-    "schedule.c",
+    "dispatch.c", "library.c", "operations.c", "parallel_for.c", "partition.c", "problem.c",
+    "run.c", "schedule.c",
 ]  # fmt: skip
 # No option that changes a result: no -ffast-math, no contraction to FMA, no wider intermediate.
 FLAGS = [

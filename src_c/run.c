@@ -18,10 +18,10 @@ static int64_t columns(const bncore_geometry *g)
     return g->planes ? g->channels : g->cols;
 }
 
-size_t bncore_job_scratch(const bncore_geometry *g)
+int64_t bncore_scratch_doubles(const bncore_geometry *g)
 {
     const int64_t per_column = g->segments * MAX_FIELDS + COEF_FIELDS + 2;
-    return (size_t)(columns(g) * per_column + COEF_FIELDS * COEF_APART) * sizeof(double);
+    return columns(g) * per_column + COEF_FIELDS * COEF_APART;
 }
 
 static const void *coef_at(const job *j, int64_t column)
@@ -320,7 +320,7 @@ bncore_status bncore_job_run(job *j)
 {
     double local[LOCAL_SCRATCH / sizeof(double)];
     const bncore_problem *p = j->problem;
-    const size_t need = bncore_job_scratch(&j->g);
+    const size_t need = (size_t)bncore_scratch_doubles(&j->g) * sizeof(double);
     if (p->scratch && p->scratch_size < need) return BNCORE_ERROR_SCRATCH;
     void *scratch = p->scratch ? p->scratch : need <= sizeof local ? local : malloc(need);
     if (!scratch) return BNCORE_ERROR_MEMORY;

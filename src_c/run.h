@@ -60,8 +60,8 @@ typedef struct job {
     int64_t chunk, chunks; /* rows: rows per task of the elementwise pass, tasks */
 } job;
 
-/* Whether a problem makes sense: BNCORE_OK, or what is wrong with it. */
-bncore_status bncore_problem_check(const bncore_problem *problem);
+/* Check a problem and cut it: BNCORE_OK, or what is wrong with it, and then *g is undefined. */
+bncore_status bncore_problem_open(const bncore_problem *problem, bncore_geometry *g);
 
 /* Sets threads, the sizes of tasks, at_once where the cut forbids it, and whether outputs pass the caches. */
 void bncore_job_cut(job *job);
@@ -69,7 +69,7 @@ void bncore_job_cut(job *job);
 /* Cuts the job, takes scratch, runs it. */
 bncore_status bncore_job_run(job *job);
 
-/* Bytes of scratch for the most demanding operation on this shape. */
-size_t bncore_job_scratch(const bncore_geometry *g);
+/* Doubles of scratch for the most demanding operation on this shape. */
+int64_t bncore_scratch_doubles(const bncore_geometry *g);
 
 #endif

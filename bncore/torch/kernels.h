@@ -114,9 +114,10 @@ struct Call {
             if (d != 1 && before) outer *= x.size(d);
         }
         const int64_t channels = x.size(1), rows = outer * channels;
-        bncore_problem_init(&problem,
+        bncore_problem_init(&problem, sizeof problem,
                             x.scalar_type() == at::kFloat ? BNCORE_FLOAT32 : BNCORE_FLOAT64, outer,
                             channels, rows ? x.numel() / rows : 0);
+        bncore_fusion_init(&fusion, sizeof fusion);
         problem.eps = fused.eps;
         problem.n_threads = at::get_num_threads();
         fusion.activation = fused.activation;

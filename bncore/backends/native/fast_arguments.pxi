@@ -107,7 +107,8 @@ cdef bint _split(Call *call, cnp.ndarray x, uint64_t kept, int n_threads) noexce
         sizes[part] *= shape[at]
     if sizes[0] * sizes[2] < 1 or sizes[1] < 1:
         return False
-    bncore_problem_init(&call.problem, BNCORE_FLOAT32 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT else BNCORE_FLOAT64,
+    bncore_problem_init(&call.problem, sizeof(bncore_problem),
+                        BNCORE_FLOAT32 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT else BNCORE_FLOAT64,
                         sizes[0], sizes[1], sizes[2])
     call.problem.n_threads = n_threads
     call.x = cnp.PyArray_DATA(x)
@@ -213,7 +214,8 @@ cdef bint _fusion(Call *call, object activation, object slope, object residual, 
         return False
     if activation is None and residual is None:
         return True
-    call.fusion = bncore_fusion(_activation(activation), given, NULL, NULL, NULL)
+    bncore_fusion_init(&call.fusion, sizeof(bncore_fusion))
+    call.fusion.activation, call.fusion.slope = _activation(activation), given
     call.problem.fusion = &call.fusion
     if call.fusion.activation < 0:
         return False
