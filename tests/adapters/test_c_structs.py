@@ -8,8 +8,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from test_build import COMPILER
-from test_habits import ROOT
+from checkout import COMPILER, ROOT
 
 from bncore import c_library
 from variants import FOUND

@@ -36,7 +36,7 @@ def test_the_example_of_the_documentation_runs():
 
 
 def test_every_function_of_the_header_has_a_capsule():
-    header = (ROOT / "src_c" / "bncore.h").read_text()
+    header = (ROOT / "src_c" / "include" / "bncore.h").read_text()
     names = re.findall(r"^BNCORE_API .*?(bncore_\w+)\(", header, re.MULTILINE)
     assert set(names) == set(bncore.get_capsules())
 
