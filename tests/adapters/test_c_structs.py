@@ -8,9 +8,9 @@ import subprocess
 
 import numpy as np
 import pytest
-from checkout import COMPILER, ROOT
 
 from bncore import c_library
+from checkout import COMPILER, ROOT
 from variants import FOUND
 
 pytestmark = pytest.mark.skipif(

@@ -9,9 +9,9 @@ import threading
 
 import numpy as np
 import pytest
-from test_habits import ROOT
 
 import bncore
+from checkout import ROOT
 from processes import exit_code_of_child
 from variants import FOUND
 
