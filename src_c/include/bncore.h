@@ -5,6 +5,7 @@
  * addresses of x, dy, y, dx and of residuals are multiples of their values' size, those of the others and of scratch are
  * aligned as double is (BNCORE_ERROR_ALIGNMENT).
  * y and dx may be the same memory as x, dy or a residual (in place); other overlap of an output is undefined.
+ * A call takes at most 40 KiB of its thread's stack, and so does a task on a thread of an executor.
  * Arguments are in the order: problem, outputs, inputs, parameters. NULL is allowed only where a
  * function says so. Every function is re-entrant, takes scratch of O(channels) (bncore_scratch_size), and gives the
  * same bits for any number of threads, executor, instruction set and place in memory (of a NaN, only that it is one).
