@@ -1,4 +1,4 @@
-/* One call of an operation, as ops.c runs it: at most one reduction per channel (partial results, merged in fixed
+/* One call of an operation, as operations.c runs it: at most one reduction per channel (partial results, merged in fixed
  * order, finished into the two results of a channel) and at most one elementwise pass with coefficients. */
 #ifndef BNCORE_JOB_H
 #define BNCORE_JOB_H
