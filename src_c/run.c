@@ -6,9 +6,9 @@
 #include "parallel_for.h"
 
 enum {
-    /* Bytes on the stack: small problems allocate nothing, those of up to 250 channels of float32 among them. With
+    /* Bytes on the stack: small problems allocate nothing, those of up to 300 channels of float32 among them. With
      * the STRIP of kernels.c it is most of the stack that bncore.h promises to be enough. */
-    LOCAL_SCRATCH = 16 * 1024,
+    LOCAL_SCRATCH = 18 * 1024,
     COPY_BYTES = 1 << 18, /* per task of a copy */
     /* More columns between two fields of the coefficients than there are: REPEATED, and so that fields of 1024 columns
      * do not meet in one set of the first-level cache. */
@@ -331,10 +331,16 @@ static size_t coef_bytes(const job *j)
     return (bytes + sizeof(double) - 1) / sizeof(double) * sizeof(double);
 }
 
+/* Rows: grad_sums reads the mean of each column. */
+static int has_column_mean(const job *j)
+{
+    return !j->g.planes && j->fields && j->mean;
+}
+
 /* Bytes of scratch for this call: no more than bncore_scratch_doubles says for any call on its shape. */
 static size_t scratch_bytes(const job *j)
 {
-    const int64_t per_column = j->g.segments * j->fields + 1 + (j->mean != NULL);
+    const int64_t per_column = j->g.segments * j->fields + 1 + has_column_mean(j);
     return coef_bytes(j) + (size_t)(columns(&j->g) * per_column) * sizeof(double);
 }
 
@@ -343,8 +349,8 @@ static void lay_out_scratch(job *j, void *scratch)
     const int64_t all = columns(&j->g);
     j->coef = scratch;
     j->invstd = (double *)((char *)scratch + coef_bytes(j));
-    j->column_mean = j->mean ? j->invstd + all : NULL;
-    j->partial = j->invstd + all + (j->mean ? all : 0);
+    j->column_mean = has_column_mean(j) ? j->invstd + all : NULL;
+    j->partial = j->invstd + all + (j->column_mean ? all : 0);
 }
 
 bncore_status bncore_job_run(job *j)

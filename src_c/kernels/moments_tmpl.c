@@ -129,17 +129,21 @@ static inline void NAME(add_rows)(running_columns *w, const double *pivot, const
         }
 }
 
-/* first_pivot for each column; sums of differences gather in sum. */
-static void NAME(first_pivots)(double *restrict pivot_, double *restrict sum, const T *x,
-                               const bncore_rows *t)
+/* Start the running statistics of columns with first_pivot; sums of differences gather in sum. */
+static void NAME(start_columns)(bncore_partial partial, double *restrict sum, const T *x,
+                                const bncore_rows *t)
 {
     const int64_t k = bncore_min(t->rows, BNCORE_PIVOT_ROWS);
+    double *restrict pivot_ = partial.at + RUNNING_PIVOT * partial.stride;
+    double *restrict S = partial.at + RUNNING_S * partial.stride;
+    double *restrict Q = partial.at + RUNNING_Q * partial.stride;
     for (int64_t j = 0; j < t->cols; j++) sum[j] = 0.0;
     for (int64_t r = 1; r < k; r++)
         for (int64_t j = 0; j < t->cols; j++) sum[j] += (double)x[r * t->stride + j] - (double)x[j];
     for (int64_t j = 0; j < t->cols; j++) {
         const double pivot = (double)x[j] + sum[j] / (double)k;
         pivot_[j] = is_finite(pivot) ? pivot : 0.0;
+        S[j] = Q[j] = 0.0;
     }
 }
 
@@ -148,8 +152,7 @@ static void NAME(moments_strip)(bncore_partial partial, const T *x, const bncore
 {
     running_columns w;
     const double *pivot = partial.at + RUNNING_PIVOT * partial.stride;
-    start_columns(partial, t->cols);
-    NAME(first_pivots)(partial.at + RUNNING_PIVOT * partial.stride, w.s, x, t);
+    NAME(start_columns)(partial, w.s, x, t);
     for (int64_t block = 0; block < t->rows; block += BNCORE_ROW_BLOCK) {
         const int64_t rows = bncore_min(t->rows - block, BNCORE_ROW_BLOCK);
         for (int64_t j = 0; j < t->cols; j++) w.s[j] = w.q[j] = 0.0;

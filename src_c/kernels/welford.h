@@ -117,13 +117,6 @@ static inline void running_finish(const running *w, bncore_partial partial, int6
 /* Rows: the running statistics of columns stand where their partial results will: {n, pivot, S, Q}. */
 enum { RUNNING_PIVOT = 1, RUNNING_S, RUNNING_Q };
 
-static inline void start_columns(bncore_partial partial, int64_t cols)
-{
-    double *S = partial.at + RUNNING_S * partial.stride;
-    double *Q = partial.at + RUNNING_Q * partial.stride;
-    for (int64_t j = 0; j < cols; j++) S[j] = Q[j] = 0.0;
-}
-
 /* Flush a block of `rows` rows with the sums s and q, after `before` rows. */
 static inline void flush_columns(bncore_partial partial, const double *restrict s,
                                  const double *restrict q, int64_t cols, double before, double rows)
@@ -143,12 +136,13 @@ static inline void flush_columns(bncore_partial partial, const double *restrict 
 /* Make partial results of the running statistics of n rows, in their place. */
 static inline void finish_columns(bncore_partial partial, int64_t cols, double n)
 {
-    const double *at = partial.at;
+    double *restrict n_ = partial.at, *restrict offset_ = n_ + RUNNING_S * partial.stride,
+                     *restrict m2_ = n_ + RUNNING_Q * partial.stride;
     for (int64_t j = 0; j < cols; j++) {
-        const running end = {n, at[RUNNING_PIVOT * partial.stride + j],
-                             at[RUNNING_S * partial.stride + j],
-                             at[RUNNING_Q * partial.stride + j]};
-        running_finish(&end, partial, j);
+        const double offset = offset_[j] / n, m2 = m2_[j] - offset_[j] * offset;
+        n_[j] = n;
+        offset_[j] = offset;
+        m2_[j] = m2 < 0.0 ? 0.0 : m2;
     }
 }
 
