@@ -20,8 +20,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 SOURCES = [
-    "dispatch.c", "library.c", "operations.c", "parallel_for.c", "partition.c", "problem.c",
-    "run.c", "schedule.c",
+    "dispatch.c", "learning.c", "library.c", "operations.c", "parallel_for.c", "partition.c",
+    "problem.c", "run.c", "schedule.c", "workers.c",
 ]  # fmt: skip
 # They stand behind the user's flags (CFLAGS), and cancel those that would change a result.
 STRICT_FLAGS = [
@@ -43,6 +43,8 @@ LIBRARIES = ["-pthread", "-lm"]
 ELF = sys.platform not in ("darwin", "win32", "cygwin")
 # Its own functions, though a host may have loaded another version of the library before.
 SYMBOLIC = ["-Wl,-Bsymbolic-functions"] if ELF else []
+# OpenMP's threads, where a host chooses them, outlive a dlclose, and their code has to stay.
+NODELETE = ["-Wl,-z,nodelete"] if ELF else []
 
 # Filled in, below bncore/lib.  The CMake package is the wheel's: CMake writes its own.
 PACKAGE_FILES = {
@@ -144,7 +146,7 @@ class BuildNative(build_ext):
                 ext.define_macros.append(without(name))
         ext.extra_objects += self.core(ext, flags)
         ext.extra_compile_args = flags
-        ext.extra_link_args = [*openmp, *LIBRARIES, *SYMBOLIC]
+        ext.extra_link_args = [*openmp, *LIBRARIES, *SYMBOLIC, *NODELETE]
         (cythonized,) = cythonize([ext], language_level=3, quiet=True)
         ext.sources = cythonized.sources
         super().build_extension(ext)
@@ -176,7 +178,7 @@ class BuildNative(build_ext):
         self.compiler.link_shared_object(
             objects,
             str(lib / shared),
-            extra_postargs=[f"-Wl,-soname,{shared}", "-Wl,-S", *SYMBOLIC, *libraries],
+            extra_postargs=[f"-Wl,-soname,{shared}", "-Wl,-S", *SYMBOLIC, *NODELETE, *libraries],
         )
         (lib / "libbncore.so").write_text(f"INPUT({shared})\n")
         version = header_constant("BNCORE_VERSION")

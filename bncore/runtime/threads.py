@@ -95,7 +95,12 @@ def resolve(n_threads: SupportsIndex | None) -> int:
 def in_force() -> tuple[int, str]:
     """Return the number of threads that is in force, and what gave it."""
     native = native_module()
-    if native is not None and native.in_forked_child() and current().name == "native":
+    if (
+        native is not None
+        and native.in_forked_child()
+        and native.executor() == "openmp"
+        and current().name == "native"
+    ):
         return 1, "forked child"
     if _set is not None:
         return _set, "set_num_threads"

@@ -49,9 +49,10 @@ typedef enum bncore_dtype { BNCORE_FLOAT32 = 0, BNCORE_FLOAT64 = 1 } bncore_dtyp
     STATUS(BNCORE_ERROR_ISA, 9, "there is no such instruction set, or this processor lacks it")      \
     STATUS(BNCORE_ERROR_FUSION, 10, "activation is not one of bncore_activation, or the slope of "   \
                                     "leaky relu is beyond the range of dtype")                       \
-    STATUS(BNCORE_ERROR_STRUCT, 11, "a struct was not initialized, or it sets a field that this "    \
+    STATUS(BNCORE_ERROR_EXECUTOR, 11, "there is no executor of this name, or it is not built in")    \
+    STATUS(BNCORE_ERROR_STRUCT, 12, "a struct was not initialized, or it sets a field that this "    \
                                     "version of bncore does not know")                               \
-    STATUS(BNCORE_ERROR_ALIGNMENT, 12, "an array is not aligned to the size of its values")
+    STATUS(BNCORE_ERROR_ALIGNMENT, 13, "an array is not aligned to the size of its values")
 /* clang-format on */
 
 #define BNCORE_STATUS_ENTRY(name, number, text) name = number,
@@ -171,7 +172,32 @@ BNCORE_API const char *bncore_isa_available(int i);
 BNCORE_API bncore_status bncore_isa_set(const char *name);
 BNCORE_API bncore_status bncore_isa_init(void);
 
-/* The executor of every call whose problem names none. NULL, as at the start: OpenMP where it was built in, else serial.
+/* Who runs the parallel loops: the problem's executor; else the host's that is set for the process; else the default.
+ *
+ * The default has a name: "own", the library's own worker threads, which is the first choice; "openmp", where it was
+ * built in; "serial", the calling thread alone. Choose it by name; NULL or "" is the first choice. May be called at any
+ * time, from any thread: each parallel loop takes what is chosen when it begins. The environment variable
+ * BNCORE_EXECUTOR does the same before the first operation: bncore_executor_init() reports its errors. Calls return
+ * BNCORE_ERROR_EXECUTOR while it names something else. */
+BNCORE_API bncore_status bncore_executor_choose(const char *name);
+BNCORE_API bncore_status bncore_executor_init(void);
+
+/* The name of the default in use (NULL while BNCORE_EXECUTOR is wrong), and of the i-th that there is (NULL past the
+ * last). */
+BNCORE_API const char *bncore_executor_name(void);
+BNCORE_API const char *bncore_executor_available(int i);
+
+/* The most threads that the default executor uses for a call, whatever its problem says; 0, as at the start: no
+ * limit of this kind. BNCORE_ERROR_THREADS, and nothing changes, where it is below 0. */
+BNCORE_API bncore_status bncore_max_threads_set(int32_t threads);
+BNCORE_API int32_t bncore_max_threads(void);
+
+/* How many worker threads the library has created. They are created when a call first needs them, and sleep between
+ * calls; their names are bncore-1, bncore-2, ... They end when the library is unloaded or the process exits. A forked
+ * child has none, and creates its own. */
+BNCORE_API int bncore_workers(void);
+
+/* The host's executor of every call whose problem names none; NULL, as at the start: the default one.
  * The struct is not copied: it stays valid and unchanged until another one is set and the calls that began before have
  * returned. May be called at any time, from any thread: each parallel loop takes the one that is set when it begins.
  * BNCORE_ERROR_NULL, and nothing changes, where it has no parallel_for. A forked child starts with none. */
@@ -182,7 +208,7 @@ BNCORE_API const bncore_executor *bncore_executor_now(void);
 BNCORE_API int bncore_openmp_max_threads(void);
 BNCORE_API int bncore_has_openmp(void);
 
-/* Whether this process is a forked child, where the default is to run serially: the parent's threads are not there. */
+/* Whether this process is a forked child. OpenMP, if chosen, runs serially there: its threads were the parent's. */
 BNCORE_API int bncore_in_forked_child(void);
 
 #ifdef __cplusplus

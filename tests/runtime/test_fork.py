@@ -6,11 +6,13 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
 
 import bncore
+from bncore.backends import native_module
 from bncore.runtime import buffer_pool as pool
 from bncore.runtime import threads
 from processes import SECONDS, exit_code_of_child
@@ -79,10 +81,45 @@ def test_a_child_of_a_moment_when_the_buffer_pool_was_locked(rng):
         bncore.set_buffer_pool(None)
 
 
-def test_the_child_says_how_many_threads_it_has(backend):
-    """With OpenMP one, whatever is set; Numba makes new threads, and NumPy never had any."""
-    config = bncore.show_config(mode="dicts")
-    serial = backend.name == "native" and config["native"]["openmp"]
+def test_a_child_creates_workers_of_its_own(rng):
+    native = native_module()
+    if native is None or "own" not in native.available_executors():
+        pytest.skip("the native module is missing, or has no executor of its own")
+    x = rng.standard_normal((8, 64, 40, 40), dtype=np.float32)
+
+    def calls_until_there_are(workers: int) -> bool:
+        """On a busy machine calls may do without workers for a while."""
+        end = time.monotonic() + SECONDS / 2
+        while native.workers() < workers and time.monotonic() < end:
+            work(x)
+        return native.workers() >= workers
+
+    def child() -> int:
+        if native.workers() != 0:
+            return 1
+        return 0 if calls_until_there_are(3) and native.workers() == 3 else 2
+
+    before = native.executor()
+    native.set_executor("own")
+    try:
+        with bncore.use_backend("native"):
+            assert calls_until_there_are(3)
+            there = native.workers()
+            assert exit_code_of_child(child) == 0
+            assert native.workers() == there
+    finally:
+        native.set_executor(before)
+
+
+@pytest.mark.parametrize("executor", ["own", "openmp", "serial"])
+def test_the_child_says_how_many_threads_it_has(backend, executor):
+    """With OpenMP one, whatever is set; with the others, and other backends, as many as before."""
+    native = native_module()
+    if native is None or executor not in native.available_executors():
+        pytest.skip(f"{executor} is not built in")
+    serial = backend.name == "native" and executor == "openmp"
+    before = native.executor()
+    native.set_executor(executor)
     bncore.set_num_threads(3)
 
     def child() -> int:
@@ -93,8 +130,11 @@ def test_the_child_says_how_many_threads_it_has(backend):
         bncore.set_num_threads(None)
         return 0 if (threads.in_force() == (1, "forked child")) == serial else 2
 
-    assert exit_code_of_child(child) == 0
-    assert bncore.get_num_threads() == 3  # in the parent nothing has changed
+    try:
+        assert exit_code_of_child(child) == 0
+        assert bncore.get_num_threads() == 3  # in the parent nothing has changed
+    finally:
+        native.set_executor(before)
 
 
 def test_show_config_tells_a_child():

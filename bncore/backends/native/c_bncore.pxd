@@ -22,6 +22,7 @@ cdef extern from "bncore.h" nogil:
         BNCORE_ERROR_MEMORY
         BNCORE_ERROR_ISA
         BNCORE_ERROR_FUSION
+        BNCORE_ERROR_EXECUTOR
         BNCORE_ERROR_STRUCT
         BNCORE_ERROR_ALIGNMENT
 
@@ -91,6 +92,13 @@ cdef extern from "bncore.h" nogil:
     const char *bncore_isa_available(int i)
     bncore_status bncore_isa_set(const char *name)
     bncore_status bncore_isa_init()
+    bncore_status bncore_executor_choose(const char *name)
+    bncore_status bncore_executor_init()
+    const char *bncore_executor_name()
+    const char *bncore_executor_available(int i)
+    bncore_status bncore_max_threads_set(int32_t threads)
+    int32_t bncore_max_threads()
+    int bncore_workers()
     bncore_status bncore_executor_set(const bncore_executor *executor)
     const bncore_executor *bncore_executor_now()
     int bncore_openmp_max_threads()
