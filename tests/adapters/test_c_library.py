@@ -12,11 +12,10 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from test_build import COMPILER, ENVIRONMENT, builds
-from test_embedding import expected, setup_constant
-from test_habits import ROOT
 
 import bncore
+from checkout import COMPILER, ENVIRONMENT, ROOT, builds
+from embed_example import expected, setup_constant
 from installed import CMAKE, Wheel, exported, follow, installed_by_cmake, installed_wheel, run
 
 pytestmark = [

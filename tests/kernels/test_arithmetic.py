@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from checkout import COMPILER, ENVIRONMENT, ROOT, setup_constant
+from checkout import COMPILER, ENVIRONMENT, ROOT
+from embed_example import setup_constant
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no C compiler")
 SOURCES = ["src_c/schedule.c", "src_c/problem.c", "src_c/kernels/kernels.c"]

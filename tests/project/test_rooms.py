@@ -169,7 +169,9 @@ def test_a_backend_knows_nothing_of_the_face(module):
 
 
 def test_the_native_module_knows_nothing_of_the_face():
-    sources = [path for path in (ROOT / "backends" / "native").iterdir() if path.suffix in (".pyx", ".pxi")]
+    sources = [
+        path for path in (ROOT / "backends" / "native").iterdir() if path.suffix in (".pyx", ".pxi")
+    ]
     if not sources:  # an installed package ships the compiled module alone
         pytest.skip("the Cython sources are not here")
     for source in sources:
