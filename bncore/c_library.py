@@ -11,6 +11,7 @@ from typing import Any
 
 from bncore import backends
 from bncore.c_structs import PARALLEL_FOR, TASK, Executor, Fusion, Problem
+from bncore.version import __version__
 
 __all__ = [
     "PARALLEL_FOR",
@@ -172,8 +173,6 @@ def compiler_flags(arguments: list[str]) -> str:
     RuntimeError
         If the package was installed without its C part.
     """
-    from bncore import __version__
-
     known = ("--cflags", "--libs", "--static", "--prefix", "--version")
     for argument in arguments:
         if argument not in known:

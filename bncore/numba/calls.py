@@ -20,6 +20,7 @@ from numba.extending import intrinsic, overload
 from numba.np.numpy_support import as_dtype
 
 from bncore import c_library
+from bncore.arguments import layout
 
 for _name in c_library.get_capsules():
     llvmlite.binding.add_symbol(_name, c_library.get_address(_name))
@@ -45,6 +46,8 @@ def _llvm_type(kind: Any) -> ir.Type:
 FIELDS = {name: index for index, (name, _) in enumerate(c_library.Problem._fields_)}
 PROBLEM = ir.LiteralStructType([_llvm_type(kind) for _, kind in c_library.Problem._fields_])
 DTYPES = {types.float32: 0, types.float64: 1}
+
+canonical = njit(layout.canonical)
 
 
 def _data_type(name: str, value: Any) -> Any:
@@ -94,7 +97,7 @@ def _run(typingctx, name, x, outer, channels, inner, eps, n_threads, arguments):
 
 
 def call(name, x, axis, eps, n_threads, arguments):
-    """Run a C function on x, cut into (outer, channels, inner) by `axis`; return its status."""
+    """Run a C function on x with its channels along `axis`; return its status."""
     raise NotImplementedError("inside compiled code alone")
 
 
@@ -108,14 +111,9 @@ def _call(name, x, axis, eps, n_threads, arguments):
 
     def implementation(name, x, axis, eps, n_threads, arguments):
         at = place(x, axis)
-        outer, inner = 1, 1
-        for i in range(x.ndim):
-            if i < at:
-                outer *= x.shape[i]
-            elif i > at:
-                inner *= x.shape[i]
+        shape = canonical(x.shape, at, at + 1)
         threads = min(max(np.int64(n_threads), 0), 1 << 30)
-        return _run(symbol, x, outer, x.shape[at], inner, eps, threads, arguments)
+        return _run(symbol, x, shape.outer, shape.channels, shape.inner, eps, threads, arguments)
 
     return implementation
 
@@ -148,11 +146,8 @@ def _sizes_of(x, axis):
         at = place(x, axis)
         if at < 0 or at >= x.ndim:
             raise ValueError("axis: expected one of x's dimensions, got another number")
-        count = 1
-        for i in range(x.ndim):
-            if i != at:
-                count *= x.shape[i]
-        return x.shape[at], count
+        shape = canonical(x.shape, at, at + 1)
+        return shape.channels, shape.outer * shape.inner
 
     return implementation
 

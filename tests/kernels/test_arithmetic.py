@@ -79,7 +79,7 @@ def test_x87_is_refused_and_cancelled():
     assert run(*command, *setup_constant("X86_FLAGS"), "src_c/schedule.c").returncode == 0
 
 
-# ---- 32 bits
+# -- -- 32 bits
 
 
 def built(folder: Path, *bits: str) -> str:

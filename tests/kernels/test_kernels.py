@@ -62,7 +62,7 @@ def test_a_kernel_with_other_bits_is_found(tmp_path):
     """Kernels whose products and sums are contracted: as another build might make them."""
     kernels, sources = tmp_path / "kernels.o", sorted((ROOT / "src_c").glob("*.c"))
     flags = [*CFLAGS, "-fopenmp-simd", "-DBNCORE_WITHOUT_avx512", "-DBNCORE_WITHOUT_avx2"]
-    # In GNU's dialect, as in ISO's GCC would refuse it.
+    # In GNU 's dialect, as in ISO' s GCC would refuse it.
     contracted = [*flags, "-std=gnu11", "-O2", "-ffp-contract=fast", "-mfma"]
     contracted.append("-DBNCORE_ISA_NAME=baseline")
     printed(COMPILER, *contracted, "-c", ROOT / "src_c/kernels/kernels.c", "-o", kernels)

@@ -40,6 +40,28 @@ def make(checkout: Path, *arguments: str, **variables: str) -> subprocess.Comple
     )
 
 
+def test_numpy_is_the_only_requirement(tmp_path):
+    """The metadata of a wheel, as pip asks setuptools for them; no module is compiled."""
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    for folder in ("bncore", "made"):
+        (tmp_path / folder).mkdir()
+    shutil.copy(ROOT / "bncore" / "__init__.py", tmp_path / "bncore")
+    code = "from setuptools import build_meta; build_meta.prepare_metadata_for_build_wheel('made')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=ENVIRONMENT | {"BNCORE_SKIP_NATIVE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (file,) = (tmp_path / "made").glob("*.dist-info/METADATA")
+    required = re.findall(r"^Requires-Dist: (.*)$", file.read_text(), re.M)
+    assert [line for line in required if "extra ==" not in line] == ["numpy>=2.0"]
+    assert 'numba>=0.60; extra == "numba"' in required
+
+
 @needs_make
 def test_a_build_that_failed_is_tried_again(checkout):
     stale = checkout / "bncore" / "backends" / "native" / "binding.old.so"
