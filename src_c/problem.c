@@ -12,7 +12,7 @@ enum {
 };
 
 /* Values of one array, at most. With so many, the bytes of an array and the doubles of scratch fit int64_t. */
-#define MOST_VALUES (INT64_MAX / 64)
+#define MOST_VALUES (INT64_MAX / 128)
 
 static int all_zero(const void *bytes, size_t size)
 {

@@ -164,7 +164,7 @@ static unsigned bit(bncore_status status)
 
 static int is_size(const bncore_problem *p)
 {
-    const long double most = (long double)INT64_MAX / 64.0L;
+    const long double most = (long double)INT64_MAX / 128.0L;
     if (p->outer < 0 || p->channels < 0 || p->inner < 0) return 0;
     const long double n = (long double)p->outer * (long double)p->inner;
     return n <= most && fmaxl(n, 1.0L) * (long double)p->channels <= most;
