@@ -9,12 +9,13 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from typing import Any, cast
+from typing import Any
 
-from bncore.backends.contract import Backend
+from bncore.arguments.float_environment import in_default_environment
+from bncore.backends.contract import Backend, FastPath
 
 # Best first; each with the module that holds it.
 MODULES = {
@@ -27,41 +28,47 @@ NAMES = tuple(MODULES)
 # pip hides what a build says, so a reinstallation has to be told to show it.
 REMEDY = "`BNCORE_REQUIRE_NATIVE=1 pip install -v --force-reinstall --no-deps .`"
 
-# A small-call path: None says that the arguments are not canonical.
-Fast = Callable[..., Any] | None
+# Numba is an extra; of an installed bncore, pip installs the extra alone.
+GET_NUMBA = "`pip install 'bncore[numba]'`"
+
+
+# The functions of contract.py that compute.
+COMPUTING = (
+    "moments",
+    "normalize",
+    "train",
+    "grad_sums",
+    "grad_input",
+    "train_backward",
+    "infer_backward",
+)
+
+
+class InDefaultEnvironment:
+    """A backend in Python, whose functions run in the default floating-point environment.
+
+    The C core sees to that itself, on each of its threads.  The threads of the Numba backend have
+    the environment in which they were created, which is here.
+    """
+
+    def __init__(self, module: Backend) -> None:
+        self._module = module
+        for name in COMPUTING:
+            setattr(self, name, in_default_environment(getattr(module, name)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
 
 
 class Active:
-    """A loaded backend, with the small-call paths that it may have."""
+    """A loaded backend: its kernels, and its fast path if it has one."""
 
-    __slots__ = (
-        "fast_grad_input",
-        "fast_grad_sums",
-        "fast_infer",
-        "fast_infer_backward",
-        "fast_mean_var",
-        "fast_moments",
-        "fast_normalize",
-        "fast_running",
-        "fast_train",
-        "fast_train_backward",
-        "kernels",
-        "name",
-    )
+    __slots__ = ("fast", "kernels", "name")
 
-    def __init__(self, name: str, kernels: Backend) -> None:
+    def __init__(self, name: str, module: Any) -> None:
         self.name = name
-        self.kernels = kernels
-        self.fast_train: Fast = getattr(kernels, "fast_train", None)
-        self.fast_train_backward: Fast = getattr(kernels, "fast_train_backward", None)
-        self.fast_infer: Fast = getattr(kernels, "fast_infer", None)
-        self.fast_infer_backward: Fast = getattr(kernels, "fast_infer_backward", None)
-        self.fast_moments: Fast = getattr(kernels, "fast_moments", None)
-        self.fast_normalize: Fast = getattr(kernels, "fast_normalize", None)
-        self.fast_grad_sums: Fast = getattr(kernels, "fast_grad_sums", None)
-        self.fast_grad_input: Fast = getattr(kernels, "fast_grad_input", None)
-        self.fast_mean_var: Fast = getattr(kernels, "fast_mean_var", None)
-        self.fast_running: Fast = getattr(kernels, "fast_running", None)
+        self.kernels: Any = module if name == "native" else InDefaultEnvironment(module)
+        self.fast: FastPath | None = module if hasattr(module, "fast_train") else None
 
 
 _loaded: dict[str, Active] = {}
@@ -95,7 +102,7 @@ def load(name: str) -> Active:
         except Exception as error:  # a broken installation raises anything
             _missing[name] = error
         else:
-            _loaded[name] = Active(name, cast(Backend, module))
+            _loaded[name] = Active(name, module)
             return _loaded[name]
     raise ImportError(f"backend: {name} is not available here: {why_missing(name)}") from _missing[
         name
@@ -109,6 +116,8 @@ def why_missing(name: str) -> str | None:
         return None
     if name == "native" and is_absent(error):
         return f"the compiled extension was not built (in bncore's checkout, {REMEDY} shows why)"
+    if name == "numba" and isinstance(error, ModuleNotFoundError) and error.name == "numba":
+        return f"Numba is not installed ({GET_NUMBA} installs it)"
     return str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
 
 
@@ -176,9 +185,11 @@ def _choose_default() -> Active:
     else:
         _default = load(NAMES[-1])
     if "native" in _missing and is_absent(_missing["native"]):  # pip did not show it
+        faster = f"; {GET_NUMBA} installs a faster backend" if _default.name == "numpy" else ""
         warnings.warn(
             f"bncore: the native extension is not installed; using {_default.name} ({REMEDY} in "
-            f"bncore's checkout shows why; set BNCORE_BACKEND={_default.name} to silence this)",
+            f"bncore's checkout shows why{faster}; set BNCORE_BACKEND={_default.name} to silence "
+            "this)",
             RuntimeWarning,
             stacklevel=4,
         )

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import numpy as np
 
-from bncore import adapter_compiler as compiling
+from bncore import adapter_compiler
 
 NAMES = ("train", "train_backward", "infer", "infer_backward")
 ACTIVATIONS = {None: 0, "relu": 1, "leaky_relu": 2}  # bncore_activation
@@ -36,7 +36,7 @@ class Settings(NamedTuple):
 
 def register() -> None:
     """Compile the handlers where that was not done before, and give them to XLA."""
-    library = compiling.compiled(
+    library = adapter_compiler.compiled(
         Path(__file__).with_name("handlers.cpp"),
         f"jaxlib {importlib.metadata.version('jaxlib')}",
         [f"-I{jax.ffi.include_dir()}"],

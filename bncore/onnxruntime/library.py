@@ -18,7 +18,7 @@ __all__ = ["get_library_path", "register"]
 HEADER = "onnxruntime_c_api.h"
 INCLUDE = "BNCORE_ONNXRUNTIME_INCLUDE"
 OLDEST = 20  # the interface that the operators ask of header and session: ONNX Runtime 1.20
-THREADS = "bncore.runtime.threads"  # the entry of a session's configuration that ops.cpp reads
+THREADS = "bncore.threads"  # the entry of a session's configuration that ops.cpp reads
 HERE = Path(__file__).resolve().parent
 EXPORTS = HERE / "exports.map"
 # Without contraction a running mean has the bits of NumPy's on every processor.

@@ -14,6 +14,7 @@ import numpy as np
 from bncore import backends
 from bncore.arguments import scalars
 from bncore.runtime import threads
+from bncore.version import __version__
 
 
 @overload
@@ -54,8 +55,6 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
 
 
 def _config() -> dict[str, Any]:
-    from bncore import __version__
-
     number, source = threads.in_force()
     return {
         "versions": {
@@ -88,7 +87,7 @@ def _state(name: str) -> str:
     """Say whether a backend can be used.  Numba is slow to import, so it is only looked for."""
     if name == "numba" and "numba" not in sys.modules:
         found = importlib.util.find_spec("numba") is not None
-        return "installed" if found else "not available: Numba is not installed"
+        return "installed" if found else f"not installed ({backends.GET_NUMBA} installs it)"
     try:
         backends.load(name)
     except ImportError:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import bncore
-from bncore import adapter_compiler as compiling
+from bncore import adapter_compiler
 
 SWITCH = "BNCORE_TORCH_COMPILED"  # 0: do not compile, and do not load what was compiled
 SOURCE = Path(__file__).with_name("adapter.cpp")
@@ -42,9 +42,9 @@ def library() -> Path:
     framework = f"torch {torch.__version__} ({sys.implementation.cache_tag})"
     try:
         # PyTorch's parallel loops are inline functions, written with OpenMP.
-        return compiling.compiled(SOURCE, framework, ["-fopenmp", *arguments])
-    except compiling.CompileError:
-        return compiling.compiled(SOURCE, framework, arguments)
+        return adapter_compiler.compiled(SOURCE, framework, ["-fopenmp", *arguments])
+    except adapter_compiler.CompileError:
+        return adapter_compiler.compiled(SOURCE, framework, arguments)
 
 
 def load() -> Any:
@@ -63,7 +63,7 @@ def load() -> Any:
         assert spec is not None
         module = importlib.util.module_from_spec(spec)
         loader.exec_module(module)
-    except (compiling.CompileError, OSError, ImportError) as error:
+    except (adapter_compiler.CompileError, OSError, ImportError) as error:
         warnings.warn(
             f"bncore.torch: its compiled part is missing, which makes calls slower, not wrong "
             f"({SWITCH}=0 is to do without it): {error}",

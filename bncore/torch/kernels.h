@@ -59,6 +59,17 @@ Tensor in_order_of(const Tensor &x, const Tensor &tensor)
     return copy;
 }
 
+/* torch.set_flush_denormal makes subnormal numbers zero; parameters and results are converted as bncore computes. */
+class Environment
+{
+    bncore_environment own_;
+
+  public:
+    Environment() { bncore_environment_enter(&own_); }
+    ~Environment() { bncore_environment_leave(&own_); }
+    Environment(const Environment &) = delete;
+};
+
 /* Float or double [channels] as double; NULL for none. The values live as long as this. */
 class Channels
 {
@@ -152,18 +163,23 @@ struct Call {
         TORCH_CHECK_NOT_IMPLEMENTED(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
                                     "\"batch_norm\" not implemented for '", x.scalar_type(), "'");
         TORCH_CHECK_VALUE(x.dim() >= 2, "x: expected at least 2 dimensions, got ", x.dim());
-        /* What comes before the channels in memory is outer, what comes after them inner. */
-        int64_t outer = 1;
+        /* The sizes of all axes: those that are slower in memory than the channels, the channels,
+         * and the rest. The order within each group changes no product. */
+        c10::SmallVector<int64_t, 8> sizes, faster;
         for (int64_t d = 0; d < x.dim(); d++) {
-            const bool before = x.is_contiguous() ? d == 0
+            const bool slower = x.is_contiguous() ? d == 0
                                 : d == 0          ? x.stride(0) >= x.stride(1)
                                                   : x.stride(d) > x.stride(1);
-            if (d != 1 && before) outer *= x.size(d);
+            if (d != 1) (slower ? sizes : faster).push_back(x.size(d));
         }
-        const int64_t channels = x.size(1), rows = outer * channels;
+        const int at = static_cast<int>(sizes.size());
+        sizes.push_back(x.size(1));
+        sizes.append(faster.begin(), faster.end());
+        int64_t canonical[3];
+        bncore_canonical(sizes.data(), static_cast<int>(x.dim()), at, at + 1, canonical);
         bncore_problem_init(&problem,
-                            x.scalar_type() == at::kFloat ? BNCORE_FLOAT32 : BNCORE_FLOAT64, outer,
-                            channels, rows ? x.numel() / rows : 0);
+                            x.scalar_type() == at::kFloat ? BNCORE_FLOAT32 : BNCORE_FLOAT64,
+                            canonical[0], canonical[1], canonical[2]);
         problem.eps = fused.eps;
         problem.n_threads = at::get_num_threads();
         problem.executor = executor_of_a_call();
@@ -192,6 +208,7 @@ std::tuple<Tensor, Tensor> train(const Tensor &given, const Optional &weight, co
                                  const Optional &residual, const Fused &fused)
 {
     at::AutoDispatchBelowADInplaceOrView guard;
+    const Environment environment;
     const Tensor x = dense(given);
     Call call(x, fused, residual);
     check_channels("weight", weight, x);
@@ -213,6 +230,7 @@ Tensor infer(const Tensor &given, const Tensor &mean, const Tensor &var, const O
              const Optional &bias, const Optional &residual, const Fused &fused)
 {
     at::AutoDispatchBelowADInplaceOrView guard;
+    const Environment environment;
     const Tensor x = dense(given);
     Call call(x, fused, residual);
     check_channels("mean", mean, x);
@@ -276,6 +294,7 @@ Gradients train_backward(const Tensor &dy, const Tensor &x, const Tensor &moment
                          const Fused &fused, bool through)
 {
     at::AutoDispatchBelowADInplaceOrView guard;
+    const Environment environment;
     const int64_t channels = x.size(1), count = channels ? x.numel() / channels : 0;
     check_moments(moments, channels);
     const Channels mean(moments[0]);
@@ -291,6 +310,7 @@ Gradients infer_backward(const Tensor &dy, const Tensor &x, const Tensor &mean, 
                          const Fused &fused, bool through)
 {
     at::AutoDispatchBelowADInplaceOrView guard;
+    const Environment environment;
     check_channels("mean", mean, x);
     check_channels("var", var, x);
     const Channels m(mean), v(var);
@@ -321,6 +341,7 @@ void update(const Tensor &running_mean, const Tensor &running_var, const Tensor 
             "running statistics: expected Float or Double of shape (", channels, ",), got ",
             running.scalar_type(), " of ", running.sizes());
     if (count == 0) return;
+    const Environment environment;
     const Tensor batch = moments.contiguous();
     const double *values = batch.const_data_ptr<double>();
     double divisor = 1.0; /* of the mean */

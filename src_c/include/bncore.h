@@ -93,6 +93,15 @@ typedef struct bncore_problem {
 BNCORE_API bncore_status bncore_problem_init(bncore_problem *problem, bncore_dtype dtype,
                                              int64_t outer, int64_t channels, int64_t inner);
 
+/* The outer, channels and inner of a contiguous array, in this order, from the sizes of its axes, slowest in memory
+ * first. The channels are the axes from `start` up to, but not including, `stop`. Nothing is checked. */
+static inline void bncore_canonical(const int64_t *sizes, int rank, int start, int stop,
+                                    int64_t canonical[3])
+{
+    canonical[0] = canonical[1] = canonical[2] = 1;
+    for (int i = 0; i < rank; i++) canonical[(i >= start) + (i >= stop)] *= sizes[i];
+}
+
 /* Bytes of scratch that any of the operations below needs: at most 64 partial results per channel where inner >= 16
  * (2 KiB). Else as many per column, of which a channel has inner, or up to 240 where channels * inner <= 256 and rows
  * are read several at a time (0.5 MiB per channel, 9 MiB in all). 0 for a problem that no operation accepts. */
@@ -169,6 +178,16 @@ BNCORE_API const char *bncore_executor_available(int i);
  * limit of this kind. BNCORE_ERROR_THREADS, and nothing changes, where it is below 0. */
 BNCORE_API bncore_status bncore_max_threads_set(int32_t threads);
 BNCORE_API int32_t bncore_max_threads(void);
+
+/* The floating-point environment of the calling thread: rounding mode, whether subnormal numbers are kept, exceptions.
+ * Every operation computes in the default one (round to nearest, subnormal numbers kept, exceptions masked), on every
+ * thread, and gives the caller its own back. A host that converts parameters or results itself does it between these
+ * two, to have the same bits: enter saves the caller's in *own and sets the default, leave sets what was saved. */
+typedef struct bncore_environment {
+    uint64_t saved[8];
+} bncore_environment;
+BNCORE_API void bncore_environment_enter(bncore_environment *own);
+BNCORE_API void bncore_environment_leave(const bncore_environment *own);
 
 /* How many worker threads the library has created. They are created when a call first needs them, and sleep between
  * calls; their names are bncore-1, bncore-2, ... They end when the library is unloaded or the process exits. A forked

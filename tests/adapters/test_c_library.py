@@ -12,12 +12,21 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from test_build import COMPILER, ENVIRONMENT, builds
-from test_embedding import expected, setup_constant
-from test_habits import ROOT
 
 import bncore
-from installed import CMAKE, Wheel, exported, follow, installed_by_cmake, installed_wheel, run
+from checkout import COMPILER, ENVIRONMENT, ROOT, builds
+from embed_example import expected, setup_constant
+from installed import (
+    CMAKE,
+    Wheel,
+    exported,
+    follow,
+    install_by_cmake,
+    install_wheel,
+    made_once,
+    run,
+    wheel_in,
+)
 
 pytestmark = [
     pytest.mark.skipif(COMPILER is None, reason="there is no C compiler"),
@@ -47,14 +56,18 @@ STRICT = ("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror")
 def wheel(tmp_path_factory) -> Wheel:
     if not builds():
         pytest.skip("setuptools or Cython is not installed, or too old to build the package")
-    return installed_wheel(tmp_path_factory.mktemp("wheel"))
+    return wheel_in(made_once(tmp_path_factory, "wheel", install_wheel))
 
 
 @pytest.fixture(scope="module")
 def prefix(tmp_path_factory) -> Path:
     if CMAKE is None:
         pytest.skip("cmake is not installed")
-    return installed_by_cmake(tmp_path_factory.mktemp("cmake"), INSTALL)
+
+    def install(folder: Path) -> None:
+        install_by_cmake(folder, INSTALL)
+
+    return made_once(tmp_path_factory, "cmake", install) / "moved"
 
 
 # ---- what is exported
@@ -299,7 +312,7 @@ def test_cmake_refuses_to_build_nothing(tmp_path):
     assert "expected at least one ON, got both OFF" in done.stderr
 
 
-@pytest.mark.parametrize("source", ["kernels.c", "cut.c"])
+@pytest.mark.parametrize("source", ["kernels/kernels.c", "schedule.c"])
 def test_fast_math_is_refused(source):
     command = [COMPILER, "-std=c11", "-ffast-math", "-DBNCORE_ISA_NAME=baseline", "-fsyntax-only"]
     done = subprocess.run(

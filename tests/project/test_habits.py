@@ -10,26 +10,37 @@ import numpy as np
 import pytest
 
 import bncore
-from checkout import ROOT, blocks_of_the_readme
+from checkout import ROOT, blocks_of
 
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 
 
-def test_the_examples_of_the_readme_run():
-    whole, in_pieces, layer = blocks_of_the_readme("python")
+def test_the_example_of_the_readme_runs():
+    (example,) = blocks_of("README.md", "python")
     names: dict[str, object] = {}
-    exec(compile(whole, "README.md", "exec"), names)
+    exec(compile(example, "README.md", "exec"), names)
+    assert names["moments"].count == 32 * 14 * 14
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_the_examples_of_the_guide_run():
+    whole, in_pieces, layer = blocks_of("docs/guide.md", "python")
+    names: dict[str, object] = {}
+    exec(compile(whole, "guide.md", "exec"), names)
     assert names["moments"].count == 32 * 14 * 14
     gradients = [names[name] for name in ("dx", "dweight", "dbias")]
-    exec(compile(in_pieces, "README.md", "exec"), names)
+    exec(compile(in_pieces, "guide.md", "exec"), names)
     for before, name in zip(gradients, ("dx", "dweight", "dbias"), strict=True):
         np.testing.assert_allclose(names[name], before, rtol=1e-4, atol=1e-6)
-    exec(compile(layer, "README.md", "exec"), names)
+    exec(compile(layer, "guide.md", "exec"), names)
     assert names["layer"].frozen and names["saved"]["num_batches_tracked"] == 1
 
 
-def test_the_readme_lists_every_public_name():
-    rows = re.findall(r"^\|(.*?)\|", (ROOT / "README.md").read_text(), re.MULTILINE)
+def test_the_reference_lists_every_public_name():
+    rows = re.findall(r"^\|(.*?)\|", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE)
     listed = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
     assert set(bncore.__all__) <= listed
 
@@ -39,6 +50,37 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), target
+
+
+def test_the_tour_names_files_and_folders_that_exist():
+    page = (ROOT / "docs" / "tour.md").read_text()
+    named = re.findall(r"`([\w/]+(?:\.(?:py|pyx|pxi|pxd|pyi|c|h|cpp|def)|/))`", page)
+    assert len(named) > 50
+    there = (
+        {
+            path.relative_to(ROOT).as_posix() + ("/" if path.is_dir() else "")
+            for folder in ("bncore", "src_c", "tests")
+            for path in (ROOT / folder).rglob("*")
+        }
+        | {f"{folder}/" for folder in ("bncore", "src_c", "tests")}
+        | {"setup.py"}
+    )
+    missing = [name for name in named if not any(f"/{path}".endswith(f"/{name}") for path in there)]
+    assert not missing
+
+
+def test_source_files_stay_below_400_lines():
+    kinds = (".py", ".pyx", ".pxi", ".pxd", ".pyi", ".c", ".h", ".cpp", ".def")
+    sources = [ROOT / "setup.py", ROOT / "Makefile"]
+    for folder in ("bncore", "src_c", "benchmarks"):
+        sources += [path for path in (ROOT / folder).rglob("*") if path.suffix in kinds]
+    generated = ROOT / "bncore" / "backends" / "native" / "binding.c"
+    long = {
+        path.relative_to(ROOT).as_posix(): lines
+        for path in sources
+        if path != generated and (lines := len(path.read_text().splitlines())) > 400
+    }
+    assert not long
 
 
 def test_the_header_has_the_version_of_the_package():

@@ -60,7 +60,7 @@ def test_it_says_what_is_missing(monkeypatch, capsys):
     assert line.startswith("  native  not available: the compiled extension was not built")
     assert "BNCORE_REQUIRE_NATIVE=1 pip install -v --force-reinstall --no-deps ." in line
     assert line.endswith("; BNCORE_ISA=avx2 is ignored")
-    assert "numba   not available: Numba is not installed" in printed
+    assert "numba   not installed (`pip install 'bncore[numba]'` installs it)" in printed
     assert "numba     not installed" in printed
 
 

@@ -13,8 +13,7 @@ import pytest
 
 import bncore
 from bncore.backends import native_module
-from bncore.runtime import buffer_pool as pool
-from bncore.runtime import threads
+from bncore.runtime import buffer_pool, threads
 from processes import SECONDS, exit_code_of_child
 
 pytestmark = [
@@ -50,23 +49,23 @@ def test_a_child_of_a_moment_when_the_buffer_pool_was_locked(rng):
     bncore.set_buffer_pool(1 << 26)
     try:
         bncore.batch_norm_infer(x, np.zeros(64), np.ones(64))
-        idle = pool.state()["idle_bytes"]
+        idle = buffer_pool.state()["idle_bytes"]
         assert idle >= x.nbytes
         locked, enough = threading.Event(), threading.Event()
 
         def hold() -> None:
-            with pool.current._lock:
+            with buffer_pool.current._lock:
                 locked.set()
                 enough.wait(2 * SECONDS)
 
         def child() -> int:
-            if pool.state()["idle_bytes"] != 0:
+            if buffer_pool.state()["idle_bytes"] != 0:
                 return 1
             y = bncore.batch_norm_infer(x, np.zeros(64), np.ones(64), eps=0.0)
             if not np.array_equal(y, x):
                 return 2
             del y
-            return 0 if pool.state()["idle_bytes"] == idle else 4
+            return 0 if buffer_pool.state()["idle_bytes"] == idle else 4
 
         holder = threading.Thread(target=hold)
         holder.start()
@@ -76,7 +75,7 @@ def test_a_child_of_a_moment_when_the_buffer_pool_was_locked(rng):
         finally:
             enough.set()
             holder.join()
-        assert pool.state()["idle_bytes"] == idle  # the parent's is as it was
+        assert buffer_pool.state()["idle_bytes"] == idle  # the parent's is as it was
     finally:
         bncore.set_buffer_pool(None)
 

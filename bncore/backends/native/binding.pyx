@@ -1,8 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=False
-"""The C core as a backend: the functions of `contract.py`, and the small-call paths.
+"""The C core as a backend: the functions of `contract.py`, and the fast path.
 
-The contract's functions take canonical arrays and hand over their pointers, the GIL released. The small-call
-paths (fast_*) take a caller's own arguments; they stand in the files fast_*.pxi.
+The contract's functions take canonical arrays and hand over their pointers, the GIL released. The fast
+path (fast_*) takes a caller's own arguments; they stand in the files fast_*.pxi.
 """
 
 import os
@@ -243,7 +243,7 @@ def infer_backward(cnp.ndarray dx, cnp.ndarray sum_dy, cnp.ndarray sum_dy_xhat, 
     _check(status)
 
 
-# ---- the small-call paths ----
+# ---- the fast path ----
 
 include "fast_arguments.pxi"
 include "fast_calls.pxi"

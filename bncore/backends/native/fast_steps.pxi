@@ -1,4 +1,4 @@
-# The small-call paths of the parts (moments, normalize, grad_sums, grad_input) and of mean_var; see fast_calls.pxi.
+# The fast path of the steps (moments, normalize, grad_sums, grad_input) and of mean_var; see fast_calls.pxi.
 
 from libc.stdint cimport int64_t, uint64_t
 
@@ -122,11 +122,10 @@ def fast_mean_var(x_, axis, correction_, keepdims, int n_threads):
     """mean_var, or None where an argument is not canonical or x would have to be copied."""
     cdef Call call
     cdef uint64_t reduced, kept = 0
-    cdef double correction, n
+    cdef double correction
     cdef double *values
     cdef cnp.npy_intp sizes[64]  # NumPy's most dimensions
     cdef int i, rank, left = 0
-    cdef int64_t c
     if not _is_data(x_) or not (keepdims is True or keepdims is False) or not _correction(correction_, &correction):
         return None
     cdef cnp.ndarray x = <cnp.ndarray>x_
@@ -149,7 +148,6 @@ def fast_mean_var(x_, axis, correction_, keepdims, int n_threads):
     cdef cnp.ndarray var = cnp.PyArray_EMPTY(left, sizes, cnp.NPY_DOUBLE, 0)
     call.results[0], call.results[1] = _doubles(mean), _doubles(var)
     _run(&call, _only_moments)
-    values, n = _doubles(var), max(<double>_count(&call) - correction, 0.0)
-    for c in range(call.problem.channels):
-        values[c] = values[c] / n
+    values = _doubles(var)
+    _divide(values, values, max(<double>_count(&call) - correction, 0.0), call.problem.channels)
     return _reduced(mean, cnp.PyArray_TYPE(x)), _reduced(var, cnp.PyArray_TYPE(x))
