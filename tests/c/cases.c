@@ -176,7 +176,7 @@ static void fill_inputs(const test_case *c, const inputs *in, memory *m, argumen
     if (c->bias) a->bias = take_channels(m, c, in->bias);
     if (!takes_fusion(c->operation)) return;
     if (c->residual) a->fusion.residual = take_array(in, m, c, in->residual);
-    a->fusion.activation = c->activation;
+    a->fusion.activation = (int32_t)c->activation;
     a->fusion.slope = c->slope;
     a->fusion.bias = a->bias;
     a->problem.fusion = &a->fusion;
