@@ -165,7 +165,8 @@ class Operations:
             self.run(threads, size, kernels[0], *flat, coefficients, *rest, geo.inner)
         else:
             wide = columns(coefficients, geo)
-            self.run(threads, geo.rows, kernels[1], *flat, wide, *rest)
+            wide = np.tile(wide, max(sums.STRIP // geo.width, 1))  # several rows are one long row
+            self.run(threads, -(-size // wide.shape[1]), kernels[1], *flat, wide, *rest)
 
     def grad_input(
         self,
