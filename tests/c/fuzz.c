@@ -164,7 +164,7 @@ static unsigned bit(bncore_status status)
 
 static int is_size(const bncore_problem *p)
 {
-    const long double most = (long double)INT64_MAX / 64.0L;
+    const long double most = (long double)INT64_MAX / 128.0L;
     if (p->outer < 0 || p->channels < 0 || p->inner < 0) return 0;
     const long double n = (long double)p->outer * (long double)p->inner;
     return n <= most && fmaxl(n, 1.0L) * (long double)p->channels <= most;
@@ -257,8 +257,9 @@ static void try_anything(reader *r)
 {
     const bncore_executor no_loop = {NULL, NULL};
     bncore_problem p;
-    bncore_fusion f = {0};
-    bncore_problem_init(&p, BNCORE_FLOAT32, 2, 3, 4);
+    bncore_fusion f;
+    bncore_fusion_init(&f, sizeof f);
+    bncore_problem_init(&p, sizeof p, BNCORE_FLOAT32, 2, 3, 4);
     const operation o = (operation)below(r, OPERATIONS);
     for (uint64_t changes = below(r, 4); changes < 4; changes++) switch (below(r, 8)) {
         case 0:
