@@ -1,1 +1,1 @@
-"""The algorithm in plain loops, and the backend that Numba makes of it: `jit`, which imports Numba."""
+"""The algorithm in plain loops, and the backend that Numba makes of it (`jit`)."""
