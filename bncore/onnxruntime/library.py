@@ -11,14 +11,14 @@ from pathlib import Path
 
 import onnxruntime
 
-from bncore.adapter_compiler import CompileError, compiled
+from bncore.adapter_compiler import CompileError, load
 
 __all__ = ["get_library_path", "register"]
 
 HEADER = "onnxruntime_c_api.h"
 INCLUDE = "BNCORE_ONNXRUNTIME_INCLUDE"
 OLDEST = 20  # the interface that the operators ask of header and session: ONNX Runtime 1.20
-THREADS = "bncore.runtime.threads"  # the entry of a session's configuration that ops.cpp reads
+THREADS = "bncore.threads"  # the entry of a session's configuration that ops.cpp reads
 HERE = Path(__file__).resolve().parent
 EXPORTS = HERE / "exports.map"
 # Without contraction a running mean has the bits of NumPy's on every processor.
@@ -33,13 +33,16 @@ def get_library_path() -> str:
     Returns
     -------
     str
-        An absolute path, in the user's cache.
+        An absolute path, in the user's cache; where that cannot be used, in a folder that this
+        process removes when it ends.
 
     Raises
     ------
     bncore.adapter_compiler.CompileError
         If ONNX Runtime's header is not found (its wheel does not hold it) or too old, or the
         compiler is not there or fails.
+    ImportError
+        If the process has another version of bncore's C library, which the operators would call.
     RuntimeError
         If bncore was installed without its C library.
 
@@ -49,13 +52,8 @@ def get_library_path() -> str:
     >>> path = bncore.onnxruntime.get_library_path()
     """
     folder, version = _header()
-    return str(
-        compiled(
-            HERE / "ops.cpp",
-            f"ONNX Runtime's interface {version}",
-            [f"-I{folder}", *FLAGS],
-        )
-    )
+    framework = f"ONNX Runtime's interface {version}"
+    return str(load(HERE / "ops.cpp", framework, [f"-I{folder}", *FLAGS]).path)
 
 
 def register(options: onnxruntime.SessionOptions) -> onnxruntime.SessionOptions:

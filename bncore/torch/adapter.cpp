@@ -347,6 +347,23 @@ PyObject *pool_state(PyObject *, PyObject *)
     return Py_BuildValue("nn", static_cast<Py_ssize_t>(limit), static_cast<Py_ssize_t>(idle));
 }
 
+/* Called when Python imports the module, not when the library is loaded: until then the loader of adapters may still
+ * refuse it. The registration outlives the interpreter, as tensors and their gradients may. */
+void register_kernels()
+{
+    static auto *const library = [] {
+        auto *made = new torch::Library(torch::Library::IMPL, "bncore", c10::DispatchKey::CPU,
+                                        __FILE__, __LINE__);
+        made->impl("batch_norm_train", train_op);
+        made->impl("batch_norm_train_backward", train_backward_op);
+        made->impl("batch_norm_infer", infer_op);
+        made->impl("batch_norm_infer_backward", infer_backward_op);
+        made->impl("update_running_stats_", update);
+        return made;
+    }();
+    (void)library;
+}
+
 PyMethodDef METHODS[] = {
     {"batch_norm", reinterpret_cast<PyCFunction>(reinterpret_cast<void *>(&batch_norm)),
      METH_FASTCALL, nullptr},
@@ -362,16 +379,15 @@ PyModuleDef MODULE = {
 
 } // namespace
 
-TORCH_LIBRARY_IMPL(bncore, CPU, library)
-{
-    library.impl("batch_norm_train", train_op);
-    library.impl("batch_norm_train_backward", train_backward_op);
-    library.impl("batch_norm_infer", infer_op);
-    library.impl("batch_norm_infer_backward", infer_backward_op);
-    library.impl("update_running_stats_", update);
-}
-
 extern "C" __attribute__((visibility("default"))) PyObject *PyInit_adapter()
 {
-    return PyModule_Create(&MODULE);
+    HANDLE_TH_ERRORS
+    register_kernels();
+    PyObject *const module = PyModule_Create(&MODULE);
+#ifdef Py_GIL_DISABLED
+    /* set_backward is called once, by the import; what else changes has a lock or is PyTorch's. */
+    if (module) PyUnstable_Module_SetGIL(module, Py_MOD_GIL_NOT_USED);
+#endif
+    return module;
+    END_HANDLE_TH_ERRORS
 }

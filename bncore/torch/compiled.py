@@ -17,14 +17,14 @@ from typing import Any
 import torch
 
 import bncore
-from bncore import adapter_compiler as compiling
+from bncore import adapter_compiler
 
 SWITCH = "BNCORE_TORCH_COMPILED"  # 0: do not compile, and do not load what was compiled
 SOURCE = Path(__file__).with_name("adapter.cpp")
 
 
 def library() -> Path:
-    """Return the compiled library, made now where it was not before; errors are `compiled`'s."""
+    """Return the path of the compiled library, which is loaded; errors are those of `load`."""
     root = Path(torch.__file__).parent
     include = root / "include"
     arguments = [
@@ -40,7 +40,7 @@ def library() -> Path:
         "-lc10",
     ]
     framework = f"torch {torch.__version__} ({sys.implementation.cache_tag})"
-    return compiling.compiled(SOURCE, framework, arguments)
+    return adapter_compiler.load(SOURCE, framework, arguments).path
 
 
 def load() -> Any:
@@ -59,7 +59,7 @@ def load() -> Any:
         assert spec is not None
         module = importlib.util.module_from_spec(spec)
         loader.exec_module(module)
-    except (compiling.CompileError, OSError, ImportError) as error:
+    except (adapter_compiler.CompileError, OSError, ImportError) as error:
         warnings.warn(
             f"bncore.torch: its compiled part is missing, which makes calls slower, not wrong "
             f"({SWITCH}=0 is to do without it): {error}",

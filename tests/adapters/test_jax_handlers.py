@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import variants
-from bncore import adapter_compiler as compiling
+from bncore import adapter_cache
 
 if "native" not in variants.FOUND.names():
     pytest.skip("bncore.jax needs the C library", allow_module_level=True)
@@ -55,7 +55,7 @@ def test_what_is_not_asked_for_is_none():
 
 def test_an_import_without_a_compiler_says_so(tmp_path):
     """bncore itself goes on working."""
-    environment = os.environ | {compiling.CACHE: str(tmp_path), "CXX": "/nowhere/c++"}
+    environment = os.environ | {adapter_cache.CACHE: str(tmp_path), "CXX": "/nowhere/c++"}
     code = (
         "import bncore\n"
         "try:\n"
