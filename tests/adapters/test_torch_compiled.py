@@ -51,13 +51,15 @@ def test_a_compiler_that_fails_is_reported(monkeypatch, tmp_path):
 
 
 WITHOUT_HOME = """
-import os, sys, warnings
+import os, pwd, warnings
 import torch
 
+def getpwuid(uid):
+    raise KeyError(uid)  # as where nobody entered the user into /etc/passwd
+
+pwd.getpwuid = getpwuid
 for name in ("HOME", "XDG_CACHE_HOME", "BNCORE_CACHE_DIR", "BNCORE_TORCH_COMPILED"):
     os.environ.pop(name, None)
-os.setgid(54321)
-os.setuid(54321)
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import bncore.torch
@@ -70,14 +72,11 @@ print(torch.allclose(y, torch.nn.functional.batch_norm(x, None, None, training=T
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="becomes a user without an entry in /etc/passwd")
 def test_a_user_without_a_home_directory_can_import_it(tmp_path):
     """As in a container.  The compiler of this test fails, so that it need not be waited for."""
     compiler = tmp_path / "c++"
     compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && exec echo 1.0\nexit 1\n')
     compiler.chmod(0o755)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_HOME],
         env=os.environ | {"CXX": str(compiler)},
