@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=False
+# cython: language_level=3, freethreading_compatible=True, boundscheck=False, wraparound=False, cdivision=True, embedsignature=False
 """The C core as a backend: the functions of `contract.py`, and the small-call paths.
 
 The contract's functions take canonical arrays and hand over their pointers, the GIL released. The small-call
