@@ -28,7 +28,7 @@ needs = {
     for name in ("c++", "nm", "pkg-config", "readelf")
 }
 EXAMPLES = ROOT / "docs" / "examples"
-HEADER = (ROOT / "src_c" / "bncore.h").read_text()
+HEADER = (ROOT / "src_c" / "include" / "bncore.h").read_text()
 API = set(re.findall(r"^BNCORE_API .*?(bncore_\w+)\(", HEADER, re.MULTILINE))
 PAGE = (ROOT / "docs" / "embedding.md").read_text()
 

@@ -42,7 +42,7 @@ def test_links_lead_somewhere(page):
 
 
 def test_the_header_has_the_version_of_the_package():
-    header = (ROOT / "src_c" / "bncore.h").read_text()
+    header = (ROOT / "src_c" / "include" / "bncore.h").read_text()
     assert re.findall(r'#define BNCORE_VERSION "(.*?)"', header) == [bncore.__version__]
 
 
