@@ -86,9 +86,9 @@ test-without-native: $(PURE)/.test ## the same suite on Numba and NumPy, the pac
 # The interpreter for test-freethreaded: FREETHREADED_PYTHON=path, or the first of these that is there.
 FREETHREADED_PYTHON ?= $(firstword $(shell command -v python3.14t python3.13t))
 # What threads can do to each other, and the tests of functions and of the layer.
-FREE_TESTS := $(addprefix tests/,runtime functions layer/test_batch_norm.py)
+FREE_TESTS := $(addprefix tests/,runtime functions/test_train.py functions/test_group_norm.py layer/test_batch_norm.py)
 test-freethreaded: $(FREE)/.test ## threads without a global lock, in a free-threaded Python; FREETHREADED_PYTHON=path names it
-	$(FREE)/bin/python -X gil=0 -m pytest --import-mode=importlib $(FREE_TESTS) $(PYTEST_ARGS)
+	$(FREE)/bin/python -X gil=0 -m pytest --import-mode=importlib -m "$(ALONE)" $(FREE_TESTS) $(PYTEST_ARGS)
 
 bench: build $(VENV)/.suite ## single operations in pytest-benchmark; BENCH_ARGS=--full for every shape
 	$(BENCH) $(BENCH_ARGS)
