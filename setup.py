@@ -3,7 +3,7 @@
 The same objects become the C library that the package carries: bncore/lib and bncore/include.
 
 The extension is optional: where it cannot be built, the package installs without it, says so, and
-runs on Numba (pip shows what a build says under -v alone).
+runs on Numba where that is installed, else on NumPy.  (pip shows what a build says under -v alone.)
 BNCORE_REQUIRE_NATIVE=1 makes a failure an error; BNCORE_SKIP_NATIVE=1 does not try.
 """
 
@@ -20,8 +20,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 SOURCES = [
-    "dispatch.c", "operations.c", "parallel_for.c", "partition.c", "problem.c", "run.c",
-    "schedule.c",
+    "dispatch.c", "learning.c", "operations.c", "parallel_for.c", "partition.c", "problem.c",
+    "run.c", "schedule.c", "workers.c",
 ]  # fmt: skip
 # No option that changes a result: no -ffast-math, no contraction to FMA, no wider intermediate.
 FLAGS = [
@@ -35,6 +35,8 @@ LIBRARIES = ["-pthread", "-lm"]
 ELF = sys.platform not in ("darwin", "win32", "cygwin")
 # Its own functions, though a host may have loaded another version of the library before.
 SYMBOLIC = ["-Wl,-Bsymbolic-functions"] if ELF else []
+# OpenMP's threads, where a host chooses them, outlive a dlclose, and their code has to stay.
+NODELETE = ["-Wl,-z,nodelete"] if ELF else []
 
 # Filled in, below bncore/lib.  The CMake package is the wheel's: CMake writes its own.
 PACKAGE_FILES = {
@@ -99,7 +101,8 @@ class BuildNative(build_ext):
         if asked("BNCORE_REQUIRE_NATIVE"):
             raise error
         tell(
-            "the native extension was not built; Numba will do the work.",
+            "the native extension was not built.  Where Numba is installed, it will do the work,",
+            "else NumPy, which is slower; `pip install 'bncore[numba]'` installs Numba.",
             f"{type(error).__name__}: {error}",
         )
         for ext in self.extensions:  # of an earlier build, of other sources
@@ -136,7 +139,7 @@ class BuildNative(build_ext):
                 ext.define_macros.append(without(name))
         ext.extra_objects += self.core(ext, flags)
         ext.extra_compile_args = flags
-        ext.extra_link_args = [*openmp, *LIBRARIES, *SYMBOLIC]
+        ext.extra_link_args = [*openmp, *LIBRARIES, *SYMBOLIC, *NODELETE]
         (cythonized,) = cythonize([ext], language_level=3, quiet=True)
         ext.sources = cythonized.sources
         super().build_extension(ext)
@@ -168,7 +171,7 @@ class BuildNative(build_ext):
         self.compiler.link_shared_object(
             objects,
             str(lib / shared),
-            extra_postargs=[f"-Wl,-soname,{shared}", "-Wl,-S", *SYMBOLIC, *libraries],
+            extra_postargs=[f"-Wl,-soname,{shared}", "-Wl,-S", *SYMBOLIC, *NODELETE, *libraries],
         )
         (lib / "libbncore.so").write_text(f"INPUT({shared})\n")
         version = header_constant("BNCORE_VERSION")

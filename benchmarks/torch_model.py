@@ -1,6 +1,7 @@
 """A ResNet-50 before and after `bncore.torch.convert`: time, memory and error of a training step.
 
     python benchmarks/torch_model.py [--batch 8] [--size 224] [--threads 1] [--steps 5] [--write]
+    python benchmarks/torch_model.py --executors torch,own,openmp --threads 2 [--busy 2]
 
 The network is defined here (He et al., "Deep Residual Learning for Image Recognition", CVPR 2016,
 table 1), its weights are random.  Three networks of the same weights: PyTorch's batch norm; that
@@ -10,6 +11,10 @@ the addition, which the fused modules do too) by PyTorch's profiler.  Memory: th
 process each.  Error: the largest differences of output and gradients from the same network in
 float64, relative to the largest value of the output and of all gradients.  --write puts table and
 picture into docs/.
+
+--executors measures something else: steps of the network after `convert` where each of these
+executors runs the loops of batch norm, in turns with the network of PyTorch's batch norm, beside as
+many busy processes as --busy says.  docs/decisions/0016-threads-in-pytorch.md has the outcome.
 """
 
 from __future__ import annotations
@@ -22,14 +27,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import torch
 from torch import nn
 
 import bncore.torch
+from bncore.programs.bench.busy import busy
 from bncore.programs.bench.tables import Table
+from bncore.torch import compiled
 from steps import made_on
 from torch_step import PAGE, put
 
@@ -119,6 +126,37 @@ def times(options: argparse.Namespace) -> dict[str, float]:
             if turn:
                 taken[kind].append(time.perf_counter() - start)
     return {kind: median(values) for kind, values in taken.items()}
+
+
+def by_executor(options: argparse.Namespace) -> Table:
+    """Steps of the same network with each executor, in turns: median, and 95th percentile."""
+    images, labels = batch(options)
+    kinds = ("torch.nn", "convert")
+    networks = {kind: resnet50(kind).to(memory_format=images_format(options)) for kind in kinds}
+    set_executor = compiled.adapter.set_executor
+    ways = [("torch.nn", ""), *(("convert", name) for name in options.executors.split(","))]
+    taken: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
+    outputs = []
+    with busy(options.busy):
+        for turn in range(options.steps + 1):
+            for kind, name in ways:
+                set_executor(name)
+                start = time.perf_counter()
+                output = step(networks[kind], images, labels)
+                seconds = time.perf_counter() - start
+                if turn:
+                    taken[kind, name].append(seconds)
+                elif kind == "convert":
+                    outputs.append(output)
+    set_executor("")
+    assert all(torch.equal(output, outputs[0]) for output in outputs), "executors differ in bits"
+    made = Table("ResNet-50", ["batch norm", "executor", "step, ms", "95 %, ms", "of PyTorch's"])
+    first = median(taken[ways[0]])
+    for (kind, name), seconds in taken.items():
+        high = quantiles(seconds, n=20, method="inclusive")[-1]
+        cells = [f"{median(seconds) * 1e3:.0f}", f"{high * 1e3:.0f}"]
+        made.lines.append([KINDS[kind], name, *cells, f"{median(seconds) / first:.2f}"])
+    return made
 
 
 def images_format(options: argparse.Namespace) -> Any:
@@ -233,11 +271,16 @@ def main() -> None:
         default="contiguous_format",
     )  # fmt: skip
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--executors", metavar="A,B", help="torch, own, openmp, serial")
+    parser.add_argument("--busy", type=int, default=0, help="busy processes, with --executors")
     parser.add_argument("--alone", choices=KINDS, help=argparse.SUPPRESS)  # in a process of its own
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.alone:
         print(json.dumps(alone(options.alone, options)))
+        return
+    if options.executors:
+        print(by_executor(options).markdown())
         return
     found: dict[str, Any] = {"errors": errors(options), "seconds": times(options)}
     found["alone"] = {}

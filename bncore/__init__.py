@@ -6,12 +6,7 @@ from bncore.data.micro_batches import MicroBatches
 from bncore.data.recalibrate import batch_norms, recalibrate
 from bncore.data.streaming import merged_moments, stream_moments
 from bncore.functions.fold import as_scale_shift, fold_into_conv, fold_into_linear
-from bncore.functions.ghost import (
-    batch_renorm,
-    batch_renorm_backward,
-    ghost_batch_norm,
-    ghost_batch_norm_backward,
-)
+from bncore.functions.ghost import ghost_batch_norm, ghost_batch_norm_backward
 from bncore.functions.group_norm import (
     group_norm,
     group_norm_backward,
@@ -21,16 +16,17 @@ from bncore.functions.group_norm import (
 from bncore.functions.infer import batch_norm_infer, batch_norm_infer_backward
 from bncore.functions.layer_norm import layer_norm, layer_norm_backward
 from bncore.functions.mean_var import mean_var
+from bncore.functions.renorm import batch_renorm, batch_renorm_backward
 from bncore.functions.running_stats import update_running_stats
 from bncore.functions.steps import grad_input, grad_sums, moments, normalize
 from bncore.functions.train import batch_norm_train, batch_norm_train_backward
 from bncore.layer.batch_norm import BatchNorm
 from bncore.runtime.buffer_pool import set_buffer_pool
 from bncore.runtime.config import show_config
+from bncore.runtime.threadpool import watch as _watch_threadpoolctl
 from bncore.runtime.threads import get_num_threads, set_num_threads
 from bncore.statistics import GradSums, Moments
-
-__version__ = "0.1.0"
+from bncore.version import __version__ as __version__
 
 __all__ = [
     "BatchNorm",
@@ -74,3 +70,5 @@ __all__ = [
     "update_running_stats",
     "use_backend",
 ]
+
+_watch_threadpoolctl()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bncore import backends
+from bncore.version import __version__
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -135,8 +136,6 @@ def compiler_flags(arguments: list[str]) -> str:
     RuntimeError
         If the package was installed without its C part.
     """
-    from bncore import __version__
-
     known = ("--cflags", "--libs", "--static", "--prefix", "--version")
     for argument in arguments:
         if argument not in known:

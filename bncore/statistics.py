@@ -8,7 +8,8 @@ from typing import Any, SupportsIndex, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bncore.arguments import problem, scalars
+from bncore.arguments import scalars
+from bncore.arguments.parameters import vector
 
 Stat: TypeAlias = npt.NDArray[np.float64]
 
@@ -25,8 +26,8 @@ def _frozen_copy(values: npt.NDArray[np.floating[Any]]) -> Stat:
 
 def _pair(first: str, a: object, second: str, b: object) -> tuple[Stat, Stat]:
     """Copy two per-channel arrays of one size."""
-    one = problem.vector(first, a, None)
-    two = problem.vector(second, b, one.shape[0])
+    one = vector(first, a, None)
+    two = vector(second, b, one.shape[0])
     return _frozen_copy(one), _frozen_copy(two)
 
 
@@ -68,6 +69,18 @@ def _restored(kind: type, fields: dict[str, Any]) -> Any:
             value.setflags(write=False)
         setattr(self, name, value)
     return self
+
+
+def _of_class(kind: Any, value: object) -> Any:
+    """Return an object of one of this module's classes: `value`, or what a subclass holds.
+
+    A subclass may override the properties, and answer with arrays of any size, or with another one
+    every time.
+    """
+    if type(value) is kind:
+        return value
+    fields = {name: vars(kind)[name].__get__(value) for name in kind.__slots__}
+    return _restored(kind, fields)
 
 
 class Moments:
@@ -248,22 +261,29 @@ def frozen_moments(count: int, mean: Stat, m2: Stat, low: Stat | float = 0.0) ->
     return self
 
 
-def concatenated(parts: Sequence[Moments]) -> Moments:
+def concatenated(runs: Sequence[Moments]) -> Moments:
     """Return the moments of all channels, from those of runs of channels; of one count."""
-    if len(parts) == 1:
-        return parts[0]
-    low = np.concatenate([np.broadcast_to(part._low, part.mean.shape) for part in parts])
-    mean, m2 = (np.concatenate([getattr(part, name) for part in parts]) for name in ("mean", "m2"))
-    return trusted_moments(parts[0].count, mean, m2, low)
+    if len(runs) == 1:
+        return runs[0]
+    low = np.concatenate([np.broadcast_to(run._low, run.mean.shape) for run in runs])
+    mean, m2 = (np.concatenate([getattr(run, name) for run in runs]) for name in ("mean", "m2"))
+    return trusted_moments(runs[0].count, mean, m2, low)
+
+
+def given_moments(name: str, value: object) -> Moments:
+    """Return `value`, which has to be Moments."""
+    if not issubclass(type(value), Moments):
+        raise TypeError(f"{name}: expected Moments, got {scalars.shown(value)}")
+    moments: Moments = _of_class(Moments, value)
+    return moments
 
 
 def checked_moments(name: str, value: object, channels: int) -> Moments:
     """Return `value`, which has to be Moments of so many channels."""
-    if not isinstance(value, Moments):
-        raise TypeError(f"{name}: expected Moments, got {scalars.shown(value)}")
-    if value.mean.shape[0] != channels:
-        raise ValueError(f"{name}: expected {channels} channels, got {value.mean.shape[0]}")
-    return value
+    moments = given_moments(name, value)
+    if moments.mean.shape[0] != channels:
+        raise ValueError(f"{name}: expected {channels} channels, got {moments.mean.shape[0]}")
+    return moments
 
 
 class GradSums:
@@ -349,8 +369,9 @@ def frozen_sums(sum_dy: Stat, sum_dy_xhat: Stat) -> GradSums:
 
 def checked_sums(name: str, value: object, channels: int) -> GradSums:
     """Return `value`, which has to be GradSums of so many channels."""
-    if not isinstance(value, GradSums):
+    if not issubclass(type(value), GradSums):
         raise TypeError(f"{name}: expected GradSums, got {scalars.shown(value)}")
-    if value.sum_dy.shape[0] != channels:
-        raise ValueError(f"{name}: expected {channels} channels, got {value.sum_dy.shape[0]}")
-    return value
+    sums: GradSums = _of_class(GradSums, value)
+    if sums.sum_dy.shape[0] != channels:
+        raise ValueError(f"{name}: expected {channels} channels, got {sums.sum_dy.shape[0]}")
+    return sums

@@ -1,5 +1,5 @@
 /* Which kernels run: what this processor can, or what BNCORE_ISA says. The library's global state is this choice
- * and, in executor.c, the process's executor and a note that the process was forked. */
+ * and what parallel_for.c and workers.c have: executors, and worker threads. */
 #include <stdlib.h>
 #include <string.h>
 #if defined(__x86_64__)

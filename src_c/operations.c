@@ -12,6 +12,7 @@ static bncore_status start(job *j, const bncore_problem *p, void *dst, const voi
     if (status != BNCORE_OK) return status;
     const bncore_kernels *kernels = bncore_kernels_now();
     if (!kernels) return BNCORE_ERROR_ISA;
+    if (bncore_executor_init() != BNCORE_OK) return BNCORE_ERROR_EXECUTOR;
     *j = (job){.problem = p,
                .kernels = kernels->set[p->dtype],
                .g = bncore_partition(p->outer, p->channels, p->inner),

@@ -71,6 +71,8 @@ const char *bncore_status_string(bncore_status status)
         return "no memory for scratch";
     case BNCORE_ERROR_ISA:
         return "no such instruction set, or this processor lacks it";
+    case BNCORE_ERROR_EXECUTOR:
+        return "no executor of this name, or it is not built in";
     case BNCORE_ERROR_FUSION:
         return "activation is not of bncore_activation, or the slope of a leaky relu leaves "
                "dtype's range";

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "float_env.h"
 #include "parallel_for.h"
 
 enum {
@@ -269,17 +270,17 @@ static void run_planes(job *j)
     const bncore_executor *executor = j->problem->executor;
     const int64_t tasks = j->groups * j->g.segments;
     if (j->whole_groups) {
-        bncore_parallel_for(executor, j->groups, j->threads, task_group, j);
+        bncore_parallel_for(executor, j->groups, j->threads, 0, task_group, j);
         return;
     }
     if (j->at_once || j->set_mask) set_coefs(j, j->at_once);
     if (j->fields) {
-        bncore_parallel_for(executor, tasks, j->threads, task_reduce_planes, j);
+        bncore_parallel_for(executor, tasks, j->threads, 0, task_reduce_planes, j);
         finish_channels(j);
     }
     if (!j->apply_planes || j->at_once) return;
     set_coefs(j, 1);
-    bncore_parallel_for(executor, tasks, j->threads, task_apply_planes, j);
+    bncore_parallel_for(executor, tasks, j->threads, 0, task_apply_planes, j);
 }
 
 static void run_rows(job *j)
@@ -291,12 +292,13 @@ static void run_rows(job *j)
             memcpy(j->column_mean, j->mean, (size_t)j->g.channels * sizeof(double));
             spread_over_columns(&j->g, j->column_mean, sizeof(double));
         }
-        bncore_parallel_for(executor, j->g.segments * j->strips, j->threads, task_reduce_rows, j);
+        bncore_parallel_for(executor, j->g.segments * j->strips, j->threads, 0, task_reduce_rows,
+                            j);
         finish_channels(j);
     }
     if (!j->apply_rows || j->at_once) return;
     set_coefs(j, 1);
-    bncore_parallel_for(executor, j->chunks, j->threads, task_apply_rows, j);
+    bncore_parallel_for(executor, j->chunks, j->threads, j->fields > 0, task_apply_rows, j);
 }
 
 /* A stretch of dy as it is. */
@@ -312,7 +314,7 @@ static void task_copy(void *arg, int64_t i)
 static void copy_dy(job *j)
 {
     const int64_t bytes = j->g.n * j->g.channels * (int64_t)j->item;
-    bncore_parallel_for(j->problem->executor, bncore_ceil_div(bytes, COPY_BYTES), j->threads,
+    bncore_parallel_for(j->problem->executor, bncore_ceil_div(bytes, COPY_BYTES), j->threads, 0,
                         task_copy, j);
 }
 
@@ -322,6 +324,7 @@ bncore_status bncore_job_run(job *j)
     const bncore_problem *p = j->problem;
     const size_t need = bncore_job_scratch(&j->g);
     if (p->scratch && p->scratch_size < need) return BNCORE_ERROR_SCRATCH;
+    const bncore_float_env own = bncore_float_env_enter();
     void *scratch = p->scratch ? p->scratch : need <= sizeof local ? local : malloc(need);
     if (!scratch) return BNCORE_ERROR_MEMORY;
     bncore_job_cut(j);
@@ -337,6 +340,7 @@ bncore_status bncore_job_run(job *j)
         run_planes(j);
     else
         run_rows(j);
+    bncore_float_env_leave(&own);
     if (scratch != p->scratch && scratch != (void *)local) free(scratch);
     return BNCORE_OK;
 }

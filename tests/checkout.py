@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 import shutil
@@ -27,3 +28,15 @@ def executable(path: Path, script: str) -> Path:
 def blocks_of_the_readme(language: str) -> list[str]:
     text = (ROOT / "README.md").read_text()
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def builds() -> bool:
+    """Whether this environment has what pyproject.toml demands of one that builds the package."""
+    for name, least in (("setuptools", 77), ("cython", 3)):
+        try:
+            found = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return False
+        if int(found.partition(".")[0]) < least:
+            return False
+    return True

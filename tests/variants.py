@@ -6,9 +6,10 @@ import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import bncore
+from bncore.backends.contract import FastPath
 
 
 @dataclass(frozen=True)
@@ -85,3 +86,12 @@ def watched(short: Callable, calls: list[bool]) -> Callable:
         return result
 
     return call
+
+
+FAST = tuple(name for name in dir(FastPath) if name.startswith("fast_"))
+
+
+def watched_fast_path(fast: FastPath, calls: dict[str, list[bool]]) -> SimpleNamespace:
+    """Wrap all fast functions; `calls` says of each, by its name, which calls did the work."""
+    calls.update((name, []) for name in FAST)
+    return SimpleNamespace(**{name: watched(getattr(fast, name), calls[name]) for name in FAST})

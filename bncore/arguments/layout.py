@@ -1,8 +1,9 @@
-"""Where arrays lie in memory: the order of their axes, one block, the same elements, overlaps."""
+"""How arrays lie in memory: the order of their axes, (outer, channels, inner), overlaps."""
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,41 @@ def memory_order(array: npt.NDArray[Any]) -> tuple[int, ...]:
     return tuple(sorted(axes, key=lambda i: -abs(strides[i])))
 
 
+class Canonical(NamedTuple):
+    """The shape of an array as the kernels take it.
+
+    `outer` is the product of the sizes of all axes that are slower in memory than the channels,
+    `inner` that of all axes that are faster.
+    """
+
+    outer: int
+    channels: int
+    inner: int
+
+    @property
+    def values_per_channel(self) -> int:
+        """How many values each channel has."""
+        return self.outer * self.inner
+
+
+def canonical(sizes: Sequence[int], start: int, stop: int) -> Canonical:
+    """Return (outer, channels, inner) for the sizes of an array's axes, slowest in memory first.
+
+    The channels are the axes from `start` up to, but not including, `stop`.  This is the only place
+    in Python where the three sizes are computed.  `bncore.numba` compiles this very function, so it
+    uses nothing that Numba does not know.
+    """
+    outer = channels = inner = 1
+    for i in range(len(sizes)):
+        if i < start:
+            outer *= sizes[i]
+        elif i < stop:
+            channels *= sizes[i]
+        else:
+            inner *= sizes[i]
+    return Canonical(outer, channels, inner)
+
+
 def readable(view: npt.NDArray[Any]) -> bool:
     """Tell whether the kernels can take the array's memory as it is."""
     return view.flags.c_contiguous and view.flags.aligned and view.dtype.isnative
@@ -41,6 +77,12 @@ def block(array: Array, order: tuple[int, ...]) -> Array:
     if readable(view):
         return view
     return np.array(view, dtype=NATIVE_DTYPES[view.dtype.char], order="C")
+
+
+def in_one_block(array: Array) -> Array:
+    """Return the array as kernels can take it, in its own shape; copied where it is not that."""
+    order = memory_order(array)
+    return block(array, order).transpose(sorted(range(array.ndim), key=order.__getitem__))
 
 
 def share_memory(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from typing import Any, cast
+from typing import Any
 
-from bncore.backends.contract import Backend
+from bncore.backends.contract import Backend, FastPath
 
 # Best first; each with the module that holds it.
 MODULES = {
@@ -27,41 +27,19 @@ NAMES = tuple(MODULES)
 # pip hides what a build says, so a reinstallation has to be told to show it.
 REMEDY = "`BNCORE_REQUIRE_NATIVE=1 pip install -v --force-reinstall --no-deps .`"
 
-# A small-call path: None says that the arguments are not canonical.
-Fast = Callable[..., Any] | None
+# Numba is an extra; of an installed bncore, pip installs the extra alone.
+GET_NUMBA = "`pip install 'bncore[numba]'`"
 
 
 class Active:
-    """A loaded backend, with the small-call paths that it may have."""
+    """A loaded backend: its kernels, and its fast path if it has one."""
 
-    __slots__ = (
-        "fast_grad_input",
-        "fast_grad_sums",
-        "fast_infer",
-        "fast_infer_backward",
-        "fast_mean_var",
-        "fast_moments",
-        "fast_normalize",
-        "fast_running",
-        "fast_train",
-        "fast_train_backward",
-        "kernels",
-        "name",
-    )
+    __slots__ = ("fast", "kernels", "name")
 
-    def __init__(self, name: str, kernels: Backend) -> None:
+    def __init__(self, name: str, module: Any) -> None:
         self.name = name
-        self.kernels = kernels
-        self.fast_train: Fast = getattr(kernels, "fast_train", None)
-        self.fast_train_backward: Fast = getattr(kernels, "fast_train_backward", None)
-        self.fast_infer: Fast = getattr(kernels, "fast_infer", None)
-        self.fast_infer_backward: Fast = getattr(kernels, "fast_infer_backward", None)
-        self.fast_moments: Fast = getattr(kernels, "fast_moments", None)
-        self.fast_normalize: Fast = getattr(kernels, "fast_normalize", None)
-        self.fast_grad_sums: Fast = getattr(kernels, "fast_grad_sums", None)
-        self.fast_grad_input: Fast = getattr(kernels, "fast_grad_input", None)
-        self.fast_mean_var: Fast = getattr(kernels, "fast_mean_var", None)
-        self.fast_running: Fast = getattr(kernels, "fast_running", None)
+        self.kernels: Backend = module
+        self.fast: FastPath | None = module if hasattr(module, "fast_train") else None
 
 
 _loaded: dict[str, Active] = {}
@@ -95,7 +73,7 @@ def load(name: str) -> Active:
         except Exception as error:  # a broken installation raises anything
             _missing[name] = error
         else:  # threads that load it at the same time all get the first one's object
-            return _loaded.setdefault(name, Active(name, cast(Backend, module)))
+            return _loaded.setdefault(name, Active(name, module))
     raise ImportError(f"backend: {name} is not available here: {why_missing(name)}") from _missing[
         name
     ]
@@ -108,6 +86,8 @@ def why_missing(name: str) -> str | None:
         return None
     if name == "native" and is_absent(error):
         return f"the compiled extension was not built (in bncore's checkout, {REMEDY} shows why)"
+    if name == "numba" and isinstance(error, ModuleNotFoundError) and error.name == "numba":
+        return f"Numba is not installed ({GET_NUMBA} installs it)"
     return str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
 
 
@@ -124,11 +104,20 @@ def native_module() -> Any:
         return None
 
 
-def _refuse_isa() -> None:
-    """Raise one plain error where the native module refused BNCORE_ISA."""
+# Environment variables that the native module reads when it is imported.
+NATIVE_SETTINGS = ("BNCORE_ISA", "BNCORE_EXECUTOR")
+
+
+def _refuse_setting() -> None:
+    """Raise one plain error where the native module refused one of its settings."""
     reason = str(_missing["native"])
-    if reason.startswith("BNCORE_ISA:"):
+    if reason.startswith(tuple(f"{name}:" for name in NATIVE_SETTINGS)):
         raise ValueError(reason) from None
+
+
+def _native_was_asked_for() -> bool:
+    """Tell whether the environment sets something that only the native module has."""
+    return any(os.environ.get(name) for name in NATIVE_SETTINGS)
 
 
 def _choose_default() -> Active:
@@ -144,7 +133,7 @@ def _choose_default() -> Active:
             ) from None
         except ImportError:
             if name == "native":
-                _refuse_isa()
+                _refuse_setting()
             raise
         return _default
     for name in NAMES[:-1]:
@@ -152,9 +141,9 @@ def _choose_default() -> Active:
             _default = load(name)
         except ImportError:
             error = _missing[name]
-            if name == "native" and os.environ.get("BNCORE_ISA") and not is_absent(error):
-                _refuse_isa()
-                raise  # an instruction set was asked for: another backend is no answer
+            if name == "native" and _native_was_asked_for() and not is_absent(error):
+                _refuse_setting()
+                raise  # another backend does not have what was asked for
             if not isinstance(error, ModuleNotFoundError):
                 warnings.warn(
                     f"bncore: backend {name} is installed but cannot be used: {why_missing(name)}",
@@ -166,9 +155,11 @@ def _choose_default() -> Active:
     else:
         _default = load(NAMES[-1])
     if "native" in _missing and is_absent(_missing["native"]):  # pip did not show it
+        faster = f"; {GET_NUMBA} installs a faster backend" if _default.name == "numpy" else ""
         warnings.warn(
             f"bncore: the native extension is not installed; using {_default.name} ({REMEDY} in "
-            f"bncore's checkout shows why; set BNCORE_BACKEND={_default.name} to silence this)",
+            f"bncore's checkout shows why{faster}; set BNCORE_BACKEND={_default.name} to silence "
+            "this)",
             RuntimeWarning,
             stacklevel=4,
         )

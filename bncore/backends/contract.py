@@ -158,3 +158,163 @@ class Backend(Protocol):
         /,
     ) -> None:
         """Do `grad_sums`, and compute dx = dy * weight / sqrt(var + eps)."""
+
+
+class FastPath(Protocol):
+    """The functions that take a caller's own arguments; a backend has all of them or none.
+
+    A caller asks them first.  Each computes at once what the function of the package computes, if
+    every argument is already canonical: an exact, aligned, native-endian ndarray of float32 or
+    float64 in a memory order that needs no copy, an exact int or float, None where that is allowed.
+    Otherwise it returns None before it writes anything; `bncore.arguments` then checks the same
+    arguments, repairs them or raises.  No rule about arguments is explained twice.
+
+    `moments` come as their three fields.  `mean` and `m2`, `sum_dy` and `sum_dy_xhat` that are
+    returned are new, read-only arrays.
+    """
+
+    def fast_train(
+        self,
+        x: object,
+        weight: object,
+        bias: object,
+        axis: object,
+        eps: object,
+        out: object,
+        n_threads: int,
+        activation: object,
+        slope: object,
+        residual: object,
+        /,
+    ) -> tuple[Data, int, Stat, Stat] | None:
+        """Do `batch_norm_train`; return y, count, mean and m2."""
+
+    def fast_train_backward(
+        self,
+        dy: object,
+        x: object,
+        count: int,
+        mean: Stat,
+        m2: Stat,
+        weight: object,
+        axis: object,
+        eps: object,
+        out: object,
+        n_threads: int,
+        bias: object,
+        activation: object,
+        slope: object,
+        residual: object,
+        dresidual: object,
+        /,
+    ) -> tuple[Data, Data, Data] | None:
+        """Do `batch_norm_train_backward`; return dx, dweight and dbias."""
+
+    def fast_infer(
+        self,
+        x: object,
+        mean: object,
+        var: object,
+        weight: object,
+        bias: object,
+        axis: object,
+        eps: object,
+        out: object,
+        n_threads: int,
+        activation: object,
+        slope: object,
+        residual: object,
+        /,
+    ) -> Data | None:
+        """Do `batch_norm_infer`."""
+
+    def fast_infer_backward(
+        self,
+        dy: object,
+        x: object,
+        mean: object,
+        var: object,
+        weight: object,
+        axis: object,
+        eps: object,
+        out: object,
+        n_threads: int,
+        bias: object,
+        activation: object,
+        slope: object,
+        residual: object,
+        dresidual: object,
+        /,
+    ) -> tuple[Data, Data, Data] | None:
+        """Do `batch_norm_infer_backward`; return dx, dweight and dbias."""
+
+    def fast_moments(
+        self, x: object, axis: object, n_threads: int, /
+    ) -> tuple[int, Stat, Stat] | None:
+        """Do `moments`; return count, mean and m2."""
+
+    def fast_normalize(
+        self,
+        x: object,
+        count: int,
+        mean: Stat,
+        m2: Stat,
+        weight: object,
+        bias: object,
+        axis: object,
+        eps: object,
+        out: object,
+        n_threads: int,
+        /,
+    ) -> Data | None:
+        """Do `normalize`."""
+
+    def fast_grad_sums(
+        self,
+        dy: object,
+        x: object,
+        count: int,
+        mean: Stat,
+        m2: Stat,
+        axis: object,
+        eps: object,
+        n_threads: int,
+        /,
+    ) -> tuple[Stat, Stat] | None:
+        """Do `grad_sums`; return sum_dy and sum_dy_xhat."""
+
+    def fast_grad_input(
+        self,
+        dy: object,
+        x: object,
+        count: int,
+        mean: Stat,
+        m2: Stat,
+        sum_dy: Stat,
+        sum_dy_xhat: Stat,
+        weight: object,
+        axis: object,
+        eps: object,
+        out: object,
+        n_threads: int,
+        /,
+    ) -> Data | None:
+        """Do `grad_input`."""
+
+    def fast_mean_var(
+        self, x: object, axis: object, correction: object, keepdims: object, n_threads: int, /
+    ) -> tuple[Any, Any] | None:
+        """Do `mean_var`; return mean and variance."""
+
+    def fast_running(
+        self,
+        running_mean: object,
+        running_var: object,
+        count: int,
+        mean: Stat,
+        m2: Stat,
+        momentum: object,
+        correction: object,
+        /,
+    ) -> bool | None:
+        """Do `update_running_stats`; return True."""

@@ -1,9 +1,8 @@
-"""What the Python backends share: constants, geometry and coefficients.
+"""What the Python backends share: constants and geometry.
 
 Every backend adds in the same order, so that all of them give the same bits.  That order is a
 function of the shape ``(outer, channels, inner)`` alone and is fixed here; ``docs/numerics.md``
-derives it.  The coefficients of the elementwise formulas are computed in float64 and rounded
-once to the storage type of the data.
+derives it.
 """
 
 from __future__ import annotations
@@ -166,55 +165,6 @@ def pieces(geo: Planes, segment: int) -> Iterator[Piece]:
             pending = 0
 
 
-# The functions below use nothing but elementwise array arithmetic and assignment, in which
-# assigning to a float32 array rounds: the Numba backend compiles these very functions.
-
-
-def inverse_std(var: Stat, eps: float) -> Stat:
-    """Compute ``1 / sqrt(var + eps)`` in float64."""
-    return 1.0 / np.sqrt(var + eps)
-
-
-def normalize_coefficients(
-    hi: Data, scale: Data, shift: Data, mean: Stat, invstd: Stat, weight: Stat, bias: Stat
-) -> None:
-    """Fill the coefficients of ``y = (x - hi) * scale + shift``.
-
-    `hi` is the mean rounded to the storage type; what the rounding lost, times the scale, moves
-    into the shift, so that centering comes before scaling and loses nothing.
-    """
-    hi[:] = mean
-    scale[:] = weight * invstd
-    lo = mean - hi
-    shift[:] = np.where(lo == 0.0, bias, bias - lo * scale)
-
-
-def gradient_coefficients(
-    hi: Data,
-    of_dy: Data,
-    of_x: Data,
-    shift: Data,
-    mean: Stat,
-    invstd: Stat,
-    weight: Stat,
-    sum_dy: Stat,
-    sum_dy_xhat: Stat,
-    count: float,
-) -> None:
-    """Fill the coefficients of ``dx = ((dy + (x - hi) * of_x) + shift) * of_dy``.
-
-    This is ``weight * invstd * (dy - sum_dy / n - xhat * sum_dy_xhat / n)`` (Ioffe & Szegedy
-    2015, section 3) sorted by what changes from value to value. The common factor comes last: in
-    one with the others, invstd squared would leave the range of float32 for std beyond 1e19.
-    """
-    c = -(sum_dy / count)
-    hi[:] = mean
-    of_dy[:] = weight * invstd
-    of_x[:] = -invstd * (sum_dy_xhat / count)
-    lo = mean - hi
-    shift[:] = np.where(lo == 0.0, c, c - lo * of_x)
-
-
 # What the two Python backends make of a fusion in backward: they mask dy, then do as ever.
 
 
@@ -222,16 +172,13 @@ def unfused_gradient(
     dx: Data,
     dy: Data,
     x: Data,
-    mean: Stat,
-    var: Stat,
-    weight: Stat | None,
-    eps: float,
     fusion: Fusion | None,
-    activate: Callable[[Data, Data, Data, Fusion, tuple[Data, ...]], None],
+    activate: Callable[[Data, Data, Fusion], None],
 ) -> Data:
-    """Return the gradient by z, written to dresidual where that is wanted.
+    """Return the gradient by z, which ``activate(out, dy, fusion)`` writes to `out`.
 
-    Else it goes through dx, which is written last; or, where dx is x, through a temporary.
+    That is dresidual where it is wanted; else dx, which is written last; or, where dx is x, a
+    temporary array.
     """
     if fusion is None or x.size == 0:
         return dy
@@ -242,10 +189,5 @@ def unfused_gradient(
         return dy
     if target is None:
         target = np.empty_like(dy) if np.may_share_memory(dx, x) else dx
-    hi, scale, shift = np.empty((3, len(mean)), x.dtype)
-    weight = np.ones_like(mean) if weight is None else weight
-    bias = np.zeros_like(mean) if fusion.bias is None else fusion.bias
-    with np.errstate(all="ignore"):
-        normalize_coefficients(hi, scale, shift, mean, inverse_std(var, eps), weight, bias)
-        activate(target, dy, x, fusion, (hi, scale, shift))
+    activate(target, dy, fusion)
     return target

@@ -8,8 +8,9 @@ from typing import Any, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-from bncore.arguments import layout as placement
-from bncore.arguments import problem, scalars
+from bncore.arguments import layout, scalars
+from bncore.arguments.arrays import cast, data_array
+from bncore.arguments.parameters import vector
 from bncore.functions.steps import grad_input, grad_sums, moments, normalize
 from bncore.runtime.threads import resolve
 from bncore.statistics import GradSums, Moments
@@ -81,9 +82,9 @@ class MicroBatches:
         eps: float = 1e-5,
         n_threads: int | None = None,
     ) -> None:
-        self._weight = None if weight is None else problem.vector("weight", weight, None)
+        self._weight = None if weight is None else vector("weight", weight, None)
         size = None if self._weight is None else self._weight.shape[0]
-        self._bias = None if bias is None else problem.vector("bias", bias, size)
+        self._bias = None if bias is None else vector("bias", bias, size)
         resolve(n_threads)
         self._common: dict[str, Any] = {"axis": axis, "n_threads": n_threads}
         self._eps = scalars.real("eps", eps, 0.0)
@@ -121,7 +122,7 @@ class MicroBatches:
 
     def _parameter_gradient(self, total: npt.NDArray[np.float64]) -> Array:
         dtype: Any = self._dtype if self._weight is None else self._weight.dtype.newbyteorder("=")
-        return problem.cast(total, dtype)
+        return cast(total, dtype)
 
     def _whole_sums(self) -> GradSums:
         """Return the sums, which have to be those of as many values as the moments are."""
@@ -153,9 +154,10 @@ class MicroBatches:
                 raise ValueError(
                     f"x: expected {own.shape[0]} channels, as {source}, got {channels}"
                 )
-        self._moments = found if self._moments is None else self._moments.merge(found)
-        self._dtype = placement.NATIVE_DTYPES[array.dtype.char]
-        return self._moments
+        merged = found if self._moments is None else self._moments.merge(found)
+        # One step, which nothing can interrupt; the same below.
+        vars(self).update(_moments=merged, _dtype=layout.NATIVE_DTYPES[array.dtype.char])
+        return merged
 
     def normalize(self, x: npt.ArrayLike, *, out: Array | None = None) -> Array:
         """Normalize a piece by the moments of all; `out` may be the piece itself."""
@@ -170,9 +172,10 @@ class MicroBatches:
         self._require_batch()
         array = self._piece(x)
         found = grad_sums(dy, array, self.moments, eps=self._eps, **self._common)
-        self._sums = found if self._sums is None else self._sums + found
-        self._summed += array.size // max(found.sum_dy.shape[0], 1)
-        return self._sums
+        total = found if self._sums is None else self._sums + found
+        summed = self._summed + array.size // max(found.sum_dy.shape[0], 1)
+        vars(self).update(_sums=total, _summed=summed)
+        return total
 
     def grad_input(self, dy: npt.ArrayLike, x: npt.ArrayLike, *, out: Array | None = None) -> Array:
         """Compute dx of a piece from the sums of all; `out` may be `dy` or the piece itself."""
@@ -182,7 +185,7 @@ class MicroBatches:
 
     def _piece(self, x: npt.ArrayLike) -> Array:
         """Return a piece as an array, which has to be of the first one's dtype."""
-        array = problem.data_array("x", x)
+        array = data_array("x", x)
         if self._dtype is not None and array.dtype.char != self._dtype.char:
             raise TypeError(f"x: expected {self._dtype} as in the first piece, got {array.dtype}")
         return array
@@ -223,10 +226,10 @@ class MicroBatches:
             for x in pieces:
                 self.add(x)
             self._require_batch()
+            return (self.normalize(x) for x in pieces)
         except BaseException:
-            self._moments, self._dtype = None, None
+            vars(self).update(_moments=None, _dtype=None)
             raise
-        return (self.normalize(x) for x in pieces)
 
     def backward(
         self, dys: Iterable[npt.ArrayLike], pieces: Iterable[npt.ArrayLike]
@@ -253,10 +256,10 @@ class MicroBatches:
             for dy, x in zip(dys, pieces, strict=True):
                 self.add_gradient(dy, x)
             self._whole_sums()
+            return (self.grad_input(dy, x) for dy, x in zip(dys, pieces, strict=True))
         except BaseException:
-            self._sums, self._summed = None, 0
+            vars(self).update(_sums=None, _summed=0)
             raise
-        return (self.grad_input(dy, x) for dy, x in zip(dys, pieces, strict=True))
 
 
 def repeatable(name: str, value: Iterable[Any]) -> Iterable[Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from bncore.arguments import scalars
 from bncore.layer.batch_norm import BatchNorm
+from bncore.layer.rollback import Before
 from bncore.layer.state import finite
 from bncore.statistics import Moments
 
@@ -51,30 +52,6 @@ def batch_norms(network: Any) -> Iterator[BatchNorm]:
                 yield from walk(one)
 
     yield from walk(network)
-
-
-class _Before:
-    """A layer as it was, to go back to."""
-
-    def __init__(self, layer: BatchNorm) -> None:
-        self._layer = layer
-        self._state = dict(vars(layer))
-        self._running = [
-            (array, array.copy())
-            for name in ("_running_mean", "_running_var")
-            if (array := self._state[name]) is not None
-        ]
-
-    def restore(self) -> None:
-        """Undo everything: a layer that was not built is not built again."""
-        vars(self._layer).clear()
-        vars(self._layer).update(self._state)
-        for array, values in self._running:
-            array[...] = values
-
-    def restore_call(self) -> None:
-        """Undo what a pass leaves beside the statistics: the mode, and the last forward call."""
-        vars(self._layer).update({name: self._state[name] for name in CALL})
 
 
 def recalibrate(
@@ -161,20 +138,20 @@ def recalibrate(
             "batches: expected an iterable that starts anew every time, such as a list, for "
             f"sequential=True, got {type(batches).__name__}"
         )
-    before = [_Before(layer) for layer in found]
+    before = [Before(layer) for layer in found]
     try:
         results: dict[int, Moments] = {}
         for layers in [[layer] for layer in chosen] if sequential else [chosen]:
             for layer in chosen:
                 layer.train(layer in layers)
             results |= _pass(layers, batches, run)
+        for saved in before:
+            saved.restore_attributes(CALL)
+        return [results.get(id(layer)) for layer in found]
     except BaseException:
         for saved in before:
             saved.restore()
         raise
-    for saved in before:
-        saved.restore_call()
-    return [results.get(id(layer)) for layer in found]
 
 
 def _forward_of(network: Any, forward: object) -> Callable[[Any], object]:

@@ -6,7 +6,6 @@ part of the data, merges: `Moments` pickle.
 
 from __future__ import annotations
 
-import math
 import mmap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,8 +14,8 @@ from typing import Any, SupportsIndex, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bncore.arguments import layout as placement
-from bncore.arguments import problem, scalars
+from bncore.arguments import layout, scalars
+from bncore.arguments.arrays import data_array
 from bncore.functions.steps import moments
 from bncore.statistics import Moments, concatenated
 
@@ -88,37 +87,37 @@ def merged_moments(
 
 
 class Blocks:
-    """An array cut into blocks that lie one after another in memory.
+    """An array divided into blocks that lie one after another in memory.
 
-    The axes are taken in memory order.  Slow axes are cut into single steps, one axis into runs,
-    and what is faster than that one stays whole.
+    The axes are taken in memory order.  Slow axes are divided into single steps, one axis into
+    runs, and the axes that are faster than that one stay whole.
 
     Attributes
     ----------
     axis : where the channel axis is, in the order of memory
     """
 
-    __slots__ = ("_cut", "_run", "_view", "axis")
+    __slots__ = ("_run", "_split", "_view", "axis")
 
     def __init__(self, x: Array, channel_axis: int, block_bytes: int) -> None:
-        order = placement.memory_order(x)
+        order = layout.memory_order(x)
         self._view = x.transpose(order)
         self.axis = order.index(channel_axis)
         sizes = self._view.shape
-        slabs = [math.prod(sizes[k + 1 :]) * x.itemsize for k in range(x.ndim)]
-        self._cut = next(k for k, slab in enumerate(slabs) if slab <= block_bytes)
-        self._run = max(block_bytes // max(slabs[self._cut], 1), 1)
+        slabs = [layout.canonical(sizes, k, k + 1).inner * x.itemsize for k in range(x.ndim)]
+        self._split = next(k for k, slab in enumerate(slabs) if slab <= block_bytes)
+        self._run = max(block_bytes // max(slabs[self._split], 1), 1)
 
     def __iter__(self) -> Iterator[tuple[slice, Array]]:
         """Yield the channels of each block, and the block."""
         sizes = self._view.shape
-        for index in np.ndindex(sizes[: self._cut]):
+        for index in np.ndindex(sizes[: self._split]):
             steps = [slice(i, i + 1) for i in index]
-            for start in range(0, sizes[self._cut], self._run):
-                run = slice(start, min(start + self._run, sizes[self._cut]))
+            for start in range(0, sizes[self._split], self._run):
+                run = slice(start, min(start + self._run, sizes[self._split]))
                 where = (*steps, run)
                 channels = (
-                    where[self.axis] if self.axis <= self._cut else slice(0, sizes[self.axis])
+                    where[self.axis] if self.axis <= self._split else slice(0, sizes[self.axis])
                 )
                 yield channels, self._view[where]
 
@@ -272,7 +271,7 @@ def stream_moments(
     >>> bncore.stream_moments(x, block_bytes=4096) == bncore.moments(x)
     True
     """
-    array = problem.data_array("x", x)
+    array = data_array("x", x)
     if array.ndim < 2:
         raise ValueError(f"x: expected at least 2 dimensions, got {array.ndim}")
     channel_axis = scalars.one_axis(axis, array.ndim)

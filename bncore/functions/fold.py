@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bncore.arguments import problem, scalars
+from bncore.arguments import scalars
+from bncore.arguments.arrays import dtype_shown, plain_array
+from bncore.arguments.parameters import parameter
 
 Array = npt.NDArray[np.floating[Any]]
 Stat = npt.NDArray[np.float64]
@@ -207,9 +209,7 @@ def fold_into_conv(
 
 
 def _float64(name: str, value: object, size: int | None) -> Stat:
-    values: Any = problem.cast(problem.vector(name, value, size), np.float64)
-    array: Stat = values
-    return array
+    return parameter(name, value, size).values
 
 
 def _folded(
@@ -254,11 +254,9 @@ def _folded(
 
 def _weight(value: object, ranks: tuple[int, int]) -> Array:
     """Return a layer's weight: a real floating array with as many axes as the layer may have."""
-    array = problem.plain_array("weight", value)
+    array = plain_array("weight", value)
     if array.dtype.kind != "f":
-        raise TypeError(
-            f"weight: expected a real floating dtype, got {problem.dtype_shown(value, array)}"
-        )
+        raise TypeError(f"weight: expected a real floating dtype, got {dtype_shown(value, array)}")
     if not ranks[0] <= array.ndim <= ranks[1]:
         expected = f"{ranks[0]}" if ranks[0] == ranks[1] else f"{ranks[0]} to {ranks[1]}"
         raise ValueError(f"weight: expected {expected} dimensions, got shape {array.shape}")

@@ -1,45 +1,37 @@
-"""Two batch norms for batches whose size is not the one that statistics should have.
-
-Ghost batch norm takes statistics of parts of a large batch; batch renormalization corrects those of
-a small one towards the running statistics.
-"""
+"""Ghost batch norm: a large batch is normalized in parts, each by its own statistics."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, SupportsIndex, TypeAlias
+from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from bncore.arguments import problem, scalars
+from bncore.arguments import scalars
 from bncore.arguments.problem import Problem
-from bncore.functions.steps import moments as moments_of
-from bncore.functions.steps import normalize
 from bncore.functions.train import batch_norm_train, batch_norm_train_backward
+from bncore.runtime import buffer_pool
 from bncore.runtime.threads import resolve
-from bncore.statistics import Moments, Stat, checked_moments
+from bncore.statistics import Moments, checked_moments
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 
 
-# Ghost batch norm
-
-
-class Virtual:
-    """x cut along axis 0 into virtual batches.
+class VirtualBatches:
+    """x divided along axis 0 into virtual batches.
 
     Attributes
     ----------
     problem : Problem
         Of x.
-    x : x as an array
+    x : x's memory in its shape
     slices, counts : of axis 0, and numbers of values per channel in them
     """
 
     def __init__(self, x: object, size: object, axis: object) -> None:
         self.problem = Problem(x, axis)
-        self.x = problem.data_array("x", x)
+        self.x = self.problem.array
         if scalars.one_axis(axis, self.x.ndim) == 0:
             raise ValueError("axis: expected another axis than 0, the batch's, got 0")
         number, length = scalars.integer_at_least("size", size, 1), self.x.shape[0]
@@ -99,7 +91,7 @@ def ghost_batch_norm(
     >>> bncore.merged_moments(moments).mean
     array([4.])
     """
-    v = Virtual(x, size, axis)
+    v = VirtualBatches(x, size, axis)
     p = v.problem
     gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
     options: dict[str, Any] = {"axis": axis, "eps": scalars.real("eps", eps, 0.0)}
@@ -109,12 +101,16 @@ def ghost_batch_norm(
             "Expected more than 1 value per channel in every virtual batch, "
             f"got size {v.slices[-1].stop - v.slices[-1].start} of input size {p.shape}"
         )
-    y = p.output(None).array if out is None else p.require_output(out, None, (gamma, beta))
+    y = (
+        p.new_array(buffer_pool.empty)
+        if out is None
+        else p.require_output(out, None, (gamma, beta))
+    )
     found = []
     for part in v.slices:
         _, moments = batch_norm_train(v.x[part], weight, bias, out=y[part], **options)
         found.append(moments)
-    return y, found
+    return y if out is None else out, found
 
 
 def ghost_batch_norm_backward(
@@ -161,7 +157,7 @@ def ghost_batch_norm_backward(
     >>> bncore.ghost_batch_norm_backward(dy, x, moments, 2, eps=0.0)[1:]
     (array([0.]), array([2.]))
     """
-    v = Virtual(x, size, axis)
+    v = VirtualBatches(x, size, axis)
     p = v.problem
     source = p.like_x("dy", dy)
     gamma = p.optional("weight", weight)
@@ -170,178 +166,21 @@ def ghost_batch_norm_backward(
     if not isinstance(moments, Sequence) or len(moments) != len(v.slices):
         got = f"{len(moments)}" if isinstance(moments, Sequence) else scalars.shown(moments)
         raise ValueError(f"moments: expected a list of {len(v.slices)} Moments, got {got}")
-    for one, count in zip(moments, v.counts, strict=True):
-        if checked_moments("moments", one, p.channels).count != count:
+    given = [checked_moments("moments", one, p.channels) for one in moments]
+    for one, count in zip(given, v.counts, strict=True):
+        if one.count != count:
             raise ValueError(
                 f"moments: expected counts {v.counts}, got {one.count} in {count}'s place"
             )
-    dx = p.output(None).array if out is None else p.require_output(out, source, (gamma,))
+    dx = p.new_array(buffer_pool.empty) if out is None else p.require_output(out, source, (gamma,))
     wide = np.ones(p.channels) if gamma.values is None else gamma.values  # float64 sums
     dweight, dbias = p.zeros(), p.zeros()
-    for part, one in zip(v.slices, moments, strict=True):
+    for part, one in zip(v.slices, given, strict=True):
         _, *sums = batch_norm_train_backward(
             source[part], v.x[part], one, wide, out=dx[part], **options
         )
         with np.errstate(all="ignore"):
             dweight += sums[0]
             dbias += sums[1]
-    return dx, p.parameter_gradient(dweight, gamma), p.parameter_gradient(dbias, gamma)
-
-
-# Batch renormalization
-
-
-class Renorm(NamedTuple):
-    """The correction xhat * r + d of a batch, constants in backward; (C,) arrays of float64."""
-
-    r: Stat
-    d: Stat
-
-
-def batch_renorm(
-    x: npt.ArrayLike,
-    running_mean: npt.ArrayLike,
-    running_var: npt.ArrayLike,
-    weight: npt.ArrayLike | None = None,
-    bias: npt.ArrayLike | None = None,
-    *,
-    r_max: float = 3.0,
-    d_max: float = 5.0,
-    axis: SupportsIndex = 1,
-    eps: float = 1e-5,
-    out: Array | None = None,
-    n_threads: int | None = None,
-) -> tuple[Array, Moments, Renorm]:
-    """Normalize a batch by its own statistics, corrected towards the running ones.
-
-    ``y = weight * (xhat * r + d) + bias``, where ``r = std / running_std`` and
-    ``d = (mean - running_mean) / running_std`` are clipped, and ``std = sqrt(var + eps)``.  With no
-    clipping that is what evaluation computes; with ``r_max=1, d_max=0`` it is `batch_norm_train`.
-
-    Parameters
-    ----------
-    running_mean, running_var : (C,) array_like of float
-        Before this batch is in them; `update_running_stats` with the returned moments comes after.
-    r_max : float, default 3
-        r is clipped to 1/r_max and r_max; >= 1.
-    d_max : float, default 5
-        d is clipped to -d_max and d_max; >= 0.
-    x, weight, bias, axis, eps, out, n_threads
-        As in `batch_norm_train`.
-
-    Returns
-    -------
-    y : ndarray
-        `out`, or a new array of x's shape, dtype and memory order.
-    moments : Moments
-        Of the batch.
-    renorm : Renorm
-        r and d, which `batch_renorm_backward` takes.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `batch_norm_train`, and where an argument is not as above.
-
-    References
-    ----------
-    S. Ioffe, "Batch Renormalization: Towards Reducing Minibatch Dependence in Batch-Normalized
-    Models", NIPS 2017, Algorithm 1; r_max and d_max as section 4 has them in the end.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import bncore
-    >>> x = np.array([[2.0], [6.0]])
-    >>> y, moments, renorm = bncore.batch_renorm(x, [3.0], [1.0], eps=0.0)
-    >>> y.ravel()
-    array([-1.,  3.])
-    >>> renorm
-    Renorm(r=array([2.]), d=array([1.]))
-    """
-    p = Problem(x, axis)
-    gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
-    mean = p.parameter("running_mean", running_mean)
-    var = p.parameter("running_var", running_var)
-    eps = scalars.real("eps", eps, 0.0)
-    largest_r, largest_d = scalars.real("r_max", r_max, 1.0), scalars.real("d_max", d_max, 0.0)
-    p.require_batch()
-    if out is not None:
-        p.require_output(out, None, (gamma, beta, mean, var))
-    moments = moments_of(x, axis=axis, n_threads=n_threads)
-    if p.empty:
-        identity = Renorm(np.ones(p.channels), np.zeros(p.channels))
-        return normalize(x, moments, axis=axis, out=out), moments, identity
-    with np.errstate(all="ignore"):
-        std = np.sqrt(var.values + eps)
-        r = np.clip(np.sqrt(moments.var() + eps) / std, 1.0 / largest_r, largest_r)
-        d = np.clip((moments.mean - mean.values) / std, -largest_d, largest_d)
-        scale = r if gamma.values is None else gamma.values * r
-        shift = d if gamma.values is None else gamma.values * d
-        shift = shift if beta.values is None else shift + beta.values
-    y = normalize(x, moments, scale, shift, axis=axis, eps=eps, out=out, n_threads=n_threads)
-    return y, moments, Renorm(r, d)
-
-
-def batch_renorm_backward(
-    dy: npt.ArrayLike,
-    x: npt.ArrayLike,
-    moments: Moments,
-    renorm: tuple[npt.ArrayLike, npt.ArrayLike],
-    weight: npt.ArrayLike | None = None,
-    *,
-    axis: SupportsIndex = 1,
-    eps: float = 1e-5,
-    out: Array | None = None,
-    n_threads: int | None = None,
-) -> tuple[Array, Array, Array]:
-    """Compute the gradients of `batch_renorm`, in which r and d are constants.
-
-    Parameters
-    ----------
-    moments, renorm
-        As `batch_renorm` returned them.
-    dy, x, weight, axis, eps, out, n_threads
-        As in `batch_norm_train_backward`.
-
-    Returns
-    -------
-    dx, dweight, dbias : ndarray
-        As `batch_norm_train_backward`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `batch_norm_train_backward`; and if `renorm` is not as above.
-
-    References
-    ----------
-    S. Ioffe, "Batch Renormalization", NIPS 2017, the gradients after Algorithm 1.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import bncore
-    >>> x, dy = np.array([[2.0], [6.0]]), np.array([[1.0], [3.0]])
-    >>> y, moments, renorm = bncore.batch_renorm(x, [3.0], [1.0], eps=0.0)
-    >>> bncore.batch_renorm_backward(dy, x, moments, renorm, eps=0.0)
-    (array([[0.],
-           [0.]]), array([8.]), array([4.]))
-    """
-    p = Problem(x, axis)
-    source = p.like_x("dy", dy)
-    gamma = p.optional("weight", weight)
-    if not isinstance(renorm, tuple) or len(renorm) != 2:
-        raise TypeError(f"renorm: expected the pair (r, d), got {scalars.shown(renorm)}")
-    r, d = (p.parameter(f"renorm {name}", value) for name, value in zip("rd", renorm, strict=True))
-    if out is not None:
-        p.require_output(out, source, (gamma, r, d))
-    with np.errstate(all="ignore"):
-        scale = r.values if gamma.values is None else gamma.values * r.values
-    dx, sum_dy_xhat, sum_dy = batch_norm_train_backward(
-        dy, x, moments, scale, axis=axis, eps=eps, out=out, n_threads=n_threads
-    )
-    with np.errstate(all="ignore"):
-        dweight: Any = r.values * sum_dy_xhat + d.values * sum_dy
-    dbias: Any = sum_dy
+    dx = dx if out is None else out
     return dx, p.parameter_gradient(dweight, gamma), p.parameter_gradient(dbias, gamma)

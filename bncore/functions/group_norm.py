@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from bncore.arguments import scalars
 from bncore.backends import current
-from bncore.functions.sample_groups import Grouping
+from bncore.functions.sample_groups import SampleGroups
+from bncore.runtime import buffer_pool
 from bncore.runtime.threads import resolve
 from bncore.statistics import Moments, Stat, checked_moments, trusted_moments, variance
 
@@ -100,22 +101,22 @@ def _forward(
 ) -> tuple[Array, Moments]:
     """Do `group_norm`; groups of one channel where `groups` is None."""
     kernels, threads = current().kernels, resolve(n_threads)
-    g = Grouping(x, axis, groups)
+    g = SampleGroups(x, axis, groups)
     p = g.problem
     gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
     eps = scalars.real("eps", eps, 0.0)
     g.require_batch()
-    y = p.output(out, parameters=(gamma, beta))
+    y = p.output(out, parameters=(gamma, beta), allocate=buffer_pool.empty)
     means, m2s = np.zeros((2, g.samples * g.groups))
-    for part in () if p.empty else g:
-        given, result = part.by_channel(p.x), part.by_channel(y.values)
-        mean, m2 = means[part.groups], m2s[part.groups]
-        affine = part.tiled(gamma.values), part.tiled(beta.values)
+    for chunk in () if p.empty else g:
+        given, result = chunk.by_channel(p.x), chunk.by_channel(y.values)
+        mean, m2 = means[chunk.groups], m2s[chunk.groups]
+        affine = chunk.tiled(gamma.values), chunk.tiled(beta.values)
         if g.wide == 1:
             kernels.train(result, mean, m2, given, *affine, eps, threads)
             continue
-        kernels.moments(mean, m2, part.by_group(p.x), threads)
-        statistics = part.repeated(mean), part.repeated(variance(g.count, m2, 0))
+        kernels.moments(mean, m2, chunk.by_group(p.x), threads)
+        statistics = chunk.repeated(mean), chunk.repeated(variance(g.count, m2, 0))
         kernels.normalize(result, given, *statistics, *affine, eps, threads)
     return y.finish(), trusted_moments(g.count, means.copy(), m2s.copy())
 
@@ -193,7 +194,7 @@ def _backward(
 ) -> tuple[Array, Array, Array]:
     """Do `group_norm_backward`; groups of one channel where `groups` is None."""
     kernels, threads = current().kernels, resolve(n_threads)
-    g = Grouping(x, axis, groups)
+    g = SampleGroups(x, axis, groups)
     p = g.problem
     gradient, source = p.gradient(dy)
     found = checked_moments("moments", moments, g.samples * g.groups)
@@ -203,13 +204,13 @@ def _backward(
         )
     gamma = p.optional("weight", weight)
     eps = scalars.real("eps", eps, 0.0)
-    dx = p.output(out, source, (gamma,))
+    dx = p.output(out, source, (gamma,), allocate=buffer_pool.empty)
     dbias, dweight = p.zeros(), p.zeros()
     means, variances = found.mean, found.var()
-    for part in () if p.empty else g:
-        given, slope, result = map(part.by_channel, (p.x, gradient, dx.values))
-        statistics = part.repeated(means[part.groups]), part.repeated(variances[part.groups])
-        row = part.tiled(gamma.values)
+    for chunk in () if p.empty else g:
+        given, slope, result = map(chunk.by_channel, (p.x, gradient, dx.values))
+        statistics = chunk.repeated(means[chunk.groups]), chunk.repeated(variances[chunk.groups])
+        row = chunk.tiled(gamma.values)
         sum_dy, sum_dy_xhat = sums = np.zeros((2, given.shape[1]))
         if g.wide == 1:
             kernels.train_backward(

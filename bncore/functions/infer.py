@@ -10,7 +10,7 @@ import numpy.typing as npt
 from bncore.arguments.problem import Problem
 from bncore.arguments.scalars import real
 from bncore.backends import current
-from bncore.runtime import buffer_pool as pool
+from bncore.runtime import buffer_pool
 from bncore.runtime.threads import resolve
 
 Array = npt.NDArray[np.floating[Any]]
@@ -83,11 +83,12 @@ def batch_norm_infer(
     array([[-1.,  3.]])
     """
     if out is None:
-        out = pool.output(x)
+        out = buffer_pool.output(x)
     backend = current()
+    fast = backend.fast
     threads = resolve(n_threads)
-    if backend.fast_infer is not None:
-        y: Array | None = backend.fast_infer(
+    if fast is not None:
+        y: Array | None = fast.fast_infer(
             x,
             mean,
             var,
@@ -192,11 +193,12 @@ def batch_norm_infer_backward(
     (array([[0.]]), array([0.]), array([0.]))
     """
     if out is None:
-        out = pool.output(x)
+        out = buffer_pool.output(x)
     backend = current()
+    fast = backend.fast
     threads = resolve(n_threads)
-    if backend.fast_infer_backward is not None:
-        gradients: tuple[Array, Array, Array] | None = backend.fast_infer_backward(
+    if fast is not None:
+        gradients: tuple[Array, Array, Array] | None = fast.fast_infer_backward(
             dy,
             x,
             mean,

@@ -1,28 +1,30 @@
 """Layer norm: statistics of rows, a weight for every column.
 
 The kernels know one weight per statistic.  So rows are normalized as the channels of one call, and
-weighted as the rows of another whose channels are the columns, over parts of x that stay in cache.
+weighted as the rows of another whose channels are the columns, some rows at a time so that they
+stay in cache.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from bncore.arguments import layout as placement
-from bncore.arguments import problem, scalars
+from bncore.arguments import layout, scalars
+from bncore.arguments.arrays import data_array, plain_array
+from bncore.arguments.parameters import NoParameter, Parameter, parameter
 from bncore.arguments.problem import Problem
 from bncore.backends import current
+from bncore.runtime import buffer_pool
 from bncore.runtime.threads import resolve
 from bncore.statistics import Moments, Stat, checked_moments, trusted_moments
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 
-PART_BYTES = 1 << 19  # x, dy and two temporaries of a part in the second-level cache
+CHUNK_BYTES = 1 << 19  # x, dy and two temporaries of so many rows fit in the second-level cache
 
 
 class Rows:
@@ -37,20 +39,20 @@ class Rows:
     """
 
     def __init__(self, x: object, axis: object) -> None:
-        array = problem.data_array("x", x)
+        array = data_array("x", x)
         if array.ndim < 2:
             raise ValueError(f"x: expected at least 2 dimensions, got {array.ndim}")
         first = scalars.one_axis(axis, array.ndim)
         if first == 0:
             raise ValueError("axis: expected another axis than 0, the batch's, got 0")
-        rows = placement.block(array, tuple(range(array.ndim)))
+        rows = layout.block(array, tuple(range(array.ndim)))
         self.problem = Problem(rows, 0, source=array)
         self.shape = array.shape[first:]
-        self.number, self.width = math.prod(array.shape[:first]), math.prod(self.shape)
+        _, self.number, self.width = layout.canonical(array.shape, 0, first)
 
     def __iter__(self) -> Iterator[slice]:
-        """Yield the rows of each part."""
-        each = max(PART_BYTES // (self.width * self.problem.dtype.itemsize), 1)
+        """Yield runs of rows, one for each pair of kernel calls."""
+        each = max(CHUNK_BYTES // (self.width * self.problem.dtype.itemsize), 1)
         for start in range(0, self.number, each):
             yield slice(start, min(start + each, self.number))
 
@@ -58,16 +60,14 @@ class Rows:
         """Return some rows of an array of x's size."""
         return values.reshape(self.number, self.width)[rows]
 
-    def optional(self, name: str, value: object) -> problem.Parameter | problem.NoParameter:
+    def optional(self, name: str, value: object) -> Parameter | NoParameter:
         """Return an argument of the normalized shape as float64, or None."""
         if value is None:
-            return problem.NoParameter()
-        array = problem.plain_array(name, value)
+            return NoParameter()
+        array = plain_array(name, value)
         if array.shape != self.shape:
             raise ValueError(f"{name}: expected shape {self.shape}, got {array.shape}")
-        flat = problem.vector(name, array.reshape(-1), None)
-        values: Any = problem.cast(flat, np.float64)
-        return problem.Parameter(values if values.flags.aligned else values.copy(), array)
+        return Parameter(parameter(name, array.reshape(-1), None).values, array)
 
 
 def _lines(values: Array) -> Array:
@@ -141,7 +141,7 @@ def layer_norm(
     gamma, beta = r.optional("weight", weight), r.optional("bias", bias)
     eps = scalars.real("eps", eps, 0.0)
     _require_row(r)
-    y = p.output(out, parameters=(gamma, beta))
+    y = p.output(out, parameters=(gamma, beta), allocate=buffer_pool.empty)
     mean, m2 = np.zeros(r.number), np.zeros(r.number)
     plain = gamma.values is None and beta.values is None
     zeros, ones = np.zeros(r.width), np.ones(r.width)
@@ -225,7 +225,7 @@ def layer_norm_backward(
         raise ValueError(f"moments: expected count {r.width}, got {found.count}")
     gamma = r.optional("weight", weight)
     eps = scalars.real("eps", eps, 0.0)
-    dx = p.output(out, source, (gamma,))
+    dx = p.output(out, source, (gamma,), allocate=buffer_pool.empty)
     dbias, dweight = np.zeros(r.width), np.zeros(r.width)
     zeros, ones = np.zeros(r.width), np.ones(r.width)
     mean, var = found.mean, found.var()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 
-from bncore.arguments import layout as placement
-from bncore.arguments import problem, scalars
+from bncore.arguments import layout, scalars
+from bncore.arguments.arrays import cast, data_array
+from bncore.arguments.parameters import Stat
 from bncore.backends import current
 from bncore.runtime.threads import resolve
 from bncore.statistics import variance
@@ -29,11 +29,11 @@ class Reduction:
     __slots__ = ("_kept", "_shape", "_squeezed", "count", "dtype", "x")
 
     def __init__(self, x: object, axis: object, keepdims: object) -> None:
-        array = problem.data_array("x", x)
+        array = data_array("x", x)
         shape = array.shape
         reduced = set(scalars.several_axes(axis, array.ndim))
         keep = scalars.boolean("keepdims", keepdims)
-        order = [i for i in placement.memory_order(array) if shape[i] != 1]
+        order = [i for i in layout.memory_order(array) if shape[i] != 1]
         kept = [i for i in order if i not in reduced]
         first = order.index(kept[0]) if kept else len(order)
         if order[first : first + len(kept)] != kept:
@@ -41,23 +41,22 @@ class Reduction:
             away = [i for i in order if i in reduced]
             order, first = (kept + away, 0) if order[-1] in reduced else (away + kept, len(away))
         sizes = [shape[i] for i in order]
-        last = first + len(kept)
-        outer, inner = math.prod(sizes[:first]), math.prod(sizes[last:])
+        canonical = layout.canonical(sizes, first, first + len(kept))
         ones = tuple(i for i in range(array.ndim) if shape[i] == 1)
-        values = placement.block(array, (*ones, *order))
-        self.x: placement.Array = values.reshape(outer, math.prod(sizes[first:last]), inner)
-        self.dtype: np.dtype[Any] = placement.NATIVE_DTYPES[array.dtype.char]
-        self.count = outer * inner
+        values = layout.block(array, (*ones, *order))
+        self.x: layout.Array = values.reshape(canonical)
+        self.dtype: np.dtype[Any] = layout.NATIVE_DTYPES[array.dtype.char]
+        self.count = canonical.values_per_channel
         self._kept = kept
         self._squeezed = [shape[i] for i in kept]
         self._shape = tuple(
             1 if i in reduced else shape[i] for i in range(array.ndim) if keep or i not in reduced
         )
 
-    def result(self, values: problem.Stat) -> Any:
+    def result(self, values: Stat) -> Any:
         """Return one value per kept element in the result's shape; a scalar where it has none."""
         kept = sorted(range(len(self._kept)), key=self._kept.__getitem__)
-        array = problem.cast(values, self.dtype).reshape(self._squeezed).transpose(kept)
+        array = cast(values, self.dtype).reshape(self._squeezed).transpose(kept)
         return np.ascontiguousarray(array).reshape(self._shape)[()]
 
 
@@ -106,9 +105,10 @@ def mean_var(
     (array([1., 3.]), array([1., 4.]))
     """
     backend = current()
+    fast = backend.fast
     threads = resolve(n_threads)
-    if backend.fast_mean_var is not None:
-        done: tuple[Any, Any] | None = backend.fast_mean_var(x, axis, correction, keepdims, threads)
+    if fast is not None:
+        done: tuple[Any, Any] | None = fast.fast_mean_var(x, axis, correction, keepdims, threads)
         if done is not None:
             return done
     r = Reduction(x, axis, keepdims)

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bncore.arguments import layout as placement
-from bncore.arguments import problem, scalars
+from bncore.arguments import layout, scalars
+from bncore.arguments.arrays import writable_array
+from bncore.arguments.parameters import vector
 from bncore.backends import current
-from bncore.statistics import Moments, Stat
+from bncore.statistics import Moments, Stat, given_moments
 
 
 def update_running_stats(
@@ -40,7 +41,8 @@ def update_running_stats(
     ------
     TypeError, ValueError
         Where an argument is not as above, or `moments.count` is not above `correction`.  Nothing
-        has been written then.
+        has been written then, nor where another exception such as KeyboardInterrupt comes between
+        the two writes.
 
     References
     ----------
@@ -57,9 +59,9 @@ def update_running_stats(
     >>> mean, var
     (array([2.]), array([2.]))
     """
-    fast = current().fast_running
+    fast = current().fast
     if fast is not None and type(moments) is Moments:
-        done = fast(
+        done = fast.fast_running(
             running_mean,
             running_var,
             moments.count,
@@ -70,12 +72,13 @@ def update_running_stats(
         )
         if done is not None:
             return
-    if not isinstance(moments, Moments):
-        raise TypeError(f"moments: expected Moments, got {scalars.shown(moments)}")
+    moments = given_moments("moments", moments)
     channels = moments.mean.shape[0]
-    problem.vector("running_mean", problem.writable_array("running_mean", running_mean), channels)
-    problem.vector("running_var", problem.writable_array("running_var", running_var), channels)
-    if placement.share_memory(running_mean, running_var):
+    to_mean = writable_array("running_mean", running_mean)
+    to_var = writable_array("running_var", running_var)
+    vector("running_mean", to_mean, channels)
+    vector("running_var", to_var, channels)
+    if layout.share_memory(to_mean, to_var):
         raise ValueError("running_var: expected memory apart from running_mean, got an overlap")
     momentum = scalars.real("momentum", momentum, 0.0, 1.0)
     correction = scalars.real("correction", correction)
@@ -87,10 +90,16 @@ def update_running_stats(
         )
     var = moments.var(correction)
     with np.errstate(all="ignore"):
-        new_mean = _moved(running_mean, moments.mean, momentum)
-        new_var = _moved(running_var, var, momentum)
-    running_mean[...] = new_mean
-    running_var[...] = new_var
+        new_mean = _moved(to_mean, moments.mean, momentum)
+        new_var = _moved(to_var, var, momentum)
+    before = to_mean.copy(), to_var.copy()
+    try:
+        to_mean[...] = new_mean
+        to_var[...] = new_var
+    except BaseException:  # KeyboardInterrupt in between
+        to_mean[...] = before[0]
+        to_var[...] = before[1]
+        raise
 
 
 def _moved(old: npt.NDArray[Any], batch: Stat, momentum: float) -> npt.NDArray[Any]:

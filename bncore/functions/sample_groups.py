@@ -7,23 +7,23 @@ outer is 1, several samples are one such problem, of samples * groups and sample
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from bncore.arguments import layout as placement
-from bncore.arguments import problem, scalars
-from bncore.arguments.problem import Problem, Stat
+from bncore.arguments import layout, scalars
+from bncore.arguments.arrays import data_array
+from bncore.arguments.parameters import Stat
+from bncore.arguments.problem import Problem
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 
-PART_BYTES = 1 << 20  # about the second-level cache of a core
+CHUNK_BYTES = 1 << 20  # about the second-level cache of a core
 
 
-class Grouping:
+class SampleGroups:
     """x with a batch axis, as problems of groups and of channels over the same memory.
 
     Attributes
@@ -35,36 +35,36 @@ class Grouping:
     """
 
     def __init__(self, x: object, axis: object, groups: object) -> None:
-        source = array = problem.data_array("x", x)
+        source = array = data_array("x", x)
         if array.ndim < 2:
             raise ValueError(f"x: expected at least 2 dimensions, got {array.ndim}")
         channel_axis = scalars.one_axis(axis, array.ndim)
         if channel_axis == 0:
             raise ValueError("axis: expected another axis than 0, the batch's, got 0")
-        order = placement.memory_order(array)
+        order = layout.memory_order(array)
         faster = tuple(i for i in order if i != 0)
         if array.shape[0] > 1 and order[0] != 0:
             # Samples lie between each other: one copy brings them apart.
             order = (0, *faster)
             inverse = sorted(range(array.ndim), key=order.__getitem__)
-            array = placement.block(array, order).transpose(inverse)
+            array = layout.block(array, order).transpose(inverse)
         at = faster.index(channel_axis)
         self.problem = Problem(array, channel_axis, source)
         self.samples, self.channels = array.shape[0], array.shape[channel_axis]
         self.groups = self.channels if groups is None else _divisor(groups, self.channels)
         self.wide = self.channels // max(self.groups, 1)
-        self._outer = math.prod(array.shape[i] for i in faster[:at])
-        self._inner = math.prod(array.shape[i] for i in faster[at + 1 :])
-        self.count = self._outer * self._inner * self.wide
+        sample = layout.canonical([array.shape[i] for i in faster], at, at + 1)
+        self._outer, self._inner = sample.outer, sample.inner
+        self.count = sample.values_per_channel * self.wide
 
-    def __iter__(self) -> Iterator[Part]:
-        """Yield the parts that one call each works on: what the second read finds in cache."""
+    def __iter__(self) -> Iterator[SampleRange]:
+        """Yield a range of samples for each kernel call; its data fit into second-level cache."""
         each = 1
         if self._outer == 1:
             size = self.problem.x.nbytes // self.samples
-            each = self.samples if self.wide == 1 else max(PART_BYTES // size, 1)
+            each = self.samples if self.wide == 1 else max(CHUNK_BYTES // size, 1)
         for start in range(0, self.samples, each):
-            yield Part(self, start, min(start + each, self.samples))
+            yield SampleRange(self, start, min(start + each, self.samples))
 
     def require_batch(self) -> None:
         """Refuse one value per group: its variance says nothing."""
@@ -74,10 +74,10 @@ class Grouping:
             )
 
 
-class Part:
-    """Some samples, whose groups (or channels) are the channels of one call."""
+class SampleRange:
+    """Consecutive samples, whose groups (or channels) are the channels of one kernel call."""
 
-    def __init__(self, whole: Grouping, start: int, stop: int) -> None:
+    def __init__(self, whole: SampleGroups, start: int, stop: int) -> None:
         self._whole, self._samples = whole, slice(start, stop)
         self._number = stop - start
         self.groups = slice(start * whole.groups, stop * whole.groups)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from bncore.arguments.problem import Problem
 from bncore.arguments.scalars import real
 from bncore.backends import current
-from bncore.runtime import buffer_pool as pool
+from bncore.runtime import buffer_pool
 from bncore.runtime.threads import resolve
 from bncore.statistics import (
     GradSums,
@@ -66,9 +66,10 @@ def moments(x: npt.ArrayLike, *, axis: SupportsIndex = 1, n_threads: int | None 
     Moments(count=2, mean=array([1., 3.]), m2=array([2., 8.]))
     """
     backend = current()
+    fast = backend.fast
     threads = resolve(n_threads)
-    if backend.fast_moments is not None:
-        done = backend.fast_moments(x, axis, threads)
+    if fast is not None:
+        done = fast.fast_moments(x, axis, threads)
         if done is not None:
             return frozen_moments(done[0], done[1], done[2])
     p = Problem(x, axis)
@@ -80,20 +81,21 @@ def moments(x: npt.ArrayLike, *, axis: SupportsIndex = 1, n_threads: int | None 
 
 def _given_moments(p: Problem, value: Moments) -> Moments:
     """Return moments that fit x and say something about it."""
-    checked_moments("moments", value, p.channels)
-    if value.count == 0 and not p.empty:
+    moments = checked_moments("moments", value, p.channels)
+    if moments.count == 0 and not p.empty:
         raise ValueError("moments: expected count >= 1 for an x that is not empty, got 0")
-    return value
+    return moments
 
 
 def _moments_of_all(p: Problem, value: Moments) -> Moments:
     """Return moments of a batch that x can be, or be a piece of."""
-    checked_moments("moments", value, p.channels)
-    if value.count < p.count and not p.empty:
+    moments = checked_moments("moments", value, p.channels)
+    if moments.count < p.count and not p.empty:
         raise ValueError(
-            f"moments: expected count >= {p.count}, the values per channel of x, got {value.count}"
+            f"moments: expected count >= {p.count}, the values per channel of x, "
+            f"got {moments.count}"
         )
-    return value
+    return moments
 
 
 def normalize(
@@ -150,18 +152,17 @@ def normalize(
     True
     """
     if out is None:
-        out = pool.output(x)
+        out = buffer_pool.output(x)
     backend = current()
+    fast = backend.fast
     threads = resolve(n_threads)
-    if backend.fast_normalize is not None and type(moments) is Moments:
+    if fast is not None and type(moments) is Moments:
         given = moments.count, moments.mean, moments.m2
-        done: Array | None = backend.fast_normalize(
-            x, *given, weight, bias, axis, eps, out, threads
-        )
+        done: Array | None = fast.fast_normalize(x, *given, weight, bias, axis, eps, out, threads)
         if done is not None:
             return done
     p = Problem(x, axis)
-    _given_moments(p, moments)
+    moments = _given_moments(p, moments)
     gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
     eps = real("eps", eps, 0.0)
     y = p.output(out, parameters=(gamma, beta))
@@ -221,15 +222,16 @@ def grad_sums(
     GradSums(sum_dy=array([3.]), sum_dy_xhat=array([1.]))
     """
     backend = current()
+    fast = backend.fast
     threads = resolve(n_threads)
-    if backend.fast_grad_sums is not None and type(moments) is Moments:
+    if fast is not None and type(moments) is Moments:
         given = moments.count, moments.mean, moments.m2
-        done = backend.fast_grad_sums(dy, x, *given, axis, eps, threads)
+        done = fast.fast_grad_sums(dy, x, *given, axis, eps, threads)
         if done is not None:
             return frozen_sums(done[0], done[1])
     p = Problem(x, axis)
     gradient, _ = p.gradient(dy)
-    _moments_of_all(p, moments)
+    moments = _moments_of_all(p, moments)
     eps = real("eps", eps, 0.0)
     sum_dy, sum_dy_xhat = p.zeros(), p.zeros()
     if not p.empty:
@@ -297,18 +299,19 @@ def grad_input(
     True
     """
     if out is None:
-        out = pool.output(x)
+        out = buffer_pool.output(x)
     backend = current()
+    fast = backend.fast
     threads = resolve(n_threads)
-    if backend.fast_grad_input is not None and type(moments) is Moments and type(sums) is GradSums:
+    if fast is not None and type(moments) is Moments and type(sums) is GradSums:
         given = moments.count, moments.mean, moments.m2, sums.sum_dy, sums.sum_dy_xhat
-        done: Array | None = backend.fast_grad_input(dy, x, *given, weight, axis, eps, out, threads)
+        done: Array | None = fast.fast_grad_input(dy, x, *given, weight, axis, eps, out, threads)
         if done is not None:
             return done
     p = Problem(x, axis)
     gradient, source = p.gradient(dy)
-    _moments_of_all(p, moments)
-    checked_sums("sums", sums, p.channels)
+    moments = _moments_of_all(p, moments)
+    sums = checked_sums("sums", sums, p.channels)
     gamma = p.optional("weight", weight)
     eps = real("eps", eps, 0.0)
     dx = p.output(out, source, (gamma,))

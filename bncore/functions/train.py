@@ -1,7 +1,7 @@
 """Batch normalization in training, forward and backward.
 
-A call first offers its arguments to the backend's small-call path, where it has one: that answers
-at once, or says None where an argument is not already canonical.  Then `bncore.arguments.problem`
+A call first offers its arguments to the backend's fast path, if the backend has one.  It computes
+the result at once, or returns None if an argument is not canonical.  Then `bncore.arguments`
 repairs the argument or explains what is wrong with it, and a kernel runs.
 """
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from bncore.arguments.problem import Problem
 from bncore.arguments.scalars import real
 from bncore.backends import current
-from bncore.runtime import buffer_pool as pool
+from bncore.runtime import buffer_pool
 from bncore.runtime.threads import resolve
 from bncore.statistics import Moments, checked_moments, frozen_moments, trusted_moments
 
@@ -115,16 +115,16 @@ def batch_norm_train(
            [1., 3.]])
     """
     if out is None:
-        out = pool.output(x)
+        out = buffer_pool.output(x)
     backend = current()
+    fast = backend.fast
     threads = resolve(n_threads)
-    if backend.fast_train is not None:
-        done = backend.fast_train(
+    if fast is not None:
+        done = fast.fast_train(
             x, weight, bias, axis, eps, out, threads, activation, negative_slope, residual
         )
         if done is not None:
-            y, count, mean, m2 = done
-            return y, frozen_moments(count, mean, m2)
+            return done[0], frozen_moments(*done[1:])
     p = Problem(x, axis)
     gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
     eps = real("eps", eps, 0.0)
@@ -232,11 +232,12 @@ def batch_norm_train_backward(
     (array([2.]), array([2.]))
     """
     if out is None:
-        out = pool.output(x)
+        out = buffer_pool.output(x)
     backend = current()
+    fast = backend.fast
     threads = resolve(n_threads)
-    if backend.fast_train_backward is not None and type(moments) is Moments:
-        done = backend.fast_train_backward(
+    if fast is not None and type(moments) is Moments:
+        done = fast.fast_train_backward(
             dy,
             x,
             moments.count,
@@ -258,7 +259,7 @@ def batch_norm_train_backward(
             return gradients
     p = Problem(x, axis)
     gradient, source = p.gradient(dy)
-    checked_moments("moments", moments, p.channels)
+    moments = checked_moments("moments", moments, p.channels)
     gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
     eps = real("eps", eps, 0.0)
     fusion = p.fusion(activation, negative_slope, residual)

@@ -10,18 +10,15 @@
 #include <cmath>
 #include <condition_variable>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <utility>
 #include <vector>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#include <unistd.h>
-#endif
-
 #include "bncore.h"
+#include "buffers.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -84,9 +81,9 @@ class Loop
     std::condition_variable all_done_;
 };
 
-/* The executor of every call. OpenMP's threads, which spin between calls, would start sooner, and take the processors
- * from XLA's other operations. The caller works too and waits only for tasks that have begun: it may itself be one of the
- * pool's threads. */
+/* The executor of every call, unless BNCORE_EXECUTOR names another. OpenMP's threads, which spin between calls, would start
+ * sooner, and take the processors from XLA's other operations. The caller works too and waits only for tasks that have
+ * begun: it may itself be one of the pool's threads. */
 void parallel_for(void *pool, int64_t tasks, int32_t threads, void (*task)(void *, int64_t),
                   void *arg)
 {
@@ -97,86 +94,14 @@ void parallel_for(void *pool, int64_t tasks, int32_t threads, void (*task)(void 
     loop->wait();
 }
 
-/* ---- buffers ---- */
-
-using Sizes = ffi::AnyBuffer::Dimensions;
-
-/* A buffer of which each example has a part. */
-class Part
+/* Whether the user asks for an executor of the library. */
+bool names_an_executor()
 {
-  public:
-    Part(const ffi::AnyBuffer &buffer, int64_t own_dimensions)
-        : memory_(static_cast<char *>(buffer.untyped_data())), sizes_(buffer.dimensions()),
-          wide_(buffer.element_type() == ffi::F64), there_(buffer.element_count() > 0),
-          leading_(sizes_.size() - static_cast<std::size_t>(own_dimensions))
-    {
-        if (!there_) return;
-        bytes_ = static_cast<int64_t>(ffi::ByteWidth(buffer.element_type()));
-        for (std::size_t d = leading_; d < sizes_.size(); d++) bytes_ *= sizes_[d];
-    }
-
-    /* Where it lies for an example of those that `all`, a buffer of every example, counts. */
-    void *at(const Part &all, int64_t example) const
-    {
-        if (!there_) return nullptr;
-        int64_t offset = 0, step = bytes_;
-        for (std::size_t d = leading_; d-- > 0; example /= all.sizes_[d]) {
-            if (sizes_[d] != 1) offset += example % all.sizes_[d] * step;
-            step *= sizes_[d];
-        }
-        return memory_ + offset;
-    }
-
-    /* Values per channel as doubles: where they lie, or a copy. */
-    const double *doubles(const Part &all, int64_t example, std::vector<double> &copy) const
-    {
-        const void *from = at(all, example);
-        if (!from || wide_) return static_cast<const double *>(from);
-        const auto *values = static_cast<const float *>(from);
-        copy.assign(values, values + bytes_ / static_cast<int64_t>(sizeof(float)));
-        return copy.data();
-    }
-
-    void store(const Part &all, int64_t example, const std::vector<double> &values) const
-    {
-        void *to = at(all, example);
-        if (!to) return;
-        if (wide_)
-            std::copy(values.begin(), values.end(), static_cast<double *>(to));
-        else
-            std::transform(values.begin(), values.end(), static_cast<float *>(to),
-                           [](double value) { return static_cast<float>(value); });
-    }
-
-    int64_t examples() const
-    {
-        int64_t count = 1;
-        for (std::size_t d = 0; d < leading_; d++) count *= sizes_[d];
-        return count;
-    }
-
-  private:
-    char *memory_;
-    Sizes sizes_;
-    bool wide_, there_;
-    std::size_t leading_; /* dimensions; what is not there is not asked */
-    int64_t bytes_ = 0;   /* of an example */
-};
-
-/* Fresh memory of megabytes costs more than a batch norm over it, a page fault per 4 KiB: Linux is told that large pages
- * may serve a large result, as NumPy tells it for its arrays. */
-void advise_large_pages(const ffi::AnyBuffer &result)
-{
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    constexpr std::uintptr_t least = 1 << 22;
-    const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
-    const auto start = reinterpret_cast<std::uintptr_t>(result.untyped_data());
-    const auto first = (start + page - 1) / page * page, end = start + result.size_bytes();
-    if (end - start >= least)
-        (void)madvise(reinterpret_cast<void *>(first), end - first, MADV_HUGEPAGE); /* may fail */
-#else
-    (void)result;
-#endif
+    static const bool named = [] {
+        const char *name = std::getenv("BNCORE_EXECUTOR");
+        return name && *name;
+    }();
+    return named;
 }
 
 /* ---- calls ---- */
@@ -195,14 +120,14 @@ class Call
     {
         const auto dimensions = all.dimensions();
         const auto first = dimensions.size() - static_cast<std::size_t>(settings.ndim);
-        int64_t sizes[3] = {1, 1, 1}; /* outer, channels, inner */
-        for (int64_t d = 0; d < settings.ndim; d++)
-            sizes[(d >= settings.axis) + (d > settings.axis)] *=
-                dimensions[first + static_cast<std::size_t>(d)];
+        const int axis = static_cast<int>(settings.axis);
+        int64_t sizes[3];
+        bncore_canonical(dimensions.begin() + first, static_cast<int>(settings.ndim), axis,
+                         axis + 1, sizes);
         const auto dtype = all.element_type() == ffi::F64 ? BNCORE_FLOAT64 : BNCORE_FLOAT32;
         status_ = bncore_problem_init(&problem_, dtype, sizes[0], sizes[1], sizes[2]);
         problem_.eps = settings.eps;
-        problem_.executor = &executor_;
+        problem_.executor = names_an_executor() ? nullptr : &executor_;
         advise_large_pages(all);
     }
 
@@ -242,7 +167,7 @@ class Call
                                    : ffi::Error::Internal(bncore_status_string(status));
     }
 
-    const Part all;
+    const ExampleBuffer all;
 
   private:
     ffi::ThreadPool pool_;
@@ -260,9 +185,9 @@ ffi::Error train(ffi::ThreadPool pool, Settings settings, In x_, In weight_, In 
                  Out y_, Out mean_, Out var_, Out moments_)
 {
     Call call(pool, settings, *y_);
-    const Part &y = call.all, x(x_, settings.ndim), residual(residual_, settings.ndim);
-    const Part weight(weight_, 1), bias(bias_, 1);
-    const Part mean(*mean_, 1), var(*var_, 1), moments(*moments_, 3);
+    const ExampleBuffer &y = call.all, x(x_, settings.ndim), residual(residual_, settings.ndim);
+    const ExampleBuffer weight(weight_, 1), bias(bias_, 1);
+    const ExampleBuffer mean(*mean_, 1), var(*var_, 1), moments(*moments_, 3);
     return call.each([&](bncore_problem &problem, bncore_fusion &fusion, int64_t i) {
         std::vector<double> w, b;
         auto *means = static_cast<double *>(moments.at(y, i)), *m2 = means + call.channels();
@@ -286,9 +211,10 @@ ffi::Error backward(Call &call, const Settings &settings,
                     const In &weight_, const In &bias_, const In &residual_, Out &dweight_,
                     Out &dbias_, Out &dresidual_, Statistics statistics, Store store)
 {
-    const Part &dx = call.all, dy(dy_, settings.ndim), x(x_, settings.ndim);
-    const Part residual(residual_, settings.ndim), dresidual(*dresidual_, settings.ndim);
-    const Part weight(weight_, 1), bias(bias_, 1), dweight(*dweight_, 1), dbias(*dbias_, 1);
+    const ExampleBuffer &dx = call.all, dy(dy_, settings.ndim), x(x_, settings.ndim);
+    const ExampleBuffer residual(residual_, settings.ndim), dresidual(*dresidual_, settings.ndim);
+    const ExampleBuffer weight(weight_, 1), bias(bias_, 1), dweight(*dweight_, 1),
+        dbias(*dbias_, 1);
     advise_large_pages(*dresidual_);
     return call.each([&](bncore_problem &problem, bncore_fusion &fusion, int64_t i) {
         const auto channels = static_cast<std::size_t>(call.channels());
@@ -314,7 +240,7 @@ ffi::Error train_backward(ffi::ThreadPool pool, Settings settings, In dy, In x, 
                           Out dresidual)
 {
     Call call(pool, settings, *dx);
-    const Part moments(moments_, 3);
+    const ExampleBuffer moments(moments_, 3);
     const auto statistics = [&](int64_t i, std::vector<double> &, std::vector<double> &var) {
         const auto *mean = static_cast<const double *>(moments.at(call.all, i));
         var.assign(mean + call.channels(), mean + 2 * call.channels());
@@ -329,8 +255,8 @@ ffi::Error infer(ffi::ThreadPool pool, Settings settings, In x_, In mean_, In va
                  In bias_, In residual_, Out y_)
 {
     Call call(pool, settings, *y_);
-    const Part &y = call.all, x(x_, settings.ndim), residual(residual_, settings.ndim);
-    const Part mean(mean_, 1), var(var_, 1), weight(weight_, 1), bias(bias_, 1);
+    const ExampleBuffer &y = call.all, x(x_, settings.ndim), residual(residual_, settings.ndim);
+    const ExampleBuffer mean(mean_, 1), var(var_, 1), weight(weight_, 1), bias(bias_, 1);
     return call.each([&](bncore_problem &problem, bncore_fusion &fusion, int64_t i) {
         std::vector<double> m, v, w, b;
         if ((fusion.residual = residual.at(y, i))) problem.fusion = &fusion;
@@ -346,7 +272,8 @@ ffi::Error infer_backward(ffi::ThreadPool pool, Settings settings, In dy, In x, 
                           Out dweight, Out dbias, Out dresidual)
 {
     Call call(pool, settings, *dx);
-    const Part &all = call.all, mean(mean_, 1), var(var_, 1), dmean(*dmean_, 1), dvar(*dvar_, 1);
+    const ExampleBuffer &all = call.all, mean(mean_, 1), var(var_, 1), dmean(*dmean_, 1),
+                        dvar(*dvar_, 1);
     const auto statistics = [&](int64_t i, std::vector<double> &m, std::vector<double> &v) {
         return std::pair<const double *, const double *>(mean.doubles(all, i, m),
                                                          var.doubles(all, i, v));

@@ -1,38 +1,23 @@
-"""Batch normalization as a layer: parameters, running statistics, and what backward needs.
+"""The batch norm layer as users see it.
 
-It computes nothing itself: the functions of `bncore.functions` do, with the same bits.
+`state.py` has its settings, modes and arrays, `calls.py` forward and backward, and
+`interchange.py` reads and writes the layers of other libraries.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
-import numpy as np
 import numpy.typing as npt
 
-from bncore.arguments import layout as placement
-from bncore.arguments import problem, scalars
-from bncore.functions import steps as parts
 from bncore.functions.fold import ScaleShift, as_scale_shift
-from bncore.functions.infer import batch_norm_infer, batch_norm_infer_backward
-from bncore.functions.running_stats import update_running_stats
-from bncore.functions.train import batch_norm_train, batch_norm_train_backward
-from bncore.layer.interchange import Conventions
-from bncore.layer.settings import RUNNING, Array
-from bncore.layer.state import (
-    EVALUATED,
-    USED,
-    Saved,
-    cast,
-    finite,
-    require_finite,
-    weight_for_sums,
-    weight_of_new,
-)
-from bncore.statistics import Moments, Stat
+from bncore.layer import interchange
+from bncore.layer.calls import LayerCalls
+from bncore.layer.formats import AnyArray
 
 
-class BatchNorm(Conventions):
+class BatchNorm(LayerCalls):
     """Batch normalization with parameters, running statistics and gradients.
 
     In training the batch's own statistics normalize, and the running statistics move towards them;
@@ -117,225 +102,6 @@ class BatchNorm(Conventions):
     BatchNorm(2, eps=0.0, dtype=float64, debias=True): evaluation, 1 batch tracked
     """
 
-    # Calls
-
-    def forward(
-        self,
-        x: npt.ArrayLike,
-        residual: npt.ArrayLike | None = None,
-        *,
-        out: Array | None = None,
-        update_stats: bool = True,
-    ) -> Array:
-        """Normalize x, as the mode says.
-
-        Parameters
-        ----------
-        x : array_like of float32 or float64, of 2 or more dimensions
-            In training it is kept, not copied, until backward: do not change it before, nor the
-            parameters.
-        residual : array_like, optional
-            Added before the activation; of x's shape and dtype.  Kept as x is, where there is an
-            activation.
-        out : ndarray, optional
-            Where y goes.  In training apart from what is kept; in evaluation it may be x or the
-            residual itself.
-        update_stats : bool, default True
-            False: a training forward leaves the running statistics alone.
-
-        Returns
-        -------
-        ndarray
-            `out`, or a new array of x's shape, dtype and memory order.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As `batch_norm_train` and `batch_norm_infer`; and if x has another number of channels.
-        FloatingPointError
-            With ``on_nonfinite="raise"``.  Nothing has been written or changed, whatever was
-            raised.
-        """
-        if type(x) is not np.ndarray:
-            x = problem.data_array("x", x)
-        if residual is not None and type(residual) is not np.ndarray:
-            residual = problem.data_array("residual", residual)
-        if update_stats is not True:
-            update_stats = scalars.boolean("update_stats", update_stats)
-        if not self._built:
-            return self._first(x, residual, out, update_stats)
-        count = self._count(x)
-        if not self.training:
-            return self._evaluate(x, residual, out)
-        if out is not None:
-            self._require_apart(out, x, residual)
-        if self._frozen or (count == 1 and self._on_single == "running"):
-            return self._by_running(x, residual, out)
-        if out is not None and update_stats and self._tracks:
-            self._require_writable(RUNNING)  # before y is written
-        y, moments = self._by_batch(x, residual, out, count)
-        if moments.count:
-            if update_stats and self._tracks:
-                self._track(moments)
-            self.moments = moments
-        self._keep(x, residual, moments)
-        return y
-
-    def __call__(
-        self,
-        x: npt.ArrayLike,
-        residual: npt.ArrayLike | None = None,
-        *,
-        out: Array | None = None,
-        update_stats: bool = True,
-    ) -> Array:
-        """Do `forward`."""
-        return self.forward(x, residual, out=out, update_stats=update_stats)
-
-    def backward(
-        self, dy: npt.ArrayLike, *, out: Array | None = None, dresidual: Array | None = None
-    ) -> Array:
-        """Compute the gradients of the last training forward, once.
-
-        Parameters
-        ----------
-        dy : array_like
-            Gradient of the loss by y; of x's shape and dtype.
-        out : ndarray, optional
-            Where dx goes; it may be `dy` itself.
-        dresidual : ndarray, optional
-            Where the gradient by the residual goes; it may be `dy` itself.
-
-        Returns
-        -------
-        dx : ndarray
-            `out`, or a new array of x's shape, dtype and memory order.  `dweight` and `dbias` are
-            new arrays in their parameters' dtypes.
-
-        Raises
-        ------
-        RuntimeError
-            If there was no training forward since the last backward.
-        TypeError, ValueError
-            As `batch_norm_train_backward`; then backward may be called again.
-        """
-        saved = self._saved
-        if not isinstance(saved, Saved):
-            raise RuntimeError(saved)
-        options, x, residual, statistics = saved
-        weight, bias = self._weight, self._bias
-        factor = weight_for_sums(x, weight, bias)
-        given = {**options, "bias": bias, "residual": residual}
-        given |= {"out": out, "dresidual": dresidual}
-        if isinstance(statistics, Moments):
-            dx, dweight, dbias = batch_norm_train_backward(dy, x, statistics, factor, **given)
-        else:
-            mean, var = statistics
-            dx, dweight, dbias = batch_norm_infer_backward(dy, x, mean, var, factor, **given)
-        if weight is not None:
-            self.dweight = cast(dweight, weight)
-        if bias is not None:
-            self.dbias = cast(dbias, bias)
-        self._saved = USED
-        return dx
-
-    def _first(
-        self, x: Array, residual: Array | None, out: Array | None, update_stats: bool
-    ) -> Array:
-        """Find out what the layer has to know from the first x, and call; all or nothing."""
-        before = dict(self.__dict__)
-        try:
-            p = problem.Problem(x, self.axis)
-            channels = p.channels if self._channels is None else self._channels
-            self._build(channels, p.dtype if self._dtype is None else self._dtype)
-            return self.forward(x, residual, out=out, update_stats=update_stats)
-        except BaseException:
-            self.__dict__.clear()
-            self.__dict__.update(before)
-            raise
-
-    def _count(self, x: Array) -> int:
-        """Return the number of values per channel of an x that fits."""
-        axis, channels = self._options["axis"], self._channels
-        try:
-            size = x.shape[axis]
-        except IndexError:
-            size = problem.Problem(x, axis).channels  # raises
-        if size != channels:
-            raise ValueError(
-                f"x: expected {channels} channels along axis {axis}, got shape {x.shape}"
-            )
-        return x.size // channels if channels else 0
-
-    def _require_apart(self, out: Any, x: Array, residual: Array | None) -> None:
-        """Refuse an output that would change what backward needs."""
-        if not isinstance(out, np.ndarray):
-            return  # refused later
-        kept = {"x": x, "residual": None if self.activation is None else residual}
-        for name, array in kept.items():
-            if array is not None and placement.share_memory(out, array):
-                raise ValueError(
-                    f"out: expected memory apart from {name}, which backward needs, got an overlap"
-                )
-
-    def _evaluate(self, x: Array, residual: Array | None, out: Array | None) -> Array:
-        """Normalize by the running statistics, or by the batch's where there are none."""
-        weight, bias, options = self._weight, self._bias, self._options
-        if self._tracks:
-            mean, var = self._running()
-            y = batch_norm_infer(x, mean, var, weight, bias, out=out, residual=residual, **options)
-        else:
-            y, _ = batch_norm_train(x, weight, bias, out=out, residual=residual, **options)
-        self._saved = EVALUATED
-        return y
-
-    def _by_running(self, x: Array, residual: Array | None, out: Array | None) -> Array:
-        """Normalize by the running statistics and keep what backward needs."""
-        mean, var = (array.copy() for array in self._running())
-        weight, bias, options = self._weight, self._bias, self._options
-        y = batch_norm_infer(x, mean, var, weight, bias, out=out, residual=residual, **options)
-        self._keep(x, residual, (mean, var))
-        return y
-
-    def _by_batch(
-        self, x: Array, residual: Array | None, out: Array | None, count: int
-    ) -> tuple[Array, Moments]:
-        """Normalize by the statistics of the batch."""
-        weight, bias, options = self._weight, self._bias, self._options
-        if self._on_nonfinite != "raise":
-            return batch_norm_train(x, weight, bias, out=out, residual=residual, **options)
-        if out is None:
-            y, moments = batch_norm_train(x, weight, bias, residual=residual, **options)
-            require_finite(moments)
-            return y, moments
-        # The statistics first, since nothing may be written; the same bits in two passes.
-        if count <= 1:
-            problem.Problem(x, options["axis"]).require_batch()
-        moments = parts.moments(x, axis=options["axis"], n_threads=options["n_threads"])
-        require_finite(moments)
-        y = batch_norm_infer(
-            x, moments.mean, moments.var(), weight, bias, out=out, residual=residual, **options
-        )
-        return y, moments
-
-    def _keep(
-        self, x: Array, residual: Array | None, statistics: Moments | tuple[Stat, Stat]
-    ) -> None:
-        """Keep what backward needs; of a residual, which decides about signs alone, no more."""
-        options = self._options
-        kept = None if options["activation"] is None else residual
-        self._saved = Saved(options, x, kept, statistics)
-
-    def _track(self, moments: Moments) -> None:
-        """Move the running statistics towards those of a batch."""
-        if self._on_nonfinite == "skip" and not finite(moments):
-            return
-        tracked = self._num_batches_tracked
-        momentum = weight_of_new(self._momentum, self._debias, tracked)
-        mean, var = self._running()
-        update_running_stats(mean, var, moments, momentum=momentum, correction=self._correction)
-        self._num_batches_tracked = tracked + 1
-
     def as_scale_shift(self) -> ScaleShift:
         """Return evaluation without the activation as ``x * scale + shift``; see the function."""
         if not self._tracks:
@@ -344,3 +110,173 @@ class BatchNorm(Conventions):
             )
         mean, var = self.running_mean, self.running_var
         return as_scale_shift(mean, var, self.weight, self.bias, eps=self.eps)
+
+    # Layers of other libraries
+
+    @classmethod
+    def from_torch(cls, source: Any, *, prefix: str = "", **settings: Any) -> Self:
+        """Make a layer from a ``torch.nn.BatchNorm*d`` or from its state dictionary.
+
+        Parameters
+        ----------
+        source : module, or mapping from name to tensor or array
+            A mapping does not hold eps and momentum; the defaults of `BatchNorm`, which are
+            PyTorch's, are used then.
+        prefix : str
+            The start of this layer's names in the state dictionary of a whole model, such as
+            ``"layer1.bn."``.  It is not used for a module.
+        **settings
+            Arguments of `BatchNorm`, which override the source's settings.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the module is no BatchNorm, a name is unknown, or a value does not fit.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import bncore
+        >>> state = {"bn.weight": np.full(2, 3.0), "bn.bias": np.zeros(2),
+        ...          "bn.running_mean": np.zeros(2), "bn.running_var": np.ones(2)}
+        >>> bncore.BatchNorm.from_torch(state, prefix="bn.", momentum=None)
+        BatchNorm(2, momentum=None, dtype=float64): training, 0 batches tracked
+        """
+        return interchange.from_torch(cls, source, prefix, settings)
+
+    def to_torch(self) -> tuple[dict[str, Any], dict[str, AnyArray]]:
+        """Return the arguments and the state dictionary of an equal layer of PyTorch.
+
+        ``bn = torch.nn.BatchNorm2d(**arguments)``, then ``bn.load_state_dict({name:
+        torch.from_numpy(array) for name, array in state.items()})``.  The arrays are copies.  A
+        layer with an activation is refused, because PyTorch's layer has none.
+        """
+        return interchange.to_torch(self)
+
+    @classmethod
+    def from_keras(
+        cls, source: Any, weights: Sequence[npt.ArrayLike] | None = None, **settings: Any
+    ) -> Self:
+        """Make a layer from a ``keras.layers.BatchNormalization`` or from its configuration.
+
+        Parameters
+        ----------
+        source : layer, or mapping
+            A mapping is ``layer.get_config()``; Keras's defaults, such as epsilon 1e-3, stand for
+            what it lacks.
+        weights : sequence of array_like, optional
+            ``layer.get_weights()`` for a configuration: gamma and beta if the layer has them, then
+            the moving mean and variance.  Without them the layer is new.
+        **settings
+            Arguments of `BatchNorm`, which override the source's settings.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the number of weights is wrong, a value does not fit, or the layer renormalizes.
+
+        Examples
+        --------
+        >>> import bncore
+        >>> layer = bncore.BatchNorm.from_keras({"scale": False}, [[0.5], [0.0], [1.0]])
+        >>> layer.bias, layer.eps, layer.axis, layer.correction
+        (array([0.5]), 0.001, -1, 0.0)
+        """
+        return interchange.from_keras(cls, source, weights, settings)
+
+    def to_keras(self) -> tuple[dict[str, Any], list[AnyArray]]:
+        """Return the arguments and the weights of an equal layer of Keras.
+
+        ``bn = keras.layers.BatchNormalization(**arguments)``, ``bn.build(shape)``, then
+        ``bn.set_weights(weights)``.  The arrays are copies.  The running variance is written as it
+        is; Keras computes the next ones without Bessel's correction.
+        """
+        return interchange.to_keras(self)
+
+    @classmethod
+    def from_flax(
+        cls, source: Any, variables: Mapping[str, Any] | None = None, **settings: Any
+    ) -> Self:
+        """Make a layer from a ``flax.linen.BatchNorm`` and its variables, or a ``flax.nnx`` one.
+
+        Parameters
+        ----------
+        source : module, or mapping
+            A mapping holds the variables; Flax's defaults, such as momentum 0.99, are used then.
+        variables : mapping, optional
+            Of a linen module: ``{"params": {"scale", "bias"}, "batch_stats": {"mean", "var"}}``.
+        **settings
+            Arguments of `BatchNorm`, which override the source's settings.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a value is missing or does not fit.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import bncore
+        >>> statistics = {"mean": np.zeros(2), "var": np.ones(2)}
+        >>> bncore.BatchNorm.from_flax({"batch_stats": statistics}, momentum=0.1)
+        BatchNorm(2, axis=-1, affine=False, correction=0.0): training, 0 batches tracked
+        """
+        return interchange.from_flax(cls, source, variables, settings)
+
+    def to_flax(self) -> tuple[dict[str, Any], dict[str, dict[str, AnyArray]]]:
+        """Return the arguments and the variables of an equal layer of Flax.
+
+        ``flax.linen.BatchNorm(**arguments).apply(variables, x)``.  The arrays are copies.
+        """
+        return interchange.to_flax(self)
+
+    @classmethod
+    def from_onnx(cls, node: Any, initializers: Any, **settings: Any) -> Self:
+        """Make a layer from an ONNX BatchNormalization node.
+
+        Parameters
+        ----------
+        node : NodeProto, or mapping
+            A mapping as `to_onnx` returns it: "inputs", and the attributes.
+        initializers : mapping from name to array or TensorProto, or iterable of TensorProto
+            ``graph.initializer``, or whatever else holds the node's inputs.
+        **settings
+            Arguments of `BatchNorm`, which override the node's settings.
+
+        Returns
+        -------
+        BatchNorm
+            In evaluation, unless the node has ``training_mode=1``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the node is another one, or an initializer is missing or does not fit.
+        """
+        return interchange.from_onnx(cls, node, initializers, settings)
+
+    def to_onnx(
+        self, x: str = "x", y: str = "y", prefix: str = ""
+    ) -> tuple[dict[str, Any], dict[str, AnyArray]]:
+        """Return the arguments and the initializers of an ONNX node for inference.
+
+        ``onnx.helper.make_node(**node)``, and ``onnx.numpy_helper.from_array(array, name)`` for
+        each initializer.  If the layer has no weight or bias, they are written as 1 and 0.
+
+        Parameters
+        ----------
+        x, y : str
+            Names of input and output.
+        prefix : str
+            The start of the initializers' names.
+
+        Examples
+        --------
+        >>> import bncore
+        >>> node, initializers = bncore.BatchNorm(2, dtype="f4").to_onnx(prefix="bn.")
+        >>> node["inputs"]
+        ['x', 'bn.scale', 'bn.B', 'bn.input_mean', 'bn.input_var']
+        >>> initializers["bn.input_var"]
+        array([1., 1.], dtype=float32)
+        """
+        return interchange.to_onnx(self, x, y, prefix)

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bncore.arguments import problem, scalars
+from bncore.arguments.arrays import plain_array, writable_array
+from bncore.arguments.parameters import vector
 
 Array = npt.NDArray[np.floating[Any]]
 Check = Callable[[str, object], Any]
@@ -67,11 +69,12 @@ def array(name: str, doc: str) -> Any:
         own = get(self)
         if own is None:
             raise ValueError(f"{name}: expected no assignment, since the layer has none")
-        given = problem.vector(name, value, own.shape[0])
+        given = vector(name, value, own.shape[0])
         if name in RUNNING:
             write(own, given)
         else:
-            setattr(self, place, problem.writable_array(name, given))
+            writable_array(name, given)
+            setattr(self, place, given)
 
     return property(get, put, doc=doc)
 
@@ -110,7 +113,7 @@ def threads(name: str, value: object) -> int | None:
 def batches(name: str, value: object) -> int:
     """Check a number of batches; an array of no dimensions will do, as files have it."""
     if getattr(value, "shape", None) == ():
-        value = problem.plain_array(name, value)[()]
+        value = plain_array(name, value)[()]
     return scalars.integer_at_least(name, value, 0)
 
 

@@ -9,8 +9,12 @@ from typing import Any, Literal, NamedTuple, Self, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-from bncore.arguments import problem, scalars
+from bncore.arguments import scalars
+from bncore.arguments.arrays import cast as cast_array
+from bncore.arguments.arrays import writable_array
+from bncore.arguments.parameters import vector
 from bncore.layer import settings as ls
+from bncore.layer.rollback import all_or_nothing
 from bncore.layer.settings import BATCHES, INITIAL, RUNNING, Array
 from bncore.statistics import Moments, Stat
 
@@ -183,6 +187,7 @@ class LayerState:
         """Return copies of parameters and running statistics, under PyTorch's names."""
         return {name: np.array(getattr(self, name)) for name in self._names()}
 
+    @all_or_nothing
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state, in the layer's own dtypes; all of it or, where it raises, nothing.
 
@@ -206,6 +211,7 @@ class LayerState:
             else:
                 ls.write(getattr(self, name), value)
 
+    @all_or_nothing
     def reset(self) -> None:
         """Go back to a new layer's parameters and statistics, in the same arrays."""
         self._require_writable(self._names())
@@ -216,6 +222,7 @@ class LayerState:
         self.dweight = self.dbias = self.moments = None
         self._saved = NO_FORWARD
 
+    @all_or_nothing
     def reset_running_stats(self) -> None:
         """Set the running statistics to 0 and 1, of no batch."""
         self._require_writable(RUNNING)
@@ -229,7 +236,7 @@ class LayerState:
         for name in names:
             array = None if name == BATCHES else getattr(self, f"_{name}")
             if array is not None and not array.flags.writeable:
-                problem.writable_array(name, array)  # raises
+                writable_array(name, array)  # raises
 
     def _running(self) -> tuple[Stat, Stat]:
         """Return the running statistics of a layer that tracks and knows its channels."""
@@ -281,7 +288,7 @@ def cast(values: Array, like: Array) -> Array:
     """Return values in the dtype of another array, rounded in silence."""
     if values.dtype == like.dtype:
         return values
-    return problem.cast(values, like.dtype.newbyteorder("="))
+    return cast_array(values, like.dtype.newbyteorder("="))
 
 
 def weight_for_sums(x: Array, weight: Array | None, bias: Array | None) -> Array | None:
@@ -292,7 +299,7 @@ def weight_for_sums(x: Array, weight: Array | None, bias: Array | None) -> Array
     """
     if bias is None or bias.dtype.char == (x if weight is None else weight).dtype.char:
         return weight
-    return np.ones(bias.shape[0]) if weight is None else problem.cast(weight, np.float64)
+    return np.ones(bias.shape[0]) if weight is None else cast_array(weight, np.float64)
 
 
 def finite(moments: Moments) -> bool:
@@ -333,7 +340,7 @@ def checked_state(
             checked[name] = ls.batches(name, state[name])
         else:
             # A copy, since it may be another array of the layer, which is written before.
-            checked[name] = problem.vector(name, state[name], channels).copy()
+            checked[name] = vector(name, state[name], channels).copy()
             channels = checked[name].shape[0]
     return checked
 

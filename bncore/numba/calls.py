@@ -18,10 +18,11 @@ from numba.core.errors import TypingError
 from numba.extending import intrinsic, overload
 from numba.np.numpy_support import as_dtype
 
-from bncore import c_library as embedding
+from bncore import c_library
+from bncore.arguments import layout
 
-for _name in embedding.get_capsules():
-    llvmlite.binding.add_symbol(_name, embedding.get_address(_name))
+for _name in c_library.get_capsules():
+    llvmlite.binding.add_symbol(_name, c_library.get_address(_name))
 
 _I32, _I64, _POINTER = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
 # bncore_problem, field by field.
@@ -29,6 +30,8 @@ PROBLEM = ir.LiteralStructType(
     [_I64] * 3 + [ir.DoubleType()] + [_I32] * 2 + [_POINTER] * 2 + [_I64, _POINTER] + [_I64] * 3
 )
 DTYPES = {types.float32: 0, types.float64: 1}
+
+canonical = njit(layout.canonical)
 
 
 def _data_type(name: str, value: Any) -> Any:
@@ -76,7 +79,7 @@ def _run(typingctx, name, x, outer, channels, inner, eps, n_threads, arguments):
 
 
 def call(name, x, axis, eps, n_threads, arguments):
-    """Run a C function on x, cut into (outer, channels, inner) by `axis`; return its status."""
+    """Run a C function on x with its channels along `axis`; return its status."""
     raise NotImplementedError("inside compiled code alone")
 
 
@@ -90,14 +93,9 @@ def _call(name, x, axis, eps, n_threads, arguments):
 
     def implementation(name, x, axis, eps, n_threads, arguments):
         at = place(x, axis)
-        outer, inner = 1, 1
-        for i in range(x.ndim):
-            if i < at:
-                outer *= x.shape[i]
-            elif i > at:
-                inner *= x.shape[i]
+        shape = canonical(x.shape, at, at + 1)
         threads = min(max(np.int64(n_threads), 0), 1 << 30)
-        return _run(symbol, x, outer, x.shape[at], inner, eps, threads, arguments)
+        return _run(symbol, x, shape.outer, shape.channels, shape.inner, eps, threads, arguments)
 
     return implementation
 
@@ -130,11 +128,8 @@ def _sizes_of(x, axis):
         at = place(x, axis)
         if at < 0 or at >= x.ndim:
             raise ValueError("axis: expected one of x's dimensions, got another number")
-        count = 1
-        for i in range(x.ndim):
-            if i != at:
-                count *= x.shape[i]
-        return x.shape[at], count
+        shape = canonical(x.shape, at, at + 1)
+        return shape.channels, shape.outer * shape.inner
 
     return implementation
 

@@ -69,8 +69,11 @@ struct Layout {
             refuse("axis: expected " + std::to_string(-rank) + " to " + std::to_string(rank - 1) +
                    " for " + name + " of shape " + shown(shape) + ", got " + std::to_string(axis));
         at = static_cast<std::size_t>(axis < 0 ? axis + rank : axis);
-        for (std::size_t i = 0; i < shape.size(); i++)
-            (i < at ? outer : i == at ? channels : inner) *= shape[i];
+        const int channel_axis = static_cast<int>(at);
+        std::int64_t canonical[3];
+        bncore_canonical(shape.data(), static_cast<int>(rank), channel_axis, channel_axis + 1,
+                         canonical);
+        outer = canonical[0], channels = canonical[1], inner = canonical[2];
     }
 
     std::int64_t count() const { return outer * inner; }

@@ -21,8 +21,7 @@ from weakref import WeakSet
 import numpy as np
 import numpy.typing as npt
 
-from bncore.arguments import layout as placement
-from bncore.arguments import scalars
+from bncore.arguments import layout, scalars
 
 LEAST = 1 << 20  # bytes: for smaller arrays the allocator's own reuse is as good
 LINE = 64  # bytes: blocks start where a cache line does
@@ -145,8 +144,8 @@ if hasattr(os, "register_at_fork"):
 def set_buffer_pool(max_bytes: SupportsIndex | None) -> None:
     """Let returned arrays use memory again that earlier ones no longer need.
 
-    It counts for every function that returns an array of x's size, for arrays of 1 MiB and more
-    where no ``out`` is given, and for all threads.  In a loop such as ``y, _ =
+    It counts for every function and layer that returns y or dx, for arrays of 1 MiB and more where
+    no ``out`` is given, and for all threads.  In a loop such as ``y, _ =
     batch_norm_train(x)`` the price of a returned array then is that of ``out=``.
 
     Parameters
@@ -197,14 +196,22 @@ def state() -> dict[str, int] | None:
     return {"max_bytes": pool.max_bytes, "idle_bytes": pool.idle_bytes()}
 
 
+def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Return a new array, of the pool's memory where there is a pool and the array is large."""
+    pool = current
+    if pool is None or math.prod(shape) * dtype.itemsize < LEAST:
+        return np.empty(shape, dtype)
+    return pool.take(shape, dtype)
+
+
 def output(x: object, source: Pool | None = None) -> Any:
     """Return a new array of x's memory order; None where the pool, `current`, does not serve x."""
     pool = current if source is None else source
     if pool is None or type(x) is not np.ndarray or x.nbytes < LEAST:
         return None
-    dtype = placement.NATIVE_DTYPES.get(x.dtype.char)
+    dtype = layout.NATIVE_DTYPES.get(x.dtype.char)
     if dtype is None:  # x will be refused
         return None
-    order = placement.memory_order(x)
+    order = layout.memory_order(x)
     block = pool.take(tuple(x.shape[i] for i in order), dtype)
     return block.transpose(sorted(range(x.ndim), key=order.__getitem__))

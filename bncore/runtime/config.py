@@ -14,6 +14,7 @@ import numpy as np
 from bncore import backends
 from bncore.arguments import scalars
 from bncore.runtime import threads
+from bncore.version import __version__
 
 
 @overload
@@ -21,7 +22,7 @@ def show_config(mode: Literal["stdout"] = ...) -> None: ...
 @overload
 def show_config(mode: Literal["dicts"]) -> dict[str, Any]: ...
 def show_config(mode: str = "stdout") -> dict[str, Any] | None:
-    """Print what bncore runs on: versions, path, backends, instruction set, OpenMP, threads.
+    """Print what bncore runs on: versions, path, backends, instruction set, executor, threads.
 
     Parameters
     ----------
@@ -54,8 +55,6 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
 
 
 def _config() -> dict[str, Any]:
-    from bncore import __version__
-
     number, source = threads.in_force()
     return {
         "versions": {
@@ -88,12 +87,13 @@ def _state(name: str) -> str:
     """Say whether a backend can be used.  Numba is slow to import, so it is only looked for."""
     if name == "numba" and "numba" not in sys.modules:
         found = importlib.util.find_spec("numba") is not None
-        return "installed" if found else "not available: Numba is not installed"
+        return "installed" if found else f"not installed ({backends.GET_NUMBA} installs it)"
     try:
         backends.load(name)
     except ImportError:
-        ignored = os.environ.get("BNCORE_ISA") if name == "native" else None
-        note = f"; BNCORE_ISA={ignored} is ignored" if ignored else ""
+        settings = backends.NATIVE_SETTINGS if name == "native" else ()
+        ignored = [f"{v}={os.environ[v]}" for v in settings if os.environ.get(v)]
+        note = "".join(f"; {setting} is ignored" for setting in ignored)
         return f"not available: {backends.why_missing(name)}{note}"
     return "available"
 
@@ -106,6 +106,11 @@ def _native() -> dict[str, Any] | None:
     return {
         "instruction_set": native.isa(),
         "instruction_sets": list(native.available_isas()),
+        "executor": native.executor(),
+        "executor_source": _source_of(native),
+        "executors": list(native.available_executors()),
+        "workers": native.workers(),
+        "thread_limit": native.max_threads() or None,
         "openmp": native.has_openmp(),
         "openmp_max_threads": native.omp_max_threads(),
         "forked_child": native.in_forked_child(),
@@ -129,11 +134,23 @@ def _lines(config: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _source_of(native: Any) -> str:
+    """Say what chose the executor: the environment, nobody, or a call."""
+    name = native.executor()
+    if os.environ.get("BNCORE_EXECUTOR") == name:
+        return "BNCORE_EXECUTOR"
+    return "default" if name == native.available_executors()[0] else "bncore_executor_choose"
+
+
 def _parallelism(native: dict[str, Any]) -> str:
     """Say how the native module spreads its work."""
-    if not native["openmp"]:
-        return "no OpenMP"
-    if native["forked_child"]:
-        return "OpenMP, but one thread, since this is a forked child"
-    most = native["openmp_max_threads"]
-    return f"OpenMP, at most {most} {'thread' if most == 1 else 'threads'}"
+    how = f"{native['executor']} executor ({native['executor_source']})"
+    if native["executor"] == "own":
+        started = native["workers"]
+        return f"{how}, {started} {'worker' if started == 1 else 'workers'} started"
+    if native["executor"] == "openmp" and native["forked_child"]:
+        return f"{how}, but one thread, since this is a forked child"
+    if native["executor"] == "openmp":
+        most = native["openmp_max_threads"]
+        return f"{how}, at most {most} {'thread' if most == 1 else 'threads'}"
+    return how

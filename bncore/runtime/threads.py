@@ -1,14 +1,16 @@
 """How many threads a call may use.
 
-The first of these that is given: ``n_threads=`` of the call, `set_num_threads`, the environment
-variable BNCORE_NUM_THREADS.  Else the least of what OpenMP would take (so that OMP_NUM_THREADS and
-threadpoolctl count), the CPUs that this process may run on, and its cgroup's CPU quota.  A small
-problem uses fewer.  The results do not depend on any of it.
+The first of these that is given counts: ``n_threads=`` of the call, `set_num_threads`, the
+environment variable BNCORE_NUM_THREADS.  Where none is given, it is the least of OMP_NUM_THREADS
+(or what the OpenMP runtime says, where it was built in: a program can change that), the CPUs that
+this process may run on, and the CPU quota of its cgroup.  `limit`, which threadpoolctl calls,
+bounds all of these.  A small problem uses fewer threads.  The results do not depend on any of this.
 
-OpenMP is asked at every call.  The CPUs are counted anew where the last count is older than
-`CPUS_AGE`, so that a worker that is bound to some of them after import keeps to those; to count at
-every call would cost a small call a third of its time, and more on a larger machine.  The
-environment and the quota are read once, and again after ``set_num_threads(None)``.
+OpenMP is asked at every call, whichever executor is in use.  The CPUs are counted again where the
+last count is older than `CPUS_AGE`, so that a process that is bound to some of them after the
+import keeps to those.  Counting at every call would cost a small call a third of its time, and more
+on a larger machine.  The environment and the quota are read once, and again after
+``set_num_threads(None)``.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ MOST = max(64, os.cpu_count() or 1)
 CPUS_AGE = 0.1  # seconds
 
 _set: int | None = None  # set_num_threads
+_unlimited: int | None = None  # the number that threadpoolctl was told last while it set no limit
 _limit: tuple[int, str] | None = None  # the environment and the cgroup: read once
 _openmp: Callable[[], int] | None = None  # OpenMP's own limit, which may change at any time
 _least = (1, "")  # that limit, or the CPUs of this process where they are fewer
@@ -73,10 +76,13 @@ def get_num_threads() -> int:
     """Return how many threads a call uses where its ``n_threads`` is None.
 
     It is the first of: `set_num_threads`; the environment variable BNCORE_NUM_THREADS; the least
-    of OpenMP's own limit (OMP_NUM_THREADS, threadpoolctl), the CPUs that the process may run on,
-    and its cgroup's CPU quota, rounded up.  A value of OMP_NUM_THREADS that is no integer >= 1 is
-    ignored, as OpenMP does.  In a forked child it is 1 with the native backend, whatever is set:
-    the threads of OpenMP do not outlive a fork.
+    of OpenMP's own limit (OMP_NUM_THREADS), the CPUs that the process may run on, and the CPU quota
+    of its cgroup, rounded up.  A value of OMP_NUM_THREADS that is no integer >= 1 is ignored, as
+    OpenMP does.  A limit that is set through threadpoolctl bounds the number further.
+
+    Two executors make it 1 with the native backend: "serial", and "openmp" in a forked child, since
+    the threads of OpenMP do not outlive a fork.  The library's own executor starts new threads in
+    the child.
 
     Raises
     ------
@@ -98,11 +104,48 @@ def resolve(n_threads: SupportsIndex | None) -> int:
 def in_force() -> tuple[int, str]:
     """Return the number of threads that is in force, and what gave it."""
     native = native_module()
-    if native is not None and native.in_forked_child() and current().name == "native":
+    if native is None or current().name != "native":
+        return _asked_for()
+    executor = native.executor()
+    if executor == "serial":
+        return 1, "serial executor"
+    if executor == "openmp" and native.in_forked_child():
         return 1, "forked child"
-    if _set is not None:
-        return _set, "set_num_threads"
-    return _default(0.0)
+    most, found = native.max_threads(), _asked_for()
+    return (most, "threadpoolctl") if 0 < most < found[0] else found
+
+
+def _asked_for() -> tuple[int, str]:
+    """Return the number that the program asked for, else the default, and what gave it."""
+    return (_set, "set_num_threads") if _set is not None else _default(0.0)
+
+
+def before_a_limit() -> int:
+    """Return the number of threads in force, as threadpoolctl asks before it sets a limit."""
+    global _unlimited
+    number = in_force()[0]
+    native = native_module()
+    if native is not None and native.max_threads() == 0:
+        _unlimited = number
+    return number
+
+
+def limit(n: int) -> None:
+    """Let no call of the native backend take more than `n` threads: what threadpoolctl sets.
+
+    It bounds ``n_threads=`` of a call, too.  The number that was in force without a limit is none:
+    threadpoolctl sets that number when a block ends, and from then on a change of the machine or of
+    `set_num_threads` counts again.
+
+    Parameters
+    ----------
+    n : int
+        At least 1.
+    """
+    number = scalars.integer_at_least("n", n, 1)
+    native = native_module()
+    if native is not None:
+        native.set_max_threads(0 if number == _unlimited else number)
 
 
 def _default(cpus_age: float) -> tuple[int, str]:
@@ -124,9 +167,10 @@ def _count(native: Any) -> None:
     global _limit, _openmp, _least, _counted
     limit = _limit
     if limit is None:
-        by_hand = "" if native is not None else os.environ.get("OMP_NUM_THREADS", "")
+        asked = native.omp_max_threads if native is not None and native.has_openmp() else None
+        by_hand = os.environ.get("OMP_NUM_THREADS", "") if asked is None else ""
         chosen = environment_limit(os.environ.get("BNCORE_NUM_THREADS", ""))
-        _openmp = None if native is None or chosen else native.omp_max_threads
+        _openmp = None if chosen else asked
         _limit = limit = chosen or machine_limit(by_hand)
     if limit[1] == "BNCORE_NUM_THREADS":
         _least, _counted = limit, math.inf
@@ -160,7 +204,7 @@ def environment_limit(text: str) -> tuple[int, str] | None:
 def machine_limit(omp_num_threads: str) -> tuple[int, str]:
     """Return how many threads the cgroup, OMP_NUM_THREADS and `MOST` allow, and which did.
 
-    OMP_NUM_THREADS matters here where the native module is missing, which asks OpenMP itself.
+    OMP_NUM_THREADS matters here where OpenMP's runtime, which reads it itself, cannot be asked.
     """
     limits = [(MOST, "most")]
     quota = cgroup_cpus(CGROUP_ROOT, CGROUP_MEMBERSHIP)

@@ -364,12 +364,25 @@ void register_kernels()
     (void)library;
 }
 
+/* Choose who runs parallel loops, by name, and return the name of the choice; "" is the choice of the start. */
+PyObject *set_executor(PyObject *, PyObject *given)
+{
+    HANDLE_TH_ERRORS
+    const char *name = PyUnicode_AsUTF8(given);
+    if (!name) return nullptr;
+    TORCH_CHECK_VALUE(choose_executor(name),
+                      "executor: expected torch, own, openmp or serial, got '", name, "'");
+    return PyUnicode_FromString(executor_name().c_str());
+    END_HANDLE_TH_ERRORS
+}
+
 PyMethodDef METHODS[] = {
     {"batch_norm", reinterpret_cast<PyCFunction>(reinterpret_cast<void *>(&batch_norm)),
      METH_FASTCALL, nullptr},
     {"output", &output, METH_O, nullptr},
     {"set_backward", &set_backward, METH_VARARGS, nullptr},
     {"set_pool", &set_pool, METH_O, nullptr},
+    {"set_executor", &set_executor, METH_O, nullptr},
     {"pool_state", &pool_state, METH_NOARGS, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
@@ -382,6 +395,11 @@ PyModuleDef MODULE = {
 extern "C" __attribute__((visibility("default"))) PyObject *PyInit_adapter()
 {
     HANDLE_TH_ERRORS
+    if (!choose_executor("")) {
+        PyErr_SetString(PyExc_ImportError,
+                        "BNCORE_EXECUTOR: expected own, openmp where it was built in, or serial");
+        return nullptr;
+    }
     register_kernels();
     PyObject *const module = PyModule_Create(&MODULE);
 #ifdef Py_GIL_DISABLED

@@ -40,7 +40,11 @@ def library() -> Path:
         "-lc10",
     ]
     framework = f"torch {torch.__version__} ({sys.implementation.cache_tag})"
-    return adapter_compiler.load(SOURCE, framework, arguments).path
+    try:
+        # PyTorch's parallel loops are inline functions, written with OpenMP.
+        return adapter_compiler.load(SOURCE, framework, ["-fopenmp", *arguments]).path
+    except adapter_compiler.CompileError:
+        return adapter_compiler.load(SOURCE, framework, arguments).path
 
 
 def load() -> Any:

@@ -43,7 +43,7 @@ def call(
     else:
         y, moments = ops.batch_norm_train(x, *fused)
     if running_mean is not None and running_var is not None:
-        count = x.numel() // max(x.shape[1], 1)
+        count = ops.values_per_channel(x)
         ops.update_running_stats_(running_mean, running_var, moments, count, momentum)
     result: torch.Tensor = y
     return result

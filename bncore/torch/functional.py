@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -124,7 +123,7 @@ def normalized(
     else:
         y, moments = transforms.train(x, *fused)
         if running_mean is not None:
-            count = math.prod(x.shape[2:]) * x.shape[0]
+            count = ops.values_per_channel(x)
             ops.update_op(running_mean, running_var, moments, count, momentum)
     if batches is not None:
         batches.add_(1)
@@ -152,7 +151,7 @@ def check(
     ops.checked(x)
     channels = x.shape[1] if x.dim() > 1 else 0
     if training:
-        if alone and math.prod(x.shape[:1] + x.shape[2:]) == 1:
+        if alone and ops.values_per_channel(x) == 1:
             raise ValueError(
                 f"Expected more than 1 value per channel when training, got input size {x.size()}"
             )

@@ -121,8 +121,7 @@ def slope_of(y: torch.Tensor, activation: str | None, slope: float) -> torch.Ten
 
 def count(x: torch.Tensor) -> int:
     """Return the number of values per channel; 1 where there is none, to divide by."""
-    values: int = x.numel() // max(x.shape[1], 1)
-    return max(values, 1)
+    return max(ops.values_per_channel(x), 1)
 
 
 def projection(

@@ -3,6 +3,9 @@
 #define BNCORE_TORCH_KERNELS_H
 
 #include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <string>
 #include <string_view>
 #include <tuple>
 #include <vector>
@@ -94,6 +97,50 @@ void check_like(const char *name, const Tensor &given, const Tensor &x)
                      ", got ", given.scalar_type());
 }
 
+/* ---- threads ---- */
+
+/* PyTorch's own parallel loop: the threads that just ran a convolution run this too. Each takes one stretch of
+ * neighbouring tasks, the same one in every call. A call inside a parallel region runs on its own thread. */
+void torch_parallel_for(void *, int64_t tasks, int32_t, void (*task)(void *, int64_t), void *arg)
+{
+    at::parallel_for(0, tasks, 1, [task, arg](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; i++) task(arg, i);
+    });
+}
+
+constexpr bncore_executor TORCH_EXECUTOR{torch_parallel_for, nullptr};
+
+/* Who runs the loops of every call; NULL is the library's executor, of this copy of the library. */
+std::atomic<const bncore_executor *> executor{nullptr};
+
+/* "torch", or a name that bncore_executor_choose knows; "" is what BNCORE_EXECUTOR says, else the default. */
+bool choose_executor(const std::string &name)
+{
+#ifdef INTRA_OP_PARALLEL
+    const char *asked = std::getenv("BNCORE_EXECUTOR");
+    if (name == "torch" || (name.empty() && !(asked && *asked))) {
+        executor = &TORCH_EXECUTOR;
+        return true;
+    }
+#endif
+    if (name.empty() ? bncore_executor_init() != BNCORE_OK
+                     : bncore_executor_choose(name.c_str()) != BNCORE_OK)
+        return false;
+    executor = nullptr;
+    return true;
+}
+
+/* A forked child has none of PyTorch's threads, and waits for them forever; the library makes new ones. */
+const bncore_executor *executor_of_a_call()
+{
+    return bncore_in_forked_child() ? nullptr : executor.load(std::memory_order_relaxed);
+}
+
+std::string executor_name()
+{
+    return executor.load() ? "torch" : bncore_executor_name();
+}
+
 /* A dense x as the C library has it, and what is fused; the problem points into this struct. */
 struct Call {
     bncore_problem problem{};
@@ -105,20 +152,26 @@ struct Call {
         TORCH_CHECK_NOT_IMPLEMENTED(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
                                     "\"batch_norm\" not implemented for '", x.scalar_type(), "'");
         TORCH_CHECK_VALUE(x.dim() >= 2, "x: expected at least 2 dimensions, got ", x.dim());
-        /* What comes before the channels in memory is outer, what comes after them inner. */
-        int64_t outer = 1;
+        /* The sizes of all axes: those that are slower in memory than the channels, the channels,
+         * and the rest. The order within each group changes no product. */
+        c10::SmallVector<int64_t, 8> sizes, faster;
         for (int64_t d = 0; d < x.dim(); d++) {
-            const bool before = x.is_contiguous() ? d == 0
+            const bool slower = x.is_contiguous() ? d == 0
                                 : d == 0          ? x.stride(0) >= x.stride(1)
                                                   : x.stride(d) > x.stride(1);
-            if (d != 1 && before) outer *= x.size(d);
+            if (d != 1) (slower ? sizes : faster).push_back(x.size(d));
         }
-        const int64_t channels = x.size(1), rows = outer * channels;
+        const int at = static_cast<int>(sizes.size());
+        sizes.push_back(x.size(1));
+        sizes.append(faster.begin(), faster.end());
+        int64_t canonical[3];
+        bncore_canonical(sizes.data(), static_cast<int>(x.dim()), at, at + 1, canonical);
         bncore_problem_init(&problem,
-                            x.scalar_type() == at::kFloat ? BNCORE_FLOAT32 : BNCORE_FLOAT64, outer,
-                            channels, rows ? x.numel() / rows : 0);
+                            x.scalar_type() == at::kFloat ? BNCORE_FLOAT32 : BNCORE_FLOAT64,
+                            canonical[0], canonical[1], canonical[2]);
         problem.eps = fused.eps;
         problem.n_threads = at::get_num_threads();
+        problem.executor = executor_of_a_call();
         fusion.activation = fused.activation;
         fusion.slope = fused.slope;
         if (given && given->defined()) {

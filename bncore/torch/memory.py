@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from bncore.arguments import scalars
-from bncore.runtime import buffer_pool as pool
+from bncore.runtime import buffer_pool
 from bncore.torch import compiled
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
@@ -40,7 +40,7 @@ def _find_madvise() -> Callable[[int, int, int], int] | None:
 
 
 _madvise = _find_madvise()
-_pool: pool.Pool | None = None  # where the compiled part, which has its own, is missing
+_pool: buffer_pool.Pool | None = None  # where the compiled part, which has its own, is missing
 
 
 def array(tensor: torch.Tensor) -> Array:
@@ -63,7 +63,7 @@ def output(x: torch.Tensor) -> torch.Tensor:
         made: torch.Tensor = compiled.adapter.output(x)
         return made
     if _pool is not None:
-        pooled = pool.output(array(x), _pool)
+        pooled = buffer_pool.output(array(x), _pool)
         if pooled is not None and (new := torch.from_numpy(pooled)).stride() == x.stride():
             return new
     new = torch.empty_like(x)
@@ -109,7 +109,7 @@ def set_buffer_pool(max_bytes: SupportsIndex) -> None:
     if compiled.adapter is not None:
         compiled.adapter.set_pool(bound)
         return
-    before, _pool = _pool, pool.Pool(bound) if bound else None
+    before, _pool = _pool, buffer_pool.Pool(bound) if bound else None
     if before is not None:
         before.close()
 

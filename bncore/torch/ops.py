@@ -18,6 +18,7 @@ import torch
 from torch.autograd import forward_ad
 
 import bncore
+from bncore.arguments.layout import canonical
 from bncore.statistics import Moments, trusted_moments
 from bncore.torch import compiled
 from bncore.torch.memory import array, in_order_of, optional, output
@@ -59,6 +60,12 @@ def checked(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
+def values_per_channel(x: torch.Tensor) -> int:
+    """Return how many values each channel of x has."""
+    shape = canonical(x.shape, 1, 2)
+    return shape.outer * shape.inner
+
+
 def scalar_type(tensor: torch.Tensor) -> str:
     """Return the name of a dtype as PyTorch's messages have it, such as Half."""
     kind: str = tensor.type()
@@ -68,7 +75,7 @@ def scalar_type(tensor: torch.Tensor) -> str:
 def as_moments(x: torch.Tensor, moments: torch.Tensor) -> Moments:
     """Return x's moments as bncore has them."""
     mean, m2 = array(moments)
-    return trusted_moments(x.numel() // x.shape[1] if x.numel() else 0, mean, m2)
+    return trusted_moments(values_per_channel(x) if x.numel() else 0, mean, m2)
 
 
 def as_tensor(moments: Moments) -> torch.Tensor:

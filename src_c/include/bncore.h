@@ -43,7 +43,8 @@ typedef enum bncore_status {
     BNCORE_ERROR_SCRATCH, /* scratch is smaller than bncore_scratch_size() says */
     BNCORE_ERROR_MEMORY,  /* no memory for scratch */
     BNCORE_ERROR_ISA,     /* no such instruction set, or this processor lacks it */
-    BNCORE_ERROR_FUSION /* activation is not of bncore_activation, or the leaky slope leaves dtype's range */
+    BNCORE_ERROR_FUSION, /* activation is not of bncore_activation, or the leaky slope leaves dtype's range */
+    BNCORE_ERROR_EXECUTOR /* no executor of this name, or it is not built in */
 } bncore_status;
 
 /* A host's own parallel-for: call task(arg, i) once for each i in [0, tasks), in any order and on
@@ -91,6 +92,15 @@ typedef struct bncore_problem {
  * operation would say of it. */
 BNCORE_API bncore_status bncore_problem_init(bncore_problem *problem, bncore_dtype dtype,
                                              int64_t outer, int64_t channels, int64_t inner);
+
+/* The outer, channels and inner of a contiguous array, in this order, from the sizes of its axes, slowest in memory
+ * first. The channels are the axes from `start` up to, but not including, `stop`. Nothing is checked. */
+static inline void bncore_canonical(const int64_t *sizes, int rank, int start, int stop,
+                                    int64_t canonical[3])
+{
+    canonical[0] = canonical[1] = canonical[2] = 1;
+    for (int i = 0; i < rank; i++) canonical[(i >= start) + (i >= stop)] *= sizes[i];
+}
 
 /* Bytes of scratch that any of the operations below needs: at most 64 partial results per channel where inner >= 16
  * (2 KiB). Else as many per column, of which a channel has inner, or up to 240 where channels * inner <= 256 and rows
@@ -149,7 +159,32 @@ BNCORE_API const char *bncore_isa_available(int i);
 BNCORE_API bncore_status bncore_isa_set(const char *name);
 BNCORE_API bncore_status bncore_isa_init(void);
 
-/* The executor of every call whose problem names none. NULL, as at the start: OpenMP where it was built in, else serial.
+/* Who runs the parallel loops: the problem's executor; else the host's that is set for the process; else the default.
+ *
+ * The default has a name: "own", the library's own worker threads, which is the first choice; "openmp", where it was
+ * built in; "serial", the calling thread alone. Choose it by name; NULL or "" is the first choice. May be called at any
+ * time, from any thread: each parallel loop takes what is chosen when it begins. The environment variable
+ * BNCORE_EXECUTOR does the same before the first operation: bncore_executor_init() reports its errors. Calls return
+ * BNCORE_ERROR_EXECUTOR while it names something else. */
+BNCORE_API bncore_status bncore_executor_choose(const char *name);
+BNCORE_API bncore_status bncore_executor_init(void);
+
+/* The name of the default in use (NULL while BNCORE_EXECUTOR is wrong), and of the i-th that there is (NULL past the
+ * last). */
+BNCORE_API const char *bncore_executor_name(void);
+BNCORE_API const char *bncore_executor_available(int i);
+
+/* The most threads that the default executor uses for a call, whatever its problem says; 0, as at the start: no
+ * limit of this kind. BNCORE_ERROR_THREADS, and nothing changes, where it is below 0. */
+BNCORE_API bncore_status bncore_max_threads_set(int32_t threads);
+BNCORE_API int32_t bncore_max_threads(void);
+
+/* How many worker threads the library has created. They are created when a call first needs them, and sleep between
+ * calls; their names are bncore-1, bncore-2, ... They end when the library is unloaded or the process exits. A forked
+ * child has none, and creates its own. */
+BNCORE_API int bncore_workers(void);
+
+/* The host's executor of every call whose problem names none; NULL, as at the start: the default one.
  * The struct is not copied: it stays valid and unchanged until another one is set and the calls that began before have
  * returned. May be called at any time, from any thread: each parallel loop takes the one that is set when it begins.
  * BNCORE_ERROR_NULL, and nothing changes, where it has no parallel_for. A forked child starts with none. */
@@ -160,7 +195,7 @@ BNCORE_API const bncore_executor *bncore_executor_now(void);
 BNCORE_API int bncore_openmp_max_threads(void);
 BNCORE_API int bncore_has_openmp(void);
 
-/* Whether this process is a forked child, where the default is to run serially: the parent's threads are not there. */
+/* Whether this process is a forked child. OpenMP, if chosen, runs serially there: its threads were the parent's. */
 BNCORE_API int bncore_in_forked_child(void);
 
 #ifdef __cplusplus

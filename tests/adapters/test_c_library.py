@@ -12,11 +12,10 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from test_build import COMPILER, ENVIRONMENT, builds
-from test_embedding import expected, setup_constant
-from test_habits import ROOT
 
 import bncore
+from checkout import COMPILER, ENVIRONMENT, ROOT, builds
+from embed_example import expected, setup_constant
 from installed import CMAKE, Wheel, exported, follow, installed_by_cmake, installed_wheel, run
 
 pytestmark = [
@@ -299,7 +298,7 @@ def test_cmake_refuses_to_build_nothing(tmp_path):
     assert "expected at least one ON, got both OFF" in done.stderr
 
 
-@pytest.mark.parametrize("source", ["kernels.c", "cut.c"])
+@pytest.mark.parametrize("source", ["kernels/kernels.c", "schedule.c"])
 def test_fast_math_is_refused(source):
     command = [COMPILER, "-std=c11", "-ffast-math", "-DBNCORE_ISA_NAME=baseline", "-fsyntax-only"]
     done = subprocess.run(

@@ -9,9 +9,9 @@ import threading
 
 import numpy as np
 import pytest
-from test_habits import ROOT
 
 import bncore
+from checkout import ROOT
 from processes import exit_code_of_child
 from variants import FOUND
 
@@ -36,7 +36,7 @@ def test_the_example_of_the_documentation_runs():
 
 
 def test_every_function_of_the_header_has_a_capsule():
-    header = (ROOT / "src_c" / "bncore.h").read_text()
+    header = (ROOT / "src_c" / "include" / "bncore.h").read_text()
     names = re.findall(r"^BNCORE_API .*?(bncore_\w+)\(", header, re.MULTILINE)
     assert set(names) == set(bncore.get_capsules())
 

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import ast
 import platform
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-import bncore
 from checkout import ROOT, blocks_of_the_readme
-
-
-def setup_constant(name: str) -> list[str]:
-    """Read a list of setup.py, which cannot be imported without running it."""
-    for node in ast.parse((ROOT / "setup.py").read_text()).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
-            return ast.literal_eval(node.value)
-    raise AssertionError(f"setup.py has no {name}")
+from embed_example import expected, setup_constant
 
 
 def test_the_commands_name_what_setup_builds():
@@ -31,7 +21,9 @@ def test_the_commands_name_what_setup_builds():
     for flag in setup_constant("FLAGS") + setup_constant("OPTIONAL_FLAGS"):
         assert flag in commands or flag == "-fvisibility=hidden"  # for a module alone
     levels = re.findall(
-        r'^BNCORE_ISA\((\w+), "(.*?)"', (ROOT / "src_c" / "isa.def").read_text(), re.MULTILINE
+        r'^BNCORE_ISA\((\w+), "(.*?)"',
+        (ROOT / "src_c" / "kernels" / "isa.def").read_text(),
+        re.MULTILINE,
     )
     assert [name for name, _ in levels] == re.findall(r"BNCORE_ISA_NAME=(\w+)", commands)
     for name, flags in levels:
@@ -62,16 +54,6 @@ def run(command: str, folder: Path) -> str:
     return done.stdout
 
 
-def expected() -> str:
-    x = (np.arange(60) ** 2 % 17).astype(np.float32).reshape(4, 3, 5)
-    y, moments = bncore.batch_norm_train(x, np.array([1.0, 2.0, 3.0]), np.array([0.0, 10.0, 20.0]))
-    return "".join(
-        f"channel {c}: mean {moments.mean[c]:.17g}, variance {moments.var()[c]:.17g}, "
-        f"first value {y[0, c, 0]:.9g}\n"
-        for c in range(3)
-    )
-
-
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the commands are for x86-64")
 def test_the_example_builds_and_runs(commands, tmp_path):
     run(commands, tmp_path)
@@ -81,6 +63,6 @@ def test_the_example_builds_and_runs(commands, tmp_path):
 def test_the_baseline_is_enough(commands, tmp_path):
     kept = [line for line in commands.splitlines() if "-march" not in line]
     one = "\n".join(kept).replace("avx512.o avx2.o ", "").replace("-fopenmp", "-fopenmp-simd")
-    without = "-DBNCORE_WITHOUT_avx512 -DBNCORE_WITHOUT_avx2 -Isrc_c"
-    run(one.replace("-Isrc_c", without), tmp_path)
+    without = "-DBNCORE_WITHOUT_avx512 -DBNCORE_WITHOUT_avx2 -Isrc_c/include"
+    run(one.replace("-Isrc_c/include", without), tmp_path)
     assert run("./embed_example", tmp_path) == expected()

@@ -12,6 +12,7 @@ import pytest
 
 import variants
 from bncore import adapter_cache
+from processes import python
 
 if "native" not in variants.FOUND.names():
     pytest.skip("bncore.jax needs the C library", allow_module_level=True)
@@ -108,3 +109,26 @@ def test_a_call_in_a_shard_map_sees_its_part():
     sharded, by_hand = (np.array(line.split(), float) for line in done.stdout.splitlines())
     assert abs(sharded[0]) > 1
     np.testing.assert_allclose(sharded, by_hand, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are listed as Linux lists them")
+@pytest.mark.parametrize(("asked", "expected"), [("", False), ("own", True), ("serial", False)])
+def test_the_environment_chooses_the_executor(asked, expected):
+    """The library's own workers have a name. Without BNCORE_EXECUTOR there are none."""
+    script = """
+        import time
+        from pathlib import Path
+        import numpy as np
+        import bncore.jax
+        x = np.ones((8, 16, 64, 64), np.float32)
+        def workers():
+            names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+            return any(name.startswith("bncore-") for name in names)
+        end = time.monotonic() + 30
+        calls = 0
+        while calls < 20 or (not workers() and EXPECTED and time.monotonic() < end):
+            bncore.jax.batch_norm_train(x)[0].block_until_ready()
+            calls += 1
+        print(workers())
+    """.replace("EXPECTED", str(expected))
+    assert python(script, BNCORE_EXECUTOR=asked) == str(expected)

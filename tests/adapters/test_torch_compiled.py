@@ -11,6 +11,7 @@ import torch
 
 import bncore.torch
 from bncore.torch import compiled
+from processes import exit_code_of_child, python
 
 pytestmark = pytest.mark.needs_torch
 
@@ -110,3 +111,77 @@ def test_memory_for_results_after_a_fork():
         finally:
             os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+EXECUTORS = ("torch", "own", "openmp", "serial")
+NEEDS_ADAPTER = pytest.mark.skipif(
+    compiled.adapter is None, reason="the compiled part of bncore.torch is missing"
+)
+
+
+def results(name: str) -> list[bytes]:
+    """Bytes of output and gradients of a call that is large enough for three threads."""
+    compiled.adapter.set_executor(name)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(8, 16, 48, 48, generator=generator, requires_grad=True)
+    layer = bncore.torch.BatchNorm2d(16)
+    y = layer(x)
+    y.square().sum().backward()
+    return [t.detach().numpy().tobytes() for t in (y, x.grad, layer.weight.grad, layer.bias.grad)]
+
+
+@NEEDS_ADAPTER
+def test_every_executor_gives_the_same_bits():
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = results("serial")
+        torch.set_num_threads(3)
+        for name in EXECUTORS:
+            try:
+                assert compiled.adapter.set_executor(name) == name
+            except ValueError:  # built without OpenMP
+                assert name in ("torch", "openmp")
+                continue
+            assert results(name) == expected, name
+    finally:
+        torch.set_num_threads(threads)
+        compiled.adapter.set_executor("")
+
+
+@NEEDS_ADAPTER
+def test_another_executor_is_refused():
+    with pytest.raises(
+        ValueError, match=r"^executor: expected torch, own, openmp or serial, got 'x'"
+    ):
+        compiled.adapter.set_executor("x")
+
+
+@NEEDS_ADAPTER
+@pytest.mark.parametrize(("asked", "expected"), [("", "torch"), ("own", "own"), ("serial",) * 2])
+def test_the_environment_chooses_the_executor(asked, expected):
+    script = """
+        from bncore.torch import compiled
+        print(compiled.adapter.set_executor(""))
+    """
+    assert python(script, BNCORE_EXECUTOR=asked) == expected
+
+
+@NEEDS_ADAPTER
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*fork:RuntimeWarning")
+def test_a_forked_child_computes_on_other_threads_than_pytorchs():
+    """PyTorch's threads are not there: its own parallel loops wait for them forever."""
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        x = torch.randn(8, 16, 48, 48, generator=torch.Generator().manual_seed(0))
+        expected = bncore.torch.BatchNorm2d(16)(x).detach().numpy().tobytes()
+
+        def child() -> int:
+            y = bncore.torch.BatchNorm2d(16)(x)
+            return 0 if y.detach().numpy().tobytes() == expected else 1
+
+        assert exit_code_of_child(child) == 0
+    finally:
+        torch.set_num_threads(threads)

@@ -12,6 +12,7 @@ import pytest
 
 import bncore
 from bncore.arguments import problem
+from bncore.arguments.arrays import plain_array
 
 SHAPE = (4, 3, 5)
 
@@ -181,7 +182,7 @@ def test_nothing_is_copied(make):
     tensor = make(x)
     theirs = np.from_dlpack(tensor)
     assert np.shares_memory(problem.Problem(tensor, 1).x, theirs)
-    assert np.shares_memory(problem.plain_array("weight", tensor), theirs)
+    assert np.shares_memory(plain_array("weight", tensor), theirs)
 
 
 def test_another_memory_order_is_not_copied_either():

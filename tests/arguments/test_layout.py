@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bncore.arguments import layout as placement
+from bncore.arguments import layout
 from views import in_memory_order, numbered, views
 
 
@@ -18,12 +18,12 @@ def test_an_overlap_that_is_too_hard_to_tell_counts(monkeypatch):
         raise np.exceptions.TooHardError
 
     monkeypatch.setattr(np, "shares_memory", too_hard)
-    assert placement.share_memory(numbered((2,)), numbered((2,)))
+    assert layout.share_memory(numbered((2,)), numbered((2,)))
 
 
 @given(views())
 def test_the_memory_order_is_the_one_that_numpy_keeps(array):
-    order = placement.memory_order(array)
+    order = layout.memory_order(array)
     like = np.empty_like(array, order="K", subok=False)
     assert like.transpose(order).flags.c_contiguous
 
@@ -31,20 +31,20 @@ def test_the_memory_order_is_the_one_that_numpy_keeps(array):
 @given(views(), st.data())
 def test_a_block_has_the_values_and_is_a_copy_only_where_it_must_be(array, data):
     order = tuple(data.draw(st.permutations(range(array.ndim))))
-    block = placement.block(array, order)
-    assert placement.readable(block) and np.array_equal(block, array.transpose(order))
+    block = layout.block(array, order)
+    assert layout.readable(block) and np.array_equal(block, array.transpose(order))
     if array.size:
-        assert np.shares_memory(block, array) == placement.readable(array.transpose(order))
+        assert np.shares_memory(block, array) == layout.readable(array.transpose(order))
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
 def test_elements_are_the_same_where_address_shape_and_steps_are(order):
     array = in_memory_order(numbered((2, 3, 4)), order)
-    assert placement.same_elements(array, array[...])
-    assert not placement.same_elements(array, array.copy(order="K"))
-    assert not placement.same_elements(array, array[:, ::-1])
-    assert not placement.same_elements(array[:1], array[:, :1])
-    assert placement.same_elements(array[:1], array[:1][::-1]), "no step is taken along an axis"
+    assert layout.same_elements(array, array[...])
+    assert not layout.same_elements(array, array.copy(order="K"))
+    assert not layout.same_elements(array, array[:, ::-1])
+    assert not layout.same_elements(array[:1], array[:, :1])
+    assert layout.same_elements(array[:1], array[:1][::-1]), "no step is taken along an axis"
 
 
 @pytest.mark.parametrize(
@@ -64,4 +64,4 @@ def test_elements_are_the_same_where_address_shape_and_steps_are(order):
 def test_elements_that_meet(shape, strides, meets):
     memory = np.zeros(100)[50:]
     array = np.lib.stride_tricks.as_strided(memory, shape, strides)
-    assert placement.meets_itself(array) == meets
+    assert layout.meets_itself(array) == meets

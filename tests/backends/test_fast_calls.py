@@ -5,6 +5,7 @@ Results are the same either way, so that only this file sees when the short way 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ import arrays
 import bncore
 import variants
 from bncore import backends
+from bncore.backends.contract import FastPath
 from operations import ALL, BACKWARD, FUSED, WRITING, Case, Fusion, differences, run_all
 
 pytestmark = pytest.mark.skipif(
@@ -29,28 +31,33 @@ WITH_MOMENTS = {"train_backward", "normalize", "grad_sums", "grad_input"}
 
 @pytest.fixture
 def taken(monkeypatch):
-    """For each call of a short way by name, whether it did the work."""
+    """For each fast function by name, whether it did the work of each of its calls."""
     seen: dict[str, list[bool]] = {}
     with bncore.use_backend("native"):
         active = backends.current()
-        for name in ALL:
-            seen[name] = []
-            short = variants.watched(getattr(active, f"fast_{name}"), seen[name])
-            monkeypatch.setattr(active, f"fast_{name}", short)
-        yield seen
+        monkeypatch.setattr(active, "fast", variants.watched_fast_path(active.fast, seen))
+        yield {name: seen[f"fast_{name}"] for name in ALL}
 
 
 @pytest.fixture
 def long_way(monkeypatch):
-    """A native backend without short ways."""
+    """A native backend without its fast path."""
 
     def call(function: Callable, *arguments, **options):
         with bncore.use_backend("native"), monkeypatch.context() as patch:
-            for name in ALL:
-                patch.setattr(backends.current(), f"fast_{name}", None)
+            patch.setattr(backends.current(), "fast", None)
             return function(*arguments, **options)
 
     return call
+
+
+def test_the_fast_functions_have_the_contracts_arguments():
+    native = backends.native_module()
+    for name in variants.FAST:
+        _, *expected = inspect.signature(getattr(FastPath, name)).parameters
+        given = inspect.signature(getattr(native, name)).parameters
+        assert [argument.rstrip("_") for argument in given] == expected, name
+    assert set(variants.FAST) == {name for name in dir(native) if name.startswith("fast_")}
 
 
 def channels_last(x: np.ndarray) -> np.ndarray:

@@ -22,11 +22,11 @@ def read_only(a: np.ndarray) -> np.ndarray:
 @pytest.fixture
 def moved(monkeypatch):
     """For each update of running statistics, whether the short way did the work."""
-    calls: list[bool] = []
+    calls: dict[str, list[bool]] = {}
     with bncore.use_backend("native"):
         active = backends.current()
-        monkeypatch.setattr(active, "fast_running", variants.watched(active.fast_running, calls))
-        yield calls
+        monkeypatch.setattr(active, "fast", variants.watched_fast_path(active.fast, calls))
+        yield calls["fast_running"]
 
 
 def update(mean, var, moments, **options) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ import arrays
 import bncore
 import tolerances
 from arrays import LAYOUTS
-from bncore.functions.sample_groups import Grouping
+from bncore.functions.sample_groups import SampleGroups
 from differences import stencil_difference
 from group_norm_formula import assert_as, formula
 
@@ -143,7 +143,7 @@ def test_stencil_differences(rng, groups):
 def test_no_copy_where_samples_follow_one_another(rng, order):
     inverse = np.argsort(order)
     x = rng.standard_normal([(3, 4, 5, 6)[i] for i in order]).transpose(inverse)
-    g = Grouping(x, 1, 2)
+    g = SampleGroups(x, 1, 2)
     for part in g:
         assert np.shares_memory(part.by_channel(g.problem.x), x)
         assert np.shares_memory(part.by_group(g.problem.x), x)

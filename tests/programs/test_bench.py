@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +23,7 @@ from bncore.programs.bench import (
 from bncore.programs.bench.cases import Case
 from bncore.programs.bench.results import timed
 from bncore.programs.demo import formula
-from bncore.runtime import buffer_pool as pool
+from bncore.runtime import buffer_pool
 
 TINY = Case("train", (2, 3, 4, 4))
 FIRST, LAST = cases.LAYOUTS
@@ -150,9 +152,11 @@ def test_the_pool_is_on_for_calls_that_return_from_it():
         for output, is_on in (("pooled", True), ("returned", False), ("pooled", True)):
             call = native.call(replace(case, output=output), p)
             call()
-            assert (pool.current is not None) is is_on
-            assert (pool.current is not None and pool.current.idle_bytes() > p.x.nbytes) is is_on
-    assert pool.current is None
+            assert (buffer_pool.current is not None) is is_on
+            assert (
+                buffer_pool.current is not None and buffer_pool.current.idle_bytes() > p.x.nbytes
+            ) is is_on
+    assert buffer_pool.current is None
 
 
 @pytest.mark.parametrize("operation", cases.FUSED)
@@ -220,7 +224,8 @@ def test_share_of_the_limit():
 
 
 def test_streams_take_any_size_and_check_themselves(monkeypatch):
-    streams = pytest.importorskip("bncore.programs.bench.streams", reason="Numba is not installed")
+    from bncore.programs.bench import streams
+
     for size, threads in ((64, 1), (100_000, 2)):
         made = streams.Streams(size, threads)
         assert made.x.nbytes >= size
@@ -233,8 +238,19 @@ def test_streams_take_any_size_and_check_themselves(monkeypatch):
         return np.float32(0.0)
 
     monkeypatch.setitem(streams.FORMS, "copy", (nothing,))
+    monkeypatch.setattr(streams, "PARALLEL", {"read": (), "copy": ()})
     with pytest.raises(AssertionError, match="streaming copy is wrong"):
         streams.Streams(64, 1)
+
+
+def test_streams_need_no_numba():
+    code = (
+        "import sys; sys.modules['numba'] = None; "
+        "from bncore.programs.bench import streams; "
+        "made = streams.Streams(100_000, 2); print(made.call['read']() == made.values)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
 
 
 def test_caches_are_read(tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from checkout import COMPILER, ENVIRONMENT, ROOT, executable
+from checkout import COMPILER, ENVIRONMENT, ROOT, builds, executable
 
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
@@ -40,9 +40,30 @@ def make(checkout: Path, *arguments: str, **variables: str) -> subprocess.Comple
     )
 
 
+def test_numpy_is_the_only_requirement(tmp_path):
+    """The metadata of a wheel, as pip asks setuptools for them; no module is compiled."""
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "bncore").mkdir()
+    shutil.copy(ROOT / "bncore" / "__init__.py", tmp_path / "bncore")
+    code = "from setuptools import build_meta; build_meta.prepare_metadata_for_build_wheel('made')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=ENVIRONMENT | {"BNCORE_SKIP_NATIVE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (file,) = (tmp_path / "made").glob("*.dist-info/METADATA")
+    required = re.findall(r"^Requires-Dist: (.*)$", file.read_text(), re.M)
+    assert [line for line in required if "extra ==" not in line] == ["numpy>=2.0"]
+    assert 'numba>=0.60; extra == "numba"' in required
+
+
 @needs_make
 def test_a_build_that_failed_is_tried_again(checkout):
-    stale = checkout / "bncore" / "backends" / "native.old.so"
+    stale = checkout / "bncore" / "backends" / "native" / "binding.old.so"
     stale.touch()
     for _ in range(2):
         done = make(checkout, "build")
@@ -105,18 +126,6 @@ def test_what_an_earlier_build_left_is_not_installed_without_native(checkout):
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="there is no C compiler")
 
 
-def builds() -> bool:
-    """Whether this environment has what pyproject.toml demands of one that builds the package."""
-    for name, least in (("setuptools", 77), ("cython", 3)):
-        try:
-            found = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            return False
-        if int(found.partition(".")[0]) < least:
-            return False
-    return True
-
-
 needs_builder = pytest.mark.skipif(
     not builds(), reason="setuptools or Cython is not installed, or too old to build the package"
 )
@@ -162,8 +171,8 @@ def test_an_instruction_set_that_does_not_compile_is_left_out(tmp_path, cases):
     assert "bncore: this compiler does not know avx2, which is left out" in done.stderr
     code = (
         "from importlib import machinery, util\n"
-        f"loader = machinery.ExtensionFileLoader('native', {str(built)!r})\n"
-        "native = util.module_from_spec(util.spec_from_loader('native', loader))\n"
+        f"loader = machinery.ExtensionFileLoader('binding', {str(built)!r})\n"
+        "native = util.module_from_spec(util.spec_from_loader('binding', loader))\n"
         "loader.exec_module(native)\n"
         "print(*native.available_isas())"
     )
@@ -187,7 +196,9 @@ def test_an_optional_flag_that_the_compiler_does_not_know_is_left_out(tmp_path):
 
 def test_processor_features_have_names_that_every_compiler_knows():
     """Those of GCC 11 and clang 14, which refuse others where they compile dispatch.c."""
-    sources = "".join((ROOT / "src_c" / name).read_text() for name in ("isa.def", "dispatch.c"))
+    sources = "".join(
+        (ROOT / "src_c" / name).read_text() for name in ("kernels/isa.def", "dispatch.c")
+    )
     known = {"avx2", "fma", "bmi", "bmi2"} | {f"avx512{x}" for x in ("f", "bw", "cd", "dq", "vl")}
     assert set(re.findall(r'HAS\("(.*?)"\)', sources)) == known
 
@@ -213,7 +224,7 @@ def test_a_build_that_failed_installs_no_older_binary(tmp_path):
             ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "__pycache__")
         )
     compiler = executable(tmp_path / "cc", "exit 1")
-    output = tmp_path / "lib" / "bncore" / "backends"
+    output = tmp_path / "lib" / "bncore" / "backends" / "native"
     output.mkdir(parents=True)
     suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
     (output / f"native{suffix}").touch()
@@ -227,5 +238,5 @@ def test_a_build_that_failed_installs_no_older_binary(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "the native extension was not built" in done.stderr
-    assert (output / "contract.py").exists()
+    assert (output.parent / "contract.py").exists()
     assert list(output.glob("binding*.so")) == []

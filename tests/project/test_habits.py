@@ -41,6 +41,37 @@ def test_links_lead_somewhere(page):
             assert (page.parent / target).exists(), target
 
 
+def test_the_tour_names_files_and_folders_that_exist():
+    page = (ROOT / "docs" / "tour.md").read_text()
+    named = re.findall(r"`([\w/]+(?:\.(?:py|pyx|pxi|pxd|pyi|c|h|cpp|def)|/))`", page)
+    assert len(named) > 50
+    there = (
+        {
+            path.relative_to(ROOT).as_posix() + ("/" if path.is_dir() else "")
+            for folder in ("bncore", "src_c", "tests")
+            for path in (ROOT / folder).rglob("*")
+        }
+        | {f"{folder}/" for folder in ("bncore", "src_c", "tests")}
+        | {"setup.py"}
+    )
+    missing = [name for name in named if not any(f"/{path}".endswith(f"/{name}") for path in there)]
+    assert not missing
+
+
+def test_source_files_stay_below_400_lines():
+    kinds = (".py", ".pyx", ".pxi", ".pxd", ".pyi", ".c", ".h", ".cpp", ".def")
+    sources = [ROOT / "setup.py", ROOT / "Makefile"]
+    for folder in ("bncore", "src_c", "benchmarks"):
+        sources += [path for path in (ROOT / folder).rglob("*") if path.suffix in kinds]
+    generated = ROOT / "bncore" / "backends" / "native" / "binding.c"
+    long = {
+        path.relative_to(ROOT).as_posix(): lines
+        for path in sources
+        if path != generated and (lines := len(path.read_text().splitlines())) > 400
+    }
+    assert not long
+
+
 def test_the_header_has_the_version_of_the_package():
     header = (ROOT / "src_c" / "include" / "bncore.h").read_text()
     assert re.findall(r'#define BNCORE_VERSION "(.*?)"', header) == [bncore.__version__]

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import bncore
-from bncore.runtime import buffer_pool as pool
+import calls
+from bncore.runtime import buffer_pool
 
 LARGE = (4, 64, 64, 64)  # 4 MiB of float32
 
@@ -42,39 +43,42 @@ def test_memory_is_used_again(backend, rng):
     assert np.array_equal(y, expected)
 
 
-FUNCTIONS = {
-    "train": lambda x, m: bncore.batch_norm_train(x)[0],
-    "train_backward": lambda x, m: bncore.batch_norm_train_backward(x, x, m)[0],
-    "infer": lambda x, m: bncore.batch_norm_infer(x, m.mean, m.var()),
-    "infer_backward": lambda x, m: bncore.batch_norm_infer_backward(x, x, m.mean, m.var())[0],
-    "normalize": lambda x, m: bncore.normalize(x, m),
-    "grad_input": lambda x, m: bncore.grad_input(x, x, m, bncore.grad_sums(x, x, m)),
-}
+SHAPE = (4, 66, 32, 32)  # a little more than 1 MiB of float32, and groups of 22 channels
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_every_function_and_layout(name, dtype, rng):
-    """From the pool: the same values, dtype and memory order as without, in native byte order."""
-    plain = large(rng, dtype)
-    layouts = [
+def layouts_of(plain: np.ndarray) -> list[np.ndarray]:
+    """The same values in other memory orders, with gaps, backwards and in foreign byte order."""
+    return [
         plain,
         np.moveaxis(plain, 1, -1).copy().transpose(0, 3, 1, 2),
         plain.copy(order="F"),
-        plain[:, ::-1],
-        np.broadcast_to(plain[:1], plain.shape),
+        plain[:, ::-1].copy()[:, ::-1],
+        np.repeat(plain, 2, axis=-1)[..., ::2],
         plain.astype(plain.dtype.newbyteorder(">")),
     ]
-    for x in layouts:
-        moments = bncore.moments(x)
+
+
+@pytest.mark.parametrize("name", calls.NORMALIZING)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_every_function_and_layout(name, dtype):
+    """From the pool: the same values, dtype and memory order as without, in native byte order."""
+    call = calls.NORMALIZING[name]
+    good = call.arguments(SHAPE, dtype)
+    for x in layouts_of(good["x"]):
+        arguments = good | {"x": x}
         bncore.set_buffer_pool(None)
-        expected = FUNCTIONS[name](x, moments)
+        expected = call.output(call(arguments))
         bncore.set_buffer_pool(1 << 26)
-        got = FUNCTIONS[name](x, moments)
-        assert not got.flags.owndata
+        got = call.output(call(arguments))
+        assert buffer_pool.state()["idle_bytes"] == 0
         assert got.strides == expected.strides
         assert got.dtype == expected.dtype
         assert np.array_equal(got, expected)
+        size = got.nbytes
+        del got
+        assert size <= buffer_pool.state()["idle_bytes"] <= size + 4096
+        place = call.output(call(arguments)).ctypes.data  # its block is free again
+        assert call.output(call(arguments)).ctypes.data == place
 
 
 def test_a_view_keeps_the_memory(rng):
@@ -97,14 +101,14 @@ def test_the_bound_holds(rng):
     x = large(rng)
     bncore.set_buffer_pool(2 * x.nbytes + 4096)
     results = [bncore.batch_norm_train(x)[0] for _ in range(5)]
-    assert pool.state() == {"max_bytes": 2 * x.nbytes + 4096, "idle_bytes": 0}
+    assert buffer_pool.state() == {"max_bytes": 2 * x.nbytes + 4096, "idle_bytes": 0}
     del results
-    idle = pool.state()["idle_bytes"]
+    idle = buffer_pool.state()["idle_bytes"]
     assert 2 * x.nbytes <= idle <= 2 * x.nbytes + 4096
     bncore.set_buffer_pool(0)
     y, _ = bncore.batch_norm_train(x)
     del y
-    assert pool.state()["idle_bytes"] == 0
+    assert buffer_pool.state()["idle_bytes"] == 0
 
 
 def test_the_oldest_block_goes_first(rng):
@@ -112,14 +116,14 @@ def test_the_oldest_block_goes_first(rng):
     bncore.set_buffer_pool(big.nbytes + 4096)
     bncore.batch_norm_train(small)
     bncore.batch_norm_train(big)
-    assert big.nbytes <= pool.state()["idle_bytes"] < big.nbytes + small.nbytes
+    assert big.nbytes <= buffer_pool.state()["idle_bytes"] < big.nbytes + small.nbytes
 
 
 @pytest.mark.parametrize("call", ["take", "give", "idle_bytes"])
 def test_the_bound_holds_for_what_comes_back_while_the_pool_is_busy(call, monkeypatch):
     """The garbage collector may give a block back in the middle of any call."""
-    busy = pool.Pool(0)
-    settle = pool.Pool._settle
+    busy = buffer_pool.Pool(0)
+    settle = buffer_pool.Pool._settle
     late = [np.empty(4096, np.uint8)]
 
     def interrupted(self) -> None:
@@ -127,7 +131,7 @@ def test_the_bound_holds_for_what_comes_back_while_the_pool_is_busy(call, monkey
         if late:
             self.give(late.pop())
 
-    monkeypatch.setattr(pool.Pool, "_settle", interrupted)
+    monkeypatch.setattr(buffer_pool.Pool, "_settle", interrupted)
     arguments = {"take": ((8,), np.dtype(float)), "give": (np.empty(8, np.uint8),)}
     kept = getattr(busy, call)(
         *arguments.get(call, ())
@@ -149,7 +153,7 @@ def test_small_arrays_given_outputs_and_bad_input_are_not_the_pools(rng):
 
 
 def test_without_a_pool_numpy_allocates(rng):
-    assert pool.state() is None
+    assert buffer_pool.state() is None
     assert bncore.batch_norm_infer(large(rng), np.zeros(64), np.ones(64)).base is None
 
 
@@ -157,7 +161,7 @@ def test_without_a_pool_numpy_allocates(rng):
 def test_bad_bounds(bad):
     with pytest.raises((TypeError, ValueError), match="max_bytes: expected an integer >= 0"):
         bncore.set_buffer_pool(bad)
-    assert pool.state() is None
+    assert buffer_pool.state() is None
 
 
 def test_threads_never_share_a_block(rng):
@@ -206,7 +210,7 @@ def test_arrays_outlive_the_pool_and_the_interpreter():
 def test_a_pool_that_was_replaced_keeps_nothing(rng):
     x = large(rng)
     bncore.set_buffer_pool(1 << 28)
-    old = pool.current
+    old = buffer_pool.current
     kept, gone = (bncore.batch_norm_train(x)[0] for _ in range(2))
     bncore.set_buffer_pool(None)
     del gone
@@ -214,15 +218,15 @@ def test_a_pool_that_was_replaced_keeps_nothing(rng):
     bncore.set_buffer_pool(1 << 28)
     del kept
     assert old.idle_bytes() == 0
-    assert pool.state()["idle_bytes"] == 0
+    assert buffer_pool.state()["idle_bytes"] == 0
 
 
 def test_a_call_while_the_lock_is_held_above_it_does_without(rng):
     """A finalizer that runs inside the pool and calls a function that wants memory of it."""
     x = large(rng)
     bncore.set_buffer_pool(1 << 26)
-    with pool.current._lock:
+    with buffer_pool.current._lock:
         y, _ = bncore.batch_norm_train(x)
-        assert pool.state()["idle_bytes"] == 0
+        assert buffer_pool.state()["idle_bytes"] == 0
         del y
-    assert pool.state()["idle_bytes"] >= x.nbytes
+    assert buffer_pool.state()["idle_bytes"] >= x.nbytes

@@ -12,6 +12,8 @@ import pytest
 import bncore
 from bncore import backends
 from bncore.runtime import config
+from processes import python
+from variants import FOUND
 
 
 def test_it_says_what_is_running(backend, capsys):
@@ -58,30 +60,68 @@ def test_it_says_what_is_missing(monkeypatch, capsys):
     assert line.startswith("  native  not available: the compiled extension was not built")
     assert "BNCORE_REQUIRE_NATIVE=1 pip install -v --force-reinstall --no-deps ." in line
     assert line.endswith("; BNCORE_ISA=avx2 is ignored")
-    assert "numba   not available: Numba is not installed" in printed
+    assert "numba   not installed (`pip install 'bncore[numba]'` installs it)" in printed
     assert "numba     not installed" in printed
 
 
-def test_it_says_how_native_spreads_its_work(monkeypatch, capsys):
-    class Native:
-        isa = staticmethod(lambda: "baseline")
-        available_isas = staticmethod(lambda: ("baseline",))
-        has_openmp = staticmethod(lambda: False)
-        omp_max_threads = staticmethod(lambda: 1)
-        in_forked_child = staticmethod(lambda: False)
+class Native:
+    """Stands in for the native module."""
 
-    monkeypatch.setattr(backends, "native_module", lambda: Native)
+    isa = staticmethod(lambda: "baseline")
+    available_isas = staticmethod(lambda: ("baseline",))
+    available_executors = staticmethod(lambda: ("own", "openmp", "serial"))
+    has_openmp = staticmethod(lambda: True)
+    max_threads = staticmethod(lambda: 0)
+
+    def __init__(self, executor, workers=0, openmp=1, forked=False):
+        self.executor = lambda: executor
+        self.workers = lambda: workers
+        self.omp_max_threads = lambda: openmp
+        self.in_forked_child = lambda: forked
+
+
+@pytest.mark.parametrize(("native", "asked", "expected"), [
+    (Native("own"), "", "own executor (default), 0 workers started"),
+    (Native("own", workers=1), "own", "own executor (BNCORE_EXECUTOR), 1 worker started"),
+    (Native("openmp"), "openmp", "openmp executor (BNCORE_EXECUTOR), at most 1 thread"),
+    (Native("openmp", openmp=3), "", "openmp executor (bncore_executor_choose), at most 3 threads"),
+    (Native("openmp", forked=True), "openmp",
+     "openmp executor (BNCORE_EXECUTOR), but one thread, since this is a forked child"),
+    (Native("serial"), "serial", "serial executor (BNCORE_EXECUTOR)"),
+])  # fmt: skip
+def test_it_says_how_native_spreads_its_work(monkeypatch, capsys, native, asked, expected):
+    monkeypatch.setenv("BNCORE_EXECUTOR", asked)
+    monkeypatch.setattr(backends, "native_module", lambda: native)
     bncore.show_config()
-    assert "native    baseline of baseline; no OpenMP" in capsys.readouterr().out
-    Native.has_openmp = staticmethod(lambda: True)
-    bncore.show_config()
-    assert "; OpenMP, at most 1 thread\n" in capsys.readouterr().out
-    Native.omp_max_threads = staticmethod(lambda: 3)
-    bncore.show_config()
-    assert "; OpenMP, at most 3 threads\n" in capsys.readouterr().out
-    Native.in_forked_child = staticmethod(lambda: True)
-    bncore.show_config()
-    assert "; OpenMP, but one thread, since this is a forked child\n" in capsys.readouterr().out
+    assert f"native    baseline of baseline; {expected}\n" in capsys.readouterr().out
+
+
+@pytest.mark.skipif("native" not in FOUND.names(), reason="the native extension is absent")
+@pytest.mark.parametrize("backend", ["", "native"])
+def test_a_bad_executor_is_named(backend):
+    script = """
+        try:
+            import bncore
+            bncore.get_num_threads()
+            bncore.mean_var([1.0, 2.0])
+        except Exception as error:
+            print(type(error).__name__, error, sep=": ")
+    """
+    said = python(script, BNCORE_EXECUTOR="threads", BNCORE_BACKEND=backend)
+    assert said.startswith("ValueError: BNCORE_EXECUTOR: expected one of own, ")
+    assert said.endswith(", got 'threads'")
+
+
+@pytest.mark.skipif("native" not in FOUND.names(), reason="the native extension is absent")
+def test_the_executor_comes_from_the_environment():
+    script = """
+        import bncore
+        native = bncore.show_config(mode="dicts")["native"]
+        print(native["executor"], native["executor_source"], bncore.get_num_threads())
+    """
+    assert python(script, BNCORE_NUM_THREADS="2") == "own default 2"
+    serial = python(script, BNCORE_NUM_THREADS="2", BNCORE_EXECUTOR="serial")
+    assert serial == "serial BNCORE_EXECUTOR 1"
 
 
 def test_type_checkers_know_which_mode_returns_what():

@@ -6,13 +6,14 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
 
 import bncore
-from bncore.runtime import buffer_pool as pool
-from bncore.runtime import threads
+from bncore.backends import native_module
+from bncore.runtime import buffer_pool, threads
 from processes import SECONDS, exit_code_of_child
 
 pytestmark = [
@@ -48,23 +49,23 @@ def test_a_child_of_a_moment_when_the_buffer_pool_was_locked(rng):
     bncore.set_buffer_pool(1 << 26)
     try:
         bncore.batch_norm_infer(x, np.zeros(64), np.ones(64))
-        idle = pool.state()["idle_bytes"]
+        idle = buffer_pool.state()["idle_bytes"]
         assert idle >= x.nbytes
         locked, enough = threading.Event(), threading.Event()
 
         def hold() -> None:
-            with pool.current._lock:
+            with buffer_pool.current._lock:
                 locked.set()
                 enough.wait(2 * SECONDS)
 
         def child() -> int:
-            if pool.state()["idle_bytes"] != 0:
+            if buffer_pool.state()["idle_bytes"] != 0:
                 return 1
             y = bncore.batch_norm_infer(x, np.zeros(64), np.ones(64), eps=0.0)
             if not np.array_equal(y, x):
                 return 2
             del y
-            return 0 if pool.state()["idle_bytes"] == idle else 4
+            return 0 if buffer_pool.state()["idle_bytes"] == idle else 4
 
         holder = threading.Thread(target=hold)
         holder.start()
@@ -74,27 +75,69 @@ def test_a_child_of_a_moment_when_the_buffer_pool_was_locked(rng):
         finally:
             enough.set()
             holder.join()
-        assert pool.state()["idle_bytes"] == idle  # the parent's is as it was
+        assert buffer_pool.state()["idle_bytes"] == idle  # the parent's is as it was
     finally:
         bncore.set_buffer_pool(None)
 
 
-def test_the_child_says_how_many_threads_it_has(backend):
-    """With OpenMP one, whatever is set; Numba makes new threads, and NumPy never had any."""
-    config = bncore.show_config(mode="dicts")
-    serial = backend.name == "native" and config["native"]["openmp"]
+def test_a_child_creates_workers_of_its_own(rng):
+    native = native_module()
+    if native is None or "own" not in native.available_executors():
+        pytest.skip("the native module is missing, or has no executor of its own")
+    x = rng.standard_normal((8, 64, 40, 40), dtype=np.float32)
+
+    def calls_until_there_are(workers: int) -> bool:
+        """On a busy machine calls may do without workers for a while."""
+        end = time.monotonic() + SECONDS / 2
+        while native.workers() < workers and time.monotonic() < end:
+            work(x)
+        return native.workers() >= workers
+
+    def child() -> int:
+        if native.workers() != 0:
+            return 1
+        return 0 if calls_until_there_are(3) and native.workers() == 3 else 2
+
+    before = native.executor()
+    native.set_executor("own")
+    try:
+        with bncore.use_backend("native"):
+            assert calls_until_there_are(3)
+            there = native.workers()
+            assert exit_code_of_child(child) == 0
+            assert native.workers() == there
+    finally:
+        native.set_executor(before)
+
+
+@pytest.mark.parametrize("executor", ["own", "openmp", "serial"])
+def test_the_child_says_how_many_threads_it_has(backend, executor):
+    """As many as the parent, but for OpenMP, whose threads do not outlive a fork."""
+    native = native_module()
+    if native is None or executor not in native.available_executors():
+        pytest.skip(f"{executor} is not built in")
+    parent = child_says = (3, "set_num_threads")
+    if backend.name == "native" and executor == "serial":
+        parent = child_says = (1, "serial executor")
+    if backend.name == "native" and executor == "openmp":
+        child_says = (1, "forked child")
+    before = native.executor()
+    native.set_executor(executor)
     bncore.set_num_threads(3)
 
     def child() -> int:
-        expected = (1, "forked child") if serial else (3, "set_num_threads")
         reported = bncore.show_config(mode="dicts")["threads"]
-        if tuple(reported.values()) != expected or bncore.get_num_threads() != expected[0]:
+        if tuple(reported.values()) != child_says or bncore.get_num_threads() != child_says[0]:
             return 1
         bncore.set_num_threads(None)
-        return 0 if (threads.in_force() == (1, "forked child")) == serial else 2
+        known = ((1, "forked child"), (1, "serial executor"))
+        return 0 if (threads.in_force() in known) == (child_says in known) else 2
 
-    assert exit_code_of_child(child) == 0
-    assert bncore.get_num_threads() == 3  # in the parent nothing has changed
+    try:
+        assert exit_code_of_child(child) == 0
+        assert threads.in_force() == parent  # in the parent nothing has changed
+    finally:
+        native.set_executor(before)
 
 
 def test_show_config_tells_a_child():

@@ -8,13 +8,14 @@ import os
 import pytest
 
 import bncore
+from bncore import backends
 from bncore.runtime import threads
 
 
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch):
     """Nothing set, nothing remembered, and nothing of it left afterwards."""
-    for name in ("_set", "_limit", "_openmp"):
+    for name in ("_set", "_unlimited", "_limit", "_openmp"):
         monkeypatch.setattr(threads, name, None)
     monkeypatch.setattr(threads, "_counted", -math.inf)
     monkeypatch.setattr(threads, "_least", (1, ""))
@@ -23,20 +24,34 @@ def _fresh(monkeypatch):
 
 
 class Native:
-    """Stands in for the native module."""
+    """Stands in for the native module; `openmp` is None where it was built without OpenMP."""
 
-    def __init__(self, openmp):
+    def __init__(self, openmp, executor="own"):
         self.openmp = openmp
+        self.name = executor
+        self.most = 0
+
+    def has_openmp(self):
+        return self.openmp is not None
 
     def omp_max_threads(self):
-        return self.openmp
+        return self.openmp or 1
+
+    def executor(self):
+        return self.name
+
+    def max_threads(self):
+        return self.most
+
+    def set_max_threads(self, threads):
+        self.most = threads
 
     def in_forked_child(self):
         return False
 
 
-def machine(monkeypatch, *, openmp=None, cpus=8, quota=None):
-    native = None if openmp is None else Native(openmp)
+def machine(monkeypatch, *, openmp=None, cpus=8, quota=None, native=None):
+    native = native or (None if openmp is None else Native(openmp))
     monkeypatch.setattr(threads, "native_module", lambda: native)
     monkeypatch.setattr(threads, "_cpus", lambda: cpus)
     monkeypatch.setattr(threads, "cgroup_cpus", lambda root, membership: quota)
@@ -63,6 +78,55 @@ def test_openmp_is_asked_every_time(monkeypatch):
     assert bncore.get_num_threads() == 4
     native.openmp = 1
     assert bncore.get_num_threads() == 1
+
+
+@pytest.mark.parametrize(("text", "expected"), [("3", (3, "OMP_NUM_THREADS")), ("", None)])
+def test_a_build_without_openmp_reads_its_variable_and_takes_all_processors(
+    monkeypatch, text, expected
+):
+    machine(monkeypatch, native=Native(None))
+    monkeypatch.setenv("OMP_NUM_THREADS", text)
+    assert threads.in_force() == (expected or (8, "CPU affinity"))
+
+
+def test_serial_is_one_thread(monkeypatch):
+    monkeypatch.setattr(threads, "current", lambda: backends.Active("native", None))
+    machine(monkeypatch, native=Native(4, "serial"))
+    bncore.set_num_threads(3)
+    assert threads.in_force() == (1, "serial executor")
+
+
+def test_a_limit_bounds_what_is_set_and_ends_with_the_number_before_it(monkeypatch):
+    native = machine(monkeypatch, openmp=6)
+    monkeypatch.setattr(threads, "current", lambda: backends.Active("native", None))
+    assert threads.before_a_limit() == 6
+    native.openmp = 1  # threadpoolctl limits OpenMP's runtime, too, maybe before this one
+    threads.limit(1)
+    assert native.most == 1
+    native.openmp = 6
+    threads.limit(2)
+    assert threads.in_force() == (2, "threadpoolctl")
+    assert threads.before_a_limit() == 2
+    bncore.set_num_threads(5)
+    assert threads.in_force() == (2, "threadpoolctl")
+    threads.limit(6)
+    assert native.most == 0
+    assert threads.in_force() == (5, "set_num_threads")
+    with pytest.raises(ValueError, match=r"^n: expected an integer >= 1, got 0"):
+        threads.limit(0)
+
+
+def test_another_backend_is_not_limited(monkeypatch):
+    machine(monkeypatch, openmp=6)
+    threads.limit(2)
+    monkeypatch.setattr(threads, "current", lambda: backends.Active("numpy", None))
+    assert threads.in_force() == (6, "OpenMP")
+
+
+def test_without_the_native_module_there_is_nothing_to_limit(monkeypatch):
+    machine(monkeypatch, cpus=4)
+    threads.limit(1)
+    assert threads.in_force() == (4, "CPU affinity")
 
 
 def test_the_cpus_are_counted_again(monkeypatch):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,26 +16,10 @@ import threadpoolctl
 import bncore
 import operations
 import variants
+from processes import python
 
 NAMES = sorted(variants.FOUND.names())
 NATIVE = pytest.mark.skipif("native" not in NAMES, reason="the native extension is absent")
-
-
-def python(script: str, **environment: str) -> str:
-    """What a fresh process prints; no thread setting is inherited."""
-    inherited = {
-        name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")
-    }
-    run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        env={**inherited, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    return run.stdout.strip()
 
 
 def test_set_and_get():
@@ -196,13 +178,39 @@ def test_the_gil_is_released(backend, rng):
 
 
 @NATIVE
-def test_threadpoolctl_sees_and_limits_openmp():
+def test_a_limit_of_openmp_counts_whichever_executor_runs():
+    """Programs have long limited bncore through OpenMP's runtime."""
     if not bncore.show_config(mode="dicts")["native"]["openmp"]:
         pytest.skip("built without OpenMP")
     assert any(info["user_api"] == "openmp" for info in threadpoolctl.threadpool_info())
+    before = bncore.get_num_threads()
     with threadpoolctl.threadpool_limits(1, user_api="openmp"):
         assert bncore.get_num_threads() == 1
-    before = bncore.get_num_threads()
-    with threadpoolctl.threadpool_limits(1):
-        assert bncore.get_num_threads() == 1
     assert bncore.get_num_threads() == before
+
+
+SUBINTERPRETER = """
+    import sys
+    import {interpreters} as interpreters
+    import numpy as np
+    import bncore
+    x = np.ones((8, 64, 64, 64), np.float32)
+    expected = bncore.batch_norm_train(x, n_threads=2)[0].tobytes()
+    other = interpreters.create()
+    program = "import numpy, bncore; bncore.moments(numpy.ones((8, 64, 64, 64)), n_threads=2)"
+    try:
+        error = interpreters.run_string(other, program)
+    except BaseException as raised:
+        error = raised
+    said = "" if error is None else str(error)
+    interpreters.destroy(other)
+    assert bncore.batch_norm_train(x, n_threads=2)[0].tobytes() == expected
+    print("works" if not said else "refused" if "ImportError" in said else said)
+"""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_subinterpreter_works_or_is_refused():
+    """The extension module may refuse it, as NumPy's does; nothing crashes or hangs."""
+    name = "_xxsubinterpreters" if sys.version_info < (3, 13) else "_interpreters"
+    assert python(SUBINTERPRETER.format(interpreters=name)) in ("works", "refused")

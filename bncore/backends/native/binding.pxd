@@ -43,6 +43,13 @@ cdef const char *bncore_isa() noexcept nogil
 cdef const char *bncore_isa_available(int i) noexcept nogil
 cdef bncore_status bncore_isa_set(const char *name) noexcept nogil
 cdef bncore_status bncore_isa_init() noexcept nogil
+cdef bncore_status bncore_executor_choose(const char *name) noexcept nogil
+cdef bncore_status bncore_executor_init() noexcept nogil
+cdef const char *bncore_executor_name() noexcept nogil
+cdef const char *bncore_executor_available(int i) noexcept nogil
+cdef bncore_status bncore_max_threads_set(int32_t threads) noexcept nogil
+cdef int32_t bncore_max_threads() noexcept nogil
+cdef int bncore_workers() noexcept nogil
 cdef bncore_status bncore_executor_set(const bncore_executor *executor) noexcept nogil
 cdef const bncore_executor *bncore_executor_now() noexcept nogil
 cdef int bncore_openmp_max_threads() noexcept nogil

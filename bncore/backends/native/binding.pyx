@@ -1,8 +1,9 @@
-# cython: language_level=3, freethreading_compatible=True, boundscheck=False, wraparound=False, cdivision=True, embedsignature=False
-"""The C core as a backend: the functions of `contract.py`, and the small-call paths.
+# cython: language_level=3, freethreading_compatible=True, boundscheck=False, wraparound=False, cdivision=True
+# cython: embedsignature=False
+"""The C core as a backend: the functions of `contract.py`, and the fast path.
 
-The contract's functions take canonical arrays and hand over their pointers, the GIL released. The small-call
-paths (fast_*) take a caller's own arguments; they stand in the files fast_*.pxi.
+The contract's functions take canonical arrays and hand over their pointers, the GIL released. The fast
+path (fast_*) takes a caller's own arguments; they stand in the files fast_*.pxi.
 """
 
 import os
@@ -61,6 +62,51 @@ if bncore_isa_init() != BNCORE_OK:
         f"BNCORE_ISA: expected one of {', '.join(available_isas())} on this processor, "
         f"got {os.environ.get('BNCORE_ISA')!r}"
     )
+
+
+# ---- who runs parallel loops ----
+
+def executor():
+    """The name of the default executor."""
+    return bncore_executor_name().decode()
+
+
+def available_executors():
+    names = []
+    while bncore_executor_available(<int>len(names)) != NULL:
+        names.append(bncore_executor_available(<int>len(names)).decode())
+    return tuple(names)
+
+
+def set_executor(executor_name):
+    """Choose the default executor by name; "" for the first choice."""
+    if bncore_executor_choose(str(executor_name).encode()) != BNCORE_OK:
+        raise ValueError(
+            f"executor: expected one of {', '.join(available_executors())}, got {executor_name!r}"
+        )
+
+
+if bncore_executor_init() != BNCORE_OK:
+    raise ImportError(
+        f"BNCORE_EXECUTOR: expected one of {', '.join(available_executors())}, "
+        f"got {os.environ.get('BNCORE_EXECUTOR')!r}"
+    )
+
+
+def workers():
+    """How many worker threads the library has created."""
+    return bncore_workers()
+
+
+def max_threads():
+    """The most threads that the default executor uses for a call; 0: no limit."""
+    return bncore_max_threads()
+
+
+def set_max_threads(int threads):
+    """Limit the threads of the default executor; 0 for no limit."""
+    if bncore_max_threads_set(threads) != BNCORE_OK:
+        raise ValueError(f"threads: expected an integer >= 0, got {threads}")
 
 
 def has_openmp():
@@ -198,7 +244,7 @@ def infer_backward(cnp.ndarray dx, cnp.ndarray sum_dy, cnp.ndarray sum_dy_xhat, 
     _check(status)
 
 
-# ---- the small-call paths ----
+# ---- the fast path ----
 
 include "fast_arguments.pxi"
 include "fast_calls.pxi"

@@ -22,6 +22,7 @@ cdef extern from "bncore.h" nogil:
         BNCORE_ERROR_MEMORY
         BNCORE_ERROR_ISA
         BNCORE_ERROR_FUSION
+        BNCORE_ERROR_EXECUTOR
 
     ctypedef enum bncore_activation:
         BNCORE_NO_ACTIVATION
@@ -56,6 +57,7 @@ cdef extern from "bncore.h" nogil:
 
     bncore_status bncore_problem_init(bncore_problem *problem, bncore_dtype dtype, int64_t outer,
                                       int64_t channels, int64_t inner)
+    void bncore_canonical(const int64_t *sizes, int rank, int start, int stop, int64_t *canonical)
     size_t bncore_scratch_size(const bncore_problem *problem)
     bncore_status bncore_moments(const bncore_problem *problem, double *mean, double *m2,
                                  const void *x)
@@ -84,6 +86,13 @@ cdef extern from "bncore.h" nogil:
     const char *bncore_isa_available(int i)
     bncore_status bncore_isa_set(const char *name)
     bncore_status bncore_isa_init()
+    bncore_status bncore_executor_choose(const char *name)
+    bncore_status bncore_executor_init()
+    const char *bncore_executor_name()
+    const char *bncore_executor_available(int i)
+    bncore_status bncore_max_threads_set(int32_t threads)
+    int32_t bncore_max_threads()
+    int bncore_workers()
     bncore_status bncore_executor_set(const bncore_executor *executor)
     const bncore_executor *bncore_executor_now()
     int bncore_openmp_max_threads()

@@ -71,6 +71,27 @@ cdef bncore_status bncore_isa_set(const char *name) noexcept nogil:
 cdef bncore_status bncore_isa_init() noexcept nogil:
     return c_bncore.bncore_isa_init()
 
+cdef bncore_status bncore_executor_choose(const char *name) noexcept nogil:
+    return c_bncore.bncore_executor_choose(name)
+
+cdef bncore_status bncore_executor_init() noexcept nogil:
+    return c_bncore.bncore_executor_init()
+
+cdef const char *bncore_executor_name() noexcept nogil:
+    return c_bncore.bncore_executor_name()
+
+cdef const char *bncore_executor_available(int i) noexcept nogil:
+    return c_bncore.bncore_executor_available(i)
+
+cdef bncore_status bncore_max_threads_set(int32_t threads) noexcept nogil:
+    return c_bncore.bncore_max_threads_set(threads)
+
+cdef int32_t bncore_max_threads() noexcept nogil:
+    return c_bncore.bncore_max_threads()
+
+cdef int bncore_workers() noexcept nogil:
+    return c_bncore.bncore_workers()
+
 cdef bncore_status bncore_executor_set(const bncore_executor *executor) noexcept nogil:
     return c_bncore.bncore_executor_set(executor)
 

@@ -1,8 +1,9 @@
-# What the small-call paths (fast_calls.pxi, fast_steps.pxi) take for canonical: an exact, aligned, native-endian
+# What the fast path (fast_calls.pxi, fast_steps.pxi) takes for canonical: an exact, aligned, native-endian
 # ndarray of float32 or float64, contiguous in C order or channels-last; an exact int or float.
 #
-# No rule is explained here: what is refused goes to bncore.arguments.problem, which repairs or explains. The functions are
-# noexcept because they only look (types, sizes, addresses): nothing in them raises, and their callers need no check.
+# No rule is explained here: bncore.arguments repairs an argument that is refused here, or explains what is wrong. The
+# functions are noexcept because they only look (types, sizes, addresses): nothing in them raises, and their callers need
+# no check.
 
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from cpython.long cimport PyLong_AsLongAndOverflow, PyLong_CheckExact
@@ -10,6 +11,8 @@ from libc.float cimport DBL_MAX, FLT_MAX
 from libc.math cimport isfinite
 from libc.stdint cimport int64_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
+
+from bncore.backends.native.c_bncore cimport bncore_canonical
 
 cdef extern from "numpy/arrayobject.h":
     cnp.ndarray PyArray_NewLikeArray(cnp.ndarray like, cnp.NPY_ORDER order, void *dtype, int subok)
@@ -88,27 +91,29 @@ cdef bint _split(Call *call, cnp.ndarray x, uint64_t kept, int n_threads) noexce
     """Fill call->problem from x; False where it is empty or the axes kept, a bit each, do not lie together in order."""
     cdef int rank = cnp.PyArray_NDIM(x)
     cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(x)
-    cdef int64_t sizes[3]  # outer, channels, inner
-    cdef int i, at, last = -1, part = 0
+    cdef int64_t sizes[64]  # of the axes in memory order; NumPy has no more
+    cdef int64_t canonical[3]
+    cdef int i, at, last = -1, start = rank, stop = rank
+    cdef bint ended = False  # whether an axis that is not kept follows those that are
     call.channels_last = not cnp.PyArray_IS_C_CONTIGUOUS(x)
     if call.channels_last and (rank < 2 or not _is_channels_last(x, rank)):
         return False
-    sizes[0] = sizes[1] = sizes[2] = 1
     for i in range(rank):
         at = i
         if call.channels_last and i > 0:
             at = i + 1 if i < rank - 1 else 1
+        sizes[i] = shape[at]
         if kept >> at & 1:
-            if part == 2 or at < last:
+            if ended or at < last:
                 return False
-            part, last = 1, at
-        elif part == 1 and shape[at] != 1:
-            part = 2
-        sizes[part] *= shape[at]
-    if sizes[0] * sizes[2] < 1 or sizes[1] < 1:
+            start, stop, last = min(start, i), i + 1, at
+        elif start < rank and shape[at] != 1:
+            ended = True
+    bncore_canonical(sizes, rank, start, stop, canonical)
+    if canonical[0] * canonical[2] < 1 or canonical[1] < 1:
         return False
     bncore_problem_init(&call.problem, BNCORE_FLOAT32 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT else BNCORE_FLOAT64,
-                        sizes[0], sizes[1], sizes[2])
+                        canonical[0], canonical[1], canonical[2])
     call.problem.n_threads = n_threads
     call.x = cnp.PyArray_DATA(x)
     call.many = NULL

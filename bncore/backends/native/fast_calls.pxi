@@ -1,4 +1,4 @@
-# The small-call paths of batch_norm_*. binding.pyx includes them: a module of its own would need a second copy of the C
+# The fast path of batch_norm_*. binding.pyx includes them: a module of its own would need a second copy of the C
 # core, whose chosen kernels are state.
 #
 # Each function (fast_*, here and in fast_steps.pxi) takes a caller's own arguments and says None unless all of them

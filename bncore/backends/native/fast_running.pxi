@@ -1,4 +1,4 @@
-# The small-call path of update_running_stats; see fast_calls.pxi.
+# The fast path of update_running_stats; see fast_calls.pxi.
 
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from cpython.long cimport PyLong_AsLongAndOverflow, PyLong_CheckExact

@@ -1,4 +1,4 @@
-# The small-call paths of the parts (moments, normalize, grad_sums, grad_input) and of mean_var; see fast_calls.pxi.
+# The fast path of the steps (moments, normalize, grad_sums, grad_input) and of mean_var; see fast_calls.pxi.
 
 from libc.stdint cimport int64_t, uint64_t
 

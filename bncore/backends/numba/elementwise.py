@@ -1,199 +1,216 @@
-"""Elementwise loops of the Numba backend.
+"""The elementwise formulas of docs/numerics.md in plain loops, and their coefficients.
 
-Arithmetic is in the type of the data.  An output may be the very memory of an input: every value
-is read before it is written.  The last vector of a run ends with it and may overlap the one
-before; it is computed first and stored last.  Arrays of data are flat; ``begin`` and ``end``
-count their values.
-
-``line``: an output too large for the caches is streamed past them in whole vectors that start
-`line` values after its own start, or a multiple of LANES later; -1 where it is not.
+`sums.py` says what this text is, and what its kernels take.  Coefficients are computed in float64
+and rounded once, when they are stored: ``coefficients[k, channel]`` has the type that the
+arithmetic is done in.  An output may be the very memory of an input.
 """
 
 from __future__ import annotations
 
-from bncore.backends.numba.compile import jit
-from bncore.backends.numba.lanes import load, splat, store
-from bncore.backends.numba.stream import (
-    stream_grad_input,
-    stream_normalize,
-    stream_rows_grad_input,
-    stream_rows_normalize,
-)
-from bncore.backends.partition import LANES, Data
+from typing import Any
 
-ROW_TILE = 4  # rows at a time: their coefficients are loaded once
+from bncore.backends.numba.sums import inverse_std
+from bncore.backends.partition import Data, Stat
+
+PLAIN, RELU, LEAKY = 0, 1, 2  # the activation
+ADDED, BACKWARD = 1, 2  # what is given besides x, which stands for it if it is not: a residual, dy
 
 
-# Planes: one coefficient for a run of `inner` values
+# The formulas
 
 
-@jit
+def normalized(x: Any, hi: Any, scale: Any, shift: Any) -> Any:
+    """Compute y."""
+    return (x - hi) * scale + shift
+
+
+def gradient(dy: Any, x: Any, hi: Any, of_dy: Any, of_x: Any, shift: Any) -> Any:
+    """Compute dx (Ioffe & Szegedy 2015, section 3), sorted by what changes from value to value.
+
+    The common factor comes last: in one with the others, invstd squared would leave the range of
+    float32 for std beyond 1e19.
+    """
+    return ((dy + (x - hi) * of_x) + shift) * of_dy
+
+
+def activated(z: Any, value: Any, slope: Any, kind: int) -> Any:
+    """Take `value`, or what the activation leaves of it where z <= 0; `slope` is 0 for relu.
+
+    The comparison is false for NaN, which stays.
+    """
+    if kind == PLAIN or not z <= 0.0:
+        return value
+    return value * slope if kind == LEAKY else slope
+
+
+# Their coefficients; tasks are channels
+
+
+def normalize_coefficients(
+    first: int,
+    last: int,
+    coefficients: Data,
+    mean: Stat,
+    var: Stat,
+    weight: Stat,
+    bias: Stat,
+    eps: float,
+) -> None:
+    """Fill hi, scale and shift of `normalized`.
+
+    `hi` is the mean, rounded.  What the rounding lost moves into the shift, so that centering
+    comes before scaling and loses nothing.
+    """
+    hi, scale, shift = coefficients
+    for c in range(first, last):
+        hi[c] = mean[c]
+        scale[c] = weight[c] * inverse_std(var[c], eps)
+        lo = mean[c] - hi[c]
+        shift[c] = bias[c] if lo == 0.0 else bias[c] - lo * scale[c]
+
+
+def gradient_coefficients(
+    first: int,
+    last: int,
+    coefficients: Data,
+    mean: Stat,
+    var: Stat,
+    weight: Stat,
+    sum_dy: Stat,
+    sum_dy_xhat: Stat,
+    count: float,
+    eps: float,
+) -> None:
+    """Fill hi, of_dy, of_x and shift of `gradient`."""
+    hi, of_dy, of_x, shift = coefficients
+    for c in range(first, last):
+        invstd = inverse_std(var[c], eps)
+        constant = -(sum_dy[c] / count)
+        hi[c] = mean[c]
+        of_dy[c] = weight[c] * invstd
+        of_x[c] = -invstd * (sum_dy_xhat[c] / count)
+        lo = mean[c] - hi[c]
+        shift[c] = constant if lo == 0.0 else constant - lo * of_x[c]
+
+
+def scale_coefficients(
+    first: int, last: int, coefficients: Data, var: Stat, weight: Stat, eps: float
+) -> None:
+    """Fill those of dx = dy * scale, the gradient by x where the statistics are constants.
+
+    It is computed by `normalized` with hi = 0 and shift = -0, which change no value and no sign.
+    """
+    hi, scale, shift = coefficients
+    for c in range(first, last):
+        hi[c], scale[c], shift[c] = 0.0, weight[c] * inverse_std(var[c], eps), -0.0
+
+
+# Planes: a run of `inner` values of one channel; tasks are values
+
+
 def planes_normalize(
-    begin: int,
-    end: int,
-    y: Data,
-    x: Data,
-    hi: Data,
-    scale: Data,
-    shift: Data,
-    inner: int,
-    line: int,
+    first: int, last: int, y: Data, x: Data, coefficients: Data, inner: int
 ) -> None:
-    """Write y = (x - hi) * scale + shift."""
-    if line >= 0:
-        begin, end = stream_normalize(begin, end, y, x, hi, scale, shift, inner, line)
-    plane = begin // inner
-    while begin < end:
-        c = plane % len(hi)
-        stop = min((plane + 1) * inner, end)
-        last = stop - LANES
-        if last >= begin:
-            center, factor, offset = splat(hi[c]), splat(scale[c]), splat(shift[c])
-            end_of_run = (load(x, last) - center) * factor + offset
-            for i in range(begin, last, LANES):
-                store(y, i, (load(x, i) - center) * factor + offset)
-            store(y, last, end_of_run)
-        else:
-            for i in range(begin, stop):
-                y[i] = (x[i] - hi[c]) * scale[c] + shift[c]
-        begin = stop
-        plane += 1
+    """Write y of `normalized`."""
+    while first < last:
+        stop = min((first // inner + 1) * inner, last)
+        hi, scale, shift = coefficients[:, first // inner % coefficients.shape[1]]
+        out, values = y[first:stop], x[first:stop]
+        for i in range(len(out)):
+            out[i] = normalized(values[i], hi, scale, shift)
+        first = stop
 
 
-@jit
 def planes_grad_input(
-    begin: int,
-    end: int,
-    dx: Data,
+    first: int, last: int, dx: Data, dy: Data, x: Data, coefficients: Data, inner: int
+) -> None:
+    """Write dx of `gradient`."""
+    while first < last:
+        stop = min((first // inner + 1) * inner, last)
+        hi, of_dy, of_x, shift = coefficients[:, first // inner % coefficients.shape[1]]
+        out, grads, values = dx[first:stop], dy[first:stop], x[first:stop]
+        for i in range(len(out)):
+            out[i] = gradient(grads[i], values[i], hi, of_dy, of_x, shift)
+        first = stop
+
+
+def planes_activate(
+    first: int,
+    last: int,
+    out: Data,
     dy: Data,
     x: Data,
-    hi: Data,
-    of_dy: Data,
-    of_x: Data,
-    shift: Data,
+    residual: Data,
+    coefficients: Data,
+    slope: Any,
+    kind: int,
+    given: int,
     inner: int,
-    line: int,
 ) -> None:
-    """Write dx = ((dy + (x - hi) * of_x) + shift) * of_dy."""
-    if line >= 0:
-        begin, end = stream_grad_input(begin, end, dx, dy, x, hi, of_dy, of_x, shift, inner, line)
-    plane = begin // inner
-    while begin < end:
-        c = plane % len(hi)
-        stop = min((plane + 1) * inner, end)
-        last = stop - LANES
-        if last >= begin:
-            center, offset = splat(hi[c]), splat(shift[c])
-            factor_dy, factor_x = splat(of_dy[c]), splat(of_x[c])
-            from_x = (load(x, last) - center) * factor_x
-            end_of_run = ((load(dy, last) + from_x) + offset) * factor_dy
-            for i in range(begin, last, LANES):
-                from_x = (load(x, i) - center) * factor_x
-                store(dx, i, ((load(dy, i) + from_x) + offset) * factor_dy)
-            store(dx, last, end_of_run)
-        else:
-            for i in range(begin, stop):
-                dx[i] = ((dy[i] + (x[i] - hi[c]) * of_x[c]) + shift[c]) * of_dy[c]
-        begin = stop
-        plane += 1
+    """Write y + residual, activated; or, given dy, dy by the sign of that sum."""
+    while first < last:
+        stop = min((first // inner + 1) * inner, last)
+        hi, scale, shift = coefficients[:, first // inner % coefficients.shape[1]]
+        to, grads, values, added = (
+            out[first:stop],
+            dy[first:stop],
+            x[first:stop],
+            residual[first:stop],
+        )
+        for i in range(len(to)):
+            z = normalized(values[i], hi, scale, shift)
+            if given & ADDED:
+                z = z + added[i]
+            to[i] = activated(z, grads[i] if given & BACKWARD else z, slope, kind)
+        first = stop
 
 
-@jit
-def planes_scale(begin: int, end: int, dx: Data, dy: Data, of_dy: Data, inner: int) -> None:
-    """Write dx = dy * of_dy."""
-    plane = begin // inner
-    while begin < end:
-        c = plane % len(of_dy)
-        stop = min((plane + 1) * inner, end)
-        last = stop - LANES
-        if last >= begin:
-            factor = splat(of_dy[c])
-            end_of_run = load(dy, last) * factor
-            for i in range(begin, last, LANES):
-                store(dx, i, load(dy, i) * factor)
-            store(dx, last, end_of_run)
-        else:
-            for i in range(begin, stop):
-                dx[i] = dy[i] * of_dy[c]
-        begin = stop
-        plane += 1
+# Rows: coefficients repeated to the width of a row; tasks are rows, the last one may be short
 
 
-# Rows: coefficients repeated to the width of a row; begin and end count rows, the last is short
+def rows_normalize(first: int, last: int, y: Data, x: Data, coefficients: Data) -> None:
+    """Write y of `normalized`."""
+    hi, scale, shift = coefficients
+    for left in range(first * len(hi), min(last * len(hi), len(x)), len(hi)):
+        out, values = y[left : left + len(hi)], x[left : left + len(hi)]
+        for j in range(len(out)):
+            out[j] = normalized(values[j], hi[j], scale[j], shift[j])
 
 
-@jit
-def rows_normalize(
-    begin: int, end: int, y: Data, x: Data, hi: Data, scale: Data, shift: Data, line: int
-) -> None:
-    """Write y = (x - hi) * scale + shift."""
-    if line >= 0:
-        width = len(hi) - LANES
-        stop = min(end * width, len(x))
-        stream_rows_normalize(begin * width, stop, y, x, hi, scale, shift, line)
-        return
-    width = len(hi)
-    tiled = min(end, len(x) // width)  # up to it ROW_TILE rows at a time
-    tiled -= (tiled - begin) % ROW_TILE
-    whole = width - width % LANES
-    for left in range(begin * width, tiled * width, ROW_TILE * width):
-        for j in range(0, whole, LANES):
-            center, factor, offset = load(hi, j), load(scale, j), load(shift, j)
-            for i in range(left + j, left + j + ROW_TILE * width, width):
-                store(y, i, (load(x, i) - center) * factor + offset)
-        for j in range(whole, width):
-            for i in range(left + j, left + j + ROW_TILE * width, width):
-                y[i] = (x[i] - hi[j]) * scale[j] + shift[j]
-    for left in range(tiled * width, min(end * width, len(x)), width):
-        columns = min(width, len(x) - left)
-        whole = columns - columns % LANES
-        for j in range(0, whole, LANES):
-            i = left + j
-            store(y, i, (load(x, i) - load(hi, j)) * load(scale, j) + load(shift, j))
-        for j in range(whole, columns):
-            y[left + j] = (x[left + j] - hi[j]) * scale[j] + shift[j]
+def rows_grad_input(first: int, last: int, dx: Data, dy: Data, x: Data, coefficients: Data) -> None:
+    """Write dx of `gradient`."""
+    hi, of_dy, of_x, shift = coefficients
+    for left in range(first * len(hi), min(last * len(hi), len(x)), len(hi)):
+        right = left + len(hi)
+        out, grads, values = dx[left:right], dy[left:right], x[left:right]
+        for j in range(len(out)):
+            out[j] = gradient(grads[j], values[j], hi[j], of_dy[j], of_x[j], shift[j])
 
 
-@jit
-def rows_grad_input(
-    begin: int,
-    end: int,
-    dx: Data,
+def rows_activate(
+    first: int,
+    last: int,
+    out: Data,
     dy: Data,
     x: Data,
-    hi: Data,
-    of_dy: Data,
-    of_x: Data,
-    shift: Data,
-    line: int,
+    residual: Data,
+    coefficients: Data,
+    slope: Any,
+    kind: int,
+    given: int,
 ) -> None:
-    """Write dx = ((dy + (x - hi) * of_x) + shift) * of_dy."""
-    if line >= 0:
-        width = len(hi) - LANES
-        stop = min(end * width, len(x))
-        stream_rows_grad_input(begin * width, stop, dx, dy, x, hi, of_dy, of_x, shift, line)
-        return
-    width = len(hi)
-    for left in range(begin * width, min(end * width, len(x)), width):
-        columns = min(width, len(x) - left)
-        whole = columns - columns % LANES
-        for j in range(0, whole, LANES):
-            i = left + j
-            from_x = (load(x, i) - load(hi, j)) * load(of_x, j)
-            store(dx, i, ((load(dy, i) + from_x) + load(shift, j)) * load(of_dy, j))
-        for j in range(whole, columns):
-            i = left + j
-            dx[i] = ((dy[i] + (x[i] - hi[j]) * of_x[j]) + shift[j]) * of_dy[j]
-
-
-@jit
-def rows_scale(begin: int, end: int, dx: Data, dy: Data, of_dy: Data) -> None:
-    """Write dx = dy * of_dy."""
-    width = len(of_dy)
-    for left in range(begin * width, min(end * width, len(dy)), width):
-        columns = min(width, len(dy) - left)
-        whole = columns - columns % LANES
-        for j in range(0, whole, LANES):
-            store(dx, left + j, load(dy, left + j) * load(of_dy, j))
-        for j in range(whole, columns):
-            dx[left + j] = dy[left + j] * of_dy[j]
+    """Do as `planes_activate`."""
+    hi, scale, shift = coefficients
+    for left in range(first * len(hi), min(last * len(hi), len(x)), len(hi)):
+        right = left + len(hi)
+        to, grads, values, added = (
+            out[left:right],
+            dy[left:right],
+            x[left:right],
+            residual[left:right],
+        )
+        for j in range(len(to)):
+            z = normalized(values[j], hi[j], scale[j], shift[j])
+            if given & ADDED:
+                z = z + added[j]
+            to[j] = activated(z, grads[j] if given & BACKWARD else z, slope, kind)

@@ -1,6 +1,6 @@
-"""Spreads the tasks of a Numba kernel over threads.
+"""Spread the tasks of a compiled kernel over threads.
 
-The kernels hold no lock, so ordinary threads do.  They live in one pool, made on first use; a
+The kernels hold no lock, so ordinary threads do.  One pool has them, which is made on first use; a
 forked child, which inherits none of them, makes its own.
 """
 
@@ -40,17 +40,14 @@ class _Writable:
 
     def __init__(self, array: npt.NDArray[Any]) -> None:
         self._array = array
-        self.__array_interface__ = {
-            **array.__array_interface__,
-            "data": (array.ctypes.data, False),
-        }
+        memory = {"data": (array.ctypes.data, False)}
+        self.__array_interface__ = array.__array_interface__ | memory
 
 
 def one_type(argument: Any) -> Any:
-    """Return a read-only array as a writable one, which shares its memory; all else as it is.
+    """Return a read-only array as a writable one of the same memory; all else as it is.
 
-    To Numba these are two types, and it compiles for every mix of them.  Kernels write to
-    nothing but outputs, and those are writable as they come.
+    To Numba these are two types, and it compiles for every mix of them.
     """
     if isinstance(argument, np.ndarray) and not argument.flags.writeable:
         return np.asarray(_Writable(argument))

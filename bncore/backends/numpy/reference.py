@@ -1,7 +1,7 @@
 """The algorithm in NumPy: the readable twin of the compiled kernels, and the last fallback.
 
 It gives the same bits as they do, because it does the same operations in the same order: the sums
-are in `numpy_statistics`, the shape's geometry and the coefficients in `partition`.
+are in `statistics.py`, the shape's geometry is in `partition.py`.
 
 No temporary grows with x, but for the masked gradient of a fused backward with no place for it:
 work is done on tiles of at most about `TILE` values.  `n_threads` is accepted and not used.  NaN
@@ -33,9 +33,6 @@ from bncore.backends.partition import (
     Rows,
     Stat,
     geometry,
-    gradient_coefficients,
-    inverse_std,
-    normalize_coefficients,
     unfused_gradient,
 )
 
@@ -74,6 +71,59 @@ def tile_slices(outer: int, channels: int, inner: int) -> Iterator[tuple[slice, 
         for c in range(0, channels, c_step):
             for i in range(0, inner, i_step):
                 yield slice(o, o + o_step), slice(c, c + c_step), slice(i, i + i_step)
+
+
+# The coefficients of the elementwise formulas are computed in float64; assigning them to an array
+# of the storage type rounds them once.
+
+
+def inverse_std(var: Stat, eps: float) -> Stat:
+    """Compute ``1 / sqrt(var + eps)`` in float64."""
+    return 1.0 / np.sqrt(var + eps)
+
+
+def normalize_coefficients(
+    x: Data, mean: Stat, var: Stat, weight: Stat | None, bias: Stat | None, eps: float
+) -> tuple[Data, Data, Data]:
+    """Give hi, scale and shift of ``y = (x - hi) * scale + shift``.
+
+    `hi` is the mean rounded to the storage type; what the rounding lost, times the scale, moves
+    into the shift, so that centering comes before scaling and loses nothing.
+    """
+    hi, scale, shift = np.empty((3, len(mean)), x.dtype)
+    constant = np.zeros_like(mean) if bias is None else bias
+    invstd = inverse_std(var, eps)
+    hi[:] = mean
+    scale[:] = invstd if weight is None else weight * invstd
+    lo = mean - hi
+    shift[:] = np.where(lo == 0.0, constant, constant - lo * scale)
+    return hi, scale, shift
+
+
+def gradient_coefficients(
+    hi: Data,
+    of_dy: Data,
+    of_x: Data,
+    shift: Data,
+    mean: Stat,
+    invstd: Stat,
+    weight: Stat,
+    sum_dy: Stat,
+    sum_dy_xhat: Stat,
+    count: float,
+) -> None:
+    """Fill the coefficients of ``dx = ((dy + (x - hi) * of_x) + shift) * of_dy``.
+
+    This is ``weight * invstd * (dy - sum_dy / n - xhat * sum_dy_xhat / n)`` (Ioffe & Szegedy
+    2015, section 3) sorted by what changes from value to value. The common factor comes last: in
+    one with the others, invstd squared would leave the range of float32 for std beyond 1e19.
+    """
+    c = -(sum_dy / count)
+    hi[:] = mean
+    of_dy[:] = weight * invstd
+    of_x[:] = -invstd * (sum_dy_xhat / count)
+    lo = mean - hi
+    shift[:] = np.where(lo == 0.0, c, c - lo * of_x)
 
 
 # The operations: outputs, then inputs, then parameters, as in every backend.
@@ -147,14 +197,11 @@ def normalize(
     """Write ``y = weight * (x - mean) / sqrt(var + eps) + bias``."""
     if x.size == 0:
         return
-    hi, sc, shift = np.empty((3, len(mean)), x.dtype)
-    weight = np.ones_like(mean) if weight is None else weight
-    bias = np.zeros_like(mean) if bias is None else bias
-    normalize_coefficients(hi, sc, shift, mean, inverse_std(var, eps), weight, bias)
+    coefficients = normalize_coefficients(x, mean, var, weight, bias, eps)
     if fusion is not None:
-        activate(y, None, x, fusion, (hi, sc, shift))
+        activate(y, None, x, fusion, coefficients)
         return
-    for tile in tiles(geometry(*x.shape), (y, x), (hi, sc, shift)):
+    for tile in tiles(geometry(*x.shape), (y, x), coefficients):
         out, value, hi, sc, shift = tile
         np.subtract(value, hi, out=out)
         out *= sc
@@ -172,6 +219,25 @@ def activate(
         if fusion.residual is not None:
             z += rest[-1]
         to[...] = activated(fusion, z, z if dy is None else rest[0])
+
+
+def masked(
+    dx: Data,
+    dy: Data,
+    x: Data,
+    mean: Stat,
+    var: Stat,
+    weight: Stat | None,
+    eps: float,
+    fusion: Fusion | None,
+) -> Data:
+    """Return the gradient by z, which takes the place of dy."""
+
+    def activate_dy(out: Data, dy: Data, fusion: Fusion) -> None:
+        coefficients = normalize_coefficients(x, mean, var, weight, fusion.bias, eps)
+        activate(out, dy, x, fusion, coefficients)
+
+    return unfused_gradient(dx, dy, x, fusion, activate_dy)
 
 
 def activated(fusion: Fusion, z: Data, value: Data) -> Data:
@@ -246,7 +312,7 @@ def train_backward(
     fusion: Fusion | None = None,
 ) -> None:
     """Write the gradients of `train`."""
-    dy = unfused_gradient(dx, dy, x, mean, var, weight, eps, fusion, activate)
+    dy = masked(dx, dy, x, mean, var, weight, eps, fusion)
     grad_sums(sum_dy, sum_dy_xhat, dy, x, mean, var, eps, n_threads)
     if x.size:
         count = float(x.size // len(mean))
@@ -268,7 +334,7 @@ def infer_backward(
     fusion: Fusion | None = None,
 ) -> None:
     """Write the gradients of `normalize` by given statistics, which are constants."""
-    dy = unfused_gradient(dx, dy, x, mean, var, weight, eps, fusion, activate)
+    dy = masked(dx, dy, x, mean, var, weight, eps, fusion)
     grad_sums(sum_dy, sum_dy_xhat, dy, x, mean, var, eps, n_threads)
     weight = np.ones_like(mean) if weight is None else weight
     of_dy = (weight * inverse_std(var, eps)).astype(x.dtype)

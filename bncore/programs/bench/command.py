@@ -7,24 +7,32 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bncore.programs.bench import promises, tables
+from bncore.programs.bench import busy, promises, tables
 from bncore.programs.bench.cases import SWEPT, Case, named
 from bncore.programs.bench.plan import parse
 from bncore.programs.bench.results import Results
 from bncore.programs.bench.run import Progress, run
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 MISSING = "The benchmark needs rich and matplotlib ({}): pip install 'bncore[bench]'"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, run, and show what came out."""
-    options = parse(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    options = busy.parse(words) if busy.asked_for(words) else parse(words)
     try:
         import matplotlib  # noqa: F401
         import rich  # noqa: F401
     except ImportError as error:
         sys.exit(MISSING.format(error))
+    if isinstance(options, busy.Options):
+        console().print(busy.run(options).rich())
+        return
     if options.output:  # before the work, so that it is not lost
         options.output.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
@@ -59,20 +67,24 @@ def progress_bar() -> Iterator[Progress]:
 
 def show(results: Results) -> None:
     """Print the tables."""
-    from rich.console import Console
-
-    console = Console()
-    # Away from a terminal nothing is cut off: the lines are as long as they must be.
-    console = console if console.is_terminal else Console(width=240)
+    screen = console()
     for name, fact in results.machine.items():
-        console.print(f"{name:<12} {fact}", highlight=False)
+        screen.print(f"{name:<12} {fact}", highlight=False)
     ordinary = [row for row in results.rows if row.case.shape not in SWEPT]
     found = [*tables.shape_tables(results.rows), tables.summary_table(ordinary)]
     found.append(promises.table(promises.judged(results.rows, results.resident())))
     found.append(tables.refusals(results))
     for table in found:
         if table.lines:
-            console.print("", table.rich())
+            screen.print("", table.rich())
+
+
+def console() -> Console:
+    """Make a console that cuts nothing off where the output does not go to a terminal."""
+    from rich.console import Console
+
+    made = Console()
+    return made if made.is_terminal else Console(width=240)
 
 
 def write(results: Results, folder: Path) -> list[Path]:

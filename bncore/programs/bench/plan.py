@@ -132,7 +132,9 @@ def _cases(section: Section, options: Options) -> Iterator[Case]:
                                 yield Case(operation, shape, layout, dtype, threads, output)
 
 
-def _listed(allowed: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+def listed(allowed: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """Make a reader of an option that lists some of the allowed words."""
+
     def read(text: str) -> tuple[str, ...]:
         names = tuple(filter(None, text.split(",")))
         for name in names:
@@ -153,17 +155,23 @@ def _shape_names(text: str) -> tuple[str, ...]:
     return names
 
 
+def count_from(least: int) -> Callable[[str], int]:
+    """Make a reader of an option that is a number, at least `least`."""
+
+    def read(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected an integer >= {least}, got {text}")
+        return int(text)
+
+    read.__name__ = "integer"  # argparse names the type where int() refuses the text
+    return read
+
+
 def _counts(text: str) -> tuple[int, ...]:
     counts = tuple(int(part) for part in text.split(","))
     if min(counts) < 1:
         raise argparse.ArgumentTypeError("numbers of threads start at 1")
     return counts
-
-
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError("there is at least one turn")
-    return int(text)
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -172,27 +180,29 @@ def parser(prog: str) -> argparse.ArgumentParser:
         prog=prog,
         description="Measure bncore and its peers in turn, each in a process of its own, against "
         "each other and against what the memory allows.",
-        epilog=f"Sets of shapes: {', '.join(SHAPES)}. Peers: {', '.join(OTHERS)}.",
+        epilog=f"Sets of shapes: {', '.join(SHAPES)}. Peers: {', '.join(OTHERS)}. Another "
+        "measurement, bncore's threads beside busy processes: --busy N; its options: --busy N "
+        "--help.",
     )
     add = made.add_argument
     add("--quick", action="store_true", help="five shapes, in under two minutes")
-    add("--peers", type=_listed([k for k in PEERS if k != OWN]), help="who, beside bncore",
+    add("--peers", type=listed([k for k in PEERS if k != OWN]), help="who, beside bncore",
         metavar="A,B")  # fmt: skip
     add("--shapes", type=_shape_names, default=(), metavar="SET|NxCxHxW,...",
         help="sets or shapes, instead of the standard run")  # fmt: skip
     add(
         "--operations",
-        type=_listed(list(ARRAYS_MOVED)),
+        type=listed(list(ARRAYS_MOVED)),
         default=(),
         metavar="A,B",
         help="only these",
     )
-    add("--outputs", type=_listed(OUTPUTS), default=OUTPUTS[:1], metavar="A,B",
+    add("--outputs", type=listed(OUTPUTS), default=OUTPUTS[:1], metavar="A,B",
         help="with --shapes: given (out=, the default), returned, pooled")  # fmt: skip
-    add("--dtypes", type=_listed(DTYPES), default=DTYPES[:1], metavar="A,B",
+    add("--dtypes", type=listed(DTYPES), default=DTYPES[:1], metavar="A,B",
         help="with --shapes: float32 (the default), float64")  # fmt: skip
     add("--threads", type=_counts, default=(1, 2), metavar="1,2", help="numbers of threads (1,2)")
-    add("--repeats", type=_positive, help="turns of each (5 in a quick run, else 11)")
+    add("--repeats", type=count_from(1), help="turns of each (5 in a quick run, else 11)")
     add("--output", type=Path, metavar="DIR", help="write results.json and pictures there")
     return made
 

@@ -1,14 +1,12 @@
-"""Sixteen values side by side, for Numba: a small vector type.
+"""Sixteen floats side by side, for Numba: a small vector type for `compiled_streams.py`.
 
-Numba's compiler unrolls a loop over sixteen lanes and then leaves the lanes scalar.  Here a value
-of `Lanes` type is one LLVM vector of LANES floats instead, and LLVM maps it to the registers that
-the CPU has, whatever their width.  Every operation is one IEEE operation per lane; nothing is
-contracted or reordered.
+A value of `Lanes` type is one LLVM vector of LANES floats, and LLVM maps it to the registers that
+the processor has.  It can be fetched ahead, and written past the caches, which arrays of NumPy
+cannot.
 """
 
 from __future__ import annotations
 
-import math
 import operator
 from typing import Any
 
@@ -16,7 +14,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, overload, register_model
 
-from bncore.backends.partition import LANES
+LANES = 16
 
 # Codegen callbacks of Numba: (context, builder, signature, arguments) -> LLVM value.
 
@@ -124,49 +122,6 @@ def splat(_: Any, value: Any) -> Any:
 
 
 @intrinsic
-def widen(_: Any, lanes: Any) -> Any:
-    """Convert the lanes to float64, which is exact."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.fpext(args[0], _vector(types.float64))
-
-    return Lanes(types.float64)(lanes), codegen
-
-
-def _are_last(builder: Any, k: Any) -> Any:
-    """Tell of each lane whether it is one of the last `k`."""
-    i32 = ir.IntType(32)
-    left = ir.Constant(ir.VectorType(i32, LANES), [LANES - i for i in range(LANES)])
-    count = builder.insert_element(
-        ir.Constant(left.type, ir.Undefined), builder.trunc(k, i32), ir.Constant(i32, 0)
-    )
-    return builder.icmp_signed(
-        "<=", left, builder.shuffle_vector(count, count, _indices([0] * LANES))
-    )
-
-
-@intrinsic
-def keep_last(_: Any, lanes: Any, k: Any) -> Any:
-    """Put 0.0 in all lanes but the last `k`."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        zero = ir.Constant(_vector(lanes.dtype), [0.0] * LANES)
-        return builder.select(_are_last(builder, args[1]), args[0], zero)
-
-    return lanes(lanes, types.intp), codegen
-
-
-@intrinsic
-def choose(_: Any, a: Any, b: Any, k: Any) -> Any:
-    """Take the last `k` lanes from `b`, the others from `a`."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.select(_are_last(builder, args[2]), args[1], args[0])
-
-    return a(a, b, types.intp), codegen
-
-
-@intrinsic
 def fold(_: Any, lanes: Any) -> Any:
     """Add the lanes by halves: lane l and lane l + 8, then 4, 2 and 1 apart."""
 
@@ -183,91 +138,22 @@ def fold(_: Any, lanes: Any) -> Any:
     return lanes.dtype(lanes), codegen
 
 
-@intrinsic
-def _where_finite(_: Any, test: Any, a: Any, b: Any) -> Any:
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        difference = builder.fsub(args[0], args[0])  # NaN for NaN and Inf, else 0
-        return builder.select(builder.fcmp_ordered("ord", difference, difference), *args[1:])
-
-    return test(test, test, test), codegen
-
-
-@intrinsic
-def _not_negative(_: Any, value: Any) -> Any:
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        zero = ir.Constant(args[0].type, [0.0] * LANES)
-        return builder.select(builder.fcmp_ordered("<", args[0], zero), zero, args[0])
-
-    return value(value), codegen
-
-
-@intrinsic
-def positive(_: Any, z: Any, a: Any, b: Any) -> Any:
-    """Take `b` where z <= 0, else `a`, which is where z is NaN, too."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        zero = ir.Constant(args[0].type, [0.0] * LANES)
-        return builder.select(builder.fcmp_ordered("<=", args[0], zero), args[2], args[1])
-
-    return z(z, a, b), codegen
-
-
-def where_finite(test: Any, a: Any, b: Any) -> Any:
-    """Take `a` where `test` is finite, else `b`; for one float or for Lanes."""
-    raise NotImplementedError("for compiled code")
-
-
-def not_negative(value: Any) -> Any:
-    """Take 0.0 where `value` is negative, else `value`; for one float or for Lanes."""
-    raise NotImplementedError("for compiled code")
-
-
-@overload(where_finite)
-def _overload_where_finite(test: Any, a: Any, b: Any) -> Any:
-    def lanes(test: Any, a: Any, b: Any) -> Any:
-        return _where_finite(test, a, b)
-
-    def scalar(test: Any, a: Any, b: Any) -> Any:
-        return a if math.isfinite(test) else b
-
-    return lanes if isinstance(test, Lanes) else scalar
-
-
-@overload(not_negative)
-def _overload_not_negative(value: Any) -> Any:
-    def lanes(value: Any) -> Any:
-        return _not_negative(value)
-
-    def scalar(value: Any) -> Any:
-        return 0.0 if value < 0.0 else value
-
-    return lanes if isinstance(value, Lanes) else scalar
-
-
 def _indices(lanes: Any) -> Any:
     i32 = ir.IntType(32)
     return ir.Constant(ir.VectorType(i32, len(lanes)), [ir.Constant(i32, i) for i in lanes])
 
 
-def _define(symbol: Any, instruction: str) -> None:
-    """Let an arithmetic operator work on Lanes."""
+@intrinsic
+def _sum(_: Any, a: Any, b: Any) -> Any:
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.fadd(*args)
 
-    @intrinsic
-    def operation(_: Any, a: Any, b: Any) -> Any:
-        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            return getattr(builder, instruction)(*args)
-
-        return a(a, b), codegen
-
-    @overload(symbol)
-    def typed(a: Any, b: Any) -> Any:
-        def implementation(a: Any, b: Any) -> Any:
-            return operation(a, b)
-
-        return implementation if isinstance(a, Lanes) and a == b else None
+    return a(a, b), codegen
 
 
-_define(operator.add, "fadd")
-_define(operator.sub, "fsub")
-_define(operator.mul, "fmul")
-_define(operator.truediv, "fdiv")
+@overload(operator.add)
+def _overload_add(a: Any, b: Any) -> Any:
+    def implementation(a: Any, b: Any) -> Any:
+        return _sum(a, b)
+
+    return implementation if isinstance(a, Lanes) and a == b else None

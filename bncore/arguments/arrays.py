@@ -1,0 +1,119 @@
+"""Checks of array arguments: what is an array, its dtype, and whether it can be written.
+
+Every message reads "<argument>: expected <what>, got <what>".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bncore.arguments import layout
+from bncore.arguments.layout import NATIVE_DTYPES, Array
+from bncore.arguments.scalars import shown
+
+
+def _holds_mask(value: object) -> bool:
+    """Tell whether a list or tuple has a masked array in it, at any depth."""
+    if isinstance(value, (list, tuple)):
+        return any(map(_holds_mask, value))
+    return isinstance(value, np.ma.MaskedArray)
+
+
+def memory_of(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return a new view of an array's memory that is of NumPy's own class.
+
+    A subclass may answer with any dtype, shape, strides or flags, since Python properties can
+    replace them, and a kernel that believed it would write beside the memory.  The view has what
+    the array really is, and keeps it when somebody changes the array's shape or dtype in place.
+    """
+    return np.ndarray.view(array, np.ndarray)
+
+
+def _require_inside_buffer(array: npt.NDArray[Any]) -> None:
+    """Refuse an array that an ``__array_interface__`` made larger than its buffer.
+
+    NumPy does not compare the two.  An interface that gives an address in place of a buffer is
+    believed, as is a DLPack capsule: nothing can tell how much memory is there.
+    """
+    try:
+        buffer = memoryview(array.base)  # type: ignore[arg-type]
+    except TypeError:
+        return  # an address, or NumPy's own memory
+    start = np.frombuffer(buffer, np.uint8).ctypes.data
+    low, high = np.lib.array_utils.byte_bounds(array)
+    if low < start or high > start + buffer.nbytes:
+        raise ValueError(f"it claims {high - low} bytes of a buffer of {buffer.nbytes}")
+
+
+def plain_array(name: str, value: object) -> npt.NDArray[Any]:
+    """Return `value` as an ndarray, itself where it is one of no subclass.
+
+    A masked array is refused, since its mask would be lost.
+    """
+    if type(value) is np.ndarray:
+        return value
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected an array without a mask, got {shown(value)}")
+    if issubclass(type(value), np.ndarray):
+        return memory_of(value)  # type: ignore[arg-type]
+    if value is None:
+        raise TypeError(f"{name}: expected an array, got None")
+    if _holds_mask(value):
+        raise TypeError(f"{name}: expected an array without a mask, got a MaskedArray in a list")
+    try:
+        if hasattr(type(value), "__dlpack__"):
+            if getattr(value, "is_neg", bool)():  # PyTorch gives such a view's memory as it is
+                raise TypeError("a view that negates, use tensor.resolve_neg()")
+            return np.from_dlpack(value)  # type: ignore[arg-type]  # no copy
+        array = np.asarray(value)
+        if hasattr(type(value), "__array_interface__"):
+            _require_inside_buffer(array)
+        return array
+    except (TypeError, ValueError, RuntimeError, BufferError) as error:
+        raise TypeError(f"{name}: expected an array, got {shown(value)} ({error})") from error
+
+
+def dtype_shown(value: object, array: npt.NDArray[Any]) -> str:
+    """Describe a refused dtype: what is no array by its type, what can be converted with a hint."""
+    if array.dtype.kind == "O" and value is not array:
+        return f"{shown(value)} (not called?)" if callable(value) else shown(value)
+    if array.dtype.kind in "biuf":
+        known = issubclass(type(value), np.ndarray)
+        how = ".astype(np.float32)" if known else "np.asarray(..., np.float32)"
+        return f"{array.dtype} (convert with {how})"
+    return str(array.dtype)
+
+
+def data_array(name: str, value: object) -> Array:
+    """Return `value` as a float32 or float64 array of any layout and byte order."""
+    array = plain_array(name, value)
+    if array.dtype.char not in NATIVE_DTYPES:
+        raise TypeError(f"{name}: expected float32 or float64, got {dtype_shown(value, array)}")
+    return array
+
+
+def cast(array: Array, dtype: npt.DTypeLike) -> Array:
+    """Return `array` in `dtype`, rounded in silence; C-contiguous; not copied where it is that."""
+    if array.dtype == dtype:
+        return np.ascontiguousarray(array)
+    with np.errstate(all="ignore"):
+        return np.ascontiguousarray(array, dtype=dtype)
+
+
+def writable_array(name: str, value: object) -> npt.NDArray[Any]:
+    """Return the memory of `value`, an array that will be written in place."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected an array without a mask, got {shown(value)}")
+    if not issubclass(type(value), np.ndarray):
+        raise TypeError(f"{name}: expected a NumPy array, got {shown(value)}")
+    array = memory_of(value)  # type: ignore[arg-type]
+    if not array.flags.writeable:
+        raise ValueError(f"{name}: expected a writable array, got a read-only one")
+    if layout.meets_itself(array):
+        raise ValueError(
+            f"{name}: expected an array whose elements do not overlap, got strides {array.strides}"
+        )
+    return array

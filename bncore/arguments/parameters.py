@@ -1,0 +1,60 @@
+"""What an argument with one value per channel may be: weight, bias, mean, variance and their like.
+
+It has one dimension, a real floating dtype and as many values as there are channels.  The kernels
+read it as float64.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from bncore.arguments.arrays import cast, dtype_shown, plain_array
+from bncore.arguments.layout import Array
+
+Stat: TypeAlias = npt.NDArray[np.float64]
+
+
+class Parameter(NamedTuple):
+    """A per-channel argument: float64 values for the kernel, and the array that they came from."""
+
+    values: Stat
+    source: Array
+
+
+class NoParameter(NamedTuple):
+    """A per-channel argument that was left out."""
+
+    values: None = None
+    source: None = None
+
+
+def vector(name: str, value: object, size: int | None, axis: object = None) -> Array:
+    """Return `value` as a 1-D array of a real float dtype, and of this size unless it is None.
+
+    `axis` is the channel axis that the size is from, where there is one, for the message.
+    """
+    array = plain_array(name, value)
+    if array.dtype.kind != "f":
+        raise TypeError(f"{name}: expected a real floating dtype, got {dtype_shown(value, array)}")
+    if array.ndim != 1:
+        raise ValueError(f"{name}: expected 1 dimension, got shape {array.shape}")
+    if size is not None and array.shape[0] != size:
+        source = "" if axis is None else f" ({size} channels along axis {axis})"
+        raise ValueError(f"{name}: expected shape ({size},){source}, got {array.shape}")
+    return array
+
+
+def float64(values: Array) -> Stat:
+    """Return values as contiguous, aligned float64: the array itself where it is that."""
+    found: Any = cast(values, np.float64)
+    aligned: Stat = found if found.flags.aligned else found.copy()
+    return aligned
+
+
+def parameter(name: str, value: object, size: int | None, axis: object = None) -> Parameter:
+    """Return an argument with one value per channel, checked as `vector` does, as float64."""
+    source = vector(name, value, size, axis)
+    return Parameter(float64(source), source)

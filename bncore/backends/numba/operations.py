@@ -1,0 +1,252 @@
+"""The operations of the contract, composed of the kernels of `sums.py` and `elementwise.py`.
+
+`Operations` chooses the geometry, makes the arrays that kernels share, and says which kernels run
+over how many tasks.  How they run is given: `in_order` calls them as plain Python, and `jit.py`
+calls what Numba compiled of them, on threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from bncore.backends.contract import Fusion
+from bncore.backends.numba import elementwise, sums
+from bncore.backends.numba.threads import useful
+from bncore.backends.partition import Data, Planes, Rows, Stat, geometry, unfused_gradient
+
+# run(n_threads, n_tasks, kernel, *arguments) runs a kernel over all its tasks.
+Run: TypeAlias = Callable[..., None]
+
+KINDS = {None: elementwise.PLAIN, "relu": elementwise.RELU, "leaky_relu": elementwise.LEAKY}
+
+
+def in_order(n_threads: int, n_tasks: int, kernel: Callable[..., None], /, *args: Any) -> None:
+    """Run a kernel as the Python function that it is, in which NaN and Inf give no warning."""
+    with np.errstate(all="ignore"):
+        kernel(0, n_tasks, *args)
+
+
+def columns(values: Data, geo: Rows) -> Data:
+    """Repeat values per channel, on the last axis, to the width of a row."""
+    return np.tile(values.repeat(geo.inner, axis=-1), geo.repeat)
+
+
+class Operations:
+    """The seven functions of `bncore.backends.contract.Backend`, by kernels that `run` calls."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def moments(self, mean: Stat, m2: Stat, x: Data, n_threads: int) -> None:
+        """Write the mean of every channel, and the sum of squares about it."""
+        geo, threads = geometry(*x.shape), useful(n_threads, x.size)
+        if isinstance(geo, Planes):
+            parts, inner = np.empty((geo.n_segments, 4, geo.channels)), 1
+            tasks, shape = geo.n_segments * geo.channels, (geo.inner, geo.segment_len)
+            self.run(threads, tasks, sums.planes_moments, parts, x.reshape(-1), *shape)
+        else:
+            parts, inner = np.empty((geo.n_segments, 4, geo.width)), geo.inner
+            tasks = geo.n_segments * max(geo.width // sums.STRIP, 1)
+            self.run(threads, tasks, sums.rows_moments, parts, x.reshape(-1), geo.segment_rows)
+        self.run(1, len(mean), sums.merge_moments, mean, m2, parts, inner)
+
+    def grad_sums(
+        self,
+        sum_dy: Stat,
+        sum_dy_xhat: Stat,
+        dy: Data,
+        x: Data,
+        mean: Stat,
+        var: Stat,
+        eps: float,
+        n_threads: int,
+    ) -> None:
+        """Write sum(dy) and sum(dy * xhat) of every channel."""
+        geo, threads = geometry(*x.shape), useful(n_threads, x.size)
+        flat = dy.reshape(-1), x.reshape(-1)
+        if isinstance(geo, Planes):
+            parts, inner = np.empty((geo.n_segments, 2, geo.channels)), 1
+            tasks, shape = geo.n_segments * geo.channels, (geo.inner, geo.segment_len)
+            self.run(threads, tasks, sums.planes_grad_sums, parts, *flat, mean, *shape)
+        else:
+            parts, inner = np.empty((geo.n_segments, 2, geo.width)), geo.inner
+            tasks, means = geo.n_segments * max(geo.width // sums.STRIP, 1), columns(mean, geo)
+            self.run(threads, tasks, sums.rows_grad_sums, parts, *flat, means, geo.segment_rows)
+        outputs = sum_dy, sum_dy_xhat
+        self.run(1, len(mean), sums.add_grad_sums, *outputs, parts, var, float(eps), inner)
+
+    def normalize(
+        self,
+        y: Data,
+        x: Data,
+        mean: Stat,
+        var: Stat,
+        weight: Stat | None,
+        bias: Stat | None,
+        eps: float,
+        n_threads: int,
+        fusion: Fusion | None = None,
+    ) -> None:
+        """Write ``y = weight * (x - mean) / sqrt(var + eps) + bias``, and what is fused with it."""
+        coefficients = self.coefficients(x, mean, var, weight, bias, eps)
+        if fusion is not None:
+            self.activate(y, None, x, fusion, coefficients, n_threads)
+            return
+        kernels = elementwise.planes_normalize, elementwise.rows_normalize
+        self.elementwise(kernels, (y, x), coefficients, (), n_threads)
+
+    def coefficients(
+        self, x: Data, mean: Stat, var: Stat, weight: Stat | None, bias: Stat | None, eps: float
+    ) -> Data:
+        """Compute those of `normalize`."""
+        coefficients = np.empty((3, len(mean)), x.dtype)
+        weight = np.ones_like(mean) if weight is None else weight
+        bias = np.zeros_like(mean) if bias is None else bias
+        given = mean, var, weight, bias, float(eps)
+        self.run(1, len(mean), elementwise.normalize_coefficients, coefficients, *given)
+        return coefficients
+
+    def activate(
+        self,
+        out: Data,
+        dy: Data | None,
+        x: Data,
+        fusion: Fusion,
+        coefficients: Data,
+        n_threads: int,
+    ) -> None:
+        """Write the activated sum of y and residual; or, given dy, dy by the sign of that sum."""
+        given = 0 if dy is None else elementwise.BACKWARD
+        residual = fusion.residual
+        if residual is not None:
+            given += elementwise.ADDED
+        arrays = out, x if dy is None else dy, x, x if residual is None else residual
+        slope = x.dtype.type(fusion.slope if fusion.activation == "leaky_relu" else 0.0)
+        rest = slope, KINDS[fusion.activation], given
+        kernels = elementwise.planes_activate, elementwise.rows_activate
+        self.elementwise(kernels, arrays, coefficients, rest, n_threads)
+
+    def masked(
+        self,
+        dx: Data,
+        dy: Data,
+        x: Data,
+        mean: Stat,
+        var: Stat,
+        weight: Stat | None,
+        eps: float,
+        fusion: Fusion | None,
+        n_threads: int,
+    ) -> Data:
+        """Return the gradient by what is activated, which takes the place of dy."""
+
+        def activate_dy(out: Data, dy: Data, fusion: Fusion) -> None:
+            coefficients = self.coefficients(x, mean, var, weight, fusion.bias, eps)
+            self.activate(out, dy, x, fusion, coefficients, n_threads)
+
+        return unfused_gradient(dx, dy, x, fusion, activate_dy)
+
+    def elementwise(
+        self,
+        kernels: tuple[Callable[..., None], Callable[..., None]],
+        arrays: tuple[Data, ...],
+        coefficients: Data,
+        rest: tuple[Any, ...],
+        n_threads: int,
+    ) -> None:
+        """Run the kernel for planes or that for rows over arrays of one shape."""
+        size = arrays[0].size
+        geo, threads = geometry(*arrays[0].shape), useful(n_threads, size)
+        flat = [array.reshape(-1) for array in arrays]
+        if isinstance(geo, Planes):
+            self.run(threads, size, kernels[0], *flat, coefficients, *rest, geo.inner)
+        else:
+            wide = columns(coefficients, geo)
+            self.run(threads, geo.rows, kernels[1], *flat, wide, *rest)
+
+    def grad_input(
+        self,
+        dx: Data,
+        dy: Data,
+        x: Data,
+        mean: Stat,
+        var: Stat,
+        sum_dy: Stat,
+        sum_dy_xhat: Stat,
+        count: float,
+        weight: Stat | None,
+        eps: float,
+        n_threads: int,
+    ) -> None:
+        """Write ``dx = weight * invstd * (dy - sum_dy / count - xhat * sum_dy_xhat / count)``."""
+        coefficients = np.empty((4, len(mean)), x.dtype)
+        weight = np.ones_like(mean) if weight is None else weight
+        given = mean, var, weight, sum_dy, sum_dy_xhat, float(count), float(eps)
+        self.run(1, len(mean), elementwise.gradient_coefficients, coefficients, *given)
+        kernels = elementwise.planes_grad_input, elementwise.rows_grad_input
+        self.elementwise(kernels, (dx, dy, x), coefficients, (), n_threads)
+
+    def train(
+        self,
+        y: Data,
+        mean: Stat,
+        m2: Stat,
+        x: Data,
+        weight: Stat | None,
+        bias: Stat | None,
+        eps: float,
+        n_threads: int,
+        fusion: Fusion | None = None,
+    ) -> None:
+        """Normalize x by its own moments, and write these."""
+        self.moments(mean, m2, x, n_threads)
+        with np.errstate(all="ignore"):  # the caller may have made underflow an error
+            var = m2 / (x.size // len(mean))
+        self.normalize(y, x, mean, var, weight, bias, eps, n_threads, fusion)
+
+    def train_backward(
+        self,
+        dx: Data,
+        sum_dy: Stat,
+        sum_dy_xhat: Stat,
+        dy: Data,
+        x: Data,
+        mean: Stat,
+        var: Stat,
+        weight: Stat | None,
+        eps: float,
+        n_threads: int,
+        fusion: Fusion | None = None,
+    ) -> None:
+        """Write the gradients of `train`."""
+        dy = self.masked(dx, dy, x, mean, var, weight, eps, fusion, n_threads)
+        self.grad_sums(sum_dy, sum_dy_xhat, dy, x, mean, var, eps, n_threads)
+        count = float(x.size // len(mean))
+        given = mean, var, sum_dy, sum_dy_xhat, count, weight, eps
+        self.grad_input(dx, dy, x, *given, n_threads)
+
+    def infer_backward(
+        self,
+        dx: Data,
+        sum_dy: Stat,
+        sum_dy_xhat: Stat,
+        dy: Data,
+        x: Data,
+        mean: Stat,
+        var: Stat,
+        weight: Stat | None,
+        eps: float,
+        n_threads: int,
+        fusion: Fusion | None = None,
+    ) -> None:
+        """Write the gradients of `normalize` by given statistics, which are constants."""
+        dy = self.masked(dx, dy, x, mean, var, weight, eps, fusion, n_threads)
+        self.grad_sums(sum_dy, sum_dy_xhat, dy, x, mean, var, eps, n_threads)
+        coefficients = np.empty((3, len(mean)), x.dtype)
+        given = var, np.ones_like(mean) if weight is None else weight, float(eps)
+        self.run(1, len(mean), elementwise.scale_coefficients, coefficients, *given)
+        kernels = elementwise.planes_normalize, elementwise.rows_normalize
+        self.elementwise(kernels, (dx, dy), coefficients, (), n_threads)

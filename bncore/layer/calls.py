@@ -1,0 +1,263 @@
+"""The calls of a batch norm layer: forward and backward, in every mode.
+
+Nothing is computed here: the functions of `bncore.functions` compute, with the same bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bncore.arguments import layout, problem, scalars
+from bncore.arguments.arrays import data_array, memory_of
+from bncore.functions import steps
+from bncore.functions.infer import batch_norm_infer, batch_norm_infer_backward
+from bncore.functions.running_stats import update_running_stats
+from bncore.functions.train import batch_norm_train, batch_norm_train_backward
+from bncore.layer.rollback import all_or_nothing, copies, write_back
+from bncore.layer.settings import RUNNING, Array
+from bncore.layer.state import (
+    EVALUATED,
+    USED,
+    LayerState,
+    Saved,
+    cast,
+    finite,
+    require_finite,
+    weight_for_sums,
+    weight_of_new,
+)
+from bncore.statistics import Moments, Stat
+
+
+class LayerCalls(LayerState):
+    """Forward and backward of `bncore.BatchNorm`, which explains the modes."""
+
+    def forward(
+        self,
+        x: npt.ArrayLike,
+        residual: npt.ArrayLike | None = None,
+        *,
+        out: Array | None = None,
+        update_stats: bool = True,
+    ) -> Array:
+        """Normalize x, as the mode says.
+
+        Parameters
+        ----------
+        x : array_like of float32 or float64, of 2 or more dimensions
+            In training it is kept, not copied, until backward: do not change it before, nor the
+            parameters.
+        residual : array_like, optional
+            Added before the activation; of x's shape and dtype.  Kept as x is, where there is an
+            activation.
+        out : ndarray, optional
+            Where y goes.  In training apart from what is kept; in evaluation it may be x or the
+            residual itself.
+        update_stats : bool, default True
+            False: a training forward leaves the running statistics alone.
+
+        Returns
+        -------
+        ndarray
+            `out`, or a new array of x's shape, dtype and memory order.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `batch_norm_train` and `batch_norm_infer`; and if x has another number of channels.
+        FloatingPointError
+            With ``on_nonfinite="raise"``.  Nothing has been written or changed, whatever was
+            raised.
+        """
+        if type(x) is not np.ndarray:
+            x = data_array("x", x)
+        if residual is not None and type(residual) is not np.ndarray:
+            residual = data_array("residual", residual)
+        if update_stats is not True:
+            update_stats = scalars.boolean("update_stats", update_stats)
+        if not self._built:
+            return self._first(x, residual, out, update_stats)
+        count = self._count(x)
+        if not self.training:
+            return self._evaluate(x, residual, out)
+        if out is not None:
+            self._require_apart(out, x, residual)
+        if self._frozen or (count == 1 and self._on_single == "running"):
+            return self._by_running(x, residual, out)
+        if out is not None and update_stats and self._tracks:
+            self._require_writable(RUNNING)  # before y is written
+        y, moments = self._by_batch(x, residual, out, count)
+        self._take_over(x, residual, moments, update_stats and self._tracks)
+        return y
+
+    def __call__(
+        self,
+        x: npt.ArrayLike,
+        residual: npt.ArrayLike | None = None,
+        *,
+        out: Array | None = None,
+        update_stats: bool = True,
+    ) -> Array:
+        """Do `forward`."""
+        return self.forward(x, residual, out=out, update_stats=update_stats)
+
+    def backward(
+        self, dy: npt.ArrayLike, *, out: Array | None = None, dresidual: Array | None = None
+    ) -> Array:
+        """Compute the gradients of the last training forward, once.
+
+        Parameters
+        ----------
+        dy : array_like
+            Gradient of the loss by y; of x's shape and dtype.
+        out : ndarray, optional
+            Where dx goes; it may be `dy` itself.
+        dresidual : ndarray, optional
+            Where the gradient by the residual goes; it may be `dy` itself.
+
+        Returns
+        -------
+        dx : ndarray
+            `out`, or a new array of x's shape, dtype and memory order.  `dweight` and `dbias` are
+            new arrays in their parameters' dtypes.
+
+        Raises
+        ------
+        RuntimeError
+            If there was no training forward since the last backward.
+        TypeError, ValueError
+            As `batch_norm_train_backward`; then backward may be called again.
+        """
+        saved = self._saved
+        if not isinstance(saved, Saved):
+            raise RuntimeError(saved)
+        options, x, residual, statistics = saved
+        weight, bias = self._weight, self._bias
+        factor = weight_for_sums(x, weight, bias)
+        given = {**options, "bias": bias, "residual": residual}
+        given |= {"out": out, "dresidual": dresidual}
+        if isinstance(statistics, Moments):
+            dx, dweight, dbias = batch_norm_train_backward(dy, x, statistics, factor, **given)
+        else:
+            mean, var = statistics
+            dx, dweight, dbias = batch_norm_infer_backward(dy, x, mean, var, factor, **given)
+        changes: dict[str, Any] = {"_saved": USED}
+        if weight is not None:
+            changes["dweight"] = cast(dweight, weight)
+        if bias is not None:
+            changes["dbias"] = cast(dbias, bias)
+        vars(self).update(changes)  # one step, which nothing can interrupt
+        return dx
+
+    @all_or_nothing
+    def _first(
+        self, x: Array, residual: Array | None, out: Array | None, update_stats: bool
+    ) -> Array:
+        """Find out what the layer has to know from the first x, and do the call."""
+        p = problem.Problem(x, self.axis)
+        channels = p.channels if self._channels is None else self._channels
+        self._build(channels, p.dtype if self._dtype is None else self._dtype)
+        return self.forward(x, residual, out=out, update_stats=update_stats)
+
+    def _count(self, x: Array) -> int:
+        """Return the number of values per channel of an x that fits."""
+        axis, channels = self._options["axis"], self._channels
+        try:
+            size = x.shape[axis]
+        except IndexError:
+            size = problem.Problem(x, axis).channels  # raises
+        if size != channels:
+            raise ValueError(
+                f"x: expected {channels} channels along axis {axis}, got shape {x.shape}"
+            )
+        return x.size // channels if channels else 0
+
+    def _require_apart(self, out: Any, x: Array, residual: Array | None) -> None:
+        """Refuse an output that would change what backward needs."""
+        if not issubclass(type(out), np.ndarray):
+            return  # refused later
+        memory = memory_of(out)
+        kept = {"x": x, "residual": None if self.activation is None else residual}
+        for name, array in kept.items():
+            if array is not None and layout.share_memory(memory, array):
+                raise ValueError(
+                    f"out: expected memory apart from {name}, which backward needs, got an overlap"
+                )
+
+    def _evaluate(self, x: Array, residual: Array | None, out: Array | None) -> Array:
+        """Normalize by the running statistics, or by the batch's where there are none."""
+        weight, bias, options = self._weight, self._bias, self._options
+        if self._tracks:
+            mean, var = self._running()
+            y = batch_norm_infer(x, mean, var, weight, bias, out=out, residual=residual, **options)
+        else:
+            y, _ = batch_norm_train(x, weight, bias, out=out, residual=residual, **options)
+        self._saved = EVALUATED
+        return y
+
+    def _by_running(self, x: Array, residual: Array | None, out: Array | None) -> Array:
+        """Normalize by the running statistics and keep what backward needs."""
+        mean, var = (array.copy() for array in self._running())
+        weight, bias, options = self._weight, self._bias, self._options
+        y = batch_norm_infer(x, mean, var, weight, bias, out=out, residual=residual, **options)
+        self._saved = self._kept(x, residual, (mean, var))
+        return y
+
+    def _by_batch(
+        self, x: Array, residual: Array | None, out: Array | None, count: int
+    ) -> tuple[Array, Moments]:
+        """Normalize by the statistics of the batch."""
+        weight, bias, options = self._weight, self._bias, self._options
+        if self._on_nonfinite != "raise":
+            return batch_norm_train(x, weight, bias, out=out, residual=residual, **options)
+        if out is None:
+            y, moments = batch_norm_train(x, weight, bias, residual=residual, **options)
+            require_finite(moments)
+            return y, moments
+        # The statistics come first, since nothing may be written before they are known to be
+        # finite.  Two calls give the same bits as one, and share one copy of an x with gaps.
+        if count <= 1:
+            problem.Problem(x, options["axis"]).require_batch()
+        x = layout.in_one_block(x)
+        moments = steps.moments(x, axis=options["axis"], n_threads=options["n_threads"])
+        require_finite(moments)
+        y = batch_norm_infer(
+            x, moments.mean, moments.var(), weight, bias, out=out, residual=residual, **options
+        )
+        return y, moments
+
+    def _kept(
+        self, x: Array, residual: Array | None, statistics: Moments | tuple[Stat, Stat]
+    ) -> Saved:
+        """Return what backward needs: the residual only where an activation reads its sign."""
+        options = self._options
+        return Saved(options, x, None if options["activation"] is None else residual, statistics)
+
+    def _take_over(self, x: Array, residual: Array | None, moments: Moments, track: bool) -> None:
+        """Take over what a training forward changes in the layer: all of it or nothing.
+
+        An exception such as KeyboardInterrupt can come between any two steps.  All attributes
+        change in one step, which nothing can interrupt; the running statistics, which change in
+        place before it, go back to what they were where that step was not reached.
+        """
+        changes: dict[str, Any] = {"_saved": self._kept(x, residual, moments)}
+        if moments.count:
+            changes["moments"] = moments
+        if not moments.count or not track or (self._on_nonfinite == "skip" and not finite(moments)):
+            vars(self).update(changes)
+            return
+        tracked = self._num_batches_tracked
+        changes["_num_batches_tracked"] = tracked + 1
+        momentum = weight_of_new(self._momentum, self._debias, tracked)
+        mean, var = self._running()
+        before = copies((mean, var))
+        try:
+            update_running_stats(mean, var, moments, momentum=momentum, correction=self._correction)
+            vars(self).update(changes)
+        except BaseException:
+            if self._num_batches_tracked == tracked:
+                write_back(before)
+            raise

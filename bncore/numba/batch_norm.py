@@ -1,0 +1,228 @@
+"""Training and inference in compiled code, forward and backward."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bncore.numba.calls import as_parameter, call, checked, doubles, same_as, sizes_of
+from bncore.numba.statistics import Moments, compiled, mean_var
+
+
+@compiled
+def batch_norm_train(x, weight=None, bias=None, axis=1, eps=1e-5, n_threads=1):
+    """Normalize by the batch's own statistics, as `bncore.batch_norm_train` does.
+
+    Parameters
+    ----------
+    x : array of float32 or float64, C-contiguous, of 2 or more dimensions
+        C is its size along `axis`.
+    weight, bias : (C,) array of float, optional
+        gamma and beta; 1 and 0 where they are None.
+    axis : int, default 1
+        The channel axis, negative allowed.
+    eps : float, default 1e-5
+        Added to the variance, in x's unit squared.
+    n_threads : int, default 1
+        At most so many threads; 1 or more.
+
+    Returns
+    -------
+    y : array
+        Of x's shape and dtype.
+    moments : Moments
+        What backward takes.
+
+    Raises
+    ------
+    ValueError
+        If a parameter has another size than C, or a channel has one value.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015, Algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bncore.numba as bn
+    >>> x = np.array([[0.0, 1.0], [2.0, 5.0]])
+    >>> y, moments = bn.batch_norm_train(x, eps=1e-12)
+    >>> y.round(6).tolist()
+    [[-1.0, -1.0], [1.0, 1.0]]
+    """
+    channels, count = sizes_of(x, axis)
+    gamma = doubles(weight, channels, "weight: expected one value per channel of x")
+    beta = doubles(bias, channels, "bias: expected one value per channel of x")
+    if count == 1:
+        raise ValueError("x: expected more than one value per channel in training, got 1")
+    y, mean, m2 = np.empty_like(x), np.zeros(channels), np.zeros(channels)
+    checked(call("bncore_train", x, axis, eps, n_threads, (y, mean, m2, x, gamma, beta)))
+    return y, Moments(count, mean, m2)
+
+
+@compiled
+def batch_norm_train_backward(dy, x, moments, weight=None, axis=1, eps=1e-5, n_threads=1):
+    """Differentiate `batch_norm_train`, as `bncore.batch_norm_train_backward` does.
+
+    Parameters
+    ----------
+    x, dy : array of float32 or float64, C-contiguous, of one shape and dtype
+        C is their size along `axis`.
+    moments : Moments
+        Of x, from `batch_norm_train` or `moments`.
+    weight : (C,) array of float, optional
+        gamma; 1 where it is None.
+    axis : int, default 1
+        The channel axis, negative allowed.
+    eps : float, default 1e-5
+        Added to the variance, in x's unit squared.
+    n_threads : int, default 1
+        At most so many threads; 1 or more.
+
+    Returns
+    -------
+    dx : array
+        Of x's shape and dtype.
+    dweight, dbias : (C,) array
+        Of weight's dtype, or x's where it is None; in dy's unit.
+
+    Raises
+    ------
+    ValueError
+        If dy is of another shape than x, or moments are of other channels or another count.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015, section 3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bncore.numba as bn
+    >>> x = np.array([[0.0, 1.0], [2.0, 5.0]])
+    >>> _, moments = bn.batch_norm_train(x)
+    >>> dx, dweight, dbias = bn.batch_norm_train_backward(np.ones((2, 2)), x, moments)
+    >>> dx.tolist(), dbias.tolist()
+    ([[0.0, 0.0], [0.0, 0.0]], [2.0, 2.0])
+    """
+    channels, count = sizes_of(x, axis)
+    same_as(dy, x)
+    mean, var = mean_var(moments, channels)
+    if moments.count != count:
+        raise ValueError("moments: expected the count of x's values per channel, got another one")
+    gamma = doubles(weight, channels, "weight: expected one value per channel of x")
+    dx, sum_dy, sum_dy_xhat = np.empty_like(x), np.zeros(channels), np.zeros(channels)
+    arrays = (dx, sum_dy, sum_dy_xhat, dy, x, mean, var, gamma)
+    checked(call("bncore_train_backward", x, axis, eps, n_threads, arrays))
+    return dx, as_parameter(sum_dy_xhat, weight, x), as_parameter(sum_dy, weight, x)
+
+
+@compiled
+def batch_norm_infer(x, mean, var, weight=None, bias=None, axis=1, eps=1e-5, n_threads=1):
+    """Normalize by given statistics, as `bncore.batch_norm_infer` does.
+
+    Parameters
+    ----------
+    x : array of float32 or float64, C-contiguous, of 2 or more dimensions
+        C is its size along `axis`.
+    mean, var : (C,) array of float
+        Statistics per channel; mean in x's unit, var in its square.
+    weight, bias : (C,) array of float, optional
+        gamma and beta; 1 and 0 where they are None.
+    axis : int, default 1
+        The channel axis, negative allowed.
+    eps : float, default 1e-5
+        Added to the variance, in x's unit squared.
+    n_threads : int, default 1
+        At most so many threads; 1 or more.
+
+    Returns
+    -------
+    array
+        Of x's shape and dtype.
+
+    Raises
+    ------
+    ValueError
+        If a statistic or a parameter has another size than C.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015, Algorithm 2, step 11.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bncore.numba as bn
+    >>> x = np.array([[1.0, 8.0]])
+    >>> bn.batch_norm_infer(x, np.array([0.0, 4.0]), np.array([1.0, 4.0]), eps=0.0).tolist()
+    [[1.0, 2.0]]
+    """
+    channels, _ = sizes_of(x, axis)
+    mu = doubles(mean, channels, "mean: expected one value per channel of x")
+    sigma = doubles(var, channels, "var: expected one value per channel of x")
+    gamma = doubles(weight, channels, "weight: expected one value per channel of x")
+    beta = doubles(bias, channels, "bias: expected one value per channel of x")
+    y = np.empty_like(x)
+    checked(call("bncore_normalize", x, axis, eps, n_threads, (y, x, mu, sigma, gamma, beta)))
+    return y
+
+
+@compiled
+def batch_norm_infer_backward(dy, x, mean, var, weight=None, axis=1, eps=1e-5, n_threads=1):
+    """Differentiate `batch_norm_infer`, as `bncore.batch_norm_infer_backward` does.
+
+    Parameters
+    ----------
+    x, dy : array of float32 or float64, C-contiguous, of one shape and dtype
+        C is their size along `axis`.
+    mean, var : (C,) array of float
+        Statistics per channel; mean in x's unit, var in its square.
+    weight : (C,) array of float, optional
+        gamma; 1 where it is None.
+    axis : int, default 1
+        The channel axis, negative allowed.
+    eps : float, default 1e-5
+        Added to the variance, in x's unit squared.
+    n_threads : int, default 1
+        At most so many threads; 1 or more.
+
+    Returns
+    -------
+    dx : array
+        Of x's shape and dtype.
+    dweight, dbias : (C,) array
+        Of weight's dtype, or x's where it is None; in dy's unit.
+
+    Raises
+    ------
+    ValueError
+        If dy is of another shape than x, or a vector of another size than C.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015, section 3, with constant statistics.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bncore.numba as bn
+    >>> x = np.array([[1.0, 8.0]])
+    >>> mean, var = np.array([0.0, 4.0]), np.array([1.0, 4.0])
+    >>> dx, _, _ = bn.batch_norm_infer_backward(np.ones((1, 2)), x, mean, var, eps=0.0)
+    >>> dx.tolist()
+    [[1.0, 0.5]]
+    """
+    channels, _ = sizes_of(x, axis)
+    same_as(dy, x)
+    mu = doubles(mean, channels, "mean: expected one value per channel of x")
+    sigma = doubles(var, channels, "var: expected one value per channel of x")
+    gamma = doubles(weight, channels, "weight: expected one value per channel of x")
+    dx, sum_dy, sum_dy_xhat = np.empty_like(x), np.zeros(channels), np.zeros(channels)
+    arrays = (dx, sum_dy, sum_dy_xhat, dy, x, mu, sigma, gamma)
+    checked(call("bncore_infer_backward", x, axis, eps, n_threads, arrays))
+    return dx, as_parameter(sum_dy_xhat, weight, x), as_parameter(sum_dy, weight, x)

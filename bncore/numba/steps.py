@@ -1,0 +1,214 @@
+"""The four steps in compiled code: moments, normalize, grad_sums, grad_input."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bncore.numba.batch_norm import batch_norm_infer
+from bncore.numba.calls import call, checked, doubles, same_as, sizes_of
+from bncore.numba.statistics import GradSums, Moments, compiled, mean_var, mean_var_of_all
+
+
+@compiled
+def moments(x, axis=1, n_threads=1):
+    """Take mean and sum of squared deviations of every channel, as `bncore.moments` does.
+
+    Parameters
+    ----------
+    x : array of float32 or float64, C-contiguous, of 2 or more dimensions
+        C is its size along `axis`.
+    axis : int, default 1
+        The channel axis, negative allowed.
+    n_threads : int, default 1
+        At most so many threads; 1 or more.
+
+    Returns
+    -------
+    Moments
+        Of float64, whatever x is.
+
+    Raises
+    ------
+    ValueError
+        If `axis` is none of x's.
+
+    References
+    ----------
+    B. P. Welford, "Note on a Method for Calculating Corrected Sums of Squares and Products",
+    Technometrics 4 (1962) 419-420, by blocks; merged by equation 2.1 of T. F. Chan, G. H. Golub,
+    R. J. LeVeque, "Algorithms for Computing the Sample Variance", The American Statistician 37
+    (1983) 242-247.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bncore.numba as bn
+    >>> x = np.array([[0.0, 1.0], [2.0, 5.0]])
+    >>> count, mean, m2 = bn.moments(x)
+    >>> count, mean.tolist(), m2.tolist()
+    (2, [1.0, 3.0], [2.0, 8.0])
+    """
+    channels, count = sizes_of(x, axis)
+    mean, m2 = np.zeros(channels), np.zeros(channels)
+    checked(call("bncore_moments", x, axis, 0.0, n_threads, (mean, m2, x)))
+    return Moments(count, mean, m2)
+
+
+@compiled
+def normalize(x, moments, weight=None, bias=None, axis=1, eps=1e-5, n_threads=1):
+    """Normalize by moments, which may be merged ones, as `bncore.normalize` does.
+
+    Parameters
+    ----------
+    x : array of float32 or float64, C-contiguous, of 2 or more dimensions
+        C is its size along `axis`.
+    moments : Moments
+        Of the batch that x is a part of.
+    weight, bias : (C,) array of float, optional
+        gamma and beta; 1 and 0 where they are None.
+    axis : int, default 1
+        The channel axis, negative allowed.
+    eps : float, default 1e-5
+        Added to the variance, in x's unit squared.
+    n_threads : int, default 1
+        At most so many threads; 1 or more.
+
+    Returns
+    -------
+    array
+        Of x's shape and dtype.
+
+    Raises
+    ------
+    ValueError
+        If moments are of other channels, or of no value where x has some.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015, Algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bncore.numba as bn
+    >>> x = np.array([[0.0, 1.0], [2.0, 5.0]])
+    >>> bn.normalize(x, bn.moments(x), eps=1e-12).round(6).tolist()
+    [[-1.0, -1.0], [1.0, 1.0]]
+    """
+    channels, _ = sizes_of(x, axis)
+    mean, var = mean_var(moments, channels)
+    if moments.count < 1 and x.size:
+        raise ValueError("moments: expected a count above 0 for an x that is not empty, got less")
+    return batch_norm_infer(x, mean, var, weight, bias, axis, eps, n_threads)
+
+
+@compiled
+def grad_sums(dy, x, moments, axis=1, eps=1e-5, n_threads=1):
+    """Add up what the gradient needs of a part of a batch, as `bncore.grad_sums` does.
+
+    Parameters
+    ----------
+    x, dy : array of float32 or float64, C-contiguous, of one shape and dtype
+        C is their size along `axis`.
+    moments : Moments
+        Of the whole batch.
+    axis : int, default 1
+        The channel axis, negative allowed.
+    eps : float, default 1e-5
+        Added to the variance, in x's unit squared.
+    n_threads : int, default 1
+        At most so many threads; 1 or more.
+
+    Returns
+    -------
+    GradSums
+        Those of several parts add up, field by field.
+
+    Raises
+    ------
+    ValueError
+        If dy is of another shape than x, or moments count fewer values than x has.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015, section 3: the
+    gradients by gamma and beta.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bncore.numba as bn
+    >>> x = np.array([[0.0, 1.0], [2.0, 5.0]])
+    >>> bn.grad_sums(np.ones((2, 2)), x, bn.moments(x)).sum_dy.tolist()
+    [2.0, 2.0]
+    """
+    channels, count = sizes_of(x, axis)
+    same_as(dy, x)
+    mean, var = mean_var_of_all(x, moments, channels, count)
+    sum_dy, sum_dy_xhat = np.zeros(channels), np.zeros(channels)
+    arrays = (sum_dy, sum_dy_xhat, dy, x, mean, var)
+    checked(call("bncore_grad_sums", x, axis, eps, n_threads, arrays))
+    return GradSums(sum_dy, sum_dy_xhat)
+
+
+@compiled
+def grad_input(dy, x, moments, sums, weight=None, axis=1, eps=1e-5, n_threads=1):
+    """Return dx of a part of a batch, as `bncore.grad_input` does.
+
+    Parameters
+    ----------
+    x, dy : array of float32 or float64, C-contiguous, of one shape and dtype
+        C is their size along `axis`.
+    moments : Moments
+        Of the whole batch.
+    sums : GradSums
+        Of the whole batch.
+    weight : (C,) array of float, optional
+        gamma; 1 where it is None.
+    axis : int, default 1
+        The channel axis, negative allowed.
+    eps : float, default 1e-5
+        Added to the variance, in x's unit squared.
+    n_threads : int, default 1
+        At most so many threads; 1 or more.
+
+    Returns
+    -------
+    array
+        dx, of x's shape and dtype.
+
+    Raises
+    ------
+    ValueError
+        If dy, moments or sums do not fit x, as above.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015, section 3: the
+    gradient by x.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bncore.numba as bn
+    >>> x = np.array([[0.0, 1.0], [2.0, 5.0]])
+    >>> dy, moments = np.ones((2, 2)), bn.moments(x)
+    >>> bn.grad_input(dy, x, moments, bn.grad_sums(dy, x, moments)).tolist()
+    [[0.0, 0.0], [0.0, 0.0]]
+    """
+    channels, count = sizes_of(x, axis)
+    same_as(dy, x)
+    mean, var = mean_var_of_all(x, moments, channels, count)
+    total = doubles(sums.sum_dy, channels, "sums: expected one sum_dy per channel of x")
+    weighted = doubles(
+        sums.sum_dy_xhat, channels, "sums: expected one sum_dy_xhat per channel of x"
+    )
+    gamma = doubles(weight, channels, "weight: expected one value per channel of x")
+    dx = np.empty_like(x)
+    if x.size:
+        arrays = (dx, dy, x, mean, var, total, weighted, float(moments.count), gamma)
+        checked(call("bncore_grad_input", x, axis, eps, n_threads, arrays))
+    return dx

@@ -1,0 +1,218 @@
+"""The specification, run as plain Python, beside every backend: to the bit.
+
+`backends/numba/sums.py` and `elementwise.py` state the order of operations.  What they give is also
+recorded here, as digests, so that a change of the order or of a constant is seen where all backends
+follow it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+import arrays
+import operations
+import variants
+from arrays import FLOATS
+from bncore import backends
+from bncore.backends.numba import sums
+from bncore.backends.numba.operations import Operations, in_order
+from bncore.backends.partition import Planes, geometry
+
+# (N, C, L), and what the additions go through there.
+SHAPES = {
+    (3, 2, 20): "planes, one block of short pieces",
+    (2, 3, 16): "the narrowest planes",
+    (5, 2, 49): "planes with a rest beside the lanes",
+    (3, 2, 1700): "planes that gather into one block and begin the next",
+    (2, 2, 4103): "planes longer than a block",
+    (2, 1, 33000): "one channel: two segments",
+    (7, 1, 3): "one channel, few values: planes",
+    (6, 3, 5): "rows, not folded",
+    (100, 3, 1): "rows, too few to fold",
+    (256, 3, 1): "rows, folded, none short",
+    (613, 3, 1): "rows, folded, the last one short",
+    (150, 2, 15): "rows, folded, of several values per channel",
+    (300, 257, 1): "rows, too wide to fold, two segments",
+    (2100, 16, 1): "rows, folded, three segments",
+    (4, 2100, 1): "rows of two strips",
+    (2, 5, 1): "two values per channel",
+}
+
+
+@contextmanager
+def specification(run=in_order):
+    """Let the functions of the package run on the plain text."""
+    token = backends._chosen.set(backends.Active("specification", Operations(run)))
+    try:
+        yield
+    finally:
+        backends._chosen.reset(token)
+
+
+def in_pieces(n_threads, n_tasks, kernel, *args):
+    """Run the tasks one by one, the last one first: as unlike `in_order` as can be."""
+    for task in range(n_tasks - 1, -1, -1):
+        with np.errstate(all="ignore"):
+            kernel(task, task + 1, *args)
+
+
+def assert_every_backend_gives(expected, run):
+    """Compare all bits, but those of a NaN, which no backend promises."""
+    expected = {name: arrays.one_nan(values) for name, values in expected.items()}
+    for variant in variants.FOUND.present:
+        with variant.active():
+            got = {name: arrays.one_nan(values) for name, values in run().items()}
+        assert operations.differences(got, expected) == [], variant
+
+
+def test_the_shapes_take_every_way():
+    plans = [geometry(*shape) for shape in SHAPES]
+    planes = [geo for geo in plans if isinstance(geo, Planes)]
+    rows = [geo for geo in plans if not isinstance(geo, Planes)]
+    assert {geo.n_segments for geo in planes} == {1, 2}
+    assert {geo.n_segments for geo in rows} == {1, 2, 3}
+    assert {geo.repeat > 1 for geo in rows} == {geo.short > 0 for geo in rows} == {True, False}
+    assert {geo.width // sums.STRIP for geo in rows} >= {0, 2}
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_operation(rng, shape, dtype):
+    case = operations.make_case(rng, shape, dtype, values="outlier_first")
+    with specification():
+        expected = operations.run_all(case)
+    assert_every_backend_gives(expected, lambda: operations.run_all(case))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("values", [*arrays.VALUES, "not_finite", "constant"])
+@pytest.mark.parametrize("shape", [(5, 3, 49), (70, 5, 3)], ids=str)
+def test_every_kind_of_values(rng, shape, values, dtype):
+    plain = operations.make_case(rng, shape, dtype, parameter_dtype=None)
+    if values == "not_finite":
+        plain.x[0, 0, 1], plain.x[1, 1, 2], plain.dy[2, 2, 0] = np.nan, np.inf, -np.inf
+    elif values == "constant":
+        plain.x[...] = dtype(0.1)
+    else:
+        plain.x[...] = arrays.VALUES[values](rng, shape, dtype)
+    with specification():
+        expected = operations.run_all(plain)
+    assert_every_backend_gives(expected, lambda: operations.run_all(plain))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("added", [False, True], ids=["alone", "residual"])
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", None])
+@pytest.mark.parametrize("shape", [(5, 2, 49), (613, 3, 1), (6, 3, 5)], ids=str)
+def test_what_is_fused(rng, shape, activation, added, dtype):
+    residual = rng.standard_normal(shape).astype(dtype) if added else None
+    case = operations.make_case(rng, shape, dtype)
+    case.x[0, 0, 0] = np.nan
+    case = operations.replace(case, fusion=operations.Fusion(activation, 0.2, residual))
+
+    def run():
+        return {
+            f"{name}.{key}": value
+            for name in operations.FUSED
+            for key, value in operations.ALL[name](
+                case, **({"dresidual": np.zeros_like(case.x)} if name.endswith("ward") else {})
+            ).items()
+        }
+
+    with specification():
+        expected = run()
+    assert_every_backend_gives(expected, run)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("seed", range(12))
+def test_random_problems(seed, dtype):
+    """Shapes, values and threads drawn together."""
+    rng = np.random.default_rng(seed)
+    shape = (*rng.integers(2, 40, 2), *rng.integers(1, 9, rng.integers(0, 3)))
+    values = rng.choice(list(arrays.VALUES))
+    case = operations.make_case(rng, tuple(map(int, shape)), dtype, values=values)
+    with specification():
+        expected = operations.run_all(case)
+    threads = int(rng.integers(1, 5))
+    assert_every_backend_gives(expected, lambda: operations.run_all(case, n_threads=threads))
+
+
+@pytest.mark.parametrize("shape", [(5, 2, 49), (2, 1, 33000), (613, 3, 1), (4, 2100, 1)], ids=str)
+def test_tasks_share_nothing(rng, shape):
+    """Whoever does a task, and in whatever order: the results are the same."""
+    case = operations.make_case(rng, shape)
+    with specification():
+        expected = operations.run_all(case)
+    with specification(in_pieces):
+        assert operations.differences(operations.run_all(case), expected) == []
+
+
+def exact_case(shape, dtype):
+    """Values that no random generator makes, and that are exact in float32."""
+    size = int(np.prod(shape))
+    channels = np.arange(shape[1])
+    return operations.Case(
+        x=((np.arange(size) * 7919 % 1009 - 300) / 64).reshape(shape).astype(dtype),
+        dy=((np.arange(size) * 104729 % 997 - 500) / 128).reshape(shape).astype(dtype),
+        weight=0.5 + channels % 3,
+        bias=1.0 - channels % 5,
+        mean=channels % 7 / 4.0,
+        var=1.0 + channels % 4,
+    )
+
+
+# SHA-256 of all results, of their names in order; the first 16 digits.
+DIGESTS = {
+    ((5, 2, 49), "float32"): "3d58d0dcbdc4626c",
+    ((5, 2, 49), "float64"): "613cec61c648cd30",
+    ((2, 1, 33000), "float32"): "5d69c6eb8efee437",
+    ((2, 1, 33000), "float64"): "0cb0450e2453ca64",
+    ((2, 2, 4103), "float32"): "80e017dd358a9e97",
+    ((2, 2, 4103), "float64"): "fbcb48b73bf12e36",
+    ((613, 3, 1), "float32"): "a726773673b65c37",
+    ((613, 3, 1), "float64"): "588f580b7f347bd0",
+    ((150, 2, 15), "float32"): "db7ed8ac0dbdb765",
+    ((150, 2, 15), "float64"): "3491a3c42edba2e1",
+    ((300, 257, 1), "float32"): "30346ae55af52dc4",
+    ((300, 257, 1), "float64"): "f4272c021c26e25a",
+    ((6, 3, 5), "float32"): "d77faf98380a792d",
+    ((6, 3, 5), "float64"): "13bcc569886aae34",
+}
+
+
+@pytest.mark.parametrize("shape, dtype", DIGESTS, ids=str)
+def test_the_recorded_bits(shape, dtype):
+    with specification():
+        results = operations.run_all(exact_case(shape, np.dtype(dtype).type))
+    digest = hashlib.sha256()
+    for name, values in sorted(results.items()):
+        digest.update(name.encode() + values.astype(values.dtype.newbyteorder("<")).tobytes())
+    assert digest.hexdigest()[:16] == DIGESTS[shape, dtype]
+
+
+def test_the_plain_text_needs_no_numba():
+    code = (
+        "import sys; sys.modules['numba'] = sys.modules['llvmlite'] = None; "
+        "import numpy as np; from bncore.backends.numba.operations import Operations, in_order; "
+        "mean, m2 = np.empty((2, 3)); "
+        "Operations(in_order).moments(mean, m2, np.full((4, 3, 5), 2.0), 1); print(mean, m2)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[2. 2. 2.] [0. 0. 0.]\n"
+
+
+def test_numba_compiles_this_text_and_no_other():
+    """The functions of the text are not decorated: they stay what a reader sees."""
+    pytest.importorskip("numba", reason="Numba is not installed")
+    from bncore.backends.numba import elementwise, jit
+
+    for kernel in (sums.planes_moments, elementwise.rows_activate):
+        assert type(kernel) is type(in_order)
+        assert jit.compiled(kernel).py_func is kernel
