@@ -28,8 +28,11 @@ EXPECT = BNCORE_EXPECT_NATIVE=$(if $(filter-out 0,$(BNCORE_REQUIRE_NATIVE)),1,$$
 # The tests that need nothing but the extra "test".
 ALONE := not needs_torch and not needs_jax and not needs_frameworks and not needs_onnxruntime
 
-# Files of tests go to as many processes as there are processors, four at most; PYTEST_ARGS="-n 0" is one after another.
-SPREAD := -n auto --maxprocesses=4 --dist loadfile
+# Tests go to as many processes as there are processors, four at most, and a process without work takes some of the
+# others'; PYTEST_ARGS="-n 0" is one after another.
+SPREAD := -n auto --maxprocesses=4 --dist worksteal
+# Files stay whole where their tests share what takes long to make: compiled adapters, processes.
+SPREAD_FILES := -n auto --maxprocesses=4 --dist loadfile
 
 # COVERAGE=1 measures coverage and fails below pyproject.toml's limit. Lines that Numba compiles count once they
 # are compiled, which Numba itself reports; hence a cache of its own, empty at the start.
@@ -40,7 +43,7 @@ COVERAGE_ARGS := --cov --cov-report=term
 endif
 
 NATIVE_SOURCES := setup.py $(wildcard src_c/* src_c/*/* bncore/__init__.pxd $(addprefix bncore/backends/native/*.,pyx pxd pxi))
-CLANG_FORMATTED := $(wildcard src_c/*.[ch] src_c/*/*.[ch] docs/*.c docs/examples/*.cpp bncore/*.cpp $(addprefix bncore/*/*.,h cpp))
+CLANG_FORMATTED := $(wildcard tests/c/*.[ch] src_c/*.[ch] src_c/*/*.[ch] docs/*.c docs/examples/*.cpp bncore/*.cpp $(addprefix bncore/*/*.,h cpp))
 BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'])")
 
 # pip installs into one environment at a time.
@@ -48,7 +51,7 @@ BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyprojec
 .DELETE_ON_ERROR:
 .PHONY: help demo test bench bench-peers bench-torch bench-jax bench-onnxruntime test-torch test-jax \
 	test-onnxruntime test-frameworks coverage lint format \
-	test-without-native test-freethreaded sdist-check counts report study build clean
+	test-without-native test-freethreaded sanitize fuzz sdist-check counts report study build clean
 
 help: ## this list (also: make alone)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,21 +70,31 @@ coverage: ## the test suite; fails if it reaches less than 95 % of the lines
 # What depends on whether bncore.torch has its compiled part.
 BOTH_WAYS := ops modules gradients suites transforms
 test-torch: build $(VENV)/.test $(VENV)/.torch ## bncore.torch, and the tests that compare with PyTorch (installs it)
-	$(EXPECT) $(PY) -m pytest -m needs_torch tests $(SPREAD) $(PYTEST_ARGS)
-	BNCORE_TORCH_COMPILED=0 $(EXPECT) $(PY) -m pytest $(addprefix tests/adapters/test_torch_,$(addsuffix .py,$(BOTH_WAYS))) $(SPREAD) $(PYTEST_ARGS)
+	$(EXPECT) $(PY) -m pytest -m needs_torch tests $(SPREAD_FILES) $(PYTEST_ARGS)
+	BNCORE_TORCH_COMPILED=0 $(EXPECT) $(PY) -m pytest $(addprefix tests/adapters/test_torch_,$(addsuffix .py,$(BOTH_WAYS))) $(SPREAD_FILES) $(PYTEST_ARGS)
 
 test-onnxruntime: build $(VENV)/.test $(VENV)/.onnxruntime ## bncore.onnxruntime in sessions of ONNX Runtime (installs it)
-	$(EXPECT) $(PY) -m pytest -m needs_onnxruntime tests/adapters/test_onnxruntime_*.py $(SPREAD) $(PYTEST_ARGS)
+	$(EXPECT) $(PY) -m pytest -m needs_onnxruntime tests/adapters/test_onnxruntime_*.py $(SPREAD_FILES) $(PYTEST_ARGS)
 
 test-jax: build $(VENV)/.test $(VENV)/.jax ## bncore.jax beside the NumPy functions and jax.numpy (installs JAX)
-	$(EXPECT) $(PY) -m pytest tests/adapters/test_jax_*.py $(SPREAD) $(PYTEST_ARGS)
+	$(EXPECT) $(PY) -m pytest tests/adapters/test_jax_*.py $(SPREAD_FILES) $(PYTEST_ARGS)
 
 test-frameworks: build $(VENV)/.test $(VENV)/.frameworks ## BatchNorm beside the layers of PyTorch, Keras, Flax (likewise)
 	$(EXPECT) $(PY) -m pytest -m needs_frameworks tests $(PYTEST_ARGS)
 
-test-without-native: $(PURE)/.test ## the same suite on Numba and NumPy, the package installed with no extension
+# What depends on the backend. The files of tests/project, tests/programs and of the C library look at the checkout, at
+# programs on top of the functions, and at builds, which are the same with the extension and without.
+WITHOUT_NATIVE := $(addprefix tests/,arguments backends data functions layer runtime test_statistics.py test_bad_statistics.py) tests/adapters/test_numba_calls.py tests/project/test_habits.py
+test-without-native: $(PURE)/.test ## what depends on the backend, on Numba and NumPy, the package installed with no extension
 	BNCORE_EXPECT_NATIVE=0 $(PURE)/bin/pytest --import-mode=importlib -m "$(ALONE)" $(SPREAD) \
-		tests --pyargs bncore $(PYTEST_ARGS)
+		$(WITHOUT_NATIVE) --pyargs bncore $(PYTEST_ARGS)
+
+sanitize: $(VENV)/.test ## the C library, the extension and the threads under the compiler's sanitizers
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" .ci/sanitize
+
+SECONDS ?= 60
+fuzz: build $(VENV)/.test ## random calls of the C interface and of the functions; SECONDS=600 for each, 60 as it is
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" .ci/fuzz $(SECONDS)
 
 # The interpreter for test-freethreaded: FREETHREADED_PYTHON=path, or the first of these that is there.
 FREETHREADED_PYTHON ?= $(firstword $(shell command -v python3.14t python3.13t))
@@ -131,7 +144,6 @@ sdist-check: $(VENV)/.build-tool ## build the sdist, install it in a clean venv,
 	rm -rf dist .venv-sdist
 	$(PY) -m build --sdist
 	$(PYTHON) -m venv .venv-sdist
-	.venv-sdist/bin/python -m pip --disable-pip-version-check install -q --upgrade pip
 	.venv-sdist/bin/python -m pip --disable-pip-version-check install --no-cache-dir -q dist/bncore-*.tar.gz
 	cd .venv-sdist && bin/python ../.ci/one_call.py
 
@@ -161,8 +173,7 @@ same-python-as-%:
 $(VENV)/.base: pyproject.toml | same-python-as-$(VENV)
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'bncore needs Python 3.11 or newer')"
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -q --upgrade pip
-	$(PIP) install -q --upgrade $(BUILD_REQUIRES)
+	$(PIP) install -q $(BUILD_REQUIRES)
 	@touch $@
 
 # Dependencies, and the checkout itself as an editable install; the extension is built by the rule above.
@@ -190,7 +201,6 @@ $(VENV)/.build-tool: $(VENV)/.base
 # of earlier builds would bring back modules that are deleted.
 $(PURE)/.test: pyproject.toml setup.py $(wildcard bncore/*.py bncore/*/*.py bncore/*/*/*.py bncore/*/*/*/*.py bncore/*/*/*.pyi bncore/*/*/*.json bncore/*.cpp bncore/*/*.cpp) | same-python-as-$(PURE)
 	$(PYTHON) -m venv $(PURE)
-	$(PURE_PIP) install -q --upgrade pip
 	rm -rf build/lib*
 	$(SKIP_NATIVE) $(PURE_PIP) install -q ".[test]"
 	@touch $@

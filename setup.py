@@ -14,14 +14,15 @@ import shlex
 import shutil
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 SOURCES = [
-    "dispatch.c", "learning.c", "operations.c", "parallel_for.c", "partition.c", "problem.c",
-    "run.c", "schedule.c", "workers.c",
+    "dispatch.c", "environment.c", "learning.c", "operations.c", "parallel_for.c", "partition.c",
+    "problem.c", "run.c", "schedule.c", "workers.c",
 ]  # fmt: skip
 # No option that changes a result: no -ffast-math, no contraction to FMA, no wider intermediate.
 FLAGS = [
@@ -127,11 +128,15 @@ class BuildNative(build_ext):
 
         openmp = self.openmp_flags()
         flags = FLAGS + debug_flags() + self.optional_flags() + openmp
-        for name, isa in instruction_sets():
+        # The compiler is another process, so threads are enough to use all processors.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            tried = [
+                (name, isa, pool.submit(self.kernels, name, flags, isa))
+                for name, isa in instruction_sets()
+            ]
+        for name, isa, kernels in tried:
             try:
-                made = self.kernels(name, flags + isa)
-                self.dispatch(name, flags)
-                ext.extra_objects.append(made)
+                ext.extra_objects.append(kernels.result())
             except Exception as error:
                 if not isa:
                     raise  # the baseline is what everything needs
@@ -190,12 +195,14 @@ class BuildNative(build_ext):
             text = re.sub(r"@(\w+)@", lambda match: values[match[1]], template)
             (lib / folder / file).write_text(text)
 
-    def kernels(self, name: str, flags: list[str]) -> str:
+    def kernels(self, name: str, flags: list[str], isa: list[str]) -> str:
+        """Compile the kernels for one instruction set, which the compiler has to detect, too."""
+        self.dispatch(name, flags)
         (made,) = self.compiler.compile(
             ["src_c/kernels/kernels.c"],
             output_dir=str(Path(self.build_temp) / name),
             macros=[("BNCORE_ISA_NAME", name)],
-            extra_postargs=flags,
+            extra_postargs=[*flags, *isa],
             depends=[str(path) for path in Path("src_c").rglob("*.*")],
         )
         return made

@@ -8,7 +8,7 @@ from bncore.backends.native.c_bncore cimport (
     BNCORE_ERROR_DTYPE, BNCORE_ERROR_EPS, BNCORE_ERROR_THREADS, BNCORE_ERROR_COUNT,
     BNCORE_ERROR_SCRATCH, BNCORE_ERROR_MEMORY, BNCORE_ERROR_ISA, BNCORE_ERROR_FUSION,
     BNCORE_ERROR_EXECUTOR, BNCORE_FLOAT32, BNCORE_FLOAT64, BNCORE_NO_ACTIVATION, BNCORE_RELU, BNCORE_LEAKY_RELU,
-    bncore_activation, bncore_dtype, bncore_executor, bncore_fusion, bncore_problem,
+    bncore_activation, bncore_dtype, bncore_environment, bncore_executor, bncore_fusion, bncore_problem,
     bncore_status,
 )
 from bncore.backends.native.binding cimport (
@@ -17,6 +17,6 @@ from bncore.backends.native.binding cimport (
     bncore_status_string, bncore_version, bncore_abi_version, bncore_isa, bncore_isa_available,
     bncore_isa_set, bncore_isa_init, bncore_executor_choose, bncore_executor_init,
     bncore_executor_name, bncore_executor_available, bncore_max_threads_set, bncore_max_threads,
-    bncore_workers, bncore_executor_set, bncore_executor_now,
+    bncore_workers, bncore_environment_enter, bncore_environment_leave, bncore_executor_set, bncore_executor_now,
     bncore_openmp_max_threads, bncore_has_openmp, bncore_in_forked_child,
 )

@@ -25,8 +25,9 @@ def executable(path: Path, script: str) -> Path:
     return path
 
 
-def blocks_of_the_readme(language: str) -> list[str]:
-    text = (ROOT / "README.md").read_text()
+def blocks_of(page: str, language: str) -> list[str]:
+    """Find the code blocks of a page that are in one language."""
+    text = (ROOT / page).read_text()
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 

@@ -13,9 +13,11 @@ from hypothesis import settings
 import bncore
 import variants
 
-# The suite gives the same result every day; a longer search: HYPOTHESIS_PROFILE=search.
+# The suite draws the same examples every day; HYPOTHESIS_PROFILE=search draws more of them, random
+# others each time.
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40)
 settings.register_profile("search", deadline=None, max_examples=2000)
+settings.register_profile("random", deadline=None, max_examples=40)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 

@@ -8,8 +8,11 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+import pytest
 
 from checkout import COMPILER, ENVIRONMENT, ROOT, executable
 
@@ -59,7 +62,31 @@ class Wheel(NamedTuple):
         return follow(commands, folder, PATH=path, PYTHONPATH=str(self.site), **variables)
 
 
-def installed_wheel(folder: Path) -> Wheel:
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that the first of all test processes fills; the others wait until it has."""
+    import fcntl  # not on Windows, where nothing of this is tested
+
+    base = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    folder, done = base / name, base / f"{name}-is-there"
+    with (base / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
+
+
+def wheel_in(folder: Path) -> Wheel:
+    """What `install_wheel` has put there."""
+    (file,) = folder.glob("*.whl")
+    return Wheel(file, folder / "site")
+
+
+def install_wheel(folder: Path) -> None:
     """The wheel of a copy of the checkout, compiled in a hurry and installed on its own."""
     source = folder / "source"
     unwanted = shutil.ignore_patterns("*.so*", "*.a", "__pycache__", "binding.c", "include", "lib")
@@ -71,16 +98,14 @@ def installed_wheel(folder: Path) -> Wheel:
     code = f"from setuptools import build_meta as b; b.build_wheel({str(folder)!r})"
     settings = {"CC": str(compiler), "BNCORE_REQUIRE_NATIVE": "1"}
     run(sys.executable, "-c", code, cwd=source, **settings)
-    (file,) = folder.glob("*.whl")
-    shutil.unpack_archive(file, folder / "site", "zip")
-    return Wheel(file, folder / "site")
+    shutil.unpack_archive(next(folder.glob("*.whl")), folder / "site", "zip")
 
 
-def installed_by_cmake(folder: Path, commands: str) -> Path:
+def install_by_cmake(folder: Path, commands: str) -> None:
     """What the page's commands install, at another place: nothing in it may know the first one."""
     hurry = "-DCMAKE_BUILD_TYPE=Debug -DCMAKE_C_FLAGS_DEBUG=-O0 -DCMAKE_INSTALL_LIBDIR=lib"
     follow(commands.replace("cmake -S", f"cmake {hurry} -S"), folder)
-    return (folder / "bncore").rename(folder / "moved")
+    (folder / "bncore").rename(folder / "moved")
 
 
 def exported(library: Path, *options: str) -> set[str]:

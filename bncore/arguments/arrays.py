@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncore.arguments import layout
+from bncore.arguments.float_environment import default_environment
 from bncore.arguments.layout import NATIVE_DTYPES, Array
 from bncore.arguments.scalars import shown
 
@@ -99,7 +100,7 @@ def cast(array: Array, dtype: npt.DTypeLike) -> Array:
     """Return `array` in `dtype`, rounded in silence; C-contiguous; not copied where it is that."""
     if array.dtype == dtype:
         return np.ascontiguousarray(array)
-    with np.errstate(all="ignore"):
+    with default_environment(), np.errstate(all="ignore"):
         return np.ascontiguousarray(array, dtype=dtype)
 
 

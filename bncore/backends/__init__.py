@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from bncore.arguments.float_environment import in_default_environment
 from bncore.backends.contract import Backend, FastPath
 
 # Best first; each with the module that holds it.
@@ -31,6 +32,34 @@ REMEDY = "`BNCORE_REQUIRE_NATIVE=1 pip install -v --force-reinstall --no-deps .`
 GET_NUMBA = "`pip install 'bncore[numba]'`"
 
 
+# The functions of contract.py that compute.
+COMPUTING = (
+    "moments",
+    "normalize",
+    "train",
+    "grad_sums",
+    "grad_input",
+    "train_backward",
+    "infer_backward",
+)
+
+
+class InDefaultEnvironment:
+    """A backend in Python, whose functions run in the default floating-point environment.
+
+    The C core sees to that itself, on each of its threads.  The threads of the Numba backend have
+    the environment in which they were created, which is here.
+    """
+
+    def __init__(self, module: Backend) -> None:
+        self._module = module
+        for name in COMPUTING:
+            setattr(self, name, in_default_environment(getattr(module, name)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
 class Active:
     """A loaded backend: its kernels, and its fast path if it has one."""
 
@@ -38,7 +67,7 @@ class Active:
 
     def __init__(self, name: str, module: Any) -> None:
         self.name = name
-        self.kernels: Backend = module
+        self.kernels: Any = module if name == "native" else InDefaultEnvironment(module)
         self.fast: FastPath | None = module if hasattr(module, "fast_train") else None
 
 

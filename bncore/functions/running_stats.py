@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from bncore.arguments import layout, scalars
 from bncore.arguments.arrays import writable_array
+from bncore.arguments.float_environment import in_default_environment
 from bncore.arguments.parameters import vector
 from bncore.backends import current
 from bncore.statistics import Moments, Stat, given_moments
@@ -102,6 +103,7 @@ def update_running_stats(
         raise
 
 
+@in_default_environment
 def _moved(old: npt.NDArray[Any], batch: Stat, momentum: float) -> npt.NDArray[Any]:
     """Compute the new running value in float64, in the dtype of the old one."""
     new = (1.0 - momentum) * old.astype(np.float64) + momentum * batch

@@ -94,6 +94,18 @@ void parallel_for(void *pool, int64_t tasks, int32_t threads, void (*task)(void 
     loop->wait();
 }
 
+/* XLA makes subnormal numbers zero in its calls; parameters and results are converted as bncore computes. */
+class Environment
+{
+  public:
+    Environment() { bncore_environment_enter(&own_); }
+    ~Environment() { bncore_environment_leave(&own_); }
+    Environment(const Environment &) = delete;
+
+  private:
+    bncore_environment own_;
+};
+
 /* Whether the user asks for an executor of the library. */
 bool names_an_executor()
 {
@@ -141,6 +153,7 @@ class Call
     {
         std::atomic<int> failed{status_};
         auto one = [&](int64_t example, int32_t threads) {
+            const Environment environment;
             bncore_problem problem = problem_;
             bncore_fusion fusion{static_cast<int32_t>(settings_.activation), settings_.slope,
                                  nullptr, nullptr, nullptr};

@@ -12,6 +12,18 @@
 namespace bncore_ort
 {
 
+// A session may make subnormal numbers zero; parameters and results are converted as bncore computes.
+class Environment
+{
+  public:
+    Environment() { bncore_environment_enter(&own_); }
+    ~Environment() { bncore_environment_leave(&own_); }
+    Environment(const Environment &) = delete;
+
+  private:
+    bncore_environment own_;
+};
+
 // ---- what a node says ----
 
 struct Settings {

@@ -146,6 +146,7 @@ template <typename Kind> struct Described {
     {
         const Kernel &k = *static_cast<const Kernel *>(kernel);
         return guarded(k.op->api, [&] {
+            const Environment environment;
             Call call(k, context, Kind::X);
             Kind::compute(call);
         });

@@ -59,6 +59,17 @@ Tensor in_order_of(const Tensor &x, const Tensor &tensor)
     return copy;
 }
 
+/* torch.set_flush_denormal makes subnormal numbers zero; parameters and results are converted as bncore computes. */
+class Environment
+{
+    bncore_environment own_;
+
+  public:
+    Environment() { bncore_environment_enter(&own_); }
+    ~Environment() { bncore_environment_leave(&own_); }
+    Environment(const Environment &) = delete;
+};
+
 /* Float or double [channels] as double; NULL for none. The values live as long as this. */
 class Channels
 {
@@ -197,6 +208,7 @@ std::tuple<Tensor, Tensor> train(const Tensor &given, const Optional &weight, co
                                  const Optional &residual, const Fused &fused)
 {
     at::AutoDispatchBelowADInplaceOrView guard;
+    const Environment environment;
     const Tensor x = dense(given);
     Call call(x, fused, residual);
     check_channels("weight", weight, x);
@@ -218,6 +230,7 @@ Tensor infer(const Tensor &given, const Tensor &mean, const Tensor &var, const O
              const Optional &bias, const Optional &residual, const Fused &fused)
 {
     at::AutoDispatchBelowADInplaceOrView guard;
+    const Environment environment;
     const Tensor x = dense(given);
     Call call(x, fused, residual);
     check_channels("mean", mean, x);
@@ -281,6 +294,7 @@ Gradients train_backward(const Tensor &dy, const Tensor &x, const Tensor &moment
                          const Fused &fused, bool through)
 {
     at::AutoDispatchBelowADInplaceOrView guard;
+    const Environment environment;
     const int64_t channels = x.size(1), count = channels ? x.numel() / channels : 0;
     check_moments(moments, channels);
     const Channels mean(moments[0]);
@@ -296,6 +310,7 @@ Gradients infer_backward(const Tensor &dy, const Tensor &x, const Tensor &mean, 
                          const Fused &fused, bool through)
 {
     at::AutoDispatchBelowADInplaceOrView guard;
+    const Environment environment;
     check_channels("mean", mean, x);
     check_channels("var", var, x);
     const Channels m(mean), v(var);
@@ -326,6 +341,7 @@ void update(const Tensor &running_mean, const Tensor &running_var, const Tensor 
             "running statistics: expected Float or Double of shape (", channels, ",), got ",
             running.scalar_type(), " of ", running.sizes());
     if (count == 0) return;
+    const Environment environment;
     const Tensor batch = moments.contiguous();
     const double *values = batch.const_data_ptr<double>();
     double divisor = 1.0; /* of the mean */

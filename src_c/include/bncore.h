@@ -179,6 +179,16 @@ BNCORE_API const char *bncore_executor_available(int i);
 BNCORE_API bncore_status bncore_max_threads_set(int32_t threads);
 BNCORE_API int32_t bncore_max_threads(void);
 
+/* The floating-point environment of the calling thread: rounding mode, whether subnormal numbers are kept, exceptions.
+ * Every operation computes in the default one (round to nearest, subnormal numbers kept, exceptions masked), on every
+ * thread, and gives the caller its own back. A host that converts parameters or results itself does it between these
+ * two, to have the same bits: enter saves the caller's in *own and sets the default, leave sets what was saved. */
+typedef struct bncore_environment {
+    uint64_t saved[8];
+} bncore_environment;
+BNCORE_API void bncore_environment_enter(bncore_environment *own);
+BNCORE_API void bncore_environment_leave(const bncore_environment *own);
+
 /* How many worker threads the library has created. They are created when a call first needs them, and sleep between
  * calls; their names are bncore-1, bncore-2, ... They end when the library is unloaded or the process exits. A forked
  * child has none, and creates its own. */

@@ -16,7 +16,17 @@ import pytest
 import bncore
 from checkout import COMPILER, ENVIRONMENT, ROOT, builds
 from embed_example import expected, setup_constant
-from installed import CMAKE, Wheel, exported, follow, installed_by_cmake, installed_wheel, run
+from installed import (
+    CMAKE,
+    Wheel,
+    exported,
+    follow,
+    install_by_cmake,
+    install_wheel,
+    made_once,
+    run,
+    wheel_in,
+)
 
 pytestmark = [
     pytest.mark.skipif(COMPILER is None, reason="there is no C compiler"),
@@ -46,14 +56,18 @@ STRICT = ("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror")
 def wheel(tmp_path_factory) -> Wheel:
     if not builds():
         pytest.skip("setuptools or Cython is not installed, or too old to build the package")
-    return installed_wheel(tmp_path_factory.mktemp("wheel"))
+    return wheel_in(made_once(tmp_path_factory, "wheel", install_wheel))
 
 
 @pytest.fixture(scope="module")
 def prefix(tmp_path_factory) -> Path:
     if CMAKE is None:
         pytest.skip("cmake is not installed")
-    return installed_by_cmake(tmp_path_factory.mktemp("cmake"), INSTALL)
+
+    def install(folder: Path) -> None:
+        install_by_cmake(folder, INSTALL)
+
+    return made_once(tmp_path_factory, "cmake", install) / "moved"
 
 
 # ---- what is exported

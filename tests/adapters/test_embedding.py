@@ -1,4 +1,4 @@
-"""Embedding: the README's commands build docs/embed_example.c, and it computes what Python does."""
+"""The commands of docs/embedding.md build docs/embed_example.c, which computes what Python does."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from checkout import ROOT, blocks_of_the_readme
+from checkout import ROOT, blocks_of
 from embed_example import expected, setup_constant
 
 
 def test_the_commands_name_what_setup_builds():
-    (commands,) = blocks_of_the_readme("sh")
+    (commands,) = blocks_of("docs/embedding.md", "sh")
     for name in setup_constant("SOURCES"):
         assert f"src_c/{name}" in commands
     for flag in setup_constant("FLAGS") + setup_constant("OPTIONAL_FLAGS"):
@@ -32,12 +32,12 @@ def test_the_commands_name_what_setup_builds():
 
 @pytest.fixture
 def commands(tmp_path):
-    """The README's commands, in a directory with the sources; not optimized, which is quicker."""
+    """The page's commands, in a directory with the sources; not optimized, which is quicker."""
     if shutil.which("cc") is None:
         pytest.skip("there is no C compiler")
     for name in ("src_c", "docs"):
         (tmp_path / name).symlink_to(ROOT / name)
-    (text,) = blocks_of_the_readme("sh")
+    (text,) = blocks_of("docs/embedding.md", "sh")
     text = text.replace("-O3", "-O0 -Wall -Wextra -Werror")
     for flag in setup_constant("OPTIONAL_FLAGS"):
         tried = subprocess.run(

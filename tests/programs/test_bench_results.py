@@ -9,13 +9,14 @@ import pytest
 
 from bncore.programs.bench import (
     cases,
+    overview,
     peers,
     plan,
     promises,
     tables,
 )
 from bncore.programs.bench.cases import Case
-from bncore.programs.bench.results import Results, Row, geometric_mean, timed
+from bncore.programs.bench.results import Results, Row, geometric_mean, timed, times_of
 
 TINY = Case("train", (2, 3, 4, 4))
 FIRST, LAST = cases.LAYOUTS
@@ -37,6 +38,20 @@ def test_results_are_kept_whole(tmp_path):
     assert again.rows[0] == rows[0]
     assert again.rows[1].refused == "no"
     assert again.resident() == 5
+
+
+def test_the_overview_shows_ratios_on_the_shapes_of_one_network():
+    first, second = (Case("train", shape) for shape in cases.SHAPES["resnet50_n32"][:2])
+    rows = rows_of((first, "bncore", 1.0), (first, "PyTorch", 4.0), (first, "JAX", 9.0))
+    rows += rows_of((second, "bncore", 2.0), (second, "PyTorch", 1.0))
+    rows += rows_of((TINY, "bncore", 1.0), (TINY, "PyTorch", 8.0))
+    rows += rows_of((replace(first, threads=2), "PyTorch", 1.0))  # bncore was not timed there
+    times = times_of(rows)
+    assert overview.ratios(times, 1) == {("train", FIRST): {"PyTorch": [4.0, 0.5]}}
+    assert overview.ratios(times, 2) == {}
+    (axes,) = overview.overview(times).axes
+    points = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"]
+    assert points == pytest.approx([2**0.5])
 
 
 def test_geometric_mean():

@@ -10,26 +10,37 @@ import numpy as np
 import pytest
 
 import bncore
-from checkout import ROOT, blocks_of_the_readme
+from checkout import ROOT, blocks_of
 
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 
 
-def test_the_examples_of_the_readme_run():
-    whole, in_pieces, layer = blocks_of_the_readme("python")
+def test_the_example_of_the_readme_runs():
+    (example,) = blocks_of("README.md", "python")
     names: dict[str, object] = {}
-    exec(compile(whole, "README.md", "exec"), names)
+    exec(compile(example, "README.md", "exec"), names)
+    assert names["moments"].count == 32 * 14 * 14
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_the_examples_of_the_guide_run():
+    whole, in_pieces, layer = blocks_of("docs/guide.md", "python")
+    names: dict[str, object] = {}
+    exec(compile(whole, "guide.md", "exec"), names)
     assert names["moments"].count == 32 * 14 * 14
     gradients = [names[name] for name in ("dx", "dweight", "dbias")]
-    exec(compile(in_pieces, "README.md", "exec"), names)
+    exec(compile(in_pieces, "guide.md", "exec"), names)
     for before, name in zip(gradients, ("dx", "dweight", "dbias"), strict=True):
         np.testing.assert_allclose(names[name], before, rtol=1e-4, atol=1e-6)
-    exec(compile(layer, "README.md", "exec"), names)
+    exec(compile(layer, "guide.md", "exec"), names)
     assert names["layer"].frozen and names["saved"]["num_batches_tracked"] == 1
 
 
-def test_the_readme_lists_every_public_name():
-    rows = re.findall(r"^\|(.*?)\|", (ROOT / "README.md").read_text(), re.MULTILINE)
+def test_the_reference_lists_every_public_name():
+    rows = re.findall(r"^\|(.*?)\|", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE)
     listed = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
     assert set(bncore.__all__) <= listed
 

@@ -58,8 +58,8 @@ static void *begin_late(void *arg)
     return b.run(b.arg);
 }
 
-int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes,
-                          void *(*run)(void *), void *arg)
+int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*run)(void *),
+                          void *arg)
 {
     if (atomic_load(&refuse)) return EAGAIN;
     if (!atomic_load(&seconds_late)) return __real_pthread_create(thread, attributes, run, arg);

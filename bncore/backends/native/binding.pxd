@@ -4,9 +4,10 @@
 from bncore.backends.native.c_bncore cimport (
     BNCORE_OK, BNCORE_ERROR_NULL, BNCORE_ERROR_SIZE, BNCORE_ERROR_DTYPE, BNCORE_ERROR_EPS,
     BNCORE_ERROR_THREADS, BNCORE_ERROR_COUNT, BNCORE_ERROR_SCRATCH, BNCORE_ERROR_MEMORY,
-    BNCORE_ERROR_ISA, BNCORE_ERROR_FUSION, BNCORE_FLOAT32, BNCORE_FLOAT64, BNCORE_NO_ACTIVATION,
-    BNCORE_RELU, BNCORE_LEAKY_RELU, bncore_activation, bncore_dtype, bncore_executor,
-    bncore_fusion, bncore_problem, bncore_status,
+    BNCORE_ERROR_ISA, BNCORE_ERROR_FUSION, BNCORE_ERROR_EXECUTOR, BNCORE_FLOAT32, BNCORE_FLOAT64,
+    BNCORE_NO_ACTIVATION,
+    BNCORE_RELU, BNCORE_LEAKY_RELU, bncore_activation, bncore_dtype, bncore_environment,
+    bncore_executor, bncore_fusion, bncore_problem, bncore_status,
 )
 from libc.stdint cimport int32_t, int64_t
 
@@ -50,6 +51,8 @@ cdef const char *bncore_executor_available(int i) noexcept nogil
 cdef bncore_status bncore_max_threads_set(int32_t threads) noexcept nogil
 cdef int32_t bncore_max_threads() noexcept nogil
 cdef int bncore_workers() noexcept nogil
+cdef void bncore_environment_enter(bncore_environment *own) noexcept nogil
+cdef void bncore_environment_leave(const bncore_environment *own) noexcept nogil
 cdef bncore_status bncore_executor_set(const bncore_executor *executor) noexcept nogil
 cdef const bncore_executor *bncore_executor_now() noexcept nogil
 cdef int bncore_openmp_max_threads() noexcept nogil

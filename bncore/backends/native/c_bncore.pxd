@@ -55,6 +55,9 @@ cdef extern from "bncore.h" nogil:
         const bncore_fusion *fusion
         uint64_t reserved[3]
 
+    ctypedef struct bncore_environment:
+        uint64_t saved[8]
+
     bncore_status bncore_problem_init(bncore_problem *problem, bncore_dtype dtype, int64_t outer,
                                       int64_t channels, int64_t inner)
     void bncore_canonical(const int64_t *sizes, int rank, int start, int stop, int64_t *canonical)
@@ -93,6 +96,8 @@ cdef extern from "bncore.h" nogil:
     bncore_status bncore_max_threads_set(int32_t threads)
     int32_t bncore_max_threads()
     int bncore_workers()
+    void bncore_environment_enter(bncore_environment *own)
+    void bncore_environment_leave(const bncore_environment *own)
     bncore_status bncore_executor_set(const bncore_executor *executor)
     const bncore_executor *bncore_executor_now()
     int bncore_openmp_max_threads()

@@ -92,6 +92,12 @@ cdef int32_t bncore_max_threads() noexcept nogil:
 cdef int bncore_workers() noexcept nogil:
     return c_bncore.bncore_workers()
 
+cdef void bncore_environment_enter(bncore_environment *own) noexcept nogil:
+    c_bncore.bncore_environment_enter(own)
+
+cdef void bncore_environment_leave(const bncore_environment *own) noexcept nogil:
+    c_bncore.bncore_environment_leave(own)
+
 cdef bncore_status bncore_executor_set(const bncore_executor *executor) noexcept nogil:
     return c_bncore.bncore_executor_set(executor)
 

@@ -249,10 +249,39 @@ cdef bint _residual_gradient(Call *call, object dresidual_, cnp.ndarray x, objec
     return True
 
 
+cdef void _widen(double *to, const float *values, cnp.npy_intp n) noexcept nogil:
+    """Float64 of float32, in the environment that the kernels have."""
+    cdef bncore_environment own
+    cdef cnp.npy_intp i
+    bncore_environment_enter(&own)
+    for i in range(n):
+        to[i] = values[i]
+    bncore_environment_leave(&own)
+
+
+cdef void _divide(double *to, const double *values, double divisor, cnp.npy_intp n) noexcept nogil:
+    """Divide in the same environment."""
+    cdef bncore_environment own
+    cdef cnp.npy_intp i
+    bncore_environment_enter(&own)
+    for i in range(n):
+        to[i] = values[i] / divisor
+    bncore_environment_leave(&own)
+
+
+cdef void _round(float *to, const double *values, cnp.npy_intp n) noexcept nogil:
+    """Float32 of float64, in the same environment."""
+    cdef bncore_environment own
+    cdef cnp.npy_intp i
+    bncore_environment_enter(&own)
+    for i in range(n):
+        to[i] = <float>values[i]
+    bncore_environment_leave(&own)
+
+
 cdef bint _parameter(Call *call, int which, object a_, object out) noexcept:
     """Let call->given have a (C,) parameter as float64; False where it is not canonical. None is allowed."""
-    cdef int64_t c, channels = call.problem.channels
-    cdef const float *source
+    cdef int64_t channels = call.problem.channels
     cdef double *to
     call.given[which] = NULL
     if a_ is None:
@@ -267,26 +296,22 @@ cdef bint _parameter(Call *call, int which, object a_, object out) noexcept:
     if cnp.PyArray_TYPE(a) == cnp.NPY_DOUBLE:
         call.given[which] = <const double *>cnp.PyArray_DATA(a)
         return True
-    source, to = <const float *>cnp.PyArray_DATA(a), _room(call, which)
+    to = _room(call, which)
     if to == NULL:
         return False
-    for c in range(channels):
-        to[c] = source[c]
+    _widen(to, <const float *>cnp.PyArray_DATA(a), channels)
     call.given[which] = to
     return True
 
 
 cdef bint _moments(Call *call, int64_t count, object mean, object m2, object out) noexcept:
     """Let call->given have the mean and the population variance of moments; False where they do not fit x."""
-    cdef int64_t c
     if count < 1 or mean is None or m2 is None:
         return False
     cdef double *var = _room(call, VAR)
     if var == NULL or not _parameter(call, MEAN, mean, out) or not _parameter(call, VAR, m2, out):
         return False
-    cdef const double *deviations = call.given[VAR]
-    for c in range(call.problem.channels):
-        var[c] = deviations[c] / <double>count
+    _divide(var, call.given[VAR], <double>count, call.problem.channels)
     call.given[VAR], call.count = var, <double>count
     return True
 
@@ -315,11 +340,7 @@ cdef inline cnp.ndarray _per_channel(Call *call, int which):
 cdef inline cnp.ndarray _as_float32(cnp.ndarray values):
     """Round an array of float64; what is too large becomes infinite, and nothing warns."""
     cdef cnp.ndarray rounded = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(values), cnp.PyArray_DIMS(values), cnp.NPY_FLOAT, 0)
-    cdef const double *source = _doubles(values)
-    cdef float *to = <float *>cnp.PyArray_DATA(rounded)
-    cdef cnp.npy_intp i
-    for i in range(cnp.PyArray_SIZE(values)):
-        to[i] = <float>source[i]
+    _round(<float *>cnp.PyArray_DATA(rounded), _doubles(values), cnp.PyArray_SIZE(values))
     return rounded
 
 

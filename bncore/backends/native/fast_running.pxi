@@ -38,14 +38,18 @@ def fast_running(running_mean, running_var, count_, cnp.ndarray mean, cnp.ndarra
     # Python's own arithmetic knows counts that no double has.
     if overflow or not (0 < count < EXACT) or not 0.0 <= momentum <= 1.0 or not isfinite(correction):
         return None
-    cdef double divisor = <double>count - correction, keep = 1.0 - momentum
+    cdef double divisor = <double>count - correction, keep
     if not divisor > 0.0:
         return None
     cdef double *to_mean = _doubles(running_mean)
     cdef double *to_var = _doubles(running_var)
     cdef const double *batch_mean = _doubles(mean)
     cdef const double *batch_m2 = _doubles(m2)
+    cdef bncore_environment own
+    bncore_environment_enter(&own)
+    keep = 1.0 - momentum
     for c in range(channels):
         to_mean[c] = keep * to_mean[c] + momentum * batch_mean[c]
         to_var[c] = keep * to_var[c] + momentum * (batch_m2[c] / divisor)
+    bncore_environment_leave(&own)
     return True

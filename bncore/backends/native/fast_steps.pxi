@@ -85,18 +85,26 @@ def fast_grad_input(dy, x, int64_t count, mean, m2, sum_dy, sum_dy_xhat, weight,
     return dx
 
 
+cdef inline bint _one_axis(object axis, int rank, uint64_t *reduced) noexcept:
+    """Add one axis to those of mean_var; False where it is not canonical, or there already."""
+    cdef int one = _axis(axis, rank)
+    if one < 0 or reduced[0] >> one & 1:
+        return False
+    reduced[0] |= <uint64_t>1 << one
+    return True
+
+
 cdef bint _axes(object axis, int rank, uint64_t *reduced) noexcept:
-    """Read the axes of mean_var, a bit each; False where they are not canonical."""
-    cdef int one
+    """Read the axes of mean_var, a bit each; False where they are not canonical. It allocates nothing."""
     if axis is None:
         reduced[0] = ~<uint64_t>0
         return True
     reduced[0] = 0
-    for given in axis if type(axis) is tuple else (axis,):
-        one = _axis(given, rank)
-        if one < 0 or reduced[0] >> one & 1:
+    if type(axis) is not tuple:
+        return _one_axis(axis, rank, reduced)
+    for given in <tuple>axis:
+        if not _one_axis(given, rank, reduced):
             return False
-        reduced[0] |= <uint64_t>1 << one
     return True
 
 
@@ -122,11 +130,10 @@ def fast_mean_var(x_, axis, correction_, keepdims, int n_threads):
     """mean_var, or None where an argument is not canonical or x would have to be copied."""
     cdef Call call
     cdef uint64_t reduced, kept = 0
-    cdef double correction, n
+    cdef double correction
     cdef double *values
     cdef cnp.npy_intp sizes[64]  # NumPy's most dimensions
     cdef int i, rank, left = 0
-    cdef int64_t c
     if not _is_data(x_) or not (keepdims is True or keepdims is False) or not _correction(correction_, &correction):
         return None
     cdef cnp.ndarray x = <cnp.ndarray>x_
@@ -149,7 +156,6 @@ def fast_mean_var(x_, axis, correction_, keepdims, int n_threads):
     cdef cnp.ndarray var = cnp.PyArray_EMPTY(left, sizes, cnp.NPY_DOUBLE, 0)
     call.results[0], call.results[1] = _doubles(mean), _doubles(var)
     _run(&call, _only_moments)
-    values, n = _doubles(var), max(<double>_count(&call) - correction, 0.0)
-    for c in range(call.problem.channels):
-        values[c] = values[c] / n
+    values = _doubles(var)
+    _divide(values, values, max(<double>_count(&call) - correction, 0.0), call.problem.channels)
     return _reduced(mean, cnp.PyArray_TYPE(x)), _reduced(var, cnp.PyArray_TYPE(x))

@@ -21,6 +21,7 @@ from bncore.programs.bench.cases import (
     layouts_of,
     named,
 )
+from bncore.programs.bench.overview import overview
 from bncore.programs.bench.peers import PEERS
 from bncore.programs.bench.results import Results, Row, Times, times_of
 from bncore.programs.bench.tables import BNCORE, GIVEN, counted, others_in
@@ -49,6 +50,7 @@ def draw(results: Results, folder: Path) -> list[Path]:
     times = times_of(results.rows)
     threads = sorted({case.threads for case in times})
     made: dict[str, Figure | None] = {f"speed-{n}.png": speed(times, n) for n in threads}
+    made["overview.png"] = overview(times)
     made["limit.png"] = share_of_limit(times)
     made["sizes.png"] = throughput(times, results.caches)
     made["scaling.png"] = scaling(times)

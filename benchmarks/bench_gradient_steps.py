@@ -9,5 +9,5 @@ MORE = []
 
 
 @pytest.mark.benchmark(max_time=0.1, min_rounds=5, warmup=False)
-def bench_gradient_parts(measure, case, key):
+def bench_gradient_steps(measure, case, key):
     measure(case, key)

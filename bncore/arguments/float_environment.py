@@ -1,0 +1,77 @@
+"""The floating-point environment that Python code of the package computes in.
+
+A program can change it for a thread: ``torch.set_flush_denormal(True)`` makes subnormal numbers
+zero.  The C core sets the default environment itself; what NumPy and Numba compute runs in it
+between the two ends of a ``with default_environment():``.  C's fenv.h does it, found by ctypes; on
+Windows, which has no such library, the environment stays the caller's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable
+from functools import wraps
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
+
+__all__ = ["default_environment", "in_default_environment"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+SIZE = 64  # bytes: more than any system's fenv_t
+
+
+def _library() -> Any:
+    """Return the C library, where it has fegetenv and fesetenv; else None."""
+    try:
+        library = ctypes.CDLL(None)
+        library.fesetenv.argtypes = [ctypes.c_void_p]
+        library.fegetenv.argtypes = [ctypes.c_void_p]
+    except (AttributeError, OSError, TypeError):
+        return None
+    return library
+
+
+def _default() -> ctypes.c_void_p:
+    """Return FE_DFL_ENV: the address of a variable on macOS, -1 in the C libraries of Linux."""
+    if sys.platform == "darwin":
+        return ctypes.c_void_p(ctypes.addressof(ctypes.c_char.in_dll(_LIBRARY, "_FE_DFL_ENV")))
+    return ctypes.c_void_p(-1)
+
+
+_LIBRARY = _library()
+_DEFAULT = _default() if _LIBRARY is not None else None
+
+
+class default_environment:
+    """Round to nearest, keep subnormal numbers; at the end, the caller's environment as it was."""
+
+    __slots__ = ("_own",)
+
+    def __enter__(self) -> None:
+        if _LIBRARY is not None:
+            self._own = ctypes.create_string_buffer(SIZE)
+            _LIBRARY.fegetenv(self._own)
+            _LIBRARY.fesetenv(_DEFAULT)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if _LIBRARY is not None:
+            _LIBRARY.fesetenv(self._own)
+
+
+def in_default_environment(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function run in the default environment."""
+
+    @wraps(function)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        with default_environment():
+            return function(*args, **kwargs)
+
+    return guarded

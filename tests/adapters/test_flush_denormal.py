@@ -1,0 +1,63 @@
+"""The adapters give the bits of the functions where the framework makes subnormal numbers zero."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+SHAPE = (32, 24, 28, 28)
+
+
+@pytest.fixture
+def data(rng):
+    """Data and parameters around the least normal float32, most of them below it."""
+    scale = float(np.finfo(np.float32).tiny) / 4
+    x, dy = (rng.standard_normal((2, *SHAPE)) * scale).astype(np.float32)
+    weight, bias = (rng.standard_normal((2, SHAPE[1])) * scale).astype(np.float32)
+    return x, dy, weight, bias
+
+
+@pytest.mark.needs_torch
+def test_torch(data):
+    torch = pytest.importorskip("torch")
+    import bncore.torch
+
+    x, dy, weight, bias = map(torch.from_numpy, data)
+
+    def results(n_threads: int) -> list[bytes]:
+        bncore.set_num_threads(n_threads)
+        given = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
+        mean, var = torch.zeros(SHAPE[1]), torch.ones(SHAPE[1])
+        y = bncore.torch.batch_norm(given[0], mean, var, *given[1:], training=True, eps=1e-30)
+        y.backward(dy)
+        inferred = bncore.torch.batch_norm(x, mean, var, weight, bias)
+        tensors = [y.detach(), inferred, mean, var, *(tensor.grad for tensor in given)]
+        return [tensor.numpy().tobytes() for tensor in tensors]
+
+    try:
+        expected = results(1)
+        if not torch.set_flush_denormal(True):
+            pytest.skip("this processor keeps subnormal numbers")
+        for n_threads in (1, 2, 3):
+            assert results(n_threads) == expected
+        assert float(torch.tensor([1e-39]) * 1.0) == 0.0, "the caller's state is as it was"
+    finally:
+        torch.set_flush_denormal(False)
+        bncore.set_num_threads(None)
+    assert results(1) == expected
+    bncore.set_num_threads(None)
+
+
+@pytest.mark.needs_jax
+def test_jax(data):
+    pytest.importorskip("jax")
+    import bncore.jax
+
+    x, _, weight, bias = data
+    expected, moments = bncore.batch_norm_train(x, weight, bias, eps=1e-30)
+    y, _ = bncore.jax.batch_norm_train(x, weight, bias, eps=1e-30)
+    assert np.asarray(y).tobytes() == expected.tobytes()
+    mean, var = moments.mean.astype(np.float32), np.ones(SHAPE[1], np.float32)
+    expected = bncore.batch_norm_infer(x, mean, var, weight, bias)
+    y = bncore.jax.batch_norm_infer(x, mean, var, weight, bias)
+    assert np.asarray(y).tobytes() == expected.tobytes()

@@ -1,0 +1,153 @@
+"""The bits do not depend on the caller's floating-point environment, which stays as it was."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import threading
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+import bncore
+
+pytestmark = pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64") or platform.system() != "Linux",
+    reason="the test sets MXCSR in glibc's fenv_t",
+)
+
+DEFAULT, MXCSR, BYTES = 0x1F80, slice(28, 32), 64
+FLAGS = 0x3F
+STATES = {
+    "subnormal numbers are zero": DEFAULT | 0x8040,
+    "towards zero": DEFAULT | 0x6000,
+    "upwards": DEFAULT | 0x4000,
+}
+library = ctypes.CDLL(None)
+
+
+def mxcsr() -> int:
+    environment = ctypes.create_string_buffer(BYTES)
+    library.fegetenv(environment)
+    return int.from_bytes(environment.raw[MXCSR], "little")
+
+
+def set_mxcsr(value: int) -> None:
+    environment = ctypes.create_string_buffer(BYTES)
+    library.fegetenv(environment)
+    changed = bytearray(environment.raw)
+    changed[MXCSR] = value.to_bytes(4, "little")
+    library.fesetenv(ctypes.create_string_buffer(bytes(changed), BYTES))
+
+
+@contextmanager
+def state(value: int):
+    before = mxcsr()
+    set_mxcsr(value)
+    try:
+        yield
+    finally:
+        after = mxcsr()
+        set_mxcsr(before)
+    assert after & ~FLAGS == value & ~FLAGS, "the caller's environment has changed"
+
+
+def subnormal(rng, shape, dtype) -> np.ndarray:
+    """Values around the least normal number of the dtype, most of them below it."""
+    return (rng.standard_normal(shape) * float(np.finfo(dtype).tiny) / 4).astype(dtype)
+
+
+class Everything:
+    """Each function, on subnormal data and parameters."""
+
+    def __init__(self, rng, dtype, shape=(16, 24, 28, 28)):
+        self.x, self.dy = subnormal(rng, shape, dtype), subnormal(rng, shape, dtype)
+        self.weight, self.bias = subnormal(rng, (2, shape[1]), np.float32)
+        self.mean = subnormal(rng, shape[1], np.float32)
+        self.var = rng.uniform(0.5, 2.0, shape[1]).astype(np.float32)
+        self.running = np.stack([self.mean, self.var])
+
+    def results(self, n_threads: int, axis: int, eps: float = 1e-30) -> list[bytes]:
+        t = {"n_threads": n_threads, "axis": axis}
+        y, moments = bncore.batch_norm_train(self.x, self.weight, self.bias, eps=eps, **t)
+        sums = bncore.grad_sums(self.dy, self.x, moments, eps=eps, **t)
+        values = [y, moments.mean, moments.m2, sums.sum_dy, sums.sum_dy_xhat]
+        values += bncore.batch_norm_train_backward(
+            self.dy, self.x, moments, self.weight, eps=eps, **t
+        )
+        values.append(
+            bncore.batch_norm_infer(self.x, self.mean, self.var, self.weight, self.bias, **t)
+        )
+        values += bncore.batch_norm_infer_backward(
+            self.dy, self.x, self.mean, self.var, self.weight, **t
+        )
+        running_mean, running_var = self.running.copy()
+        bncore.update_running_stats(running_mean, running_var, moments)
+        return [np.asarray(value).tobytes() for value in (*values, running_mean, running_var)]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("value", STATES.values(), ids=STATES)
+def test_the_bits_of_every_backend(backend, rng, dtype, value):
+    data = Everything(rng, dtype, (16, 24, 28, 28) if backend.name == "native" else (4, 24, 9, 9))
+    for axis in (1, -1):
+        if axis == -1:
+            data.x, data.dy = (np.moveaxis(a, 1, -1).copy() for a in (data.x, data.dy))
+        expected = data.results(1, axis)
+        for n_threads in (1, 2):
+            with state(value):
+                got = data.results(n_threads, axis)
+            assert got == expected, (axis, n_threads)
+
+
+def test_threads_created_in_another_environment(backend, rng):
+    """A thread that the executor creates inherits the environment of its creator."""
+    data = Everything(rng, np.float32, (32, 24, 28, 28))
+    expected = data.results(1, 1)
+    with state(STATES["subnormal numbers are zero"]):
+        for n_threads in (3, 6, 9):
+            assert data.results(n_threads, 1) == expected
+
+
+def test_arguments_that_are_repaired(backend, rng):
+    """What is not canonical is converted in Python."""
+    data = Everything(rng, np.float32, (4, 6, 5, 5))
+    expected = data.results(1, 1)
+    data.x = data.x.astype(">f4")
+    data.weight = np.repeat(data.weight, 2)[::2]
+    data.bias = data.bias.astype(">f4")
+    y = np.frombuffer(expected[0], np.float32).astype(">f4").tobytes()
+    for value in (DEFAULT, *STATES.values()):
+        with state(value):
+            got = data.results(1, 1)
+        assert got[0] in (y, expected[0])
+        assert got[1:5] == expected[1:5]
+
+
+def test_status_flags_stay_as_they_were(rng):
+    if bncore.backends.native_module() is None:
+        pytest.skip("the native module is missing")
+    x = np.full((4, 8, 5, 5), np.inf, np.float32)
+    with bncore.use_backend("native"), state(DEFAULT):
+        bncore.batch_norm_train(x)
+        set_mxcsr(DEFAULT)
+        bncore.batch_norm_train(x, n_threads=1)
+        invalid = mxcsr() & 1
+    assert not invalid
+
+
+def test_each_thread_of_the_caller_keeps_its_own(backend, rng):
+    data, seen = Everything(rng, np.float32, (8, 24, 28, 28)), {}
+    expected = data.results(1, 1)
+
+    def call(value: int) -> None:
+        set_mxcsr(value)
+        seen[value] = (data.results(2, 1) == expected, mxcsr() & ~FLAGS)
+
+    threads = [threading.Thread(target=call, args=(value,)) for value in STATES.values()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == {value: (True, value) for value in STATES.values()}

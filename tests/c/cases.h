@@ -1,0 +1,107 @@
+/* A case: one call of an operation of bncore.h, with everything about it that may vary.
+ *
+ * The programs beside this file make cases (from lists, from random numbers, from the bytes of a fuzzer), run them in
+ * memory whose surroundings are watched, and compare the results with a plain loop (expected.c) and with each other. */
+#ifndef CASES_H
+#define CASES_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "bncore.h"
+
+typedef enum operation {
+    MOMENTS,
+    NORMALIZE,
+    TRAIN,
+    GRAD_SUMS,
+    GRAD_INPUT,
+    TRAIN_BACKWARD,
+    INFER_BACKWARD,
+    OPERATIONS
+} operation;
+
+/* What the arrays hold. SPECIAL sprinkles NaN, infinities and the largest numbers into every other channel. */
+typedef enum contents { NORMAL, CONSTANT, FAR_FROM_ZERO, SUBNORMAL, SPECIAL, CONTENTS } contents;
+
+/* Whose memory y or dx is. */
+typedef enum place { APART, OVER_X, OVER_DY, OVER_RESIDUAL, PLACES } place;
+
+/* Who runs the tasks: the library, a host that takes them backwards, or a host with threads. */
+typedef enum host { NO_HOST, BACKWARDS, ON_THREADS, HOSTS } host;
+
+typedef struct test_case {
+    operation operation;
+    bncore_dtype dtype;
+    int64_t outer, channels, inner;
+    double eps;
+    contents contents;
+    uint64_t seed;
+    int weight, bias; /* whether they are given */
+    bncore_activation activation;
+    double slope;
+    int residual, dresidual; /* whether they are given */
+
+    /* What may change no bit. */
+    place place, dresidual_place;
+    host host;
+    int32_t threads;
+    int own_scratch; /* the caller gives scratch, of exactly the size that the library asks for */
+    int64_t shift;   /* all arrays start so many items behind a multiple of 64 bytes */
+} test_case;
+
+/* What a case reads. The arrays x, dy and residual hold `bytes` bytes; statistics and parameters one double per
+ * channel. They depend on the sizes, dtype, contents and seed of a case alone. */
+typedef struct inputs {
+    size_t bytes;
+    void *x, *dy, *residual;
+    double *mean, *var, *weight, *bias, *sum_dy, *sum_dy_xhat;
+} inputs;
+
+/* What a case wrote: y or dx, dresidual, and the two results per channel. NULL where the operation has none. */
+typedef struct outputs {
+    void *dst, *dresidual;
+    double *results[2];
+} outputs;
+
+size_t item_size(const test_case *c);
+int64_t values(const test_case *c);
+int is_backward(operation o);   /* it reads dy */
+int writes_array(operation o);  /* it writes y or dx */
+int gives_results(operation o); /* it writes two numbers per channel */
+int takes_fusion(operation o);  /* activation and residual mean something to it */
+int gives_dresidual(const test_case *c);
+
+/* Takes back what the header forbids or the operation does not have, so that any combination becomes a case. */
+void make_valid(test_case *c);
+
+inputs make_inputs(const test_case *c);
+void free_inputs(inputs *in);
+
+/* Runs the case on copies of the inputs. On success the results are in *out, for free_outputs; on an error *out is
+ * empty. Ends the program where the call wrote beside its outputs, or wrote anything and then failed. */
+bncore_status run_case(const test_case *c, const inputs *in, outputs *out);
+void free_outputs(outputs *out);
+
+/* Called with 1 just before the library is, and with 0 just after it, so that a program can watch the call alone. NULL:
+ * nothing is. */
+extern void (*around_call)(int inside);
+
+/* Both end the program with a description of the case where the results are wrong. */
+void check_against_plain_loop(const test_case *c, const inputs *in, const outputs *out);
+void check_same_bits(const test_case *c, const outputs *got, const outputs *expected);
+
+/* Prints the case and what is wrong with it, and ends the program. */
+_Noreturn void fail(const test_case *c, const char *what, ...)
+    __attribute__((format(printf, 2, 3)));
+
+/* The executor of a host; NULL for NO_HOST. */
+const bncore_executor *executor_of(host h);
+
+/* Memory that has to be there for the program to go on. */
+void *must_have(size_t bytes);
+
+/* A random number generator (xorshift64*), the same on every machine. */
+uint64_t random_bits(uint64_t *state);
+
+#endif

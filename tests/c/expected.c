@@ -1,0 +1,233 @@
+/* The plain loop: batch normalization as the header describes it, in long double, and how far a result may be away. */
+#include <float.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cases.h"
+
+/* Relative to the sizes that docs/numerics.md names: |weight * xhat| + |bias| forward, the largest term of dx backward,
+ * the sum of absolute values for sums. They are the gates of that page, which tests/tolerances.py explains. */
+#define FORWARD_FLOAT32 (3.0L * FLT_EPSILON)
+#define FORWARD_FLOAT64 1e-15L
+#define GRADIENT_FLOAT32 (8.0L * FLT_EPSILON)
+#define GRADIENT_FLOAT64 1e-12L
+#define MEAN (8.0L * DBL_EPSILON)
+#define VARIANCE 1e-13L
+#define MEAN_OUTLIER                                                                               \
+    (128.0L * DBL_EPSILON) /* where a value is more than OUTLIER standard deviations away */
+#define VARIANCE_OUTLIER 1e-12L
+#define OUTLIER 4.0L
+#define SUMS 1e-12L
+
+/* Coefficients of float32 overflow beyond it; such channels are compared by their bits alone. */
+#define LARGEST_SCALE 1e30
+
+/* What a channel's coefficients are made of. */
+typedef struct channel {
+    long double mean, scale, invstd, weight, bias;
+} channel;
+
+static long double value(const test_case *c, const void *array, int64_t i)
+{
+    return c->dtype == BNCORE_FLOAT32 ? ((const float *)array)[i] : ((const double *)array)[i];
+}
+
+/* The place of value e of a channel. */
+static int64_t place_of(const test_case *c, int64_t ch, int64_t e)
+{
+    return (e / c->inner * c->channels + ch) * c->inner + e % c->inner;
+}
+
+/* Whether all that is read for a channel is finite and of a size that no formula overflows at. */
+static int is_tame(const test_case *c, const inputs *in, int64_t ch)
+{
+    const long double largest = 1e6L;
+    for (int64_t e = 0; e < c->outer * c->inner; e++) {
+        const int64_t i = place_of(c, ch, e);
+        if (!(fabsl(value(c, in->x, i)) < largest) || !(fabsl(value(c, in->dy, i)) < largest) ||
+            !(fabsl(value(c, in->residual, i)) < largest))
+            return 0;
+    }
+    return 1;
+}
+
+/* Below the normal numbers a rounding is a step of this size. */
+static long double smallest(const test_case *c)
+{
+    return c->dtype == BNCORE_FLOAT32 ? FLT_TRUE_MIN : DBL_TRUE_MIN;
+}
+
+static void check_value(const test_case *c, const char *name, int64_t i, long double got,
+                        long double expected, long double allowed)
+{
+    if (!(fabsl(got - expected) <= allowed + 8.0L * smallest(c)))
+        fail(c, "%s[%lld] is %.17Lg; the plain loop gives %.17Lg, and %.3Lg is allowed", name,
+             (long long)i, got, expected, allowed);
+}
+
+/* ---- statistics ---- */
+
+static void check_moments(const test_case *c, const inputs *in, const outputs *out, int64_t ch)
+{
+    const int64_t n = c->outer * c->inner;
+    long double sum = 0.0L, m2 = 0.0L, farthest = 0.0L;
+    for (int64_t e = 0; e < n; e++) sum += value(c, in->x, place_of(c, ch, e));
+    const long double mean = n ? sum / (long double)n : 0.0L;
+    for (int64_t e = 0; e < n; e++) {
+        const long double d = value(c, in->x, place_of(c, ch, e)) - mean;
+        m2 += d * d;
+        farthest = fmaxl(farthest, fabsl(d));
+    }
+    const long double std = n ? sqrtl(m2 / (long double)n) : 0.0L;
+    const int outlier = farthest > OUTLIER * std;
+    const long double mean_gate = outlier ? MEAN_OUTLIER : MEAN;
+    check_value(c, "mean", ch, out->results[0][ch], mean, mean_gate * (fabsl(mean) + std));
+    /* A constant channel's deviations are the rounding of its mean. */
+    const long double rounding = (long double)n * (MEAN * mean) * (MEAN * mean);
+    check_value(c, "m2", ch, out->results[1][ch], m2,
+                (outlier ? VARIANCE_OUTLIER : VARIANCE) * m2 + rounding);
+}
+
+/* The statistics that an operation normalizes with: those given, or those it found. */
+static channel channel_of(const test_case *c, const inputs *in, const outputs *out, int64_t ch)
+{
+    const long double n = (long double)(c->outer * c->inner);
+    const int own = c->operation == TRAIN;
+    const long double var = own ? out->results[1][ch] / n : in->var[ch];
+    channel k = {.mean = own ? out->results[0][ch] : in->mean[ch],
+                 .weight = c->weight ? in->weight[ch] : 1.0L,
+                 .bias = c->bias ? in->bias[ch] : 0.0L};
+    k.invstd = 1.0L / sqrtl(var + (long double)c->eps);
+    k.scale = k.weight * k.invstd;
+    return k;
+}
+
+/* What rounding the mean to x's type moves a result by, before the shift takes it back. */
+static long double of_mean(const test_case *c, const channel *k)
+{
+    const long double epsilon = c->dtype == BNCORE_FLOAT32 ? FLT_EPSILON : DBL_EPSILON;
+    return fabsl(k->mean * k->scale) * epsilon;
+}
+
+/* ---- forward ---- */
+
+static void check_forward(const test_case *c, const inputs *in, const outputs *out, int64_t ch,
+                          const channel *k)
+{
+    const long double gate = c->dtype == BNCORE_FLOAT32 ? FORWARD_FLOAT32 : FORWARD_FLOAT64;
+    const long double slope = c->activation == BNCORE_LEAKY_RELU ? c->slope : 0.0L;
+    for (int64_t e = 0; e < c->outer * c->inner; e++) {
+        const int64_t i = place_of(c, ch, e);
+        const long double scaled = (value(c, in->x, i) - k->mean) * k->scale;
+        const long double residual = c->residual ? value(c, in->residual, i) : 0.0L;
+        const long double z = scaled + k->bias + residual;
+        const long double size = fabsl(scaled) + fabsl(k->bias) + of_mean(c, k);
+        /* The residual's addition rounds once more, the slope's multiplication likewise; near 0 the sign of z is open. */
+        long double allowed = gate * (size + fabsl(residual));
+        allowed += 8.0L * fabsl(k->scale) * smallest(c);
+        if (c->activation) allowed *= 2.0L + 2.0L * fabsl(slope);
+        const long double y = c->activation && z <= 0.0L ? slope * z : z;
+        check_value(c, "y", i, value(c, out->dst, i), y, allowed);
+    }
+}
+
+/* ---- backward ---- */
+
+/* The gradient behind the activation, by the z that forward computes: the header promises the same operations. */
+static void *masked_gradient(const test_case *c, const inputs *in)
+{
+    void *g = must_have(in->bytes);
+    memcpy(g, in->dy, in->bytes);
+    if (!takes_fusion(c->operation) || !c->activation) return g;
+    test_case forward = *c;
+    outputs z;
+    forward.operation = NORMALIZE;
+    forward.activation = BNCORE_NO_ACTIVATION;
+    forward.place = forward.dresidual_place = APART;
+    forward.host = NO_HOST;
+    if (run_case(&forward, in, &z) != BNCORE_OK) fail(&forward, "forward fails");
+    for (int64_t i = 0; i < values(c); i++) {
+        if (!(value(c, z.dst, i) <= 0.0L)) continue;
+        const int leaky = c->activation == BNCORE_LEAKY_RELU;
+        if (c->dtype == BNCORE_FLOAT32)
+            ((float *)g)[i] = leaky ? (float)c->slope * ((float *)g)[i] : 0.0F;
+        else
+            ((double *)g)[i] = leaky ? c->slope * ((double *)g)[i] : 0.0;
+    }
+    free_outputs(&z);
+    return g;
+}
+
+static void check_sums(const test_case *c, const inputs *in, const outputs *out, const void *g,
+                       int64_t ch, const channel *k)
+{
+    long double sum = 0.0L, product = 0.0L, sum_size = 0.0L, product_size = 0.0L;
+    for (int64_t e = 0; e < c->outer * c->inner; e++) {
+        const int64_t i = place_of(c, ch, e);
+        const long double xhat = (value(c, in->x, i) - k->mean) * k->invstd;
+        const long double gradient = value(c, g, i);
+        sum += gradient;
+        product += gradient * xhat;
+        sum_size += fabsl(gradient);
+        product_size += fabsl(gradient) * (fabsl(xhat) + DBL_EPSILON * fabsl(k->mean * k->invstd));
+    }
+    check_value(c, "sum_dy", ch, out->results[0][ch], sum, SUMS * sum_size);
+    /* Products below the normal numbers are rounded to whole multiples of the smallest one. */
+    const long double underflow =
+        (long double)(c->outer * c->inner) * DBL_TRUE_MIN * fmaxl(k->invstd, 1.0L);
+    check_value(c, "sum_dy_xhat", ch, out->results[1][ch], product,
+                SUMS * product_size + underflow);
+}
+
+static void check_dx(const test_case *c, const inputs *in, const outputs *out, const void *g,
+                     int64_t ch, const channel *k)
+{
+    const long double gate = c->dtype == BNCORE_FLOAT32 ? GRADIENT_FLOAT32 : GRADIENT_FLOAT64;
+    const long double n = (long double)(c->outer * c->inner);
+    const int given = c->operation == GRAD_INPUT, frozen = c->operation == INFER_BACKWARD;
+    const long double sum_dy = given ? in->sum_dy[ch] : out->results[0][ch];
+    const long double sum_dy_xhat = given ? in->sum_dy_xhat[ch] : out->results[1][ch];
+    const long double shift = frozen ? 0.0L : sum_dy / n, slope = frozen ? 0.0L : sum_dy_xhat / n;
+    for (int64_t e = 0; e < c->outer * c->inner; e++) {
+        const int64_t i = place_of(c, ch, e);
+        const long double xhat = (value(c, in->x, i) - k->mean) * k->invstd;
+        const long double gradient = value(c, g, i);
+        const long double dx = k->scale * (gradient - shift - xhat * slope);
+        const long double largest =
+            fmaxl(fmaxl(fabsl(gradient), fabsl(shift)), fabsl(xhat * slope));
+        const long double moved = of_mean(c, k) * k->invstd * fabsl(slope);
+        /* A term, or the factor of x - mean, may be that small. */
+        const long double deviation = fabsl(value(c, in->x, i) - k->mean);
+        const long double steps = 8.0L * (fabsl(k->scale) + deviation) * smallest(c);
+        check_value(c, "dx", i, value(c, out->dst, i), dx,
+                    gate * (fabsl(k->scale) * largest + moved) + steps);
+    }
+}
+
+/* Exact: a copy, or one multiplication. */
+static void check_dresidual(const test_case *c, const outputs *out, const void *g)
+{
+    for (int64_t i = 0; i < values(c); i++) {
+        const long double got = value(c, out->dresidual, i), expected = value(c, g, i);
+        if (got != expected && !(isnan(got) && isnan(expected)))
+            fail(c, "dresidual[%lld] is %Lg, not %Lg", (long long)i, got, expected);
+    }
+}
+
+void check_against_plain_loop(const test_case *c, const inputs *in, const outputs *out)
+{
+    void *g = is_backward(c->operation) ? masked_gradient(c, in) : NULL;
+    if (out->dresidual) check_dresidual(c, out, g);
+    for (int64_t ch = 0; ch < c->channels; ch++) {
+        if (!is_tame(c, in, ch)) continue;
+        if (c->operation == MOMENTS || c->operation == TRAIN) check_moments(c, in, out, ch);
+        if (c->operation == MOMENTS || c->outer * c->inner == 0) continue;
+        const channel k = channel_of(c, in, out, ch);
+        if (!(k.invstd < LARGEST_SCALE)) continue;
+        if (c->operation == NORMALIZE || c->operation == TRAIN) check_forward(c, in, out, ch, &k);
+        if (g && gives_results(c->operation)) check_sums(c, in, out, g, ch, &k);
+        if (g && writes_array(c->operation)) check_dx(c, in, out, g, ch, &k);
+    }
+    free(g);
+}

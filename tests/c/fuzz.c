@@ -1,0 +1,308 @@
+/* Any bytes become a call of the C interface. What the header allows has to give the result of the plain loop, with the
+ * same bits in another setting; anything else the status that names it, with nothing written. */
+#include <float.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cases.h"
+
+enum { MOST_VALUES = 20000, BUFFER = 64 };
+
+/* ---- bytes ---- */
+
+typedef struct reader {
+    const uint8_t *at;
+    size_t left;
+} reader;
+
+/* The next bytes as a number; zeros where they have run out. */
+static uint64_t next(reader *r, size_t bytes)
+{
+    uint64_t number = 0;
+    for (size_t i = 0; i < bytes && r->left; i++, r->left--) number = number << 8 | *r->at++;
+    return number;
+}
+
+static uint64_t below(reader *r, uint64_t limit)
+{
+    return next(r, 1) % limit;
+}
+
+static double any_double(reader *r)
+{
+    static const double choices[] = {0.0, 1e-5, 1.0, -0.0, -1e-5, NAN, INFINITY, 1e300, 5e-324};
+    const uint64_t choice = below(r, 16);
+    if (choice < sizeof choices / sizeof *choices) return choices[choice];
+    const uint64_t bits = next(r, 8);
+    double number;
+    memcpy(&number, &bits, sizeof number);
+    return number;
+}
+
+static int64_t any_size(reader *r)
+{
+    static const int64_t choices[] = {
+        0,         1,         2,         -1,           INT64_MAX,      INT64_MIN,
+        1LL << 31, 1LL << 32, 1LL << 62, 3037000500LL, INT64_MAX / 64, INT64_MAX / 64 + 1};
+    const uint64_t choice = below(r, 16);
+    if (choice < sizeof choices / sizeof *choices) return choices[choice];
+    return (int64_t)next(r, 8);
+}
+
+/* ---- calls that the header allows ---- */
+
+static int64_t some_size(reader *r)
+{
+    return (int64_t)(next(r, 2) & ((1U << below(r, 13)) - 1));
+}
+
+static void shrink(test_case *c)
+{
+    while (values(c) > MOST_VALUES) {
+        int64_t *largest = &c->outer;
+        if (c->channels > *largest) largest = &c->channels;
+        if (c->inner > *largest) largest = &c->inner;
+        *largest /= 2;
+    }
+}
+
+/* What may change no bit. */
+static void read_setting(reader *r, test_case *c)
+{
+    c->place = (place)below(r, PLACES);
+    c->dresidual_place = (place)below(r, PLACES);
+    c->host = (host)below(r, HOSTS);
+    c->threads = below(r, 8) ? (int32_t)(1 + below(r, 5)) : INT32_MAX;
+    c->own_scratch = (int)below(r, 2);
+    c->shift = (int64_t)below(r, 16);
+    make_valid(c);
+}
+
+static test_case read_case(reader *r)
+{
+    static const double slopes[] = {0.01, -1.5, 0.0, 0.25};
+    test_case c = {.operation = (operation)below(r, OPERATIONS),
+                   .dtype = (bncore_dtype)below(r, 2),
+                   .outer = some_size(r),
+                   .channels = some_size(r),
+                   .inner = some_size(r),
+                   .eps = below(r, 4) ? 1e-5 : fabs(any_double(r)),
+                   .contents = (contents)below(r, CONTENTS),
+                   .seed = next(r, 2),
+                   .weight = (int)below(r, 2),
+                   .bias = (int)below(r, 2),
+                   .activation = (bncore_activation)below(r, 3),
+                   .slope = slopes[below(r, 4)],
+                   .residual = (int)below(r, 2),
+                   .dresidual = (int)below(r, 2)};
+    if (!isfinite(c.eps)) c.eps = 1.0;
+    shrink(&c);
+    read_setting(r, &c);
+    return c;
+}
+
+/* Puts the fuzzer's own numbers into the arrays: small ones, or any bits. */
+static void overwrite(reader *r, const test_case *c, const inputs *in)
+{
+    const uint64_t how = below(r, 3);
+    void *const arrays[] = {in->x, in->dy};
+    const size_t item = item_size(c);
+    for (int k = 0; how && k < 2; k++)
+        for (int64_t i = 0; i < values(c) && r->left; i++) {
+            char *at = (char *)arrays[k] + (size_t)i * item;
+            const uint64_t bits = next(r, how == 1 ? 2 : item);
+            const double small = (double)(int16_t)bits / 64.0;
+            const float small_float = (float)small;
+            const uint32_t bits_of_float = (uint32_t)bits;
+            if (c->dtype == BNCORE_FLOAT32)
+                memcpy(at, how == 1 ? (const void *)&small_float : &bits_of_float, item);
+            else
+                memcpy(at, how == 1 ? (const void *)&small : &bits, item);
+        }
+}
+
+static void run_allowed(reader *r, const test_case *c, const inputs *in, outputs *out)
+{
+    for (int i = (int)below(r, 4); i >= 0; i--)
+        if (bncore_isa_available(i)) {
+            bncore_isa_set(bncore_isa_available(i));
+            break;
+        }
+    const bncore_status status = run_case(c, in, out);
+    if (status != BNCORE_OK) fail(c, "the call fails: %s", bncore_status_string(status));
+}
+
+static void try_allowed(reader *r)
+{
+    const test_case c = read_case(r);
+    test_case other = c;
+    read_setting(r, &other);
+    inputs in = make_inputs(&c);
+    outputs out, again;
+    run_allowed(r, &c, &in, &out);
+    run_allowed(r, &other, &in, &again);
+    check_same_bits(&other, &again, &out);
+    free_outputs(&again);
+    free_outputs(&out);
+    overwrite(r, &c, &in);
+    run_allowed(r, &c, &in, &out);
+    run_allowed(r, &other, &in, &again);
+    check_same_bits(&other, &again, &out);
+    check_against_plain_loop(&c, &in, &out);
+    free_outputs(&again);
+    free_outputs(&out);
+    free_inputs(&in);
+}
+
+/* ---- calls that it forbids ---- */
+
+static unsigned bit(bncore_status status)
+{
+    return 1U << status;
+}
+
+static int is_size(const bncore_problem *p)
+{
+    const long double most = (long double)INT64_MAX / 64.0L;
+    if (p->outer < 0 || p->channels < 0 || p->inner < 0) return 0;
+    const long double n = (long double)p->outer * (long double)p->inner;
+    return n <= most && fmaxl(n, 1.0L) * (long double)p->channels <= most;
+}
+
+/* The statuses that the problem deserves, as bits; 0 for a valid one. */
+static unsigned deserved(const bncore_problem *p)
+{
+    unsigned bits = 0;
+    if (p->dtype != BNCORE_FLOAT32 && p->dtype != BNCORE_FLOAT64) bits |= bit(BNCORE_ERROR_DTYPE);
+    if (!is_size(p)) bits |= bit(BNCORE_ERROR_SIZE);
+    if (!(p->eps >= 0.0 && p->eps <= DBL_MAX)) bits |= bit(BNCORE_ERROR_EPS);
+    if (p->n_threads < 1) bits |= bit(BNCORE_ERROR_THREADS);
+    if (p->executor && !p->executor->parallel_for) bits |= bit(BNCORE_ERROR_NULL);
+    const bncore_fusion *f = p->fusion;
+    if (f && (f->activation < BNCORE_NO_ACTIVATION || f->activation > BNCORE_LEAKY_RELU))
+        bits |= bit(BNCORE_ERROR_FUSION);
+    const double most = p->dtype == BNCORE_FLOAT32 ? (double)FLT_MAX : DBL_MAX;
+    if (f && f->activation == BNCORE_LEAKY_RELU && !(fabs(f->slope) <= most))
+        bits |= bit(BNCORE_ERROR_FUSION);
+    return bits;
+}
+
+/* An array of every kind, large enough for nothing much: a call that is refused touches none of them. */
+typedef struct buffers {
+    double in[BUFFER], out[4][BUFFER];
+} buffers;
+
+static bncore_status call(operation o, const bncore_problem *p, buffers *b)
+{
+    void *dst = b ? b->out[0] : NULL;
+    double *first = b ? b->out[1] : NULL, *second = b ? b->out[2] : NULL;
+    const double *in = b ? b->in : NULL;
+    switch (o) {
+    case MOMENTS:
+        return bncore_moments(p, first, second, in);
+    case NORMALIZE:
+        return bncore_normalize(p, dst, in, in, in, in, in);
+    case TRAIN:
+        return bncore_train(p, dst, first, second, in, in, in);
+    case GRAD_SUMS:
+        return bncore_grad_sums(p, first, second, in, in, in, in);
+    case GRAD_INPUT:
+        return bncore_grad_input(p, dst, in, in, in, in, in, in, 1.0, in);
+    case TRAIN_BACKWARD:
+        return bncore_train_backward(p, dst, first, second, in, in, in, in, in);
+    default:
+        return bncore_infer_backward(p, dst, first, second, in, in, in, in, in);
+    }
+}
+
+static void check_refused(operation o, const bncore_problem *p, unsigned expected)
+{
+    const test_case c = {.operation = o,
+                         .dtype = (bncore_dtype)p->dtype,
+                         .outer = p->outer,
+                         .channels = p->channels,
+                         .inner = p->inner,
+                         .eps = p->eps,
+                         .threads = p->n_threads};
+    buffers b, before;
+    memset(&b, 0x5A, sizeof b);
+    before = b;
+    if (bncore_scratch_size(p) != 0) fail(&c, "a problem that is refused needs scratch");
+    const bncore_status status = call(o, p, &b);
+    if (!(bit(status) & expected))
+        fail(&c, "the status is \"%s\", the bits of those expected are %x",
+             bncore_status_string(status), expected);
+    if (memcmp(&b, &before, sizeof b) != 0) fail(&c, "a call that is refused wrote");
+}
+
+/* A valid problem without arrays: refused wherever there is a channel. */
+static void check_nulls(operation o, const bncore_problem *p)
+{
+    const test_case c = {.operation = o,
+                         .dtype = (bncore_dtype)p->dtype,
+                         .outer = p->outer,
+                         .channels = p->channels,
+                         .inner = p->inner,
+                         .threads = p->n_threads};
+    const bncore_status status = call(o, p, NULL);
+    const bncore_status expected = p->channels ? BNCORE_ERROR_NULL : BNCORE_OK;
+    if (status != expected)
+        fail(&c, "without arrays: \"%s\", expected \"%s\"", bncore_status_string(status),
+             bncore_status_string(expected));
+    if (p->channels && p->outer && p->inner && bncore_scratch_size(p) == 0)
+        fail(&c, "a problem with values needs no scratch");
+}
+
+static void try_anything(reader *r)
+{
+    const bncore_executor no_loop = {NULL, NULL};
+    bncore_problem p;
+    bncore_fusion f = {0};
+    bncore_problem_init(&p, BNCORE_FLOAT32, 2, 3, 4);
+    const operation o = (operation)below(r, OPERATIONS);
+    for (uint64_t changes = below(r, 4); changes < 4; changes++) switch (below(r, 8)) {
+        case 0:
+            p.outer = any_size(r);
+            break;
+        case 1:
+            p.channels = any_size(r);
+            break;
+        case 2:
+            p.inner = any_size(r);
+            break;
+        case 3:
+            p.eps = any_double(r);
+            break;
+        case 4:
+            p.dtype = (int32_t)any_size(r);
+            break;
+        case 5:
+            p.n_threads = (int32_t)any_size(r);
+            break;
+        case 6:
+            p.executor = &no_loop;
+            break;
+        default:
+            f.activation = (int32_t)below(r, 2) ? (int32_t)below(r, 3) : (int32_t)any_size(r);
+            f.slope = any_double(r);
+            p.fusion = &f;
+        }
+    const unsigned expected = deserved(&p);
+    if (expected)
+        check_refused(o, &p, expected);
+    else
+        check_nulls(o, &p);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    reader r = {data, size};
+    if (below(&r, 4) == 0)
+        try_anything(&r);
+    else
+        try_allowed(&r);
+    return 0;
+}

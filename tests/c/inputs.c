@@ -1,0 +1,168 @@
+/* Cases: their inputs, and how they are named in messages. */
+#include <float.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cases.h"
+
+static const char *const operation_names[OPERATIONS] = {
+    "moments", "normalize", "train", "grad_sums", "grad_input", "train_backward", "infer_backward"};
+
+_Noreturn void fail(const test_case *c, const char *what, ...)
+{
+    va_list arguments;
+    va_start(arguments, what);
+    vfprintf(stderr, what, arguments);
+    va_end(arguments);
+    fprintf(stderr,
+            "\n  %s %s (%lld, %lld, %lld), eps %g, contents %d, seed %llu, weight %d, bias %d,\n"
+            "  activation %d, slope %g, residual %d, dresidual %d, place %d, host %d, threads %d,\n"
+            "  own scratch %d, shift %lld, instruction set %s\n",
+            operation_names[c->operation], c->dtype == BNCORE_FLOAT32 ? "float32" : "float64",
+            (long long)c->outer, (long long)c->channels, (long long)c->inner, c->eps, c->contents,
+            (unsigned long long)c->seed, c->weight, c->bias, c->activation, c->slope, c->residual,
+            c->dresidual, c->place, c->host, c->threads, c->own_scratch, (long long)c->shift,
+            bncore_isa());
+    abort();
+}
+
+void *must_have(size_t bytes)
+{
+    void *memory = malloc(bytes ? bytes : 1);
+    if (!memory) {
+        fprintf(stderr, "no memory for %zu bytes\n", bytes);
+        abort();
+    }
+    return memory;
+}
+
+uint64_t random_bits(uint64_t *state)
+{
+    *state ^= *state >> 12;
+    *state ^= *state << 25;
+    *state ^= *state >> 27;
+    return *state * 0x2545F4914F6CDD1DULL;
+}
+
+/* Between -1 and 1. */
+static double uniform(uint64_t *state)
+{
+    return (double)(random_bits(state) >> 11) * 0x1p-52 - 1.0;
+}
+
+size_t item_size(const test_case *c)
+{
+    return c->dtype == BNCORE_FLOAT32 ? sizeof(float) : sizeof(double);
+}
+
+int64_t values(const test_case *c)
+{
+    return c->outer * c->channels * c->inner;
+}
+
+int is_backward(operation o)
+{
+    return o >= GRAD_SUMS;
+}
+
+int writes_array(operation o)
+{
+    return o != MOMENTS && o != GRAD_SUMS;
+}
+
+int takes_fusion(operation o)
+{
+    return o == NORMALIZE || o == TRAIN || o == TRAIN_BACKWARD || o == INFER_BACKWARD;
+}
+
+int gives_results(operation o)
+{
+    return o != NORMALIZE && o != GRAD_INPUT;
+}
+
+int gives_dresidual(const test_case *c)
+{
+    return c->dresidual && is_backward(c->operation) && takes_fusion(c->operation);
+}
+
+void make_valid(test_case *c)
+{
+    const int has[PLACES] = {1, 1, is_backward(c->operation),
+                             c->residual && takes_fusion(c->operation)};
+    if (!has[c->place] || !writes_array(c->operation)) c->place = APART;
+    if (!has[c->dresidual_place] || !gives_dresidual(c)) c->dresidual_place = APART;
+    if (c->dresidual_place == OVER_X) c->dresidual_place = APART;
+    if (c->dresidual_place == c->place) c->dresidual_place = APART;
+}
+
+static double special(uint64_t *state)
+{
+    static const double choices[] = {NAN, INFINITY, -INFINITY, FLT_MAX, -FLT_MAX, 0.0, -0.0, 1.0};
+    return choices[random_bits(state) % (sizeof choices / sizeof *choices)];
+}
+
+static double value_of(const test_case *c, int64_t channel, uint64_t *state)
+{
+    const double smallest = c->dtype == BNCORE_FLOAT32 ? 0x1p-140 : 0x1p-1060;
+    switch (c->contents) {
+    case CONSTANT:
+        return 0.1 * (double)(channel + 1);
+    case FAR_FROM_ZERO:
+        return 1000.0 + uniform(state);
+    case SUBNORMAL:
+        return smallest * uniform(state);
+    case SPECIAL:
+        if (channel % 2 && random_bits(state) % 8 == 0) return special(state);
+        return uniform(state);
+    default:
+        return 2.0 * uniform(state) + 0.25 * (double)(channel % 7);
+    }
+}
+
+static void *make_array(const test_case *c, uint64_t *state)
+{
+    void *array = must_have((size_t)values(c) * item_size(c));
+    for (int64_t i = 0; i < values(c); i++) {
+        const double value = value_of(c, i / c->inner % c->channels, state);
+        if (c->dtype == BNCORE_FLOAT32)
+            ((float *)array)[i] = (float)value;
+        else
+            ((double *)array)[i] = value;
+    }
+    return array;
+}
+
+static double *make_parameter(const test_case *c, double centre, double spread, uint64_t *state)
+{
+    double *parameter = must_have((size_t)c->channels * sizeof(double));
+    for (int64_t i = 0; i < c->channels; i++) parameter[i] = centre + spread * uniform(state);
+    return parameter;
+}
+
+inputs make_inputs(const test_case *c)
+{
+    uint64_t state = c->seed | 1;
+    inputs in = {.bytes = (size_t)values(c) * item_size(c)};
+    in.x = make_array(c, &state);
+    in.dy = make_array(c, &state);
+    in.residual = make_array(c, &state);
+    const double centre = c->contents == FAR_FROM_ZERO ? 1000.0 : 0.25;
+    in.mean = make_parameter(c, centre, 0.25, &state);
+    in.var = make_parameter(c, 1.0, 0.5, &state);
+    in.weight = make_parameter(c, 0.0, 2.0, &state);
+    in.bias = make_parameter(c, 0.0, 1.0, &state);
+    in.sum_dy = make_parameter(c, 0.0, 3.0, &state);
+    in.sum_dy_xhat = make_parameter(c, 0.0, 3.0, &state);
+    return in;
+}
+
+void free_inputs(inputs *in)
+{
+    void *const all[] = {in->x,      in->dy,   in->residual, in->mean,       in->var,
+                         in->weight, in->bias, in->sum_dy,   in->sum_dy_xhat};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+    *in = (inputs){0};
+}

@@ -1,0 +1,105 @@
+/* Every operation over shapes, dtypes, contents, places in memory, instruction sets, threads and hosts: right beside
+ * the plain loop, and always with the same bits. */
+#include <stdio.h>
+
+#include "cases.h"
+
+/* Chosen for the ways through the library: planes and rows, rows folded or not, one channel, vectors with and without
+ * a rest, several segments, more channels than a group, nothing at all. */
+static const int64_t shapes[][3] = {
+    {0, 3, 4},     {3, 0, 4},    {3, 4, 0},    {1, 1, 1},      {1, 3, 1},     {2, 3, 15},
+    {5, 2, 16},    {3, 5, 17},   {7, 33, 49},  {2, 1, 40000},  {1, 3, 70001}, {4, 64, 784},
+    {600, 1, 1},   {64, 7, 1},   {300, 4, 3},  {1025, 16, 1},  {130, 257, 1}, {513, 64, 2},
+    {3000, 17, 1}, {40, 300, 4}, {9, 1000, 1}, {12, 40, 1024}, {5000, 24, 1},
+};
+
+/* So large that outputs pass the caches. */
+static const int64_t large[][3] = {{2, 3, 530003}, {28411, 112, 1}};
+
+static long calls;
+
+static void run_checked(const test_case *c, const inputs *in, outputs *out)
+{
+    const bncore_status status = run_case(c, in, out);
+    if (status != BNCORE_OK) fail(c, "the call fails: %s", bncore_status_string(status));
+    calls++;
+}
+
+/* The same case in settings that may change no bit. */
+static void vary(const test_case *c, const inputs *in, const outputs *expected, uint64_t *random)
+{
+    for (int i = 0; bncore_isa_available(i); i++) {
+        test_case other = *c;
+        bncore_isa_set(bncore_isa_available(i));
+        other.place = (place)(random_bits(random) % PLACES);
+        other.dresidual_place = (place)(random_bits(random) % PLACES);
+        other.host = (host)(random_bits(random) % HOSTS);
+        other.threads = (int32_t)(1 + random_bits(random) % 4);
+        other.own_scratch = (int)(random_bits(random) % 2);
+        other.shift = (int64_t)(random_bits(random) % 16);
+        make_valid(&other);
+        outputs got;
+        run_checked(&other, in, &got);
+        check_same_bits(&other, &got, expected);
+        free_outputs(&got);
+    }
+    bncore_isa_set(NULL);
+}
+
+static void check_case(const test_case *c, uint64_t *random)
+{
+    inputs in = make_inputs(c);
+    outputs out;
+    run_checked(c, &in, &out);
+    check_against_plain_loop(c, &in, &out);
+    vary(c, &in, &out, random);
+    free_outputs(&out);
+    free_inputs(&in);
+}
+
+/* A setting of everything that changes the result, by the bits of a random number. */
+static test_case choose(const int64_t shape[3], operation o, bncore_dtype dtype, uint64_t *random)
+{
+    static const double slopes[] = {0.01, -1.5, 0.0, 0.25};
+    const uint64_t r = random_bits(random);
+    return (test_case){.operation = o,
+                       .dtype = dtype,
+                       .outer = shape[0],
+                       .channels = shape[1],
+                       .inner = shape[2],
+                       .eps = r & 1 ? 1e-5 : 1e-3,
+                       .contents = (contents)((r >> 8) % CONTENTS),
+                       .seed = r,
+                       .weight = r >> 1 & 1,
+                       .bias = r >> 2 & 1,
+                       .activation = (bncore_activation)((r >> 16) % 3),
+                       .slope = slopes[r >> 20 & 3],
+                       .residual = r >> 3 & 1,
+                       .dresidual = r >> 4 & 1,
+                       .threads = 1};
+}
+
+static void check_shape(const int64_t shape[3], uint64_t *random)
+{
+    const int rounds = shape[0] * shape[1] * shape[2] < 20000 ? 4 : 2;
+    for (int o = 0; o < OPERATIONS; o++)
+        for (int dtype = BNCORE_FLOAT32; dtype <= BNCORE_FLOAT64; dtype++)
+            for (int round = 0; round < rounds; round++) {
+                const test_case c = choose(shape, (operation)o, (bncore_dtype)dtype, random);
+                check_case(&c, random);
+            }
+}
+
+int main(void)
+{
+    uint64_t random = 1;
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) check_shape(shapes[i], &random);
+    for (size_t i = 0; i < sizeof large / sizeof *large; i++) {
+        test_case c = choose(large[i], NORMALIZE, BNCORE_FLOAT32, &random);
+        check_case(&c, &random);
+        c.operation = TRAIN_BACKWARD;
+        check_case(&c, &random);
+    }
+    printf("%ld calls: right, and the same bits in every setting\n", calls);
+    return 0;
+}
