@@ -19,56 +19,10 @@
 #include <torch/library.h>
 
 #include "kernels.h"
+#include "operators.h"
 
 namespace
 {
-
-/* ---- the operators ---- */
-
-/* Refuse tensors with a tangent, which would be lost; transforms.py has forward mode. */
-template <typename... Tensors> void refuse_tangents(const Tensors &...tensors)
-{
-    if (!c10::AutogradState::get_tls_state().get_fw_grad_mode()) return;
-    const auto has = [](const Optional &t) { return t && torch::autograd::isFwGradDefined(*t); };
-    TORCH_CHECK_NOT_IMPLEMENTED(!(has(tensors) || ...),
-                                "torch.ops.bncore: forward mode is not implemented; "
-                                "bncore.torch.batch_norm has it");
-}
-
-std::tuple<Tensor, Tensor> train_op(const Tensor &x, const Optional &weight, const Optional &bias,
-                                    const Optional &residual, double eps, Text activation,
-                                    double slope)
-{
-    refuse_tangents(x, weight, bias, residual);
-    return train(x, weight, bias, residual, {eps, activation_of(activation), slope});
-}
-
-Gradients train_backward_op(const Tensor &dy, const Tensor &x, const Tensor &moments,
-                            const Optional &weight, const Optional &bias, const Optional &residual,
-                            double eps, Text activation, double slope, bool through)
-{
-    refuse_tangents(dy, x, weight, bias, residual);
-    return train_backward(dy, x, moments, weight, bias, residual,
-                          {eps, activation_of(activation), slope}, through);
-}
-
-Tensor infer_op(const Tensor &x, const Tensor &mean, const Tensor &var, const Optional &weight,
-                const Optional &bias, const Optional &residual, double eps, Text activation,
-                double slope)
-{
-    refuse_tangents(x, weight, bias, residual);
-    return infer(x, mean, var, weight, bias, residual, {eps, activation_of(activation), slope});
-}
-
-Gradients infer_backward_op(const Tensor &dy, const Tensor &x, const Tensor &mean,
-                            const Tensor &var, const Optional &weight, const Optional &bias,
-                            const Optional &residual, double eps, Text activation, double slope,
-                            bool through)
-{
-    refuse_tangents(dy, x, weight, bias, residual);
-    return infer_backward(dy, x, mean, var, weight, bias, residual,
-                          {eps, activation_of(activation), slope}, through);
-}
 
 /* ---- who may be passed by ---- */
 
@@ -345,23 +299,6 @@ PyObject *pool_state(PyObject *, PyObject *)
 {
     const auto [limit, idle] = pool().state();
     return Py_BuildValue("nn", static_cast<Py_ssize_t>(limit), static_cast<Py_ssize_t>(idle));
-}
-
-/* Called when Python imports the module, not when the library is loaded: until then the loader of adapters may still
- * refuse it. The registration outlives the interpreter, as tensors and their gradients may. */
-void register_kernels()
-{
-    static auto *const library = [] {
-        auto *made = new torch::Library(torch::Library::IMPL, "bncore", c10::DispatchKey::CPU,
-                                        __FILE__, __LINE__);
-        made->impl("batch_norm_train", train_op);
-        made->impl("batch_norm_train_backward", train_backward_op);
-        made->impl("batch_norm_infer", infer_op);
-        made->impl("batch_norm_infer_backward", infer_backward_op);
-        made->impl("update_running_stats_", update);
-        return made;
-    }();
-    (void)library;
 }
 
 /* Choose who runs parallel loops, by name, and return the name of the choice; "" is the choice of the start. */
