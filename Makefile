@@ -15,6 +15,7 @@ FREE_PIP := $(FREE)/bin/python -m pip --disable-pip-version-check
 SKIP_NATIVE := BNCORE_REQUIRE_NATIVE= BNCORE_SKIP_NATIVE=1
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+KERNEL_ARGS ?=
 REPORT_ARGS ?=
 STUDY_ARGS ?=
 BENCH := $(PY) -m pytest benchmarks --benchmark-group-by=group \
@@ -43,7 +44,7 @@ COVERAGE_ARGS := --cov --cov-report=term
 endif
 
 NATIVE_SOURCES := setup.py $(wildcard src_c/* src_c/*/* bncore/__init__.pxd $(addprefix bncore/backends/native/*.,pyx pxd pxi))
-CLANG_FORMATTED := $(wildcard tests/c/*.[ch] src_c/*.[ch] src_c/*/*.[ch] docs/*.c docs/examples/*.cpp bncore/*.cpp $(addprefix bncore/*/*.,h cpp))
+CLANG_FORMATTED := $(wildcard tests/c/*.[ch] tests/kernels/*.[ch] src_c/*.[ch] src_c/*/*.[ch] docs/*.c docs/examples/*.cpp bncore/*.cpp $(addprefix bncore/*/*.,h cpp))
 BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'])")
 
 # pip installs into one environment at a time.
@@ -51,7 +52,7 @@ BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyprojec
 .DELETE_ON_ERROR:
 .PHONY: help demo test bench bench-peers bench-torch bench-jax bench-onnxruntime test-torch test-jax \
 	test-onnxruntime test-frameworks coverage lint format \
-	test-without-native test-freethreaded sanitize fuzz sdist-check counts report study build clean
+	test-without-native test-freethreaded sanitize fuzz sdist-check check-kernels counts report study build clean
 
 help: ## this list (also: make alone)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -136,6 +137,12 @@ format: $(VENV)/.lint ## rewrite Python and C in the project's format
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/clang-format -i $(CLANG_FORMATTED)
+
+check-kernels: build ## each compiled kernel against a plain loop, by name; KERNEL_ARGS=--bench times them, too
+	@mkdir -p build
+	$(CC) -std=c11 -O2 -ffp-contract=off -D_GNU_SOURCE -Isrc_c tests/kernels/check_kernels.c \
+		$$($(PY) -m bncore config --libs --static) -o build/check_kernels
+	build/check_kernels $(KERNEL_ARGS)
 
 counts: build ## instructions of a few calls under callgrind, against the recorded ones (needs valgrind)
 	$(PY) benchmarks/counts.py

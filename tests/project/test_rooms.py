@@ -27,7 +27,7 @@ ROOMS = {
     "statistics": ("statistics",),
     "backends": ("backends",),
     "runtime": ("runtime",),
-    "C library": ("c_library",),
+    "C library": ("c_structs", "c_library"),
     "functions": ("functions",),
     "layer": ("layer",),
     "data": ("data",),
