@@ -46,7 +46,7 @@ def test_numpy_is_the_only_requirement(tmp_path):
         shutil.copy(ROOT / name, tmp_path)
     for folder in ("bncore", "made"):
         (tmp_path / folder).mkdir()
-    shutil.copy(ROOT / "bncore" / "__init__.py", tmp_path / "bncore")
+    shutil.copy(ROOT / "bncore" / "version.py", tmp_path / "bncore")
     code = "from setuptools import build_meta; build_meta.prepare_metadata_for_build_wheel('made')"
     done = subprocess.run(
         [sys.executable, "-c", code],
