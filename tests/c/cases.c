@@ -197,7 +197,8 @@ static void place_outputs(const test_case *c, const inputs *in, memory *m, argum
 
 static void fill_arguments(const test_case *c, const inputs *in, memory *m, arguments *a)
 {
-    bncore_problem_init(&a->problem, c->dtype, c->outer, c->channels, c->inner);
+    bncore_problem_init(&a->problem, sizeof a->problem, c->dtype, c->outer, c->channels, c->inner);
+    bncore_fusion_init(&a->fusion, sizeof a->fusion);
     a->problem.eps = c->eps;
     a->problem.n_threads = c->threads;
     a->problem.executor = executor_of(c->host);
