@@ -11,7 +11,7 @@ from bncore.torch import compiled
 
 C = 3
 X = torch.randn(4, C, 5, generator=torch.Generator().manual_seed(1))
-FILES = ("torch/modules.py", "torch/functional.py", "torch/eager.py", "torch/ops.py")
+FILES = ("torch/functional.py", "torch/eager.py", "torch/ops.py")
 
 
 def module(momentum: float | None = 0.1) -> bncore.torch.BatchNorm1d:

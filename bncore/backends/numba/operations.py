@@ -164,8 +164,7 @@ class Operations:
         if isinstance(geo, Planes):
             self.run(threads, size, kernels[0], *flat, coefficients, *rest, geo.inner)
         else:
-            wide = columns(coefficients, geo)
-            wide = np.tile(wide, max(sums.STRIP // geo.width, 1))  # several rows are one long row
+            wide = np.tile(columns(coefficients, geo), max(sums.STRIP // geo.width, 1))
             self.run(threads, -(-size // wide.shape[1]), kernels[1], *flat, wide, *rest)
 
     def grad_input(
