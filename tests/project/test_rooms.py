@@ -32,7 +32,7 @@ ROOMS = {
     "layer": ("layer",),
     "data": ("data",),
     "face": ("",),  # bncore itself: the public names
-    "adapters": ("adapter_compiler", "torch", "jax", "onnxruntime", "numba"),
+    "adapters": ("adapter_cache", "adapter_compiler", "torch", "jax", "onnxruntime", "numba"),
     "programs": ("programs", "__main__"),
 }
 ORDER = list(ROOMS)

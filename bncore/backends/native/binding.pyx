@@ -1,4 +1,5 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=False
+# cython: language_level=3, freethreading_compatible=True, boundscheck=False, wraparound=False, cdivision=True
+# cython: embedsignature=False
 """The C core as a backend: the functions of `contract.py`, and the fast path.
 
 The contract's functions take canonical arrays and hand over their pointers, the GIL released. The fast
