@@ -7,12 +7,15 @@
 PYTHON ?= python3
 VENV := .venv
 PURE := .venv-pure
+FREE := .venv-freethreaded
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 PURE_PIP := $(PURE)/bin/python -m pip --disable-pip-version-check
+FREE_PIP := $(FREE)/bin/python -m pip --disable-pip-version-check
 SKIP_NATIVE := BNCORE_REQUIRE_NATIVE= BNCORE_SKIP_NATIVE=1
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+KERNEL_ARGS ?=
 REPORT_ARGS ?=
 STUDY_ARGS ?=
 BENCH := $(PY) -m pytest benchmarks --benchmark-group-by=group \
@@ -41,7 +44,7 @@ COVERAGE_ARGS := --cov --cov-report=term
 endif
 
 NATIVE_SOURCES := setup.py $(wildcard src_c/* src_c/*/* bncore/__init__.pxd $(addprefix bncore/backends/native/*.,pyx pxd pxi))
-CLANG_FORMATTED := $(wildcard tests/c/*.[ch] src_c/*.[ch] src_c/*/*.[ch] docs/*.c docs/examples/*.cpp $(addprefix bncore/*/*.,h cpp))
+CLANG_FORMATTED := $(wildcard tests/c/*.[ch] tests/kernels/*.[ch] src_c/*.[ch] src_c/*/*.[ch] docs/*.c docs/examples/*.cpp bncore/*.cpp $(addprefix bncore/*/*.,h cpp))
 BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'])")
 
 # pip installs into one environment at a time.
@@ -49,7 +52,7 @@ BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyprojec
 .DELETE_ON_ERROR:
 .PHONY: help demo test bench bench-peers bench-torch bench-jax bench-onnxruntime test-torch test-jax \
 	test-onnxruntime test-frameworks coverage lint format \
-	test-without-native sanitize fuzz sdist-check counts report study build clean
+	test-without-native test-freethreaded sanitize fuzz sdist-check check-kernels counts report study build clean
 
 help: ## this list (also: make alone)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -94,6 +97,13 @@ SECONDS ?= 60
 fuzz: build $(VENV)/.test ## random calls of the C interface and of the functions; SECONDS=600 for each, 60 as it is
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" .ci/fuzz $(SECONDS)
 
+# The interpreter for test-freethreaded: FREETHREADED_PYTHON=path, or the first of these that is there.
+FREETHREADED_PYTHON ?= $(firstword $(shell command -v python3.14t python3.13t))
+# What threads can do to each other, and the tests of functions and of the layer.
+FREE_TESTS := $(addprefix tests/,runtime functions/test_train.py functions/test_group_norm.py layer/test_batch_norm.py)
+test-freethreaded: $(FREE)/.test ## threads without a global lock, in a free-threaded Python; FREETHREADED_PYTHON=path names it
+	$(FREE)/bin/python -X gil=0 -m pytest --import-mode=importlib -m "$(ALONE)" $(FREE_TESTS) $(PYTEST_ARGS)
+
 bench: build $(VENV)/.suite ## single operations in pytest-benchmark; BENCH_ARGS=--full for every shape
 	$(BENCH) $(BENCH_ARGS)
 
@@ -127,6 +137,12 @@ format: $(VENV)/.lint ## rewrite Python and C in the project's format
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/clang-format -i $(CLANG_FORMATTED)
+
+check-kernels: build ## each compiled kernel against a plain loop, by name; KERNEL_ARGS=--bench times them, too
+	@mkdir -p build
+	$(CC) -std=c11 -O2 -ffp-contract=off -D_GNU_SOURCE -Isrc_c tests/kernels/check_kernels.c \
+		$$($(PY) -m bncore config --libs --static) -o build/check_kernels
+	build/check_kernels $(KERNEL_ARGS)
 
 counts: build ## instructions of a few calls under callgrind, against the recorded ones (needs valgrind)
 	$(PY) benchmarks/counts.py
@@ -190,14 +206,26 @@ $(VENV)/.build-tool: $(VENV)/.base
 
 # Not editable, and installed anew whenever the package changes: what is tested is what was installed. build/lib*
 # of earlier builds would bring back modules that are deleted.
-$(PURE)/.test: pyproject.toml setup.py $(wildcard bncore/*.py bncore/*/*.py bncore/*/*/*.py bncore/*/*/*/*.py bncore/*/*/*.pyi bncore/*/*/*.json bncore/*/*.cpp) | same-python-as-$(PURE)
+$(PURE)/.test: pyproject.toml setup.py $(wildcard bncore/*.py bncore/*/*.py bncore/*/*/*.py bncore/*/*/*/*.py bncore/*/*/*.pyi bncore/*/*/*.json bncore/*.cpp bncore/*/*.cpp) | same-python-as-$(PURE)
 	$(PYTHON) -m venv $(PURE)
 	rm -rf build/lib*
 	$(SKIP_NATIVE) $(PURE_PIP) install -q ".[test]"
 	@touch $@
 
+# Installed, not editable: the extension is built for this interpreter and lies apart from the checkout's.
+$(FREE)/.test: pyproject.toml $(NATIVE_SOURCES) $(wildcard bncore/*.py bncore/*/*.py bncore/*/*/*.py)
+	@[ -n "$(FREETHREADED_PYTHON)" ] || { echo "bncore: no free-threaded Python was found (python3.14t, python3.13t):" \
+		"set FREETHREADED_PYTHON to its path, or let \`.ci/freethreaded_python DIR\` build one" >&2; exit 1; }
+	$(FREETHREADED_PYTHON) -c "import sys; sys.exit('expected a free-threaded Python' if getattr(sys, '_is_gil_enabled', bool)() or not hasattr(sys, '_is_gil_enabled') else 0)"
+	$(FREETHREADED_PYTHON) -m venv $(FREE)
+	$(FREE_PIP) install -q --upgrade pip
+	$(FREE_PIP) install -q --only-binary numpy $(subst $(PY),$(FREE)/bin/python,$(BUILD_REQUIRES)) hypothesis mpmath pytest pytest-xdist threadpoolctl
+	rm -rf build/lib*
+	BNCORE_REQUIRE_NATIVE=1 $(FREE_PIP) install -q --no-build-isolation --no-deps .
+	@touch $@
+
 clean: ## remove everything that was built, environments included
-	rm -rf $(VENV) $(PURE) .venv-sdist build dist *.egg-info .coverage htmlcov .benchmarks
+	rm -rf $(VENV) $(PURE) $(FREE) .venv-sdist build dist *.egg-info .coverage htmlcov .benchmarks
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -rf bncore/include bncore/lib
 	rm -f bncore/backends/native/binding.c bncore/backends/native/binding*.so

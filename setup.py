@@ -21,16 +21,24 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 SOURCES = [
-    "dispatch.c", "environment.c", "learning.c", "operations.c", "parallel_for.c", "partition.c",
-    "problem.c", "run.c", "schedule.c", "workers.c",
+    "dispatch.c", "environment.c", "learning.c", "library.c", "operations.c", "parallel_for.c",
+    "partition.c", "problem.c", "run.c", "schedule.c", "workers.c",
 ]  # fmt: skip
-# No option that changes a result: no -ffast-math, no contraction to FMA, no wider intermediate.
+# They stand behind the user's flags (CFLAGS), and cancel those that would change a result.
+STRICT_FLAGS = [
+    "-fno-fast-math", "-fno-unsafe-math-optimizations", "-fno-associative-math",
+    "-fno-reciprocal-math", "-fno-finite-math-only", "-fsigned-zeros",
+]  # fmt: skip
+# No option that changes a result: no contraction to FMA either.
 FLAGS = [
     "-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
     "-fvisibility=hidden", "-pthread", "-D_GNU_SOURCE",
 ]  # fmt: skip
 # Where the compiler knows them.  GCC: lanes copied by memcpy would not stay in registers.
 OPTIONAL_FLAGS = ["-fno-tree-loop-distribute-patterns"]
+# On x86: 32-bit compilers would compute in x87's registers, whose results have more digits.
+X86_FLAGS = ["-msse2", "-mfpmath=sse"]
+X86 = platform.machine() in ("x86_64", "AMD64", "i386", "i486", "i586", "i686", "x86")
 LIBRARIES = ["-pthread", "-lm"]
 # Elsewhere the extension is built without the library beside it.
 ELF = sys.platform not in ("darwin", "win32", "cygwin")
@@ -127,7 +135,7 @@ class BuildNative(build_ext):
         from Cython.Build import cythonize
 
         openmp = self.openmp_flags()
-        flags = FLAGS + debug_flags() + self.optional_flags() + openmp
+        flags = STRICT_FLAGS + FLAGS + debug_flags() + self.optional_flags() + openmp
         # The compiler is another process, so threads are enough to use all processors.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             tried = [
@@ -217,7 +225,7 @@ class BuildNative(build_ext):
         )
 
     def optional_flags(self) -> list[str]:
-        """Those of OPTIONAL_FLAGS that the compiler accepts."""
+        """Those of OPTIONAL_FLAGS and X86_FLAGS that the compiler accepts."""
         with tempfile.TemporaryDirectory() as folder:
             program = Path(folder) / "probe.c"
             program.write_text("int main(void) { return 0; }\n")
@@ -230,7 +238,8 @@ class BuildNative(build_ext):
                     return False
                 return True
 
-            return [flag for flag in OPTIONAL_FLAGS if accepted(flag)]
+            wanted = OPTIONAL_FLAGS + (X86_FLAGS if X86 else [])
+            return [flag for flag in wanted if accepted(flag)]
 
     def openmp_flags(self) -> list[str]:
         """-fopenmp where it compiles and links; else its simd part, which needs no runtime."""

@@ -20,6 +20,7 @@ import tempfile
 from pathlib import Path
 
 RECORD = Path(__file__).with_name("counts.json")
+STRUCTS = Path(__file__).parent.parent / "bncore" / "c_structs.py"
 TOLERANCE = 0.10
 ISAS = ("avx2", "baseline")
 
@@ -35,10 +36,9 @@ FUNCTIONS = {
     "bncore_infer_backward": "xccxxccc",
 }
 
-# With relu and a residual too, whose gradient backward writes; RELU and AT_FUSION (bytes before the
-# pointer in bncore_problem) as in bncore.h.
+# With relu and a residual too, whose gradient backward writes.
 FUSED = ("bncore_train", "bncore_train_backward")
-RELU, AT_FUSION = 1, 64
+RELU = 1
 
 # Outputs past the caches: planes with lines in which two meet, and rows.
 STREAMED = [(64, 128, 784), (50176, 144, 1)]
@@ -64,14 +64,21 @@ def names() -> list[str]:
 def call_all(library: str) -> None:
     """Make every call once, in the order of `names`; no NumPy: valgrind makes its import slow."""
     import ctypes
-    import struct
     from array import array
+    from importlib.util import module_from_spec, spec_from_file_location
 
+    spec = spec_from_file_location("c_structs", STRUCTS)
+    structs = module_from_spec(spec)
+    spec.loader.exec_module(structs)
+    problem, fusion = structs.Problem(), structs.Fusion()
+    of_problem, of_fusion = (ctypes.c_size_t(ctypes.sizeof(s)) for s in (problem, fusion))
     native = ctypes.CDLL(library)
     for function, shape, dtype, fused in calls():
         outer, channels, inner = shape
-        problem = ctypes.create_string_buffer(256)
-        native.bncore_problem_init(problem, int(dtype == "double"), *map(ctypes.c_int64, shape))
+        sizes = map(ctypes.c_int64, shape)
+        native.bncore_problem_init(
+            ctypes.byref(problem), of_problem, int(dtype == "double"), *sizes
+        )
         n = outer * channels * inner
         memory = {
             "x": array(dtype[0], range(11)) * (n // 11 + 1),
@@ -79,13 +86,13 @@ def call_all(library: str) -> None:
         }
         given = [memory[a][:] for a in FUNCTIONS[function] + "xxc"]
         *addresses, residual, dresidual, bias = (array.buffer_info()[0] for array in given)
-        # bncore_fusion, and the pointer to it in bncore_problem.
-        fusion = ctypes.create_string_buffer(
-            struct.pack("idPPP", RELU, 0.0, residual, dresidual, bias)
-        )
+        native.bncore_fusion_init(ctypes.byref(fusion), of_fusion)
+        fusion.activation = RELU
+        fusion.residual, fusion.dresidual, fusion.bias = residual, dresidual, bias
         if fused:
-            struct.pack_into("P", problem, AT_FUSION, ctypes.addressof(fusion))
-        status = getattr(native, function)(problem, *map(ctypes.c_void_p, addresses))
+            problem.fusion = ctypes.pointer(fusion)
+        arguments = map(ctypes.c_void_p, addresses)
+        status = getattr(native, function)(ctypes.byref(problem), *arguments)
         assert status == 0, f"{function} returned {status}"
 
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import re
 import subprocess
 import sys
@@ -75,8 +76,11 @@ class Bottleneck(nn.Module):
         return torch.relu(self.bn3(self.conv3(y)) + self.shortcut(x))
 
 
-def resnet50(kind: str) -> nn.Module:
-    """Make the network, its batch norm of one of KINDS; the same state dict for all."""
+def resnet50(kind: str, stages: int = len(LAYERS)) -> nn.Module:
+    """Make the network, its batch norm of one of KINDS; the same state dict for all.
+
+    Fewer stages are the beginning of the network, with a smaller last layer.
+    """
     fused = kind == "fused"
     torch.manual_seed(0)
     parts: list[nn.Module] = [nn.Conv2d(3, 64, 7, 2, 3, bias=False)]
@@ -86,7 +90,7 @@ def resnet50(kind: str) -> nn.Module:
         parts += [nn.BatchNorm2d(64), nn.ReLU()]
     parts.append(nn.MaxPool2d(3, 2, 1))
     inputs = 64
-    for width, blocks, stride in LAYERS:
+    for width, blocks, stride in LAYERS[:stages]:
         for block in range(blocks):
             parts.append(Bottleneck(inputs, width, 1 if block else stride, fused))
             inputs = 4 * width
@@ -132,13 +136,19 @@ def by_executor(options: argparse.Namespace) -> Table:
     """Steps of the same network with each executor, in turns: median, and 95th percentile."""
     images, labels = batch(options)
     kinds = ("torch.nn", "convert")
-    networks = {kind: resnet50(kind).to(memory_format=images_format(options)) for kind in kinds}
+    networks = {
+        kind: resnet50(kind, options.stages).to(memory_format=images_format(options))
+        for kind in kinds
+    }
     set_executor = compiled.adapter.set_executor
     ways = [("torch.nn", ""), *(("convert", name) for name in options.executors.split(","))]
     taken: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
     outputs = []
+    end = time.monotonic() + options.seconds
     with busy(options.busy):
         for turn in range(options.steps + 1):
+            if turn > 2 and time.monotonic() > end:
+                break
             for kind, name in ways:
                 set_executor(name)
                 start = time.perf_counter()
@@ -150,7 +160,11 @@ def by_executor(options: argparse.Namespace) -> Table:
                     outputs.append(output)
     set_executor("")
     assert all(torch.equal(output, outputs[0]) for output in outputs), "executors differ in bits"
-    made = Table("ResNet-50", ["batch norm", "executor", "step, ms", "95 %, ms", "of PyTorch's"])
+    turns = len(taken[ways[0]])
+    made = Table(
+        "ResNet-50",
+        [f"{turns} turns", "executor", "step, ms", "95 %, ms", "of PyTorch's"],
+    )
     first = median(taken[ways[0]])
     for (kind, name), seconds in taken.items():
         high = quantiles(seconds, n=20, method="inclusive")[-1]
@@ -273,6 +287,8 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--executors", metavar="A,B", help="torch, own, openmp, serial")
     parser.add_argument("--busy", type=int, default=0, help="busy processes, with --executors")
+    parser.add_argument("--stages", type=int, default=len(LAYERS), help="the first of the network")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="no turn begins later")
     parser.add_argument("--alone", choices=KINDS, help=argparse.SUPPRESS)  # in a process of its own
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -10,7 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from bncore import backends
+from bncore.c_structs import PARALLEL_FOR, TASK, Executor, Fusion, Problem
 from bncore.version import __version__
+
+__all__ = [
+    "PARALLEL_FOR",
+    "TASK",
+    "Executor",
+    "Fusion",
+    "Problem",
+    "compiler_flags",
+    "get_address",
+    "get_capsules",
+    "get_include",
+    "get_library_dir",
+    "get_statuses",
+]
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -113,6 +128,28 @@ def get_address(name: str) -> int:
     if name not in capsules:
         raise ValueError(f"name: expected one of {', '.join(sorted(capsules))}, got {name!r}")
     return int(native.address(capsules[name]))
+
+
+def get_statuses() -> dict[str, tuple[int, str]]:
+    """Return every ``bncore_status`` by its name in ``bncore.h``: its number and what it means.
+
+    Returns
+    -------
+    dict of str to (int, str)
+        For example ``{"BNCORE_OK": (0, "ok"), ...}``.
+
+    Raises
+    ------
+    ImportError
+        If the native extension cannot be imported here; the message says why.
+
+    Examples
+    --------
+    >>> from bncore import c_library
+    >>> c_library.get_statuses()["BNCORE_OK"]  # doctest: +SKIP
+    (0, 'ok')
+    """
+    return dict(_native().statuses())
 
 
 def compiler_flags(arguments: list[str]) -> str:

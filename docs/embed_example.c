@@ -13,7 +13,8 @@ int main(void)
     for (int i = 0; i < SIZE; i++) x[i] = (float)(i * i % 17);
 
     bncore_problem problem;
-    bncore_status status = bncore_problem_init(&problem, BNCORE_FLOAT32, IMAGES, CHANNELS, PLANE);
+    bncore_status status =
+        bncore_problem_init(&problem, sizeof problem, BNCORE_FLOAT32, IMAGES, CHANNELS, PLANE);
     problem.n_threads = 2; /* at most; a problem as small as this one takes one */
     if (status == BNCORE_OK) status = bncore_train(&problem, y, mean, m2, x, weight, bias);
     if (status != BNCORE_OK) {

@@ -5,31 +5,64 @@
 
 /* ---- arguments ---- */
 
+typedef struct double_in_struct {
+    char before;
+    double value;
+} double_in_struct;
+
+enum { DOUBLE_ALIGNMENT = offsetof(double_in_struct, value) }; /* 32-bit x86: 4 */
+
+static int misaligned(const void *array, size_t alignment)
+{
+    return (uintptr_t)array % alignment != 0;
+}
+
+/* Arrays of x's size. One that holds no value may be NULL, and is never looked at. */
+static bncore_status check_data(const job *j, int count, const void *const arrays[])
+{
+    if (j->g.n == 0 || j->g.channels == 0) return BNCORE_OK;
+    for (int i = 0; i < count; i++) {
+        if (!arrays[i]) return BNCORE_ERROR_NULL;
+        if (misaligned(arrays[i], j->item)) return BNCORE_ERROR_ALIGNMENT;
+    }
+    return BNCORE_OK;
+}
+
+/* Arrays that may be NULL: double[channels], or scratch. */
+static bncore_status check_optional(int count, const void *const arrays[])
+{
+    for (int i = 0; i < count; i++)
+        if (misaligned(arrays[i], DOUBLE_ALIGNMENT)) return BNCORE_ERROR_ALIGNMENT;
+    return BNCORE_OK;
+}
+
+/* double[channels], which may be NULL where there is no channel. */
+static bncore_status check_channels(const job *j, int count, const void *const arrays[])
+{
+    for (int i = 0; i < count; i++)
+        if (!arrays[i] && j->g.channels) return BNCORE_ERROR_NULL;
+    return check_optional(count, arrays);
+}
+
+/* Take the problem, which brings residual, dresidual, bias and scratch with it. */
 static bncore_status start(job *j, const bncore_problem *p, void *dst, const void *dy,
                            const void *x)
 {
-    const bncore_status status = bncore_problem_check(p);
+    bncore_geometry g;
+    const bncore_status status = bncore_problem_open(p, &g);
     if (status != BNCORE_OK) return status;
     const bncore_kernels *kernels = bncore_kernels_now();
     if (!kernels) return BNCORE_ERROR_ISA;
     if (bncore_executor_init() != BNCORE_OK) return BNCORE_ERROR_EXECUTOR;
     *j = (job){.problem = p,
                .kernels = kernels->set[p->dtype],
-               .g = bncore_partition(p->outer, p->channels, p->inner),
+               .g = g,
                .arrays = {.dst = dst, .dy = dy, .x = x},
                .item = kernels->set[p->dtype]->item};
-    return BNCORE_OK;
-}
-
-/* Arrays of x's size may be NULL where they hold nothing, parameters where there is no channel. */
-static int missing(const bncore_problem *p, const void *array)
-{
-    return !array && p->outer && p->channels && p->inner;
-}
-
-static int missing_channels(const bncore_problem *p, const double *parameter)
-{
-    return !parameter && p->channels;
+    const bncore_fusion *f = p->fusion;
+    if (f && (misaligned(f->residual, j->item) || misaligned(f->dresidual, j->item)))
+        return BNCORE_ERROR_ALIGNMENT;
+    return check_optional(2, (const void *[]){p->scratch, f ? f->bias : NULL});
 }
 
 static bncore_status run(job *j)
@@ -195,10 +228,10 @@ static void given(job *j, const double *mean, const double *var, const double *w
 bncore_status bncore_moments(const bncore_problem *p, double *mean, double *m2, const void *x)
 {
     job j;
-    const bncore_status status = start(&j, p, NULL, NULL, x);
+    bncore_status status = start(&j, p, NULL, NULL, x);
+    if (status == BNCORE_OK) status = check_data(&j, 1, (const void *[]){x});
+    if (status == BNCORE_OK) status = check_channels(&j, 2, (const void *[]){mean, m2});
     if (status != BNCORE_OK) return status;
-    if (missing(p, x) || missing_channels(p, mean) || missing_channels(p, m2))
-        return BNCORE_ERROR_NULL;
     reduce_moments(&j, mean, m2);
     return run(&j);
 }
@@ -207,10 +240,11 @@ bncore_status bncore_normalize(const bncore_problem *p, void *y, const void *x, 
                                const double *var, const double *weight, const double *bias)
 {
     job j;
-    const bncore_status status = start(&j, p, y, NULL, x);
+    bncore_status status = start(&j, p, y, NULL, x);
+    if (status == BNCORE_OK) status = check_data(&j, 2, (const void *[]){y, x});
+    if (status == BNCORE_OK) status = check_channels(&j, 2, (const void *[]){mean, var});
+    if (status == BNCORE_OK) status = check_optional(2, (const void *[]){weight, bias});
     if (status != BNCORE_OK) return status;
-    if (missing(p, y) || missing(p, x) || missing_channels(p, mean) || missing_channels(p, var))
-        return BNCORE_ERROR_NULL;
     given(&j, mean, var, weight, bias);
     apply_normalize(&j, normalize_by_var);
     return run(&j);
@@ -220,10 +254,11 @@ bncore_status bncore_train(const bncore_problem *p, void *y, double *mean, doubl
                            const void *x, const double *weight, const double *bias)
 {
     job j;
-    const bncore_status status = start(&j, p, y, NULL, x);
+    bncore_status status = start(&j, p, y, NULL, x);
+    if (status == BNCORE_OK) status = check_data(&j, 2, (const void *[]){y, x});
+    if (status == BNCORE_OK) status = check_channels(&j, 2, (const void *[]){mean, m2});
+    if (status == BNCORE_OK) status = check_optional(2, (const void *[]){weight, bias});
     if (status != BNCORE_OK) return status;
-    if (missing(p, y) || missing(p, x) || missing_channels(p, mean) || missing_channels(p, m2))
-        return BNCORE_ERROR_NULL;
     given(&j, NULL, NULL, weight, bias);
     reduce_moments(&j, mean, m2);
     apply_normalize(&j, normalize_by_moments);
@@ -234,14 +269,28 @@ bncore_status bncore_grad_sums(const bncore_problem *p, double *sum_dy, double *
                                const void *dy, const void *x, const double *mean, const double *var)
 {
     job j;
-    const bncore_status status = start(&j, p, NULL, dy, x);
+    bncore_status status = start(&j, p, NULL, dy, x);
+    if (status == BNCORE_OK) status = check_data(&j, 2, (const void *[]){dy, x});
+    if (status == BNCORE_OK)
+        status = check_channels(&j, 4, (const void *[]){mean, var, sum_dy, sum_dy_xhat});
     if (status != BNCORE_OK) return status;
-    if (missing(p, dy) || missing(p, x) || missing_channels(p, mean) || missing_channels(p, var) ||
-        missing_channels(p, sum_dy) || missing_channels(p, sum_dy_xhat))
-        return BNCORE_ERROR_NULL;
     given(&j, mean, var, NULL, NULL);
     reduce_sums(&j, sum_dy, sum_dy_xhat, 0);
     return run(&j);
+}
+
+/* What every operation with dx does first. */
+static bncore_status start_gradient(job *j, const bncore_problem *p, void *dx, const double *sum_dy,
+                                    const double *sum_dy_xhat, const void *dy, const void *x,
+                                    const double *mean, const double *var, const double *weight)
+{
+    bncore_status status = start(j, p, dx, dy, x);
+    if (status == BNCORE_OK) status = check_data(j, 3, (const void *[]){dx, dy, x});
+    if (status == BNCORE_OK)
+        status = check_channels(j, 4, (const void *[]){mean, var, sum_dy, sum_dy_xhat});
+    if (status == BNCORE_OK) status = check_optional(1, (const void *[]){weight});
+    if (status == BNCORE_OK) given(j, mean, var, weight, NULL);
+    return status;
 }
 
 bncore_status bncore_grad_input(const bncore_problem *p, void *dx, const void *dy, const void *x,
@@ -249,13 +298,10 @@ bncore_status bncore_grad_input(const bncore_problem *p, void *dx, const void *d
                                 const double *sum_dy_xhat, double count, const double *weight)
 {
     job j;
-    const bncore_status status = start(&j, p, dx, dy, x);
+    const bncore_status status =
+        start_gradient(&j, p, dx, sum_dy, sum_dy_xhat, dy, x, mean, var, weight);
     if (status != BNCORE_OK) return status;
-    if (missing(p, dx) || missing(p, dy) || missing(p, x) || missing_channels(p, mean) ||
-        missing_channels(p, var) || missing_channels(p, sum_dy) || missing_channels(p, sum_dy_xhat))
-        return BNCORE_ERROR_NULL;
     if (!(count > 0.0)) return BNCORE_ERROR_COUNT;
-    given(&j, mean, var, weight, NULL);
     apply_grad_input(&j, sum_dy, sum_dy_xhat, count);
     return run(&j);
 }
@@ -264,12 +310,9 @@ static bncore_status start_backward(job *j, const bncore_problem *p, void *dx, d
                                     double *sum_dy_xhat, const void *dy, const void *x,
                                     const double *mean, const double *var, const double *weight)
 {
-    const bncore_status status = start(j, p, dx, dy, x);
+    const bncore_status status =
+        start_gradient(j, p, dx, sum_dy, sum_dy_xhat, dy, x, mean, var, weight);
     if (status != BNCORE_OK) return status;
-    if (missing(p, dx) || missing(p, dy) || missing(p, x) || missing_channels(p, mean) ||
-        missing_channels(p, var) || missing_channels(p, sum_dy) || missing_channels(p, sum_dy_xhat))
-        return BNCORE_ERROR_NULL;
-    given(j, mean, var, weight, NULL);
     reduce_sums(j, sum_dy, sum_dy_xhat, p->fusion ? fuse_backward(j) : 0);
     return BNCORE_OK;
 }

@@ -1,91 +1,107 @@
-/* What a caller asks about a problem and about the library. */
+/* Whether a problem makes sense, and how much scratch it takes. Every limit on sizes is here: what passes this check is
+ * computed in int64_t and in size_t without overflow. */
 #include <float.h>
 #include <math.h>
+#include <string.h>
 
 #include "run.h"
+
+enum {
+    /* The structs of this ABI never become shorter, and no later one is longer than this. */
+    LARGEST_STRUCT = 1024
+};
+
+/* Values of one array, at most. With so many, the bytes of an array and the doubles of scratch fit int64_t. */
+#define MOST_VALUES (INT64_MAX / 128)
+
+static int all_zero(const void *bytes, size_t size)
+{
+    const unsigned char *byte = bytes;
+    for (size_t i = 0; i < size; i++)
+        if (byte[i]) return 0;
+    return 1;
+}
+
+/* A struct that starts with its size, of which this library knows `known` bytes. */
+static bncore_status check_struct(const void *given, uint32_t size, size_t known)
+{
+    if (size < known || size > LARGEST_STRUCT || size % sizeof(uint64_t))
+        return BNCORE_ERROR_STRUCT;
+    return all_zero((const char *)given + known, size - known) ? BNCORE_OK : BNCORE_ERROR_STRUCT;
+}
 
 static bncore_status check_fusion(const bncore_fusion *f, int32_t dtype)
 {
     const double most = dtype == BNCORE_FLOAT32 ? (double)FLT_MAX : DBL_MAX;
+    const bncore_status status = check_struct(f, f->size, sizeof *f);
+    if (status != BNCORE_OK) return status;
+    if (!all_zero(f->reserved, sizeof f->reserved)) return BNCORE_ERROR_STRUCT;
     if (f->activation < BNCORE_NO_ACTIVATION || f->activation > BNCORE_LEAKY_RELU)
         return BNCORE_ERROR_FUSION;
     if (f->activation == BNCORE_LEAKY_RELU && !(fabs(f->slope) <= most)) return BNCORE_ERROR_FUSION;
     return BNCORE_OK;
 }
 
-bncore_status bncore_problem_check(const bncore_problem *p)
+/* Whether the arrays fit the address space. An array of no values still has parameters, one value per channel. */
+static bncore_status check_sizes(const bncore_problem *p)
+{
+    const int64_t item = p->dtype == BNCORE_FLOAT32 ? sizeof(float) : sizeof(double);
+    const int64_t most = bncore_min(MOST_VALUES, PTRDIFF_MAX / item);
+    if (p->outer < 0 || p->channels < 0 || p->inner < 0) return BNCORE_ERROR_SIZE;
+    if (p->outer && p->inner > most / p->outer) return BNCORE_ERROR_SIZE;
+    const int64_t n = bncore_max(p->outer * p->inner, 1);
+    if (p->channels > most / n) return BNCORE_ERROR_SIZE;
+    return BNCORE_OK;
+}
+
+bncore_status bncore_problem_open(const bncore_problem *p, bncore_geometry *g)
 {
     if (!p) return BNCORE_ERROR_NULL;
+    bncore_status status = check_struct(p, p->size, sizeof *p);
+    if (status != BNCORE_OK) return status;
+    if (p->flags || !all_zero(p->reserved, sizeof p->reserved)) return BNCORE_ERROR_STRUCT;
     if (p->dtype != BNCORE_FLOAT32 && p->dtype != BNCORE_FLOAT64) return BNCORE_ERROR_DTYPE;
-    if (p->outer < 0 || p->channels < 0 || p->inner < 0) return BNCORE_ERROR_SIZE;
-    const int64_t most = INT64_MAX / 64; /* bytes of x, and of scratch beside it */
-    if (p->outer && p->inner > most / p->outer) return BNCORE_ERROR_SIZE;
-    const int64_t n = p->outer * p->inner;
-    if (p->channels && bncore_max(n, 1) > most / p->channels) return BNCORE_ERROR_SIZE;
+    status = check_sizes(p);
+    if (status != BNCORE_OK) return status;
     if (!(p->eps >= 0.0 && isfinite(p->eps))) return BNCORE_ERROR_EPS;
     if (p->n_threads < 1) return BNCORE_ERROR_THREADS;
     if (p->executor && !p->executor->parallel_for) return BNCORE_ERROR_NULL;
-    return p->fusion ? check_fusion(p->fusion, p->dtype) : BNCORE_OK;
+    status = p->fusion ? check_fusion(p->fusion, p->dtype) : BNCORE_OK;
+    if (status != BNCORE_OK) return status;
+    *g = bncore_partition(p->outer, p->channels, p->inner);
+    if (bncore_scratch_doubles(g) > PTRDIFF_MAX / (int64_t)sizeof(double)) return BNCORE_ERROR_SIZE;
+    return BNCORE_OK;
 }
 
-bncore_status bncore_problem_init(bncore_problem *problem, bncore_dtype dtype, int64_t outer,
-                                  int64_t channels, int64_t inner)
+bncore_status bncore_problem_init(bncore_problem *problem, size_t size, bncore_dtype dtype,
+                                  int64_t outer, int64_t channels, int64_t inner)
 {
+    bncore_geometry g;
     if (!problem) return BNCORE_ERROR_NULL;
-    *problem = (bncore_problem){.outer = outer,
-                                .channels = channels,
-                                .inner = inner,
-                                .eps = 1e-5,
-                                .dtype = (int32_t)dtype,
-                                .n_threads = 1};
-    return bncore_problem_check(problem);
+    if (size < sizeof *problem || size > LARGEST_STRUCT) return BNCORE_ERROR_STRUCT;
+    memset(problem, 0, size);
+    problem->size = (uint32_t)size;
+    problem->dtype = (int32_t)dtype;
+    problem->outer = outer;
+    problem->channels = channels;
+    problem->inner = inner;
+    problem->eps = 1e-5;
+    problem->n_threads = 1;
+    return bncore_problem_open(problem, &g);
+}
+
+bncore_status bncore_fusion_init(bncore_fusion *fusion, size_t size)
+{
+    if (!fusion) return BNCORE_ERROR_NULL;
+    if (size < sizeof *fusion || size > LARGEST_STRUCT) return BNCORE_ERROR_STRUCT;
+    memset(fusion, 0, size);
+    fusion->size = (uint32_t)size;
+    return BNCORE_OK;
 }
 
 size_t bncore_scratch_size(const bncore_problem *problem)
 {
-    if (bncore_problem_check(problem) != BNCORE_OK) return 0;
-    const bncore_geometry g = bncore_partition(problem->outer, problem->channels, problem->inner);
-    return bncore_job_scratch(&g);
-}
-
-const char *bncore_status_string(bncore_status status)
-{
-    switch (status) {
-    case BNCORE_OK:
-        return "ok";
-    case BNCORE_ERROR_NULL:
-        return "a pointer that must not be NULL is NULL";
-    case BNCORE_ERROR_SIZE:
-        return "a size is negative, or the array is larger than memory can be";
-    case BNCORE_ERROR_DTYPE:
-        return "dtype is neither BNCORE_FLOAT32 nor BNCORE_FLOAT64";
-    case BNCORE_ERROR_EPS:
-        return "eps is negative, infinite or NaN";
-    case BNCORE_ERROR_THREADS:
-        return "n_threads is below 1";
-    case BNCORE_ERROR_COUNT:
-        return "count is not above 0";
-    case BNCORE_ERROR_SCRATCH:
-        return "scratch is smaller than bncore_scratch_size() says";
-    case BNCORE_ERROR_MEMORY:
-        return "no memory for scratch";
-    case BNCORE_ERROR_ISA:
-        return "no such instruction set, or this processor lacks it";
-    case BNCORE_ERROR_EXECUTOR:
-        return "no executor of this name, or it is not built in";
-    case BNCORE_ERROR_FUSION:
-        return "activation is not of bncore_activation, or the slope of a leaky relu leaves "
-               "dtype's range";
-    }
-    return "unknown status";
-}
-
-const char *bncore_version(void)
-{
-    return BNCORE_VERSION;
-}
-
-int bncore_abi_version(void)
-{
-    return BNCORE_ABI_VERSION;
+    bncore_geometry g;
+    if (bncore_problem_open(problem, &g) != BNCORE_OK) return 0;
+    return (size_t)bncore_scratch_doubles(&g) * sizeof(double);
 }

@@ -7,8 +7,10 @@
 #include "parallel_for.h"
 
 enum {
-    LOCAL_SCRATCH = 32 * 1024, /* bytes on the stack: small problems allocate nothing */
-    COPY_BYTES = 1 << 18,      /* per task of a copy */
+    /* Bytes on the stack: small problems allocate nothing, those of up to 300 channels of float32 among them. With
+     * the STRIP of kernels.c it is most of the stack that bncore.h promises to be enough. */
+    LOCAL_SCRATCH = 18 * 1024,
+    COPY_BYTES = 1 << 18, /* per task of a copy */
     /* More columns between two fields of the coefficients than there are: REPEATED, and so that fields of 1024 columns
      * do not meet in one set of the first-level cache. */
     COEF_APART = 80
@@ -19,10 +21,10 @@ static int64_t columns(const bncore_geometry *g)
     return g->planes ? g->channels : g->cols;
 }
 
-size_t bncore_job_scratch(const bncore_geometry *g)
+int64_t bncore_scratch_doubles(const bncore_geometry *g)
 {
     const int64_t per_column = g->segments * MAX_FIELDS + COEF_FIELDS + 2;
-    return (size_t)(columns(g) * per_column + COEF_FIELDS * COEF_APART) * sizeof(double);
+    return columns(g) * per_column + COEF_FIELDS * COEF_APART;
 }
 
 static const void *coef_at(const job *j, int64_t column)
@@ -250,6 +252,12 @@ static void spread_over_columns(const bncore_geometry *g, void *values, size_t i
         memcpy((char *)values + (size_t)fold * item, values, (size_t)width * item);
 }
 
+/* How many fields of coefficients the call has. */
+static int coef_fields(const job *j)
+{
+    return j->set_mask ? COEF_FIELDS : j->set_coefs ? MAX_FIELDS : 0;
+}
+
 /* whole: else the mask alone, for the first pass. */
 static void set_coefs(const job *j, int whole)
 {
@@ -258,7 +266,7 @@ static void set_coefs(const job *j, int whole)
     if (j->g.planes) return;
     const size_t item = j->kernels->coef_item;
     const size_t repeated = (size_t)bncore_min(j->g.cols, REPEATED) * item;
-    for (int f = 0; f < (j->set_mask ? COEF_FIELDS : MAX_FIELDS); f++) {
+    for (int f = 0; f < coef_fields(j); f++) {
         char *field = (char *)j->coef + (size_t)(f * j->coef_stride) * item;
         spread_over_columns(&j->g, field, item);
         memcpy(field + (size_t)j->g.cols * item, field, repeated);
@@ -318,22 +326,48 @@ static void copy_dy(job *j)
                         task_copy, j);
 }
 
+/* Bytes of the call's coefficients, of which doubles follow. */
+static size_t coef_bytes(const job *j)
+{
+    const size_t bytes = (size_t)(coef_fields(j) * j->coef_stride) * j->kernels->coef_item;
+    return (bytes + sizeof(double) - 1) / sizeof(double) * sizeof(double);
+}
+
+/* Rows: grad_sums reads the mean of each column. */
+static int has_column_mean(const job *j)
+{
+    return !j->g.planes && j->fields && j->mean;
+}
+
+/* Bytes of scratch for this call: no more than bncore_scratch_doubles says for any call on its shape. */
+static size_t scratch_bytes(const job *j)
+{
+    const int64_t per_column = j->g.segments * j->fields + 1 + has_column_mean(j);
+    return coef_bytes(j) + (size_t)(columns(&j->g) * per_column) * sizeof(double);
+}
+
+static void lay_out_scratch(job *j, void *scratch)
+{
+    const int64_t all = columns(&j->g);
+    j->coef = scratch;
+    j->invstd = (double *)((char *)scratch + coef_bytes(j));
+    j->column_mean = has_column_mean(j) ? j->invstd + all : NULL;
+    j->partial = j->invstd + all + (j->column_mean ? all : 0);
+}
+
 bncore_status bncore_job_run(job *j)
 {
     double local[LOCAL_SCRATCH / sizeof(double)];
     const bncore_problem *p = j->problem;
-    const size_t need = bncore_job_scratch(&j->g);
-    if (p->scratch && p->scratch_size < need) return BNCORE_ERROR_SCRATCH;
-    const bncore_float_env own = bncore_float_env_enter();
+    if (p->scratch && p->scratch_size < (size_t)bncore_scratch_doubles(&j->g) * sizeof(double))
+        return BNCORE_ERROR_SCRATCH;
+    j->coef_stride = columns(&j->g) + COEF_APART;
+    const size_t need = scratch_bytes(j);
     void *scratch = p->scratch ? p->scratch : need <= sizeof local ? local : malloc(need);
     if (!scratch) return BNCORE_ERROR_MEMORY;
+    const bncore_float_env own = bncore_float_env_enter();
+    lay_out_scratch(j, scratch);
     bncore_job_cut(j);
-    const int64_t all = columns(&j->g);
-    j->coef = scratch;
-    j->coef_stride = all + COEF_APART;
-    j->invstd = (double *)scratch + COEF_FIELDS * j->coef_stride;
-    j->column_mean = j->mean ? j->invstd + all : NULL;
-    j->partial = j->invstd + 2 * all;
     if (j->copy_of_dy) copy_dy(j);
     if (j->var) j->kernels->inverse_std(j->invstd, j->g.channels, j->var, 1.0, p->eps);
     if (j->g.planes)

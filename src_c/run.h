@@ -1,4 +1,4 @@
-/* One call of an operation, as ops.c runs it: at most one reduction per channel (partial results, merged in fixed
+/* One call of an operation, as operations.c runs it: at most one reduction per channel (partial results, merged in fixed
  * order, finished into the two results of a channel) and at most one elementwise pass with coefficients. */
 #ifndef BNCORE_JOB_H
 #define BNCORE_JOB_H
@@ -60,8 +60,8 @@ typedef struct job {
     int64_t chunk, chunks; /* rows: rows per task of the elementwise pass, tasks */
 } job;
 
-/* Whether a problem makes sense: BNCORE_OK, or what is wrong with it. */
-bncore_status bncore_problem_check(const bncore_problem *problem);
+/* Check a problem and cut it: BNCORE_OK, or what is wrong with it, and then *g is undefined. */
+bncore_status bncore_problem_open(const bncore_problem *problem, bncore_geometry *g);
 
 /* Sets threads, the sizes of tasks, at_once where the cut forbids it, and whether outputs pass the caches. */
 void bncore_job_cut(job *job);
@@ -69,7 +69,7 @@ void bncore_job_cut(job *job);
 /* Cuts the job, takes scratch, runs it. */
 bncore_status bncore_job_run(job *job);
 
-/* Bytes of scratch for the most demanding operation on this shape. */
-size_t bncore_job_scratch(const bncore_geometry *g);
+/* Doubles of scratch for the most demanding operation on this shape. */
+int64_t bncore_scratch_doubles(const bncore_geometry *g);
 
 #endif

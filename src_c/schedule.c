@@ -40,6 +40,7 @@ static int64_t inputs(const bncore_arrays *a)
 static int worth_streaming(const job *j)
 {
     const bncore_arrays *a = &j->arrays;
+    if (!j->kernels->streams) return 0;
     if (!a->dst || a->dst == a->x || a->dst == a->dy || a->dst == a->residual) return 0;
     const int64_t bytes = j->g.n * j->g.channels * (int64_t)j->item * (inputs(a) + 1);
     if (bytes < LEAST_CACHE) return 0;

@@ -9,45 +9,7 @@ from functools import cache
 import numpy as np
 
 import variants
-
-TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
-PARALLEL_FOR = ctypes.CFUNCTYPE(
-    None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, TASK, ctypes.c_void_p
-)
-
-
-class Executor(ctypes.Structure):
-    _fields_ = (("parallel_for", PARALLEL_FOR), ("context", ctypes.c_void_p))
-
-
-class Fusion(ctypes.Structure):
-    """bncore_fusion, field by field."""
-
-    _fields_ = (
-        ("activation", ctypes.c_int32),
-        ("slope", ctypes.c_double),
-        ("residual", ctypes.c_void_p),
-        ("dresidual", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-    )
-
-
-class Problem(ctypes.Structure):
-    """bncore_problem, field by field."""
-
-    _fields_ = (
-        ("outer", ctypes.c_int64),
-        ("channels", ctypes.c_int64),
-        ("inner", ctypes.c_int64),
-        ("eps", ctypes.c_double),
-        ("dtype", ctypes.c_int32),
-        ("n_threads", ctypes.c_int32),
-        ("executor", ctypes.POINTER(Executor)),
-        ("scratch", ctypes.c_void_p),
-        ("scratch_size", ctypes.c_size_t),
-        ("fusion", ctypes.POINTER(Fusion)),
-        ("reserved", ctypes.c_uint64 * 3),
-    )
+from bncore.c_library import PARALLEL_FOR, Executor, Fusion, Problem
 
 
 @cache
@@ -60,10 +22,33 @@ def library() -> ctypes.CDLL:
 
 def problem(shape: tuple[int, int, int], dtype: type = np.float32, n_threads: int = 1) -> Problem:
     p = Problem()
-    sizes = map(ctypes.c_int64, shape)
-    assert library().bncore_problem_init(ctypes.byref(p), int(dtype == np.float64), *sizes) == 0
+    assert init(p, int(dtype == np.float64), *shape) == 0
     p.n_threads = n_threads
     return p
+
+
+def init(p: Problem, dtype: int, *sizes: int) -> int:
+    """Call bncore_problem_init; return its status."""
+    given = map(ctypes.c_int64, sizes)
+    size = ctypes.c_size_t(ctypes.sizeof(Problem))
+    return int(library().bncore_problem_init(ctypes.byref(p), size, dtype, *given))
+
+
+def fusion(
+    activation: int,
+    slope: float = 0.0,
+    *,
+    residual: int | None = None,
+    dresidual: int | None = None,
+    bias: int | None = None,
+) -> Fusion:
+    """Give a bncore_fusion with addresses of arrays."""
+    f = Fusion()
+    size = ctypes.c_size_t(ctypes.sizeof(Fusion))
+    assert library().bncore_fusion_init(ctypes.byref(f), size) == 0
+    f.activation, f.slope = activation, slope
+    f.residual, f.dresidual, f.bias = residual, dresidual, bias
+    return f
 
 
 def run(name: str, p: Problem, *arrays: np.ndarray | None) -> int:

@@ -89,9 +89,10 @@ def wheel_in(folder: Path) -> Wheel:
 def install_wheel(folder: Path) -> None:
     """The wheel of a copy of the checkout, compiled in a hurry and installed on its own."""
     source = folder / "source"
-    unwanted = shutil.ignore_patterns("*.so*", "*.a", "__pycache__", "binding.c", "include", "lib")
+    unwanted = shutil.ignore_patterns("*.so*", "*.a", "__pycache__", "binding.c", "lib")
     for name in ("bncore", "src_c"):
         shutil.copytree(ROOT / name, source / name, ignore=unwanted)
+    shutil.rmtree(source / "bncore" / "include", ignore_errors=True)  # as built in the checkout
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     compiler = executable(folder / "cc", f'exec {COMPILER} "$@" -O0')

@@ -101,9 +101,8 @@ def load(name: str) -> Active:
             module = importlib.import_module(MODULES[name])
         except Exception as error:  # a broken installation raises anything
             _missing[name] = error
-        else:
-            _loaded[name] = Active(name, module)
-            return _loaded[name]
+        else:  # threads that load it at the same time all get the first one's object
+            return _loaded.setdefault(name, Active(name, module))
     raise ImportError(f"backend: {name} is not available here: {why_missing(name)}") from _missing[
         name
     ]

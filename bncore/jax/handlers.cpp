@@ -137,7 +137,8 @@ class Call
         bncore_canonical(dimensions.begin() + first, static_cast<int>(settings.ndim), axis,
                          axis + 1, sizes);
         const auto dtype = all.element_type() == ffi::F64 ? BNCORE_FLOAT64 : BNCORE_FLOAT32;
-        status_ = bncore_problem_init(&problem_, dtype, sizes[0], sizes[1], sizes[2]);
+        status_ =
+            bncore_problem_init(&problem_, sizeof problem_, dtype, sizes[0], sizes[1], sizes[2]);
         problem_.eps = settings.eps;
         problem_.executor = names_an_executor() ? nullptr : &executor_;
         advise_large_pages(all);
@@ -155,8 +156,10 @@ class Call
         auto one = [&](int64_t example, int32_t threads) {
             const Environment environment;
             bncore_problem problem = problem_;
-            bncore_fusion fusion{static_cast<int32_t>(settings_.activation), settings_.slope,
-                                 nullptr, nullptr, nullptr};
+            bncore_fusion fusion;
+            bncore_fusion_init(&fusion, sizeof fusion);
+            fusion.activation = static_cast<int32_t>(settings_.activation);
+            fusion.slope = settings_.slope;
             problem.n_threads = threads;
             if (settings_.activation) problem.fusion = &fusion;
             bncore_status status = BNCORE_ERROR_MEMORY;

@@ -6,7 +6,6 @@ leading dimensions, of size 1 where they are the same for all examples, so that 
 
 from __future__ import annotations
 
-import ctypes
 import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,14 +35,13 @@ class Settings(NamedTuple):
 
 def register() -> None:
     """Compile the handlers where that was not done before, and give them to XLA."""
-    library = adapter_compiler.compiled(
+    library = adapter_compiler.load(
         Path(__file__).with_name("handlers.cpp"),
         f"jaxlib {importlib.metadata.version('jaxlib')}",
         [f"-I{jax.ffi.include_dir()}"],
-    )
-    loaded = ctypes.CDLL(str(library))
+    ).library
     for name in NAMES:
-        handler = jax.ffi.pycapsule(getattr(loaded, f"bncore_jax_{name}"))
+        handler = jax.ffi.pycapsule(getattr(library, f"bncore_jax_{name}"))
         jax.ffi.register_ffi_target(_target(name), handler, platform="cpu")
 
 

@@ -7,6 +7,7 @@ before it is loaded.
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import llvmlite.binding
@@ -25,10 +26,25 @@ for _name in c_library.get_capsules():
     llvmlite.binding.add_symbol(_name, c_library.get_address(_name))
 
 _I32, _I64, _POINTER = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
+
+# The status that each name of bncore.h stands for.
+STATUS = {name: number for name, (number, _) in c_library.get_statuses().items()}
+
+
+def _llvm_type(kind: Any) -> ir.Type:
+    """Give LLVM's type for a field of a ctypes structure."""
+    if issubclass(kind, ctypes.Array):
+        return ir.ArrayType(_llvm_type(kind._type_), kind._length_)
+    if kind is ctypes.c_double:
+        return ir.DoubleType()
+    if kind is ctypes.c_void_p or issubclass(kind, ctypes._Pointer):
+        return _POINTER
+    return ir.IntType(8 * ctypes.sizeof(kind))
+
+
 # bncore_problem, field by field.
-PROBLEM = ir.LiteralStructType(
-    [_I64] * 3 + [ir.DoubleType()] + [_I32] * 2 + [_POINTER] * 2 + [_I64, _POINTER] + [_I64] * 3
-)
+FIELDS = {name: index for index, (name, _) in enumerate(c_library.Problem._fields_)}
+PROBLEM = ir.LiteralStructType([_llvm_type(kind) for _, kind in c_library.Problem._fields_])
 DTYPES = {types.float32: 0, types.float64: 1}
 
 canonical = njit(layout.canonical)
@@ -57,11 +73,13 @@ def _run(typingctx, name, x, outer, channels, inner, eps, n_threads, arguments):
 
     def codegen(context, builder, signature, values):
         _, _, outer, channels, inner, eps, n_threads, given = values
-        fields = {0: outer, 1: channels, 2: inner, 3: eps, 4: _I32(dtype), 5: n_threads}
+        size = _I32(ctypes.sizeof(c_library.Problem))
+        fields = {"size": size, "dtype": _I32(dtype), "eps": eps, "n_threads": n_threads}
+        fields |= {"outer": outer, "channels": channels, "inner": inner}
         problem = cgutils.alloca_once_value(builder, ir.Constant(PROBLEM, None))
         builder.store(ir.Constant(PROBLEM, None), problem)  # anew at each turn of a loop
-        for index, value in fields.items():
-            builder.store(value, cgutils.gep_inbounds(builder, problem, 0, index))
+        for field, value in fields.items():
+            builder.store(value, cgutils.gep_inbounds(builder, problem, 0, FIELDS[field]))
         passed = [builder.bitcast(problem, _POINTER)]
         for index, kind in enumerate(arguments.types):
             value = builder.extract_value(given, index)
@@ -190,15 +208,20 @@ def _as_parameter(gradient, weight, x):
     return lambda gradient, weight, x: gradient.astype(dtype)
 
 
+_OK, _EPS, _THREADS, _MEMORY = (
+    STATUS[f"BNCORE_{name}"] for name in ("OK", "ERROR_EPS", "ERROR_THREADS", "ERROR_MEMORY")
+)
+
+
 @njit
 def checked(status):
     """Raise what a status of bncore.h means."""
-    if status == 0:
+    if status == _OK:
         return
-    if status == 4:
+    if status == _EPS:
         raise ValueError("eps: expected a finite number of 0 or more, got another one")
-    if status == 5:
+    if status == _THREADS:
         raise ValueError("n_threads: expected 1 or more, got less")
-    if status == 8:
+    if status == _MEMORY:
         raise MemoryError("no memory for scratch")
     raise RuntimeError("bncore: a C function refused its arguments")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import onnxruntime
 
-from bncore.adapter_compiler import CompileError, compiled
+from bncore.adapter_compiler import CompileError, load
 
 __all__ = ["get_library_path", "register"]
 
@@ -33,13 +33,16 @@ def get_library_path() -> str:
     Returns
     -------
     str
-        An absolute path, in the user's cache.
+        An absolute path, in the user's cache; where that cannot be used, in a folder that this
+        process removes when it ends.
 
     Raises
     ------
     bncore.adapter_compiler.CompileError
         If ONNX Runtime's header is not found (its wheel does not hold it) or too old, or the
         compiler is not there or fails.
+    ImportError
+        If the process has another version of bncore's C library, which the operators would call.
     RuntimeError
         If bncore was installed without its C library.
 
@@ -49,13 +52,8 @@ def get_library_path() -> str:
     >>> path = bncore.onnxruntime.get_library_path()
     """
     folder, version = _header()
-    return str(
-        compiled(
-            HERE / "ops.cpp",
-            f"ONNX Runtime's interface {version}",
-            [f"-I{folder}", *FLAGS],
-        )
-    )
+    framework = f"ONNX Runtime's interface {version}"
+    return str(load(HERE / "ops.cpp", framework, [f"-I{folder}", *FLAGS]).path)
 
 
 def register(options: onnxruntime.SessionOptions) -> onnxruntime.SessionOptions:

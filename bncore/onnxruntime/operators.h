@@ -64,6 +64,16 @@ struct Settings {
     }
 };
 
+// What a node fuses, its arrays apart.
+inline bncore_fusion fusion_of(const Settings &settings)
+{
+    bncore_fusion fusion;
+    bncore_fusion_init(&fusion, sizeof fusion);
+    fusion.activation = settings.activation;
+    fusion.slope = settings.slope;
+    return fusion;
+}
+
 // An array as bncore sees it. One dimension is a batch of one channel, as in ONNX.
 struct Layout {
     std::int64_t outer = 1, channels = 1, inner = 1;
@@ -219,7 +229,8 @@ class Call
                                        ? BNCORE_FLOAT64
                                        : BNCORE_FLOAT32;
         bncore_problem problem;
-        expect(bncore_problem_init(&problem, dtype, layout.outer, layout.channels, layout.inner));
+        expect(bncore_problem_init(&problem, sizeof problem, dtype, layout.outer, layout.channels,
+                                   layout.inner));
         problem.eps = kernel.settings.eps;
         problem.n_threads = kernel.op->threads;
         problem.executor = &pool.executor;
@@ -284,8 +295,8 @@ struct Forward {
                                   bias = call.parameter(BIAS, inputs[BIAS], type);
         std::vector<double> mean = call.parameter(MEAN, inputs[MEAN], type),
                             var = call.parameter(VAR, inputs[VAR], type);
-        const bncore_fusion fusion{s.activation, s.slope, call.residual(RESIDUAL), nullptr,
-                                   nullptr};
+        bncore_fusion fusion = fusion_of(s);
+        fusion.residual = call.residual(RESIDUAL);
         const std::int64_t count = call.layout.count();
         if (s.training && count > 0 && count <= s.correction)
             refuse("correction: expected less than " + std::to_string(count) +
@@ -358,8 +369,10 @@ struct Backward {
             refuse("B: expected a tensor where there is an activation, got none");
         void *dx = call.tensors.output(DX, call.x.shape);
         void *dresidual = call.tensors.output(DRESIDUAL, call.x.shape);
-        const bncore_fusion fusion{s.activation, s.slope, residual, dresidual,
-                                   bias.empty() ? nullptr : bias.data()};
+        bncore_fusion fusion = fusion_of(s);
+        fusion.residual = residual;
+        fusion.dresidual = dresidual;
+        fusion.bias = bias.empty() ? nullptr : bias.data();
         std::vector<double> sum_dy(scale.size()), sum_dy_xhat(scale.size());
         const auto backward = s.training ? bncore_train_backward : bncore_infer_backward;
         call.run(fusion, [&](const bncore_problem *problem) {

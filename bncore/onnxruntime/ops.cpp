@@ -1,6 +1,7 @@
 // The library of custom operators: BatchNormalization and BatchNormalizationGrad of the domain "bncore", as ONNX Runtime
 // wants them described. operators.h computes.
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <iterator>
 #include <limits>
@@ -249,7 +250,24 @@ int threads_of(const OrtApi *api, const OrtSessionOptions *options)
     return threads;
 }
 
+char no_status; // has an address
+
+// The error for a runtime without the interface that is needed: it is made by interface 1, which every version has. A
+// host without that one has no way to look into a status or to free it; so any address says that the call failed.
+OrtStatus *too_old(const OrtApiBase *base) noexcept
+{
+    char text[160];
+    std::snprintf(text, sizeof text,
+                  "bncore: the operators need ONNX Runtime 1.%u or newer, and this is %s",
+                  static_cast<unsigned>(api_version), base->GetVersionString());
+    if (const OrtApi *oldest = base->GetApi(1)) return oldest->CreateStatus(ORT_FAIL, text);
+    std::fprintf(stderr, "%s\n", text);
+    return reinterpret_cast<OrtStatus *>(&no_status);
+}
+
 } // namespace
+
+extern "C" const char *bncore_adapter_mismatch(void);
 
 extern "C" __attribute__((visibility("default"))) OrtStatus *
 RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base)
@@ -257,8 +275,10 @@ RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base)
     static std::mutex mutex;
     static auto &domains = *new std::map<std::pair<const OrtApi *, int>, std::unique_ptr<Domain>>;
     const OrtApi *api = base->GetApi(api_version);
-    if (!api) return nullptr; // older than any ONNX Runtime that is asked for
+    if (!api) return too_old(base);
     return guarded(api, [&] {
+        if (const char *said = bncore_adapter_mismatch())
+            throw Error{ORT_FAIL, std::string("bncore: ") + said};
         const int threads = threads_of(api, options);
         const std::lock_guard<std::mutex> lock(mutex);
         std::unique_ptr<Domain> &domain = domains[{api, threads}];

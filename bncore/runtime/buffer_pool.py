@@ -127,9 +127,12 @@ class Pool:
 
 _pools: WeakSet[Pool] = WeakSet()  # replaced ones live as long as arrays of theirs
 current: Pool | None = None  # what `set_buffer_pool` made
+_replacing = Lock()  # so that each pool that was current is closed, once
 
 
 def _after_fork_in_child() -> None:
+    global _replacing
+    _replacing = Lock()
     for pool in list(_pools):
         pool.start_empty()
 
@@ -178,8 +181,9 @@ def set_buffer_pool(max_bytes: SupportsIndex | None) -> None:
     """
     global current
     bound = None if max_bytes is None else scalars.integer_at_least("max_bytes", max_bytes, 0)
-    before = current
-    current = None if bound is None else Pool(bound)
+    made = None if bound is None else Pool(bound)
+    with _replacing:
+        before, current = current, made
     if before is not None:
         before.close()
 

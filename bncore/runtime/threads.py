@@ -19,8 +19,9 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from threading import RLock
 from time import monotonic
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 from bncore.arguments import scalars
 from bncore.backends import current, native_module
@@ -39,6 +40,7 @@ _limit: tuple[int, str] | None = None  # the environment and the cgroup: read on
 _openmp: Callable[[], int] | None = None  # OpenMP's own limit, which may change at any time
 _least = (1, "")  # that limit, or the CPUs of this process where they are fewer
 _counted = -math.inf  # when they were counted
+_counting = RLock()  # held by whoever changes these four, so that no change is lost
 
 
 def set_num_threads(n: SupportsIndex | None) -> None:
@@ -66,7 +68,8 @@ def set_num_threads(n: SupportsIndex | None) -> None:
     global _set, _limit, _counted
     _set = None if n is None else min(scalars.integer_at_least("n", n, 1), MOST)
     if n is None:
-        _limit, _counted = None, -math.inf
+        with _counting:
+            _limit, _counted = None, -math.inf
 
 
 def get_num_threads() -> int:
@@ -148,20 +151,22 @@ def limit(n: int) -> None:
 def _default(cpus_age: float) -> tuple[int, str]:
     """Find the default number of threads and what gave it; the CPUs counted so lately."""
     if monotonic() - _counted >= cpus_age:
-        _count()
-    if _openmp is not None:
-        openmp = _openmp()
-        if openmp <= _least[0]:
-            return openmp, "OpenMP"
-    return _least
+        native = native_module()  # before the lock, since the import of a module has locks, too
+        with _counting:
+            _count(native)
+    openmp, least = _openmp, _least  # another thread may change them
+    if openmp is not None:
+        number = openmp()
+        if number <= least[0]:
+            return number, "OpenMP"
+    return least
 
 
-def _count() -> None:
+def _count(native: Any) -> None:
     """Read the environment and the cgroup, if that was not done yet, and count the CPUs."""
     global _limit, _openmp, _least, _counted
     limit = _limit
     if limit is None:
-        native = native_module()
         asked = native.omp_max_threads if native is not None and native.has_openmp() else None
         by_hand = os.environ.get("OMP_NUM_THREADS", "") if asked is None else ""
         chosen = environment_limit(os.environ.get("BNCORE_NUM_THREADS", ""))
@@ -171,6 +176,16 @@ def _count() -> None:
         _least, _counted = limit, math.inf
     else:
         _least, _counted = min(limit, (_cpus(), "CPU affinity")), monotonic()
+
+
+def _after_fork_in_child() -> None:
+    """Free the lock, which another thread of the parent may have held: here nobody lets go."""
+    global _counting
+    _counting = RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def environment_limit(text: str) -> tuple[int, str] | None:

@@ -19,56 +19,10 @@
 #include <torch/library.h>
 
 #include "kernels.h"
+#include "operators.h"
 
 namespace
 {
-
-/* ---- the operators ---- */
-
-/* Refuse tensors with a tangent, which would be lost; transforms.py has forward mode. */
-template <typename... Tensors> void refuse_tangents(const Tensors &...tensors)
-{
-    if (!c10::AutogradState::get_tls_state().get_fw_grad_mode()) return;
-    const auto has = [](const Optional &t) { return t && torch::autograd::isFwGradDefined(*t); };
-    TORCH_CHECK_NOT_IMPLEMENTED(!(has(tensors) || ...),
-                                "torch.ops.bncore: forward mode is not implemented; "
-                                "bncore.torch.batch_norm has it");
-}
-
-std::tuple<Tensor, Tensor> train_op(const Tensor &x, const Optional &weight, const Optional &bias,
-                                    const Optional &residual, double eps, Text activation,
-                                    double slope)
-{
-    refuse_tangents(x, weight, bias, residual);
-    return train(x, weight, bias, residual, {eps, activation_of(activation), slope});
-}
-
-Gradients train_backward_op(const Tensor &dy, const Tensor &x, const Tensor &moments,
-                            const Optional &weight, const Optional &bias, const Optional &residual,
-                            double eps, Text activation, double slope, bool through)
-{
-    refuse_tangents(dy, x, weight, bias, residual);
-    return train_backward(dy, x, moments, weight, bias, residual,
-                          {eps, activation_of(activation), slope}, through);
-}
-
-Tensor infer_op(const Tensor &x, const Tensor &mean, const Tensor &var, const Optional &weight,
-                const Optional &bias, const Optional &residual, double eps, Text activation,
-                double slope)
-{
-    refuse_tangents(x, weight, bias, residual);
-    return infer(x, mean, var, weight, bias, residual, {eps, activation_of(activation), slope});
-}
-
-Gradients infer_backward_op(const Tensor &dy, const Tensor &x, const Tensor &mean,
-                            const Tensor &var, const Optional &weight, const Optional &bias,
-                            const Optional &residual, double eps, Text activation, double slope,
-                            bool through)
-{
-    refuse_tangents(dy, x, weight, bias, residual);
-    return infer_backward(dy, x, mean, var, weight, bias, residual,
-                          {eps, activation_of(activation), slope}, through);
-}
 
 /* ---- who may be passed by ---- */
 
@@ -375,21 +329,20 @@ PyModuleDef MODULE = {
 
 } // namespace
 
-TORCH_LIBRARY_IMPL(bncore, CPU, library)
-{
-    library.impl("batch_norm_train", train_op);
-    library.impl("batch_norm_train_backward", train_backward_op);
-    library.impl("batch_norm_infer", infer_op);
-    library.impl("batch_norm_infer_backward", infer_backward_op);
-    library.impl("update_running_stats_", update);
-}
-
 extern "C" __attribute__((visibility("default"))) PyObject *PyInit_adapter()
 {
+    HANDLE_TH_ERRORS
     if (!choose_executor("")) {
         PyErr_SetString(PyExc_ImportError,
                         "BNCORE_EXECUTOR: expected own, openmp where it was built in, or serial");
         return nullptr;
     }
-    return PyModule_Create(&MODULE);
+    register_kernels();
+    PyObject *const module = PyModule_Create(&MODULE);
+#ifdef Py_GIL_DISABLED
+    /* set_backward is called once, by the import; what else changes has a lock or is PyTorch's. */
+    if (module) PyUnstable_Module_SetGIL(module, Py_MOD_GIL_NOT_USED);
+#endif
+    return module;
+    END_HANDLE_TH_ERRORS
 }

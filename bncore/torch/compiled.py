@@ -24,7 +24,7 @@ SOURCE = Path(__file__).with_name("adapter.cpp")
 
 
 def library() -> Path:
-    """Return the compiled library, made now where it was not before; errors are `compiled`'s."""
+    """Return the path of the compiled library, which is loaded; errors are those of `load`."""
     root = Path(torch.__file__).parent
     include = root / "include"
     arguments = [
@@ -42,9 +42,9 @@ def library() -> Path:
     framework = f"torch {torch.__version__} ({sys.implementation.cache_tag})"
     try:
         # PyTorch's parallel loops are inline functions, written with OpenMP.
-        return adapter_compiler.compiled(SOURCE, framework, ["-fopenmp", *arguments])
+        return adapter_compiler.load(SOURCE, framework, ["-fopenmp", *arguments]).path
     except adapter_compiler.CompileError:
-        return adapter_compiler.compiled(SOURCE, framework, arguments)
+        return adapter_compiler.load(SOURCE, framework, arguments).path
 
 
 def load() -> Any:

@@ -8,6 +8,7 @@ the operator's.  Results are the same to the bit.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,23 +31,41 @@ def possible(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
     return type(x) in PLAIN and PLAIN.issuperset(map(type, others))
 
 
-def call(
-    x: torch.Tensor,
-    running_mean: torch.Tensor | None,
-    running_var: torch.Tensor | None,
-    momentum: float,
-    *fused: Any,
-) -> torch.Tensor:
-    """Return y, and move the running statistics; gradients are recorded where PyTorch does."""
+def call(x: torch.Tensor, *fused: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return y and the moments; gradients are recorded where PyTorch records them."""
     if torch.is_grad_enabled():
         y, moments = Train.apply(x, *fused)
-    else:
-        y, moments = ops.batch_norm_train(x, *fused)
-    if running_mean is not None and running_var is not None:
-        count = ops.values_per_channel(x)
-        ops.update_running_stats_(running_mean, running_var, moments, count, momentum)
-    result: torch.Tensor = y
-    return result
+        return y, moments
+    return ops.batch_norm_train(x, *fused)
+
+
+def track(
+    move: Callable[..., None],
+    running_mean: torch.Tensor | None,
+    running_var: torch.Tensor | None,
+    moments: torch.Tensor,
+    count: int,
+    momentum: float,
+    batches: torch.Tensor | None,
+) -> None:
+    """Move running statistics with `move`, and count the batch: both or nothing.
+
+    KeyboardInterrupt can come between the steps; then the tensors get back the values that they
+    had.  Under a mode or a transform, which would see the copies, they do not.
+    """
+    changed = [one for one in (running_mean, running_var, batches) if one is not None]
+    alone = not (_compiling() or _modes() or transforms.active())
+    before = [one.detach().clone() for one in changed] if alone else []
+    try:
+        if running_mean is not None:
+            move(running_mean, running_var, moments, count, momentum)
+        if batches is not None:
+            batches.add_(1)
+    except BaseException:
+        with torch.no_grad():
+            for one, old in zip(changed, before, strict=False):
+                one.copy_(old)
+        raise
 
 
 class Train(torch.autograd.Function):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -119,12 +120,17 @@ def normalized(
     if compiled.adapter is None and eager.possible(
         x, running_mean, running_var, weight, bias, residual
     ):
-        y = eager.call(x, running_mean, running_var, momentum, *fused)
+        y, moments = eager.call(x, *fused)
+        move: Callable[..., None] = ops.update_running_stats_
     else:
         y, moments = transforms.train(x, *fused)
-        if running_mean is not None:
-            count = ops.values_per_channel(x)
-            ops.update_op(running_mean, running_var, moments, count, momentum)
+        move = ops.update_op
+    count = ops.values_per_channel(x)
+    if not _traced():
+        eager.track(move, running_mean, running_var, moments, count, momentum, batches)
+        return y
+    if running_mean is not None:
+        move(running_mean, running_var, moments, count, momentum)
     if batches is not None:
         batches.add_(1)
     return y

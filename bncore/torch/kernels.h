@@ -177,9 +177,10 @@ struct Call {
         sizes.append(faster.begin(), faster.end());
         int64_t canonical[3];
         bncore_canonical(sizes.data(), static_cast<int>(x.dim()), at, at + 1, canonical);
-        bncore_problem_init(&problem,
+        bncore_problem_init(&problem, sizeof problem,
                             x.scalar_type() == at::kFloat ? BNCORE_FLOAT32 : BNCORE_FLOAT64,
                             canonical[0], canonical[1], canonical[2]);
+        bncore_fusion_init(&fusion, sizeof fusion);
         problem.eps = fused.eps;
         problem.n_threads = at::get_num_threads();
         problem.executor = executor_of_a_call();

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 import bncore
 from bncore.statistics import GradSums, Moments
-from bncore.torch import ops
+from bncore.torch import eager, ops
 from bncore.torch.functional import check
 from bncore.torch.memory import Array, array, in_order_of, optional, output
 from bncore.torch.modules import AnyDimension
@@ -171,10 +171,7 @@ class SyncBatchNorm(AnyDimension):
             )
         check(input, mean, var, weight, bias, residual, True, self.eps, alone=False)
         y, moments, count = synchronized(input, weight, bias, self.eps, self.process_group)
-        if mean is not None:
-            ops.update_op(mean, var, moments, count, momentum)
-        if batches is not None:
-            batches.add_(1)
+        eager.track(ops.update_op, mean, var, moments, count, momentum, batches)
         return y
 
 

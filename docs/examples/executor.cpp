@@ -33,7 +33,8 @@ std::vector<float> normalized(const bncore_executor *executor)
     for (std::size_t i = 0; i < x.size(); i++) x[i] = static_cast<float>(i * i % 1009);
     double mean[channels], m2[channels];
     bncore_problem problem;
-    bncore_status status = bncore_problem_init(&problem, BNCORE_FLOAT32, outer, channels, inner);
+    bncore_status status =
+        bncore_problem_init(&problem, sizeof problem, BNCORE_FLOAT32, outer, channels, inner);
     problem.n_threads = executor || bncore_executor_now() ? 3 : 1;
     problem.executor = executor;
     if (status == BNCORE_OK)

@@ -1,9 +1,11 @@
 /* bncore: batch normalization for CPUs. The public C interface (C11, C++17).
  *
  * Every array is (outer, channels, inner), C-contiguous: NCHW is (N, C, H*W), NHWC is (N*H*W, C, 1).
- * x, dy, y, dx are float or double, as problem->dtype says; statistics and parameters are double[channels]. All of
- * them, and scratch, are aligned as their type needs.
+ * x, dy, y, dx are float or double, as problem->dtype says; statistics and parameters are double[channels]. The
+ * addresses of x, dy, y, dx and of residuals are multiples of their values' size, those of the others and of scratch are
+ * aligned as double is (BNCORE_ERROR_ALIGNMENT).
  * y and dx may be the same memory as x, dy or a residual (in place); other overlap of an output is undefined.
+ * A call takes at most 40 KiB of its thread's stack, and so does a task on a thread of an executor.
  * Arguments are in the order: problem, outputs, inputs, parameters. NULL is allowed only where a
  * function says so. Every function is re-entrant, takes scratch of O(channels) (bncore_scratch_size), and gives the
  * same bits for any number of threads, executor, instruction set and place in memory (of a NaN, only that it is one).
@@ -28,24 +30,33 @@ extern "C" {
 
 /* Grows when a program that was compiled against an older header must be compiled again; the shared library is
  * libbncore.so.<this>. A host that loads the library by hand compares it with bncore_abi_version(). */
-#define BNCORE_ABI_VERSION 1
+#define BNCORE_ABI_VERSION 2
 
 typedef enum bncore_dtype { BNCORE_FLOAT32 = 0, BNCORE_FLOAT64 = 1 } bncore_dtype;
 
-typedef enum bncore_status {
-    BNCORE_OK = 0,
-    BNCORE_ERROR_NULL,    /* a pointer that must not be NULL is NULL */
-    BNCORE_ERROR_SIZE,    /* a size is negative, or the array is larger than memory can be */
-    BNCORE_ERROR_DTYPE,   /* dtype is not of bncore_dtype */
-    BNCORE_ERROR_EPS,     /* eps is negative, infinite or NaN */
-    BNCORE_ERROR_THREADS, /* n_threads is below 1 */
-    BNCORE_ERROR_COUNT,   /* count is not above 0 */
-    BNCORE_ERROR_SCRATCH, /* scratch is smaller than bncore_scratch_size() says */
-    BNCORE_ERROR_MEMORY,  /* no memory for scratch */
-    BNCORE_ERROR_ISA,     /* no such instruction set, or this processor lacks it */
-    BNCORE_ERROR_FUSION, /* activation is not of bncore_activation, or the leaky slope leaves dtype's range */
-    BNCORE_ERROR_EXECUTOR /* no executor of this name, or it is not built in */
-} bncore_status;
+/* Every status: its name, its number, and what bncore_status_string() says. A number never changes its meaning. */
+/* clang-format off */
+#define BNCORE_STATUS_LIST(STATUS)                                                                   \
+    STATUS(BNCORE_OK, 0, "ok")                                                                       \
+    STATUS(BNCORE_ERROR_NULL, 1, "a pointer that must not be NULL is NULL")                          \
+    STATUS(BNCORE_ERROR_SIZE, 2, "a size is negative, or the arrays are larger than memory can be")  \
+    STATUS(BNCORE_ERROR_DTYPE, 3, "dtype is not one of bncore_dtype")                                \
+    STATUS(BNCORE_ERROR_EPS, 4, "eps is negative, infinite or NaN")                                  \
+    STATUS(BNCORE_ERROR_THREADS, 5, "n_threads is below 1")                                          \
+    STATUS(BNCORE_ERROR_COUNT, 6, "count is not above 0")                                            \
+    STATUS(BNCORE_ERROR_SCRATCH, 7, "scratch is smaller than bncore_scratch_size() says")            \
+    STATUS(BNCORE_ERROR_MEMORY, 8, "there is no memory for scratch")                                 \
+    STATUS(BNCORE_ERROR_ISA, 9, "there is no such instruction set, or this processor lacks it")      \
+    STATUS(BNCORE_ERROR_FUSION, 10, "activation is not one of bncore_activation, or the slope of "   \
+                                    "leaky relu is beyond the range of dtype")                       \
+    STATUS(BNCORE_ERROR_EXECUTOR, 11, "there is no executor of this name, or it is not built in")    \
+    STATUS(BNCORE_ERROR_STRUCT, 12, "a struct was not initialized, or it sets a field that this "    \
+                                    "version of bncore does not know")                               \
+    STATUS(BNCORE_ERROR_ALIGNMENT, 13, "an array is not aligned to the size of its values")
+/* clang-format on */
+
+#define BNCORE_STATUS_ENTRY(name, number, text) name = number,
+typedef enum bncore_status { BNCORE_STATUS_LIST(BNCORE_STATUS_ENTRY) } bncore_status;
 
 /* A host's own parallel-for: call task(arg, i) once for each i in [0, tasks), in any order and on
  * up to `threads` threads at once, and return when all are done; no exception may leave it. */
@@ -68,30 +79,41 @@ typedef enum bncore_activation {
  *   backward: g = dy * activation'(z) takes the place of dy in every formula, and goes to dresidual.
  * No mask is stored: backward computes z again by the same operations, from x, weight, bias and residual. */
 typedef struct bncore_fusion {
+    uint32_t size;        /* sizeof(bncore_fusion), as the caller was compiled */
     int32_t activation;   /* bncore_activation */
     double slope;         /* of BNCORE_LEAKY_RELU, rounded to dtype; finite */
     const void *residual; /* as x; NULL: none */
     /* Backward, as x: it may be the same memory as dy or residual, and shares none with x and dx; NULL: not wanted. */
     void *dresidual;
-    const double *bias; /* backward: double[channels] as in forward; NULL for 0 */
+    const double *bias;   /* backward: double[channels] as in forward; NULL for 0 */
+    uint64_t reserved[4]; /* zero: later versions take their fields from here */
 } bncore_fusion;
 
+/* Start from bncore_problem_init(). A call refuses (BNCORE_ERROR_STRUCT) a struct that was never initialized and one with
+ * a reserved field that is not zero: it asks for something that this version does not know. A caller that was compiled
+ * against a later header may have a longer struct, as long as all that this version does not know in it is zero. */
 typedef struct bncore_problem {
+    uint32_t size; /* sizeof(bncore_problem), as the caller was compiled */
+    int32_t dtype; /* bncore_dtype */
     int64_t outer, channels, inner;
     double eps;                      /* added to the variance, >= 0 */
-    int32_t dtype;                   /* bncore_dtype */
     int32_t n_threads;               /* at most so many threads, >= 1; small problems take fewer */
+    uint32_t flags;                  /* zero: none is defined yet */
     const bncore_executor *executor; /* NULL: the process's (bncore_executor_set) */
     void *scratch;                   /* NULL: the call allocates and frees its own */
     size_t scratch_size;             /* bytes at scratch */
     const bncore_fusion *fusion;     /* NULL: none */
-    uint64_t reserved[3];            /* zero */
+    uint64_t reserved[8];            /* zero: later versions take their fields from here */
 } bncore_problem;
 
-/* Fill *problem: the sizes, eps = 1e-5, one thread, the default executor, no scratch, no fusion. Returns what an
- * operation would say of it. */
-BNCORE_API bncore_status bncore_problem_init(bncore_problem *problem, bncore_dtype dtype,
-                                             int64_t outer, int64_t channels, int64_t inner);
+/* Fill *problem, of `size` = sizeof(bncore_problem) bytes: the sizes, eps = 1e-5, one thread, the default executor, no
+ * scratch, no fusion, and zero elsewhere. Returns what an operation would say of it. */
+BNCORE_API bncore_status bncore_problem_init(bncore_problem *problem, size_t size,
+                                             bncore_dtype dtype, int64_t outer, int64_t channels,
+                                             int64_t inner);
+
+/* Fill *fusion, of `size` = sizeof(bncore_fusion) bytes: no activation, no residual, and zero elsewhere. */
+BNCORE_API bncore_status bncore_fusion_init(bncore_fusion *fusion, size_t size);
 
 /* The outer, channels and inner of a contiguous array, in this order, from the sizes of its axes, slowest in memory
  * first. The channels are the axes from `start` up to, but not including, `stop`. Nothing is checked. */

@@ -3,23 +3,24 @@
 #define ALWAYS_INLINE __attribute__((always_inline))
 #define NOINLINE __attribute__((noinline, cold))
 
-#include "welford.h"
 #include "stream.h"
+#include "welford.h"
 
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)
 
 enum {
-    STRIP = 1024, /* rows: columns whose running state stays in L1 and L2 */
+    STRIP =
+        1024, /* rows: columns whose sums stay in L1 and L2 beside the data, and fit the stack */
     ROW_TILE = 4, /* rows: rows added between a load and a store of that state */
     /* Rows: columns from which streamed rows are taken ROW_TILE at a time: the coefficients of fewer stay in L1. */
     TILED_COLS = 2048,
     AHEAD = 65536 /* rows: bytes from the values under way to those that are being fetched */
 };
 
-/* Rows: the running statistics of STRIP columns, and s and q of the block under way. */
+/* Rows: s and q of STRIP columns in the block under way. */
 typedef struct running_columns {
-    double s[STRIP], q[STRIP], pivot[STRIP], S[STRIP], Q[STRIP];
+    double s[STRIP], q[STRIP];
 } running_columns;
 
 #define T float

@@ -13,11 +13,8 @@
 
 #include <stddef.h>
 
+#include "../arithmetic.h"
 #include "../partition.h"
-
-#ifdef __FAST_MATH__
-#error "bncore's results rest on IEEE arithmetic: compile it without -ffast-math"
-#endif
 
 enum {
     MOMENTS_FIELDS = 4,
@@ -31,7 +28,7 @@ enum {
 /* Variants of a kernel, added up; the table is indexed by them. */
 enum {
     ACTIVATION = 1, /* y is activated; backward masks dy */
-    RESIDUAL = 2,   /* what is activated has a residual added */
+    RESIDUAL = 2,   /* z has a residual added before the activation */
     STORED = 4,     /* grad_sums: the masked gradient goes to dresidual */
     BACKWARD = 8,   /* in the templates alone: it reads dy */
     ELEMENTWISE_VARIANTS = 4,
@@ -72,6 +69,7 @@ typedef struct bncore_arrays {
 
 typedef struct bncore_kernel_set {
     size_t item, coef_item; /* bytes of a value, and of a coefficient */
+    int streams;            /* whether streamed stores pass the caches here */
     void (*moments_planes)(bncore_partial partial, const bncore_arrays *a, const double *unused,
                            const bncore_planes *t);
     void (*moments_rows)(bncore_partial partial, const bncore_arrays *a, const double *unused,

@@ -115,60 +115,55 @@ static inline void NAME(add_strip)(double *restrict s_, double *restrict q_,
     for (int l = 0; l < BNCORE_LANES; l++) s_[l] = s[l], q_[l] = q[l];
 }
 
-static inline void NAME(add_rows)(running_columns *w, const T *x, int64_t stride, int64_t cols,
-                                  int rows)
+static inline void NAME(add_rows)(running_columns *w, const double *pivot, const T *x,
+                                  int64_t stride, int64_t cols, int rows)
 {
     int64_t j = 0;
     for (; j + BNCORE_LANES <= cols; j += BNCORE_LANES)
-        NAME(add_strip)(w->s + j, w->q + j, w->pivot + j, x + j, stride, rows);
+        NAME(add_strip)(w->s + j, w->q + j, pivot + j, x + j, stride, rows);
     for (; j < cols; j++)
         for (int r = 0; r < rows; r++) {
-            const double d = (double)x[r * stride + j] - w->pivot[j];
+            const double d = (double)x[r * stride + j] - pivot[j];
             w->s[j] += d;
             w->q[j] += d * d;
         }
 }
 
-/* first_pivot for each column; sums of differences gather in s. */
-static void NAME(first_pivots)(running_columns *w, const T *x, const bncore_rows *t)
+/* Start the running statistics of columns with first_pivot; sums of differences gather in sum. */
+static void NAME(start_columns)(bncore_partial partial, double *restrict sum, const T *x,
+                                const bncore_rows *t)
 {
     const int64_t k = bncore_min(t->rows, BNCORE_PIVOT_ROWS);
-    for (int64_t j = 0; j < t->cols; j++) w->s[j] = 0.0;
+    double *restrict pivot_ = partial.at + RUNNING_PIVOT * partial.stride;
+    double *restrict S = partial.at + RUNNING_S * partial.stride;
+    double *restrict Q = partial.at + RUNNING_Q * partial.stride;
+    for (int64_t j = 0; j < t->cols; j++) sum[j] = 0.0;
     for (int64_t r = 1; r < k; r++)
-        for (int64_t j = 0; j < t->cols; j++)
-            w->s[j] += (double)x[r * t->stride + j] - (double)x[j];
+        for (int64_t j = 0; j < t->cols; j++) sum[j] += (double)x[r * t->stride + j] - (double)x[j];
     for (int64_t j = 0; j < t->cols; j++) {
-        const double pivot = (double)x[j] + w->s[j] / (double)k;
-        w->pivot[j] = is_finite(pivot) ? pivot : 0.0;
-        w->S[j] = w->Q[j] = 0.0;
+        const double pivot = (double)x[j] + sum[j] / (double)k;
+        pivot_[j] = is_finite(pivot) ? pivot : 0.0;
+        S[j] = Q[j] = 0.0;
     }
 }
 
-/* Up to STRIP columns, so that their state stays in L1 beside the data. */
+/* Up to STRIP columns, so that what is added to them stays in L1 beside the data. */
 static void NAME(moments_strip)(bncore_partial partial, const T *x, const bncore_rows *t)
 {
     running_columns w;
-    NAME(first_pivots)(&w, x, t);
+    const double *pivot = partial.at + RUNNING_PIVOT * partial.stride;
+    NAME(start_columns)(partial, w.s, x, t);
     for (int64_t block = 0; block < t->rows; block += BNCORE_ROW_BLOCK) {
         const int64_t rows = bncore_min(t->rows - block, BNCORE_ROW_BLOCK);
         for (int64_t j = 0; j < t->cols; j++) w.s[j] = w.q[j] = 0.0;
         const T *v = x + block * t->stride;
         int64_t r = 0;
         for (; r + ROW_TILE <= rows; r += ROW_TILE)
-            NAME(add_rows)(&w, v + r * t->stride, t->stride, t->cols, ROW_TILE);
-        for (; r < rows; r++) NAME(add_rows)(&w, v + r * t->stride, t->stride, t->cols, 1);
-        for (int64_t j = 0; j < t->cols; j++) {
-            const running moved = running_flush(
-                (running){(double)block, w.pivot[j], w.S[j], w.Q[j]}, w.s[j], w.q[j], (double)rows);
-            w.pivot[j] = moved.pivot;
-            w.S[j] = moved.S;
-            w.Q[j] = moved.Q;
-        }
+            NAME(add_rows)(&w, pivot, v + r * t->stride, t->stride, t->cols, ROW_TILE);
+        for (; r < rows; r++) NAME(add_rows)(&w, pivot, v + r * t->stride, t->stride, t->cols, 1);
+        flush_columns(partial, w.s, w.q, t->cols, (double)block, (double)rows);
     }
-    for (int64_t j = 0; j < t->cols; j++) {
-        const running end = {(double)t->rows, w.pivot[j], w.S[j], w.Q[j]};
-        running_finish(&end, partial, j);
-    }
+    finish_columns(partial, t->cols, (double)t->rows);
 }
 
 static void NAME(moments_rows)(bncore_partial partial, const bncore_arrays *arrays,

@@ -12,6 +12,13 @@
 
 enum { LINE = 64 }; /* bytes of a line of the caches */
 
+/* Whether stream_line() passes the caches. Where it is a plain copy, a line goes through memory twice for nothing. */
+#if defined(__SSE2__)
+enum { STREAMS = 1 };
+#else
+enum { STREAMS = 0 };
+#endif
+
 /* Write one line; dst is a line's start. */
 static inline void stream_line(void *dst, const void *src)
 {

@@ -1,5 +1,9 @@
-/* How an elementwise kernel for storage type T walks through memory, and how it writes. The arithmetic is
- * that of a NAME(run_function) of normalize_tmpl.c, in the variant `fused`; both are constants here. */
+/* How an elementwise kernel for storage type T walks through memory, and how it writes. The arithmetic is that of a
+ * NAME(run_function) of normalize_tmpl.c or grad_input_tmpl.c, in the variant `fused`; both are constants here. `to` may
+ * be an input itself: value i depends on value i. */
+
+typedef void NAME(run_function)(T *to, NAME(values) v, int64_t len, const ACC *coef, int64_t stride,
+                                int fused);
 
 enum { NAME(LINE) = LINE / sizeof(T) }; /* values of a line */
 
@@ -104,7 +108,7 @@ static inline ALWAYS_INLINE void NAME(walk_tiles)(const bncore_arrays *arrays, i
 }
 
 /* Rows of at least a line, streamed from the first whole line on. A line may go round the corner from a row's last
- * columns to the next one's first, whose coefficients stand behind those of the last (job.c repeats them there). */
+ * columns to the next one's first, whose coefficients stand behind those of the last (run.c repeats them there). */
 static inline ALWAYS_INLINE void NAME(stream_rows)(const bncore_arrays *arrays, const ACC *coef,
                                                    int64_t stride, const bncore_rows *t,
                                                    NAME(run_function) * run, int fused)

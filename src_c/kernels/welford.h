@@ -114,6 +114,38 @@ static inline void running_finish(const running *w, bncore_partial partial, int6
     to[3 * partial.stride] = m2 < 0.0 ? 0.0 : m2;
 }
 
+/* Rows: the running statistics of columns stand where their partial results will: {n, pivot, S, Q}. */
+enum { RUNNING_PIVOT = 1, RUNNING_S, RUNNING_Q };
+
+/* Flush a block of `rows` rows with the sums s and q, after `before` rows. */
+static inline void flush_columns(bncore_partial partial, const double *restrict s,
+                                 const double *restrict q, int64_t cols, double before, double rows)
+{
+    double *restrict pivot = partial.at + RUNNING_PIVOT * partial.stride;
+    double *restrict S = partial.at + RUNNING_S * partial.stride;
+    double *restrict Q = partial.at + RUNNING_Q * partial.stride;
+    for (int64_t j = 0; j < cols; j++) {
+        const running moved =
+            running_flush((running){before, pivot[j], S[j], Q[j]}, s[j], q[j], rows);
+        pivot[j] = moved.pivot;
+        S[j] = moved.S;
+        Q[j] = moved.Q;
+    }
+}
+
+/* Make partial results of the running statistics of n rows, in their place. */
+static inline void finish_columns(bncore_partial partial, int64_t cols, double n)
+{
+    double *restrict n_ = partial.at, *restrict offset_ = n_ + RUNNING_S * partial.stride,
+                     *restrict m2_ = n_ + RUNNING_Q * partial.stride;
+    for (int64_t j = 0; j < cols; j++) {
+        const double offset = offset_[j] / n, m2 = m2_[j] - offset_[j] * offset;
+        n_[j] = n;
+        offset_[j] = offset;
+        m2_[j] = m2 < 0.0 ? 0.0 : m2;
+    }
+}
+
 /* Chan, Golub & LeVeque (1983), eq. 2.1: the difference of the means keeps its digits where |mean| >> std because
  * pivots and offsets are subtracted apart. What holds no value (n = 0) changes nothing. */
 static inline void merge_moments_apart(bncore_partial into, const double *from, int64_t cols,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import variants
-from bncore import adapter_compiler
+from bncore import adapter_cache
 from processes import python
 
 if "native" not in variants.FOUND.names():
@@ -56,7 +56,7 @@ def test_what_is_not_asked_for_is_none():
 
 def test_an_import_without_a_compiler_says_so(tmp_path):
     """bncore itself goes on working."""
-    environment = os.environ | {adapter_compiler.CACHE: str(tmp_path), "CXX": "/nowhere/c++"}
+    environment = os.environ | {adapter_cache.CACHE: str(tmp_path), "CXX": "/nowhere/c++"}
     code = (
         "import bncore\n"
         "try:\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -17,6 +19,7 @@ pytestmark = pytest.mark.needs_onnxruntime
 
 FORWARD, BACKWARD = "BatchNormalization", "BatchNormalizationGrad"
 SHAPE = (4, 5, 6)
+FAIL = 1  # ORT_FAIL
 
 
 def backward_inputs(rng, shape=SHAPE):
@@ -154,6 +157,52 @@ def test_an_old_onnxruntime_is_refused(monkeypatch):
     monkeypatch.setattr(onnxruntime, "__version__", "1.19.2")
     with pytest.raises(RuntimeError, match=r"onnxruntime 1\.20 or newer, got 1\.19\.2"):
         bncore.onnxruntime.register(onnxruntime.SessionOptions())
+
+
+GET_API = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)
+GET_VERSION = ctypes.CFUNCTYPE(ctypes.c_void_p)
+CREATE_STATUS = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)
+
+
+class ApiBase(ctypes.Structure):
+    """OrtApiBase: what a host gives to RegisterCustomOps."""
+
+    _fields_ = (("get_api", GET_API), ("get_version", GET_VERSION))
+
+
+def register_in_host(newest: int, text: str) -> tuple[int, list[tuple[int, str]]]:
+    """Register in a host whose newest interface is this one; the status, and those that it made."""
+    made = []
+
+    def create_status(code, message):
+        made.append((code, message.decode()))
+        return 4711
+
+    create = CREATE_STATUS(create_status)
+    api = (ctypes.c_void_p * 1)(ctypes.cast(create, ctypes.c_void_p))  # its first entry
+    version = ctypes.create_string_buffer(text.encode())
+    base = ApiBase(
+        GET_API(lambda asked: ctypes.addressof(api) if asked <= newest else None),
+        GET_VERSION(lambda: ctypes.addressof(version)),
+    )
+    operators = ctypes.CDLL(bncore.onnxruntime.get_library_path())
+    operators.RegisterCustomOps.restype = ctypes.c_void_p
+    return operators.RegisterCustomOps(None, ctypes.byref(base)) or 0, made
+
+
+def test_a_host_with_an_old_interface_gets_an_error():
+    """Of any language: register in Python has looked at the version before."""
+    status, made = register_in_host(19, "1.19.2")
+    assert status == 4711
+    message = "bncore: the operators need ONNX Runtime 1.20 or newer, and this is 1.19.2"
+    assert made == [(FAIL, message)]
+
+
+def test_a_host_with_no_interface_at_all_gets_an_error_too(capfd):
+    status, made = register_in_host(0, "another program")
+    assert status != 0
+    assert made == []
+    assert "need ONNX Runtime 1.20 or newer, and this is another program" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("entry", ["0", "many"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -47,6 +49,47 @@ def test_a_compiler_that_fails_is_reported(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "false")
     with pytest.warns(RuntimeWarning, match="calls slower, not wrong .*the C.. compiler false"):
         assert compiled.load() is None
+
+
+WITHOUT_HOME = """
+import os, pwd, warnings
+import torch
+
+def getpwuid(uid):
+    raise KeyError(uid)  # as where nobody entered the user into /etc/passwd
+
+pwd.getpwuid = getpwuid
+for name in ("HOME", "XDG_CACHE_HOME", "BNCORE_CACHE_DIR", "BNCORE_TORCH_COMPILED"):
+    os.environ.pop(name, None)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import bncore.torch
+for warning in caught:
+    if warning.category is RuntimeWarning:
+        print(warning.message)
+x = torch.randn(4, 3)
+y = bncore.torch.batch_norm(x, None, None, training=True)
+print(torch.allclose(y, torch.nn.functional.batch_norm(x, None, None, training=True), atol=1e-5))
+"""
+
+
+def test_a_user_without_a_home_directory_can_import_it(tmp_path):
+    """As in a container.  The compiler of this test fails, so that it need not be waited for."""
+    compiler = tmp_path / "c++"
+    compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && exec echo 1.0\nexit 1\n')
+    compiler.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_HOME],
+        env=os.environ | {"CXX": str(compiler)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert "the cache cannot be used" in said[0]
+    assert "home directory" in said[0]
+    assert "its compiled part is missing" in said[-2]
+    assert said[-1] == "True"
 
 
 @pytest.mark.skipif(compiled.adapter is None, reason="the compiled part of bncore.torch is missing")

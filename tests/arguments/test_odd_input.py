@@ -4,7 +4,8 @@ Ids such as S12 or N6 name reports against other libraries, where that input cra
 nonsense. What raises an error instead is in `test_bad_input.py`, with S13 (an internal assertion)
 as what no error may be; sizes are in `test_beyond_int.py`, T1 (other bits on other threads) is in
 `test_bits.py`, T2 (a race) in `test_threads.py`, T3 and T4 (a hang after fork) in `test_fork.py`,
-T6 (subnormal input) in `test_subnormal.py`, and S24 (a smashed stack on any input) would end any.
+T6 (subnormal input) in `test_subnormal.py`, P3 and P4 (packages that cannot be loaded) in
+`test_loading.py`, and S24 (a smashed stack on any input) would end any.
 """
 
 from __future__ import annotations

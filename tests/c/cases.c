@@ -176,7 +176,7 @@ static void fill_inputs(const test_case *c, const inputs *in, memory *m, argumen
     if (c->bias) a->bias = take_channels(m, c, in->bias);
     if (!takes_fusion(c->operation)) return;
     if (c->residual) a->fusion.residual = take_array(in, m, c, in->residual);
-    a->fusion.activation = c->activation;
+    a->fusion.activation = (int32_t)c->activation;
     a->fusion.slope = c->slope;
     a->fusion.bias = a->bias;
     a->problem.fusion = &a->fusion;
@@ -197,7 +197,8 @@ static void place_outputs(const test_case *c, const inputs *in, memory *m, argum
 
 static void fill_arguments(const test_case *c, const inputs *in, memory *m, arguments *a)
 {
-    bncore_problem_init(&a->problem, c->dtype, c->outer, c->channels, c->inner);
+    bncore_problem_init(&a->problem, sizeof a->problem, c->dtype, c->outer, c->channels, c->inner);
+    bncore_fusion_init(&a->fusion, sizeof a->fusion);
     a->problem.eps = c->eps;
     a->problem.n_threads = c->threads;
     a->problem.executor = executor_of(c->host);

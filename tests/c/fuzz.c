@@ -7,7 +7,7 @@
 
 #include "cases.h"
 
-enum { MOST_VALUES = 20000, BUFFER = 64 };
+enum { MOST_VALUES = 20000 };
 
 /* ---- bytes ---- */
 
@@ -164,16 +164,33 @@ static unsigned bit(bncore_status status)
 
 static int is_size(const bncore_problem *p)
 {
-    const long double most = (long double)INT64_MAX / 64.0L;
+    const long double most =
+        (long double)(INT64_MAX / 128); /* values: doubles of scratch are counted, too */
     if (p->outer < 0 || p->channels < 0 || p->inner < 0) return 0;
     const long double n = (long double)p->outer * (long double)p->inner;
     return n <= most && fmaxl(n, 1.0L) * (long double)p->channels <= most;
+}
+
+static int is_zero(const uint64_t *numbers, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        if (numbers[i]) return 0;
+    return 1;
+}
+
+/* Whether the structs are those of this header, with nothing set that it does not define. */
+static int is_struct(const bncore_problem *p)
+{
+    const bncore_fusion *f = p->fusion;
+    if (p->size != sizeof *p || p->flags || !is_zero(p->reserved, sizeof p->reserved / 8)) return 0;
+    return !f || (f->size == sizeof *f && is_zero(f->reserved, sizeof f->reserved / 8));
 }
 
 /* The statuses that the problem deserves, as bits; 0 for a valid one. */
 static unsigned deserved(const bncore_problem *p)
 {
     unsigned bits = 0;
+    if (!is_struct(p)) bits |= bit(BNCORE_ERROR_STRUCT);
     if (p->dtype != BNCORE_FLOAT32 && p->dtype != BNCORE_FLOAT64) bits |= bit(BNCORE_ERROR_DTYPE);
     if (!is_size(p)) bits |= bit(BNCORE_ERROR_SIZE);
     if (!(p->eps >= 0.0 && p->eps <= DBL_MAX)) bits |= bit(BNCORE_ERROR_EPS);
@@ -188,16 +205,15 @@ static unsigned deserved(const bncore_problem *p)
     return bits;
 }
 
-/* An array of every kind, large enough for nothing much: a call that is refused touches none of them. */
-typedef struct buffers {
-    double in[BUFFER], out[4][BUFFER];
-} buffers;
+enum { ARRAY = 64 * sizeof(double), ARRAYS = 4 };
 
-static bncore_status call(operation o, const bncore_problem *p, buffers *b)
+/* The operation on four arrays that lie one behind the other: the first is every input. NULL: no arrays. */
+static bncore_status call(operation o, const bncore_problem *p, char *memory)
 {
-    void *dst = b ? b->out[0] : NULL;
-    double *first = b ? b->out[1] : NULL, *second = b ? b->out[2] : NULL;
-    const double *in = b ? b->in : NULL;
+    const double *in = (void *)memory;
+    void *dst = memory ? memory + ARRAY : NULL;
+    double *first = memory ? (void *)(memory + 2 * ARRAY) : NULL;
+    double *second = memory ? (void *)(memory + 3 * ARRAY) : NULL;
     switch (o) {
     case MOMENTS:
         return bncore_moments(p, first, second, in);
@@ -216,7 +232,7 @@ static bncore_status call(operation o, const bncore_problem *p, buffers *b)
     }
 }
 
-static void check_refused(operation o, const bncore_problem *p, unsigned expected)
+static void check_refused(operation o, const bncore_problem *p, size_t shift, unsigned expected)
 {
     const test_case c = {.operation = o,
                          .dtype = (bncore_dtype)p->dtype,
@@ -225,15 +241,31 @@ static void check_refused(operation o, const bncore_problem *p, unsigned expecte
                          .inner = p->inner,
                          .eps = p->eps,
                          .threads = p->n_threads};
-    buffers b, before;
-    memset(&b, 0x5A, sizeof b);
-    before = b;
-    if (bncore_scratch_size(p) != 0) fail(&c, "a problem that is refused needs scratch");
-    const bncore_status status = call(o, p, &b);
+    _Alignas(double) char memory[ARRAYS * ARRAY + sizeof(double)];
+    memset(memory, 0x5A, sizeof memory);
+    if (deserved(p) && bncore_scratch_size(p) != 0)
+        fail(&c, "a problem that is refused needs scratch");
+    const bncore_status status = call(o, p, memory + shift);
     if (!(bit(status) & expected))
         fail(&c, "the status is \"%s\", the bits of those expected are %x",
              bncore_status_string(status), expected);
-    if (memcmp(&b, &before, sizeof b) != 0) fail(&c, "a call that is refused wrote");
+    for (size_t i = 0; i < sizeof memory; i++)
+        if (memory[i] != 0x5A) fail(&c, "a call that is refused wrote");
+}
+
+/* A valid problem whose arrays begin between two values. */
+static void try_misaligned(reader *r)
+{
+    bncore_problem p;
+    const operation o = (operation)below(r, OPERATIONS);
+    bncore_problem_init(&p, sizeof p, (bncore_dtype)below(r, 2), 2, 3, 4);
+    check_refused(o, &p, 1 + below(r, sizeof(double) - 1), bit(BNCORE_ERROR_ALIGNMENT));
+}
+
+static int is_huge(const bncore_problem *p)
+{
+    const long double n = (long double)p->outer * (long double)p->inner;
+    return fmaxl(n, 1.0L) * (long double)p->channels > 1e15L;
 }
 
 /* A valid problem without arrays: refused wherever there is a channel. */
@@ -247,6 +279,8 @@ static void check_nulls(operation o, const bncore_problem *p)
                          .threads = p->n_threads};
     const bncore_status status = call(o, p, NULL);
     const bncore_status expected = p->channels ? BNCORE_ERROR_NULL : BNCORE_OK;
+    /* Scratch for it may be more than memory can be. */
+    if (status == BNCORE_ERROR_SIZE && is_huge(p)) return;
     if (status != expected)
         fail(&c, "without arrays: \"%s\", expected \"%s\"", bncore_status_string(status),
              bncore_status_string(expected));
@@ -258,10 +292,11 @@ static void try_anything(reader *r)
 {
     const bncore_executor no_loop = {NULL, NULL};
     bncore_problem p;
-    bncore_fusion f = {0};
-    bncore_problem_init(&p, BNCORE_FLOAT32, 2, 3, 4);
+    bncore_fusion f;
+    bncore_fusion_init(&f, sizeof f);
+    bncore_problem_init(&p, sizeof p, BNCORE_FLOAT32, 2, 3, 4);
     const operation o = (operation)below(r, OPERATIONS);
-    for (uint64_t changes = below(r, 4); changes < 4; changes++) switch (below(r, 8)) {
+    for (uint64_t changes = below(r, 4); changes < 4; changes++) switch (below(r, 12)) {
         case 0:
             p.outer = any_size(r);
             break;
@@ -283,6 +318,18 @@ static void try_anything(reader *r)
         case 6:
             p.executor = &no_loop;
             break;
+        case 7: /* not one that is larger than the struct: the memory behind it would be read */
+            p.size = (uint32_t)(next(r, 1) % sizeof p);
+            break;
+        case 8:
+            p.flags = (uint32_t)next(r, 4);
+            break;
+        case 9:
+            p.reserved[below(r, sizeof p.reserved / 8)] = next(r, 8);
+            break;
+        case 10:
+            f.reserved[below(r, sizeof f.reserved / 8)] = next(r, 8);
+            break;
         default:
             f.activation = (int32_t)below(r, 2) ? (int32_t)below(r, 3) : (int32_t)any_size(r);
             f.slope = any_double(r);
@@ -290,7 +337,7 @@ static void try_anything(reader *r)
         }
     const unsigned expected = deserved(&p);
     if (expected)
-        check_refused(o, &p, expected);
+        check_refused(o, &p, 0, expected);
     else
         check_nulls(o, &p);
 }
@@ -300,9 +347,17 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     reader r = {data, size};
-    if (below(&r, 4) == 0)
+    switch (below(&r, 16)) {
+    case 0:
+        try_misaligned(&r);
+        break;
+    case 1:
+    case 2:
+    case 3:
         try_anything(&r);
-    else
+        break;
+    default:
         try_allowed(&r);
+    }
     return 0;
 }

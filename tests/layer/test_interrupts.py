@@ -73,7 +73,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_layer(backend, case):
+def test_a_layer(case):
     require_all_or_nothing(*CASES[case], *LAYER)
 
 

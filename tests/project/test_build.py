@@ -44,9 +44,9 @@ def test_numpy_is_the_only_requirement(tmp_path):
     """The metadata of a wheel, as pip asks setuptools for them; no module is compiled."""
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
-    for folder in ("bncore", "made"):
-        (tmp_path / folder).mkdir()
-    shutil.copy(ROOT / "bncore" / "version.py", tmp_path / "bncore")
+    left_out = shutil.ignore_patterns("__pycache__", "*.so", "lib", "include")
+    shutil.copytree(ROOT / "bncore", tmp_path / "bncore", ignore=left_out)
+    (tmp_path / "made").mkdir()
     code = "from setuptools import build_meta; build_meta.prepare_metadata_for_build_wheel('made')"
     done = subprocess.run(
         [sys.executable, "-c", code],

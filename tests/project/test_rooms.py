@@ -27,12 +27,12 @@ ROOMS = {
     "statistics": ("statistics",),
     "backends": ("backends",),
     "runtime": ("runtime",),
-    "C library": ("c_library",),
+    "C library": ("c_structs", "c_library"),
     "functions": ("functions",),
     "layer": ("layer",),
     "data": ("data",),
     "face": ("",),  # bncore itself: the public names
-    "adapters": ("adapter_compiler", "torch", "jax", "onnxruntime", "numba"),
+    "adapters": ("adapter_cache", "adapter_compiler", "torch", "jax", "onnxruntime", "numba"),
     "programs": ("programs", "__main__"),
 }
 ORDER = list(ROOMS)

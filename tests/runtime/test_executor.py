@@ -179,14 +179,14 @@ def test_a_fusion_that_makes_no_sense_is_refused(dtype, most):
     p = host.problem((4, 3, 5), dtype)
     y, c = np.full(60, 7.0, dtype), np.ones(3)
     for activation, slope in ((3, 0.1), (-1, 0.1), (2, math.nan), (2, math.inf), (2, 10 * most)):
-        p.fusion = ctypes.pointer(host.Fusion(activation, slope))
+        p.fusion = ctypes.pointer(host.fusion(activation, slope))
         for arguments in (("train", y, c, c, y, c, c), ("moments", c, c, y)):
             status = host.run(arguments[0], p, *arguments[1:])
             assert b"activation" in host.library().bncore_status_string(status)
     assert (y == 7.0).all()
     # Only a leaky relu has a slope.
     for activation, slope in ((2, most), (1, math.nan), (0, math.nan)):
-        p.fusion = ctypes.pointer(host.Fusion(activation, slope))
+        p.fusion = ctypes.pointer(host.fusion(activation, slope))
         assert host.run("train", p, y, c, c, y, c, c) == 0
         assert np.isfinite(y).all()
 
@@ -198,7 +198,7 @@ def test_own_scratch_is_enough_for_what_is_fused(rng):
     results = []
     for own in (False, True):
         p = host.problem(shape)
-        fusion = host.Fusion(1, 0.0, residual.ctypes.data, None, given[0].ctypes.data)
+        fusion = host.fusion(1, residual=residual.ctypes.data, bias=given[0].ctypes.data)
         p.fusion = ctypes.pointer(fusion)
         memory = np.full(1 << 16, 7.0)
         if own:
@@ -209,12 +209,3 @@ def test_own_scratch_is_enough_for_what_is_fused(rng):
         assert not own or (memory[need // 8 :] == 7.0).all()
         results.append(dx.tobytes() + sum_dy.tobytes() + sum_dy_xhat.tobytes())
     assert results[0] == results[1]
-
-
-def test_init_says_what_is_wrong():
-    init = host.library().bncore_problem_init
-    p, five = host.Problem(), ctypes.c_int64(5)
-    assert init(None, 0, five, five, five) != 0
-    assert init(ctypes.byref(p), 7, five, five, five) != 0
-    assert init(ctypes.byref(p), 0, five, ctypes.c_int64(-5), five) != 0
-    assert init(ctypes.byref(p), 0, five, five, five) == 0

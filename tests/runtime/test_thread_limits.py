@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+from types import SimpleNamespace
 
 import pytest
 
 import bncore
-from bncore import backends
 from bncore.runtime import threads
 
 
@@ -90,7 +90,7 @@ def test_a_build_without_openmp_reads_its_variable_and_takes_all_processors(
 
 
 def test_serial_is_one_thread(monkeypatch):
-    monkeypatch.setattr(threads, "current", lambda: backends.Active("native", None))
+    monkeypatch.setattr(threads, "current", lambda: SimpleNamespace(name="native"))
     machine(monkeypatch, native=Native(4, "serial"))
     bncore.set_num_threads(3)
     assert threads.in_force() == (1, "serial executor")
@@ -98,7 +98,7 @@ def test_serial_is_one_thread(monkeypatch):
 
 def test_a_limit_bounds_what_is_set_and_ends_with_the_number_before_it(monkeypatch):
     native = machine(monkeypatch, openmp=6)
-    monkeypatch.setattr(threads, "current", lambda: backends.Active("native", None))
+    monkeypatch.setattr(threads, "current", lambda: SimpleNamespace(name="native"))
     assert threads.before_a_limit() == 6
     native.openmp = 1  # threadpoolctl limits OpenMP's runtime, too, maybe before this one
     threads.limit(1)
@@ -119,7 +119,7 @@ def test_a_limit_bounds_what_is_set_and_ends_with_the_number_before_it(monkeypat
 def test_another_backend_is_not_limited(monkeypatch):
     machine(monkeypatch, openmp=6)
     threads.limit(2)
-    monkeypatch.setattr(threads, "current", lambda: backends.Active("numpy", None))
+    monkeypatch.setattr(threads, "current", lambda: SimpleNamespace(name="numpy"))
     assert threads.in_force() == (6, "OpenMP")
 
 

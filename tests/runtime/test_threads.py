@@ -156,6 +156,9 @@ def ticking():
         sys.setswitchinterval(interval)
 
 
+@pytest.mark.skipif(
+    not getattr(sys, "_is_gil_enabled", lambda: True)(), reason="this Python runs without the lock"
+)
 def test_the_gil_is_released(backend, rng):
     case = operations.make_case(rng, (4, 16, 128, 128)).with_statistics()
     out = np.empty_like(case.x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -261,7 +262,7 @@ def test_the_library_can_be_closed(name):
             library = ctypes.CDLL({str(libraries[0])!r}, mode=os.RTLD_LOCAL)
             p = (ctypes.c_char * 1024)()
             sizes = [ctypes.c_int64(n) for n in x.shape]
-            assert library.bncore_problem_init(p, 0, *sizes) == 0
+            assert library.bncore_problem_init(p, ctypes.c_size_t(SIZE), 0, *sizes) == 0
             call = ctypes.c_int32.from_buffer(p, N_THREADS)
             call.value = 2
             pointers = [ctypes.c_void_p(array.ctypes.data) for array in (a, b, x)]
@@ -275,4 +276,5 @@ def test_the_library_can_be_closed(name):
     import host
 
     code = textwrap.dedent(code).replace("N_THREADS", str(host.Problem.n_threads.offset))
+    code = code.replace("SIZE", str(ctypes.sizeof(host.Problem)))
     run(code, BNCORE_EXECUTOR=name)

@@ -1,4 +1,5 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=False
+# cython: language_level=3, freethreading_compatible=True, boundscheck=False, wraparound=False, cdivision=True
+# cython: embedsignature=False
 """The C core as a backend: the functions of `contract.py`, and the fast path.
 
 The contract's functions take canonical arrays and hand over their pointers, the GIL released. The fast
@@ -33,6 +34,29 @@ def capsules():
 def address(capsule):
     """Where the function of one of these capsules stands."""
     return <size_t>PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule))
+
+
+# ---- what a status means ----
+
+cdef extern from *:
+    """
+    typedef struct status_entry { const char *name; int number; const char *text; } status_entry;
+    #define STATUS_ENTRY(name, number, text) {#name, number, text},
+    static const status_entry status_entries[] = { BNCORE_STATUS_LIST(STATUS_ENTRY) };
+    enum { STATUS_COUNT = sizeof status_entries / sizeof status_entries[0] };
+    """
+    ctypedef struct status_entry:
+        const char *name
+        int number
+        const char *text
+    const status_entry status_entries[]
+    const int STATUS_COUNT
+
+
+def statuses():
+    """The status codes of bncore.h: the number and the text of each, by its name."""
+    return {status_entries[i].name.decode(): (status_entries[i].number, status_entries[i].text.decode())
+            for i in range(STATUS_COUNT)}
 
 
 # ---- the instruction set ----
@@ -129,7 +153,8 @@ cdef inline double *_doubles(cnp.ndarray array) noexcept nogil:
 cdef bncore_problem _problem(cnp.ndarray x, double eps, int n_threads) noexcept:
     cdef bncore_problem p
     cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(x)
-    bncore_problem_init(&p, BNCORE_FLOAT32 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT else BNCORE_FLOAT64,
+    bncore_problem_init(&p, sizeof(bncore_problem),
+                        BNCORE_FLOAT32 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT else BNCORE_FLOAT64,
                         shape[0], shape[1], shape[2])
     p.eps = eps
     p.n_threads = n_threads
@@ -155,6 +180,7 @@ cdef _fuse(bncore_problem *p, bncore_fusion *f, object fusion):
     """Let p have the Fusion of contract.py, whose arrays the caller keeps alive."""
     if fusion is None:
         return
+    bncore_fusion_init(f, sizeof(bncore_fusion))
     f.activation = _activation(fusion.activation)
     f.slope = fusion.slope
     f.residual = _data(fusion.residual)

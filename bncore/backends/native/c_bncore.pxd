@@ -1,6 +1,6 @@
 # The C interface, as src_c/include/bncore.h documents it; binding.pxd has the same functions for other Cython modules.
 
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 cdef extern from "bncore.h" nogil:
     const char *BNCORE_VERSION
@@ -23,6 +23,8 @@ cdef extern from "bncore.h" nogil:
         BNCORE_ERROR_ISA
         BNCORE_ERROR_FUSION
         BNCORE_ERROR_EXECUTOR
+        BNCORE_ERROR_STRUCT
+        BNCORE_ERROR_ALIGNMENT
 
     ctypedef enum bncore_activation:
         BNCORE_NO_ACTIVATION
@@ -36,31 +38,36 @@ cdef extern from "bncore.h" nogil:
         void *context
 
     ctypedef struct bncore_fusion:
+        uint32_t size
         int32_t activation
         double slope
         const void *residual
         void *dresidual
         const double *bias
+        uint64_t reserved[4]
 
     ctypedef struct bncore_problem:
+        uint32_t size
+        int32_t dtype
         int64_t outer
         int64_t channels
         int64_t inner
         double eps
-        int32_t dtype
         int32_t n_threads
+        uint32_t flags
         const bncore_executor *executor
         void *scratch
         size_t scratch_size
         const bncore_fusion *fusion
-        uint64_t reserved[3]
+        uint64_t reserved[8]
 
     ctypedef struct bncore_environment:
         uint64_t saved[8]
 
-    bncore_status bncore_problem_init(bncore_problem *problem, bncore_dtype dtype, int64_t outer,
-                                      int64_t channels, int64_t inner)
     void bncore_canonical(const int64_t *sizes, int rank, int start, int stop, int64_t *canonical)
+    bncore_status bncore_problem_init(bncore_problem *problem, size_t size, bncore_dtype dtype,
+                                      int64_t outer, int64_t channels, int64_t inner)
+    bncore_status bncore_fusion_init(bncore_fusion *fusion, size_t size)
     size_t bncore_scratch_size(const bncore_problem *problem)
     bncore_status bncore_moments(const bncore_problem *problem, double *mean, double *m2,
                                  const void *x)

@@ -3,9 +3,13 @@
 from bncore.backends.native cimport c_bncore
 
 
-cdef bncore_status bncore_problem_init(bncore_problem *problem, bncore_dtype dtype, int64_t outer,
-                                       int64_t channels, int64_t inner) noexcept nogil:
-    return c_bncore.bncore_problem_init(problem, dtype, outer, channels, inner)
+cdef bncore_status bncore_problem_init(bncore_problem *problem, size_t size, bncore_dtype dtype,
+                                       int64_t outer, int64_t channels,
+                                       int64_t inner) noexcept nogil:
+    return c_bncore.bncore_problem_init(problem, size, dtype, outer, channels, inner)
+
+cdef bncore_status bncore_fusion_init(bncore_fusion *fusion, size_t size) noexcept nogil:
+    return c_bncore.bncore_fusion_init(fusion, size)
 
 cdef size_t bncore_scratch_size(const bncore_problem *problem) noexcept nogil:
     return c_bncore.bncore_scratch_size(problem)

@@ -112,7 +112,8 @@ cdef bint _split(Call *call, cnp.ndarray x, uint64_t kept, int n_threads) noexce
     bncore_canonical(sizes, rank, start, stop, canonical)
     if canonical[0] * canonical[2] < 1 or canonical[1] < 1:
         return False
-    bncore_problem_init(&call.problem, BNCORE_FLOAT32 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT else BNCORE_FLOAT64,
+    bncore_problem_init(&call.problem, sizeof(bncore_problem),
+                        BNCORE_FLOAT32 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT else BNCORE_FLOAT64,
                         canonical[0], canonical[1], canonical[2])
     call.problem.n_threads = n_threads
     call.x = cnp.PyArray_DATA(x)
@@ -218,7 +219,8 @@ cdef bint _fusion(Call *call, object activation, object slope, object residual, 
         return False
     if activation is None and residual is None:
         return True
-    call.fusion = bncore_fusion(_activation(activation), given, NULL, NULL, NULL)
+    bncore_fusion_init(&call.fusion, sizeof(bncore_fusion))
+    call.fusion.activation, call.fusion.slope = _activation(activation), given
     call.problem.fusion = &call.fusion
     if call.fusion.activation < 0:
         return False

@@ -85,18 +85,26 @@ def fast_grad_input(dy, x, int64_t count, mean, m2, sum_dy, sum_dy_xhat, weight,
     return dx
 
 
+cdef inline bint _one_axis(object axis, int rank, uint64_t *reduced) noexcept:
+    """Add one axis to those of mean_var; False where it is not canonical, or there already."""
+    cdef int one = _axis(axis, rank)
+    if one < 0 or reduced[0] >> one & 1:
+        return False
+    reduced[0] |= <uint64_t>1 << one
+    return True
+
+
 cdef bint _axes(object axis, int rank, uint64_t *reduced) noexcept:
-    """Read the axes of mean_var, a bit each; False where they are not canonical."""
-    cdef int one
+    """Read the axes of mean_var, a bit each; False where they are not canonical. It allocates nothing."""
     if axis is None:
         reduced[0] = ~<uint64_t>0
         return True
     reduced[0] = 0
-    for given in axis if type(axis) is tuple else (axis,):
-        one = _axis(given, rank)
-        if one < 0 or reduced[0] >> one & 1:
+    if type(axis) is not tuple:
+        return _one_axis(axis, rank, reduced)
+    for given in <tuple>axis:
+        if not _one_axis(given, rank, reduced):
             return False
-        reduced[0] |= <uint64_t>1 << one
     return True
 
 

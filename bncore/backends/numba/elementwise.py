@@ -165,12 +165,13 @@ def planes_activate(
         first = stop
 
 
-# Rows: coefficients repeated to the width of a row; tasks are rows, the last one may be short
+# Rows: coefficients repeated to the width of a row; tasks are rows, the last one may be short.
+# They are taken by index, since Numba does not know that what iteration gives is contiguous.
 
 
 def rows_normalize(first: int, last: int, y: Data, x: Data, coefficients: Data) -> None:
     """Write y of `normalized`."""
-    hi, scale, shift = coefficients
+    hi, scale, shift = coefficients[0], coefficients[1], coefficients[2]
     for left in range(first * len(hi), min(last * len(hi), len(x)), len(hi)):
         out, values = y[left : left + len(hi)], x[left : left + len(hi)]
         for j in range(len(out)):
@@ -179,7 +180,8 @@ def rows_normalize(first: int, last: int, y: Data, x: Data, coefficients: Data) 
 
 def rows_grad_input(first: int, last: int, dx: Data, dy: Data, x: Data, coefficients: Data) -> None:
     """Write dx of `gradient`."""
-    hi, of_dy, of_x, shift = coefficients
+    hi, of_dy, of_x = coefficients[0], coefficients[1], coefficients[2]
+    shift = coefficients[3]
     for left in range(first * len(hi), min(last * len(hi), len(x)), len(hi)):
         right = left + len(hi)
         out, grads, values = dx[left:right], dy[left:right], x[left:right]
@@ -200,7 +202,7 @@ def rows_activate(
     given: int,
 ) -> None:
     """Do as `planes_activate`."""
-    hi, scale, shift = coefficients
+    hi, scale, shift = coefficients[0], coefficients[1], coefficients[2]
     for left in range(first * len(hi), min(last * len(hi), len(x)), len(hi)):
         right = left + len(hi)
         to, grads, values, added = (

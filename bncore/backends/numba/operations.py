@@ -164,8 +164,8 @@ class Operations:
         if isinstance(geo, Planes):
             self.run(threads, size, kernels[0], *flat, coefficients, *rest, geo.inner)
         else:
-            wide = columns(coefficients, geo)
-            self.run(threads, geo.rows, kernels[1], *flat, wide, *rest)
+            wide = np.tile(columns(coefficients, geo), max(sums.STRIP // geo.width, 1))
+            self.run(threads, -(-size // wide.shape[1]), kernels[1], *flat, wide, *rest)
 
     def grad_input(
         self,

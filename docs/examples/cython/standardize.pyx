@@ -25,7 +25,8 @@ def standardize(double[:, ::1] table, double[::1] mean, double[::1] m2, double e
     cdef bncore_problem problem
     cdef bncore_status status
     with nogil:
-        status = bncore_problem_init(&problem, BNCORE_FLOAT64, table.shape[0], table.shape[1], 1)
+        status = bncore_problem_init(&problem, sizeof(bncore_problem), BNCORE_FLOAT64,
+                                     table.shape[0], table.shape[1], 1)
         problem.eps = eps
         if status == BNCORE_OK:
             status = bncore_train(&problem, &table[0, 0], &mean[0], &m2[0], &table[0, 0], NULL, NULL)

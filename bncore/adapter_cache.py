@@ -1,0 +1,270 @@
+"""The folder that keeps compiled adapters, and who could have changed what lies in it.
+
+A compiled adapter runs with all rights of the process that loads it, so nobody but the process's
+own user and root may be able to put a file there.  `usable_folder` looks at the folder and at
+every folder above it, up to the root.  Where it finds one that somebody else owns or can write, it
+warns and returns a folder of this process's own, which is removed when the process ends.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import grp
+import hashlib
+import os
+import pwd
+import shutil
+import stat
+import tempfile
+import warnings
+from pathlib import Path
+
+CACHE = "BNCORE_CACHE_DIR"
+PRIVATE = 0o700
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+ACL = "system.posix_acl_access"
+ROOT = 0  # may change every file anyway, so what it owns is trusted
+
+# The end of a compiled adapter: this mark and the SHA-256 of all bytes before it.  A loader of ELF
+# files ignores what follows the last section.
+MARK = b"bncore adapter\n"
+SEAL_SIZE = len(MARK) + hashlib.sha256().digest_size
+
+
+def cache_folder() -> Path:
+    """Return where compiled adapters belong: $BNCORE_CACHE_DIR, or bncore in the user's cache.
+
+    Raises
+    ------
+    RuntimeError
+        If neither the environment nor the system's list of users names a home directory.
+    """
+    if folder := os.environ.get(CACHE):
+        return Path(folder)
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):  # the specification says that a relative one does not count
+        base = str(Path.home() / ".cache")
+    return Path(base) / "bncore"
+
+
+def usable_folder() -> Path:
+    """Return the folder of compiled adapters, made where it was missing.
+
+    Where it cannot be used, for whatever reason, this is a private folder of this process, and a
+    `RuntimeWarning` says why.
+
+    Returns
+    -------
+    Path
+        Absolute, without symbolic links.
+
+    Raises
+    ------
+    OSError
+        If no private folder can be made either.
+    """
+    try:
+        return prepared(cache_folder())
+    except (OSError, RuntimeError) as error:
+        return private_folder(str(error))
+
+
+def prepared(folder: Path) -> Path:
+    """Return a folder without symbolic links, made where it is missing, after it was checked.
+
+    Raises
+    ------
+    PermissionError
+        If somebody other than this process's user and root could change what lies in it.
+    OSError
+        If it cannot be made or is no folder.
+    """
+    folder = Path(os.path.realpath(folder))
+    for place in (*reversed(folder.parents), folder):
+        try:
+            found = os.lstat(place)
+        except FileNotFoundError:
+            _make(place)
+            found = os.lstat(place)
+        _require_trusted(place, found, last=place == folder)
+    return folder
+
+
+def private_folder(reason: str) -> Path:
+    """Return a folder of this process alone, and warn that compiled adapters are not kept."""
+    made = _own_folder(os.getpid())
+    warnings.warn(
+        f"bncore does not keep its compiled adapters, since the cache cannot be used: {reason}. "
+        f"This process compiles them in {made}, which is removed when it ends. "
+        f"{CACHE} names another folder, which only its owner may write",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return made
+
+
+@functools.cache
+def _own_folder(process: int) -> Path:
+    """Make the private folder of a process; a forked child makes its own."""
+    refused = []
+    for base in dict.fromkeys([tempfile.gettempdir(), "/tmp", "/var/tmp"]):
+        try:
+            base = os.path.realpath(base)
+            for place in (*reversed(Path(base).parents), Path(base)):
+                _require_trusted(place, os.lstat(place), last=False)
+            made = tempfile.mkdtemp(prefix="bncore-", dir=base)
+            os.chmod(made, PRIVATE)  # mkdtemp leaves out what the umask takes away
+        except OSError as error:
+            refused.append(str(error))
+            continue
+        atexit.register(_remove, made, process)
+        return Path(made)
+    raise PermissionError(f"no folder for compiled adapters can be made: {'; '.join(refused)}")
+
+
+def _remove(folder: str, process: int) -> None:
+    """Remove the private folder when its process ends, not when a forked child of it does."""
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make(place: Path) -> None:
+    """Make a folder that nobody else can write or read, whatever the umask is."""
+    try:
+        os.mkdir(place, PRIVATE)
+    except FileExistsError:  # another process was faster; the check tells whose it is
+        return
+    os.chmod(place, PRIVATE)  # a umask such as 0o277 takes away the user's own rights
+
+
+def _require_trusted(place: Path, found: os.stat_result, *, last: bool) -> None:
+    """Raise PermissionError where another user could put something else in a folder's place.
+
+    In a folder with the sticky bit, such as /tmp, everybody can make entries, but only their
+    owners can remove or rename them.  It may stand above the cache; the cache may not be one.
+    """
+    if not stat.S_ISDIR(found.st_mode):
+        raise NotADirectoryError(f"{place}: expected a folder")
+    if problem := ownership_problem(place, found, sticky_counts=not last):
+        raise PermissionError(f"{place} {problem}")
+
+
+def ownership_problem(
+    place: Path, found: os.stat_result, *, sticky_counts: bool = False
+) -> str | None:
+    """Say why a file or folder is not only this process's user's or root's; None where it is.
+
+    Parameters
+    ----------
+    place : Path
+        Of the file or folder.
+    found : os.stat_result
+        What lstat or fstat says of it.
+    sticky_counts : bool, default False
+        Whether others may write where the sticky bit is set.
+    """
+    if found.st_uid not in (ROOT, os.geteuid()):
+        return f"belongs to {_user(found.st_uid)}, and this process runs as {_user(os.geteuid())}"
+    written_by_others = found.st_mode & OTHERS_WRITE
+    if not written_by_others or (sticky_counts and found.st_mode & stat.S_ISVTX):
+        return None
+    if written_by_others == stat.S_IWGRP and _is_private_group(place, found):
+        return None
+    return f"can be written by others (its mode is {stat.S_IMODE(found.st_mode):04o})"
+
+
+def _is_private_group(place: Path, found: os.stat_result) -> bool:
+    """Tell whether a group is this user's own: of the same name, and with no other member.
+
+    Where users have such groups the usual umask is 0o002.  With an access control list the group's
+    bit may stand for somebody else, so then it does not count.
+    """
+    try:
+        user = pwd.getpwuid(os.geteuid())
+        group = grp.getgrgid(found.st_gid)
+        with_list = hasattr(os, "listxattr") and ACL in os.listxattr(place)
+    except (KeyError, OSError):
+        return False
+    own = group.gr_gid == user.pw_gid and group.gr_name == user.pw_name
+    return own and not {*group.gr_mem} - {user.pw_name} and not with_list
+
+
+def _user(uid: int) -> str:
+    """Return a user's name and number for a message."""
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
+    except KeyError:
+        return f"uid {uid}"
+
+
+def file_problem(file: Path) -> str | None:
+    """Say why a file in the cache must not be loaded; None where it may be.
+
+    It has to be a regular file, no symbolic link, which belongs to this process's user or root and
+    which nobody else can write; and it has to be whole.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe must not block
+    try:
+        number = os.open(file, flags)
+    except OSError as error:
+        return f"cannot be opened ({error.strerror})"
+    try:
+        found = os.fstat(number)
+        if not stat.S_ISREG(found.st_mode):
+            return "is no regular file"
+        if problem := ownership_problem(file, found):
+            return problem
+        with open(number, "rb", closefd=False) as opened:
+            content = opened.read()
+    finally:
+        os.close(number)
+    return None if is_sealed(content) else "is damaged"
+
+
+def seal(content: bytes) -> bytes:
+    """Return what is appended to a file's content, so that `is_sealed` knows that it is whole."""
+    return MARK + hashlib.sha256(content).digest()
+
+
+def is_sealed(content: bytes) -> bool:
+    """Tell whether a file ends with the seal of what stands before it."""
+    return len(content) > SEAL_SIZE and content[-SEAL_SIZE:] == seal(content[:-SEAL_SIZE])
+
+
+def write_durably(file: Path, content: bytes) -> None:
+    """Put a file in its place at once and for good: another name first, synchronized, renamed.
+
+    A process or machine that stops in between leaves the old file or the new one, never a part.
+    """
+    number, made = tempfile.mkstemp(prefix=f".{file.stem}-", dir=file.parent)
+    try:
+        with open(number, "wb") as opened:
+            os.fchmod(number, PRIVATE)
+            opened.write(content)
+            opened.flush()
+            os.fsync(number)
+        os.replace(made, file)
+    except BaseException:
+        os.unlink(made)
+        raise
+    folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def open_lock(file: Path) -> int:
+    """Open a lock file for `fcntl.flock`; it is made where it is missing, and never written.
+
+    A symbolic link is not followed, since what it points to would be made or, by a careless open,
+    emptied.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    number = os.open(file, flags, 0o600)
+    found = os.fstat(number)
+    if problem := ownership_problem(file, found):
+        os.close(number)
+        raise PermissionError(f"{file} {problem}")
+    return number

@@ -1,0 +1,76 @@
+/* The operators' kernels on the CPU, as PyTorch's dispatcher calls them. */
+#ifndef BNCORE_TORCH_OPERATORS_H
+#define BNCORE_TORCH_OPERATORS_H
+
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/library.h>
+
+#include "kernels.h"
+
+namespace
+{
+
+/* Refuse tensors with a tangent, which would be lost; transforms.py has forward mode. */
+template <typename... Tensors> void refuse_tangents(const Tensors &...tensors)
+{
+    if (!c10::AutogradState::get_tls_state().get_fw_grad_mode()) return;
+    const auto has = [](const Optional &t) { return t && torch::autograd::isFwGradDefined(*t); };
+    TORCH_CHECK_NOT_IMPLEMENTED(!(has(tensors) || ...),
+                                "torch.ops.bncore: forward mode is not implemented; "
+                                "bncore.torch.batch_norm has it");
+}
+
+std::tuple<Tensor, Tensor> train_op(const Tensor &x, const Optional &weight, const Optional &bias,
+                                    const Optional &residual, double eps, Text activation,
+                                    double slope)
+{
+    refuse_tangents(x, weight, bias, residual);
+    return train(x, weight, bias, residual, {eps, activation_of(activation), slope});
+}
+
+Gradients train_backward_op(const Tensor &dy, const Tensor &x, const Tensor &moments,
+                            const Optional &weight, const Optional &bias, const Optional &residual,
+                            double eps, Text activation, double slope, bool through)
+{
+    refuse_tangents(dy, x, weight, bias, residual);
+    return train_backward(dy, x, moments, weight, bias, residual,
+                          {eps, activation_of(activation), slope}, through);
+}
+
+Tensor infer_op(const Tensor &x, const Tensor &mean, const Tensor &var, const Optional &weight,
+                const Optional &bias, const Optional &residual, double eps, Text activation,
+                double slope)
+{
+    refuse_tangents(x, weight, bias, residual);
+    return infer(x, mean, var, weight, bias, residual, {eps, activation_of(activation), slope});
+}
+
+Gradients infer_backward_op(const Tensor &dy, const Tensor &x, const Tensor &mean,
+                            const Tensor &var, const Optional &weight, const Optional &bias,
+                            const Optional &residual, double eps, Text activation, double slope,
+                            bool through)
+{
+    refuse_tangents(dy, x, weight, bias, residual);
+    return infer_backward(dy, x, mean, var, weight, bias, residual,
+                          {eps, activation_of(activation), slope}, through);
+}
+
+/* Called when Python imports the module, not when the library is loaded: until then the loader of adapters may still
+ * refuse it. The registration outlives the interpreter, as tensors and their gradients may. */
+void register_kernels()
+{
+    static auto *const library = [] {
+        auto *made = new torch::Library(torch::Library::IMPL, "bncore", c10::DispatchKey::CPU,
+                                        __FILE__, __LINE__);
+        made->impl("batch_norm_train", train_op);
+        made->impl("batch_norm_train_backward", train_backward_op);
+        made->impl("batch_norm_infer", infer_op);
+        made->impl("batch_norm_infer_backward", infer_backward_op);
+        made->impl("update_running_stats_", update);
+        return made;
+    }();
+    (void)library;
+}
+
+} // namespace
+#endif

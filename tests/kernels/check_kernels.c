@@ -1,0 +1,267 @@
+/* Checks every compiled kernel by its name against a plain loop, for each instruction set that this processor has and each
+ * dtype, over random tiles, offsets and variants: the same bits, and nothing written beside the outputs. Then, with
+ * --bench, times each.
+ *
+ *     check_kernels [--bench] [--tiles N] [--seed N] [PART OF A NAME]
+ *
+ * `make check-kernels` builds and runs it. It links the archive, whose names it may use though the library hides them. */
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "include/bncore.h"
+#include "kernels/kernels.h"
+
+enum {
+    MOST_CHANNELS = BNCORE_GROUP,
+    MOST_COLS = 2200,      /* beyond STRIP and TILED_COLS of kernels.c */
+    MOST_VALUES = 1 << 18, /* of a tile's array, the gaps between its runs included */
+    AROUND = 64,           /* values before and behind each array that nobody may write */
+    COEF_GAP = 80,         /* between two fields of coefficients, as in run.c */
+    MOST_ISAS = 8
+};
+
+/* What a kernel is: an operation on planes or on rows, or arithmetic per channel. */
+typedef enum operation {
+    moments,
+    grad_sums,
+    normalize,
+    grad_input,
+    grad_frozen,
+    merge_moments,
+    merge_sums,
+    inverse_std,
+    normalize_coefs,
+    mask_coefs,
+    grad_input_coefs,
+    grad_frozen_coefs
+} operation;
+
+typedef struct kernel {
+    const char *name;
+    operation operation;
+    int rows, fused;
+} kernel;
+
+#define BNCORE_SUMS(operation, variant, fused, reads)                                              \
+    {#operation "_planes_" #variant, operation, 0, fused},                                         \
+        {#operation "_rows_" #variant, operation, 1, fused},
+#define BNCORE_ELEMENTWISE(operation, variant, fused, reads)                                       \
+    BNCORE_SUMS(operation, variant, fused, reads)
+
+static const kernel all_kernels[] = {
+    {"moments_planes", moments, 0, 0},
+    {"moments_rows", moments, 1, 0},
+#include "kernels/variants.def"
+    {"merge_moments", merge_moments, 0, 0},
+    {"merge_sums", merge_sums, 0, 0},
+    {"inverse_std", inverse_std, 0, 0},
+    {"normalize_coefs", normalize_coefs, 0, 0},
+    {"mask_coefs", mask_coefs, 0, 0},
+    {"grad_input_coefs", grad_input_coefs, 0, 0},
+    {"grad_frozen_coefs", grad_frozen_coefs, 0, 0},
+};
+
+enum { KERNELS = sizeof all_kernels / sizeof all_kernels[0] };
+
+/* ---- random numbers (Steele, Lea & Flood, 2014: SplitMix) ---- */
+
+static uint64_t state;
+
+static uint64_t random_bits(void)
+{
+    uint64_t z = state += 0x9E3779B97F4A7C15u;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    return z ^ (z >> 31);
+}
+
+/* From `least` to `most`, both included. */
+static int64_t random_int(int64_t least, int64_t most)
+{
+    return least + (int64_t)(random_bits() % (uint64_t)(most - least + 1));
+}
+
+static double random_value(void)
+{
+    return (double)(random_bits() >> 11) * 0x1p-52 - 1.0;
+}
+
+/* Where `wild`, now and then something that arithmetic treats apart. */
+static double random_or_special(int wild)
+{
+    static const double special[] = {0.0, -0.0, INFINITY, -INFINITY, NAN, 1e-40, -1e-42, 3e38, 1.0};
+    if (!wild || random_int(0, 30)) return 3.0 * random_value() + 0.5;
+    return special[random_int(0, sizeof special / sizeof special[0] - 1)];
+}
+
+/* ---- a tile, and what a kernel makes of it ---- */
+
+/* Arrays of values begin AROUND values and `offset` behind the start of their memory, so that they are aligned to nothing
+ * but their values. */
+typedef struct tile {
+    bncore_planes planes;
+    bncore_rows rows;
+    int64_t offset, values; /* of each array: what lies before it, and its length */
+    int64_t columns;        /* results, parameters and coefficients */
+    int64_t step;           /* merges */
+    int stream, leaky;
+    double count, eps;
+} tile;
+
+/* A vector of doubles per column, and partial results of several fields. */
+typedef struct parameters {
+    double mean[MOST_COLS], var[MOST_COLS], weight[MOST_COLS], bias[MOST_COLS];
+    double sum_dy[MOST_COLS], sum_dy_xhat[MOST_COLS], from[MAX_FIELDS * MOST_COLS];
+} parameters;
+
+static parameters given;
+
+static tile random_tile(int rows, int fixed)
+{
+    tile t = {.count = 1.0 + (double)random_int(0, 100000), .eps = 1e-5};
+    static const int64_t planes[] = {16, 17, 31, 32, 33, 49, 63, 64, 196, 784, 5000};
+    const int64_t inner = fixed ? 784 : planes[random_int(0, 10)] + random_int(0, 1);
+    const int64_t images = fixed ? 8 : random_int(1, 5);
+    const int64_t room = MOST_VALUES / (inner * images);
+    t.planes.channels = fixed ? 8 : random_int(1, bncore_min(room, MOST_CHANNELS));
+    t.planes.inner = inner;
+    t.planes.image_stride = inner * (t.planes.channels + (fixed ? 0 : random_int(0, 2)));
+    t.planes.image_stride = bncore_min(t.planes.image_stride, MOST_VALUES / images);
+    t.planes.begin = fixed ? 0 : random_int(0, inner * images - 1);
+    if (random_int(0, 1)) t.planes.begin = t.planes.begin / inner * inner;
+    t.planes.end = fixed ? inner * images : random_int(t.planes.begin + 1, inner * images);
+    static const int64_t widths[] = {16, 48, 64, 240, 1024, 2048, 2080};
+    t.rows.cols = fixed ? 256 : random_int(0, 2) ? random_int(1, 300) : widths[random_int(0, 6)];
+    t.rows.rows = fixed ? 196 : random_int(1, bncore_min(MOST_VALUES / t.rows.cols, 600));
+    t.rows.stride = t.rows.cols;
+    t.offset = fixed ? 0 : random_int(0, 15);
+    t.columns = rows ? t.rows.cols : t.planes.channels;
+    t.values = rows ? t.rows.rows * t.rows.cols : images * t.planes.image_stride;
+    t.step = random_int(0, 1) ? 1 : random_int(2, 5);
+    t.stream = fixed ? 0 : (int)random_int(0, 1);
+    t.leaky = (int)random_int(0, 1);
+    return t;
+}
+
+/* ---- reports ---- */
+
+static int failures;
+
+static void fail(const kernel *k, const char *isa, const char *dtype, const tile *t,
+                 const char *what)
+{
+    failures++;
+    printf("FAILED %s %s %s: %s\n", k->name, dtype, isa, what);
+    if (k->rows)
+        printf("       rows %lld, cols %lld", (long long)t->rows.rows, (long long)t->rows.cols);
+    else
+        printf("       channels %lld, inner %lld, values %lld to %lld",
+               (long long)t->planes.channels, (long long)t->planes.inner,
+               (long long)t->planes.begin, (long long)t->planes.end);
+    printf(", offset %lld, stream %d, leaky %d\n", (long long)t->offset, t->stream, t->leaky);
+}
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+#include "plain.h"
+
+#define T float
+#define NAME(function) function##_f32
+#include "check_tmpl.c"
+#undef T
+#undef NAME
+
+#define T double
+#define NAME(function) function##_f64
+#include "check_tmpl.c"
+#undef T
+#undef NAME
+
+/* ---- the program ---- */
+
+typedef struct options {
+    int bench, tiles;
+    const char *part; /* of the kernels' names */
+} options;
+
+static int takes_rows(const kernel *k)
+{
+    return k->rows;
+}
+
+static void check_all(const options *o, const bncore_kernels *isa)
+{
+    for (int i = 0; i < KERNELS; i++) {
+        const kernel *k = &all_kernels[i];
+        if (!strstr(k->name, o->part)) continue;
+        for (int n = 0; n < o->tiles; n++) {
+            const tile t = random_tile(takes_rows(k), 0);
+            check_f32(k, isa, &t);
+            check_f64(k, isa, &t);
+        }
+    }
+}
+
+static void time_all(const options *o, const bncore_kernels *const isas[], int count)
+{
+    printf("\nns per value; in brackets GB/s of all arrays\n%-36s", "kernel");
+    for (int i = 0; i < count; i++) printf("%20s", isas[i]->name);
+    printf("\n");
+    for (int k = 0; k < 2 * KERNELS; k++) {
+        const kernel *timed = &all_kernels[k / 2];
+        if (!strstr(timed->name, o->part)) continue;
+        char name[64];
+        snprintf(name, sizeof name, "%s %s", timed->name, k % 2 ? "float64" : "float32");
+        printf("%-36s", name);
+        const tile t = random_tile(takes_rows(timed), 1);
+        for (int i = 0; i < count; i++) {
+            double bytes;
+            const double ns =
+                k % 2 ? time_f64(timed, isas[i], &t, &bytes) : time_f32(timed, isas[i], &t, &bytes);
+            printf("%10.3f (%6.1f)", ns, bytes / ns);
+        }
+        printf("\n");
+    }
+}
+
+int main(int argc, char **argv)
+{
+    options o = {.tiles = 40, .part = ""};
+    uint64_t seed = 1;
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--bench") == 0)
+            o.bench = 1;
+        else if (strcmp(argv[i], "--tiles") == 0 && i + 1 < argc)
+            o.tiles = atoi(argv[++i]);
+        else if (strcmp(argv[i], "--seed") == 0 && i + 1 < argc)
+            seed = strtoull(argv[++i], NULL, 10);
+        else
+            o.part = argv[i];
+    }
+    const bncore_kernels *isas[MOST_ISAS];
+    int count = 0, names = 0;
+    for (; bncore_isa_available(count) && count < MOST_ISAS; count++) {
+        bncore_isa_set(bncore_isa_available(count));
+        isas[count] = bncore_kernels_now();
+    }
+    for (int i = 0; i < KERNELS; i++) names += strstr(all_kernels[i].name, o.part) != NULL;
+    for (int i = 0; i < count; i++) {
+        const int before = failures;
+        state = seed; /* the same tiles for each */
+        check_all(&o, isas[i]);
+        printf("%-10s %d kernels, float32 and float64, %d tiles each: %s\n", isas[i]->name, names,
+               o.tiles, failures == before ? "ok" : "FAILED");
+    }
+    if (names == 0) printf("no kernel has '%s' in its name\n", o.part);
+    if (o.bench && failures == 0) time_all(&o, isas, count);
+    return failures > 0 || names == 0;
+}

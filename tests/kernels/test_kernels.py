@@ -1,0 +1,89 @@
+"""The kernels below whole operations, and what programs in C see of them."""
+
+from __future__ import annotations
+
+import platform
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bncore import c_library
+from checkout import COMPILER, ROOT
+from variants import FOUND, native_module
+
+HERE = Path(__file__).parent
+pytestmark = [
+    pytest.mark.skipif(COMPILER is None, reason="there is no C compiler"),
+    pytest.mark.skipif(
+        "native" not in FOUND.names() or not (c_library.PACKAGE / "lib" / "libbncore.a").exists(),
+        reason="the C library was not built",
+    ),
+]
+INCLUDES = [f"-I{ROOT / 'src_c'}", f"-I{ROOT / 'src_c' / 'include'}"]
+CFLAGS = ["-std=c11", "-O1", "-ffp-contract=off", "-D_GNU_SOURCE", *INCLUDES]
+
+
+def printed(*command: object) -> str:
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.args}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def compiled(program: Path, source: str) -> Path:
+    libraries = shlex.split(c_library.compiler_flags(["--libs", "--static"]))
+    strict = ["-Wall", "-Wextra", "-Werror"]
+    printed(COMPILER, *CFLAGS, *strict, HERE / source, *libraries, "-o", program)
+    return program
+
+
+@pytest.fixture(scope="module")
+def check_kernels(tmp_path_factory) -> Path:
+    return compiled(tmp_path_factory.mktemp("kernels") / "check_kernels", "check_kernels.c")
+
+
+def test_every_kernel_agrees_with_a_plain_loop(check_kernels):
+    lines = printed(check_kernels, "--tiles", 6, "--seed", 20).splitlines()
+    assert [line.split()[0] for line in lines] == list(native_module().available_isas())
+    for line in lines:
+        assert re.fullmatch(r"\w+ +39 kernels, float32 and float64, 6 tiles each: ok", line), line
+
+
+def test_the_kernels_are_timed_by_name(check_kernels):
+    table = printed(check_kernels, "--bench", "--tiles", 1, "normalize_rows_plain")
+    for dtype in ("float32", "float64"):
+        assert re.search(rf"^normalize_rows_plain {dtype} .*\d\.\d+ \( *\d+\.\d\)", table, re.M)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="FMA is chosen by x86's option")
+def test_a_kernel_with_other_bits_is_found(tmp_path):
+    """Kernels whose products and sums are contracted: as another build might make them."""
+    kernels, sources = tmp_path / "kernels.o", sorted((ROOT / "src_c").glob("*.c"))
+    flags = [*CFLAGS, "-fopenmp-simd", "-DBNCORE_WITHOUT_avx512", "-DBNCORE_WITHOUT_avx2"]
+    # In GNU 's dialect, as in ISO' s GCC would refuse it.
+    contracted = [*flags, "-std=gnu11", "-O2", "-ffp-contract=fast", "-mfma"]
+    contracted.append("-DBNCORE_ISA_NAME=baseline")
+    printed(COMPILER, *contracted, "-c", ROOT / "src_c/kernels/kernels.c", "-o", kernels)
+    program = tmp_path / "check_kernels"
+    check = HERE / "check_kernels.c"
+    printed(COMPILER, *flags, check, *sources, kernels, "-lm", "-pthread", "-o", program)
+    done = subprocess.run(
+        [program, "--tiles", "2", "grad_input_planes"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "FAILED grad_input_planes_plain float32 baseline: dst differs" in done.stdout
+
+
+def test_kernels_that_cannot_stream_are_not_asked_to(tmp_path):
+    assert printed(compiled(tmp_path / "schedule", "schedule.c")) == "1\n0\n"
+
+
+def test_the_header_says_how_much_stack_a_call_takes(tmp_path):
+    header = (ROOT / "src_c" / "include" / "bncore.h").read_text()
+    said = int(re.search(r"A call takes at most (\d+) KiB of its thread's stack", header)[1])
+    assert said <= 40
+    took = int(printed(compiled(tmp_path / "stack", "stack.c")))
+    assert took <= said * 1024
+    assert took > 16 * 1024, "less than its local arrays: nothing was measured"
