@@ -238,7 +238,7 @@ def stream_moments(
         True shows a bar of rich.  A function is called with the number of bytes of every block
         that is done, such as the ``update`` of a tqdm bar.
     n_threads : int, optional
-        At most so many threads; by default what `get_num_threads` returns.
+        The largest number of threads to use; `get_num_threads()` by default.
 
     Returns
     -------

@@ -112,7 +112,7 @@ class LayerCalls(LayerState):
         Parameters
         ----------
         dy : array_like
-            Gradient of the loss by y; of x's shape and dtype.
+            Gradient of the loss with respect to y, of x's shape and dtype.
         out : ndarray, optional
             Where dx goes; it may be `dy` itself.
         dresidual : ndarray, optional
