@@ -1,4 +1,4 @@
-"""Batch renormalization: the statistics of a small batch, corrected towards the running ones."""
+"""Batch renormalization: batch statistics, corrected towards the running statistics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Array: TypeAlias = npt.NDArray[np.floating[Any]]
 
 
 class Renorm(NamedTuple):
-    """The correction xhat * r + d of a batch, constants in backward; (C,) arrays of float64."""
+    """r and d of the correction ``xhat * r + d``, constants in backward; (C,) arrays of float64."""
 
     r: Stat
     d: Stat
@@ -39,16 +39,18 @@ def batch_renorm(
     out: Array | None = None,
     n_threads: int | None = None,
 ) -> tuple[Array, Moments, Renorm]:
-    """Normalize a batch by its own statistics, corrected towards the running ones.
+    """Normalize a batch by its own statistics, corrected towards the running statistics.
 
     ``y = weight * (xhat * r + d) + bias``, where ``r = std / running_std`` and
-    ``d = (mean - running_mean) / running_std`` are clipped, and ``std = sqrt(var + eps)``.  With no
-    clipping that is what evaluation computes; with ``r_max=1, d_max=0`` it is `batch_norm_train`.
+    ``d = (mean - running_mean) / running_std`` are clipped, and ``std = sqrt(var + eps)``.  Without
+    clipping, y is what evaluation computes; with ``r_max=1, d_max=0`` it is what `batch_norm_train`
+    computes.
 
     Parameters
     ----------
     running_mean, running_var : (C,) array_like of float
-        Before this batch is in them; `update_running_stats` with the returned moments comes after.
+        The running statistics before this batch.  Call `update_running_stats` with the returned
+        moments afterwards.
     r_max : float, default 3
         r is clipped to 1/r_max and r_max; >= 1.
     d_max : float, default 5
@@ -61,14 +63,14 @@ def batch_renorm(
     y : ndarray
         `out`, or a new array of x's shape, dtype and memory order.
     moments : Moments
-        Of the batch.
+        The moments of the batch.
     renorm : Renorm
-        r and d, which `batch_renorm_backward` takes.
+        r and d, to be passed to `batch_renorm_backward`.
 
     Raises
     ------
     TypeError, ValueError
-        As `batch_norm_train`, and where an argument is not as above.
+        As `batch_norm_train`; and if an argument is not as described above.
 
     References
     ----------
@@ -141,7 +143,7 @@ def batch_renorm_backward(
     Raises
     ------
     TypeError, ValueError
-        As `batch_norm_train_backward`; and if `renorm` is not as above.
+        As `batch_norm_train_backward`; and if `renorm` is not a pair of such arrays.
 
     References
     ----------

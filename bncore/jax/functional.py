@@ -65,7 +65,7 @@ def batch_norm_train(
     x : array of float32 or float64, of 2 or more dimensions
         C is its size along `axis`.
     weight, bias : (C,) array of float, optional
-        gamma and beta; 1 and 0 where they are None.
+        gamma and beta; 1 and 0 if they are None.
     axis : int, default 1
         The channel axis, negative allowed: 1 for NCHW, -1 for NHWC.
     eps : float, default 1e-5
@@ -154,7 +154,7 @@ def batch_norm_infer(
     mean, var : (C,) array of float
         Statistics per channel; mean in x's unit, var in its square.
     weight, bias : (C,) array of float, optional
-        gamma and beta; 1 and 0 where they are None.
+        gamma and beta; 1 and 0 if they are None.
     axis, eps, activation, negative_slope, residual
         As in `batch_norm_train`.
 

@@ -17,7 +17,7 @@ def batch_norm_train(x, weight=None, bias=None, axis=1, eps=1e-5, n_threads=1):
     x : array of float32 or float64, C-contiguous, of 2 or more dimensions
         C is its size along `axis`.
     weight, bias : (C,) array of float, optional
-        gamma and beta; 1 and 0 where they are None.
+        gamma and beta; 1 and 0 if they are None.
     axis : int, default 1
         The channel axis, negative allowed.
     eps : float, default 1e-5
@@ -72,7 +72,7 @@ def batch_norm_train_backward(dy, x, moments, weight=None, axis=1, eps=1e-5, n_t
     moments : Moments
         Of x, from `batch_norm_train` or `moments`.
     weight : (C,) array of float, optional
-        gamma; 1 where it is None.
+        gamma; 1 if it is None.
     axis : int, default 1
         The channel axis, negative allowed.
     eps : float, default 1e-5
@@ -130,7 +130,7 @@ def batch_norm_infer(x, mean, var, weight=None, bias=None, axis=1, eps=1e-5, n_t
     mean, var : (C,) array of float
         Statistics per channel; mean in x's unit, var in its square.
     weight, bias : (C,) array of float, optional
-        gamma and beta; 1 and 0 where they are None.
+        gamma and beta; 1 and 0 if they are None.
     axis : int, default 1
         The channel axis, negative allowed.
     eps : float, default 1e-5
@@ -182,7 +182,7 @@ def batch_norm_infer_backward(dy, x, mean, var, weight=None, axis=1, eps=1e-5, n
     mean, var : (C,) array of float
         Statistics per channel; mean in x's unit, var in its square.
     weight : (C,) array of float, optional
-        gamma; 1 where it is None.
+        gamma; 1 if it is None.
     axis : int, default 1
         The channel axis, negative allowed.
     eps : float, default 1e-5

@@ -198,7 +198,7 @@ def _doubles(values, channels, message):
 
 
 def as_parameter(gradient, weight, x):
-    """Give a gradient in weight's dtype, or in x's where there is no weight."""
+    """Give a gradient in weight's dtype, or in x's if there is no weight."""
     raise NotImplementedError("inside compiled code alone")
 
 

@@ -65,7 +65,7 @@ def normalize(x, moments, weight=None, bias=None, axis=1, eps=1e-5, n_threads=1)
     moments : Moments
         Of the batch that x is a part of.
     weight, bias : (C,) array of float, optional
-        gamma and beta; 1 and 0 where they are None.
+        gamma and beta; 1 and 0 if they are None.
     axis : int, default 1
         The channel axis, negative allowed.
     eps : float, default 1e-5
@@ -166,7 +166,7 @@ def grad_input(dy, x, moments, sums, weight=None, axis=1, eps=1e-5, n_threads=1)
     sums : GradSums
         Of the whole batch.
     weight : (C,) array of float, optional
-        gamma; 1 where it is None.
+        gamma; 1 if it is None.
     axis : int, default 1
         The channel axis, negative allowed.
     eps : float, default 1e-5

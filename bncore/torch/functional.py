@@ -59,7 +59,7 @@ def batch_norm(
     Raises
     ------
     NotImplementedError, RuntimeError, ValueError
-        As PyTorch's function raises them, with its words.  Nothing has been written then.
+        As PyTorch's function raises them, with its words.  Nothing has been written in that case.
 
     References
     ----------

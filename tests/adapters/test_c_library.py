@@ -102,7 +102,7 @@ all_shared = pytest.mark.parametrize("shared", SHARED, indirect=True)
 @needs["nm"]
 @all_shared
 def test_the_interface_alone_is_exported(request, shared):
-    own = {"PyInit_native"} if "native" in shared.name else set()
+    own = {"PyInit_binding"} if "binding" in shared.name else set()
     assert exported(shared, "-D") == API | own
 
 
