@@ -83,13 +83,8 @@ def array(name: str, doc: str) -> Any:
 
 
 def write(target: Array, values: Array) -> None:
-<<<<<<< HEAD
-    """Write checked values, rounded in silence."""
-    with silent_arithmetic():
-=======
     """Write checked values, rounded without warnings."""
-    with np.errstate(all="ignore"):
->>>>>>> main
+    with silent_arithmetic():
         np.copyto(target, values, casting="unsafe")
 
 
