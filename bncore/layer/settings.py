@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from bncore.arguments import problem, scalars
 from bncore.arguments.arrays import plain_array, writable_array
+from bncore.arguments.float_environment import silent_arithmetic
 from bncore.arguments.parameters import vector
 
 Array = npt.NDArray[np.floating[Any]]
@@ -83,7 +84,7 @@ def array(name: str, doc: str) -> Any:
 
 def write(target: Array, values: Array) -> None:
     """Write checked values, rounded without warnings."""
-    with np.errstate(all="ignore"):
+    with silent_arithmetic():
         np.copyto(target, values, casting="unsafe")
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from bncore.arguments import scalars
 from bncore.arguments.arrays import cast as cast_array
 from bncore.arguments.arrays import writable_array
+from bncore.arguments.float_environment import default_environment
 from bncore.arguments.parameters import vector
 from bncore.layer import settings as ls
 from bncore.layer.rollback import all_or_nothing
@@ -367,10 +368,11 @@ def weight_of_new(momentum: float | None, debias: bool, tracked: int) -> float:
     >>> weight_of_new(0.1, False, 5), weight_of_new(None, False, 4), weight_of_new(0.5, True, 1)
     (0.1, 0.2, 0.6666666666666666)
     """
-    if momentum is None:
-        return 1.0 / (tracked + 1)
-    if not debias or momentum == 0.0:
+    if momentum is not None and (not debias or momentum == 0.0):
         return momentum
     if momentum == 1.0 or tracked == 0:
         return 1.0
-    return momentum / -math.expm1((tracked + 1) * math.log1p(-momentum))
+    with default_environment():
+        if momentum is None:
+            return 1.0 / (tracked + 1)
+        return momentum / -math.expm1((tracked + 1) * math.log1p(-momentum))
