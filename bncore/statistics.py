@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncore.arguments import scalars
+from bncore.arguments.float_environment import silent_arithmetic
 from bncore.arguments.parameters import vector
 
 Stat: TypeAlias = npt.NDArray[np.float64]
@@ -21,7 +22,7 @@ _new = object.__new__
 
 def _frozen_copy(values: npt.NDArray[np.floating[Any]]) -> Stat:
     """Copy the values to a read-only float64 array."""
-    with np.errstate(all="ignore"):
+    with silent_arithmetic():
         copy = np.array(values, dtype=np.float64, order="C")
     copy.flags.writeable = False
     return copy
@@ -46,7 +47,7 @@ def _below_2_63(count: int) -> int:
 
 def variance(count: int, m2: Stat, correction: float) -> Stat:
     """Compute m2 / (count - correction) without warnings; NaN or inf where it divides by 0."""
-    with np.errstate(all="ignore"):
+    with silent_arithmetic():
         return m2 / max(count - correction, 0.0)
 
 
@@ -192,8 +193,8 @@ class Moments:
         if self.count == 0:
             return other
         count = _below_2_63(self.count + other.count)
-        share = other.count / count
-        with np.errstate(all="ignore"):
+        with silent_arithmetic():
+            share = other.count / count
             delta, lost = _two_sum(other.mean, -self.mean)
             delta += lost + (other._low - self._low)
             mean, lost = _two_sum(self.mean, delta * share)
@@ -220,7 +221,7 @@ class Moments:
 
     def std(self, correction: float = 0) -> Stat:
         """Return the standard deviation per channel, the square root of ``var(correction)``."""
-        with np.errstate(all="ignore"):
+        with silent_arithmetic():
             return np.sqrt(self.var(correction))
 
     def invstd(self, eps: float) -> Stat:
@@ -237,7 +238,7 @@ class Moments:
             It is inf where both the variance and `eps` are 0.
         """
         eps = scalars.real("eps", eps, 0.0)
-        with np.errstate(all="ignore"):
+        with silent_arithmetic():
             return 1.0 / np.sqrt(self.var() + eps)
 
     def __eq__(self, other: object) -> bool:
@@ -343,7 +344,7 @@ class GradSums:
     def merge(self, other: GradSums) -> GradSums:
         """Return the sums over both pieces; raise if `other` has other channels or another type."""
         other = checked_sums("other", other, self.sum_dy.shape[0])
-        with np.errstate(all="ignore"):
+        with silent_arithmetic():
             return trusted_sums(self.sum_dy + other.sum_dy, self.sum_dy_xhat + other.sum_dy_xhat)
 
     def __add__(self, other: GradSums) -> GradSums:

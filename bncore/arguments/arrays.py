@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncore.arguments import layout
-from bncore.arguments.float_environment import default_environment
+from bncore.arguments.float_environment import silent_arithmetic
 from bncore.arguments.layout import NATIVE_DTYPES, Array
 from bncore.arguments.scalars import shown
 
@@ -105,7 +105,7 @@ def cast(array: Array, dtype: npt.DTypeLike) -> Array:
     """
     if array.dtype == dtype:
         return np.ascontiguousarray(array)
-    with default_environment(), np.errstate(all="ignore"):
+    with silent_arithmetic():
         return np.ascontiguousarray(array, dtype=dtype)
 
 

@@ -15,7 +15,9 @@ from functools import wraps
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
-__all__ = ["default_environment", "in_default_environment"]
+import numpy as np
+
+__all__ = ["default_environment", "in_default_environment", "silent_arithmetic"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -64,6 +66,26 @@ class default_environment:
     ) -> None:
         if _LIBRARY is not None:
             _LIBRARY.fesetenv(self._own)
+
+
+class silent_arithmetic(default_environment):
+    """The default environment, and no warning of NumPy's: for arithmetic on values per channel."""
+
+    __slots__ = ("_errstate",)
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        self._errstate = np.errstate(all="ignore")
+        self._errstate.__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._errstate.__exit__(kind, error, traceback)
+        super().__exit__(kind, error, traceback)
 
 
 def in_default_environment(function: Callable[P, R]) -> Callable[P, R]:

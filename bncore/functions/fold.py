@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from bncore.arguments import scalars
 from bncore.arguments.arrays import dtype_shown, plain_array
+from bncore.arguments.float_environment import silent_arithmetic
 from bncore.arguments.parameters import parameter
 
 Array = npt.NDArray[np.floating[Any]]
@@ -65,7 +66,7 @@ def as_scale_shift(
     ScaleShift(scale=array([1.5]), shift=array([-2.]))
     """
     p = _BatchNorm(mean, var, weight, bias, eps)
-    with np.errstate(all="ignore"):
+    with silent_arithmetic():
         return ScaleShift(p.scale, p.bias - p.mean * p.scale)
 
 
@@ -83,7 +84,7 @@ class _BatchNorm:
             np.zeros(self.channels) if bias is None else _float64(f"{of}bias", bias, self.channels)
         )
         eps = scalars.real("eps", eps, 0.0)
-        with np.errstate(all="ignore"):
+        with silent_arithmetic():
             self.scale: Stat = gamma / np.sqrt(spread + eps)
 
 
@@ -249,7 +250,7 @@ def _folded(
         rows = np.repeat(scale.reshape(groups, -1), array.shape[at_i] // groups, axis=0)
         shape[at_i] = array.shape[at_i]
         scale = rows if at_i < at_o else rows.T
-    with np.errstate(all="ignore"):
+    with silent_arithmetic():
         product = array.astype(np.float64, order="K") * scale.reshape(shape)
         moved = (before - norm.mean) * norm.scale + norm.bias
         dtype = array.dtype.newbyteorder("=")

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncore.arguments import scalars
+from bncore.arguments.float_environment import silent_arithmetic
 from bncore.arguments.problem import Problem
 from bncore.functions.train import batch_norm_train, batch_norm_train_backward
 from bncore.runtime import buffer_pool
@@ -183,7 +184,7 @@ def ghost_batch_norm_backward(
         _, *sums = batch_norm_train_backward(
             source[part], v.x[part], one, wide, out=dx[part], **options
         )
-        with np.errstate(all="ignore"):
+        with silent_arithmetic():
             dweight += sums[0]
             dbias += sums[1]
     dx = dx if out is None else out

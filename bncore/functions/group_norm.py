@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncore.arguments import scalars
+from bncore.arguments.float_environment import silent_arithmetic
 from bncore.backends import current
 from bncore.functions.sample_groups import SampleGroups
 from bncore.runtime import buffer_pool
@@ -234,7 +235,7 @@ def _backward(
                 eps,
                 threads,
             )
-        with np.errstate(all="ignore"):
+        with silent_arithmetic():
             dbias += sums[0].reshape(-1, g.channels).sum(axis=0)
             dweight += sums[1].reshape(-1, g.channels).sum(axis=0)
     return dx.finish(), p.parameter_gradient(dweight, gamma), p.parameter_gradient(dbias, gamma)
@@ -248,7 +249,7 @@ def _weighted(
     The kernel computes ``weight * (dy - (sum_dy + xhat * sum_dy_xhat) / n)``.  The sums of a group
     already contain the weights, so this function divides them by the channel's own weight.
     """
-    with np.errstate(all="ignore"):
+    with silent_arithmetic():
         weighted = sums if row is None else sums * row
         shared = weighted.reshape(2, -1, wide).sum(axis=2).repeat(wide, axis=1)
         if row is None:

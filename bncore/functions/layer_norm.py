@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from bncore.arguments import layout, scalars
 from bncore.arguments.arrays import data_array, plain_array
+from bncore.arguments.float_environment import silent_arithmetic
 from bncore.arguments.parameters import NoParameter, Parameter, parameter
 from bncore.arguments.problem import Problem
 from bncore.backends import current
@@ -243,7 +244,7 @@ def layer_norm_backward(
         kernels.grad_sums(
             sum_dy, sum_dy_xhat, _columns(slope), _columns(scratch), zeros, ones, 0.0, threads
         )
-        with np.errstate(all="ignore"):
+        with silent_arithmetic():
             dbias += sum_dy
             dweight += sum_dy_xhat
         if gamma.values is not None:

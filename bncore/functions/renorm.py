@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncore.arguments import scalars
+from bncore.arguments.float_environment import silent_arithmetic
 from bncore.arguments.problem import Problem
 from bncore.backends import current
 from bncore.functions.train import batch_norm_train_backward
@@ -103,7 +104,7 @@ def batch_renorm(
     moments = trusted_moments(p.count, batch_mean, m2)
     if p.empty:
         return y.finish(), moments, Renorm(np.ones(p.channels), np.zeros(p.channels))
-    with np.errstate(all="ignore"):
+    with silent_arithmetic():
         std = np.sqrt(var.values + eps)
         r = np.clip(np.sqrt(moments.var() + eps) / std, 1.0 / largest_r, largest_r)
         d = np.clip((moments.mean - mean.values) / std, -largest_d, largest_d)
@@ -167,12 +168,12 @@ def batch_renorm_backward(
     r, d = (p.parameter(f"renorm {name}", value) for name, value in zip("rd", renorm, strict=True))
     if out is not None:
         p.require_output(out, source, (gamma, r, d))
-    with np.errstate(all="ignore"):
+    with silent_arithmetic():
         scale = r.values if gamma.values is None else gamma.values * r.values
     dx, sum_dy_xhat, sum_dy = batch_norm_train_backward(
         source, p.array, moments, scale, axis=axis, eps=eps, out=out, n_threads=n_threads
     )
-    with np.errstate(all="ignore"):
+    with silent_arithmetic():
         dweight: Any = r.values * sum_dy_xhat + d.values * sum_dy
     dbias: Any = sum_dy
     return dx, p.parameter_gradient(dweight, gamma), p.parameter_gradient(dbias, gamma)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from bncore.arguments import layout, scalars
 from bncore.arguments.arrays import writable_array
-from bncore.arguments.float_environment import in_default_environment
+from bncore.arguments.float_environment import silent_arithmetic
 from bncore.arguments.parameters import vector
 from bncore.backends import current
 from bncore.statistics import Moments, Stat, given_moments
@@ -91,7 +91,7 @@ def update_running_stats(
             f"moments: expected count > correction = {correction:g}, got {moments.count}"
         )
     var = moments.var(correction)
-    with np.errstate(all="ignore"):
+    with silent_arithmetic():
         new_mean = _moved(to_mean, moments.mean, momentum)
         new_var = _moved(to_var, var, momentum)
     before = to_mean.copy(), to_var.copy()
@@ -104,7 +104,6 @@ def update_running_stats(
         raise
 
 
-@in_default_environment
 def _moved(old: npt.NDArray[Any], batch: Stat, momentum: float) -> npt.NDArray[Any]:
     """Compute the new running value in float64, and round it to the dtype of the old one."""
     new = (1.0 - momentum) * old.astype(np.float64) + momentum * batch

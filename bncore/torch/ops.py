@@ -18,6 +18,7 @@ import torch
 from torch.autograd import forward_ad
 
 import bncore
+from bncore.arguments.float_environment import silent_arithmetic
 from bncore.arguments.layout import canonical
 from bncore.statistics import Moments, trusted_moments
 from bncore.torch import compiled
@@ -232,8 +233,8 @@ def move_running_stats(
         return
     stats = array(running_mean), array(running_var)
     torch.autograd.graph.increment_version((running_mean, running_var))
-    keep = 1.0 - momentum
-    with np.errstate(all="ignore"):
+    with silent_arithmetic():
+        keep = 1.0 - momentum
         var = moments.m2 / max(count - 1, 0)
         for values, batch in zip(stats, (moments.mean, var), strict=True):
             values[...] = keep * values.astype(np.float64) + momentum * batch
