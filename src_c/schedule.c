@@ -37,46 +37,46 @@ static int64_t inputs(const bncore_arrays *a)
 }
 
 /* Whether the destination is to pass the caches: it, and what it is made of, do not fit them anyway. */
-static int worth_streaming(const job *j)
+static int worth_streaming(const operation *op)
 {
-    const bncore_arrays *a = &j->arrays;
-    if (!j->kernels->streams) return 0;
+    const bncore_arrays *a = &op->arrays;
+    if (!op->kernels->streams) return 0;
     if (!a->dst || a->dst == a->x || a->dst == a->dy || a->dst == a->residual) return 0;
-    const int64_t bytes = j->g.n * j->g.channels * (int64_t)j->item * (inputs(a) + 1);
+    const int64_t bytes = op->g.n * op->g.channels * (int64_t)op->item * (inputs(a) + 1);
     if (bytes < LEAST_CACHE) return 0;
     return bytes > last_level_cache() / 4 * 3;
 }
 
-static void cut_planes(job *j)
+static void schedule_planes(operation *op)
 {
-    const bncore_geometry *g = &j->g;
-    const int64_t wanted = j->threads == 1 ? 1 : j->threads * TASKS_PER_THREAD; /* tasks */
-    if (j->fields)
-        j->group = bncore_group_size(g, (int64_t)j->item * inputs(&j->arrays), (int32_t)wanted);
+    const bncore_geometry *g = &op->g;
+    const int64_t wanted = op->threads == 1 ? 1 : op->threads * TASKS_PER_THREAD; /* tasks */
+    if (op->fields)
+        op->group = bncore_group_size(g, (int64_t)op->item * inputs(&op->arrays), (int32_t)wanted);
     else
-        j->group = bncore_ceil_div(g->channels,
-                                   bncore_min(bncore_ceil_div(wanted, g->segments), g->channels));
-    j->groups = bncore_ceil_div(g->channels, j->group);
-    j->whole_groups = j->fields && (j->threads == 1 || g->segments == 1 ||
-                                    j->groups >= TASKS_PER_THREAD * j->threads);
+        op->group = bncore_ceil_div(g->channels,
+                                    bncore_min(bncore_ceil_div(wanted, g->segments), g->channels));
+    op->groups = bncore_ceil_div(g->channels, op->group);
+    op->whole_groups = op->fields && (op->threads == 1 || g->segments == 1 ||
+                                      op->groups >= TASKS_PER_THREAD * op->threads);
 }
 
-void bncore_job_cut(job *j)
+void bncore_schedule(operation *op)
 {
-    const bncore_geometry *g = &j->g;
+    const bncore_geometry *g = &op->g;
     const int64_t useful = bncore_max(g->n * g->channels / THREAD_VALUES, 1);
-    j->threads = (int32_t)bncore_min(j->problem->n_threads, useful);
-    j->arrays.stream = worth_streaming(j);
+    op->threads = (int32_t)bncore_min(op->problem->n_threads, useful);
+    op->arrays.stream = worth_streaming(op);
     if (g->planes) {
-        cut_planes(j);
+        schedule_planes(op);
         return;
     }
-    j->strip =
-        g->segments >= TASKS_PER_THREAD * j->threads || j->threads == 1 ? g->cols : STRIP_TASK;
-    j->strips = bncore_ceil_div(g->cols, j->strip);
-    j->at_once = j->at_once && j->strips == 1;
-    const int64_t share = g->rows * g->cols / (APPLY_TASKS * j->threads);
+    op->strip =
+        g->segments >= TASKS_PER_THREAD * op->threads || op->threads == 1 ? g->cols : STRIP_TASK;
+    op->strips = bncore_ceil_div(g->cols, op->strip);
+    op->at_once = op->at_once && op->strips == 1;
+    const int64_t share = g->rows * g->cols / (APPLY_TASKS * op->threads);
     const int64_t values = bncore_min(bncore_max(share, APPLY_VALUES), APPLY_MOST);
-    j->chunk = bncore_max(values / g->cols, 1);
-    j->chunks = bncore_ceil_div(g->rows, j->chunk);
+    op->chunk = bncore_max(values / g->cols, 1);
+    op->chunks = bncore_ceil_div(g->rows, op->chunk);
 }

@@ -1,7 +1,7 @@
 /* What the reductions of kernels.c share, whatever the storage type: walking planes, lanes, and the running
  * statistics of one channel. Included once per instruction set; all static. */
-#ifndef BNCORE_REDUCE_H
-#define BNCORE_REDUCE_H
+#ifndef BNCORE_WELFORD_H
+#define BNCORE_WELFORD_H
 
 #include <float.h>
 #include <math.h>
