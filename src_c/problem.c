@@ -96,7 +96,7 @@ bncore_status bncore_fusion_init(bncore_fusion *fusion, size_t size)
     if (size < sizeof *fusion || size > LARGEST_STRUCT) return BNCORE_ERROR_STRUCT;
     memset(fusion, 0, size);
     fusion->size = (uint32_t)size;
-    return BNCORE_OK;
+    return check_struct(fusion, fusion->size, sizeof *fusion);
 }
 
 size_t bncore_scratch_size(const bncore_problem *problem)
