@@ -1,4 +1,5 @@
-/* The operations: which reduction, which elementwise pass, and the arithmetic per channel between them. */
+/* The public operations. Each chooses a reduction, an elementwise pass, and the arithmetic per channel between the
+ * two. */
 #include <math.h>
 
 #include "run.h"
@@ -17,7 +18,7 @@ static int misaligned(const void *array, size_t alignment)
     return (uintptr_t)array % alignment != 0;
 }
 
-/* Arrays of x's size. One that holds no value may be NULL, and is never looked at. */
+/* Check arrays of x's size. Where they hold no value, they may be NULL, and nobody looks at them. */
 static bncore_status check_data(const operation *op, int count, const void *const arrays[])
 {
     if (op->g.n == 0 || op->g.channels == 0) return BNCORE_OK;
@@ -28,7 +29,7 @@ static bncore_status check_data(const operation *op, int count, const void *cons
     return BNCORE_OK;
 }
 
-/* Arrays that may be NULL: double[channels], or scratch. */
+/* Check arrays that may be NULL: double[channels], or scratch. */
 static bncore_status check_optional(int count, const void *const arrays[])
 {
     for (int i = 0; i < count; i++)
@@ -36,7 +37,7 @@ static bncore_status check_optional(int count, const void *const arrays[])
     return BNCORE_OK;
 }
 
-/* double[channels], which may be NULL where there is no channel. */
+/* Check arrays of double[channels], which may be NULL where there is no channel. */
 static bncore_status check_channels(const operation *op, int count, const void *const arrays[])
 {
     for (int i = 0; i < count; i++)
@@ -44,7 +45,7 @@ static bncore_status check_channels(const operation *op, int count, const void *
     return check_optional(count, arrays);
 }
 
-/* Take the problem, which brings residual, dresidual, bias and scratch with it. */
+/* Check the problem, with its residual, dresidual, bias and scratch, and begin *op with it. */
 static bncore_status start(operation *op, const bncore_problem *p, void *dst, const void *dy,
                            const void *x)
 {
@@ -137,7 +138,7 @@ static void set_grad_frozen(const operation *op, int64_t first, int64_t n)
                                    from_channel(op->weight, first));
 }
 
-/* As normalize_by_var, so that z comes out as in forward. */
+/* Compute the coefficients of z as normalize_by_var does, so that z has the bits that it had in forward. */
 static void set_mask(const operation *op, int64_t first, int64_t n)
 {
     op->kernels->mask_coefs(coef_at(op, first), op->coef_stride, n, op->mean + first,
@@ -147,7 +148,7 @@ static void set_mask(const operation *op, int64_t first, int64_t n)
 
 /* ---- fusion ---- */
 
-/* Takes what the problem's fusion says of activation and residual; the variant that this asks for. */
+/* Take the activation and the residual from the problem's fusion. Returns the variant of the kernels for them. */
 static int fuse(operation *op)
 {
     const bncore_fusion *f = op->problem->fusion;
@@ -157,7 +158,8 @@ static int fuse(operation *op)
     return (f->activation ? ACTIVATION : 0) + (f->residual ? RESIDUAL : 0);
 }
 
-/* Backward: the variant of grad_sums. Without an activation dresidual is a copy of dy, and all else as ever. */
+/* The same for backward; returns the variant of grad_sums. Without an activation dresidual is a copy of dy, and the
+ * rest of the computation does not change. */
 static int fuse_backward(operation *op)
 {
     const bncore_fusion *f = op->problem->fusion;
@@ -281,7 +283,7 @@ bncore_status bncore_grad_sums(const bncore_problem *p, double *sum_dy, double *
     return run(&op);
 }
 
-/* What every operation with dx does first. */
+/* Begin an operation that writes dx. */
 static bncore_status start_gradient(operation *op, const bncore_problem *p, void *dx,
                                     const double *sum_dy, const double *sum_dy_xhat, const void *dy,
                                     const void *x, const double *mean, const double *var,

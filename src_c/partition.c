@@ -5,7 +5,7 @@ static int64_t gcd(int64_t a, int64_t b)
     return b == 0 ? a : gcd(b, a % b);
 }
 
-/* Rows: how many rows are read as one, so that the width is a whole number of vectors and feeds four of them. */
+/* Rows: how many rows are read as one. Together they are a whole number of vectors wide, and at least four vectors. */
 static int64_t rows_per_fold(int64_t outer, int64_t width)
 {
     if (width > BNCORE_FOLD_WIDTH || width == 0) return 1;

@@ -7,12 +7,13 @@
 #include "parallel_for.h"
 
 enum {
-    /* Bytes on the stack: small problems allocate nothing, those of up to 300 channels of float32 among them. With
-     * the STRIP of kernels.c it is most of the stack that bncore.h promises to be enough. */
+    /* Bytes of scratch on the stack, so that small problems allocate no memory; with float32 these are problems of up
+     * to 300 channels. These bytes and those for STRIP columns in kernels.c are most of the stack that bncore.h says a
+     * call takes. */
     LOCAL_SCRATCH = 18 * 1024,
     COPY_BYTES = 1 << 18, /* per task of a copy */
-    /* More columns between two fields of the coefficients than there are: REPEATED, and so that fields of 1024 columns
-     * do not meet in one set of the first-level cache. */
+    /* Columns of room between two fields of the coefficients. They hold the REPEATED columns, and keep fields of 1024
+     * columns from falling into the same set of the first-level cache. */
     COEF_APART = 80
 };
 
@@ -49,7 +50,7 @@ static bncore_arrays arrays_at(const operation *op, int64_t offset)
     return a;
 }
 
-/* The first pass masks the gradient, where it is to. */
+/* The arrays of the first pass, which masks the gradient where there is an activation. */
 static bncore_arrays arrays_before(const operation *op, int64_t offset, int64_t column)
 {
     bncore_arrays a = arrays_at(op, offset);
@@ -58,7 +59,7 @@ static bncore_arrays arrays_before(const operation *op, int64_t offset, int64_t 
     return a;
 }
 
-/* The second pass reads the masked gradient where the first one stored it. */
+/* The arrays of the second pass, which reads the masked gradient where the first pass stored it. */
 static bncore_arrays arrays_after(const operation *op, int64_t offset)
 {
     bncore_arrays a = arrays_at(op, offset);
@@ -108,7 +109,7 @@ static void apply_tile(const operation *op, int64_t group, const bncore_planes *
     op->apply_planes(&a, coef_at(op, first), op->coef_stride, t);
 }
 
-/* A group of channels from x to y: the second pass finds in cache what the first one read. */
+/* Both passes over one group of channels: the second pass finds in the cache what the first one read. */
 static void task_group(void *arg, int64_t group)
 {
     const operation *op = arg;
@@ -140,7 +141,8 @@ static void task_reduce_planes(void *arg, int64_t i)
     apply_tile(op, group, &t);
 }
 
-/* Whole images where there are enough of them, so that runs of memory stay whole. */
+/* The second pass over a part of a group's images. Where there are enough images, a task takes whole ones, so that no
+ * run of memory is split. */
 static void task_apply_planes(void *arg, int64_t i)
 {
     const operation *op = arg;
@@ -169,8 +171,8 @@ static void reduce_part(const operation *op, bncore_partial partial, int64_t beg
     op->reduce_rows(partial, &a, op->column_mean ? op->column_mean + first : NULL, t);
 }
 
-/* Rows begin .. end - 1 of columns first .. first + cols - 1. The columns that reach into a short last row have one
- * row more than the others. */
+/* Reduce rows begin .. end - 1 of columns first .. first + cols - 1. The columns that reach into a short last row have
+ * one row more than the others. */
 static void reduce_columns(const operation *op, bncore_partial partial, int64_t begin, int64_t end,
                            int64_t first, int64_t cols)
 {
@@ -183,7 +185,7 @@ static void reduce_columns(const operation *op, bncore_partial partial, int64_t 
     if (short_row && shorter.cols > 0) reduce_part(op, partial, begin, first + longer, &shorter);
 }
 
-/* Whole rows begin .. end - 1, and the short one apart. */
+/* The second pass over rows begin .. end - 1; a short last row is a call of its own. */
 static void apply_whole_rows(const operation *op, int64_t begin, int64_t end)
 {
     const bncore_geometry *g = &op->g;
@@ -207,7 +209,7 @@ static void task_reduce_rows(void *arg, int64_t i)
     if (op->at_once) apply_whole_rows(op, begin, end);
 }
 
-/* After a reduction the last rows first: they were read last and are still in cache. */
+/* After a reduction, the last rows come first, because the reduction read them last and they are still in the cache. */
 static void task_apply_rows(void *arg, int64_t i)
 {
     const operation *op = arg;
@@ -218,7 +220,8 @@ static void task_apply_rows(void *arg, int64_t i)
 
 /* ---- both ---- */
 
-/* Segments in order onto the first, then a channel's columns in order onto its first column. */
+/* Merge all segments, in order, into the first one, and then the columns of each channel, in order, into its first
+ * column. */
 static void finish_channels(const operation *op)
 {
     const bncore_geometry *g = &op->g;
@@ -230,7 +233,7 @@ static void finish_channels(const operation *op)
     op->finish(op, 0, g->channels, total, inner);
 }
 
-/* Each of `n` values of `item` bytes, `inner` times, in place. */
+/* Repeat each of `n` values of `item` bytes `inner` times, in place. */
 static inline void repeat_each(char *to, int64_t n, int64_t inner, size_t item)
 {
     for (int64_t c = n - 1; c >= 0; c--) {
@@ -241,7 +244,8 @@ static inline void repeat_each(char *to, int64_t n, int64_t inner, size_t item)
     }
 }
 
-/* Per channel to per column, in place. A constant size makes each copy one instruction. */
+/* Make one value per column of one value per channel, in place. The sizes are constants, so that each copy is one
+ * instruction. */
 static void spread_over_columns(const bncore_geometry *g, void *values, size_t item)
 {
     const int64_t inner = g->planes ? 1 : g->inner, width = g->channels * inner;
@@ -253,13 +257,13 @@ static void spread_over_columns(const bncore_geometry *g, void *values, size_t i
         memcpy((char *)values + (size_t)fold * item, values, (size_t)width * item);
 }
 
-/* How many fields of coefficients the call has. */
+/* How many fields of coefficients the operation has. */
 static int coef_fields(const operation *op)
 {
     return op->set_mask ? COEF_FIELDS : op->set_coefs ? MAX_FIELDS : 0;
 }
 
-/* whole: else the mask alone, for the first pass. */
+/* Set all coefficients (whole), or only those of the mask, which are enough for the first pass. */
 static void set_coefs(const operation *op, int whole)
 {
     if (whole) op->set_coefs(op, 0, op->g.channels);
@@ -310,7 +314,7 @@ static void run_rows(operation *op)
     bncore_parallel_for(executor, op->chunks, op->threads, op->fields > 0, task_apply_rows, op);
 }
 
-/* A stretch of dy as it is. */
+/* Copy a stretch of dy to dresidual. */
 static void task_copy(void *arg, int64_t i)
 {
     const operation *op = arg;
@@ -327,20 +331,20 @@ static void copy_dy(operation *op)
                         task_copy, op);
 }
 
-/* Bytes of the call's coefficients, of which doubles follow. */
+/* Bytes of the operation's coefficients, rounded up so that doubles can follow them. */
 static size_t coef_bytes(const operation *op)
 {
     const size_t bytes = (size_t)(coef_fields(op) * op->coef_stride) * op->kernels->coef_item;
     return (bytes + sizeof(double) - 1) / sizeof(double) * sizeof(double);
 }
 
-/* Rows: grad_sums reads the mean of each column. */
+/* Whether scratch holds the mean of each column, which grad_sums reads where it works on rows. */
 static int has_column_mean(const operation *op)
 {
     return !op->g.planes && op->fields && op->mean;
 }
 
-/* Bytes of scratch for this call: no more than bncore_scratch_doubles says for any call on its shape. */
+/* Bytes of scratch for this operation. They are never more than bncore_scratch_doubles returns for its shape. */
 static size_t scratch_bytes(const operation *op)
 {
     const int64_t per_column = op->g.segments * op->fields + 1 + has_column_mean(op);

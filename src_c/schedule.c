@@ -1,5 +1,5 @@
-/* How a call is cut into tasks: for the threads, which change no bit, and for the caches. What the order of additions
- * depends on is cut in partition.c. */
+/* Divides a call into tasks, as the threads and the caches need it. Nothing here changes a bit: partition.c divides
+ * what the order of additions depends on. */
 #if !defined(_WIN32)
 #include <unistd.h>
 #endif
@@ -7,7 +7,7 @@
 #include "run.h"
 
 enum {
-    /* Fewer values than this per thread: waking it costs more than it saves. */
+    /* A thread that has fewer values than this costs more to wake than it saves. */
     THREAD_VALUES = 32 * 1024,
     TASKS_PER_THREAD = 4,     /* so that an uneven last task costs little */
     APPLY_VALUES = 64 * 1024, /* rows: values per task of the elementwise pass, at least and */
@@ -18,8 +18,8 @@ enum {
     STRIP_TASK = 256          /* rows: columns per task where rows alone do not feed the threads */
 };
 
-/* Bytes of the last-level cache that one core reaches, as far as the system tells: it may add up the caches of all
- * clusters of cores (256 MiB where a core reaches 32). */
+/* Bytes of the last-level cache that one core can use. The system may report the sum over all clusters of cores (256
+ * MiB where one core can use 32), so a limit applies. */
 static int64_t last_level_cache(void)
 {
 #ifdef _SC_LEVEL3_CACHE_SIZE
@@ -29,14 +29,15 @@ static int64_t last_level_cache(void)
     return MOST_CACHE;
 }
 
-/* How many arrays are read, or written beside the destination. */
+/* How many arrays the call reads, or writes in addition to the destination. */
 static int64_t inputs(const bncore_arrays *a)
 {
     const int apart = a->dresidual && a->dresidual != a->dy && a->dresidual != a->residual;
     return 1 + (a->dy != NULL) + (a->residual != NULL) + apart;
 }
 
-/* Whether the destination is to pass the caches: it, and what it is made of, do not fit them anyway. */
+/* Whether the stores to the destination pass the caches by. They do where the destination and the arrays that it is
+ * computed from do not fit into the caches anyway. */
 static int worth_streaming(const operation *op)
 {
     const bncore_arrays *a = &op->arrays;

@@ -14,11 +14,11 @@ int main(void)
         bncore_kernel_set kernels = *bncore_kernels_now()->set[BNCORE_FLOAT32];
         kernels.streams = streams;
         operation op = {.problem = &problem,
-                 .kernels = &kernels,
-                 .g = bncore_partition(n, channels, inner),
-                 .arrays = {.dst = &y, .x = &x},
-                 .item = sizeof(float),
-                 .apply_planes = kernels.normalize_planes[0]};
+                        .kernels = &kernels,
+                        .g = bncore_partition(n, channels, inner),
+                        .arrays = {.dst = &y, .x = &x},
+                        .item = sizeof(float),
+                        .apply_planes = kernels.normalize_planes[0]};
         bncore_schedule(&op);
         printf("%d\n", op.arrays.stream);
     }
