@@ -1,4 +1,7 @@
-"""Per-channel statistics as values: what training returns, backward takes and ranks exchange."""
+"""Per-channel statistics: `Moments`, which training returns, and `GradSums` of backward.
+
+Both can be merged, pickled and exchanged between processes.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncore.arguments import scalars
+from bncore.arguments.float_environment import silent_arithmetic
 from bncore.arguments.parameters import vector
 
 Stat: TypeAlias = npt.NDArray[np.float64]
@@ -17,15 +21,15 @@ _new = object.__new__
 
 
 def _frozen_copy(values: npt.NDArray[np.floating[Any]]) -> Stat:
-    """Copy to a float64 array that nobody can write to."""
-    with np.errstate(all="ignore"):
+    """Copy the values to a read-only float64 array."""
+    with silent_arithmetic():
         copy = np.array(values, dtype=np.float64, order="C")
     copy.flags.writeable = False
     return copy
 
 
 def _pair(first: str, a: object, second: str, b: object) -> tuple[Stat, Stat]:
-    """Copy two per-channel arrays of one size."""
+    """Copy two per-channel arrays, which must have the same size."""
     one = vector(first, a, None)
     two = vector(second, b, one.shape[0])
     return _frozen_copy(one), _frozen_copy(two)
@@ -42,13 +46,16 @@ def _below_2_63(count: int) -> int:
 
 
 def variance(count: int, m2: Stat, correction: float) -> Stat:
-    """Compute m2 / (count - correction), in silence; NaN or inf where that divides by 0."""
-    with np.errstate(all="ignore"):
+    """Compute m2 / (count - correction) without warnings; NaN or inf where it divides by 0."""
+    with silent_arithmetic():
         return m2 / max(count - correction, 0.0)
 
 
 def _two_sum(a: Stat, b: Stat) -> tuple[Stat, Stat]:
-    """Return fl(a + b) and what it lost, exactly (Knuth 1969); lost is 0 where it is not finite."""
+    """Return the rounded a + b and the exact rounding error (Knuth 1969).
+
+    The error is returned as 0 where it is not finite.
+    """
     total = a + b
     part = total - a
     lost = (a - (total - part)) + (b - part)
@@ -56,13 +63,13 @@ def _two_sum(a: Stat, b: Stat) -> tuple[Stat, Stat]:
 
 
 def _reduced(value: object, slots: tuple[str, ...]) -> tuple[Any, ...]:
-    """Return what pickle and copy make an object again from."""
+    """Return what pickle and copy need to make the object again."""
     fields = {name: getattr(value, name) for name in slots}
     return _restored, (type(value), fields), getattr(value, "__dict__", None)
 
 
 def _restored(kind: type, fields: dict[str, Any]) -> Any:
-    """Make an object of one of this module's classes, or of a subclass, of its saved fields."""
+    """Make an object of one of this module's classes, or of a subclass, from its saved fields."""
     self: Any = _new(kind)
     for name, value in fields.items():
         if isinstance(value, np.ndarray):
@@ -72,10 +79,10 @@ def _restored(kind: type, fields: dict[str, Any]) -> Any:
 
 
 def _of_class(kind: Any, value: object) -> Any:
-    """Return an object of one of this module's classes: `value`, or what a subclass holds.
+    """Return `value`, or for an instance of a subclass an object of this module's own class.
 
-    A subclass may override the properties, and answer with arrays of any size, or with another one
-    every time.
+    A subclass may override the properties, and return arrays of any size or another array every
+    time.
     """
     if type(value) is kind:
         return value
@@ -86,9 +93,10 @@ def _of_class(kind: Any, value: object) -> Any:
 class Moments:
     """Count, mean and sum of squared deviations of every channel.
 
-    Immutable; its arrays are read-only (whoever undoes that with ``setflags`` changes the moments).
-    Two of them merge into the moments of both batches together, so statistics of
-    micro-batches, of chunks of a file or of several machines need no second pass over data.
+    Moments are immutable and their arrays are read-only.  (If you make an array writable with
+    ``setflags``, you can change the moments.)  Two of them can be merged into the moments of both
+    batches together.  So statistics of micro-batches, of chunks of a file or of several machines
+    need no second pass over the data.
 
     Parameters
     ----------
@@ -102,8 +110,8 @@ class Moments:
     Raises
     ------
     TypeError, ValueError
-        Where `count` is no integer or negative, or an array is not 1-D, of a floating dtype and of
-        the same size as the other, or an m2 is negative.
+        If `count` is not an integer or is negative, if an array is not 1-D, has no floating dtype
+        or differs from the other in size, or if an m2 is negative.
 
     Examples
     --------
@@ -123,7 +131,7 @@ class Moments:
     _count: int
     _mean: Stat
     _m2: Stat
-    _low: Stat | float  # what rounding took from the mean, where it was merged
+    _low: Stat | float  # the rounding error of a merged mean
 
     def __init__(self, count: SupportsIndex, mean: npt.ArrayLike, m2: npt.ArrayLike) -> None:
         number = _below_2_63(scalars.integer_at_least("count", count, 0))
@@ -159,17 +167,18 @@ class Moments:
         Parameters
         ----------
         other : Moments
-            Of the same number of channels.
+            Moments with the same number of channels.
 
         Returns
         -------
         Moments
-            ``self`` or ``other`` itself where the other one has count 0.
+            The merged moments.  If one of the two has count 0, the other one itself is returned.
 
         Raises
         ------
         TypeError, ValueError
-            Where `other` is no Moments or has other channels, or 2**63 values come together.
+            If `other` is not a Moments or has another number of channels, or if the counts add up
+            to 2**63 or more.
 
         References
         ----------
@@ -184,8 +193,8 @@ class Moments:
         if self.count == 0:
             return other
         count = _below_2_63(self.count + other.count)
-        share = other.count / count
-        with np.errstate(all="ignore"):
+        with silent_arithmetic():
+            share = other.count / count
             delta, lost = _two_sum(other.mean, -self.mean)
             delta += lost + (other._low - self._low)
             mean, lost = _two_sum(self.mean, delta * share)
@@ -199,18 +208,20 @@ class Moments:
         Parameters
         ----------
         correction : float, default 0
-            0 for the population variance, which normalizes; 1 for the unbiased estimate.
+            0 for the population variance, which batch norm normalizes by; 1 for the unbiased
+            estimate.
 
         Returns
         -------
         (C,) ndarray of float64
-            In x's unit squared.  NaN, or inf where m2 > 0, if `count` is not above `correction`.
+            The variance, in x's unit squared.  If `count` is not above `correction`, it is inf
+            where m2 > 0, and NaN elsewhere.
         """
         return variance(self.count, self.m2, scalars.real("correction", correction))
 
     def std(self, correction: float = 0) -> Stat:
         """Return the standard deviation per channel, the square root of ``var(correction)``."""
-        with np.errstate(all="ignore"):
+        with silent_arithmetic():
             return np.sqrt(self.var(correction))
 
     def invstd(self, eps: float) -> Stat:
@@ -224,10 +235,10 @@ class Moments:
         Returns
         -------
         (C,) ndarray of float64
-            inf where the variance and `eps` are 0.
+            It is inf where both the variance and `eps` are 0.
         """
         eps = scalars.real("eps", eps, 0.0)
-        with np.errstate(all="ignore"):
+        with silent_arithmetic():
             return 1.0 / np.sqrt(self.var() + eps)
 
     def __eq__(self, other: object) -> bool:
@@ -245,7 +256,7 @@ class Moments:
 
 
 def trusted_moments(count: int, mean: Stat, m2: Stat, low: Stat | float = 0.0) -> Moments:
-    """Make Moments of arrays that nobody else writes to, unchecked and not copied."""
+    """Make Moments of arrays that nobody else writes to, without checks or copies."""
     mean.setflags(write=False)
     m2.setflags(write=False)
     return frozen_moments(count, mean, m2, low)
@@ -262,7 +273,7 @@ def frozen_moments(count: int, mean: Stat, m2: Stat, low: Stat | float = 0.0) ->
 
 
 def concatenated(runs: Sequence[Moments]) -> Moments:
-    """Return the moments of all channels, from those of runs of channels; of one count."""
+    """Join the moments of consecutive ranges of channels, which must have the same count."""
     if len(runs) == 1:
         return runs[0]
     low = np.concatenate([np.broadcast_to(run._low, run.mean.shape) for run in runs])
@@ -271,7 +282,7 @@ def concatenated(runs: Sequence[Moments]) -> Moments:
 
 
 def given_moments(name: str, value: object) -> Moments:
-    """Return `value`, which has to be Moments."""
+    """Return `value` if it is a Moments; raise otherwise."""
     if not issubclass(type(value), Moments):
         raise TypeError(f"{name}: expected Moments, got {scalars.shown(value)}")
     moments: Moments = _of_class(Moments, value)
@@ -279,7 +290,7 @@ def given_moments(name: str, value: object) -> Moments:
 
 
 def checked_moments(name: str, value: object, channels: int) -> Moments:
-    """Return `value`, which has to be Moments of so many channels."""
+    """Return `value` if it is a Moments with this number of channels; raise otherwise."""
     moments = given_moments(name, value)
     if moments.mean.shape[0] != channels:
         raise ValueError(f"{name}: expected {channels} channels, got {moments.mean.shape[0]}")
@@ -289,7 +300,8 @@ def checked_moments(name: str, value: object, channels: int) -> Moments:
 class GradSums:
     """Sums of dy and of dy * xhat over every channel: the gradients of bias and of weight.
 
-    Immutable, as `Moments` are.  Sums of pieces of a batch add up: ``a + b``, or ``a.merge(b)``.
+    They are immutable, as `Moments` are.  Add the sums of the pieces of a batch with ``a + b`` or
+    ``a.merge(b)``.
 
     Parameters
     ----------
@@ -301,7 +313,7 @@ class GradSums:
     Raises
     ------
     TypeError, ValueError
-        Where an array is not 1-D, of a floating dtype and of the same size as the other.
+        If an array is not 1-D, has no floating dtype or differs from the other in size.
 
     Examples
     --------
@@ -330,9 +342,9 @@ class GradSums:
         return self._sum_dy_xhat
 
     def merge(self, other: GradSums) -> GradSums:
-        """Return the sums over both pieces.  Raise where `other` is of other channels or type."""
+        """Return the sums over both pieces; raise if `other` has other channels or another type."""
         other = checked_sums("other", other, self.sum_dy.shape[0])
-        with np.errstate(all="ignore"):
+        with silent_arithmetic():
             return trusted_sums(self.sum_dy + other.sum_dy, self.sum_dy_xhat + other.sum_dy_xhat)
 
     def __add__(self, other: GradSums) -> GradSums:
@@ -353,7 +365,7 @@ class GradSums:
 
 
 def trusted_sums(sum_dy: Stat, sum_dy_xhat: Stat) -> GradSums:
-    """Make GradSums of arrays that nobody else writes to, unchecked and not copied."""
+    """Make GradSums of arrays that nobody else writes to, without checks or copies."""
     sum_dy.setflags(write=False)
     sum_dy_xhat.setflags(write=False)
     return frozen_sums(sum_dy, sum_dy_xhat)
@@ -368,7 +380,7 @@ def frozen_sums(sum_dy: Stat, sum_dy_xhat: Stat) -> GradSums:
 
 
 def checked_sums(name: str, value: object, channels: int) -> GradSums:
-    """Return `value`, which has to be GradSums of so many channels."""
+    """Return `value` if it is a GradSums with this number of channels; raise otherwise."""
     if not issubclass(type(value), GradSums):
         raise TypeError(f"{name}: expected GradSums, got {scalars.shown(value)}")
     sums: GradSums = _of_class(GradSums, value)

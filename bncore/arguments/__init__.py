@@ -1,1 +1,1 @@
-"""The first room: checks of everything that a caller passes, before anything is written."""
+"""Checks of everything that a caller passes, done before anything is written."""

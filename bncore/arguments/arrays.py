@@ -1,4 +1,4 @@
-"""Checks of array arguments: what is an array, its dtype, and whether it can be written.
+"""Checks of array arguments: whether they are arrays, their dtype, and whether they are writable.
 
 Every message reads "<argument>: expected <what>, got <what>".
 """
@@ -11,33 +11,35 @@ import numpy as np
 import numpy.typing as npt
 
 from bncore.arguments import layout
-from bncore.arguments.float_environment import default_environment
+from bncore.arguments.float_environment import silent_arithmetic
 from bncore.arguments.layout import NATIVE_DTYPES, Array
 from bncore.arguments.scalars import shown
 
 
 def _holds_mask(value: object) -> bool:
-    """Tell whether a list or tuple has a masked array in it, at any depth."""
+    """Tell whether a list or tuple contains a masked array, at any depth."""
     if isinstance(value, (list, tuple)):
         return any(map(_holds_mask, value))
     return isinstance(value, np.ma.MaskedArray)
 
 
 def memory_of(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return a new view of an array's memory that is of NumPy's own class.
+    """Return a new view of an array's memory that has NumPy's own class.
 
-    A subclass may answer with any dtype, shape, strides or flags, since Python properties can
-    replace them, and a kernel that believed it would write beside the memory.  The view has what
-    the array really is, and keeps it when somebody changes the array's shape or dtype in place.
+    A subclass can replace dtype, shape, strides and flags by Python properties that return
+    anything, and a kernel that relied on them would write outside the memory.  The view has the
+    array's real dtype, shape, strides and flags.  It keeps them when somebody changes the array's
+    shape or dtype in place.
     """
     return np.ndarray.view(array, np.ndarray)
 
 
 def _require_inside_buffer(array: npt.NDArray[Any]) -> None:
-    """Refuse an array that an ``__array_interface__`` made larger than its buffer.
+    """Refuse an array whose ``__array_interface__`` claims more memory than its buffer has.
 
-    NumPy does not compare the two.  An interface that gives an address in place of a buffer is
-    believed, as is a DLPack capsule: nothing can tell how much memory is there.
+    NumPy does not compare the two.  If the interface gives an address instead of a buffer, or the
+    array comes from a DLPack capsule, its claim is trusted, because nobody can tell how much memory
+    there is.
     """
     try:
         buffer = memoryview(array.base)  # type: ignore[arg-type]
@@ -50,7 +52,7 @@ def _require_inside_buffer(array: npt.NDArray[Any]) -> None:
 
 
 def plain_array(name: str, value: object) -> npt.NDArray[Any]:
-    """Return `value` as an ndarray, itself where it is one of no subclass.
+    """Return `value` as an ndarray that has NumPy's own class.
 
     A masked array is refused, since its mask would be lost.
     """
@@ -66,7 +68,7 @@ def plain_array(name: str, value: object) -> npt.NDArray[Any]:
         raise TypeError(f"{name}: expected an array without a mask, got a MaskedArray in a list")
     try:
         if hasattr(type(value), "__dlpack__"):
-            if getattr(value, "is_neg", bool)():  # PyTorch gives such a view's memory as it is
+            if getattr(value, "is_neg", bool)():  # PyTorch gives the memory without the minus sign
                 raise TypeError("a view that negates, use tensor.resolve_neg()")
             return np.from_dlpack(value)  # type: ignore[arg-type]  # no copy
         array = np.asarray(value)
@@ -78,7 +80,7 @@ def plain_array(name: str, value: object) -> npt.NDArray[Any]:
 
 
 def dtype_shown(value: object, array: npt.NDArray[Any]) -> str:
-    """Describe a refused dtype: what is no array by its type, what can be converted with a hint."""
+    """Describe a refused dtype and how to convert it, or the type of what is not an array."""
     if array.dtype.kind == "O" and value is not array:
         return f"{shown(value)} (not called?)" if callable(value) else shown(value)
     if array.dtype.kind in "biuf":
@@ -97,10 +99,13 @@ def data_array(name: str, value: object) -> Array:
 
 
 def cast(array: Array, dtype: npt.DTypeLike) -> Array:
-    """Return `array` in `dtype`, rounded in silence; C-contiguous; not copied where it is that."""
+    """Return `array` as C-contiguous memory of `dtype`, rounded without warnings.
+
+    It is not copied if it is that already.
+    """
     if array.dtype == dtype:
         return np.ascontiguousarray(array)
-    with default_environment(), np.errstate(all="ignore"):
+    with silent_arithmetic():
         return np.ascontiguousarray(array, dtype=dtype)
 
 

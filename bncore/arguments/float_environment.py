@@ -1,9 +1,9 @@
-"""The floating-point environment that Python code of the package computes in.
+"""The floating-point environment in which the package's Python code computes.
 
-A program can change it for a thread: ``torch.set_flush_denormal(True)`` makes subnormal numbers
-zero.  The C core sets the default environment itself; what NumPy and Numba compute runs in it
-between the two ends of a ``with default_environment():``.  C's fenv.h does it, found by ctypes; on
-Windows, which has no such library, the environment stays the caller's.
+A program can change the environment of a thread: ``torch.set_flush_denormal(True)`` replaces
+subnormal numbers by zero.  The C core sets the default environment itself.  For NumPy and Numba,
+``with default_environment():`` does it, by calling the functions of C's fenv.h through ctypes.
+Windows has no such library, so the caller's environment stays in force there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from functools import wraps
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
-__all__ = ["default_environment", "in_default_environment"]
+import numpy as np
+
+__all__ = ["default_environment", "in_default_environment", "silent_arithmetic"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -24,7 +26,7 @@ SIZE = 64  # bytes: more than any system's fenv_t
 
 
 def _library() -> Any:
-    """Return the C library, where it has fegetenv and fesetenv; else None."""
+    """Return the C library if it has fegetenv and fesetenv, otherwise None."""
     try:
         library = ctypes.CDLL(None)
         library.fesetenv.argtypes = [ctypes.c_void_p]
@@ -46,7 +48,7 @@ _DEFAULT = _default() if _LIBRARY is not None else None
 
 
 class default_environment:
-    """Round to nearest, keep subnormal numbers; at the end, the caller's environment as it was."""
+    """Round to nearest and keep subnormal numbers; restore the caller's environment at the end."""
 
     __slots__ = ("_own",)
 
@@ -66,8 +68,28 @@ class default_environment:
             _LIBRARY.fesetenv(self._own)
 
 
+class silent_arithmetic(default_environment):
+    """The default environment, and no warning of NumPy's: for arithmetic on values per channel."""
+
+    __slots__ = ("_errstate",)
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        self._errstate = np.errstate(all="ignore")
+        self._errstate.__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._errstate.__exit__(kind, error, traceback)
+        super().__exit__(kind, error, traceback)
+
+
 def in_default_environment(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a function run in the default environment."""
+    """Make a function run in the default environment."""
 
     @wraps(function)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -13,14 +13,14 @@ Array: TypeAlias = npt.NDArray[np.floating[Any]]
 # The dtypes of x by their characters, in native byte order.
 NATIVE_DTYPES: dict[str, np.dtype[Any]] = {"f": np.dtype(np.float32), "d": np.dtype(np.float64)}
 
-# The work that np.shares_memory may do before the answer counts as "yes".
+# How much work np.shares_memory may do; if that is not enough, we assume an overlap.
 OVERLAP_WORK: Any = 1 << 16
 
 
 def memory_order(array: npt.NDArray[Any]) -> tuple[int, ...]:
-    """Return the axes, slowest in memory first: the order that NumPy's order="K" keeps.
+    """Return the axes, slowest in memory first; this is the order that NumPy's order="K" keeps.
 
-    The place of an axis of size 1 means nothing, since no step is taken along it.
+    The place of an axis of size 1 is arbitrary, because no step is ever taken along it.
     """
     axes = range(array.ndim)
     if array.flags.c_contiguous:
@@ -44,7 +44,7 @@ class Canonical(NamedTuple):
 
     @property
     def values_per_channel(self) -> int:
-        """How many values each channel has."""
+        """The number of values of each channel."""
         return self.outer * self.inner
 
 
@@ -67,12 +67,12 @@ def canonical(sizes: Sequence[int], start: int, stop: int) -> Canonical:
 
 
 def readable(view: npt.NDArray[Any]) -> bool:
-    """Tell whether the kernels can take the array's memory as it is."""
+    """Tell whether the kernels can use the array's memory without a copy."""
     return view.flags.c_contiguous and view.flags.aligned and view.dtype.isnative
 
 
 def block(array: Array, order: tuple[int, ...]) -> Array:
-    """Return the axes in this order as a C-contiguous native array; copied where it is not that."""
+    """Return the array with its axes in this order, C-contiguous and native; copy if necessary."""
     view = array.transpose(order)
     if readable(view):
         return view
@@ -80,13 +80,13 @@ def block(array: Array, order: tuple[int, ...]) -> Array:
 
 
 def in_one_block(array: Array) -> Array:
-    """Return the array as kernels can take it, in its own shape; copied where it is not that."""
+    """Return the array in its own shape with memory that kernels can use; copy if necessary."""
     order = memory_order(array)
     return block(array, order).transpose(sorted(range(array.ndim), key=order.__getitem__))
 
 
 def share_memory(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
-    """Tell whether the arrays have a byte in common; what is too hard to tell counts as yes."""
+    """Tell whether the arrays share a byte; the answer is yes if it is too hard to decide."""
     try:
         return np.shares_memory(a, b, max_work=OVERLAP_WORK)
     except np.exceptions.TooHardError:
@@ -94,7 +94,7 @@ def share_memory(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
 
 
 def same_elements(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
-    """Tell whether the arrays are the same elements of memory in the same order."""
+    """Tell whether the arrays have the same elements of memory in the same order."""
     if a is b:
         return True
     return (
@@ -108,7 +108,7 @@ def same_elements(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
 
 
 def meets_itself(array: npt.NDArray[Any]) -> bool:
-    """Tell whether elements of the array have a byte in common; hard cases count as yes."""
+    """Tell whether elements of the array share a byte; yes if it is too hard to decide."""
     if not array.size:
         return False
     reach = array.itemsize

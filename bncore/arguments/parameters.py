@@ -1,7 +1,7 @@
-"""What an argument with one value per channel may be: weight, bias, mean, variance and their like.
+"""Checks of arguments with one value per channel: weight, bias, mean, variance and the like.
 
-It has one dimension, a real floating dtype and as many values as there are channels.  The kernels
-read it as float64.
+Such an argument has one dimension, a real floating dtype and as many values as there are channels.
+The kernels read it as float64.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ Stat: TypeAlias = npt.NDArray[np.float64]
 
 
 class Parameter(NamedTuple):
-    """A per-channel argument: float64 values for the kernel, and the array that they came from."""
+    """A per-channel argument: float64 values for the kernel, and the array they came from."""
 
     values: Stat
     source: Array
 
 
 class NoParameter(NamedTuple):
-    """A per-channel argument that was left out."""
+    """A per-channel argument that the caller left out."""
 
     values: None = None
     source: None = None
 
 
 def vector(name: str, value: object, size: int | None, axis: object = None) -> Array:
-    """Return `value` as a 1-D array of a real float dtype, and of this size unless it is None.
+    """Return `value` as a 1-D array of a real float dtype; check its size unless `size` is None.
 
-    `axis` is the channel axis that the size is from, where there is one, for the message.
+    If the size is that of a channel axis, `axis` names this axis for the message.
     """
     array = plain_array(name, value)
     if array.dtype.kind != "f":
@@ -48,13 +48,13 @@ def vector(name: str, value: object, size: int | None, axis: object = None) -> A
 
 
 def float64(values: Array) -> Stat:
-    """Return values as contiguous, aligned float64: the array itself where it is that."""
+    """Return values as contiguous, aligned float64; copy only if necessary."""
     found: Any = cast(values, np.float64)
     aligned: Stat = found if found.flags.aligned else found.copy()
     return aligned
 
 
 def parameter(name: str, value: object, size: int | None, axis: object = None) -> Parameter:
-    """Return an argument with one value per channel, checked as `vector` does, as float64."""
+    """Check an argument with one value per channel as `vector` does, and return it as float64."""
     source = vector(name, value, size, axis)
     return Parameter(float64(source), source)

@@ -1,6 +1,6 @@
-"""x in the shape that the kernels take, and everything that has to agree with it.
+"""x in the shape that the kernels take, and the checks of all arguments that must fit x.
 
-An array that is one contiguous block of memory, in whatever order its axes lie there, is
+An array that is one contiguous block of memory, with its axes in any order, is viewed as
 (outer, channels, inner).  The order comes from the strides, not from the shape, so an NCHW-shaped
 view of NHWC memory is (N*H*W, C, 1) and is not copied.
 
@@ -21,7 +21,7 @@ from bncore.arguments.layout import NATIVE_DTYPES, Array
 from bncore.arguments.parameters import NoParameter, Parameter, Stat, parameter
 from bncore.arguments.scalars import one_axis, option, real
 
-# What makes a new array of a shape and dtype, as `numpy.empty` does.
+# A function that makes a new array from a shape and a dtype, as `numpy.empty` does.
 Allocate: TypeAlias = Callable[[tuple[int, ...], np.dtype[Any]], Array]
 
 ACTIVATIONS = ("relu", "leaky_relu")
@@ -31,11 +31,11 @@ ACTIVATIONS = ("relu", "leaky_relu")
 
 
 class Output:
-    """Where a result goes.
+    """The destination of a result.
 
     Attributes
     ----------
-    values : what the kernel writes to, in x's canonical shape
+    values : the array that the kernel writes to, in x's canonical shape
     memory : the caller's memory, in x's shape
     """
 
@@ -50,9 +50,9 @@ class Output:
         self.values = values
 
     def finish(self) -> Array:
-        """Return the array that the caller gets, filled also where the kernel did not write to it.
+        """Return the array that the caller gets, and fill it if the kernel wrote elsewhere.
 
-        It is the caller's own object, which may be of a subclass of ndarray.
+        It is the caller's own object, which may belong to a subclass of ndarray.
         """
         if self._copy is not None:
             np.copyto(*self._copy)
@@ -65,17 +65,17 @@ class Fusion(NamedTuple):
     activation: str | None
     slope: float
     residual: Array | None = None
-    source: Array | None = None  # the residual as given
+    source: Array | None = None  # the residual as the caller passed it
     dresidual: Array | None = None
     bias: Stat | None = None
 
     def asked(self) -> Fusion | None:
-        """Return itself, or None where nothing is fused."""
+        """Return itself, or None if nothing is fused."""
         plain = self.activation is None and self.residual is None and self.dresidual is None
         return None if plain else self
 
     def backward(self, bias: Parameter | NoParameter, dresidual: Output | None) -> Fusion | None:
-        """Return itself with what backward needs besides, or None where nothing is fused."""
+        """Return itself with the fields that backward needs, or None if nothing is fused."""
         target = None if dresidual is None else dresidual.values
         return self._replace(bias=bias.values, dresidual=target).asked()
 
@@ -84,16 +84,16 @@ class Fusion(NamedTuple):
 
 
 class Problem:
-    """x as (outer, channels, inner), and what has to agree with it.
+    """x as (outer, channels, inner), and the checks of arguments that must fit x.
 
     Attributes
     ----------
     x : (outer, channels, inner) array, C-contiguous, aligned, native-endian
-        x's own memory where it is one contiguous block, else one copy in x's memory order, made
-        when it is first asked for, so that a caller who only checks pays for none.
+        x's own memory if it is one contiguous block, otherwise one copy in x's memory order.  The
+        copy is made on first access, so that a caller who only checks arguments makes none.
     array : x's memory in its shape, a view that nobody else has
     shape, dtype : x's shape as given, and its dtype in native byte order
-    channels, count : number of channels, and of values per channel
+    channels, count : the number of channels, and of values per channel
     """
 
     __slots__ = (
@@ -102,8 +102,8 @@ class Problem:
     )  # fmt: skip
 
     def __init__(self, x: object, axis: object, source: Array | None = None) -> None:
-        """Take x; `source` is the caller's array where x is a copy, for overlaps with outputs."""
-        # A view, which stays as it is while other arguments run code of the caller.
+        """Check x.  If x is a copy, `source` is the caller's array, for overlaps with outputs."""
+        # This view stays as it is while the checks of other arguments run code of the caller.
         array = memory_of(data_array("x", x))
         if array.ndim < 2:
             raise ValueError(f"x: expected at least 2 dimensions, got {array.ndim}")
@@ -124,29 +124,29 @@ class Problem:
 
     @property
     def x(self) -> Array:
-        """The values of x as the kernels take them."""
+        """The values of x in the shape that the kernels take."""
         if self._canonical is None:
             self._canonical = layout.block(self.array, self._order).reshape(self._sizes)
         return self._canonical
 
     @property
     def empty(self) -> bool:
-        """Whether x holds no value, so that no kernel has anything to do."""
+        """Whether x has no values, so that there is nothing for a kernel to do."""
         return 0 in self._sizes
 
     def require_batch(self) -> None:
-        """Refuse one value per channel: its variance says nothing."""
+        """Refuse one value per channel, whose variance is always 0."""
         if self.count == 1:
             raise ValueError(
                 f"Expected more than 1 value per channel when training, got input size {self.shape}"
             )
 
     def gradient(self, dy: object) -> tuple[Array, Array]:
-        """Return dy in x's canonical shape, and as given."""
+        """Return dy in x's canonical shape, and as the caller passed it."""
         return self._like_x("dy", dy)
 
     def like_x(self, name: str, value: object) -> Array:
-        """Return an argument, which has to be of x's shape and dtype, as given."""
+        """Return an argument as an array, which must have x's shape and dtype."""
         array = memory_of(data_array(name, value))
         if array.shape != self.shape:
             raise ValueError(f"{name}: expected shape {self.shape}, got {array.shape}")
@@ -155,12 +155,12 @@ class Problem:
         return array
 
     def _like_x(self, name: str, value: object) -> tuple[Array, Array]:
-        """Return such an argument in x's canonical shape, copied once if need be, and as given."""
+        """Return such an argument in x's canonical shape (copied if necessary), and as passed."""
         array = self.like_x(name, value)
         return layout.block(array, self._order).reshape(self._sizes), array
 
     def fusion(self, activation: object, negative_slope: object, residual: object) -> Fusion:
-        """Return what is fused with batch norm."""
+        """Check the activation and the residual, and return them as a `Fusion`."""
         largest = float(np.finfo(self.dtype).max)
         name = option("activation", activation, ACTIVATIONS)
         slope = real("negative_slope", negative_slope, 0.0, largest)
@@ -177,12 +177,12 @@ class Problem:
         return NoParameter() if value is None else self.parameter(name, value)
 
     def parameter_gradient(self, total: Stat, parameter: Parameter | NoParameter) -> Array:
-        """Return a per-channel sum in the parameter's dtype; in x's where there is none."""
+        """Return a per-channel sum in the parameter's dtype, or in x's without a parameter."""
         source = parameter.source
         return cast(total, self.dtype if source is None else source.dtype.newbyteorder("="))
 
     def zeros(self) -> Stat:
-        """Return a new per-channel array."""
+        """Return a new per-channel array of zeros."""
         return np.zeros(self.channels)
 
     def output(
@@ -193,11 +193,11 @@ class Problem:
         residual: Array | None = None,
         allocate: Allocate = np.empty,
     ) -> Output:
-        """Return where y or dx goes: into `out`, or into a new array in x's memory order.
+        """Return the destination of y or dx: `out`, or a new array in x's memory order.
 
-        `out` may be x, dy or the residual itself, the same elements in the same order; any other
-        overlap with an input would change the input while it is read.  `allocate` makes the new
-        array from its shape and dtype.
+        `out` may be x, dy or the residual itself, with the same elements in the same order.  With
+        any other overlap the kernel would change an input before it has read it.  `allocate` makes
+        the new array from its shape and dtype.
         """
         if out is None:
             new = self.new_array(allocate)
@@ -223,10 +223,11 @@ class Problem:
         residual: Array | None,
         parameters: Iterable[Parameter | NoParameter],
     ) -> Output | None:
-        """Return where the gradient by the residual goes, if it is wanted.
+        """Return the destination of the residual's gradient, or None if it is not wanted.
 
-        `dresidual` may be dy or the residual itself, which are read before it is written and not
-        after; x is read after, and dx is written after.
+        `dresidual` may be dy or the residual itself, because the kernel does not read them again
+        after it has written `dresidual`.  It must not overlap x, which is read afterwards, or dx,
+        which is written afterwards.
         """
         if dresidual is None:
             return None
@@ -243,7 +244,7 @@ class Problem:
         apart: dict[str, Array],
         parameters: Iterable[Parameter | NoParameter],
     ) -> Array:
-        """Return the memory of an array that can take a result: one of `itself`, or apart."""
+        """Return the memory of an output, which must be one of `itself` or overlap no input."""
         array = writable_array(name, value)
         if array.dtype.char != self.dtype.char:
             raise TypeError(f"{name}: expected {self.dtype}, got {array.dtype}")
@@ -268,7 +269,7 @@ class Problem:
         return array
 
     def _target(self, returned: Any, memory: Array) -> Output:
-        """Return memory of x's shape as an output, staged where the kernels cannot write it."""
+        """Return memory of x's shape as an output, with a temporary if kernels cannot write it."""
         view = memory.transpose(self._order)
         if layout.readable(view):
             return Output(returned, memory, view.reshape(self._sizes))

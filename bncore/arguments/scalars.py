@@ -1,4 +1,4 @@
-"""Validation of what is no array: numbers, flags, axes and names.
+"""Checks of arguments that are not arrays: numbers, flags, axes and names.
 
 Every message reads "<argument>: expected <what>, got <what>".
 """
@@ -13,14 +13,14 @@ import numpy as np
 
 
 def shown(value: object) -> str:
-    """Describe a value in a message: scalars as they are, anything else by its type."""
+    """Describe a value for a message: scalars by their value, anything else by its type."""
     if value is None or isinstance(value, (bool, int, float, str, np.generic)):
         return repr(value)
     return type(value).__name__
 
 
 def integer(name: str, value: object, expected: str) -> int:
-    """Return `value` as an int; a bool is none."""
+    """Return `value` as an int; refuse a bool."""
     if not isinstance(value, (bool, np.bool_)):
         try:
             return operator.index(value)  # type: ignore[arg-type]
@@ -30,7 +30,7 @@ def integer(name: str, value: object, expected: str) -> int:
 
 
 def integer_at_least(name: str, value: object, least: int) -> int:
-    """Return `value` as an int that is not below `least`."""
+    """Return `value` as an int, which must be at least `least`."""
     number = integer(name, value, f"an integer >= {least}")
     if number < least:
         raise ValueError(f"{name}: expected an integer >= {least}, got {number}")
@@ -39,7 +39,7 @@ def integer_at_least(name: str, value: object, least: int) -> int:
 
 def real(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
     """Return `value` as a finite float between `low` and `high`, both included."""
-    # The exact type first: asking an abstract class takes longer than all else here.
+    # Test the exact type first, because isinstance with an abstract class takes the longest.
     known = type(value) is float or type(value) is int
     if not known and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
         raise TypeError(f"{name}: expected a real number, got {shown(value)}")
@@ -64,7 +64,7 @@ def boolean(name: str, value: object) -> bool:
 
 
 def one_axis(axis: object, ndim: int, expected: str = "an integer") -> int:
-    """Return `axis` counted from 0."""
+    """Return `axis` as an index that counts from 0."""
     number = integer("axis", axis, expected)
     if not -ndim <= number < ndim:
         raise np.exceptions.AxisError(
@@ -77,7 +77,7 @@ def one_axis(axis: object, ndim: int, expected: str = "an integer") -> int:
 
 
 def several_axes(axis: object, ndim: int) -> tuple[int, ...]:
-    """Return the axes that `axis` names: all for None, else one integer or a tuple of them."""
+    """Return the axes that `axis` names: None for all, one integer, or a tuple of integers."""
     if axis is None:
         return tuple(range(ndim))
     expected = "None, an integer or a tuple of integers"
@@ -89,7 +89,7 @@ def several_axes(axis: object, ndim: int) -> tuple[int, ...]:
 
 
 def option(name: str, value: object, options: tuple[str, ...]) -> str | None:
-    """Return `value`, which has to be None or one of the options."""
+    """Return `value`, which must be None or one of the options."""
     if value is None:
         return None
     if isinstance(value, str) and value in options:

@@ -1,1 +1,1 @@
-"""Statistics of data that arrive in pieces: micro-batches, streams, whole data sets."""
+"""Statistics of data that arrive in pieces: micro-batches, streams and whole data sets."""

@@ -1,4 +1,4 @@
-"""A batch that arrives in pieces, normalized as one: exact gradient accumulation."""
+"""Normalize a batch that arrives in pieces as one batch, for exact gradient accumulation."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ Array = npt.NDArray[np.floating[Any]]
 
 
 class MicroBatches:
-    """One batch norm over a batch that arrives in pieces, to rounding that of the whole batch.
+    """Batch norm over a batch that arrives in pieces; the result is that of the whole batch.
 
-    Normalizing pieces one by one is another function: every piece would have statistics of its own.
-    Here each direction goes over the pieces twice, as one call goes over its array twice: `forward`
-    for their moments and for y, `backward` for the sums and for dx.  The pieces are the caller's to
-    keep or to make again; nothing of their size is held here.
+    The two differ only by rounding.  Normalizing the pieces one by one would compute something
+    else, because every piece would be normalized by its own statistics.  Each direction goes over
+    the pieces twice, as one call goes over its array twice: `forward` computes first their moments
+    and then y, `backward` first the sums and then dx.  The caller keeps the pieces or makes them
+    again; this object stores nothing of their size.
 
-    Where the pieces do not lie in a list, the four steps are methods: `add` every piece, then
-    `normalize` each; `add_gradient` of every piece, then `grad_input` of each.  No piece may be
-    added once another was normalized, since that one's y would be wrong.  A call that raises has
-    changed nothing.
+    If the pieces are not in a list, call the four steps yourself: `add` every piece, then
+    `normalize` each; `add_gradient` of every piece, then `grad_input` of each.  You cannot add a
+    piece after one was normalized, because its y would be wrong.  A call that raises has changed
+    nothing.
 
     Parameters
     ----------
@@ -41,16 +42,16 @@ class MicroBatches:
     Attributes
     ----------
     moments : Moments
-        Of the pieces so far; `update_running_stats` takes them once, at the end.
+        The moments of the pieces so far.  Pass them to `update_running_stats` once, at the end.
     sums : GradSums
-        Of the pieces so far.
+        The gradient sums of the pieces so far.
     dweight, dbias : (C,) ndarray
-        Gradients, in weight's dtype, or in that of the pieces where there is no weight.
+        Gradients, in weight's dtype, or in that of the pieces if there is no weight.
 
     Notes
     -----
-    In a network this goes layer by layer: every piece has to come to a batch norm before the first
-    one leaves it.
+    A network has to be computed layer by layer: all pieces must reach a batch norm before the first
+    one can leave it.
 
     References
     ----------
@@ -92,32 +93,32 @@ class MicroBatches:
         self._moments: Moments | None = None
         self._sums: GradSums | None = None
         self._summed = 0
-        self._complete = False  # whether the moments were used
+        self._complete = False  # whether the moments were used, so that no piece may be added
 
-    # What is known so far
+    # Results so far
 
     @property
     def moments(self) -> Moments:
-        """Moments of all pieces that were added."""
+        """The moments of all pieces that were added."""
         if self._moments is None:
             raise RuntimeError("moments: expected add of a piece before, got none")
         return self._moments
 
     @property
     def sums(self) -> GradSums:
-        """Sums of dy and dy * xhat over all pieces whose gradients were added."""
+        """The sums of dy and dy * xhat over all pieces whose gradients were added."""
         if self._sums is None:
             raise RuntimeError("sums: expected add_gradient of a piece before, got none")
         return self._sums
 
     @property
     def dweight(self) -> Array:
-        """Gradient of weight over all pieces."""
+        """The gradient of weight over all pieces."""
         return self._parameter_gradient(self._whole_sums().sum_dy_xhat)
 
     @property
     def dbias(self) -> Array:
-        """Gradient of bias over all pieces."""
+        """The gradient of bias over all pieces."""
         return self._parameter_gradient(self._whole_sums().sum_dy)
 
     def _parameter_gradient(self, total: npt.NDArray[np.float64]) -> Array:
@@ -125,7 +126,7 @@ class MicroBatches:
         return cast(total, dtype)
 
     def _whole_sums(self) -> GradSums:
-        """Return the sums, which have to be those of as many values as the moments are."""
+        """Return the sums, which must cover as many values as the moments do."""
         sums, count = self.sums, self.moments.count
         if self._summed != count:
             raise RuntimeError(
@@ -155,12 +156,12 @@ class MicroBatches:
                     f"x: expected {own.shape[0]} channels, as {source}, got {channels}"
                 )
         merged = found if self._moments is None else self._moments.merge(found)
-        # One step, which nothing can interrupt; the same below.
+        # This is one step, which nothing can interrupt.  The same holds below.
         vars(self).update(_moments=merged, _dtype=layout.NATIVE_DTYPES[array.dtype.char])
         return merged
 
     def normalize(self, x: npt.ArrayLike, *, out: Array | None = None) -> Array:
-        """Normalize a piece by the moments of all; `out` may be the piece itself."""
+        """Normalize a piece by the moments of all pieces; `out` may be the piece itself."""
         self._require_batch()
         given = self.moments, self._weight, self._bias
         y = normalize(self._piece(x), *given, out=out, eps=self._eps, **self._common)
@@ -178,13 +179,13 @@ class MicroBatches:
         return total
 
     def grad_input(self, dy: npt.ArrayLike, x: npt.ArrayLike, *, out: Array | None = None) -> Array:
-        """Compute dx of a piece from the sums of all; `out` may be `dy` or the piece itself."""
+        """Compute dx of a piece from all sums; `out` may be `dy` or the piece itself."""
         sums = self._whole_sums()
         given = self._piece(x), self.moments, sums, self._weight
         return grad_input(dy, *given, out=out, eps=self._eps, **self._common)
 
     def _piece(self, x: npt.ArrayLike) -> Array:
-        """Return a piece as an array, which has to be of the first one's dtype."""
+        """Return a piece as an array, which must have the first piece's dtype."""
         array = data_array("x", x)
         if self._dtype is not None and array.dtype.char != self._dtype.char:
             raise TypeError(f"x: expected {self._dtype} as in the first piece, got {array.dtype}")
@@ -199,22 +200,22 @@ class MicroBatches:
     # Both passes over all pieces
 
     def forward(self, pieces: Iterable[npt.ArrayLike]) -> Iterator[Array]:
-        """Take the moments of all pieces at once, and return an iterator over their y.
+        """Compute the moments of all pieces immediately; return an iterator over their y.
 
         Parameters
         ----------
         pieces : iterable of array_like
-            A list, or anything that gives the same pieces when it is iterated over again.
+            A list, or any object that gives the same pieces when it is iterated over again.
 
         Returns
         -------
         iterator of ndarray
-            y of each piece, computed when it is asked for.
+            y of each piece, computed when the iterator reaches it.
 
         Raises
         ------
         RuntimeError
-            If pieces were added before, or there is none.
+            If pieces were added before, or there are no pieces.
         TypeError, ValueError
             As `batch_norm_train`; and if the pieces cannot be iterated over again, or differ in
             their dtypes or channels.
@@ -234,20 +235,20 @@ class MicroBatches:
     def backward(
         self, dys: Iterable[npt.ArrayLike], pieces: Iterable[npt.ArrayLike]
     ) -> Iterator[Array]:
-        """Take the sums over all pieces at once, and return an iterator over their dx.
+        """Compute the sums over all pieces immediately; return an iterator over their dx.
 
-        `dweight` and `dbias` are there at once, too.
+        `dweight` and `dbias` are available immediately, too.
 
         Parameters
         ----------
         dys, pieces : iterable of array_like
-            Gradients by y, and the pieces of `forward`: lists, or anything that gives the same
-            arrays when it is iterated over again.
+            The gradients with respect to y, and the pieces of `forward`: lists, or objects that
+            give the same arrays when they are iterated over again.
 
         Returns
         -------
         iterator of ndarray
-            dx of each piece, computed when it is asked for.
+            dx of each piece, computed when the iterator reaches it.
         """
         if self._sums is not None:
             raise RuntimeError("backward: expected no sums yet, got some of add_gradient")
@@ -263,7 +264,7 @@ class MicroBatches:
 
 
 def repeatable(name: str, value: Iterable[Any]) -> Iterable[Any]:
-    """Return `value`, which has to be an iterable that starts anew every time."""
+    """Return `value`, which must be an iterable that starts anew every time."""
     if not isinstance(value, Iterable) or isinstance(value, Iterator):
         raise TypeError(
             f"{name}: expected an iterable that starts anew every time, such as a list, "

@@ -1,4 +1,4 @@
-"""Population statistics for the batch norm layers of a network, from data instead of averages."""
+"""Compute the running statistics of a network's batch norm layers from data, without averages."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from bncore.layer.rollback import Before
 from bncore.layer.state import finite
 from bncore.statistics import Moments
 
-# What a forward call leaves in a layer for its backward and for who asks, and the mode.
+# The attributes that a forward call changes (for backward and for the user), and the mode.
 CALL = ("training", "moments", "_saved")
 
 
 def batch_norms(network: Any) -> Iterator[BatchNorm]:
-    """Yield the batch norm layers of a network, each once, in the order in which they stand.
+    """Yield the batch norm layers of a network, each once, in the order in which they occur.
 
-    A `BatchNorm` is itself one; a mapping is searched by its values; an object with ``layers`` by
-    those; anything else that can be iterated over by its items.  What is none of these has none.
+    A `BatchNorm` yields itself.  Otherwise the function searches the values of a mapping, the
+    ``layers`` of an object that has this attribute, or the items of anything else that can be
+    iterated over.  Any other object has no batch norm layers.
 
     Parameters
     ----------
@@ -37,7 +38,7 @@ def batch_norms(network: Any) -> Iterator[BatchNorm]:
     >>> list(bncore.batch_norms([a, {"branch": [b, a]}])) == [a, b]
     True
     """
-    seen: dict[int, Any] = {}  # alive, or an object made later could have the id of a dead one
+    seen: dict[int, Any] = {}  # keeps the objects alive, so that no later object gets the same id
 
     def walk(part: Any) -> Iterator[BatchNorm]:
         if isinstance(part, (str, bytes)) or hasattr(part, "__array__") or id(part) in seen:
@@ -61,49 +62,52 @@ def recalibrate(
     forward: Callable[[Any], object] | None = None,
     sequential: bool = False,
 ) -> list[Moments | None]:
-    """Replace running statistics by those of all values of all batches, whatever their sizes.
+    """Replace running statistics by the statistics of all values of all batches.
 
-    A moving average remembers the last batches, of a network that was still changing, and gives a
-    small batch the weight of a large one.  Here every value counts once: for a network that has
-    been trained, averaged or quantized, or that is to work on other data than it was trained on.
+    A moving average remembers mostly the last batches, seen by a network that was still changing,
+    and gives a small batch the same weight as a large one.  This function gives every value the
+    same weight.  Use it for a network that has been trained, averaged or quantized, or that will
+    work on other data than it was trained on.
 
     Parameters
     ----------
     network : BatchNorm, or anything that holds some
-        As `batch_norms` finds them.  A layer that is frozen or has no running statistics is left
-        as it is.
+        `batch_norms` finds the layers in it.  A layer that is frozen or has no running statistics
+        is not changed.
     batches : iterable
-        What `forward` takes, one by one; for ``sequential=True`` it has to give the same batches
-        every time that it is iterated over.
+        The batches that `forward` takes, one by one.  With ``sequential=True`` it must give the
+        same batches every time that it is iterated over.
     forward : callable, optional
-        Runs the network on one batch; ``network.forward``, or the network itself, by default.
+        A function that runs the network on one batch; ``network.forward`` or the network itself by
+        default.
     sequential : bool, default False
-        False: one pass over the batches, in which all layers normalize by the statistics of the
-        batch, as in training.  A layer behind another one then sees what training would show it,
-        and not quite what evaluation will, where the other one's statistics are the population's.
-        True: one pass per layer, in the order of `batch_norms`, the ones before in evaluation with
-        their new statistics, so that every layer gets the statistics of what it will see.
+        If False, there is one pass over the batches, in which all layers normalize by the
+        statistics of the batch, as in training.  A layer that follows another one then sees the
+        values that it would see in training.  They differ a little from those in evaluation, where
+        the earlier layer uses the population's statistics.  If True, there is one pass per layer,
+        in the order of `batch_norms`.  The layers before it are then in evaluation with their new
+        statistics, so every layer gets the statistics of the values that it will see.
 
     Returns
     -------
     list of Moments or None
-        What each layer of `batch_norms` got, in its order.  None where a layer was left as it is,
-        which includes layers that no batch came to.
+        The moments that each layer got, in the order of `batch_norms`.  The entry is None for a
+        layer that was not changed, such as one that no batch reached.
 
     Raises
     ------
     TypeError, ValueError
-        If there is no layer to recalibrate, no batch, no forward to call, or `batches` is an
-        iterator and `sequential` is True; and what `forward` raises.  All layers are then as
-        before: one that knew no channels knows none.
+        If there is no layer to recalibrate, no batch or no forward to call, or if `batches` is an
+        iterator and `sequential` is True.  Exceptions of `forward` are passed on.  After any
+        exception all layers are as before; a layer that did not know its channels still does not.
 
     Notes
     -----
-    Other layers stay in the mode in which they are: dropout that is off in evaluation should be off
-    here, too.  A layer that is called several times for one batch counts its last call.
-    ``num_batches_tracked`` becomes the number of batches.  The modes are what they were, and so is
-    the last forward call: `BatchNorm.moments` are its, a backward that it still waits for is right,
-    and no batch is held.
+    The function does not change the mode of other layers, so switch dropout off yourself.  If a
+    layer is called several times for one batch, only its last call counts.
+    ``num_batches_tracked`` becomes the number of batches.  Afterwards the layers are in their old
+    modes.  They also remember their last forward call before this function: `BatchNorm.moments`
+    belongs to it, a backward for it still works, and none of the batches is kept.
 
     References
     ----------
@@ -155,7 +159,7 @@ def recalibrate(
 
 
 def _forward_of(network: Any, forward: object) -> Callable[[Any], object]:
-    """Return what runs the network."""
+    """Return the function that runs the network."""
     run: Any = getattr(network, "forward", network) if forward is None else forward
     if not callable(run):
         name = (
@@ -171,7 +175,7 @@ def _forward_of(network: Any, forward: object) -> Callable[[Any], object]:
 def _pass(
     layers: Sequence[BatchNorm], batches: Iterable[Any], run: Callable[[Any], object]
 ) -> dict[int, Moments]:
-    """Run all batches, and give the layers, which are in training, the moments of what they saw."""
+    """Run all batches with the layers in training, and set the layers' statistics from them."""
     total: dict[int, Moments] = {}
     merged = dict.fromkeys(map(id, layers), 0)
     number = 0

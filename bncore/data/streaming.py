@@ -1,7 +1,7 @@
-"""Moments of more than fits in memory: of arrays that come one by one, and of a mapped file.
+"""Moments of data that do not fit in memory: arrays that come one by one, or a mapped file.
 
-Both read every value once and keep nothing of x's size.  What several processes find, each in a
-part of the data, merges: `Moments` pickle.
+Both functions read every value once and keep nothing of x's size.  Several processes can each
+compute the moments of a part of the data; `Moments` can be pickled and merged.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bncore.statistics import Moments, concatenated
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 Advance: TypeAlias = Callable[[int], object]
 
-BLOCK_BYTES = 1 << 24  # enough that a call's own cost vanishes; small beside what may stay mapped
+BLOCK_BYTES = 1 << 24  # large against the fixed cost of a call, small against the memory
 LEAST_BLOCK_BYTES = 1 << 12
 
 
@@ -32,26 +32,28 @@ def merged_moments(
     axis: SupportsIndex = 1,
     n_threads: int | None = None,
 ) -> Moments:
-    """Compute the moments of all pieces together; they are taken one by one.
+    """Compute the moments of all pieces together, reading one piece after the other.
 
     Parameters
     ----------
     pieces : iterable of array_like or Moments
-        Micro-batches, chunks of a file, or the moments that other processes found: arrays as
-        `moments` takes them, all of one number of channels.  A generator will do: every piece is
-        asked for once, and dropped before the next.
+        Micro-batches, chunks of a file, or moments that other processes computed.  Arrays are as
+        `moments` takes them, and all have the same number of channels.  It may be a generator: the
+        function asks for every piece once, and drops it before the next.
     axis, n_threads
         As in `moments`.
 
     Returns
     -------
     Moments
-        Merged in the order of the pieces.  They differ from those of one whole array by rounding.
+        The moments of all pieces, merged in their order.  They differ from those of one whole array
+        only by rounding.
 
     Raises
     ------
     TypeError, ValueError
-        As `moments`; and if there is no piece, or one has other channels than the first.
+        As `moments`; and if there is no piece, or a piece has another number of channels than the
+        first.
 
     References
     ----------
@@ -87,14 +89,14 @@ def merged_moments(
 
 
 class Blocks:
-    """An array divided into blocks that lie one after another in memory.
+    """An array divided into blocks that follow one another in memory.
 
-    The axes are taken in memory order.  Slow axes are divided into single steps, one axis into
-    runs, and the axes that are faster than that one stay whole.
+    The axes are taken in memory order.  One axis is divided into ranges.  The slower axes are
+    divided into single steps, and the faster axes stay whole.
 
     Attributes
     ----------
-    axis : where the channel axis is, in the order of memory
+    axis : the position of the channel axis in memory order
     """
 
     __slots__ = ("_run", "_split", "_view", "axis")
@@ -126,10 +128,10 @@ class Blocks:
 
 
 class Pages:
-    """The pages of a mapped file that an array lies in; nothing where it lies in none.
+    """The pages of the mapped file that holds an array; without a mapped file it does nothing.
 
-    A page that was read counts as this process's memory until it is given back, and the system
-    keeps it in its cache either way.
+    A page that was read counts as this process's memory until the process gives it back.  The
+    system keeps it in its cache in either case.
     """
 
     __slots__ = ("_map", "_start")
@@ -148,7 +150,7 @@ class Pages:
         self._map.madvise(advice, first, high - self._start - first)
 
     def expect(self, block: npt.NDArray[Any]) -> None:
-        """Let the system read ahead."""
+        """Ask the system to read the block ahead."""
         self._advise("MADV_WILLNEED", block)
 
     def drop(self, block: npt.NDArray[Any]) -> None:
@@ -157,10 +159,10 @@ class Pages:
 
 
 def _file_map(x: npt.NDArray[Any]) -> mmap.mmap | None:
-    """Return the map that x lies in, if giving its pages back loses nothing.
+    """Return the map that x lies in, if its pages can be given back without loss.
 
-    A private map that was written to would lose what was written: so a map has to be read-only,
-    or one of NumPy's that are shared.
+    A private map that was written to would lose the written values.  The map must therefore be
+    read-only, or a shared map of NumPy.
     """
     base: object = x
     shared = False
@@ -176,7 +178,7 @@ def _file_map(x: npt.NDArray[Any]) -> mmap.mmap | None:
 
 
 def _bar(total: int) -> AbstractContextManager[Advance]:
-    """Return rich's progress bar for so many bytes."""
+    """Return rich's progress bar for this number of bytes."""
     try:
         from rich import progress
     except ImportError as error:
@@ -200,7 +202,7 @@ def _bar(total: int) -> AbstractContextManager[Advance]:
 
 
 def _advancing(progress: object, total: int) -> AbstractContextManager[Advance]:
-    """Return what to call with the bytes of each finished block."""
+    """Return the function to call with the number of bytes of each finished block."""
     if callable(progress):
         return nullcontext(progress)
     if not isinstance(progress, bool):
@@ -221,37 +223,37 @@ def stream_moments(
 ) -> Moments:
     """Compute the moments of an array that may be larger than memory, block by block.
 
-    Of a mapped file (`numpy.memmap`, ``numpy.load(..., mmap_mode="r")``) the system is asked to
-    read the next block ahead, and the pages of each finished block are given back: this process
-    holds about two blocks of the file, and the system's cache as much as it likes.
+    For a mapped file (`numpy.memmap`, ``numpy.load(..., mmap_mode="r")``) the function asks the
+    system to read the next block ahead, and gives the pages of each finished block back.  So the
+    process holds about two blocks of the file; the system's cache may hold more.
 
     Parameters
     ----------
     x : array_like of float32 or float64, of 2 or more dimensions
-        Of any memory order.  What is no contiguous block, is unaligned or in foreign byte order is
-        copied block by block.
+        An array in any memory order.  It is copied block by block if it is not contiguous, is
+        unaligned or has a foreign byte order.
     axis : int, default 1
         The channel axis.
     block_bytes : int, default 16 MiB
-        At most so many bytes are read at a time; >= 4096.
+        The largest number of bytes to read at a time; >= 4096.
     progress : bool or callable, default False
-        True shows a bar of rich.  A function is called with the number of bytes of every block
-        that is done, such as the ``update`` of a tqdm bar.
+        True shows a progress bar of rich.  A function, such as the ``update`` of a tqdm bar, is
+        called with the number of bytes of every finished block.
     n_threads : int, optional
-        At most so many threads; by default what `get_num_threads` returns.
+        The largest number of threads to use; `get_num_threads()` by default.
 
     Returns
     -------
     Moments
-        As `moments` gives them, to rounding: blocks are merged, in the order of memory, so the last
-        bits depend on `block_bytes` as well as on the layout.
+        They differ from those of `moments` only by rounding.  Blocks are merged in memory order, so
+        the last bits depend on `block_bytes` as well as on the layout.
 
     Raises
     ------
     TypeError, ValueError
-        As `moments`; and where `block_bytes` or `progress` is not as above.
+        As `moments`; and if `block_bytes` or `progress` is not as described above.
     ImportError
-        Where `progress` is True and rich is not installed.
+        If `progress` is True and rich is not installed.
 
     Notes
     -----
@@ -280,7 +282,7 @@ def stream_moments(
     if array.size == 0:
         return moments(array, axis=channel_axis, n_threads=n_threads)
     blocks, pages = Blocks(array, channel_axis, size), Pages(array)
-    found: dict[int, Moments] = {}  # by the first channel of a run of channels
+    found: dict[int, Moments] = {}  # by the first channel of a range of channels
     with advancing as advance:
         waiting = iter(blocks)
         after = next(waiting, None)

@@ -1,1 +1,1 @@
-"""The public functions: train, infer, the four steps, and what is made of them."""
+"""The public functions: training, inference, the four steps, and the norms built on them."""

@@ -1,4 +1,4 @@
-"""Batch norm with given statistics as a scale and a shift, and folded into the layer before it."""
+"""Turn a batch norm with given statistics into a scale and a shift, or fold it into a layer."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from bncore.arguments import scalars
 from bncore.arguments.arrays import dtype_shown, plain_array
+from bncore.arguments.float_environment import silent_arithmetic
 from bncore.arguments.parameters import parameter
 
 Array = npt.NDArray[np.floating[Any]]
@@ -16,7 +17,7 @@ Stat = npt.NDArray[np.float64]
 
 
 class ScaleShift(NamedTuple):
-    """Batch norm in evaluation, as y = x * scale + shift; (C,) arrays of float64."""
+    """Batch norm in evaluation as ``y = x * scale + shift``; both are (C,) arrays of float64."""
 
     scale: Stat
     shift: Stat
@@ -30,7 +31,7 @@ def as_scale_shift(
     *,
     eps: float = 1e-5,
 ) -> ScaleShift:
-    """Compute scale and shift of `batch_norm_infer`, which is ``x * scale + shift``.
+    """Compute the scale and the shift that give `batch_norm_infer` as ``x * scale + shift``.
 
     Parameters
     ----------
@@ -45,12 +46,13 @@ def as_scale_shift(
     Raises
     ------
     TypeError, ValueError
-        Where an argument is not as above.
+        If an argument is not as described above.
 
     Notes
     -----
-    For |mean| far above the standard deviation ``x * scale`` and ``shift`` cancel, and float32
-    loses as many digits as |mean|/std has; `batch_norm_infer` centers first and does not.
+    If |mean| is far above the standard deviation, ``x * scale`` and ``shift`` cancel, and float32
+    loses as many digits as |mean|/std has.  `batch_norm_infer` subtracts the mean first, so it does
+    not lose them.
 
     References
     ----------
@@ -64,7 +66,7 @@ def as_scale_shift(
     ScaleShift(scale=array([1.5]), shift=array([-2.]))
     """
     p = _BatchNorm(mean, var, weight, bias, eps)
-    with np.errstate(all="ignore"):
+    with silent_arithmetic():
         return ScaleShift(p.scale, p.bias - p.mean * p.scale)
 
 
@@ -82,7 +84,7 @@ class _BatchNorm:
             np.zeros(self.channels) if bias is None else _float64(f"{of}bias", bias, self.channels)
         )
         eps = scalars.real("eps", eps, 0.0)
-        with np.errstate(all="ignore"):
+        with silent_arithmetic():
             self.scale: Stat = gamma / np.sqrt(spread + eps)
 
 
@@ -102,24 +104,24 @@ def fold_into_linear(
     Parameters
     ----------
     weight : 2-D array_like of float
-        Of the linear layer.
+        The linear layer's weight.
     bias : (O,) array_like of float or None
-        Of the linear layer.
+        The linear layer's bias.
     mean, var, bn_weight, bn_bias, eps
-        Of the batch norm: the arguments of `batch_norm_infer`.
+        The batch norm's arguments, as in `batch_norm_infer`.
     layout : {"OI", "IO"}
-        The order of weight's axes: outputs first, or inputs.
+        The order of weight's axes: "OI" if outputs come first, "IO" if inputs do.
 
     Returns
     -------
     weight, bias : ndarray
-        New arrays of weight's dtype, computed in float64 and rounded once: the layer that does what
-        the two did.  There is a bias also where there was none.
+        The arrays of one linear layer that does the work of both: new arrays of weight's dtype,
+        computed in float64 and rounded once.  A bias is returned even if the layer had none.
 
     Raises
     ------
     TypeError, ValueError
-        Where an argument is not as above, or sizes do not agree.
+        If an argument is not as described above, or sizes do not agree.
 
     References
     ----------
@@ -149,41 +151,44 @@ def fold_into_conv(
     groups: int = 1,
     transposed: bool = False,
 ) -> tuple[Array, Array]:
-    """Fold a batch norm into the convolution before it, of any stride, padding and dilation.
+    """Fold a batch norm into the convolution before it.
+
+    The convolution may have any stride, padding and dilation.
 
     Parameters
     ----------
     weight : 3-D to 5-D array_like of float
-        Of a convolution in one to three dimensions.
+        The weight of a convolution in one to three dimensions.
     bias : (O,) array_like of float or None
-        Of the convolution.
+        The convolution's bias.
     mean, var, bn_weight, bn_bias, eps
-        Of the batch norm: the arguments of `batch_norm_infer`.
+        The batch norm's arguments, as in `batch_norm_infer`.
     layout : str, optional
-        One letter per axis of weight: O where output channels are, I where input channels are, D,
-        H or W elsewhere.  By default PyTorch's: "OIW", "OIHW", "OIDHW", and with `transposed`
-        "IOW", "IOHW", "IODHW".  Keras and JAX have "HWIO", and Keras "HWOI" where it transposes.
+        One letter per axis of weight: O for output channels, I for input channels, and D, H or W
+        for the others.  The default is PyTorch's order: "OIW", "OIHW", "OIDHW", or with
+        `transposed` "IOW", "IOHW", "IODHW".  Keras and JAX use "HWIO", and Keras uses "HWOI" for
+        transposed convolutions.
     groups : int, default 1
-        Of a grouped convolution, whose I has the size of one group.
+        The number of groups of the convolution.  The axis I then has the size of one group.
     transposed : bool, default False
-        Of a transposed convolution; where it is grouped, its O has the size of one group, and I
-        that of all.
+        Whether the convolution is transposed.  With groups, its axis O then has the size of one
+        group, and I the size of all groups together.
 
     Returns
     -------
     weight, bias : ndarray
-        New arrays of weight's dtype, computed in float64 and rounded once: the convolution that
-        does what the two did.  There is a bias also where there was none.
+        The arrays of one convolution that does the work of both: new arrays of weight's dtype,
+        computed in float64 and rounded once.  A bias is returned even if the convolution had none.
 
     Raises
     ------
     TypeError, ValueError
-        Where an argument is not as above, or sizes do not agree.
+        If an argument is not as described above, or sizes do not agree.
 
     Notes
     -----
-    It has to be the layer *before* the batch norm: one after it cannot take the shift where it pads
-    with zeros.
+    The convolution must come *before* the batch norm.  A convolution after it that pads with zeros
+    cannot absorb the shift.
 
     References
     ----------
@@ -221,7 +226,7 @@ def _folded(
     groups: int,
     transposed: bool,
 ) -> tuple[Array, Array]:
-    """Scale every output channel of a weight, and move the bias."""
+    """Scale every output channel of a weight, and compute the new bias."""
     array = _weight(weight, ranks)
     at_o, at_i = _axes(layout, array.ndim, transposed)
     split = at_i if transposed else at_o  # the axis that holds all groups
@@ -241,11 +246,11 @@ def _folded(
     shape = [1] * array.ndim
     shape[at_o] = array.shape[at_o]
     if transposed and groups > 1:
-        # Row i of I belongs to group i // (I / groups); output channels count group by group.
+        # Row i of I belongs to group i // (I / groups); output channels are numbered by group.
         rows = np.repeat(scale.reshape(groups, -1), array.shape[at_i] // groups, axis=0)
         shape[at_i] = array.shape[at_i]
         scale = rows if at_i < at_o else rows.T
-    with np.errstate(all="ignore"):
+    with silent_arithmetic():
         product = array.astype(np.float64, order="K") * scale.reshape(shape)
         moved = (before - norm.mean) * norm.scale + norm.bias
         dtype = array.dtype.newbyteorder("=")
@@ -253,7 +258,7 @@ def _folded(
 
 
 def _weight(value: object, ranks: tuple[int, int]) -> Array:
-    """Return a layer's weight: a real floating array with as many axes as the layer may have."""
+    """Return a layer's weight as a real floating array; refuse a wrong number of axes."""
     array = plain_array("weight", value)
     if array.dtype.kind != "f":
         raise TypeError(f"weight: expected a real floating dtype, got {dtype_shown(value, array)}")
@@ -264,7 +269,7 @@ def _weight(value: object, ranks: tuple[int, int]) -> Array:
 
 
 def _axes(layout: str | None, ndim: int, transposed: bool) -> tuple[int, int]:
-    """Return where the axes of output and of input channels are."""
+    """Return the positions of the axes of output and of input channels."""
     if layout is None:
         return (1, 0) if transposed else (0, 1)
     spatial = "DHW"[5 - ndim :] if ndim > 2 else ""

@@ -1,4 +1,4 @@
-"""Ghost batch norm: a large batch is normalized in parts, each by its own statistics."""
+"""Ghost batch norm: normalize a large batch in parts, each by its own statistics."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncore.arguments import scalars
+from bncore.arguments.float_environment import silent_arithmetic
 from bncore.arguments.problem import Problem
 from bncore.functions.train import batch_norm_train, batch_norm_train_backward
 from bncore.runtime import buffer_pool
@@ -24,16 +25,17 @@ class VirtualBatches:
     Attributes
     ----------
     problem : Problem
-        Of x.
+        The problem of the whole x.
     x : x's memory in its shape
-    slices, counts : of axis 0, and numbers of values per channel in them
+    slices : the slices of axis 0, one for each virtual batch
+    counts : the number of values per channel in each virtual batch
     """
 
     def __init__(self, x: object, size: object, axis: object) -> None:
         self.problem = Problem(x, axis)
         self.x = self.problem.array
         if scalars.one_axis(axis, self.x.ndim) == 0:
-            raise ValueError("axis: expected another axis than 0, the batch's, got 0")
+            raise ValueError("axis: expected an axis other than 0, the batch axis, got 0")
         number, length = scalars.integer_at_least("size", size, 1), self.x.shape[0]
         self.slices = [slice(a, min(a + number, length)) for a in range(0, length, number)]
         each = self.problem.count // max(length, 1)
@@ -56,25 +58,27 @@ def ghost_batch_norm(
     Parameters
     ----------
     x : array_like of float32 or float64, of 2 or more dimensions
-        As in `batch_norm_train`; where axis 0 is not the slowest in memory, a copy of each virtual
-        batch is made.
+        As in `batch_norm_train`.  If axis 0 is not the slowest in memory, each virtual batch is
+        copied.
     size : int
-        Samples (along axis 0) in a virtual batch; the last one is what is left.
+        The number of samples (along axis 0) in a virtual batch.  The last virtual batch holds the
+        samples that are left.
     weight, bias, axis, eps, out, n_threads
-        As in `batch_norm_train`; `axis` is not 0.
+        As in `batch_norm_train`; `axis` must not be 0.
 
     Returns
     -------
     y : ndarray
         `out`, or a new array of x's shape, dtype and memory order.
     moments : list of Moments
-        Of the virtual batches: `update_running_stats` takes each in turn, as the paper has it, or
-        those of the whole batch, which `merged_moments` gives.
+        The moments of each virtual batch.  To update running statistics as the paper does, pass
+        each to `update_running_stats` in turn; or pass the moments of the whole batch, which
+        `merged_moments` computes.
 
     Raises
     ------
     TypeError, ValueError
-        As `batch_norm_train`; and if a virtual batch has one value per channel.
+        As `batch_norm_train`; and if a virtual batch has only one value per channel.
 
     References
     ----------
@@ -125,24 +129,25 @@ def ghost_batch_norm_backward(
     out: Array | None = None,
     n_threads: int | None = None,
 ) -> tuple[Array, Array, Array]:
-    """Compute the gradients of `ghost_batch_norm`: those of the virtual batches.
+    """Compute the gradients of `ghost_batch_norm`, one virtual batch after the other.
 
     Parameters
     ----------
     moments, size
-        As `ghost_batch_norm` returned and took them.
+        The moments that `ghost_batch_norm` returned, and the size that it was given.
     dy, x, weight, axis, eps, out, n_threads
         As in `batch_norm_train_backward`.
 
     Returns
     -------
     dx, dweight, dbias : ndarray
-        As `batch_norm_train_backward`; summed over the virtual batches in float64.
+        As `batch_norm_train_backward`; dweight and dbias are summed over the virtual batches in
+        float64.
 
     Raises
     ------
     TypeError, ValueError
-        As `batch_norm_train_backward`; and if `moments` are not those of the virtual batches.
+        As `batch_norm_train_backward`; and if `moments` does not fit the virtual batches.
 
     References
     ----------
@@ -179,7 +184,7 @@ def ghost_batch_norm_backward(
         _, *sums = batch_norm_train_backward(
             source[part], v.x[part], one, wide, out=dx[part], **options
         )
-        with np.errstate(all="ignore"):
+        with silent_arithmetic():
             dweight += sums[0]
             dbias += sums[1]
     dx = dx if out is None else out

@@ -1,8 +1,8 @@
 """Instance norm and group norm: the kernels of batch norm, with statistics per sample and group.
 
-Statistics are those of a batch norm over groups, y and dx those of one over channels whose
-statistics repeat within a group: `bncore.functions.sample_groups` gives both views of the same
-memory.
+To compute the statistics, the groups of all samples are the channels of a batch norm.  To compute y
+and dx, every channel of every sample is a channel of a batch norm, and the channels of a group
+share one mean and variance.  `bncore.functions.sample_groups` gives both views of the same memory.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncore.arguments import scalars
+from bncore.arguments.float_environment import silent_arithmetic
 from bncore.backends import current
 from bncore.functions.sample_groups import SampleGroups
 from bncore.runtime import buffer_pool
@@ -21,10 +22,11 @@ from bncore.statistics import Moments, Stat, checked_moments, trusted_moments, v
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 
-# Below this share of the largest weight a channel's gradient is computed from weight * dy, in a
-# pass of its own: the kernel takes sums divided by the weight as float32, whose range they would
-# leave.  The share itself is a choice: sums may be as large as 2**107, and a smaller share would
-# allow less, for fewer temporaries.
+# If a channel's weight is below this share of the largest weight, its gradient is computed from
+# weight * dy in a separate pass.  Otherwise the kernel takes the sums divided by the weight as
+# float32, and dividing by a very small weight would leave float32's range.  With this share the
+# sums may be as large as 2**107.  A smaller share would need fewer temporaries, but would allow
+# only smaller sums.
 LEAST_WEIGHT = 2.0**-20
 
 
@@ -44,31 +46,33 @@ def group_norm(
     Parameters
     ----------
     x : array_like of float32 or float64, of 2 or more dimensions
-        Samples along axis 0.  No copy where a sample is one contiguous block in any memory order,
-        and samples follow one another; else one.
+        Samples lie along axis 0.  x is not copied if every sample is one contiguous block in any
+        memory order and the samples follow one another; otherwise it is copied once.
     groups : int
-        A divisor of the number of channels.  1 is layer norm over channels and positions with a
-        weight per channel; the number of channels is `instance_norm`.
+        The number of groups, a divisor of the number of channels.  With 1, this is layer norm over
+        channels and positions with a weight per channel; with the number of channels, it is
+        `instance_norm`.
     weight, bias : (C,) array_like of float, optional
         gamma and beta of every channel.
     axis : int, default 1
-        The channel axis; not 0.
+        The channel axis; it must not be 0.
     eps, out, n_threads
         As in `batch_norm_train`.
 
     Returns
     -------
     y : ndarray
-        `out`, or a new array of x's shape and dtype, in x's memory order; but where samples lie
-        between each other in x, one after another, each in its own memory order.
+        `out`, or a new array of x's shape and dtype, in x's memory order.  If samples are
+        interleaved in x's memory, the new array holds one sample after another.
     moments : Moments
-        Of samples * groups values, sample by sample: what `group_norm_backward` takes.
+        Moments with samples * groups entries, sample by sample.  Pass them to
+        `group_norm_backward`.
 
     Raises
     ------
     TypeError, ValueError
-        As `batch_norm_train`; and if `groups` does not divide the channels, or a group of a sample
-        has one value.
+        As `batch_norm_train`; and if `groups` does not divide the number of channels, or a group of
+        a sample has only one value.
 
     References
     ----------
@@ -99,7 +103,7 @@ def _forward(
     out: object,
     n_threads: SupportsIndex | None,
 ) -> tuple[Array, Moments]:
-    """Do `group_norm`; groups of one channel where `groups` is None."""
+    """Compute `group_norm`; if `groups` is None, every channel is a group."""
     kernels, threads = current().kernels, resolve(n_threads)
     g = SampleGroups(x, axis, groups)
     p = g.problem
@@ -143,15 +147,15 @@ def group_norm_backward(
     dy, x, weight, axis, eps, out, n_threads
         As in `batch_norm_train_backward`.
     moments, groups
-        As `group_norm` returned and took them.
+        The moments that `group_norm` returned, and the groups that it was given.
 
     Returns
     -------
     dx : ndarray
-        `out`, or a new array of x's shape and dtype, in x's memory order; but where samples lie
-        between each other in x, one after another, each in its own memory order.
+        `out`, or a new array of x's shape and dtype, in x's memory order.  If samples are
+        interleaved in x's memory, the new array holds one sample after another.
     dweight, dbias : (C,) ndarray
-        Summed over samples in float64, in weight's dtype, or in x's where there is no weight.
+        Summed over samples in float64, in weight's dtype, or in x's if there is no weight.
 
     Raises
     ------
@@ -160,8 +164,8 @@ def group_norm_backward(
 
     Notes
     -----
-    Where a weight is 0, or below 2**-20 of the largest, weight * dy is written to a temporary of
-    x's size first: the kernel divides by the weight otherwise.
+    The kernel divides by the weight.  If a weight is 0 or below 2**-20 of the largest, the function
+    therefore writes weight * dy to a temporary array of x's size first.
 
     References
     ----------
@@ -192,7 +196,7 @@ def _backward(
     out: object,
     n_threads: SupportsIndex | None,
 ) -> tuple[Array, Array, Array]:
-    """Do `group_norm_backward`; groups of one channel where `groups` is None."""
+    """Compute `group_norm_backward`; if `groups` is None, every channel is a group."""
     kernels, threads = current().kernels, resolve(n_threads)
     g = SampleGroups(x, axis, groups)
     p = g.problem
@@ -231,7 +235,7 @@ def _backward(
                 eps,
                 threads,
             )
-        with np.errstate(all="ignore"):
+        with silent_arithmetic():
             dbias += sums[0].reshape(-1, g.channels).sum(axis=0)
             dweight += sums[1].reshape(-1, g.channels).sum(axis=0)
     return dx.finish(), p.parameter_gradient(dweight, gamma), p.parameter_gradient(dbias, gamma)
@@ -240,12 +244,12 @@ def _backward(
 def _weighted(
     row: Stat | None, dy: Array, sums: Stat, wide: int
 ) -> tuple[Stat | None, Array, Stat]:
-    """Return weights per channel of a call, dy, and sums that give the gradient of the group.
+    """Return the weight of each channel, dy, and the sums for which the kernel gives dx.
 
-    The kernel computes ``weight * (dy - (sum_dy + xhat * sum_dy_xhat) / n)``: the sums of a group,
-    which have the weights in them, are divided by the channel's own.
+    The kernel computes ``weight * (dy - (sum_dy + xhat * sum_dy_xhat) / n)``.  The sums of a group
+    already contain the weights, so this function divides them by the channel's own weight.
     """
-    with np.errstate(all="ignore"):
+    with silent_arithmetic():
         weighted = sums if row is None else sums * row
         shared = weighted.reshape(2, -1, wide).sum(axis=2).repeat(wide, axis=1)
         if row is None:

@@ -1,4 +1,4 @@
-"""Batch normalization by given statistics, forward and backward."""
+"""Batch normalization by given mean and variance, forward and backward."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def batch_norm_infer(
     negative_slope: float = 0.01,
     residual: npt.ArrayLike | None = None,
 ) -> Array:
-    """Normalize every channel by given statistics, such as running ones.
+    """Normalize every channel by a given mean and variance, such as the running statistics.
 
     ``y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual)``; activation and
     residual are optional.
@@ -41,14 +41,15 @@ def batch_norm_infer(
     x : array_like of float32 or float64, of 2 or more dimensions
         See `batch_norm_train` for layouts and copies.
     mean, var : (C,) array_like of float
-        Statistics per channel, of any real floating dtype, read as float64; mean in x's unit, var
-        in its square.
+        Statistics per channel, of any real floating dtype, read as float64.  The mean is in x's
+        unit, the variance in x's unit squared.
     weight, bias : (C,) array_like of float, optional
-        gamma and beta; 1 and 0 where they are None.
+        gamma and beta; 1 and 0 if they are None.
     axis, eps, n_threads
         As in `batch_norm_train`.
     out : ndarray, optional
-        Where y goes: of x's shape and dtype, writable.  It may be `x` or `residual` itself.
+        A writable array of x's shape and dtype that receives y.  It may be `x` or `residual`
+        itself.
     activation, negative_slope, residual
         As in `batch_norm_train`.
 
@@ -64,7 +65,7 @@ def batch_norm_infer(
 
     Notes
     -----
-    A variance below 0 is not refused: a channel with ``var + eps < 0`` is NaN.
+    A negative variance is allowed: a channel with ``var + eps < 0`` becomes NaN.
 
     References
     ----------
@@ -142,22 +143,23 @@ def batch_norm_infer_backward(
     residual: npt.ArrayLike | None = None,
     dresidual: Array | None = None,
 ) -> tuple[Array, Array, Array]:
-    """Compute the gradients of `batch_norm_infer`, whose mean and var are constants.
+    """Compute the gradients of `batch_norm_infer`; mean and var are constants.
 
-    ``dx = dy * weight / sqrt(var + eps)``.  With an activation, dy times its derivative takes the
-    place of dy, as in `batch_norm_train_backward`.
+    ``dx = dy * weight / sqrt(var + eps)``.  With an activation, dy is first multiplied by the
+    activation's derivative, as in `batch_norm_train_backward`.
 
     Parameters
     ----------
     dy : array_like
-        Gradient of the loss by y; of x's shape and dtype.  In another memory order than x it is
-        copied once, into x's.
+        Gradient of the loss with respect to y, of x's shape and dtype.  It is copied once if its
+        memory order differs from x's.
     x : array_like of float32 or float64
         The input of the forward call.  See `batch_norm_train` for layouts and copies.
     mean, var, weight, axis, eps, n_threads
         As in the forward call.
     out : ndarray, optional
-        Where dx goes: of x's shape and dtype, writable.  It may be `dy`, `x` or `residual` itself.
+        A writable array of x's shape and dtype that receives dx.  It may be `dy`, `x` or
+        `residual` itself.
     bias, activation, negative_slope, residual, dresidual
         As in `batch_norm_train_backward`.
 
@@ -167,7 +169,7 @@ def batch_norm_infer_backward(
         `out`, or a new array of x's shape, dtype and memory order.
     dweight, dbias : (C,) ndarray
         ``sum(dy * xhat)`` and ``sum(dy)`` per channel, ``xhat = (x - mean) / sqrt(var + eps)``;
-        summed in float64, in weight's dtype, or in x's where there is no weight.
+        summed in float64, in weight's dtype, or in x's if there is no weight.
 
     Raises
     ------

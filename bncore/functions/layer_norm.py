@@ -1,8 +1,8 @@
-"""Layer norm: statistics of rows, a weight for every column.
+"""Layer norm: statistics for every row, a weight for every column.
 
-The kernels know one weight per statistic.  So rows are normalized as the channels of one call, and
-weighted as the rows of another whose channels are the columns, some rows at a time so that they
-stay in cache.
+The kernels take one weight per mean and variance.  Layer norm therefore needs two kernel calls: the
+first normalizes, and its channels are the rows; the second applies the weights, and its channels
+are the columns.  Both work on a few rows at a time, so that the rows stay in cache.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from bncore.arguments import layout, scalars
 from bncore.arguments.arrays import data_array, plain_array
+from bncore.arguments.float_environment import silent_arithmetic
 from bncore.arguments.parameters import NoParameter, Parameter, parameter
 from bncore.arguments.problem import Problem
 from bncore.backends import current
@@ -24,18 +25,18 @@ from bncore.statistics import Moments, Stat, checked_moments, trusted_moments
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 
-CHUNK_BYTES = 1 << 19  # x, dy and two temporaries of so many rows fit in the second-level cache
+CHUNK_BYTES = 1 << 19  # x, dy and two temporaries of this size fit in the second-level cache
 
 
 class Rows:
-    """x as rows of values that are normalized together.
+    """x as rows; the values of a row are normalized together.
 
     Attributes
     ----------
     problem : Problem
-        Of x in C order: its own memory, else one copy.
-    number, width : of rows, and of values in one
-    shape : of the normalized axes
+        The problem of x in C order: x's own memory, or one copy.
+    number, width : the number of rows, and of values in a row
+    shape : the shape of the normalized axes
     """
 
     def __init__(self, x: object, axis: object) -> None:
@@ -44,24 +45,24 @@ class Rows:
             raise ValueError(f"x: expected at least 2 dimensions, got {array.ndim}")
         first = scalars.one_axis(axis, array.ndim)
         if first == 0:
-            raise ValueError("axis: expected another axis than 0, the batch's, got 0")
+            raise ValueError("axis: expected an axis other than 0, the batch axis, got 0")
         rows = layout.block(array, tuple(range(array.ndim)))
         self.problem = Problem(rows, 0, source=array)
         self.shape = array.shape[first:]
         _, self.number, self.width = layout.canonical(array.shape, 0, first)
 
     def __iter__(self) -> Iterator[slice]:
-        """Yield runs of rows, one for each pair of kernel calls."""
+        """Yield ranges of rows, one for each pair of kernel calls."""
         each = max(CHUNK_BYTES // (self.width * self.problem.dtype.itemsize), 1)
         for start in range(0, self.number, each):
             yield slice(start, min(start + each, self.number))
 
     def of(self, values: Array, rows: slice) -> Array:
-        """Return some rows of an array of x's size."""
+        """Return a range of rows of an array of x's size."""
         return values.reshape(self.number, self.width)[rows]
 
     def optional(self, name: str, value: object) -> Parameter | NoParameter:
-        """Return an argument of the normalized shape as float64, or None."""
+        """Return an argument that has the normalized shape as float64, or None."""
         if value is None:
             return NoParameter()
         array = plain_array(name, value)
@@ -71,12 +72,12 @@ class Rows:
 
 
 def _lines(values: Array) -> Array:
-    """Return rows as the channels of a call."""
+    """Return the array with its rows as the channels of a kernel call."""
     return values.reshape(1, *values.shape)
 
 
 def _columns(values: Array) -> Array:
-    """Return columns as the channels of a call."""
+    """Return the array with its columns as the channels of a kernel call."""
     return values.reshape(*values.shape, 1)
 
 
@@ -90,36 +91,38 @@ def layer_norm(
     out: Array | None = None,
     n_threads: int | None = None,
 ) -> tuple[Array, Moments]:
-    """Normalize every sample over its last axes, with a weight for every element of these.
+    """Normalize every sample over its last axes, with one weight per normalized element.
 
     Parameters
     ----------
     x : array_like of float32 or float64, of 2 or more dimensions
-        Copied once where it is not C-contiguous, aligned and in native byte order.
+        It is copied once if it is not C-contiguous, aligned and in native byte order.
     weight, bias : array_like of float, of shape ``x.shape[axis:]``, optional
-        1 and 0 where they are None.
+        gamma and beta; 1 and 0 if they are None.
     axis : int, default -1
-        The first of the axes that are normalized together, which are this and all after it; not 0.
+        This axis and all after it are normalized together; it must not be 0.
     eps, n_threads
         As in `batch_norm_train`.
     out : ndarray, optional
-        Where y goes: of x's shape and dtype, writable.  It may be `x` itself, or memory apart.
+        A writable array of x's shape and dtype that receives y.  It is `x` itself or does not
+        overlap x.
 
     Returns
     -------
     y : ndarray
         `out`, or a new C-contiguous array.
     moments : Moments
-        Of ``x.shape[:axis]``, flattened: what `layer_norm_backward` takes.
+        The moments of every row, for the flattened ``x.shape[:axis]``.  Pass them to
+        `layer_norm_backward`.
 
     Raises
     ------
     TypeError, ValueError
-        As `batch_norm_train`; and if weight or bias is not of the normalized shape.
+        As `batch_norm_train`; and if weight or bias does not have the normalized shape.
 
     Notes
     -----
-    One weight per channel over ``(channels, inner)`` is `group_norm` with one group.
+    For one weight per channel over ``(channels, inner)``, use `group_norm` with one group.
 
     References
     ----------
@@ -170,19 +173,19 @@ def layer_norm_backward(
 ) -> tuple[Array, Array, Array]:
     """Compute the gradients of `layer_norm`.
 
-    ``dx = invstd * (g - mean(g) - xhat * mean(g * xhat))`` with ``g = weight * dy``; the means are
-    over a row.
+    ``dx = invstd * (g - mean(g) - xhat * mean(g * xhat))`` with ``g = weight * dy``; each mean is
+    over one row.
 
     Parameters
     ----------
     dy : array_like
-        Gradient of the loss by y; of x's shape and dtype.
+        Gradient of the loss with respect to y, of x's shape and dtype.
     x, weight, axis, eps, n_threads
         As in the forward call.
     moments : Moments
         As `layer_norm` returned them for this x.
     out : ndarray, optional
-        Where dx goes: of x's shape and dtype, writable.  It may be `dy` or `x` itself.
+        A writable array of x's shape and dtype that receives dx.  It may be `dy` or `x` itself.
 
     Returns
     -------
@@ -199,8 +202,9 @@ def layer_norm_backward(
 
     Notes
     -----
-    ``weight * dy`` is rounded to x's dtype before it is summed over a row, and xhat before dweight
-    is summed: float32 gradients are as exact as the sums of absolute values in their terms allow.
+    ``weight * dy`` is rounded to x's dtype before it is summed over a row, and xhat is rounded
+    before dweight is summed.  The error of a float32 gradient is therefore relative to the sum of
+    the absolute values of its terms.
 
     References
     ----------
@@ -240,7 +244,7 @@ def layer_norm_backward(
         kernels.grad_sums(
             sum_dy, sum_dy_xhat, _columns(slope), _columns(scratch), zeros, ones, 0.0, threads
         )
-        with np.errstate(all="ignore"):
+        with silent_arithmetic():
             dbias += sum_dy
             dweight += sum_dy_xhat
         if gamma.values is not None:
@@ -256,7 +260,7 @@ def layer_norm_backward(
 
 
 def _require_row(r: Rows) -> None:
-    """Refuse rows of one value: their variance says nothing."""
+    """Refuse rows of one value, whose variance is always 0."""
     if r.width == 1 and r.number:
         raise ValueError(f"Expected more than 1 value per row, got input size {r.problem.shape}")
 

@@ -1,4 +1,4 @@
-"""Mean and variance over any axes, in NumPy's words."""
+"""Mean and variance over any axes, with NumPy's names for the arguments."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Reduction:
     Attributes
     ----------
     x : (outer, kept, inner) array, C-contiguous, aligned, native-endian
-        x's own memory where the kept axes lie together in it, else one copy.
+        x's own memory if the kept axes lie together in it, otherwise one copy.
     dtype : x's dtype in native byte order
-    count : how many values are reduced to one
+    count : the number of values that are reduced to one
     """
 
     __slots__ = ("_kept", "_shape", "_squeezed", "count", "dtype", "x")
@@ -37,7 +37,7 @@ class Reduction:
         kept = [i for i in order if i not in reduced]
         first = order.index(kept[0]) if kept else len(order)
         if order[first : first + len(kept)] != kept:
-            # A copy: what is fastest in memory stays fastest, so that it reads long runs.
+            # The copy keeps the fastest axes in memory fastest, so that it reads long runs.
             away = [i for i in order if i in reduced]
             order, first = (kept + away, 0) if order[-1] in reduced else (away + kept, len(away))
         sizes = [shape[i] for i in order]
@@ -54,7 +54,7 @@ class Reduction:
         )
 
     def result(self, values: Stat) -> Any:
-        """Return one value per kept element in the result's shape; a scalar where it has none."""
+        """Return the values in the result's shape, or a scalar if that has no dimensions."""
         kept = sorted(range(len(self._kept)), key=self._kept.__getitem__)
         array = cast(values, self.dtype).reshape(self._squeezed).transpose(kept)
         return np.ascontiguousarray(array).reshape(self._shape)[()]
@@ -75,27 +75,27 @@ def mean_var(
     Parameters
     ----------
     x : array_like of float32 or float64
-        Copied once where it is no contiguous block (in any memory order), is unaligned or in
-        foreign byte order, or where the axes that are kept do not lie together in memory.
+        It is copied once if it is not one contiguous block (in any memory order), is unaligned, has
+        a foreign byte order, or if the axes that are kept do not lie together in memory.
     axis : int or tuple of int, optional
-        The axes that are *reduced*, as in NumPy (not the channel axis); all of them by default.
+        The axes to *reduce*, as in NumPy (not the channel axis); all axes by default.
     correction : float, default 0
         The variance is the sum of squared deviations divided by ``n - correction``.
     keepdims : bool, default False
         Keep the reduced axes, with size 1.
     n_threads : int, optional
-        At most so many threads; by default what `get_num_threads` returns.
+        The largest number of threads to use; `get_num_threads()` by default.
 
     Returns
     -------
     mean, var : ndarray or scalar, of x's dtype
-        NaN where there is no value.  Where n is not above `correction`, the variance is NaN, or
-        inf if the squared deviations are not all 0; there is no warning.
+        NaN if there is no value.  If n is not above `correction`, the variance is NaN, or inf if
+        the squared deviations are not all 0.  There is no warning.
 
     Raises
     ------
     TypeError, ValueError
-        If x is not float32 or float64, or an axis is given twice or is none of x's.
+        If x is not float32 or float64, or an axis is given twice or does not exist in x.
 
     Examples
     --------

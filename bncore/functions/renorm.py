@@ -1,4 +1,4 @@
-"""Batch renormalization: the statistics of a small batch, corrected towards the running ones."""
+"""Batch renormalization: batch statistics, corrected towards the running statistics."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncore.arguments import scalars
+from bncore.arguments.float_environment import silent_arithmetic
 from bncore.arguments.problem import Problem
 from bncore.backends import current
 from bncore.functions.train import batch_norm_train_backward
@@ -19,7 +20,7 @@ Array: TypeAlias = npt.NDArray[np.floating[Any]]
 
 
 class Renorm(NamedTuple):
-    """The correction xhat * r + d of a batch, constants in backward; (C,) arrays of float64."""
+    """r and d of the correction ``xhat * r + d``, constants in backward; (C,) arrays of float64."""
 
     r: Stat
     d: Stat
@@ -39,16 +40,18 @@ def batch_renorm(
     out: Array | None = None,
     n_threads: int | None = None,
 ) -> tuple[Array, Moments, Renorm]:
-    """Normalize a batch by its own statistics, corrected towards the running ones.
+    """Normalize a batch by its own statistics, corrected towards the running statistics.
 
     ``y = weight * (xhat * r + d) + bias``, where ``r = std / running_std`` and
-    ``d = (mean - running_mean) / running_std`` are clipped, and ``std = sqrt(var + eps)``.  With no
-    clipping that is what evaluation computes; with ``r_max=1, d_max=0`` it is `batch_norm_train`.
+    ``d = (mean - running_mean) / running_std`` are clipped, and ``std = sqrt(var + eps)``.  Without
+    clipping, y is what evaluation computes; with ``r_max=1, d_max=0`` it is what `batch_norm_train`
+    computes.
 
     Parameters
     ----------
     running_mean, running_var : (C,) array_like of float
-        Before this batch is in them; `update_running_stats` with the returned moments comes after.
+        The running statistics before this batch.  Call `update_running_stats` with the returned
+        moments afterwards.
     r_max : float, default 3
         r is clipped to 1/r_max and r_max; >= 1.
     d_max : float, default 5
@@ -61,14 +64,14 @@ def batch_renorm(
     y : ndarray
         `out`, or a new array of x's shape, dtype and memory order.
     moments : Moments
-        Of the batch.
+        The moments of the batch.
     renorm : Renorm
-        r and d, which `batch_renorm_backward` takes.
+        r and d, to be passed to `batch_renorm_backward`.
 
     Raises
     ------
     TypeError, ValueError
-        As `batch_norm_train`, and where an argument is not as above.
+        As `batch_norm_train`; and if an argument is not as described above.
 
     References
     ----------
@@ -101,7 +104,7 @@ def batch_renorm(
     moments = trusted_moments(p.count, batch_mean, m2)
     if p.empty:
         return y.finish(), moments, Renorm(np.ones(p.channels), np.zeros(p.channels))
-    with np.errstate(all="ignore"):
+    with silent_arithmetic():
         std = np.sqrt(var.values + eps)
         r = np.clip(np.sqrt(moments.var() + eps) / std, 1.0 / largest_r, largest_r)
         d = np.clip((moments.mean - mean.values) / std, -largest_d, largest_d)
@@ -141,7 +144,7 @@ def batch_renorm_backward(
     Raises
     ------
     TypeError, ValueError
-        As `batch_norm_train_backward`; and if `renorm` is not as above.
+        As `batch_norm_train_backward`; and if `renorm` is not a pair of such arrays.
 
     References
     ----------
@@ -165,12 +168,12 @@ def batch_renorm_backward(
     r, d = (p.parameter(f"renorm {name}", value) for name, value in zip("rd", renorm, strict=True))
     if out is not None:
         p.require_output(out, source, (gamma, r, d))
-    with np.errstate(all="ignore"):
+    with silent_arithmetic():
         scale = r.values if gamma.values is None else gamma.values * r.values
     dx, sum_dy_xhat, sum_dy = batch_norm_train_backward(
         source, p.array, moments, scale, axis=axis, eps=eps, out=out, n_threads=n_threads
     )
-    with np.errstate(all="ignore"):
+    with silent_arithmetic():
         dweight: Any = r.values * sum_dy_xhat + d.values * sum_dy
     dbias: Any = sum_dy
     return dx, p.parameter_gradient(dweight, gamma), p.parameter_gradient(dbias, gamma)

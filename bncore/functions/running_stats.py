@@ -1,4 +1,4 @@
-"""Running statistics: moved towards those of a batch, in place."""
+"""Update running statistics in place with the statistics of a batch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from bncore.arguments import layout, scalars
 from bncore.arguments.arrays import writable_array
-from bncore.arguments.float_environment import in_default_environment
+from bncore.arguments.float_environment import silent_arithmetic
 from bncore.arguments.parameters import vector
 from bncore.backends import current
 from bncore.statistics import Moments, Stat, given_moments
@@ -23,7 +23,7 @@ def update_running_stats(
     momentum: float = 0.1,
     correction: float = 1,
 ) -> None:
-    """Move running statistics towards those of a batch, in place.
+    """Update running statistics in place with the statistics of a batch.
 
     ``running = (1 - momentum) * running + momentum * batch``, computed in float64 and rounded once.
 
@@ -32,11 +32,12 @@ def update_running_stats(
     running_mean, running_var : (C,) ndarray, writable, of any real floating dtype and stride
         Changed in place.  They must not overlap each other.
     moments : Moments
-        Of the batch.  With count 0 nothing changes.
+        The moments of the batch.  If their count is 0, nothing changes.
     momentum : float, default 0.1
-        Weight of the *new* batch, 0 to 1: as in PyTorch.  Keras and ONNX weigh the old value.
+        The weight of the *new* batch, from 0 to 1, as in PyTorch.  In Keras and ONNX the momentum
+        is the weight of the old value.
     correction : float, default 1
-        The batch variance is m2 / (count - correction): 1 as in PyTorch, 0 as in Keras and ONNX.
+        The batch variance is m2 / (count - correction).  PyTorch uses 1; Keras and ONNX use 0.
 
     Raises
     ------
@@ -90,21 +91,20 @@ def update_running_stats(
             f"moments: expected count > correction = {correction:g}, got {moments.count}"
         )
     var = moments.var(correction)
-    with np.errstate(all="ignore"):
+    with silent_arithmetic():
         new_mean = _moved(to_mean, moments.mean, momentum)
         new_var = _moved(to_var, var, momentum)
     before = to_mean.copy(), to_var.copy()
     try:
         to_mean[...] = new_mean
         to_var[...] = new_var
-    except BaseException:  # KeyboardInterrupt in between
+    except BaseException:  # such as KeyboardInterrupt between the two writes
         to_mean[...] = before[0]
         to_var[...] = before[1]
         raise
 
 
-@in_default_environment
 def _moved(old: npt.NDArray[Any], batch: Stat, momentum: float) -> npt.NDArray[Any]:
-    """Compute the new running value in float64, in the dtype of the old one."""
+    """Compute the new running value in float64, and round it to the dtype of the old one."""
     new = (1.0 - momentum) * old.astype(np.float64) + momentum * batch
     return new.astype(old.dtype)

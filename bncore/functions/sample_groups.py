@@ -1,8 +1,8 @@
-"""An array with a batch axis as problems over groups of channels and over channels.
+"""View an array with a batch axis as problems over groups of channels and over channels.
 
-A sample lies in memory as (outer, channels, inner), outer being 1 where channels come first.  Its
-groups are (outer, groups, channels / groups * inner), the same memory with other sizes.  Where
-outer is 1, several samples are one such problem, of samples * groups and samples * channels.
+A sample lies in memory as (outer, channels, inner); outer is 1 if channels come first.  Its groups
+are the same memory as (outer, groups, channels / groups * inner).  If outer is 1, several samples
+together are one such problem, with samples * groups or samples * channels as its channels.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ CHUNK_BYTES = 1 << 20  # about the second-level cache of a core
 
 
 class SampleGroups:
-    """x with a batch axis, as problems of groups and of channels over the same memory.
+    """x with a batch axis, as problems over groups and over channels of the same memory.
 
     Attributes
     ----------
     problem : Problem
-        Of x, in which samples are slowest in memory.
-    samples, groups, channels, count : numbers of them, and of values per group
-    wide : channels of a group
+        The problem of x, in which samples are slowest in memory.
+    samples, groups, channels, count : the number of each, and of values per group
+    wide : the number of channels of a group
     """
 
     def __init__(self, x: object, axis: object, groups: object) -> None:
@@ -40,11 +40,11 @@ class SampleGroups:
             raise ValueError(f"x: expected at least 2 dimensions, got {array.ndim}")
         channel_axis = scalars.one_axis(axis, array.ndim)
         if channel_axis == 0:
-            raise ValueError("axis: expected another axis than 0, the batch's, got 0")
+            raise ValueError("axis: expected an axis other than 0, the batch axis, got 0")
         order = layout.memory_order(array)
         faster = tuple(i for i in order if i != 0)
         if array.shape[0] > 1 and order[0] != 0:
-            # Samples lie between each other: one copy brings them apart.
+            # The samples are interleaved in memory; one copy separates them.
             order = (0, *faster)
             inverse = sorted(range(array.ndim), key=order.__getitem__)
             array = layout.block(array, order).transpose(inverse)
@@ -58,7 +58,7 @@ class SampleGroups:
         self.count = sample.values_per_channel * self.wide
 
     def __iter__(self) -> Iterator[SampleRange]:
-        """Yield a range of samples for each kernel call; its data fit into second-level cache."""
+        """Yield a range of samples for each kernel call; its data fit in second-level cache."""
         each = 1
         if self._outer == 1:
             size = self.problem.x.nbytes // self.samples
@@ -67,7 +67,7 @@ class SampleGroups:
             yield SampleRange(self, start, min(start + each, self.samples))
 
     def require_batch(self) -> None:
-        """Refuse one value per group: its variance says nothing."""
+        """Refuse groups of one value, whose variance is always 0."""
         if self.count == 1 and not self.problem.empty:
             raise ValueError(
                 f"Expected more than 1 value per group, got input size {self.problem.shape}"
@@ -75,7 +75,7 @@ class SampleGroups:
 
 
 class SampleRange:
-    """Consecutive samples, whose groups (or channels) are the channels of one kernel call."""
+    """Consecutive samples; their groups (or channels) are the channels of one kernel call."""
 
     def __init__(self, whole: SampleGroups, start: int, stop: int) -> None:
         self._whole, self._samples = whole, slice(start, stop)
@@ -83,11 +83,11 @@ class SampleRange:
         self.groups = slice(start * whole.groups, stop * whole.groups)
 
     def by_channel(self, values: Array) -> Array:
-        """Return these samples of an array of x's size, a channel of the call for every channel."""
+        """Return these samples of an array of x's size, with one kernel channel per channel."""
         return self._sized(values, self._whole.channels, 1)
 
     def by_group(self, values: Array) -> Array:
-        """Return these samples of an array of x's size, a channel of the call for every group."""
+        """Return these samples of an array of x's size, with one kernel channel per group."""
         return self._sized(values, self._whole.groups, self._whole.wide)
 
     def _sized(self, values: Array, rows: int, wide: int) -> Array:
@@ -96,11 +96,11 @@ class SampleRange:
         return mine.reshape(g._outer, self._number * rows, wide * g._inner)
 
     def repeated(self, values: Stat) -> Stat:
-        """Return values per group once for every channel of it."""
+        """Repeat the value of each group once for every channel of the group."""
         return values.repeat(self._whole.wide)
 
     def tiled(self, values: Stat | None) -> Stat | None:
-        """Return values per channel once for every sample."""
+        """Repeat the values per channel once for every sample."""
         return None if values is None else np.tile(values, self._number)
 
 

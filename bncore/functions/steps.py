@@ -1,7 +1,8 @@
-"""The four kernels as functions of their own.
+"""The four steps of batch norm, each as one function.
 
-Training is `moments`, then `normalize`; its gradient is `grad_sums`, then `grad_input`.  Between
-the two steps, moments and sums of pieces of a batch (micro-batches, chunks, machines) merge.
+The forward pass in training is `moments`, then `normalize`; the backward pass is `grad_sums`, then
+`grad_input`.  If a batch comes in pieces (micro-batches, chunks, machines), the moments or the sums
+of the pieces are merged between the two steps.
 """
 
 from __future__ import annotations
@@ -40,17 +41,18 @@ def moments(x: npt.ArrayLike, *, axis: SupportsIndex = 1, n_threads: int | None 
     axis : int, default 1
         The channel axis.
     n_threads : int, optional
-        At most so many threads; by default what `get_num_threads` returns.
+        The largest number of threads to use; `get_num_threads()` by default.
 
     Returns
     -------
     Moments
-        In float64.  One value per channel gives m2 = 0, no value count 0.
+        The moments, in float64.  With one value per channel m2 is 0; without values count is 0.
 
     Raises
     ------
     TypeError, ValueError
-        If x is not float32 or float64, or has fewer than 2 dimensions, or `axis` is none of them.
+        If x is not float32 or float64 or has fewer than 2 dimensions, or `axis` is not an axis of
+        x.
 
     References
     ----------
@@ -80,7 +82,7 @@ def moments(x: npt.ArrayLike, *, axis: SupportsIndex = 1, n_threads: int | None 
 
 
 def _given_moments(p: Problem, value: Moments) -> Moments:
-    """Return moments that fit x and say something about it."""
+    """Return moments that have x's channels, and at least one value if x has any."""
     moments = checked_moments("moments", value, p.channels)
     if moments.count == 0 and not p.empty:
         raise ValueError("moments: expected count >= 1 for an x that is not empty, got 0")
@@ -88,7 +90,7 @@ def _given_moments(p: Problem, value: Moments) -> Moments:
 
 
 def _moments_of_all(p: Problem, value: Moments) -> Moments:
-    """Return moments of a batch that x can be, or be a piece of."""
+    """Return moments that can be those of x or of a larger batch that contains x."""
     moments = checked_moments("moments", value, p.channels)
     if moments.count < p.count and not p.empty:
         raise ValueError(
@@ -118,9 +120,10 @@ def normalize(
     x : array_like of float32 or float64, of 2 or more dimensions
         See `batch_norm_train` for layouts and copies.
     moments : Moments
-        Of x, of a larger batch that x is a piece of, or of any other, such as a calibration set.
+        The moments of x, of a larger batch that x is a piece of, or of other data, such as a
+        calibration set.
     weight, bias : (C,) array_like of float, optional
-        gamma and beta; 1 and 0 where they are None.
+        gamma and beta; 1 and 0 if they are None.
     axis, eps, out, n_threads
         As in `batch_norm_train`.
 
@@ -132,8 +135,8 @@ def normalize(
     Raises
     ------
     TypeError, ValueError
-        As `batch_norm_train`; and if `moments` is of another number of channels, or of no value
-        where x has some.  One value per channel is allowed.
+        As `batch_norm_train`; and if `moments` has another number of channels, or count 0 although
+        x is not empty.  One value per channel is allowed.
 
     References
     ----------
@@ -187,25 +190,27 @@ def grad_sums(
     Parameters
     ----------
     dy : array_like
-        Gradient of the loss by y; of x's shape and dtype.  In another memory order than x it is
-        copied once, into x's.
+        Gradient of the loss with respect to y, of x's shape and dtype.  It is copied once if its
+        memory order differs from x's.
     x : array_like of float32 or float64
         See `batch_norm_train` for layouts and copies.
     moments : Moments
-        That x was normalized by: of x, or of a larger batch that x is a piece of.
+        The moments that x was normalized by: those of x, or of a larger batch that x is a piece of.
     axis, eps, n_threads
         As in `batch_norm_train`.
 
     Returns
     -------
     GradSums
-        ``sum_dy`` is the gradient of bias, ``sum_dy_xhat`` that of weight,
-        ``xhat = (x - mean) / sqrt(var + eps)``; in float64.  Sums of pieces add up.
+        ``sum_dy`` is the gradient of bias and ``sum_dy_xhat`` is the gradient of weight, in
+        float64, with ``xhat = (x - mean) / sqrt(var + eps)``.  The sums of the pieces of a batch
+        add up to those of the batch.
 
     Raises
     ------
     TypeError, ValueError
-        As `batch_norm_train_backward`, but `moments` may count more values than x has (not fewer).
+        As `batch_norm_train_backward`, except that the count of `moments` may be larger (but not
+        smaller) than the number of values that x has per channel.
 
     References
     ----------
@@ -253,7 +258,7 @@ def grad_input(
     out: Array | None = None,
     n_threads: int | None = None,
 ) -> Array:
-    """Compute the gradient by x from the sums: the second half of `batch_norm_train_backward`.
+    """Compute dx from the sums: the second half of `batch_norm_train_backward`.
 
     ``dx = weight * invstd * (dy - (sum_dy + xhat * sum_dy_xhat) / n)``, with ``n = moments.count``,
     ``invstd = 1 / sqrt(var + eps)`` and ``xhat = (x - mean) * invstd``.
@@ -263,15 +268,15 @@ def grad_input(
     dy, x : array_like
         As in `grad_sums`.
     moments : Moments
-        That x was normalized by, of the whole batch, which x is or is a piece of.
+        The moments that x was normalized by: those of the whole batch.  x may be a piece of it.
     sums : GradSums
-        Over the whole batch.
+        The sums over the whole batch.
     weight : (C,) array_like of float, optional
-        gamma; 1 where it is None.
+        gamma; 1 if it is None.
     axis, eps, n_threads
         As in `batch_norm_train`.
     out : ndarray, optional
-        Where dx goes: of x's shape and dtype, writable.  It may be `dy` or `x` itself.
+        A writable array of x's shape and dtype that receives dx.  It may be `dy` or `x` itself.
 
     Returns
     -------
@@ -281,7 +286,7 @@ def grad_input(
     Raises
     ------
     TypeError, ValueError
-        As `grad_sums`; and if `sums`, `weight` or `out` is of the wrong type or size.
+        As `grad_sums`; and if `sums`, `weight` or `out` has the wrong type or size.
 
     References
     ----------

@@ -44,37 +44,37 @@ def batch_norm_train(
     ----------
     x : array_like of float32 or float64, of 2 or more dimensions
         C is its size along `axis`.  Any memory order works without a copy, such as an NCHW-shaped
-        view of NHWC memory.  An array that is no contiguous block (a slice, a negative stride,
-        a broadcast), that is unaligned or in foreign byte order is copied once.
+        view of NHWC memory.  An array is copied once if it is not one contiguous block (a slice,
+        a negative stride, a broadcast), is unaligned or has a foreign byte order.
     weight, bias : (C,) array_like of float, optional
-        gamma and beta, of any real floating dtype, read as float64; 1 and 0 where they are None.
+        gamma and beta, of any real floating dtype, read as float64; 1 and 0 if they are None.
     axis : int, default 1
-        The channel axis, negative allowed: 1 for NCHW, -1 for NHWC.
+        The channel axis: 1 for NCHW, -1 for NHWC.  It may be negative.
     eps : float, default 1e-5
-        Added to the variance, in x's unit squared; >= 0.
+        Added to the variance; >= 0, in x's unit squared.
     out : ndarray, optional
-        Where y goes: of x's shape and dtype, writable.  It may be `x` or `residual` itself.  Where
-        its memory order or byte order is not that of x's canonical form, it is filled through a
-        temporary.
+        A writable array of x's shape and dtype that receives y.  It may be `x` or `residual`
+        itself.  If its memory order or byte order differs from that of x's canonical form, the
+        result passes through a temporary array.
     n_threads : int, optional
-        At most so many threads; by default what `get_num_threads` returns.  The result is the
+        The largest number of threads to use; `get_num_threads()` by default.  The result is the
         same to the bit for any number.
     activation : {"relu", "leaky_relu"}, optional
-        Applied in the same pass.  Where z, the value before it, is 0 or less, relu gives exactly 0
-        and leaky relu ``negative_slope * z``.  A NaN stays.
+        The activation, applied in the same pass.  If the value z before it is 0 or less, relu gives
+        exactly 0 and leaky relu ``negative_slope * z``.  NaN stays NaN.
     negative_slope : float, default 0.01
-        Of leaky relu, read in x's dtype; >= 0.
+        The slope of leaky relu, rounded to x's dtype; >= 0.
     residual : array_like, optional
-        Added before the activation, in the same pass; of x's shape and dtype (nothing is
-        broadcast).  In another memory order than x it is copied once, into x's.
+        An array of x's shape and dtype (it is not broadcast) that is added before the activation,
+        in the same pass.  It is copied once if its memory order differs from x's.
 
     Returns
     -------
     y : ndarray
         `out`, or a new array of x's shape, dtype and memory order.
     moments : Moments
-        Count, mean and sum of squared deviations per channel, in float64: what
-        `batch_norm_train_backward` and `update_running_stats` take.
+        Count, mean and sum of squared deviations per channel, in float64.  Pass them to
+        `batch_norm_train_backward` and `update_running_stats`.
 
     Raises
     ------
@@ -83,7 +83,8 @@ def batch_norm_train(
         argument has the wrong type.
     ValueError
         If x has fewer than 2 dimensions or exactly one value per channel, or an argument has the
-        wrong size or value, or `out` overlaps an input in part.  Nothing has been written then.
+        wrong size or value, or `out` overlaps an input in part.  Nothing has been written in that
+        case.
 
     Notes
     -----
@@ -159,14 +160,15 @@ def batch_norm_train_backward(
 
     ``dx = weight * invstd * (dy - mean(dy) - xhat * mean(dy * xhat))``, with
     ``invstd = 1 / sqrt(var + eps)`` and ``xhat = (x - mean) * invstd``; the means are per channel.
-    With an activation, dy times its derivative takes the place of dy.  No mask is stored: the sign
-    of the value before the activation is computed again, by the operations of the forward call.
+    With an activation, dy is first multiplied by the activation's derivative.  The forward call
+    stores no mask: this function computes the sign of the value before the activation again, with
+    the same operations as the forward call.
 
     Parameters
     ----------
     dy : array_like
-        Gradient of the loss by y; of x's shape and dtype.  In another memory order than x it is
-        copied once, into x's.
+        Gradient of the loss with respect to y, of x's shape and dtype.  It is copied once if its
+        memory order differs from x's.
     x : array_like of float32 or float64
         The input of the forward call.  See `batch_norm_train` for layouts and copies.
     moments : Moments
@@ -176,13 +178,14 @@ def batch_norm_train_backward(
     axis, eps, n_threads
         As in the forward call.
     out : ndarray, optional
-        Where dx goes: of x's shape and dtype, writable.  It may be `dy`, `x` or `residual` itself.
+        A writable array of x's shape and dtype that receives dx.  It may be `dy`, `x` or
+        `residual` itself.
     bias, activation, negative_slope, residual
-        As in the forward call.  Without an activation, no gradient depends on `bias` or `residual`.
+        As in the forward call.  Without an activation no gradient depends on `bias` or `residual`.
     dresidual : ndarray, optional
-        Where the gradient by the residual goes, dy times the activation's derivative (dy itself
-        where there is none): of x's shape and dtype, writable.  It may be `dy` or `residual`
-        itself, and has no memory in common with `x` and `out`.
+        A writable array of x's shape and dtype that receives the gradient with respect to the
+        residual: dy times the activation's derivative, or dy itself without an activation.  It may
+        be `dy` or `residual` itself, but must not overlap `x` or `out`.
 
     Returns
     -------
@@ -190,17 +193,17 @@ def batch_norm_train_backward(
         `out`, or a new array of x's shape, dtype and memory order.
     dweight, dbias : (C,) ndarray
         ``sum(dy * xhat)`` and ``sum(dy)`` per channel, summed in float64, in weight's dtype, or in
-        x's where there is no weight.
+        x's if there is no weight.
 
     Raises
     ------
     TypeError, ValueError
-        As `batch_norm_train`; and if dy differs from x in shape or dtype, or `moments` is of
-        another number of channels or of values.  Nothing has been written then.
+        As `batch_norm_train`; and if dy differs from x in shape or dtype, or `moments` has another
+        number of channels or of values.  Nothing has been written in that case.
 
     See Also
     --------
-    grad_sums, grad_input : The same in two steps, for moments merged over pieces of a batch.
+    grad_sums, grad_input : The same in two steps, for a batch that comes in pieces.
 
     References
     ----------
@@ -219,7 +222,7 @@ def batch_norm_train_backward(
     >>> dweight, dbias
     (array([1.]), array([3.]))
 
-    The end of a residual block, the gradient by the residual in place of dy:
+    The end of a residual block, where the gradient of the residual overwrites dy:
 
     >>> residual, dy = np.array([[0.5], [0.5]]), np.array([[1.0], [2.0]])
     >>> y, moments = bncore.batch_norm_train(x, eps=0.0, activation="relu", residual=residual)

@@ -1,1 +1,1 @@
-"""The batch norm layer: its calls, state and settings, and how other libraries store theirs."""
+"""The batch norm layer: calls, state, settings, and conversion from and to other libraries."""

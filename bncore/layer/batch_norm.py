@@ -1,4 +1,4 @@
-"""The batch norm layer as users see it.
+"""The batch norm layer that users work with.
 
 `state.py` has its settings, modes and arrays, `calls.py` forward and backward, and
 `interchange.py` reads and writes the layers of other libraries.
@@ -20,64 +20,67 @@ from bncore.layer.formats import AnyArray
 class BatchNorm(LayerCalls):
     """Batch normalization with parameters, running statistics and gradients.
 
-    In training the batch's own statistics normalize, and the running statistics move towards them;
-    in evaluation, after `eval`, the running statistics normalize.  After `freeze` they normalize in
-    training as well, and gradients flow through, to weight and bias too.
+    In training the layer normalizes by the batch's own statistics and updates the running
+    statistics with them.  In evaluation, after `eval`, it normalizes by the running statistics.
+    After `freeze` it does so in training as well; gradients still flow to x, weight and bias.
 
     Parameters
     ----------
     channels : int, optional
-        Where it is None, the first call finds it from x.
+        The number of channels.  If it is None, the first call takes it from x.
     axis, eps, activation, negative_slope, n_threads
         As in `batch_norm_train`.
     momentum : float or None, default 0.1
-        Weight of the *new* batch, as in PyTorch; None gives every batch the same weight: the
-        average over all of them.
+        The weight of the *new* batch, as in PyTorch.  None gives every batch the same weight, so
+        that the running statistics are the average over all batches.
     affine : bool, "weight" or "bias", default True
-        Which parameters there are.
+        Which parameters the layer has.
     dtype : dtype, optional
-        Of the parameters; that of the first x where it is None.  The running statistics are float64
-        whatever it is: a step of ``momentum * difference`` that float32 would round away adds up,
-        and ``1 / t`` of a cumulative average becomes small.
+        The dtype of the parameters; if it is None, that of the first x.  The running statistics are
+        always float64: many small steps of ``momentum * difference`` add up, although float32 would
+        round each of them away, and ``1 / t`` of a cumulative average becomes small.
     correction : float from 0 to 1, default 1
-        Of the running variance, m2 / (count - correction): 1 as in PyTorch, 0 as in Keras, Flax
-        and ONNX.  The batch is normalized by the population variance in any case.
+        The correction of the running variance, m2 / (count - correction): 1 as in PyTorch, 0 as in
+        Keras, Flax and ONNX.  The batch itself is always normalized by the population variance.
     debias : bool, default False
         Keep the initial 0 and 1 out of the running statistics: the first batch replaces them, and
-        they are right from then on.
+        from then on they are averages over batches alone.
     track_running_stats : bool, default True
-        False: no running statistics, and batch statistics in evaluation as well.
+        If False, the layer has no running statistics and uses batch statistics in evaluation too.
     on_nonfinite : {"propagate", "skip", "raise"}
-        What a batch does whose mean or variance is NaN or infinite in any channel.  "propagate": it
-        enters the running statistics of these channels, as elsewhere.  "skip": y and the gradients
-        are what they are, but the whole batch is left out of the running statistics, so that all
-        channels average the same batches.  "raise": `FloatingPointError` in training, before
-        anything has changed.  It is about the batch's own statistics: where the running ones
-        normalize, frozen or by `on_single`, none are computed, and nothing is raised.
+        What to do with a batch whose mean or variance is NaN or infinite in any channel.
+        "propagate" uses it in the running statistics, as other libraries do.  "skip" computes y
+        and the gradients as usual, but leaves the whole batch out of the running statistics, so
+        that all channels average the same batches.  "raise" raises `FloatingPointError` in
+        training, before anything has changed.  The setting concerns the batch's own statistics: if
+        the layer normalizes by the running statistics, because it is frozen or because of
+        `on_single`, it computes none, and nothing is raised.
     on_single : {"raise", "running"}
-        What training does with one value per channel, whose variance says nothing: `ValueError`, or
-        normalize by the running statistics, as after `freeze`, and leave them alone.
+        What to do in training with one value per channel, whose variance is always 0.  "raise"
+        raises `ValueError`.  "running" normalizes by the running statistics, as after `freeze`, and
+        does not change them.
 
     Attributes
     ----------
     weight, bias : (C,) ndarray or None
-        gamma and beta, 1 and 0 at first; they may be changed in place or assigned.
+        gamma and beta, initially 1 and 0.  You may change them in place or assign them.
     dweight, dbias : (C,) ndarray or None
-        Their gradients by the last backward.
+        The gradients of weight and bias that the last backward computed.
     running_mean, running_var : (C,) ndarray of float64 or None
-        0 and 1 at first.
+        The running statistics, initially 0 and 1.
     num_batches_tracked : int
-        Batches in the running statistics.
+        The number of batches in the running statistics.
     moments : Moments or None
-        Of the last training forward that used the batch's statistics, empty batches apart.
+        The moments of the last training forward that used the batch's statistics.  An empty batch
+        does not change them.
     training, frozen : bool
         The mode.
 
     Notes
     -----
-    An empty batch gives an empty y and leaves parameters, running statistics and `moments` alone;
-    a backward after it is its own, with an empty dx and gradients of 0.  A call that raises has
-    changed nothing, and a backward is still that of the forward before.
+    An empty batch gives an empty y and does not change parameters, running statistics or `moments`.
+    A backward after it belongs to the empty batch: dx is empty and the gradients are 0.  A call
+    that raises has changed nothing, and the next backward belongs to the forward before that call.
 
     References
     ----------
@@ -103,7 +106,7 @@ class BatchNorm(LayerCalls):
     """
 
     def as_scale_shift(self) -> ScaleShift:
-        """Return evaluation without the activation as ``x * scale + shift``; see the function."""
+        """Return the scale and shift of evaluation without activation; see `as_scale_shift`."""
         if not self._tracks:
             raise ValueError(
                 "as_scale_shift: expected a layer with running statistics, got one without"
@@ -123,7 +126,7 @@ class BatchNorm(LayerCalls):
             A mapping does not hold eps and momentum; the defaults of `BatchNorm`, which are
             PyTorch's, are used then.
         prefix : str
-            The start of this layer's names in the state dictionary of a whole model, such as
+            What this layer's names start with in the state dictionary of a whole model, such as
             ``"layer1.bn."``.  It is not used for a module.
         **settings
             Arguments of `BatchNorm`, which override the source's settings.
@@ -131,7 +134,7 @@ class BatchNorm(LayerCalls):
         Raises
         ------
         TypeError, ValueError
-            If the module is no BatchNorm, a name is unknown, or a value does not fit.
+            If the module is not a BatchNorm, a name is unknown, or a value does not fit.
 
         Examples
         --------
@@ -162,8 +165,8 @@ class BatchNorm(LayerCalls):
         Parameters
         ----------
         source : layer, or mapping
-            A mapping is ``layer.get_config()``; Keras's defaults, such as epsilon 1e-3, stand for
-            what it lacks.
+            A mapping is the result of ``layer.get_config()``.  Keras's defaults, such as epsilon
+            1e-3, are used for settings that it lacks.
         weights : sequence of array_like, optional
             ``layer.get_weights()`` for a configuration: gamma and beta if the layer has them, then
             the moving mean and variance.  Without them the layer is new.
@@ -202,9 +205,11 @@ class BatchNorm(LayerCalls):
         Parameters
         ----------
         source : module, or mapping
-            A mapping holds the variables; Flax's defaults, such as momentum 0.99, are used then.
+            A mapping holds the variables.  Flax's defaults, such as momentum 0.99, are then used
+            for the settings.
         variables : mapping, optional
-            Of a linen module: ``{"params": {"scale", "bias"}, "batch_stats": {"mean", "var"}}``.
+            The variables of a linen module:
+            ``{"params": {"scale", "bias"}, "batch_stats": {"mean", "var"}}``.
         **settings
             Arguments of `BatchNorm`, which override the source's settings.
 
@@ -237,21 +242,21 @@ class BatchNorm(LayerCalls):
         Parameters
         ----------
         node : NodeProto, or mapping
-            A mapping as `to_onnx` returns it: "inputs", and the attributes.
+            A mapping, such as `to_onnx` returns, holds "inputs" and the attributes.
         initializers : mapping from name to array or TensorProto, or iterable of TensorProto
-            ``graph.initializer``, or whatever else holds the node's inputs.
+            ``graph.initializer``, or any other mapping or iterable that holds the node's inputs.
         **settings
             Arguments of `BatchNorm`, which override the node's settings.
 
         Returns
         -------
         BatchNorm
-            In evaluation, unless the node has ``training_mode=1``.
+            The layer, in evaluation unless the node has ``training_mode=1``.
 
         Raises
         ------
         TypeError, ValueError
-            If the node is another one, or an initializer is missing or does not fit.
+            If the node has another type, or an initializer is missing or does not fit.
         """
         return interchange.from_onnx(cls, node, initializers, settings)
 
@@ -266,9 +271,9 @@ class BatchNorm(LayerCalls):
         Parameters
         ----------
         x, y : str
-            Names of input and output.
+            The names of input and output.
         prefix : str
-            The start of the initializers' names.
+            What the initializers' names start with.
 
         Examples
         --------

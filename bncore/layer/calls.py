@@ -1,6 +1,6 @@
 """The calls of a batch norm layer: forward and backward, in every mode.
 
-Nothing is computed here: the functions of `bncore.functions` compute, with the same bits.
+The functions of `bncore.functions` do all computations, so the layer gives the same bits.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from bncore.statistics import Moments, Stat
 
 
 class LayerCalls(LayerState):
-    """Forward and backward of `bncore.BatchNorm`, which explains the modes."""
+    """Forward and backward of `bncore.BatchNorm`, whose docstring explains the modes."""
 
     def forward(
         self,
@@ -43,21 +43,21 @@ class LayerCalls(LayerState):
         out: Array | None = None,
         update_stats: bool = True,
     ) -> Array:
-        """Normalize x, as the mode says.
+        """Normalize x by the statistics that the mode selects.
 
         Parameters
         ----------
         x : array_like of float32 or float64, of 2 or more dimensions
-            In training it is kept, not copied, until backward: do not change it before, nor the
-            parameters.
+            In training the layer keeps x itself, not a copy, until backward.  Do not change x or
+            the parameters before.
         residual : array_like, optional
-            Added before the activation; of x's shape and dtype.  Kept as x is, where there is an
-            activation.
+            An array of x's shape and dtype that is added before the activation.  If there is an
+            activation, the layer keeps it until backward, as it keeps x.
         out : ndarray, optional
-            Where y goes.  In training apart from what is kept; in evaluation it may be x or the
-            residual itself.
+            The array that receives y.  In training it must not overlap the arrays that the layer
+            keeps; in evaluation it may be x or the residual itself.
         update_stats : bool, default True
-            False: a training forward leaves the running statistics alone.
+            If False, a training forward does not change the running statistics.
 
         Returns
         -------
@@ -69,8 +69,8 @@ class LayerCalls(LayerState):
         TypeError, ValueError
             As `batch_norm_train` and `batch_norm_infer`; and if x has another number of channels.
         FloatingPointError
-            With ``on_nonfinite="raise"``.  Nothing has been written or changed, whatever was
-            raised.
+            If ``on_nonfinite`` is "raise" and a statistic is not finite.  Whatever was raised,
+            nothing has been written or changed.
         """
         if type(x) is not np.ndarray:
             x = data_array("x", x)
@@ -101,35 +101,35 @@ class LayerCalls(LayerState):
         out: Array | None = None,
         update_stats: bool = True,
     ) -> Array:
-        """Do `forward`."""
+        """Compute `forward`."""
         return self.forward(x, residual, out=out, update_stats=update_stats)
 
     def backward(
         self, dy: npt.ArrayLike, *, out: Array | None = None, dresidual: Array | None = None
     ) -> Array:
-        """Compute the gradients of the last training forward, once.
+        """Compute the gradients of the last training forward; only once for each forward.
 
         Parameters
         ----------
         dy : array_like
-            Gradient of the loss by y; of x's shape and dtype.
+            Gradient of the loss with respect to y, of x's shape and dtype.
         out : ndarray, optional
-            Where dx goes; it may be `dy` itself.
+            The array that receives dx; it may be `dy` itself.
         dresidual : ndarray, optional
-            Where the gradient by the residual goes; it may be `dy` itself.
+            The array that receives the gradient of the residual; it may be `dy` itself.
 
         Returns
         -------
         dx : ndarray
-            `out`, or a new array of x's shape, dtype and memory order.  `dweight` and `dbias` are
-            new arrays in their parameters' dtypes.
+            `out`, or a new array of x's shape, dtype and memory order.  The attributes `dweight`
+            and `dbias` become new arrays in their parameters' dtypes.
 
         Raises
         ------
         RuntimeError
-            If there was no training forward since the last backward.
+            If there has been no training forward since the last backward.
         TypeError, ValueError
-            As `batch_norm_train_backward`; then backward may be called again.
+            As `batch_norm_train_backward`.  You may call backward again after such an error.
         """
         saved = self._saved
         if not isinstance(saved, Saved):
@@ -156,14 +156,14 @@ class LayerCalls(LayerState):
     def _first(
         self, x: Array, residual: Array | None, out: Array | None, update_stats: bool
     ) -> Array:
-        """Find out what the layer has to know from the first x, and do the call."""
+        """Take channels and dtype from the first x if the layer lacks them, and do the call."""
         p = problem.Problem(x, self.axis)
         channels = p.channels if self._channels is None else self._channels
         self._build(channels, p.dtype if self._dtype is None else self._dtype)
         return self.forward(x, residual, out=out, update_stats=update_stats)
 
     def _count(self, x: Array) -> int:
-        """Return the number of values per channel of an x that fits."""
+        """Return x's number of values per channel; refuse an x that does not fit the layer."""
         axis, channels = self._options["axis"], self._channels
         try:
             size = x.shape[axis]
@@ -188,7 +188,7 @@ class LayerCalls(LayerState):
                 )
 
     def _evaluate(self, x: Array, residual: Array | None, out: Array | None) -> Array:
-        """Normalize by the running statistics, or by the batch's where there are none."""
+        """Normalize by the running statistics, or by the batch's if there are none."""
         weight, bias, options = self._weight, self._bias, self._options
         if self._tracks:
             mean, var = self._running()
@@ -199,7 +199,7 @@ class LayerCalls(LayerState):
         return y
 
     def _by_running(self, x: Array, residual: Array | None, out: Array | None) -> Array:
-        """Normalize by the running statistics and keep what backward needs."""
+        """Normalize by the running statistics, and keep the arrays that backward needs."""
         mean, var = (array.copy() for array in self._running())
         weight, bias, options = self._weight, self._bias, self._options
         y = batch_norm_infer(x, mean, var, weight, bias, out=out, residual=residual, **options)
@@ -217,8 +217,9 @@ class LayerCalls(LayerState):
             y, moments = batch_norm_train(x, weight, bias, residual=residual, **options)
             require_finite(moments)
             return y, moments
-        # The statistics come first, since nothing may be written before they are known to be
-        # finite.  Two calls give the same bits as one, and share one copy of an x with gaps.
+        # Compute the statistics first, because nothing may be written before we know that they are
+        # finite.  The two calls give the same bits as one.  If x must be copied, they share one
+        # copy.
         if count <= 1:
             problem.Problem(x, options["axis"]).require_batch()
         x = layout.in_one_block(x)
@@ -232,16 +233,16 @@ class LayerCalls(LayerState):
     def _kept(
         self, x: Array, residual: Array | None, statistics: Moments | tuple[Stat, Stat]
     ) -> Saved:
-        """Return what backward needs: the residual only where an activation reads its sign."""
+        """Return what backward needs; the residual only if there is an activation."""
         options = self._options
         return Saved(options, x, None if options["activation"] is None else residual, statistics)
 
     def _take_over(self, x: Array, residual: Array | None, moments: Moments, track: bool) -> None:
-        """Take over what a training forward changes in the layer: all of it or nothing.
+        """Make all changes of a training forward to the layer, or none of them.
 
         An exception such as KeyboardInterrupt can come between any two steps.  All attributes
-        change in one step, which nothing can interrupt; the running statistics, which change in
-        place before it, go back to what they were where that step was not reached.
+        change in one step, which nothing can interrupt.  The running statistics change in place
+        before that step; if it is not reached, they get their old values back.
         """
         changes: dict[str, Any] = {"_saved": self._kept(x, residual, moments)}
         if moments.count:

@@ -1,6 +1,7 @@
-"""How other libraries hold the arrays and settings of their layers: by what these have, no imports.
+"""Read the arrays and settings of other libraries' layers, without importing these libraries.
 
-Here is how to read them; `bncore.layer.interchange` says what they mean.
+The functions recognize an object by its attributes.  `bncore.layer.interchange` knows what the
+values mean.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from bncore.arguments.scalars import shown
 
 AnyArray = npt.NDArray[Any]
 
-# Names of gamma, beta and of the running mean and variance.
+# The names of gamma, beta, running mean and running variance.
 OURS = ("weight", "bias", "running_mean", "running_var")
 KERAS = ("gamma", "beta", "moving_mean", "moving_variance")
 FLAX = ("scale", "bias", "mean", "var")
 ONNX = ("scale", "B", "input_mean", "input_var")
 
-DECIMAL = Context(prec=40, traps=[])  # exact for 1 - m, whatever the program's own context is
+DECIMAL = Context(prec=40, traps=[])  # exact for 1 - m, and independent of the program's context
 
-# By the number that onnx.TensorProto has for it.
+# The dtypes by their numbers in onnx.TensorProto.
 ONNX_DTYPES: dict[int, np.dtype[Any]] = {
     1: np.dtype("<f4"),
     10: np.dtype("<f2"),
@@ -33,7 +34,7 @@ ONNX_DTYPES: dict[int, np.dtype[Any]] = {
 
 
 def as_array(value: Any) -> AnyArray:
-    """Return a tensor of any library as an array; bfloat16, which NumPy has not, as float32."""
+    """Return a tensor of any library as an array; bfloat16, which NumPy lacks, as float32."""
     if hasattr(value, "detach"):  # PyTorch's
         value = value.detach().cpu()
         if "bfloat16" in str(value.dtype):
@@ -52,7 +53,7 @@ def from_tensor_proto(tensor: Any) -> AnyArray:
         )
     if tensor.raw_data:
         values: AnyArray = np.frombuffer(tensor.raw_data, dtype)
-    elif dtype.itemsize == 2:  # the bits, in integers
+    elif dtype.itemsize == 2:  # ONNX stores the bits as integers
         values = np.array(tensor.int32_data, np.uint16).view(dtype)
     else:
         values = np.array(tensor.float_data if dtype.itemsize == 4 else tensor.double_data, dtype)
@@ -60,14 +61,14 @@ def from_tensor_proto(tensor: Any) -> AnyArray:
 
 
 def new_weight(old: Any, name: str) -> float:
-    """Turn the weight of the old value into that of the new batch."""
+    """Convert a momentum that is the weight of the old value to the weight of the new batch."""
     if isinstance(old, bool) or not isinstance(old, (int, float, np.floating)):
         raise TypeError(f"{name}: expected the momentum as a number, got {shown(old)}")
     return rest(float(old))
 
 
 def rest(weight: float) -> float:
-    """Return 1 - weight for the decimal number that is meant: of 0.9 it is 0.1.
+    """Return 1 - weight in decimal arithmetic, so that 0.9 gives 0.1.
 
     Examples
     --------
@@ -78,7 +79,7 @@ def rest(weight: float) -> float:
 
 
 def of_mapping(source: Mapping[str, Any], known: Iterable[str], prefix: str = "") -> dict[str, Any]:
-    """Return the entries whose names start so, without the start; all of them have to be known."""
+    """Return the entries whose names start with `prefix`, without it; refuse unknown names."""
     if not isinstance(prefix, str):
         raise TypeError(f"prefix: expected a string, got {shown(prefix)}")
     for name in source:
@@ -96,14 +97,14 @@ def of_mapping(source: Mapping[str, Any], known: Iterable[str], prefix: str = ""
 
 
 def affine(weight: object, bias: object) -> bool | str:
-    """Return which parameters there are as `BatchNorm` takes it."""
+    """Return which parameters there are, as the argument `affine` of `BatchNorm`."""
     if bool(weight) == bool(bias):
         return bool(weight)
     return "weight" if weight else "bias"
 
 
 def expect(name: str, value: object, expected: str, *attributes: str) -> None:
-    """Refuse an object that lacks what it is known by."""
+    """Refuse an object that lacks one of the attributes by which we recognize it."""
     if not all(hasattr(value, attribute) for attribute in attributes):
         raise TypeError(f"{name}: expected {expected}, got {shown(value)}")
 
@@ -119,14 +120,14 @@ def listed(name: str, values: Any) -> list[Any]:
 
 
 def torch_settings(source: Any) -> dict[str, Any]:
-    """Return what a BatchNorm module of PyTorch says of itself beside its state."""
+    """Return the settings of a BatchNorm module of PyTorch, without its state."""
     expected = "a BatchNorm module or its state dictionary"
     expect("source", source, expected, "state_dict", "num_features", "eps", "momentum", "affine")
     expect("source", source, expected, "track_running_stats")
-    # Which has all of these, and another meaning.
+    # An InstanceNorm has all of these attributes, but computes something else.
     if any("InstanceNorm" in base.__name__ for base in type(source).__mro__):
         raise TypeError(f"source: expected {expected}, got {shown(source)}")
-    if getattr(source, "cls_to_become", None) is not None:  # a lazy one, until its first call
+    if getattr(source, "cls_to_become", None) is not None:  # a lazy module before its first call
         raise ValueError(
             "source: expected a layer that knows its channels, "
             f"got {type(source).__name__} before its first call"
@@ -135,7 +136,7 @@ def torch_settings(source: Any) -> dict[str, Any]:
 
 
 def onnx_node(node: Any) -> tuple[str, list[str], dict[str, Any]]:
-    """Return the operator, the names of the inputs and the attributes that matter."""
+    """Return the operator, the names of the inputs, and the attributes that we use."""
     if isinstance(node, Mapping):
         return node.get("op_type", "BatchNormalization"), list(node.get("inputs", ())), dict(node)
     expect("node", node, "an ONNX node", "op_type", "input", "attribute")

@@ -1,9 +1,9 @@
 """Read layers of PyTorch, Keras, Flax and ONNX into a `BatchNorm`, and write them back.
 
 `BatchNorm` has one method for each of these functions, with the documentation for users.  The
-functions use only the layer's public face.  They import none of the other libraries: they look at
-the attributes of an object, or take the parts that a file holds.  docs/numerics.md has a table of
-the libraries' conventions.
+functions use only the layer's public attributes and methods.  They import none of the other
+libraries: they look at the attributes of an object, or take the parts that a file holds.
+docs/numerics.md has a table of the libraries' conventions.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def from_torch(cls: type[Layer], source: Any, prefix: str, settings: Settings) -
         state = source.state_dict()  # empty for a module without parameters and statistics
         found = of_mapping(state, known) if state else {}
         if "running_mean" in found and not source.track_running_stats:
-            # Tracking was switched off later: the statistics normalize, and nothing moves them.
+            # Tracking was switched off later: the module still normalizes by its running
+            # statistics, but no longer updates them.
             given["momentum"] = 0.0
     tracked = found.pop(BATCHES, None)
     layer = _with_arrays(cls, found, given, settings)
@@ -230,7 +231,7 @@ def to_onnx(
     return node, initializers
 
 
-# What all formats share
+# Helpers of all formats
 
 
 def _with_arrays(
@@ -238,7 +239,7 @@ def _with_arrays(
 ) -> Layer:
     """Make a layer that has the source's settings and arrays.
 
-    The user's `settings` override the source's, which are `given`.
+    `given` holds the source's settings; the user's `settings` override them.
     """
     found = {name: as_array(arrays[name]) for name in OURS if arrays.get(name) is not None}
     tracks = "running_mean" in found
@@ -257,12 +258,13 @@ def _arrays(
 ) -> dict[str, AnyArray]:
     """Return copies of the layer's arrays, in the order of `OURS`.
 
-    `fill` adds 1 and 0 for a missing weight and bias; `running` requires running statistics.
+    If `fill` is true, a missing weight and bias become 1 and 0.  If `running` is true, the layer
+    must have running statistics.
     """
     if layer.activation is not None:
         raise ValueError(f"{to}: expected no activation, got {layer.activation!r}")
     if running and not layer.track_running_stats:
-        raise ValueError(f"{to}: expected running statistics, got a layer without")
+        raise ValueError(f"{to}: expected a layer with running statistics, got one without")
     arrays = layer.state_dict()
     if fill:
         like = layer.dtype or np.dtype(np.float32)
@@ -272,13 +274,13 @@ def _arrays(
 
 
 def _require_axis_1(to: str, layer: LayerState) -> None:
-    """Refuse a layer whose channels are not where the other library always has them."""
+    """Refuse a layer whose channel axis is not the one that the other library always uses."""
     if layer.axis != 1:
         raise ValueError(f"{to}: expected axis 1, got {layer.axis}")
 
 
 def _weight_of_old(to: str, layer: LayerState) -> float:
-    """Return the momentum as Keras and Flax have it: the weight of the old running value."""
+    """Return the momentum of Keras and Flax, which is the weight of the old running value."""
     if layer.momentum is None:
         raise ValueError(f"{to}: expected a momentum, got None (a cumulative average)")
     return rest(float(layer.momentum))

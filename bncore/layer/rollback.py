@@ -1,4 +1,4 @@
-"""A layer as it was before a call, so that a call that raises changes nothing."""
+"""Save the state of a layer before a call, and restore it if the call raises."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ Values = Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]]
 
 
 def copies(arrays: Iterable[npt.NDArray[Any] | None]) -> Values:
-    """Return the arrays that there are, each with a copy of its values."""
+    """Return each array that is not None with a copy of its values."""
     return [(array, array.copy()) for array in arrays if array is not None]
 
 
 def write_back(values: Values) -> None:
-    """Give arrays the values that they had; nothing has changed those that are read-only."""
+    """Give arrays their old values; read-only arrays cannot have changed."""
     for array, old in values:
         if array.flags.writeable:
             np.copyto(array, old)
 
 
 class Before:
-    """A layer as it was: its attributes, and the values of the arrays that are changed in place."""
+    """The saved state of a layer: its attributes, and copies of the arrays it changes in place."""
 
     def __init__(self, layer: Any) -> None:
         self._layer = layer
@@ -38,7 +38,7 @@ class Before:
         self._values = copies(self._attributes[f"_{name}"] for name in (*PARAMETERS, *RUNNING))
 
     def restore(self) -> None:
-        """Undo every change since; a layer that had no arrays has none again."""
+        """Undo every change since the state was saved, including the making of arrays."""
         write_back(self._values)
         vars(self._layer).clear()
         vars(self._layer).update(self._attributes)
@@ -49,7 +49,7 @@ class Before:
 
 
 def all_or_nothing(method: Method) -> Method:
-    """Let a method of a layer leave the layer as it was when it raises, KeyboardInterrupt too."""
+    """Make a method restore its layer if it raises any exception, also KeyboardInterrupt."""
 
     @wraps(method)
     def call(self: Any, *arguments: Any, **keywords: Any) -> Any:

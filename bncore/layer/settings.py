@@ -1,4 +1,4 @@
-"""The settings of a layer and its arrays as attributes: how they are checked where assigned."""
+"""Properties for the settings and arrays of a layer, which check what is assigned to them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from bncore.arguments import problem, scalars
 from bncore.arguments.arrays import plain_array, writable_array
+from bncore.arguments.float_environment import silent_arithmetic
 from bncore.arguments.parameters import vector
 
 Array = npt.NDArray[np.floating[Any]]
@@ -22,7 +23,7 @@ INITIAL = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
 
 
 def setting(name: str, check: Check, doc: str) -> Any:
-    """Make a property whose values are checked, kept in the attribute ``_name``."""
+    """Make a property that checks its values and keeps them in the attribute ``_name``."""
     place = f"_{name}"
 
     def get(self: Any) -> Any:
@@ -35,9 +36,10 @@ def setting(name: str, check: Check, doc: str) -> Any:
 
 
 def option(name: str, check: Check, doc: str) -> Any:
-    """Make a property whose values are checked, kept in the layer's options for the functions.
+    """Make a property that checks its values and keeps them in the options for the functions.
 
-    The dictionary is made anew, since backward needs the one that its forward call had.
+    Every assignment makes a new dictionary of options, because backward needs the dictionary of its
+    forward call.
     """
 
     def get(self: Any) -> Any:
@@ -50,9 +52,10 @@ def option(name: str, check: Check, doc: str) -> Any:
 
 
 def array(name: str, doc: str) -> Any:
-    """Make a property for an array of the layer: None where it has none, checked if assigned.
+    """Make a property for an array of the layer, which is None if the layer has no such array.
 
-    A parameter that is assigned is the very array; a running statistic is copied into the layer's.
+    Assigned values are checked.  An assigned parameter becomes the layer's array itself; assigned
+    running statistics are copied into the layer's array.
     """
     place = f"_{name}"
 
@@ -80,13 +83,13 @@ def array(name: str, doc: str) -> Any:
 
 
 def write(target: Array, values: Array) -> None:
-    """Write checked values, rounded in silence."""
-    with np.errstate(all="ignore"):
+    """Write checked values, rounded without warnings."""
+    with silent_arithmetic():
         np.copyto(target, values, casting="unsafe")
 
 
 def axis(name: str, value: object) -> int:
-    """Check an axis as far as that is possible without x."""
+    """Check an axis as far as this is possible before x is known."""
     return scalars.integer(name, value, "an integer")
 
 
@@ -111,7 +114,7 @@ def threads(name: str, value: object) -> int | None:
 
 
 def batches(name: str, value: object) -> int:
-    """Check a number of batches; an array of no dimensions will do, as files have it."""
+    """Check a number of batches; it may be an array without dimensions, as in saved files."""
     if getattr(value, "shape", None) == ():
         value = plain_array(name, value)[()]
     return scalars.integer_at_least(name, value, 0)
@@ -123,7 +126,7 @@ def activation(name: str, value: object) -> str | None:
 
 
 def one_of(*options: str) -> Check:
-    """Make the check for one of these words."""
+    """Make a check that accepts only one of these words."""
 
     def check(name: str, value: object) -> Any:
         if isinstance(value, str) and value in options:
@@ -138,7 +141,7 @@ on_single = one_of("raise", "running")
 
 
 def affine(value: object) -> tuple[str, ...]:
-    """Return the names of the parameters that there are."""
+    """Return the names of the parameters that the layer has."""
     if isinstance(value, (bool, np.bool_)):
         return PARAMETERS if value else ()
     if isinstance(value, str) and value in PARAMETERS:
@@ -149,7 +152,7 @@ def affine(value: object) -> tuple[str, ...]:
 
 
 def floating(name: str, value: Any) -> np.dtype[Any]:
-    """Return a dtype of real floating numbers in native byte order."""
+    """Check that `value` is a real floating dtype, and return it in native byte order."""
     try:
         dtype: np.dtype[Any] = np.dtype(value).newbyteorder("=")
     except TypeError as error:

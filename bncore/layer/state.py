@@ -1,4 +1,4 @@
-"""What a layer is beside its calls: settings, modes, arrays, their state, and averages."""
+"""The parts of a layer other than its calls: settings, modes, arrays and running averages."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from bncore.arguments import scalars
 from bncore.arguments.arrays import cast as cast_array
 from bncore.arguments.arrays import writable_array
+from bncore.arguments.float_environment import default_environment
 from bncore.arguments.parameters import vector
 from bncore.layer import settings as ls
 from bncore.layer.rollback import all_or_nothing
@@ -24,7 +25,7 @@ EVALUATED = (
     "backward: expected a training forward before it, got one in evaluation, which keeps nothing "
     "(freeze() normalizes by the running statistics and keeps what backward needs)"
 )
-COPIED = "backward: expected a training forward before it, got a copy, which is without"
+COPIED = "backward: expected a training forward before it, got a copy of a layer, which has none"
 
 
 class Saved(NamedTuple):
@@ -32,14 +33,14 @@ class Saved(NamedTuple):
 
     options: dict[str, Any]
     x: Array
-    residual: Array | None  # where there is an activation
-    statistics: Moments | tuple[Stat, Stat]  # of the batch, or the running mean and variance
+    residual: Array | None  # only if there is an activation
+    statistics: Moments | tuple[Stat, Stat]  # the batch's, or the running mean and variance
 
 
 class LayerState:
-    """Settings, parameters and running statistics of `bncore.BatchNorm`, which explains them."""
+    """Settings, parameters and running statistics of `bncore.BatchNorm`; see its docstring."""
 
-    _options: dict[str, Any]  # what the functions take as it is
+    _options: dict[str, Any]  # keyword arguments that are passed on to the functions
     _momentum: float | None
     _correction: float
     _debias: bool
@@ -55,12 +56,12 @@ class LayerState:
     eps = ls.option("eps", ls.at_least_0, "Added to the variance.")
     activation = ls.option("activation", ls.activation, "The activation, or None.")
     negative_slope = ls.option("negative_slope", ls.at_least_0, "Slope of leaky relu.")
-    n_threads = ls.option("n_threads", ls.threads, "At most so many threads, or None.")
+    n_threads = ls.option("n_threads", ls.threads, "The largest number of threads, or None.")
     momentum = ls.setting("momentum", ls.share_or_none, "Weight of the new batch, or None.")
     correction = ls.setting("correction", ls.share, "Correction of the running variance.")
-    debias = ls.setting("debias", scalars.boolean, "Whether the initial values are kept out.")
+    debias = ls.setting("debias", scalars.boolean, "Whether initial values are left out.")
     on_nonfinite = ls.setting(
-        "on_nonfinite", ls.one_of("propagate", "skip", "raise"), "What a bad batch does."
+        "on_nonfinite", ls.one_of("propagate", "skip", "raise"), "What to do with NaN or inf."
     )
     num_batches_tracked = ls.setting(BATCHES, ls.batches, "Batches tracked.")
     weight = ls.array("weight", "gamma, or None.")
@@ -70,7 +71,7 @@ class LayerState:
 
     @property
     def on_single(self) -> str:
-        """What one value per channel does."""
+        """What to do in training with one value per channel."""
         return self._on_single
 
     @on_single.setter
@@ -111,7 +112,7 @@ class LayerState:
         self.training, self._frozen = True, False
         self._channels: int | None = None
         self._weight = self._bias = self._running_mean = self._running_var = None
-        self._built = False  # whether all arrays are there that the settings ask for
+        self._built = False  # whether all arrays exist that the settings ask for
         self.dweight: Array | None = None
         self.dbias: Array | None = None
         self.num_batches_tracked = 0
@@ -123,7 +124,7 @@ class LayerState:
     # Modes
 
     def train(self, mode: bool = True) -> Self:
-        """Switch to training, or with False to evaluation; return the layer."""
+        """Switch to training, or to evaluation if `mode` is False; return the layer."""
         self.training = scalars.boolean("mode", mode)
         return self
 
@@ -132,7 +133,7 @@ class LayerState:
         return self.train(False)
 
     def freeze(self, mode: bool = True) -> Self:
-        """Let the running statistics normalize in training, too, or with False no longer.
+        """Normalize by the running statistics in training too; `mode` False ends this.
 
         `train` and `eval` do not change it.  Return the layer.
         """
@@ -144,37 +145,37 @@ class LayerState:
 
     @property
     def frozen(self) -> bool:
-        """Whether the running statistics normalize in training."""
+        """Whether the layer normalizes by the running statistics in training."""
         return self._frozen
 
     # State
 
     @property
     def channels(self) -> int | None:
-        """Number of channels, or None where no call has found it yet."""
+        """The number of channels, or None if no call has determined it yet."""
         return self._channels
 
     @property
     def dtype(self) -> np.dtype[Any] | None:
-        """The dtype of new parameters, or None where no call has found it yet."""
+        """The dtype of new parameters, or None if no call has determined it yet."""
         return self._dtype
 
     @property
     def affine(self) -> bool | str:
-        """Which parameters there are, as the argument says it."""
+        """Which parameters the layer has, in the form of the argument `affine`."""
         return self._affine[0] if len(self._affine) == 1 else bool(self._affine)
 
     @property
     def track_running_stats(self) -> bool:
-        """Whether there are running statistics."""
+        """Whether the layer has running statistics."""
         return self._tracks
 
     def parameters(self) -> list[Array]:
-        """Return the parameters that there are, weight first: the arrays themselves."""
+        """Return the layer's parameter arrays themselves (not copies), weight first."""
         return [getattr(self, name) for name in self._affine]
 
     def gradients(self) -> list[Array]:
-        """Return the gradients of `parameters`, in its order.  Raise where there are none yet."""
+        """Return the gradients in the order of `parameters`; raise if there are none yet."""
         found = [getattr(self, f"d{name}") for name in self._affine]
         if any(gradient is None for gradient in found):
             raise RuntimeError("gradients: expected a backward before, got none")
@@ -189,13 +190,13 @@ class LayerState:
 
     @all_or_nothing
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state, in the layer's own dtypes; all of it or, where it raises, nothing.
+        """Load a state, converted to the layer's own dtypes; if it raises, nothing changes.
 
         Parameters
         ----------
         state : mapping from name to array_like
-            With exactly the names that `state_dict` gives.  A layer that does not know its channels
-            or its dtype yet takes them from it.
+            A state with exactly the names that `state_dict` gives.  If the layer does not know its
+            channels or its dtype yet, it takes them from the state.
         """
         checked = checked_state(state, self._names(), self._channels)
         self._require_writable(self._names())
@@ -213,7 +214,7 @@ class LayerState:
 
     @all_or_nothing
     def reset(self) -> None:
-        """Go back to a new layer's parameters and statistics, in the same arrays."""
+        """Set parameters and statistics to those of a new layer; the arrays stay the same."""
         self._require_writable(self._names())
         self.reset_running_stats()
         for name in self._affine:
@@ -224,7 +225,7 @@ class LayerState:
 
     @all_or_nothing
     def reset_running_stats(self) -> None:
-        """Set the running statistics to 0 and 1, of no batch."""
+        """Set the running statistics to 0 and 1, and the number of batches to 0."""
         self._require_writable(RUNNING)
         if self._running_mean is not None and self._running_var is not None:
             self._running_mean.fill(0.0)
@@ -232,19 +233,19 @@ class LayerState:
         self._num_batches_tracked = 0
 
     def _require_writable(self, names: Iterable[str]) -> None:
-        """Refuse arrays of the layer that somebody has made read-only."""
+        """Raise if somebody has made one of these arrays of the layer read-only."""
         for name in names:
             array = None if name == BATCHES else getattr(self, f"_{name}")
             if array is not None and not array.flags.writeable:
                 writable_array(name, array)  # raises
 
     def _running(self) -> tuple[Stat, Stat]:
-        """Return the running statistics of a layer that tracks and knows its channels."""
+        """Return the running statistics; the layer must track them and know its channels."""
         assert self._running_mean is not None and self._running_var is not None
         return self._running_mean, self._running_var
 
     def _build(self, channels: int, dtype: np.dtype[Any] | None) -> None:
-        """Make the arrays that channels and dtype allow."""
+        """Make the arrays for which channels and dtype are known."""
         self._channels, self._dtype = channels, dtype
         if self._tracks and self._running_mean is None:
             self._running_mean = initial("running_mean", channels, np.float64)
@@ -280,22 +281,22 @@ class LayerState:
 
 
 def initial(name: str, channels: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Return the array of this name as a new layer has it."""
+    """Return the array that a new layer has under this name."""
     return np.full(channels, INITIAL[name], dtype)
 
 
 def cast(values: Array, like: Array) -> Array:
-    """Return values in the dtype of another array, rounded in silence."""
+    """Return values in the dtype of another array, rounded without warnings."""
     if values.dtype == like.dtype:
         return values
     return cast_array(values, like.dtype.newbyteorder("="))
 
 
 def weight_for_sums(x: Array, weight: Array | None, bias: Array | None) -> Array | None:
-    """Return the weight that backward gets: in float64 where the gradients differ in dtype.
+    """Return the weight to pass to backward, in float64 if the gradients differ in dtype.
 
-    Backward gives both sums in weight's dtype, or in x's where there is none.  Where that is not
-    the dtype of the bias, they have to come in float64, so that each is rounded once.
+    Backward returns both sums in weight's dtype, or in x's if there is no weight.  If that is not
+    the dtype of the bias, backward must return float64, so that each sum is rounded only once.
     """
     if bias is None or bias.dtype.char == (x if weight is None else weight).dtype.char:
         return weight
@@ -320,12 +321,12 @@ def require_finite(moments: Moments) -> None:
 def checked_state(
     state: Mapping[str, Any], names: tuple[str, ...], channels: int | None
 ) -> dict[str, Any]:
-    """Return the entries of a state dictionary, which has to have exactly these names.
+    """Return the entries of a state dictionary, which must have exactly these names.
 
     Raises
     ------
     TypeError, ValueError
-        Where a name is missing or unknown, or a value does not fit.
+        If a name is missing or unknown, or a value does not fit.
     """
     if not isinstance(state, Mapping):
         raise TypeError(f"state: expected a dictionary, got {scalars.shown(state)}")
@@ -339,7 +340,7 @@ def checked_state(
         if name == BATCHES:
             checked[name] = ls.batches(name, state[name])
         else:
-            # A copy, since it may be another array of the layer, which is written before.
+            # Copy it, because it may be another array of the layer, which is written first.
             checked[name] = vector(name, state[name], channels).copy()
             channels = checked[name].shape[0]
     return checked
@@ -349,11 +350,11 @@ def checked_state(
 
 
 def weight_of_new(momentum: float | None, debias: bool, tracked: int) -> float:
-    """Return the weight of a new batch in the running statistics, after so many others.
+    """Return the weight of a new batch in the running statistics.
 
-    ``momentum``; ``1 / t`` for the t-th batch where it is None, which gives the mean over all
-    batches.  With `debias`, ``momentum / (1 - (1 - momentum)**t)``: what the moving average over
-    batches alone is, with no share of the initial 0 and 1.
+    It is ``momentum``.  If `momentum` is None, it is ``1 / t`` for the t-th batch, which gives the
+    mean over all batches.  With `debias`, it is ``momentum / (1 - (1 - momentum)**t)``, which gives
+    the moving average over batches alone, without the initial 0 and 1.
 
     References
     ----------
@@ -367,10 +368,11 @@ def weight_of_new(momentum: float | None, debias: bool, tracked: int) -> float:
     >>> weight_of_new(0.1, False, 5), weight_of_new(None, False, 4), weight_of_new(0.5, True, 1)
     (0.1, 0.2, 0.6666666666666666)
     """
-    if momentum is None:
-        return 1.0 / (tracked + 1)
-    if not debias or momentum == 0.0:
+    if momentum is not None and (not debias or momentum == 0.0):
         return momentum
     if momentum == 1.0 or tracked == 0:
         return 1.0
-    return momentum / -math.expm1((tracked + 1) * math.log1p(-momentum))
+    with default_environment():
+        if momentum is None:
+            return 1.0 / (tracked + 1)
+        return momentum / -math.expm1((tracked + 1) * math.log1p(-momentum))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import bncore
+from calls import CALLS
 
 pytestmark = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64") or platform.system() != "Linux",
@@ -99,6 +100,88 @@ def test_the_bits_of_every_backend(backend, rng, dtype, value):
             with state(value):
                 got = data.results(n_threads, axis)
             assert got == expected, (axis, n_threads)
+
+
+def bytes_of(result) -> list[bytes]:
+    """What a function returned, or a layer holds, as bytes."""
+    if isinstance(result, bncore.Moments):
+        return bytes_of((result.count, result.mean, result.m2))
+    if isinstance(result, bncore.GradSums):
+        return bytes_of((result.sum_dy, result.sum_dy_xhat))
+    if isinstance(result, tuple | list):
+        return [one for value in result for one in bytes_of(value)]
+    return [np.asarray(result).tobytes()]
+
+
+def as_subnormal(name: str, value):
+    """An argument near the least normal number of its dtype; what divides stays as it is."""
+    if isinstance(value, np.ndarray) and name not in ("var", "running_var"):
+        return (value * float(np.finfo(value.dtype).tiny) / 4).astype(value.dtype)
+    return value
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", CALLS)
+def test_the_bits_of_every_function(backend, name, dtype):
+    call = CALLS[name]
+    usual = call.arguments(dtype=dtype)
+    for given in (usual, {k: as_subnormal(k, v) for k, v in usual.items()}):
+
+        def results(given=given) -> list[bytes]:
+            own = {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in given.items()}
+            returned = call(own)
+            written = [v for k, v in own.items() if k.startswith("running_")]
+            return bytes_of([*bytes_of(() if returned is None else returned), *written])
+
+        expected = results()
+        for what, value in STATES.items():
+            with state(value):
+                got = results()
+            assert got == expected, what
+
+
+@pytest.mark.parametrize("value", STATES.values(), ids=STATES)
+def test_the_bits_of_statistics(rng, value):
+    """What is computed in Python alone: merging moments and sums, variances, conversions."""
+    for scale in (1.0, 1e-308):
+        means, m2s = rng.standard_normal((2, 50)) * scale, rng.uniform(0.0, 3.0, (2, 50)) * scale
+        small = subnormal(rng, 50, np.float32)
+
+        def results(means=means, m2s=m2s, small=small) -> list[bytes]:
+            a, b = (
+                bncore.Moments(n, *v)
+                for n, v in zip((3, 7), zip(means, m2s, strict=True), strict=True)
+            )
+            sums = bncore.GradSums(*means)
+            converted = bncore.Moments(3, small, abs(small))
+            return bytes_of(
+                [a.merge(b), sums.merge(sums), sums + bncore.GradSums(*m2s), converted]
+                + [f for m in (a, b) for f in (m.var(), m.var(1), m.std(), m.invstd(1e-300))]
+            )
+
+        expected = results()
+        with state(value):
+            got = results()
+        assert got == expected
+
+
+@pytest.mark.parametrize("value", STATES.values(), ids=STATES)
+@pytest.mark.parametrize("settings", [{}, {"momentum": None}, {"debias": True}], ids=str)
+def test_the_bits_of_a_layer(backend, rng, settings, value):
+    x, dy = rng.standard_normal((2, 3, 6, 8, 5)).astype(np.float32)
+
+    def results() -> list[bytes]:
+        layer = bncore.BatchNorm(8, **settings)
+        values = []
+        for one in x:
+            values += [layer(one), layer.backward(dy[0])]
+        values += [layer.running_mean, layer.running_var, layer.eval()(x[0])]
+        return bytes_of(values)
+
+    expected = results()
+    with state(value):
+        got = results()
+    assert got == expected
 
 
 def test_threads_created_in_another_environment(backend, rng):

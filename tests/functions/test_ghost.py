@@ -69,7 +69,7 @@ M = bncore.moments(X)
 @pytest.mark.parametrize(("call", "error", "message"), [
     (lambda: ghost(X, 4), ValueError, r"^Expected more than 1 value per channel in every .*size 1"),
     (lambda: ghost(X, 0), ValueError, r"^size: expected an integer >= 1, got 0$"),
-    (lambda: ghost(X, 5, axis=0), ValueError, r"^axis: expected another axis than 0"),
+    (lambda: ghost(X, 5, axis=0), ValueError, r"^axis: expected an axis other than 0"),
     (lambda: ghost(X, 5, [1.0]), ValueError, r"^weight: expected shape \(3,\)"),
     (lambda: ghost_backward(X, X, [M], 3), ValueError, r"^moments: expected a list of 2 Moments"),
     (lambda: ghost_backward(X, X, M, 5), ValueError, r"^moments: .* 1 Moments, got Moments$"),

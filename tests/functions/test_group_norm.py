@@ -218,7 +218,7 @@ X = np.ones((2, 4, 3))
     (lambda: bncore.group_norm(X, 3), ValueError, r"^groups: expected a divisor of 4 channels"),
     (lambda: bncore.group_norm(X, 0), ValueError, r"^groups: expected an integer >= 1, got 0"),
     (lambda: bncore.group_norm(X, None), TypeError, r"^groups: expected an integer >= 1, got None"),
-    (lambda: bncore.group_norm(X, 2, axis=0), ValueError, r"^axis: expected another axis than 0"),
+    (lambda: bncore.group_norm(X, 2, axis=0), ValueError, r"^axis: expected an axis other than 0"),
     (lambda: bncore.group_norm(X, 2, [1.0]), ValueError, r"^weight: expected shape \(4,\)"),
     (lambda: bncore.group_norm(X[:, :, 0], 4), ValueError, r"^Expected more than 1 value per gro"),
     (lambda: bncore.group_norm(X[0, 0], 1), ValueError, r"^x: expected at least 2 dimensions"),

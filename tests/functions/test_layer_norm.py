@@ -134,7 +134,7 @@ X = np.ones((2, 4, 3))
     (lambda: layer_norm(X, np.ones(4)), ValueError, r"^weight: expected shape \(3,\), got \(4,\)$"),
     (lambda: layer_norm(X, None, np.ones(3), axis=1), ValueError, r"^bias: expected shape \(4, 3"),
     (lambda: layer_norm(X, [1, 1, 1]), TypeError, r"^weight: expected a real floating dtype"),
-    (lambda: layer_norm(X, axis=0), ValueError, r"^axis: expected another axis than 0"),
+    (lambda: layer_norm(X, axis=0), ValueError, r"^axis: expected an axis other than 0"),
     (lambda: layer_norm(X[..., :1]), ValueError, r"^Expected more than 1 value per row"),
     (lambda: layer_norm(X[0, 0]), ValueError, r"^x: expected at least 2 dimensions, got 1$"),
     (lambda: layer_norm_backward(X, X, layer_norm(X)[1], axis=1), ValueError, r"^moments: exp"),
