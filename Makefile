@@ -1,8 +1,8 @@
-# The two commands:  make demo   and   make test
+# The two commands to begin with:  make demo   and   make test
 #
-# On a fresh machine they need Python 3.11+ (with venv), make and, for full speed, a C compiler. They make .venv
-# themselves; another interpreter: make test PYTHON=python3.12, after make clean where .venv has one already. Stamp
-# files under .venv say what is done, so a second call starts at once.
+# On a fresh machine they need Python 3.11+ (with venv), make and, for full speed, a C compiler. They make the
+# environment .venv themselves. To use another interpreter, run make test PYTHON=python3.12, after make clean if .venv
+# exists already. Stamp files under .venv record what is done, so a second call starts at once.
 
 PYTHON ?= python3
 VENV := .venv
@@ -21,22 +21,22 @@ STUDY_ARGS ?=
 BENCH := $(PY) -m pytest benchmarks --benchmark-group-by=group \
 	--benchmark-columns=median,iqr,rounds --benchmark-sort=mean -q
 
-# What the tests demand of the extension: 1 present, 0 absent. A machine without a compiler tests the fallbacks
-# and says so; with BNCORE_REQUIRE_NATIVE=1 in the environment, as in .ci/run, it fails there instead.
+# Tells the tests whether the extension must exist: 1 yes, 0 no. On a machine without a compiler `make test` tests the
+# fallbacks and says so. With BNCORE_REQUIRE_NATIVE=1 in the environment, as in .ci/run, it fails instead.
 NATIVE_IS_THERE = ls bncore/backends/native/binding*.so >/dev/null 2>&1
 EXPECT = BNCORE_EXPECT_NATIVE=$(if $(filter-out 0,$(BNCORE_REQUIRE_NATIVE)),1,$$($(NATIVE_IS_THERE) && echo 1 || echo 0))
 
-# The tests that need nothing but the extra "test".
+# The tests that need only the extra "test".
 ALONE := not needs_torch and not needs_jax and not needs_frameworks and not needs_onnxruntime
 
-# Tests go to as many processes as there are processors, four at most, and a process without work takes some of the
-# others'; PYTEST_ARGS="-n 0" is one after another.
+# Tests run in as many processes as there are processors, four at most, and a process without work takes tests of the
+# others. PYTEST_ARGS="-n 0" runs them one after another.
 SPREAD := -n auto --maxprocesses=4 --dist worksteal
-# Files stay whole where their tests share what takes long to make: compiled adapters, processes.
+# Each file stays in one process if its tests share things that take long to make: compiled adapters, processes.
 SPREAD_FILES := -n auto --maxprocesses=4 --dist loadfile
 
-# COVERAGE=1 measures coverage and fails below pyproject.toml's limit. Lines that Numba compiles count once they
-# are compiled, which Numba itself reports; hence a cache of its own, empty at the start.
+# COVERAGE=1 measures coverage and fails below the limit in pyproject.toml. A line that Numba compiles counts as soon as
+# it is compiled, which Numba itself reports. So the run needs a Numba cache of its own, which is empty at the start.
 ifdef COVERAGE
 export NUMBA_JIT_COVERAGE := 1
 export NUMBA_CACHE_DIR := $(CURDIR)/$(VENV)/numba-coverage
@@ -47,128 +47,128 @@ NATIVE_SOURCES := setup.py $(wildcard src_c/* src_c/*/* bncore/__init__.pxd $(ad
 CLANG_FORMATTED := $(wildcard tests/c/*.[ch] tests/kernels/*.[ch] src_c/*.[ch] src_c/*/*.[ch] docs/*.c docs/examples/*.cpp bncore/*.cpp $(addprefix bncore/*/*.,h cpp))
 BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'])")
 
-# pip installs into one environment at a time.
+# pip must install into one environment at a time.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help demo test bench bench-peers bench-torch bench-jax bench-onnxruntime test-torch test-jax \
 	test-onnxruntime test-frameworks coverage lint format \
 	test-without-native test-freethreaded sanitize fuzz sdist-check check-kernels counts report study build clean
 
-help: ## this list (also: make alone)
+help: ## prints this list, as `make` alone does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: build $(VENV)/.demo $(VENV)/.study ## the main job on real data: accuracy, time, a network trained; a small study
+demo: build $(VENV)/.demo $(VENV)/.study ## measures accuracy and time on real data, trains a network, and runs a small study
 	$(PY) -m bncore demo
 	$(PY) -m bncore study --plan small
 
-test: build $(VENV)/.test ## the test suite, doctests included
+test: build $(VENV)/.test ## runs the test suite, doctests included
 	$(if $(COVERAGE),rm -rf $(NUMBA_CACHE_DIR))
 	$(EXPECT) $(PY) -m pytest -m "$(ALONE)" $(SPREAD) $(COVERAGE_ARGS) $(PYTEST_ARGS)
 
-coverage: ## the test suite; fails if it reaches less than 95 % of the lines
+coverage: ## runs the test suite; fails if it reaches less than 95 % of the lines
 	@$(MAKE) test COVERAGE=1
 
-# What depends on whether bncore.torch has its compiled part.
+# The tests whose results could depend on whether bncore.torch has its compiled part.
 BOTH_WAYS := ops modules gradients suites transforms
-test-torch: build $(VENV)/.test $(VENV)/.torch ## bncore.torch, and the tests that compare with PyTorch (installs it)
+test-torch: build $(VENV)/.test $(VENV)/.torch ## tests bncore.torch, and compares with PyTorch (installs it)
 	$(EXPECT) $(PY) -m pytest -m needs_torch tests $(SPREAD_FILES) $(PYTEST_ARGS)
 	BNCORE_TORCH_COMPILED=0 $(EXPECT) $(PY) -m pytest $(addprefix tests/adapters/test_torch_,$(addsuffix .py,$(BOTH_WAYS))) $(SPREAD_FILES) $(PYTEST_ARGS)
 
-test-onnxruntime: build $(VENV)/.test $(VENV)/.onnxruntime ## bncore.onnxruntime in sessions of ONNX Runtime (installs it)
+test-onnxruntime: build $(VENV)/.test $(VENV)/.onnxruntime ## tests bncore.onnxruntime in sessions of ONNX Runtime (installs it)
 	$(EXPECT) $(PY) -m pytest -m needs_onnxruntime tests/adapters/test_onnxruntime_*.py $(SPREAD_FILES) $(PYTEST_ARGS)
 
-test-jax: build $(VENV)/.test $(VENV)/.jax ## bncore.jax beside the NumPy functions and jax.numpy (installs JAX)
+test-jax: build $(VENV)/.test $(VENV)/.jax ## compares bncore.jax with the NumPy functions and jax.numpy (installs JAX)
 	$(EXPECT) $(PY) -m pytest tests/adapters/test_jax_*.py $(SPREAD_FILES) $(PYTEST_ARGS)
 
-test-frameworks: build $(VENV)/.test $(VENV)/.frameworks ## BatchNorm beside the layers of PyTorch, Keras, Flax (likewise)
+test-frameworks: build $(VENV)/.test $(VENV)/.frameworks ## compares BatchNorm with the layers of PyTorch, Keras and Flax (installs them)
 	$(EXPECT) $(PY) -m pytest -m needs_frameworks tests $(PYTEST_ARGS)
 
-# What depends on the backend. The files of tests/project, tests/programs and of the C library look at the checkout, at
-# programs on top of the functions, and at builds, which are the same with the extension and without.
+# The tests that depend on the backend. The others (tests/project, tests/programs, the C library) test the checkout,
+# programs that use the functions, and builds, which are the same with and without the extension.
 WITHOUT_NATIVE := $(addprefix tests/,arguments backends data functions layer runtime test_statistics.py test_bad_statistics.py) tests/adapters/test_numba_calls.py tests/project/test_habits.py
-test-without-native: $(PURE)/.test ## what depends on the backend, on Numba and NumPy, the package installed with no extension
+test-without-native: $(PURE)/.test ## tests what depends on the backend on Numba and NumPy, with the package installed without the extension
 	BNCORE_EXPECT_NATIVE=0 $(PURE)/bin/pytest --import-mode=importlib -m "$(ALONE)" $(SPREAD) \
 		$(WITHOUT_NATIVE) --pyargs bncore $(PYTEST_ARGS)
 
-sanitize: $(VENV)/.test ## the C library, the extension and the threads under the compiler's sanitizers
+sanitize: $(VENV)/.test ## tests the C library, the extension and the threads under the compiler's sanitizers
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" .ci/sanitize
 
 SECONDS ?= 60
-fuzz: build $(VENV)/.test ## random calls of the C interface and of the functions; SECONDS=600 for each, 60 as it is
+fuzz: build $(VENV)/.test ## makes random calls of the C interface and of the functions, 60 seconds each; SECONDS=600 for longer
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" .ci/fuzz $(SECONDS)
 
-# The interpreter for test-freethreaded: FREETHREADED_PYTHON=path, or the first of these that is there.
+# The interpreter for test-freethreaded: FREETHREADED_PYTHON=path, or the first of these that exists.
 FREETHREADED_PYTHON ?= $(firstword $(shell command -v python3.14t python3.13t))
-# What threads can do to each other, and the tests of functions and of the layer.
+# The tests of what threads can do to each other, of functions and of the layer.
 FREE_TESTS := $(addprefix tests/,runtime functions/test_train.py functions/test_group_norm.py layer/test_batch_norm.py)
-test-freethreaded: $(FREE)/.test ## threads without a global lock, in a free-threaded Python; FREETHREADED_PYTHON=path names it
+test-freethreaded: $(FREE)/.test ## tests threads without a global lock, in a free-threaded Python; FREETHREADED_PYTHON=path names it
 	$(FREE)/bin/python -X gil=0 -m pytest --import-mode=importlib -m "$(ALONE)" $(FREE_TESTS) $(PYTEST_ARGS)
 
-bench: build $(VENV)/.suite ## single operations in pytest-benchmark; BENCH_ARGS=--full for every shape
+bench: build $(VENV)/.suite ## times single operations in pytest-benchmark; BENCH_ARGS=--full for every shape
 	$(BENCH) $(BENCH_ARGS)
 
-bench-peers: build $(VENV)/.suite $(VENV)/.peers ## the same with every peer beside them (installs them)
+bench-peers: build $(VENV)/.suite $(VENV)/.peers ## times single operations of bncore and of every peer (installs them)
 	$(BENCH) --peers all --threads 1,2 $(BENCH_ARGS)
 
-bench-torch: build $(VENV)/.suite $(VENV)/.torch ## bncore.torch against PyTorch: steps of a layer and of a ResNet-50 (installs it); BENCH_ARGS=--write for docs/pytorch.md
+bench-torch: build $(VENV)/.suite $(VENV)/.torch ## times bncore.torch against PyTorch: steps of a layer and of a ResNet-50 (installs it); BENCH_ARGS=--write for docs/pytorch.md
 	$(PY) benchmarks/torch_step.py $(BENCH_ARGS)
 	$(PY) benchmarks/torch_model.py $(BENCH_ARGS)
 
-bench-onnxruntime: build $(VENV)/.suite $(VENV)/.onnxruntime ## bncore.onnxruntime against ONNX Runtime's own operator; BENCH_ARGS=--write for docs/onnxruntime.md
+bench-onnxruntime: build $(VENV)/.suite $(VENV)/.onnxruntime ## times bncore.onnxruntime against ONNX Runtime's own operator; BENCH_ARGS=--write for docs/onnxruntime.md
 	$(PY) benchmarks/onnxruntime_step.py $(BENCH_ARGS)
 
-bench-jax: build $(VENV)/.suite $(VENV)/.jax ## bncore.jax against the formula in jax.numpy (installs JAX); BENCH_ARGS=--write for docs/jax.md
+bench-jax: build $(VENV)/.suite $(VENV)/.jax ## times bncore.jax against the formula in jax.numpy (installs JAX); BENCH_ARGS=--write for docs/jax.md
 	$(PY) benchmarks/jax_step.py $(BENCH_ARGS)
 
-report: build $(VENV)/.suite $(VENV)/.peers ## measure, and write README, docs/benchmarks.md and its pictures
+report: build $(VENV)/.suite $(VENV)/.peers ## measures, and writes the README, docs/benchmarks.md and its pictures
 	$(PY) benchmarks/report.py $(REPORT_ARGS)
 
-study: build $(VENV)/.study ## train with and without batch norm, and write docs/study and its pictures
+study: build $(VENV)/.study ## trains with and without batch norm, and writes docs/study and its pictures
 	$(PY) -m bncore study --write docs/study $(STUDY_ARGS)
 
-lint: $(VENV)/.lint ## formatting, lint and types of Python, Cython and C
+lint: $(VENV)/.lint ## checks formatting, lint and types of Python, Cython and C
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint bncore docs/examples # it calls pycodestyle by name
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint bncore docs/examples # it runs pycodestyle from the PATH
 	$(VENV)/bin/clang-format --dry-run -Werror $(CLANG_FORMATTED)
 
-format: $(VENV)/.lint ## rewrite Python and C in the project's format
+format: $(VENV)/.lint ## rewrites Python and C in the project's format
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/clang-format -i $(CLANG_FORMATTED)
 
-check-kernels: build ## each compiled kernel against a plain loop, by name; KERNEL_ARGS=--bench times them, too
+check-kernels: build ## compares each compiled kernel with a plain loop, by name; KERNEL_ARGS=--bench times them, too
 	@mkdir -p build
 	$(CC) -std=c11 -O2 -ffp-contract=off -D_GNU_SOURCE -Isrc_c tests/kernels/check_kernels.c \
 		$$($(PY) -m bncore config --libs --static) -o build/check_kernels
 	build/check_kernels $(KERNEL_ARGS)
 
-counts: build ## instructions of a few calls under callgrind, against the recorded ones (needs valgrind)
+counts: build ## counts the instructions of a few calls, and compares them with the recorded ones (needs valgrind)
 	$(PY) benchmarks/counts.py
 
-sdist-check: $(VENV)/.build-tool ## build the sdist, install it in a clean venv, run one call
+sdist-check: $(VENV)/.build-tool ## builds the sdist, installs it in a clean environment, and makes one call
 	rm -rf dist .venv-sdist
 	$(PY) -m build --sdist
 	$(PYTHON) -m venv .venv-sdist
 	.venv-sdist/bin/python -m pip --disable-pip-version-check install --no-cache-dir -q dist/bncore-*.tar.gz
 	cd .venv-sdist && bin/python ../.ci/one_call.py
 
-# Numba looks at a kernel's own file only: what was compiled from another one that has changed goes.
+# Numba checks only whether the file of a kernel itself has changed. So its cache is removed if another file has.
 $(VENV)/.numba: $(VENV)/.base $(wildcard bncore/backends/numba/*.py bncore/backends/partition.py)
 	rm -f bncore/backends/numba/__pycache__/*.nb[ic]
 	@touch $@
 
-# The extension, in the checkout, with the compiler's messages on the screen. An older one goes first, so that it is
-# not taken for the result; a build that failed leaves no stamp, so the next make tries again.
+# Builds the extension in the checkout and shows the compiler's messages. An older extension is removed first, so that it
+# is not taken for the result. A build that fails leaves no stamp, so the next make tries again.
 build: $(VENV)/.native $(VENV)/.numba
 $(VENV)/.native: $(VENV)/.base $(NATIVE_SOURCES)
 	@rm -rf bncore/backends/native/binding*.so bncore/include bncore/lib
 	$(PY) setup.py -q build_ext --inplace --force
 	@if $(NATIVE_IS_THERE); then touch $@; else echo \
-		"bncore: THE NATIVE EXTENSION WAS NOT BUILT (see above); what follows runs on Numba and NumPy"; fi
+		"bncore: THE NATIVE EXTENSION WAS NOT BUILT (see above); the next steps run on Numba and NumPy"; fi
 
-# An environment keeps the interpreter that made it; another one that was asked for would be ignored in silence.
+# An environment keeps the interpreter that made it, and would silently ignore another one that you ask for.
 WHICH_PYTHON := import sys; print(sys.implementation.cache_tag + getattr(sys, "abiflags", ""))
 same-python-as-%:
 	@if [ -n "$(filter-out file default,$(origin PYTHON))" ] && [ -x $*/bin/python ]; then \
@@ -183,18 +183,17 @@ $(VENV)/.base: pyproject.toml | same-python-as-$(VENV)
 	$(PIP) install -q $(BUILD_REQUIRES)
 	@touch $@
 
-# Dependencies, and the checkout itself as an editable install; the extension is built by the rule above.
+# Installs the dependencies, and the checkout itself as an editable install. The rule above builds the extension.
 $(VENV)/.demo $(VENV)/.study $(VENV)/.test $(VENV)/.suite $(VENV)/.lint: $(VENV)/.%: $(VENV)/.base
 	$(SKIP_NATIVE) $(PIP) install -q --no-build-isolation -e ".[$*]"
 	@touch $@
 
-# PyTorch's build for CPUs is the one to compare with: where pip would take another, point it there by its own
-# settings (PIP_INDEX_URL or PIP_FIND_LINKS).
+# The comparisons need PyTorch's build for CPUs. If pip would take another build, set PIP_INDEX_URL or PIP_FIND_LINKS.
 $(VENV)/.torch $(VENV)/.jax $(VENV)/.frameworks $(VENV)/.peers: $(VENV)/.%: $(VENV)/.base
 	$(SKIP_NATIVE) $(PIP) install -q --no-build-isolation -e ".[$*]"
 	@touch $@
 
-# The wheel of ONNX Runtime leaves out the header that the operators are compiled against.
+# The wheel of ONNX Runtime does not contain the header that the operators are compiled against.
 $(VENV)/.onnxruntime: $(VENV)/.base .ci/onnxruntime_header
 	$(SKIP_NATIVE) $(PIP) install -q --no-build-isolation -e ".[onnxruntime]"
 	.ci/onnxruntime_header $(VENV)/include
@@ -204,15 +203,15 @@ $(VENV)/.build-tool: $(VENV)/.base
 	$(PIP) install -q build
 	@touch $@
 
-# Not editable, and installed anew whenever the package changes: what is tested is what was installed. build/lib*
-# of earlier builds would bring back modules that are deleted.
+# This is not an editable install: the tests test what was installed, so it is installed again whenever the package
+# changes. build/lib* of earlier builds would bring back modules that are deleted.
 $(PURE)/.test: pyproject.toml setup.py $(wildcard bncore/*.py bncore/*/*.py bncore/*/*/*.py bncore/*/*/*/*.py bncore/*/*/*.pyi bncore/*/*/*.json bncore/*.cpp bncore/*/*.cpp) | same-python-as-$(PURE)
 	$(PYTHON) -m venv $(PURE)
 	rm -rf build/lib*
 	$(SKIP_NATIVE) $(PURE_PIP) install -q ".[test]"
 	@touch $@
 
-# Installed, not editable: the extension is built for this interpreter and lies apart from the checkout's.
+# This is not an editable install: the extension is built for this interpreter, apart from the one of the checkout.
 $(FREE)/.test: pyproject.toml $(NATIVE_SOURCES) $(wildcard bncore/*.py bncore/*/*.py bncore/*/*/*.py)
 	@[ -n "$(FREETHREADED_PYTHON)" ] || { echo "bncore: no free-threaded Python was found (python3.14t, python3.13t):" \
 		"set FREETHREADED_PYTHON to its path, or let \`.ci/freethreaded_python DIR\` build one" >&2; exit 1; }
@@ -224,7 +223,7 @@ $(FREE)/.test: pyproject.toml $(NATIVE_SOURCES) $(wildcard bncore/*.py bncore/*/
 	BNCORE_REQUIRE_NATIVE=1 $(FREE_PIP) install -q --no-build-isolation --no-deps .
 	@touch $@
 
-clean: ## remove everything that was built, environments included
+clean: ## removes everything that was built, environments included
 	rm -rf $(VENV) $(PURE) $(FREE) .venv-sdist build dist *.egg-info .coverage htmlcov .benchmarks
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -rf bncore/include bncore/lib

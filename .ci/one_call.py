@@ -1,4 +1,4 @@
-"""One call of the installed bncore, checked; with the extension, where that is required."""
+"""Make one call of the installed bncore and check it. If the extension is required, import it too."""
 
 import os
 from pathlib import Path
@@ -16,5 +16,5 @@ np.testing.assert_allclose(y.mean(axis=(0, 2, 3)), 0.0, atol=1e-6)
 np.testing.assert_allclose(y.var(axis=(0, 2, 3)), 1.0, rtol=1e-4)
 if os.environ.get("BNCORE_REQUIRE_NATIVE", "") not in ("", "0"):
     import bncore.backends.native.binding
-print(f"bncore {bncore.__version__} in {package.parent}: one call, and it is right")
+print(f"bncore {bncore.__version__} in {package.parent}: one call gave the right result")
 bncore.show_config()

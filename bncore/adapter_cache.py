@@ -1,9 +1,9 @@
-"""The folder that keeps compiled adapters, and who could have changed what lies in it.
+"""The folder of compiled adapters, and the checks that nobody else could change its files.
 
-A compiled adapter runs with all rights of the process that loads it, so nobody but the process's
-own user and root may be able to put a file there.  `usable_folder` looks at the folder and at
-every folder above it, up to the root.  Where it finds one that somebody else owns or can write, it
-warns and returns a folder of this process's own, which is removed when the process ends.
+A compiled adapter runs with all rights of the process that loads it, so only the process's own user
+and root may be able to put a file there.  `usable_folder` checks the folder and every folder above
+it, up to the root.  If somebody else owns one of them or can write to it, it warns and returns a
+private folder of this process, which is removed when the process ends.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ CACHE = "BNCORE_CACHE_DIR"
 PRIVATE = 0o700
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 ACL = "system.posix_acl_access"
-ROOT = 0  # may change every file anyway, so what it owns is trusted
+ROOT = 0  # root can change every file anyway, so its files are trusted
 
-# The end of a compiled adapter: this mark and the SHA-256 of all bytes before it.  A loader of ELF
-# files ignores what follows the last section.
+# A compiled adapter ends with this mark and the SHA-256 of all bytes before it.  A loader of ELF
+# files ignores everything after the last section.
 MARK = b"bncore adapter\n"
 SEAL_SIZE = len(MARK) + hashlib.sha256().digest_size
 
 
 def cache_folder() -> Path:
-    """Return where compiled adapters belong: $BNCORE_CACHE_DIR, or bncore in the user's cache.
+    """Return the folder of compiled adapters: $BNCORE_CACHE_DIR, or bncore in the user's cache.
 
     Raises
     ------
@@ -43,13 +43,13 @@ def cache_folder() -> Path:
     if folder := os.environ.get(CACHE):
         return Path(folder)
     base = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(base):  # the specification says that a relative one does not count
+    if not os.path.isabs(base):  # the XDG specification says to ignore a relative path
         base = str(Path.home() / ".cache")
     return Path(base) / "bncore"
 
 
 def usable_folder() -> Path:
-    """Return the folder of compiled adapters, made where it was missing.
+    """Return the folder of compiled adapters, and make it if it is missing.
 
     Where it cannot be used, for whatever reason, this is a private folder of this process, and a
     `RuntimeWarning` says why.
@@ -71,14 +71,14 @@ def usable_folder() -> Path:
 
 
 def prepared(folder: Path) -> Path:
-    """Return a folder without symbolic links, made where it is missing, after it was checked.
+    """Check a folder, make it if it is missing, and return its path without symbolic links.
 
     Raises
     ------
     PermissionError
-        If somebody other than this process's user and root could change what lies in it.
+        If somebody other than this process's user and root could change its files.
     OSError
-        If it cannot be made or is no folder.
+        If it cannot be made or is not a folder.
     """
     folder = Path(os.path.realpath(folder))
     for place in (*reversed(folder.parents), folder):
@@ -92,10 +92,10 @@ def prepared(folder: Path) -> Path:
 
 
 def private_folder(reason: str) -> Path:
-    """Return a folder of this process alone, and warn that compiled adapters are not kept."""
+    """Return a private folder of this process, and warn that compiled adapters are not kept."""
     made = _own_folder(os.getpid())
     warnings.warn(
-        f"bncore does not keep its compiled adapters, since the cache cannot be used: {reason}. "
+        f"bncore does not keep its compiled adapters, because it cannot use the cache: {reason}. "
         f"This process compiles them in {made}, which is removed when it ends. "
         f"{CACHE} names another folder, which only its owner may write",
         RuntimeWarning,
@@ -114,7 +114,7 @@ def _own_folder(process: int) -> Path:
             for place in (*reversed(Path(base).parents), Path(base)):
                 _require_trusted(place, os.lstat(place), last=False)
             made = tempfile.mkdtemp(prefix="bncore-", dir=base)
-            os.chmod(made, PRIVATE)  # mkdtemp leaves out what the umask takes away
+            os.chmod(made, PRIVATE)  # because mkdtemp obeys the umask
         except OSError as error:
             refused.append(str(error))
             continue
@@ -124,7 +124,7 @@ def _own_folder(process: int) -> Path:
 
 
 def _remove(folder: str, process: int) -> None:
-    """Remove the private folder when its process ends, not when a forked child of it does."""
+    """Remove the private folder when its process ends, but not when a forked child ends."""
     if os.getpid() == process:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -139,10 +139,11 @@ def _make(place: Path) -> None:
 
 
 def _require_trusted(place: Path, found: os.stat_result, *, last: bool) -> None:
-    """Raise PermissionError where another user could put something else in a folder's place.
+    """Raise PermissionError if another user could replace a folder by something else.
 
     In a folder with the sticky bit, such as /tmp, everybody can make entries, but only their
-    owners can remove or rename them.  It may stand above the cache; the cache may not be one.
+    owners can remove or rename them.  Such a folder may be above the cache, but may not be the
+    cache itself.
     """
     if not stat.S_ISDIR(found.st_mode):
         raise NotADirectoryError(f"{place}: expected a folder")
@@ -153,7 +154,7 @@ def _require_trusted(place: Path, found: os.stat_result, *, last: bool) -> None:
 def ownership_problem(
     place: Path, found: os.stat_result, *, sticky_counts: bool = False
 ) -> str | None:
-    """Say why a file or folder is not only this process's user's or root's; None where it is.
+    """Say how others than this process's user and root control a file or folder; None if none do.
 
     Parameters
     ----------
@@ -175,10 +176,10 @@ def ownership_problem(
 
 
 def _is_private_group(place: Path, found: os.stat_result) -> bool:
-    """Tell whether a group is this user's own: of the same name, and with no other member.
+    """Tell whether a group is this user's own: it has the same name and no other member.
 
-    Where users have such groups the usual umask is 0o002.  With an access control list the group's
-    bit may stand for somebody else, so then it does not count.
+    On systems with such groups the usual umask is 0o002.  With an access control list the group's
+    permission bit may stand for somebody else, so the answer is then no.
     """
     try:
         user = pwd.getpwuid(os.geteuid())
@@ -191,7 +192,7 @@ def _is_private_group(place: Path, found: os.stat_result) -> bool:
 
 
 def _user(uid: int) -> str:
-    """Return a user's name and number for a message."""
+    """Return the name and number of a user for a message."""
     try:
         return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
     except KeyError:
@@ -199,10 +200,10 @@ def _user(uid: int) -> str:
 
 
 def file_problem(file: Path) -> str | None:
-    """Say why a file in the cache must not be loaded; None where it may be.
+    """Say why a file in the cache must not be loaded; return None if it may be loaded.
 
-    It has to be a regular file, no symbolic link, which belongs to this process's user or root and
-    which nobody else can write; and it has to be whole.
+    It must be a regular file (not a symbolic link) that belongs to this process's user or root and
+    that nobody else can write to, and it must be complete.
     """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe must not block
     try:
@@ -212,7 +213,7 @@ def file_problem(file: Path) -> str | None:
     try:
         found = os.fstat(number)
         if not stat.S_ISREG(found.st_mode):
-            return "is no regular file"
+            return "is not a regular file"
         if problem := ownership_problem(file, found):
             return problem
         with open(number, "rb", closefd=False) as opened:
@@ -223,19 +224,20 @@ def file_problem(file: Path) -> str | None:
 
 
 def seal(content: bytes) -> bytes:
-    """Return what is appended to a file's content, so that `is_sealed` knows that it is whole."""
+    """Return the seal to append to a file's content, by which `is_sealed` knows it is complete."""
     return MARK + hashlib.sha256(content).digest()
 
 
 def is_sealed(content: bytes) -> bool:
-    """Tell whether a file ends with the seal of what stands before it."""
+    """Tell whether a file ends with the seal of all bytes before it."""
     return len(content) > SEAL_SIZE and content[-SEAL_SIZE:] == seal(content[:-SEAL_SIZE])
 
 
 def write_durably(file: Path, content: bytes) -> None:
-    """Put a file in its place at once and for good: another name first, synchronized, renamed.
+    """Write a file atomically: write it under another name, synchronize it, and rename it.
 
-    A process or machine that stops in between leaves the old file or the new one, never a part.
+    If the process or the machine stops in between, the old file or the new one is there, never a
+    part of it.
     """
     number, made = tempfile.mkstemp(prefix=f".{file.stem}-", dir=file.parent)
     try:
@@ -256,10 +258,9 @@ def write_durably(file: Path, content: bytes) -> None:
 
 
 def open_lock(file: Path) -> int:
-    """Open a lock file for `fcntl.flock`; it is made where it is missing, and never written.
+    """Open a lock file for `fcntl.flock`; make it if it is missing, and never write to it.
 
-    A symbolic link is not followed, since what it points to would be made or, by a careless open,
-    emptied.
+    A symbolic link is not followed, because otherwise its target could be made or emptied.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     number = os.open(file, flags, 0o600)

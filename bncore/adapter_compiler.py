@@ -1,9 +1,9 @@
-"""Compile an adapter's C++ part against the installed framework, keep it, and load it.
+"""Compile an adapter's C++ part against the installed framework, cache it, and load it.
 
-A wheel cannot hold these parts: each is bound to the version of a framework that need not be
-installed.  The first import compiles, which takes seconds to half a minute and prints a line on
-stderr; later imports load the result.  The file's name holds the hash of all that it was made
-from: the source and the headers beside it, bncore's header, the place of its library, the
+A wheel cannot contain these parts, because each depends on the version of a framework that may not
+be installed.  The first import compiles, which takes seconds to half a minute and prints a line on
+stderr; later imports load the result.  The file's name contains a hash of everything that the file
+depends on: the source and the headers beside it, bncore's header, the path of its library, the
 framework, the machine, the compiler and its options.
 
 `bncore.adapter_cache` says which folder keeps the files, and which files may be loaded.
@@ -29,22 +29,22 @@ from typing import NamedTuple
 import bncore
 from bncore import adapter_cache
 
-# The run path is one that LD_LIBRARY_PATH does not come before (--disable-new-dtags).
+# With --disable-new-dtags the run path takes precedence over LD_LIBRARY_PATH.
 FLAGS = (
     *("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-DNDEBUG"),
     "-Wl,--disable-new-dtags",
 )
-BESIDE = (".h", ".hpp", ".map")  # other files that a source includes or gives to the linker
+BESIDE = (".h", ".hpp", ".map")  # files that a source includes or that the linker reads
 LINKAGE = Path(__file__).with_name("adapter_linkage.cpp")
-MISMATCH = "bncore_adapter_mismatch"  # its function
+MISMATCH = "bncore_adapter_mismatch"  # the function of every adapter that reports a mismatch
 
 
 class CompileError(RuntimeError):
-    """The adapter could not be compiled; the message holds the command and its output."""
+    """The adapter could not be compiled; the message contains the command and its output."""
 
 
 class Adapter(NamedTuple):
-    """A compiled adapter in this process."""
+    """A compiled adapter that this process has loaded."""
 
     path: Path
     library: ctypes.CDLL
@@ -53,44 +53,44 @@ class Adapter(NamedTuple):
 class _Recipe(NamedTuple):
     source: Path
     framework: str
-    command: list[str]  # without the name of the result
-    name: str  # of the result
+    command: list[str]  # without the name of the output file
+    name: str  # the name of the output file
 
 
-_Identity = tuple[int, int]  # of a file: inode, time of the last change
+_Identity = tuple[int, int]  # identifies a file: inode, time of the last change
 
 
 def load(source: Path, framework: str, arguments: Sequence[str]) -> Adapter:
-    """Load the shared library of one C++ file, compiled now where that was not done before.
+    """Load the shared library of one C++ file, and compile it first if necessary.
 
-    It is linked to bncore's C library.  Processes that want the same one at the same time wait
-    for the first.  A library that cannot be loaded is compiled once more.
+    It is linked to bncore's C library.  If several processes need the same library at the same
+    time, they wait for the first one.  A library that cannot be loaded is compiled once more.
 
     Parameters
     ----------
     source : Path
-        A C++17 file; it finds ``bncore.h``, and headers beside itself.
+        A C++17 file.  It can include ``bncore.h`` and headers beside itself.
     framework : str
-        Name and version of what it is compiled against, such as ``torch 2.13.0``.
+        The name and version of the framework, such as ``torch 2.13.0``.
     arguments : sequence of str
-        Further arguments of the compiler: include directories, libraries, macros.
+        Further arguments for the compiler: include directories, libraries, macros.
 
     Returns
     -------
     Adapter
-        Its path, in the cache or in a folder that this process removes at its end, and the loaded
-        library.
+        The loaded library, and its path in the cache or in a folder that this process removes at
+        its end.
 
     Raises
     ------
     CompileError
         If there is no C++ compiler, or it fails.
     ImportError
-        If the library that it calls is not this bncore's.
+        If it calls another library than this bncore's.
     RuntimeError
         If bncore was installed without its C library.
     OSError
-        If what was compiled cannot be loaded, or there is no folder to compile it in.
+        If the compiled library cannot be loaded, or there is no folder to compile it in.
     """
     recipe = _recipe(source, framework, arguments)
     path, fresh = _find_or_make(recipe, None)
@@ -108,7 +108,7 @@ def load(source: Path, framework: str, arguments: Sequence[str]) -> Adapter:
 
 
 def _require_own_bncore(path: Path, library: ctypes.CDLL) -> None:
-    """Raise ImportError where the loader gave the adapter another version of bncore's library."""
+    """Raise ImportError if the loader gave the adapter another version of bncore's library."""
     mismatch = getattr(library, MISMATCH)
     mismatch.restype = ctypes.c_char_p
     if said := mismatch():
@@ -116,7 +116,7 @@ def _require_own_bncore(path: Path, library: ctypes.CDLL) -> None:
 
 
 def _recipe(source: Path, framework: str, arguments: Sequence[str]) -> _Recipe:
-    """Return how a library is made, and its name, which says what it is made from."""
+    """Return the command that makes a library, and its name with the hash of its sources."""
     compiler = _compiler()
     library = Path(bncore.get_library_dir()).resolve()
     command = [
@@ -130,7 +130,7 @@ def _recipe(source: Path, framework: str, arguments: Sequence[str]) -> _Recipe:
         f"-Wl,-rpath,{library}",
         "-lbncore",
     ]
-    machine = platform.machine()  # machines of several kinds may share a home directory
+    machine = platform.machine()  # machines with different processors may share a home directory
     version = _version(tuple(compiler))
     key = hashlib.sha256(f"{framework}\0{command}\0{machine}\0{version}".encode())
     beside = sorted(p for p in source.parent.iterdir() if p.suffix in BESIDE)
@@ -142,8 +142,8 @@ def _recipe(source: Path, framework: str, arguments: Sequence[str]) -> _Recipe:
 def _find_or_make(recipe: _Recipe, broken: _Identity | None) -> tuple[Path, bool]:
     """Return the library's path, and whether it was compiled now.
 
-    A file that is `broken` does not count.  Where the cache can be read but not written, the
-    private folder of this process is used.
+    The file `broken` is ignored.  If the cache can be read but not written, the function uses the
+    private folder of this process.
     """
     try:
         return _find_or_make_in(adapter_cache.usable_folder(), recipe, broken)
@@ -158,7 +158,7 @@ def _find_or_make_in(folder: Path, recipe: _Recipe, broken: _Identity | None) ->
     lock = adapter_cache.open_lock(folder / f"{recipe.source.stem}.lock")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if _may_be_loaded(target, broken):  # another process or thread made it meanwhile
+        if _may_be_loaded(target, broken):  # another process or thread has made it in the meantime
             return target, False
         if target.is_symlink() or (target.exists() and _identity(target) != broken):
             problem = adapter_cache.file_problem(target)
@@ -168,11 +168,11 @@ def _find_or_make_in(folder: Path, recipe: _Recipe, broken: _Identity | None) ->
         adapter_cache.write_durably(target, content + adapter_cache.seal(content))
         return target, True
     finally:
-        os.close(lock)  # which lets go of the lock
+        os.close(lock)  # this releases the lock
 
 
 def _may_be_loaded(target: Path, broken: _Identity | None) -> bool:
-    """Tell whether there is a whole and trusted file, other than the one that did not load."""
+    """Tell whether there is a complete and trusted file other than the one that did not load."""
     return (
         os.path.lexists(target)
         and adapter_cache.file_problem(target) is None
@@ -186,12 +186,12 @@ def _identity(file: Path) -> _Identity:
 
 
 def _compile(recipe: _Recipe, folder: Path) -> bytes:
-    """Run the compiler in a folder that nobody else can write; return the library's content."""
+    """Run the compiler in a folder that nobody else can write to; return the library's bytes."""
     with tempfile.TemporaryDirectory(dir=folder) as own:
         os.chmod(own, adapter_cache.PRIVATE)
         made = Path(own, recipe.name)
         command = [*recipe.command, "-o", str(made)]
-        environment = os.environ | {"TMPDIR": own}  # for the compiler's object files, too
+        environment = os.environ | {"TMPDIR": own}  # the compiler's object files go there, too
         done = subprocess.run(command, capture_output=True, text=True, env=environment, umask=0o077)
         if done.returncode:
             said = done.stderr[-4000:]

@@ -1,6 +1,6 @@
-"""The C library that the package carries: where it is, how to compile against it, its functions.
+"""The C library in the package: its location, the flags to compile against it, its functions.
 
-docs/embedding.md shows their use from C, C++, CMake, Cython, ctypes and SciPy.
+docs/embedding.md shows how to use it from C, C++, CMake, Cython, ctypes and SciPy.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def get_include() -> str:
 def get_library_dir() -> str:
     """Return the directory of the C library, shared and static, for a linker's ``-L``.
 
-    ``pkgconfig/bncore.pc`` and ``cmake/bncore/bncoreConfig.cmake`` lie below it.
+    It also contains ``pkgconfig/bncore.pc`` and ``cmake/bncore/bncoreConfig.cmake``.
 
     Returns
     -------
@@ -75,13 +75,13 @@ def get_library_dir() -> str:
 
 
 def get_capsules() -> dict[str, Any]:
-    """Return the C functions as capsules, each by its name in ``bncore.h``.
+    """Return the C functions as capsules, by their names in ``bncore.h``.
 
     Returns
     -------
     dict of str to PyCapsule
-        A capsule's name is the function's C type, as Cython writes it and as
-        `scipy.LowLevelCallable` reads it.
+        A capsule's own name is the function's C type, in the form that Cython writes and
+        `scipy.LowLevelCallable` reads.
 
     Raises
     ------
@@ -102,12 +102,12 @@ def get_address(name: str) -> int:
     Parameters
     ----------
     name : str
-        As in ``bncore.h``.
+        The function's name in ``bncore.h``.
 
     Returns
     -------
     int
-        The address of the function that bncore itself calls: the library is not loaded twice.
+        The address of the function that bncore itself calls, so the library is not loaded twice.
 
     Raises
     ------
@@ -131,7 +131,7 @@ def get_address(name: str) -> int:
 
 
 def get_statuses() -> dict[str, tuple[int, str]]:
-    """Return every ``bncore_status`` by its name in ``bncore.h``: its number and what it means.
+    """Return the number and the meaning of every ``bncore_status``, by its name in ``bncore.h``.
 
     Returns
     -------
@@ -158,8 +158,8 @@ def compiler_flags(arguments: list[str]) -> str:
     Parameters
     ----------
     arguments : list of str
-        ``--cflags``, ``--libs`` (shared) or ``--libs --static``, ``--prefix`` (for
-        ``CMAKE_PREFIX_PATH``), ``--version``; in any number.
+        Any number of ``--cflags``, ``--libs`` (shared) or ``--libs --static``, ``--prefix`` (for
+        ``CMAKE_PREFIX_PATH``) and ``--version``.
 
     Returns
     -------
@@ -169,7 +169,7 @@ def compiler_flags(arguments: list[str]) -> str:
     Raises
     ------
     ValueError
-        If an argument is another one.
+        If an argument is anything else.
     RuntimeError
         If the package was installed without its C part.
     """
@@ -193,7 +193,7 @@ def compiler_flags(arguments: list[str]) -> str:
 
 
 def _private_libraries() -> list[str]:
-    """Return what the archive needs beside it, as the build wrote it down."""
+    """Return the libraries that the static library needs, which the build recorded."""
     text = Path(get_library_dir(), "pkgconfig", "bncore.pc").read_text()
     (line,) = (line for line in text.splitlines() if line.startswith("Libs.private:"))
     return line.partition(":")[2].split()

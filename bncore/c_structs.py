@@ -1,7 +1,7 @@
 """The structs of ``bncore.h`` for ctypes, field by field.
 
-A test compares them with what a C compiler makes of the header.  The module imports nothing of the
-package, so that a script may load it alone.
+A test compares them with the layout that a C compiler gives the header.  The module imports nothing
+of the package, so that a script can load it alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Executor(ctypes.Structure):
 
 
 class Fusion(ctypes.Structure):
-    """``bncore_fusion`` for ctypes; ``bncore_fusion_init`` fills it first."""
+    """``bncore_fusion`` for ctypes; call ``bncore_fusion_init`` first."""
 
     _fields_ = (
         ("size", ctypes.c_uint32),
@@ -35,7 +35,7 @@ class Fusion(ctypes.Structure):
 
 
 class Problem(ctypes.Structure):
-    """``bncore_problem`` for ctypes; ``bncore_problem_init`` fills it first."""
+    """``bncore_problem`` for ctypes; call ``bncore_problem_init`` first."""
 
     _fields_ = (
         ("size", ctypes.c_uint32),

@@ -1,4 +1,4 @@
-"""Take the moments of a file, each process a part: python merge_processes.py FILE.npy [PROCESSES].
+"""Compute the moments of a file in several processes: merge_processes.py FILE.npy [PROCESSES].
 
 FILE.npy holds float32 or float64 values, samples along axis 0 and channels along axis 1.
 """
@@ -15,7 +15,7 @@ import bncore
 
 
 def part_of_file(job: tuple[Path, int, int]) -> bncore.Moments:
-    """Do what one process does: take the moments of its share of the samples."""
+    """Compute the moments of one part of the samples. Each process does this."""
     path, part, parts = job
     x = np.load(path, mmap_mode="r")
     start, stop = (len(x) * i // parts for i in (part, part + 1))
@@ -23,7 +23,7 @@ def part_of_file(job: tuple[Path, int, int]) -> bncore.Moments:
 
 
 def moments_of_file(path: Path, processes: int) -> bncore.Moments:
-    """Merge what the processes find, which comes back pickled, in the order of the parts."""
+    """Merge the moments that the processes send back pickled, in the order of the parts."""
     jobs = [(path, part, processes) for part in range(processes)]
     with get_context("spawn").Pool(processes) as pool:
         return bncore.merged_moments(pool.imap(part_of_file, jobs))

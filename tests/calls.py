@@ -22,7 +22,6 @@ Arguments = dict[str, Any]
 DATA = ("x", "dy", "residual")
 PARAMETERS = ("weight", "bias", "mean", "var", "bn_weight", "bn_bias")
 WRITTEN = ("out", "dresidual", "running_mean", "running_var")
-X_SIZED = ("out", "dresidual", *DATA)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""The backends: which there are, which one is active, and why one is missing.
+"""The backends: their list, the active one, and the reason if one is missing.
 
-A backend is imported when it is first asked for; Numba in particular only if it is named, or if
+A backend is imported when it is first needed.  Numba is imported only if the user names it, or if
 the native module is missing.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 from bncore.arguments.float_environment import in_default_environment
 from bncore.backends.contract import Backend, FastPath
 
-# Best first; each with the module that holds it.
+# The backends, best first, each with its module.
 MODULES = {
     "native": "bncore.backends.native.binding",
     "numba": "bncore.backends.numba.jit",
@@ -25,14 +25,14 @@ MODULES = {
 }
 NAMES = tuple(MODULES)
 
-# pip hides what a build says, so a reinstallation has to be told to show it.
+# pip hides the output of a build; these options show it.
 REMEDY = "`BNCORE_REQUIRE_NATIVE=1 pip install -v --force-reinstall --no-deps .`"
 
-# Numba is an extra; of an installed bncore, pip installs the extra alone.
+# Numba is an extra.  If bncore is installed, this command installs only the extra.
 GET_NUMBA = "`pip install 'bncore[numba]'`"
 
 
-# The functions of contract.py that compute.
+# The functions of contract.py that do computations.
 COMPUTING = (
     "moments",
     "normalize",
@@ -47,8 +47,8 @@ COMPUTING = (
 class InDefaultEnvironment:
     """A backend in Python, whose functions run in the default floating-point environment.
 
-    The C core sees to that itself, on each of its threads.  The threads of the Numba backend have
-    the environment in which they were created, which is here.
+    The C core sets that environment itself, on each of its threads.  The threads of the Numba
+    backend keep the environment in which they were created, so they are created here.
     """
 
     def __init__(self, module: Backend) -> None:
@@ -78,7 +78,7 @@ _chosen: ContextVar[Active | None] = ContextVar("bncore backend", default=None)
 
 
 def current() -> Active:
-    """Return the active backend: of `use_backend`, of BNCORE_BACKEND, or the best that works."""
+    """Return the backend of `use_backend` or of BNCORE_BACKEND, or the best one that works."""
     return _chosen.get() or _default or _choose_default()
 
 
@@ -99,7 +99,7 @@ def load(name: str) -> Active:
     if name not in _missing:
         try:
             module = importlib.import_module(MODULES[name])
-        except Exception as error:  # a broken installation raises anything
+        except Exception as error:  # a broken installation can raise anything
             _missing[name] = error
         else:  # threads that load it at the same time all get the first one's object
             return _loaded.setdefault(name, Active(name, module))
@@ -109,7 +109,7 @@ def load(name: str) -> Active:
 
 
 def why_missing(name: str) -> str | None:
-    """Tell why the last attempt to import a backend failed; None where it did not."""
+    """Say why the last attempt to import a backend failed, or return None if it did not."""
     error = _missing.get(name)
     if error is None:
         return None
@@ -121,36 +121,36 @@ def why_missing(name: str) -> str | None:
 
 
 def is_absent(error: Exception) -> bool:
-    """Tell whether the native module is just not there, rather than broken."""
+    """Tell whether the native module was not built; False if it exists but is broken."""
     return isinstance(error, ModuleNotFoundError) and error.name == MODULES["native"]
 
 
 def native_module() -> Any:
-    """Return the native module, or None where it is missing."""
+    """Return the native module, or None if it is missing."""
     try:
         return load("native").kernels
     except ImportError:
         return None
 
 
-# Environment variables that the native module reads when it is imported.
+# The environment variables that the native module reads when it is imported.
 NATIVE_SETTINGS = ("BNCORE_ISA", "BNCORE_EXECUTOR")
 
 
 def _refuse_setting() -> None:
-    """Raise one plain error where the native module refused one of its settings."""
+    """Raise one plain error if the native module refused one of its settings."""
     reason = str(_missing["native"])
     if reason.startswith(tuple(f"{name}:" for name in NATIVE_SETTINGS)):
         raise ValueError(reason) from None
 
 
 def _native_was_asked_for() -> bool:
-    """Tell whether the environment sets something that only the native module has."""
+    """Tell whether the environment sets an option that only the native module has."""
     return any(os.environ.get(name) for name in NATIVE_SETTINGS)
 
 
 def _choose_default() -> Active:
-    """Take the backend of BNCORE_BACKEND, else the best that can be imported."""
+    """Choose the backend of BNCORE_BACKEND, or the best one that can be imported."""
     global _default
     name = os.environ.get("BNCORE_BACKEND", "")
     if name:
@@ -172,7 +172,7 @@ def _choose_default() -> Active:
             error = _missing[name]
             if name == "native" and _native_was_asked_for() and not is_absent(error):
                 _refuse_setting()
-                raise  # another backend does not have what was asked for
+                raise  # another backend does not have the option that the environment sets
             if not isinstance(error, ModuleNotFoundError):
                 warnings.warn(
                     f"bncore: backend {name} is installed but cannot be used: {why_missing(name)}",
@@ -183,7 +183,7 @@ def _choose_default() -> Active:
             break
     else:
         _default = load(NAMES[-1])
-    if "native" in _missing and is_absent(_missing["native"]):  # pip did not show it
+    if "native" in _missing and is_absent(_missing["native"]):  # pip did not show why
         faster = f"; {GET_NUMBA} installs a faster backend" if _default.name == "numpy" else ""
         warnings.warn(
             f"bncore: the native extension is not installed; using {_default.name} ({REMEDY} in "
@@ -198,19 +198,19 @@ def _choose_default() -> Active:
 def use_backend(name: str) -> AbstractContextManager[str]:
     """Use one backend inside a ``with`` block.
 
-    All backends give the same bits, so this is for tests, benchmarks and comparison.  Where a
-    result is NaN, all are NaN; its bits are not promised.
+    All backends give the same bits, so this is for tests, benchmarks and comparison.  If a result
+    is NaN, it is NaN with every backend, but its bits may differ.
 
     Parameters
     ----------
     name : {"native", "numba", "numpy"}
-        Imported now, if it was not yet.
+        The backend, which is imported now if necessary.
 
     Returns
     -------
     context manager
-        For one ``with`` statement.  It counts for this thread (this `contextvars` context) alone;
-        blocks may be nested.
+        A manager for one ``with`` statement.  It affects only this thread (this `contextvars`
+        context).  Blocks may be nested.
 
     Raises
     ------

@@ -1,12 +1,13 @@
-"""What every backend gives: seven functions over canonical arrays.
+"""The interface of every backend: seven functions over canonical arrays.
 
-A backend is a module with these names.  Nothing is validated in it: `bncore.arguments.problem` did.
+A backend is a module with these names.  It checks no arguments, because `bncore.arguments.problem`
+has checked them before.
 
 x, dy, y, dx are C-contiguous, aligned, native-endian arrays of shape (outer, channels, inner), not
 empty, all of one dtype, float32 or float64.  mean, var, m2, sum_dy, sum_dy_xhat are C-contiguous
-float64 arrays of shape (channels,); so are weight and bias, or None.  eps >= 0, n_threads >= 1.
-Outputs come first and are written in place; y may be the same memory as x or a residual, dx the
-same as x, dy or a residual.
+float64 arrays of shape (channels,); so are weight and bias, which may also be None.  eps >= 0,
+n_threads >= 1.  Outputs come first and are written in place.  y may be the same memory as x or a
+residual, and dx the same as x, dy or a residual.
 
 All backends give the same bits, for any number of threads; `docs/numerics.md` states the order of
 operations.
@@ -26,11 +27,12 @@ Stat: TypeAlias = npt.NDArray[np.float64]
 
 
 class Fusion(Protocol):
-    """What is fused with batch norm: y = activation(z), z = bn(x) + residual.
+    """The operations fused with batch norm: y = activation(z), z = bn(x) + residual.
 
-    z <= 0 is the negative side: relu gives 0 there, leaky relu slope * z, the slope rounded to x's
-    dtype.  A NaN is on the other side.  Backward computes z again, by the same operations; in
-    every formula g takes the place of dy: 0 or slope * dy on the negative side, dy on the other.
+    z <= 0 is the negative side: there relu gives 0, and leaky relu gives slope * z with the slope
+    rounded to x's dtype.  NaN counts as the positive side.  Backward computes z again by the same
+    operations.  In every formula it replaces dy by g, which is 0 or slope * dy on the negative side
+    and dy on the positive side.
     """
 
     @property
@@ -39,19 +41,19 @@ class Fusion(Protocol):
 
     @property
     def slope(self) -> float:
-        """Return the slope of "leaky_relu"; finite in x's dtype."""
+        """Return the slope of "leaky_relu", which is finite in x's dtype."""
 
     @property
     def residual(self) -> Data | None:
-        """Return an array as x; None for 0."""
+        """Return the residual, an array like x, or None for 0."""
 
     @property
     def dresidual(self) -> Data | None:
-        """Return where g goes in backward, or None; may be dy or residual, apart from x and dx."""
+        """Return the output for g, or None; it may be dy or residual, but not overlap x or dx."""
 
     @property
     def bias(self) -> Stat | None:
-        """Return the bias of forward, for backward; None for 0."""
+        """Return the bias of the forward call, which backward needs, or None for 0."""
 
 
 class Backend(Protocol):
@@ -62,7 +64,7 @@ class Backend(Protocol):
         """Return "native", "numba" or "numpy"."""
 
     def moments(self, mean: Stat, m2: Stat, x: Data, n_threads: int, /) -> None:
-        """Per channel, the mean and the sum of squared deviations from it."""
+        """Compute the mean and the sum of squared deviations of every channel."""
 
     def normalize(
         self,
@@ -77,7 +79,7 @@ class Backend(Protocol):
         fusion: Fusion | None = None,
         /,
     ) -> None:
-        """Compute y = (x - mean) * weight / sqrt(var + eps) + bias, and what is fused with it."""
+        """Compute y = (x - mean) * weight / sqrt(var + eps) + bias, and the fused operations."""
 
     def train(
         self,
@@ -92,7 +94,7 @@ class Backend(Protocol):
         fusion: Fusion | None = None,
         /,
     ) -> None:
-        """Do `moments`, then `normalize` with var = m2 / (outer * inner), to the bit."""
+        """Give the same bits as `moments`, then `normalize` with var = m2 / (outer * inner)."""
 
     def grad_sums(
         self,
@@ -106,7 +108,7 @@ class Backend(Protocol):
         n_threads: int,
         /,
     ) -> None:
-        """Per channel, the sums of dy and of dy * xhat, xhat = (x - mean) / sqrt(var + eps)."""
+        """Sum dy and dy * xhat over every channel, with xhat = (x - mean) / sqrt(var + eps)."""
 
     def grad_input(
         self,
@@ -140,7 +142,7 @@ class Backend(Protocol):
         fusion: Fusion | None = None,
         /,
     ) -> None:
-        """Do `grad_sums`, then `grad_input` with count = outer * inner, to the bit."""
+        """Give the same bits as `grad_sums`, then `grad_input` with count = outer * inner."""
 
     def infer_backward(
         self,
@@ -157,20 +159,21 @@ class Backend(Protocol):
         fusion: Fusion | None = None,
         /,
     ) -> None:
-        """Do `grad_sums`, and compute dx = dy * weight / sqrt(var + eps)."""
+        """Compute `grad_sums` and dx = dy * weight / sqrt(var + eps)."""
 
 
 class FastPath(Protocol):
-    """The functions that take a caller's own arguments; a backend has all of them or none.
+    """The fast functions that take a caller's own arguments; a backend has all of them or none.
 
-    A caller asks them first.  Each computes at once what the function of the package computes, if
-    every argument is already canonical: an exact, aligned, native-endian ndarray of float32 or
-    float64 in a memory order that needs no copy, an exact int or float, None where that is allowed.
-    Otherwise it returns None before it writes anything; `bncore.arguments` then checks the same
-    arguments, repairs them or raises.  No rule about arguments is explained twice.
+    A public function calls its fast function first.  If every argument is already canonical, the
+    fast function computes the result of the public function.  An argument is canonical if it is an
+    exact, aligned, native-endian ndarray of float32 or float64 in a memory order that needs no
+    copy, an exact int or float, or None where None is allowed.  If an argument is not canonical,
+    the fast function returns None before it writes anything.  `bncore.arguments` then checks the
+    same arguments, and converts them or raises.  So every rule about arguments stands in one place.
 
-    `moments` come as their three fields.  `mean` and `m2`, `sum_dy` and `sum_dy_xhat` that are
-    returned are new, read-only arrays.
+    `moments` are passed as their three fields.  The returned `mean` and `m2`, or `sum_dy` and
+    `sum_dy_xhat`, are new, read-only arrays.
     """
 
     def fast_train(
@@ -187,7 +190,7 @@ class FastPath(Protocol):
         residual: object,
         /,
     ) -> tuple[Data, int, Stat, Stat] | None:
-        """Do `batch_norm_train`; return y, count, mean and m2."""
+        """Compute `batch_norm_train`; return y, count, mean and m2."""
 
     def fast_train_backward(
         self,
@@ -208,7 +211,7 @@ class FastPath(Protocol):
         dresidual: object,
         /,
     ) -> tuple[Data, Data, Data] | None:
-        """Do `batch_norm_train_backward`; return dx, dweight and dbias."""
+        """Compute `batch_norm_train_backward`; return dx, dweight and dbias."""
 
     def fast_infer(
         self,
@@ -226,7 +229,7 @@ class FastPath(Protocol):
         residual: object,
         /,
     ) -> Data | None:
-        """Do `batch_norm_infer`."""
+        """Compute `batch_norm_infer`."""
 
     def fast_infer_backward(
         self,
@@ -246,12 +249,12 @@ class FastPath(Protocol):
         dresidual: object,
         /,
     ) -> tuple[Data, Data, Data] | None:
-        """Do `batch_norm_infer_backward`; return dx, dweight and dbias."""
+        """Compute `batch_norm_infer_backward`; return dx, dweight and dbias."""
 
     def fast_moments(
         self, x: object, axis: object, n_threads: int, /
     ) -> tuple[int, Stat, Stat] | None:
-        """Do `moments`; return count, mean and m2."""
+        """Compute `moments`; return count, mean and m2."""
 
     def fast_normalize(
         self,
@@ -267,7 +270,7 @@ class FastPath(Protocol):
         n_threads: int,
         /,
     ) -> Data | None:
-        """Do `normalize`."""
+        """Compute `normalize`."""
 
     def fast_grad_sums(
         self,
@@ -281,7 +284,7 @@ class FastPath(Protocol):
         n_threads: int,
         /,
     ) -> tuple[Stat, Stat] | None:
-        """Do `grad_sums`; return sum_dy and sum_dy_xhat."""
+        """Compute `grad_sums`; return sum_dy and sum_dy_xhat."""
 
     def fast_grad_input(
         self,
@@ -299,12 +302,12 @@ class FastPath(Protocol):
         n_threads: int,
         /,
     ) -> Data | None:
-        """Do `grad_input`."""
+        """Compute `grad_input`."""
 
     def fast_mean_var(
         self, x: object, axis: object, correction: object, keepdims: object, n_threads: int, /
     ) -> tuple[Any, Any] | None:
-        """Do `mean_var`; return mean and variance."""
+        """Compute `mean_var`; return mean and variance."""
 
     def fast_running(
         self,
@@ -317,4 +320,4 @@ class FastPath(Protocol):
         correction: object,
         /,
     ) -> bool | None:
-        """Do `update_running_stats`; return True."""
+        """Compute `update_running_stats`; return True."""

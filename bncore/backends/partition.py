@@ -1,7 +1,7 @@
-"""What the Python backends share: constants and geometry.
+"""The constants and the order of additions that the Python backends share.
 
-Every backend adds in the same order, so that all of them give the same bits.  That order is a
-function of the shape ``(outer, channels, inner)`` alone and is fixed here; ``docs/numerics.md``
+Every backend adds in the same order, so that all of them give the same bits.  The order depends
+only on the shape ``(outer, channels, inner)``, and this module defines it; ``docs/numerics.md``
 derives it.
 """
 
@@ -20,26 +20,27 @@ from bncore.backends.contract import Fusion
 Data: TypeAlias = NDArray[np.floating[Any]]  # x, y, dy, dx: float32 or float64
 Stat: TypeAlias = NDArray[np.float64]  # one value per channel, or per column
 
-LANES = 16  # partial sums of a channel that run side by side (planes)
-BLOCK = 4096  # values that are summed before the pivot moves (planes)
-ROW_BLOCK = 256  # the same, in rows of the virtual matrix (rows)
-PIVOT_ROWS = 8  # rows that give a column its first pivot
-SEGMENT = 32768  # fewest values of a channel that are worth a segment of their own
-MAX_SEGMENTS = 64  # most segments of a channel or column
-FOLD_WIDTH = 256  # widest row that is folded: several rows side by side make one
+LANES = 16  # planes: the number of partial sums of a channel that run side by side
+BLOCK = 4096  # planes: the number of values that are summed before the pivot moves
+ROW_BLOCK = 256  # rows: the number of rows that are summed before the pivot moves
+PIVOT_ROWS = 8  # the number of rows from which a column gets its first pivot
+SEGMENT = 32768  # a segment of a channel has at least this many values
+MAX_SEGMENTS = 64  # a channel or column has at most this many segments
+FOLD_WIDTH = 256  # rows up to this width are folded: several of them side by side make one row
 
 
 @dataclass(frozen=True, slots=True)
 class Planes:
-    """A channel is `outer` runs of `inner` contiguous values, and `inner` fills the lanes.
+    """The order for channels of `outer` runs of `inner` contiguous values, if `inner` is long.
 
-    The values of a channel count from 0 to `count` - 1 through all its images.
+    Each run fills the lanes.  The values of a channel are numbered from 0 to `count` - 1 through
+    all its images.
     """
 
     outer: int
     channels: int
     inner: int
-    segment_len: int  # values of a channel per segment, a multiple of BLOCK
+    segment_len: int  # the number of values of a channel per segment, a multiple of BLOCK
 
     @property
     def count(self) -> int:
@@ -48,17 +49,17 @@ class Planes:
 
     @property
     def n_segments(self) -> int:
-        """Segments of a channel; none of them is empty."""
+        """The number of segments of a channel; none of them is empty."""
         return _ceil_div(self.count, self.segment_len)
 
     def segment(self, k: int) -> tuple[int, int]:
-        """Give the half-open range of values that segment `k` covers."""
+        """Return the half-open range of values in segment `k`."""
         return k * self.segment_len, min(self.count, (k + 1) * self.segment_len)
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Short runs: memory is read as a matrix of `width` virtual columns.
+    """The order for short runs: memory is read as a matrix of `width` virtual columns.
 
     A virtual row holds `repeat` outer rows side by side.  Column j belongs to channel
     ``(j // inner) % channels``.  The last row may be short: it then has `short` columns.
@@ -68,7 +69,7 @@ class Rows:
     channels: int
     inner: int
     repeat: int
-    segment_rows: int  # rows per segment, a multiple of ROW_BLOCK
+    segment_rows: int  # the number of rows per segment, a multiple of ROW_BLOCK
 
     @property
     def count(self) -> int:
@@ -77,37 +78,40 @@ class Rows:
 
     @property
     def width(self) -> int:
-        """Columns of the virtual matrix."""
+        """The number of columns of the virtual matrix."""
         return self.repeat * self.channels * self.inner
 
     @property
     def full(self) -> int:
-        """Rows that have all columns."""
+        """The number of rows that have all columns."""
         return self.outer // self.repeat
 
     @property
     def short(self) -> int:
-        """Columns of the short last row; 0 where there is no short row."""
+        """The number of columns of the short last row; 0 if there is no short row."""
         return (self.outer % self.repeat) * self.channels * self.inner
 
     @property
     def rows(self) -> int:
-        """Rows, the short one included."""
+        """The number of rows, including the short one."""
         return self.full + (self.short > 0)
 
     @property
     def n_segments(self) -> int:
-        """Segments of a column; one that has the short row alone is empty for the rest."""
+        """The number of segments of a column.
+
+        A segment that has only the short row is empty for the columns which that row lacks.
+        """
         return _ceil_div(self.rows, self.segment_rows)
 
     def segment(self, k: int) -> tuple[int, int]:
-        """Give the half-open range of rows that segment `k` covers."""
+        """Return the half-open range of rows in segment `k`."""
         return k * self.segment_rows, min(self.rows, (k + 1) * self.segment_rows)
 
 
 def geometry(outer: int, channels: int, inner: int) -> Planes | Rows:
     """Choose the order of additions for a shape with at least one value."""
-    if channels == 1:  # one channel is one run, however it was cut
+    if channels == 1:  # the values of a single channel are one run
         outer, inner = 1, outer * inner
     if inner >= LANES:
         return _planes(outer, channels, inner)
@@ -139,18 +143,18 @@ def _ceil_div(a: int, b: int) -> int:
 
 
 class Piece(NamedTuple):
-    """A run of values of one image, and what is due after it."""
+    """A run of values of one image, and the number of values to flush after it."""
 
     image: int
-    start: int  # position in the image
+    start: int  # the position in the image
     stop: int
-    flush: int  # values that wait for a flush when one is due after this piece, else 0
+    flush: int  # if a block ends after this piece, the number of its values; otherwise 0
 
 
 def pieces(geo: Planes, segment: int) -> Iterator[Piece]:
-    """Walk one segment of a channel: pieces of at most BLOCK values within one image.
+    """Yield the pieces of one segment of a channel: at most BLOCK values within one image.
 
-    Several pieces make a block: it ends when it holds BLOCK values or more, or with the segment.
+    Several pieces make a block, which ends when it has BLOCK values or more, or with the segment.
     """
     at, end = geo.segment(segment)
     pending = 0
@@ -165,7 +169,7 @@ def pieces(geo: Planes, segment: int) -> Iterator[Piece]:
             pending = 0
 
 
-# What the two Python backends make of a fusion in backward: they mask dy, then do as ever.
+# In backward the two Python backends handle a fusion by masking dy first.
 
 
 def unfused_gradient(
@@ -175,10 +179,10 @@ def unfused_gradient(
     fusion: Fusion | None,
     activate: Callable[[Data, Data, Fusion], None],
 ) -> Data:
-    """Return the gradient by z, which ``activate(out, dy, fusion)`` writes to `out`.
+    """Return the gradient with respect to z, which ``activate(out, dy, fusion)`` writes to `out`.
 
-    That is dresidual where it is wanted; else dx, which is written last; or, where dx is x, a
-    temporary array.
+    `out` is dresidual if it is wanted.  Otherwise it is dx, which is written last, or a temporary
+    array if dx is x.
     """
     if fusion is None or x.size == 0:
         return dy

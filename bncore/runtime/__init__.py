@@ -1,1 +1,1 @@
-"""What a call runs on: threads, the pool of output buffers, and the configuration that is shown."""
+"""The runtime of all calls: threads, the pool of output buffers, and `show_config`."""

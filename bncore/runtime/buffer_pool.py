@@ -1,12 +1,12 @@
-"""Memory for returned arrays that is used again: opt-in, bounded, safe under views and threads.
+"""A pool that reuses the memory of returned arrays: opt-in, bounded, safe with views and threads.
 
-Fresh memory of tens of megabytes costs more than a batch norm over it, since the system clears
-every page on its first touch.  With a pool, an array that nobody refers to any more leaves its
-memory to the next one of its size.
+Tens of megabytes of new memory cost more time than a batch norm over them, because the system
+clears every page on its first use.  With a pool, an array that nobody refers to any more leaves its
+memory to the next array of its size.
 
-A returned array does not own its memory: a `_Lease` does, which the array and every view of it keep
-alive (NumPy never looks through an object that is no array for an older base).  When the last of
-them is gone, so is the lease, and only then the block is free.
+A returned array does not own its memory.  A `_Lease` owns it, and the array and every view of it
+keep the lease alive (NumPy never looks behind a base that is not an array).  When the last of them
+is gone, the lease ends, and only then is the block free.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import numpy.typing as npt
 
 from bncore.arguments import layout, scalars
 
-LEAST = 1 << 20  # bytes: for smaller arrays the allocator's own reuse is as good
-LINE = 64  # bytes: blocks start where a cache line does
+LEAST = 1 << 20  # bytes; the allocator itself reuses the memory of smaller arrays as well
+LINE = 64  # bytes; every block starts at the start of a cache line
 
 Block = npt.NDArray[np.uint8]
 
 
 class _Lease:
-    """A block in use; what NumPy keeps as the base of the array and of its views."""
+    """A block in use.  NumPy keeps it as the base of the array and of its views."""
 
     __slots__ = ("__array_interface__", "_block", "_pool")
 
@@ -51,10 +51,10 @@ class _Lease:
 class Pool:
     """Idle blocks, at most `max_bytes` of them together.
 
-    `give` may run at any moment, in the middle of `take` too, since the garbage collector calls
-    it: it appends to a deque, which is atomic.  Nobody waits for the lock, since whoever holds it
-    may be further up in the same thread; who does not get it does without.  Whoever holds it
-    settles once more after letting go of it.
+    The garbage collector calls `give`, so `give` may run at any moment, even in the middle of
+    `take`.  It only appends to a deque, which is atomic.  No method waits for the lock, because its
+    holder may be further up in the same thread: a method that does not get the lock works without
+    the idle blocks.  The holder calls `_settle` once more after it has released the lock.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -63,19 +63,19 @@ class Pool:
         _pools.add(self)
 
     def start_empty(self) -> None:
-        """Forget the idle blocks and who held the lock: in a forked child nobody lets go of it."""
+        """Start without idle blocks and with a new lock; in a forked child nobody frees the old."""
         self._given: deque[Block] = deque()
-        self._idle: deque[Block] = deque()  # the oldest first
+        self._idle: deque[Block] = deque()  # oldest first
         self._idle_bytes = 0
         self._lock = Lock()
 
     def close(self) -> None:
-        """Keep nothing from now on; arrays in use go on as they are."""
+        """Stop keeping blocks; arrays in use stay valid."""
         self.max_bytes = 0
         self._settle()
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-        """Return an array of memory that was used before, if there is a block of its size."""
+        """Return an array in an idle block of its size, or in new memory if there is none."""
         size = math.prod(shape) * dtype.itemsize + LINE
         block = self._find(size)
         if block is None:
@@ -88,12 +88,12 @@ class Pool:
         self._settle()
 
     def idle_bytes(self) -> int:
-        """Return how many bytes wait to be used again."""
+        """Return the number of bytes in idle blocks."""
         self._settle()
         return self._idle_bytes
 
     def _find(self, size: int) -> Block | None:
-        """Take the youngest idle block of this size."""
+        """Take the idle block of this size that was given back last."""
         self._settle()
         if not self._lock.acquire(blocking=False):
             return None
@@ -110,7 +110,7 @@ class Pool:
             self._settle()
 
     def _settle(self) -> None:
-        """Move what was given back to the idle blocks; let go of the oldest beyond the bound."""
+        """Move returned blocks to the idle blocks, and free the oldest beyond the bound."""
         while (self._given or self._idle_bytes > self.max_bytes) and self._lock.acquire(
             blocking=False
         ):
@@ -125,9 +125,9 @@ class Pool:
                 self._lock.release()
 
 
-_pools: WeakSet[Pool] = WeakSet()  # replaced ones live as long as arrays of theirs
-current: Pool | None = None  # what `set_buffer_pool` made
-_replacing = Lock()  # so that each pool that was current is closed, once
+_pools: WeakSet[Pool] = WeakSet()  # a replaced pool lives as long as its arrays
+current: Pool | None = None  # the pool that `set_buffer_pool` made
+_replacing = Lock()  # makes sure that each replaced pool is closed exactly once
 
 
 def _after_fork_in_child() -> None:
@@ -142,28 +142,28 @@ if hasattr(os, "register_at_fork"):
 
 
 def set_buffer_pool(max_bytes: SupportsIndex | None) -> None:
-    """Let returned arrays use memory again that earlier ones no longer need.
+    """Reuse the memory of returned arrays that are no longer in use.
 
-    It counts for every function and layer that returns y or dx, for arrays of 1 MiB and more where
-    no ``out`` is given, and for all threads.  In a loop such as ``y, _ =
-    batch_norm_train(x)`` the price of a returned array then is that of ``out=``.
+    The pool serves every function and layer that returns y or dx, in all threads, for arrays of
+    1 MiB or more if no ``out`` is given.  In a loop such as ``y, _ = batch_norm_train(x)`` a
+    returned array then costs as little as ``out=`` does.
 
     Parameters
     ----------
     max_bytes : int or None
-        How many bytes of memory that nobody uses are kept at most; arrays in use do not count.
-        None, the default state, keeps none and lets NumPy allocate.
+        The largest number of unused bytes to keep; arrays in use do not count.  With None, which is
+        the initial state, there is no pool and NumPy allocates.
 
     Raises
     ------
     TypeError, ValueError
-        If `max_bytes` is no integer, or negative.
+        If `max_bytes` is not an integer, or is negative.
 
     Notes
     -----
-    An array from the pool does not own its memory (``y.flags.owndata`` is False), which goes back
-    when the array and all views of it are gone.  The contents of a new array are never seen:
-    every element is written.
+    An array from the pool does not own its memory (``y.flags.owndata`` is False).  The memory goes
+    back to the pool when the array and all its views are gone.  You never see old contents, because
+    the functions write every element of a new array.
 
     Examples
     --------
@@ -189,7 +189,7 @@ def set_buffer_pool(max_bytes: SupportsIndex | None) -> None:
 
 
 def state() -> dict[str, int] | None:
-    """Return the pool's bound and how many bytes are idle; None where there is no pool."""
+    """Return the pool's bound and its number of idle bytes, or None if there is no pool."""
     pool = current
     if pool is None:
         return None
@@ -197,7 +197,7 @@ def state() -> dict[str, int] | None:
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Return a new array, of the pool's memory where there is a pool and the array is large."""
+    """Return a new array; if there is a pool and the array is large, in the pool's memory."""
     pool = current
     if pool is None or math.prod(shape) * dtype.itemsize < LEAST:
         return np.empty(shape, dtype)
@@ -205,12 +205,12 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
 
 
 def output(x: object, source: Pool | None = None) -> Any:
-    """Return a new array of x's memory order; None where the pool, `current`, does not serve x."""
+    """Return a new array in x's memory order, or None if the pool `current` does not serve x."""
     pool = current if source is None else source
     if pool is None or type(x) is not np.ndarray or x.nbytes < LEAST:
         return None
     dtype = layout.NATIVE_DTYPES.get(x.dtype.char)
-    if dtype is None:  # x will be refused
+    if dtype is None:  # the checks will refuse x
         return None
     order = layout.memory_order(x)
     block = pool.take(tuple(x.shape[i] for i in order), dtype)

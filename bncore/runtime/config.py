@@ -1,4 +1,4 @@
-"""What is running: versions, backends, instruction set, threads."""
+"""Show what bncore runs on: versions, backends, instruction set, threads."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     Parameters
     ----------
     mode : {"stdout", "dicts"}
-        Print it, or return it as a dict, as in `numpy.show_config`.
+        Whether to print the configuration or return it as a dict, as in `numpy.show_config`.
 
     Returns
     -------
     dict or None
-        None where it was printed.
+        The configuration, or None if it was printed.
 
     Raises
     ------
     ValueError
-        If `mode` is another word.
+        If `mode` is anything else.
 
     Examples
     --------
@@ -64,7 +64,8 @@ def _config() -> dict[str, Any]:
             "numba": _version("numba"),
             "machine": f"{platform.machine()}, {platform.system()}",
         },
-        # Of this package: a checkout in the current directory comes before an installed one.
+        # The path of this package, because a checkout in the current directory hides an installed
+        # one.
         "path": str(Path(__file__).parents[1]),
         "backend": backends.current().name,
         "backends": {name: _state(name) for name in backends.NAMES},
@@ -74,7 +75,7 @@ def _config() -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
-    # Here, because importing it takes longer than importing bncore.
+    # Import it here, because that takes longer than importing bncore.
     from importlib.metadata import PackageNotFoundError, version
 
     try:
@@ -84,7 +85,7 @@ def _version(package: str) -> str | None:
 
 
 def _state(name: str) -> str:
-    """Say whether a backend can be used.  Numba is slow to import, so it is only looked for."""
+    """Say whether a backend can be used; only look for Numba, because importing it is slow."""
     if name == "numba" and "numba" not in sys.modules:
         found = importlib.util.find_spec("numba") is not None
         return "installed" if found else f"not installed ({backends.GET_NUMBA} installs it)"
@@ -99,7 +100,7 @@ def _state(name: str) -> str:
 
 
 def _native() -> dict[str, Any] | None:
-    """Return what the native module says of itself; None where it is missing."""
+    """Return the properties of the native module; None if it is missing."""
     native = backends.native_module()
     if native is None:
         return None
@@ -135,7 +136,7 @@ def _lines(config: dict[str, Any]) -> list[str]:
 
 
 def _source_of(native: Any) -> str:
-    """Say what chose the executor: the environment, nobody, or a call."""
+    """Say what chose the executor: the environment, the default, or a call."""
     name = native.executor()
     if os.environ.get("BNCORE_EXECUTOR") == name:
         return "BNCORE_EXECUTOR"
@@ -143,7 +144,7 @@ def _source_of(native: Any) -> str:
 
 
 def _parallelism(native: dict[str, Any]) -> str:
-    """Say how the native module spreads its work."""
+    """Say how the native module distributes its work."""
     how = f"{native['executor']} executor ({native['executor_source']})"
     if native["executor"] == "own":
         started = native["workers"]

@@ -1,9 +1,9 @@
-"""What threadpoolctl sees and limits of bncore's threads.
+"""Let threadpoolctl see and limit bncore's threads.
 
-threadpoolctl finds the thread pools of a process among its shared libraries, by the names of their
-files.  A library that it does not know has to register a controller.  It need not be installed, and
-importing it is not bncore's business, so `watch` registers the controller at once where
-threadpoolctl is imported already, and else right after somebody imports it.
+threadpoolctl finds the thread pools of a process by the file names of its shared libraries.  A
+library that it does not know must register a controller.  threadpoolctl may not be installed, and
+bncore should not import it on its own.  So if threadpoolctl has been imported, `watch` registers
+the controller immediately; otherwise it does so right after somebody imports threadpoolctl.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bncore.backends import native_module
 from bncore.runtime import threads
 
 NAME = "threadpoolctl"
-# The file of the compiled extension; the symbol tells it from other files of that name.
+# The file name of the compiled extension; the symbol distinguishes it from other such files.
 PREFIX = "binding."
 SYMBOL = "bncore_version"
 
@@ -48,7 +48,7 @@ def controller(threadpoolctl: Any) -> type[Any]:
 
         def get_version(self) -> str | None:
             version = getattr(self.dynlib, SYMBOL, None)
-            if version is None:  # another library's file; it is asked before the symbols are
+            if version is None:  # a file of another library; this runs before the symbol check
                 return None
             version.restype = ctypes.c_char_p
             return bytes(version()).decode()
@@ -57,12 +57,12 @@ def controller(threadpoolctl: Any) -> type[Any]:
 
 
 class _AfterImport(MetaPathFinder):
-    """Lets the other finders find threadpoolctl, and registers the controller once it is loaded."""
+    """A finder that registers the controller once the other finders have loaded threadpoolctl."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return what the finders behind this one find, for threadpoolctl alone."""
+        """For threadpoolctl alone, return what the finders after this one find."""
         if fullname != NAME:
             return None
         for finder in sys.meta_path:
@@ -86,7 +86,7 @@ class _AfterImport(MetaPathFinder):
 
 
 def watch() -> None:
-    """Register the controller: now, or as soon as threadpoolctl has been imported."""
+    """Register the controller now, or as soon as threadpoolctl has been imported."""
     module = sys.modules.get(NAME)
     if module is None:
         sys.meta_path.insert(0, _AfterImport())
@@ -95,5 +95,5 @@ def watch() -> None:
 
 
 def _register(threadpoolctl: Any) -> None:
-    if hasattr(threadpoolctl, "register"):  # before version 3.2 nobody could
+    if hasattr(threadpoolctl, "register"):  # versions before 3.2 do not have it
         threadpoolctl.register(controller(threadpoolctl))

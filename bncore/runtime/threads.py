@@ -1,14 +1,15 @@
 """How many threads a call may use.
 
-The first of these that is given counts: ``n_threads=`` of the call, `set_num_threads`, the
-environment variable BNCORE_NUM_THREADS.  Where none is given, it is the least of OMP_NUM_THREADS
-(or what the OpenMP runtime says, where it was built in: a program can change that), the CPUs that
-this process may run on, and the CPU quota of its cgroup.  `limit`, which threadpoolctl calls,
-bounds all of these.  A small problem uses fewer threads.  The results do not depend on any of this.
+The number is the first of these that is given: ``n_threads=`` of the call, `set_num_threads`, the
+environment variable BNCORE_NUM_THREADS.  If none is given, it is the least of OMP_NUM_THREADS, the
+number of CPUs that this process may run on, and the CPU quota of its cgroup.  If OpenMP was built
+in, its runtime's own number takes the place of OMP_NUM_THREADS, because a program can change it.
+`limit`, which threadpoolctl calls, bounds all of these.  A small problem uses fewer threads.  The
+results do not depend on any of this.
 
-OpenMP is asked at every call, whichever executor is in use.  The CPUs are counted again where the
-last count is older than `CPUS_AGE`, so that a process that is bound to some of them after the
-import keeps to those.  Counting at every call would cost a small call a third of its time, and more
+OpenMP's number is read at every call, whichever executor is in use.  The CPUs are counted again if
+the last count is older than `CPUS_AGE`, so that bncore notices when a process is bound to some CPUs
+after the import.  Counting at every call would take a third of the time of a small call, and more
 on a larger machine.  The environment and the quota are read once, and again after
 ``set_num_threads(None)``.
 """
@@ -29,33 +30,34 @@ from bncore.backends import current, native_module
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 CGROUP_MEMBERSHIP = Path("/proc/self/cgroup")
 
-# More threads than this only cost; asking the system for thousands can end the process.
+# More threads than this only cost time, and creating thousands can end the process.
 MOST = max(64, os.cpu_count() or 1)
 
 CPUS_AGE = 0.1  # seconds
 
-_set: int | None = None  # set_num_threads
-_unlimited: int | None = None  # the number that threadpoolctl was told last while it set no limit
-_limit: tuple[int, str] | None = None  # the environment and the cgroup: read once
-_openmp: Callable[[], int] | None = None  # OpenMP's own limit, which may change at any time
-_least = (1, "")  # that limit, or the CPUs of this process where they are fewer
-_counted = -math.inf  # when they were counted
-_counting = RLock()  # held by whoever changes these four, so that no change is lost
+_set: int | None = None  # the number of set_num_threads
+_unlimited: int | None = None  # the number that threadpoolctl last read while it had set no limit
+_limit: tuple[int, str] | None = None  # from the environment and the cgroup, read once
+_openmp: Callable[[], int] | None = None  # gives OpenMP's own limit, which may change at any time
+_least = (1, "")  # that limit, or the number of this process's CPUs if it is smaller
+_counted = -math.inf  # when the CPUs were counted
+_counting = RLock()  # protects changes of the last four, so that none is lost
 
 
 def set_num_threads(n: SupportsIndex | None) -> None:
-    """Set how many threads a call uses where its ``n_threads`` is None.
+    """Set how many threads a call uses if its ``n_threads`` is None.
 
     Parameters
     ----------
     n : int or None
-        At least 1.  Counts above 64 and above the number of CPUs are cut to the larger of the two.
-        None goes back to the default: BNCORE_NUM_THREADS, or what the machine allows, read anew.
+        At least 1, and at most 64 or the number of CPUs, whichever is larger; a larger `n` is
+        reduced to that.  None restores the default: BNCORE_NUM_THREADS or what the machine allows.
+        Both are then read again.
 
     Raises
     ------
     TypeError, ValueError
-        If `n` is no integer, or below 1.
+        If `n` is not an integer, or is below 1.
 
     Examples
     --------
@@ -73,21 +75,22 @@ def set_num_threads(n: SupportsIndex | None) -> None:
 
 
 def get_num_threads() -> int:
-    """Return how many threads a call uses where its ``n_threads`` is None.
+    """Return how many threads a call uses if its ``n_threads`` is None.
 
-    It is the first of: `set_num_threads`; the environment variable BNCORE_NUM_THREADS; the least
-    of OpenMP's own limit (OMP_NUM_THREADS), the CPUs that the process may run on, and the CPU quota
-    of its cgroup, rounded up.  A value of OMP_NUM_THREADS that is no integer >= 1 is ignored, as
-    OpenMP does.  A limit that is set through threadpoolctl bounds the number further.
+    It is the first of these that is given: `set_num_threads`; the environment variable
+    BNCORE_NUM_THREADS; the least of OpenMP's own limit (OMP_NUM_THREADS), the number of CPUs that
+    the process may run on, and the CPU quota of its cgroup, rounded up.  A value of OMP_NUM_THREADS
+    that is not an integer >= 1 is ignored, as OpenMP does.  A limit that was set through
+    threadpoolctl bounds the number further.
 
-    Two executors make it 1 with the native backend: "serial", and "openmp" in a forked child, since
-    the threads of OpenMP do not outlive a fork.  The library's own executor starts new threads in
-    the child.
+    With the native backend, two executors always use 1 thread: "serial", and "openmp" in a forked
+    child, because OpenMP's threads do not survive a fork.  The library's own executor starts new
+    threads in the child.
 
     Raises
     ------
     ValueError
-        If BNCORE_NUM_THREADS, where it is what counts, is no integer >= 1.
+        If BNCORE_NUM_THREADS determines the number and is not an integer >= 1.
     """
     return in_force()[0]
 
@@ -102,7 +105,7 @@ def resolve(n_threads: SupportsIndex | None) -> int:
 
 
 def in_force() -> tuple[int, str]:
-    """Return the number of threads that is in force, and what gave it."""
+    """Return the number of threads in force, and where it comes from."""
     native = native_module()
     if native is None or current().name != "native":
         return _asked_for()
@@ -116,12 +119,12 @@ def in_force() -> tuple[int, str]:
 
 
 def _asked_for() -> tuple[int, str]:
-    """Return the number that the program asked for, else the default, and what gave it."""
+    """Return the number that the program set, or the default, and where it comes from."""
     return (_set, "set_num_threads") if _set is not None else _default(0.0)
 
 
 def before_a_limit() -> int:
-    """Return the number of threads in force, as threadpoolctl asks before it sets a limit."""
+    """Return the number of threads in force; threadpoolctl reads it before it sets a limit."""
     global _unlimited
     number = in_force()[0]
     native = native_module()
@@ -131,11 +134,11 @@ def before_a_limit() -> int:
 
 
 def limit(n: int) -> None:
-    """Let no call of the native backend take more than `n` threads: what threadpoolctl sets.
+    """Limit all calls of the native backend to `n` threads; threadpoolctl calls this.
 
-    It bounds ``n_threads=`` of a call, too.  The number that was in force without a limit is none:
-    threadpoolctl sets that number when a block ends, and from then on a change of the machine or of
-    `set_num_threads` counts again.
+    The limit also bounds ``n_threads=`` of a call.  When a ``with`` block of threadpoolctl ends, it
+    sets the number that was in force before.  That number therefore removes the limit, so that
+    changes of the machine and of `set_num_threads` take effect again.
 
     Parameters
     ----------
@@ -149,12 +152,12 @@ def limit(n: int) -> None:
 
 
 def _default(cpus_age: float) -> tuple[int, str]:
-    """Find the default number of threads and what gave it; the CPUs counted so lately."""
+    """Find the default number of threads and where it comes from, with a recent count of CPUs."""
     if monotonic() - _counted >= cpus_age:
-        native = native_module()  # before the lock, since the import of a module has locks, too
+        native = native_module()  # before taking the lock, because importing takes locks, too
         with _counting:
             _count(native)
-    openmp, least = _openmp, _least  # another thread may change them
+    openmp, least = _openmp, _least  # read once, because another thread may change them
     if openmp is not None:
         number = openmp()
         if number <= least[0]:
@@ -163,7 +166,7 @@ def _default(cpus_age: float) -> tuple[int, str]:
 
 
 def _count(native: Any) -> None:
-    """Read the environment and the cgroup, if that was not done yet, and count the CPUs."""
+    """Read the environment and the cgroup if this was not done yet, and count the CPUs."""
     global _limit, _openmp, _least, _counted
     limit = _limit
     if limit is None:
@@ -179,7 +182,7 @@ def _count(native: Any) -> None:
 
 
 def _after_fork_in_child() -> None:
-    """Free the lock, which another thread of the parent may have held: here nobody lets go."""
+    """Make a new lock: another thread of the parent may have held the old one during the fork."""
     global _counting
     _counting = RLock()
 
@@ -189,7 +192,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def environment_limit(text: str) -> tuple[int, str] | None:
-    """Read the value of BNCORE_NUM_THREADS; None where it is not set."""
+    """Return the number in BNCORE_NUM_THREADS, or None if it is not set."""
     if not text:
         return None
     try:
@@ -202,15 +205,15 @@ def environment_limit(text: str) -> tuple[int, str] | None:
 
 
 def machine_limit(omp_num_threads: str) -> tuple[int, str]:
-    """Return how many threads the cgroup, OMP_NUM_THREADS and `MOST` allow, and which did.
+    """Return how many threads the cgroup, OMP_NUM_THREADS and `MOST` allow, and which one decided.
 
-    OMP_NUM_THREADS matters here where OpenMP's runtime, which reads it itself, cannot be asked.
+    OMP_NUM_THREADS is used here only if OpenMP's runtime, which reads it itself, is not available.
     """
     limits = [(MOST, "most")]
     quota = cgroup_cpus(CGROUP_ROOT, CGROUP_MEMBERSHIP)
     if quota is not None:
         limits.append((quota, "cgroup CPU quota"))
-    # The outermost level of a list such as "4,2"; OpenMP ignores what it cannot read.
+    # Use the outermost level of a list such as "4,2".  Ignore what cannot be read, as OpenMP does.
     first = omp_num_threads.split(",")[0].strip()
     if first.isdecimal() and int(first) > 0:
         limits.append((int(first), "OMP_NUM_THREADS"))
@@ -225,17 +228,18 @@ def _cpus() -> int:
 
 
 def cgroup_cpus(root: Path, membership: Path) -> int | None:
-    """Return how many CPUs the cgroup's quota amounts to, rounded up; None where it sets none.
+    """Return the cgroup's quota in CPUs, rounded up, or None if there is no quota.
 
-    A quota of an ancestor holds for its children too, so the least one on the way up counts.
+    The quota of a group also bounds the groups below it, so the smallest on the way up counts.
 
     Parameters
     ----------
     root : Path
-        Where the cgroup file systems are mounted: /sys/fs/cgroup.
+        The directory where the cgroup file systems are mounted: /sys/fs/cgroup.
     membership : Path
-        The file that says which groups the process is in, lines of ``id:controllers:path``:
-        /proc/self/cgroup.  In a container its paths may be the host's; then the root counts.
+        The file that lists the groups of the process, in lines of ``id:controllers:path``:
+        /proc/self/cgroup.  In a container its paths may be those of the host; then the function
+        uses the root.
     """
     try:
         lines = membership.read_text().splitlines()

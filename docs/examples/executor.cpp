@@ -1,4 +1,5 @@
-// A C++17 host with threads of its own: the same bits serially, with the executor of a call, and with the process's.
+// A C++17 host that has threads of its own. It gets the same bits from a serial call, from a call with an executor of its
+// own, and from calls with the executor of the process.
 #include <atomic>
 #include <cstdint>
 #include <cstdio>

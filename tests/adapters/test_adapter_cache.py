@@ -352,8 +352,8 @@ def test_what_is_no_regular_file_is_not_loaded(kept, tmp_path):
     os.mkfifo(pipe)
     folder.mkdir()
     assert "cannot be opened" in str(adapter_cache.file_problem(link))
-    assert adapter_cache.file_problem(pipe) == "is no regular file"
-    assert adapter_cache.file_problem(folder) == "is no regular file"
+    assert adapter_cache.file_problem(pipe) == "is not a regular file"
+    assert adapter_cache.file_problem(folder) == "is not a regular file"
 
 
 def test_the_lock_file_is_neither_followed_nor_emptied_nor_inherited(tmp_path):

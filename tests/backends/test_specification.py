@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 
 import arrays
+import bncore
 import operations
 import variants
 from arrays import FLOATS
 from bncore import backends
 from bncore.backends.numba import sums
 from bncore.backends.numba.operations import Operations, in_order
-from bncore.backends.partition import Planes, geometry
+from bncore.backends.partition import Planes, Rows, geometry
 
 # (N, C, L), and what the additions go through there.
 SHAPES = {
@@ -81,6 +82,15 @@ def test_the_shapes_take_every_way():
     assert {geo.width // sums.STRIP for geo in rows} >= {0, 2}
 
 
+def test_the_segments_of_large_shapes():
+    """Plain loops take too long for them, and what divides them is the same in all backends."""
+    assert geometry(32, 8, 112 * 112) == Planes(32, 8, 112 * 112, segment_len=36864)
+    assert geometry(64, 2, 1 << 20) == Planes(64, 2, 1 << 20, segment_len=1 << 20)
+    assert geometry(1 << 20, 64, 1) == Rows(1 << 20, 64, 1, repeat=1, segment_rows=1 << 14)
+    assert geometry(1 << 20, 3, 1) == Rows(1 << 20, 3, 1, repeat=32, segment_rows=512)
+    assert geometry(5000, 300, 7) == Rows(5000, 300, 7, repeat=1, segment_rows=256)
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_every_operation(rng, shape, dtype):
@@ -104,6 +114,30 @@ def test_every_kind_of_values(rng, shape, values, dtype):
     with specification():
         expected = operations.run_all(plain)
     assert_every_backend_gives(expected, lambda: operations.run_all(plain))
+
+
+@pytest.mark.parametrize("where", ["when the pivot moves", "when a segment ends"])
+@pytest.mark.parametrize("shape", [(5, 3, 49), (70, 5, 3)], ids=str)
+def test_no_sum_of_squares_is_negative(shape, where):
+    """Squares that underflow to 0 leave less than the mean takes away from them."""
+    x = np.full(shape, 2.0**-486)
+    above = np.nextafter(x, 1.0)
+    assert (above[0, 0, 0] - x[0, 0, 0]) ** 2 == 0.0
+    if where == "when the pivot moves":  # it begins at the first values
+        x -= above
+        x[: max(shape[0] // 8, 1)] = 0.0
+    else:  # the mean rounds to the pivot
+        order = np.arange(x.size).reshape(shape) if shape[2] == 49 else np.arange(70)[:, None, None]
+        np.copyto(x, above, where=np.isin(order % 49 % 16, (0, 2, 4, 9, 10, 11, 12)))
+
+    def run():
+        moments = bncore.moments(x)
+        return {"mean": moments.mean, "m2": moments.m2}
+
+    with specification():
+        expected = run()
+    assert (expected["m2"] == 0.0).all()
+    assert_every_backend_gives(expected, run)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

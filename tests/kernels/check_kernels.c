@@ -100,6 +100,9 @@ static double random_or_special(int wild)
 
 /* ---- a tile, and what a kernel makes of it ---- */
 
+/* The input whose memory the output has, too. An operation may work in place. */
+typedef enum place { APART, OVER_X, OVER_DY, OVER_RESIDUAL, PLACES } place;
+
 /* Arrays of values begin AROUND values and `offset` behind the start of their memory, so that they are aligned to nothing
  * but their values. */
 typedef struct tile {
@@ -109,6 +112,7 @@ typedef struct tile {
     int64_t columns;        /* results, parameters and coefficients */
     int64_t step;           /* merges */
     int stream, leaky;
+    place over;
     double count, eps;
 } tile;
 
@@ -120,7 +124,13 @@ typedef struct parameters {
 
 static parameters given;
 
-static tile random_tile(int rows, int fixed)
+static int is_reduction(const kernel *k)
+{
+    return k->operation == moments || k->operation == grad_sums;
+}
+
+/* fixed: the tile that a kernel is timed with. */
+static tile random_tile(const kernel *k, int fixed)
 {
     tile t = {.count = 1.0 + (double)random_int(0, 100000), .eps = 1e-5};
     static const int64_t planes[] = {16, 17, 31, 32, 33, 49, 63, 64, 196, 784, 5000};
@@ -136,13 +146,15 @@ static tile random_tile(int rows, int fixed)
     t.planes.end = fixed ? inner * images : random_int(t.planes.begin + 1, inner * images);
     static const int64_t widths[] = {16, 48, 64, 240, 1024, 2048, 2080};
     t.rows.cols = fixed ? 256 : random_int(0, 2) ? random_int(1, 300) : widths[random_int(0, 6)];
-    t.rows.rows = fixed ? 196 : random_int(1, bncore_min(MOST_VALUES / t.rows.cols, 600));
     t.rows.stride = t.rows.cols;
+    if (is_reduction(k) && !fixed && random_int(0, 1)) t.rows.stride += random_int(1, 100);
+    t.rows.rows = fixed ? 196 : random_int(1, bncore_min(MOST_VALUES / t.rows.stride, 600));
     t.offset = fixed ? 0 : random_int(0, 15);
-    t.columns = rows ? t.rows.cols : t.planes.channels;
-    t.values = rows ? t.rows.rows * t.rows.cols : images * t.planes.image_stride;
+    t.columns = k->rows ? t.rows.cols : t.planes.channels;
+    t.values = k->rows ? t.rows.rows * t.rows.stride : images * t.planes.image_stride;
     t.step = random_int(0, 1) ? 1 : random_int(2, 5);
-    t.stream = fixed ? 0 : (int)random_int(0, 1);
+    t.over = fixed ? APART : (place)random_int(0, PLACES - 1);
+    t.stream = fixed || t.over != APART ? 0 : (int)random_int(0, 1);
     t.leaky = (int)random_int(0, 1);
     return t;
 }
@@ -157,12 +169,14 @@ static void fail(const kernel *k, const char *isa, const char *dtype, const tile
     failures++;
     printf("FAILED %s %s %s: %s\n", k->name, dtype, isa, what);
     if (k->rows)
-        printf("       rows %lld, cols %lld", (long long)t->rows.rows, (long long)t->rows.cols);
+        printf("       rows %lld, cols %lld, stride %lld", (long long)t->rows.rows,
+               (long long)t->rows.cols, (long long)t->rows.stride);
     else
         printf("       channels %lld, inner %lld, values %lld to %lld",
                (long long)t->planes.channels, (long long)t->planes.inner,
                (long long)t->planes.begin, (long long)t->planes.end);
-    printf(", offset %lld, stream %d, leaky %d\n", (long long)t->offset, t->stream, t->leaky);
+    printf(", offset %lld, stream %d, leaky %d, over %d\n", (long long)t->offset, t->stream,
+           t->leaky, t->over);
 }
 
 static double now(void)
@@ -193,18 +207,13 @@ typedef struct options {
     const char *part; /* of the kernels' names */
 } options;
 
-static int takes_rows(const kernel *k)
-{
-    return k->rows;
-}
-
 static void check_all(const options *o, const bncore_kernels *isa)
 {
     for (int i = 0; i < KERNELS; i++) {
         const kernel *k = &all_kernels[i];
         if (!strstr(k->name, o->part)) continue;
         for (int n = 0; n < o->tiles; n++) {
-            const tile t = random_tile(takes_rows(k), 0);
+            const tile t = random_tile(k, 0);
             check_f32(k, isa, &t);
             check_f64(k, isa, &t);
         }
@@ -222,7 +231,7 @@ static void time_all(const options *o, const bncore_kernels *const isas[], int c
         char name[64];
         snprintf(name, sizeof name, "%s %s", timed->name, k % 2 ? "float64" : "float32");
         printf("%-36s", name);
-        const tile t = random_tile(takes_rows(timed), 1);
+        const tile t = random_tile(timed, 1);
         for (int i = 0; i < count; i++) {
             double bytes;
             const double ns =

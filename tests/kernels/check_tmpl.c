@@ -39,30 +39,49 @@ static void NAME(fill)(const tile *t, int wild)
             coef[c] = c < t->columns ? (T)random_value() : coef[column % t->columns];
             mask[c] = c < t->columns ? (T)random_value() : mask[column % t->columns];
         }
-    for (int i = 0; i < MAX_FIELDS * MOST_COLS; i++) given.from[i] = fabs(random_value());
+    for (int64_t c = 0; c < MOST_COLS; c++) {
+        const int empty = random_int(0, 4) == 0; /* a partial result of no value */
+        for (int f = 0; f < MAX_FIELDS; f++)
+            given.from[f * MOST_COLS + c] = empty ? 0.0 : fabs(random_value());
+    }
 }
 
-/* The same for every result, so that what a kernel must leave alone is seen to be left alone. */
+/* The same for every result, so that a kernel which writes what it must leave alone is found. Every fifth partial result
+ * is one of no value. */
 static void NAME(clear)(NAME(results) * to, const tile *t)
 {
     for (int64_t i = 0; i < t->values + 2 * AROUND; i++) {
         to->dst[i] = to->dr[i] = (T)i;
     }
-    for (int i = 0; i < 5 * MAX_FIELDS * MOST_COLS; i++) to->partial[i] = 1.0 + i % 7;
+    for (int i = 0; i < 5 * MAX_FIELDS * MOST_COLS; i++)
+        to->partial[i] = i % MOST_COLS % 5 ? 1.0 + i % 7 : 0.0;
     memset(to->coef, 0, sizeof to->coef);
+}
+
+/* Let an output have an input's values, so that it can be the input, too. */
+static const T *NAME(shared)(const tile *t, T *to, const T *input)
+{
+    memcpy(to, input, (size_t)(t->values + 2 * AROUND) * sizeof(T));
+    return to;
 }
 
 static bncore_arrays NAME(arrays_of)(const tile *t, NAME(results) * to, int fused)
 {
     const NAME(arrays) *in = &NAME(in);
     const int64_t at = AROUND + t->offset;
+    const T *x = in->x, *dy = in->dy, *r = in->r;
+    T *output = fused & STORED ? to->dr : to->dst;
+    /* dresidual may be dy or the residual, but not x. */
+    if (t->over == OVER_X && !(fused & STORED)) x = NAME(shared)(t, output, x);
+    if (t->over == OVER_DY) dy = NAME(shared)(t, output, dy);
+    if (t->over == OVER_RESIDUAL && fused & RESIDUAL) r = NAME(shared)(t, output, r);
     return (bncore_arrays){.dst = to->dst + at,
-                           .dy = in->dy + at,
-                           .x = in->x + at,
+                           .dy = dy + at,
+                           .x = x + at,
                            .stream = t->stream,
                            .slope = t->leaky ? 0.25 : 0.0,
                            .least = t->leaky ? -INFINITY : INFINITY,
-                           .residual = fused & RESIDUAL ? in->r + at : NULL,
+                           .residual = fused & RESIDUAL ? r + at : NULL,
                            .dresidual = fused & STORED ? to->dr + at : NULL,
                            .mask = in->mask,
                            .mask_stride = t->columns + COEF_GAP};

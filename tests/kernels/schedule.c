@@ -13,14 +13,14 @@ int main(void)
     for (int streams = 1; streams >= 0; streams--) {
         bncore_kernel_set kernels = *bncore_kernels_now()->set[BNCORE_FLOAT32];
         kernels.streams = streams;
-        job j = {.problem = &problem,
-                 .kernels = &kernels,
-                 .g = bncore_partition(n, channels, inner),
-                 .arrays = {.dst = &y, .x = &x},
-                 .item = sizeof(float),
-                 .apply_planes = kernels.normalize_planes[0]};
-        bncore_job_cut(&j);
-        printf("%d\n", j.arrays.stream);
+        operation op = {.problem = &problem,
+                        .kernels = &kernels,
+                        .g = bncore_partition(n, channels, inner),
+                        .arrays = {.dst = &y, .x = &x},
+                        .item = sizeof(float),
+                        .apply_planes = kernels.normalize_planes[0]};
+        bncore_schedule(&op);
+        printf("%d\n", op.arrays.stream);
     }
     return 0;
 }

@@ -324,7 +324,7 @@ INTEGERS = {**ONES, "c": numpy_helper.from_array(np.ones(C, np.int64), "c")}
         (
             lambda: f4(track_running_stats=False).to_keras(),
             ValueError,
-            "to_keras: expected running statistics",
+            "to_keras: expected a layer with running statistics",
         ),
         (lambda: BatchNorm().to_torch(), RuntimeError, "before its first call"),
         (

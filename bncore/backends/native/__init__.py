@@ -1,1 +1,1 @@
-"""The backend in C: the binding to the C library and its fast path."""
+"""The native backend: the binding to the C library, and the fast path."""

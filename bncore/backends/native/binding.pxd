@@ -1,5 +1,5 @@
-# The functions of bncore.h as functions of this module, which other Cython modules take from it without linking to the
-# C library. Within this module a call of one is the C function itself: the compiler sees through it.
+# The functions of bncore.h as functions of this module, so that other Cython modules can use them without linking to
+# the C library. Within this module the compiler turns a call of one into a call of the C function itself.
 
 from bncore.backends.native.c_bncore cimport (
     BNCORE_OK, BNCORE_ERROR_NULL, BNCORE_ERROR_SIZE, BNCORE_ERROR_DTYPE, BNCORE_ERROR_EPS,

@@ -1,4 +1,4 @@
-"""Types of the compiled module, which is a backend with a fast path: contract.py has both."""
+"""Types of the compiled module, a backend with a fast path; contract.py describes both."""
 
 from typing import Any
 

@@ -2,8 +2,8 @@
 # cython: embedsignature=False
 """The C core as a backend: the functions of `contract.py`, and the fast path.
 
-The contract's functions take canonical arrays and hand over their pointers, the GIL released. The fast
-path (fast_*) takes a caller's own arguments; they stand in the files fast_*.pxi.
+The contract's functions take canonical arrays, release the GIL and pass the pointers to the C core. The functions of
+the fast path take a caller's own arguments; they are in the files fast_*.pxi.
 """
 
 import os
@@ -27,16 +27,16 @@ cdef int _check(bncore_status status) except -1:
 
 
 def capsules():
-    """Each C function by its name, as Cython's capsules hold it; the capsule's name is its C type."""
+    """Return a capsule for each C function, by the function's name; the capsule's own name is the C type."""
     return dict(globals()["__pyx_capi__"])
 
 
 def address(capsule):
-    """Where the function of one of these capsules stands."""
+    """Return the address of the function in one of these capsules."""
     return <size_t>PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule))
 
 
-# ---- what a status means ----
+# ---- status codes ----
 
 cdef extern from *:
     """
@@ -54,7 +54,7 @@ cdef extern from *:
 
 
 def statuses():
-    """The status codes of bncore.h: the number and the text of each, by its name."""
+    """Return the number and the text of each status code of bncore.h, by its name."""
     return {status_entries[i].name.decode(): (status_entries[i].number, status_entries[i].text.decode())
             for i in range(STATUS_COUNT)}
 
@@ -73,7 +73,7 @@ def available_isas():
 
 
 def set_isa(isa_name):
-    """Choose the kernels by name; "" for the best. Not while another thread computes."""
+    """Choose the kernels by name, or the best with "". Do not call it while another thread computes."""
     if bncore_isa_set(str(isa_name).encode()) != BNCORE_OK:
         raise ValueError(
             f"isa: expected one of {', '.join(available_isas())} on this processor, got {isa_name!r}"
@@ -87,10 +87,10 @@ if bncore_isa_init() != BNCORE_OK:
     )
 
 
-# ---- who runs parallel loops ----
+# ---- the executor ----
 
 def executor():
-    """The name of the default executor."""
+    """Return the name of the default executor."""
     return bncore_executor_name().decode()
 
 
@@ -102,7 +102,7 @@ def available_executors():
 
 
 def set_executor(executor_name):
-    """Choose the default executor by name; "" for the first choice."""
+    """Choose the default executor by name, or the first available one with ""."""
     if bncore_executor_choose(str(executor_name).encode()) != BNCORE_OK:
         raise ValueError(
             f"executor: expected one of {', '.join(available_executors())}, got {executor_name!r}"
@@ -117,17 +117,17 @@ if bncore_executor_init() != BNCORE_OK:
 
 
 def workers():
-    """How many worker threads the library has created."""
+    """Return the number of worker threads that the library has created."""
     return bncore_workers()
 
 
 def max_threads():
-    """The most threads that the default executor uses for a call; 0: no limit."""
+    """Return the largest number of threads that the default executor uses for a call; 0 means no limit."""
     return bncore_max_threads()
 
 
 def set_max_threads(int threads):
-    """Limit the threads of the default executor; 0 for no limit."""
+    """Limit the threads of the default executor; 0 removes the limit."""
     if bncore_max_threads_set(threads) != BNCORE_OK:
         raise ValueError(f"threads: expected an integer >= 0, got {threads}")
 
@@ -166,7 +166,7 @@ cdef inline void *_data(object array) noexcept:
 
 
 cdef inline int32_t _activation(object activation) noexcept:
-    """The activation of bncore.h, or -1 where there is none of that name."""
+    """Return the activation of bncore.h that has this name, or -1 if there is none."""
     if activation is None:
         return BNCORE_NO_ACTIVATION
     if type(activation) is not str:
@@ -177,7 +177,7 @@ cdef inline int32_t _activation(object activation) noexcept:
 
 
 cdef _fuse(bncore_problem *p, bncore_fusion *f, object fusion):
-    """Let p have the Fusion of contract.py, whose arrays the caller keeps alive."""
+    """Write a Fusion of contract.py to p; the caller must keep its arrays alive."""
     if fusion is None:
         return
     bncore_fusion_init(f, sizeof(bncore_fusion))

@@ -1,4 +1,4 @@
-# The C interface, as src_c/include/bncore.h documents it; binding.pxd has the same functions for other Cython modules.
+# The C interface, which src_c/include/bncore.h documents. binding.pxd has the same functions for other Cython modules.
 
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 

@@ -1,4 +1,4 @@
-# binding.pxd, function by function.
+# The functions that binding.pxd declares.
 
 from bncore.backends.native cimport c_bncore
 

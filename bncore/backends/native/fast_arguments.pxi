@@ -1,9 +1,9 @@
-# What the fast path (fast_calls.pxi, fast_steps.pxi) takes for canonical: an exact, aligned, native-endian
-# ndarray of float32 or float64, contiguous in C order or channels-last; an exact int or float.
+# The arguments that the fast path (fast_calls.pxi, fast_steps.pxi) accepts as canonical: an exact, aligned,
+# native-endian ndarray of float32 or float64, contiguous in C order or channels-last; an exact int or float.
 #
-# No rule is explained here: bncore.arguments repairs an argument that is refused here, or explains what is wrong. The
-# functions are noexcept because they only look (types, sizes, addresses): nothing in them raises, and their callers need
-# no check.
+# If an argument is refused here, bncore.arguments converts it or raises an error that explains what is wrong. The
+# functions are noexcept because they only look at types, sizes and addresses: nothing in them raises, so their callers
+# need not check for exceptions.
 
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from cpython.long cimport PyLong_AsLongAndOverflow, PyLong_CheckExact
@@ -20,10 +20,10 @@ cdef extern from "numpy/arrayobject.h":
 
 
 cdef enum:
-    FEW = 256          # channels whose parameters fit on the stack
-    FEW_VALUES = 4096  # of x: so little work that letting others have the GIL would take longer
+    FEW = 256          # the number of channels whose parameters fit on the stack
+    FEW_VALUES = 4096  # for an x of this many values, releasing the GIL would take longer than the work
 
-cdef enum:  # what a call is given per channel
+cdef enum:  # the arguments of a call with one value per channel
     WEIGHT
     BIAS
     MEAN
@@ -48,12 +48,12 @@ cdef struct Call:
 
 
 cdef inline bint _plain(object a) noexcept:
-    """Whether `a` is an exact ndarray, aligned and native-endian."""
+    """Tell whether `a` is an exact ndarray, aligned and native-endian."""
     return cnp.PyArray_CheckExact(a) and cnp.PyArray_ISBEHAVED_RO(<cnp.ndarray>a)
 
 
 cdef inline bint _is_channels_last(cnp.ndarray x, int rank) noexcept:
-    """Whether x of shape (N, C, ...) lies in memory as (N, ..., C), with no dimension of size 1 to muddle strides."""
+    """Tell whether all strides of x of shape (N, C, ...) are those of an array that lies in memory as (N, ..., C)."""
     cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(x)
     cdef cnp.npy_intp *strides = cnp.PyArray_STRIDES(x)
     cdef cnp.npy_intp step = cnp.PyArray_ITEMSIZE(x)
@@ -69,7 +69,7 @@ cdef inline bint _is_channels_last(cnp.ndarray x, int rank) noexcept:
 
 
 cdef inline bint _is_data(object x) noexcept:
-    """Whether `x` is plain, of float32 or float64."""
+    """Tell whether `x` is a plain array of float32 or float64."""
     if not _plain(x):
         return False
     cdef int kind = cnp.PyArray_TYPE(<cnp.ndarray>x)
@@ -77,7 +77,7 @@ cdef inline bint _is_data(object x) noexcept:
 
 
 cdef inline int _axis(object axis_, int rank) noexcept:
-    """An axis counted from 0, or -1 where it is not canonical."""
+    """Return an axis counted from 0, or -1 if it is not canonical."""
     cdef int overflow = 0
     if not PyLong_CheckExact(axis_):
         return -1
@@ -88,10 +88,10 @@ cdef inline int _axis(object axis_, int rank) noexcept:
 
 
 cdef bint _split(Call *call, cnp.ndarray x, uint64_t kept, int n_threads) noexcept:
-    """Fill call->problem from x; False where it is empty or the axes kept, a bit each, do not lie together in order."""
+    """Fill call->problem from x. Return False if x is empty or the axes in the bit set do not lie together in order."""
     cdef int rank = cnp.PyArray_NDIM(x)
     cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(x)
-    cdef int64_t sizes[64]  # of the axes in memory order; NumPy has no more
+    cdef int64_t sizes[64]  # the sizes of the axes in memory order; NumPy allows at most 64
     cdef int64_t canonical[3]
     cdef int i, at, last = -1, start = rank, stop = rank
     cdef bint ended = False  # whether an axis that is not kept follows those that are
@@ -122,7 +122,7 @@ cdef bint _split(Call *call, cnp.ndarray x, uint64_t kept, int n_threads) noexce
 
 
 cdef bint _open(Call *call, object x, object axis_, object eps_, int n_threads) noexcept:
-    """Fill call->problem from x; False where anything is not canonical."""
+    """Fill call->problem from x; return False if anything is not canonical."""
     if not _is_data(x) or not PyFloat_CheckExact(eps_):
         return False
     cdef double eps = PyFloat_AS_DOUBLE(eps_)
@@ -145,7 +145,7 @@ cdef inline int64_t _count(Call *call) noexcept nogil:
 
 
 cdef inline double *_room(Call *call, int which) noexcept:
-    """Memory for one of the parameters; NULL where there is none."""
+    """Return memory for one of the parameters, or NULL if there is none left."""
     cdef int64_t channels = call.problem.channels
     if channels <= FEW:
         return call.few + which * channels
@@ -155,7 +155,7 @@ cdef inline double *_room(Call *call, int which) noexcept:
 
 
 cdef inline bint _same_place(cnp.ndarray a, cnp.ndarray b) noexcept:
-    """Whether two arrays have one type, shape and strides."""
+    """Tell whether two arrays have the same type, shape and strides."""
     cdef int i, rank = cnp.PyArray_NDIM(a)
     if cnp.PyArray_NDIM(b) != rank or cnp.PyArray_TYPE(a) != cnp.PyArray_TYPE(b):
         return False
@@ -166,7 +166,7 @@ cdef inline bint _same_place(cnp.ndarray a, cnp.ndarray b) noexcept:
 
 
 cdef inline bint _apart(cnp.ndarray a, object b_) noexcept:
-    """Whether two contiguous blocks of memory have no byte in common."""
+    """Tell whether two contiguous arrays have no byte in common."""
     if b_ is None:
         return True
     cdef cnp.ndarray b = <cnp.ndarray>b_
@@ -175,12 +175,12 @@ cdef inline bint _apart(cnp.ndarray a, object b_) noexcept:
 
 
 cdef inline bint _apart_or_none(object a, object b) noexcept:
-    """The same, where each may be None."""
+    """Tell the same for arrays that may be None."""
     return a is None or _apart(<cnp.ndarray>a, b)
 
 
 cdef inline bint _gradient(Call *call, object dy, cnp.ndarray x) noexcept:
-    """Let call->dy have the memory of `dy`; False where that is not x's twin."""
+    """Set call->dy to the memory of `dy`; return False if `dy` differs from x in type, shape or strides."""
     if not _plain(dy) or not _same_place(<cnp.ndarray>dy, x):
         return False
     call.dy = cnp.PyArray_DATA(<cnp.ndarray>dy)
@@ -188,7 +188,7 @@ cdef inline bint _gradient(Call *call, object dy, cnp.ndarray x) noexcept:
 
 
 cdef inline bint _output_fits(object out_, cnp.ndarray x, object dy) noexcept:
-    """Whether `out` can be written as it is: x's twin in memory, writable, x or dy itself or apart from both."""
+    """Tell whether the kernel can write to `out`: it is writable and like x, and is x or dy or overlaps neither."""
     if out_ is None:
         return True
     if not _plain(out_):
@@ -202,7 +202,7 @@ cdef inline bint _output_fits(object out_, cnp.ndarray x, object dy) noexcept:
 
 
 cdef inline bint _itself_or_apart(object out_, object other) noexcept:
-    """Whether `out`, a twin of x in memory, is `other`, x's twin too or None, or has no byte in common with it."""
+    """Tell whether `out` is `other` or does not overlap it. Both are like x in memory; `other` may be None."""
     if out_ is None or other is None:
         return True
     cdef cnp.ndarray out = <cnp.ndarray>out_
@@ -210,7 +210,7 @@ cdef inline bint _itself_or_apart(object out_, object other) noexcept:
 
 
 cdef bint _fusion(Call *call, object activation, object slope, object residual, cnp.ndarray x, object out) noexcept:
-    """Read what is fused into call->problem; False where it is not canonical. `out` is None or has been looked at."""
+    """Read the fused operations into call->problem; return False if not canonical. `out` is None or checked."""
     if not PyFloat_CheckExact(slope):
         return False
     cdef double given = PyFloat_AS_DOUBLE(slope)
@@ -234,7 +234,7 @@ cdef bint _fusion(Call *call, object activation, object slope, object residual, 
 
 cdef bint _residual_gradient(Call *call, object dresidual_, cnp.ndarray x, object dy, object residual,
                              object out) noexcept:
-    """Whether `dresidual` can be written as it is: dy or residual itself or apart, and apart from x and out."""
+    """Tell whether the kernel can write to `dresidual`: it may be dy or residual itself, and overlaps nothing else."""
     if dresidual_ is None:
         return True
     if not _plain(dresidual_):
@@ -245,14 +245,14 @@ cdef bint _residual_gradient(Call *call, object dresidual_, cnp.ndarray x, objec
     if not (_apart(dresidual, x) and _apart(dresidual, out) and _itself_or_apart(dresidual, dy)
             and _itself_or_apart(dresidual, residual)):
         return False
-    if call.problem.fusion == NULL:  # neither an activation nor a residual: problem.py knows what that means
+    if call.problem.fusion == NULL:  # without an activation and a residual, problem.py handles dresidual
         return False
     call.fusion.dresidual = cnp.PyArray_DATA(dresidual)
     return True
 
 
 cdef void _widen(double *to, const float *values, cnp.npy_intp n) noexcept nogil:
-    """Float64 of float32, in the environment that the kernels have."""
+    """Convert float32 to float64 in the floating-point environment of the kernels."""
     cdef bncore_environment own
     cdef cnp.npy_intp i
     bncore_environment_enter(&own)
@@ -262,7 +262,7 @@ cdef void _widen(double *to, const float *values, cnp.npy_intp n) noexcept nogil
 
 
 cdef void _divide(double *to, const double *values, double divisor, cnp.npy_intp n) noexcept nogil:
-    """Divide in the same environment."""
+    """Divide in the floating-point environment of the kernels."""
     cdef bncore_environment own
     cdef cnp.npy_intp i
     bncore_environment_enter(&own)
@@ -272,7 +272,7 @@ cdef void _divide(double *to, const double *values, double divisor, cnp.npy_intp
 
 
 cdef void _round(float *to, const double *values, cnp.npy_intp n) noexcept nogil:
-    """Float32 of float64, in the same environment."""
+    """Convert float64 to float32 in the floating-point environment of the kernels."""
     cdef bncore_environment own
     cdef cnp.npy_intp i
     bncore_environment_enter(&own)
@@ -282,7 +282,7 @@ cdef void _round(float *to, const double *values, cnp.npy_intp n) noexcept nogil
 
 
 cdef bint _parameter(Call *call, int which, object a_, object out) noexcept:
-    """Let call->given have a (C,) parameter as float64; False where it is not canonical. None is allowed."""
+    """Put a (C,) parameter into call->given as float64; return False if it is not canonical. None is allowed."""
     cdef int64_t channels = call.problem.channels
     cdef double *to
     call.given[which] = NULL
@@ -307,7 +307,7 @@ cdef bint _parameter(Call *call, int which, object a_, object out) noexcept:
 
 
 cdef bint _moments(Call *call, int64_t count, object mean, object m2, object out) noexcept:
-    """Let call->given have the mean and the population variance of moments; False where they do not fit x."""
+    """Put the mean and the population variance of moments into call->given; return False if they do not fit x."""
     if count < 1 or mean is None or m2 is None:
         return False
     cdef double *var = _room(call, VAR)
@@ -319,7 +319,7 @@ cdef bint _moments(Call *call, int64_t count, object mean, object m2, object out
 
 
 cdef inline cnp.ndarray _output(Call *call, object out, cnp.ndarray x):
-    """Return `out`, or a new array like x, and let call->to have its memory."""
+    """Return `out`, or a new array like x, and set call->to to its memory."""
     cdef cnp.ndarray result
     if out is not None:
         result = <cnp.ndarray>out
@@ -332,7 +332,7 @@ cdef inline cnp.ndarray _output(Call *call, object out, cnp.ndarray x):
 
 
 cdef inline cnp.ndarray _per_channel(Call *call, int which):
-    """Return a new (C,) array, and let call->results have its memory."""
+    """Return a new (C,) array, and set call->results to its memory."""
     cdef cnp.npy_intp channels = call.problem.channels
     cdef cnp.ndarray result = cnp.PyArray_EMPTY(1, &channels, cnp.NPY_DOUBLE, 0)
     call.results[which] = _doubles(result)
@@ -340,7 +340,7 @@ cdef inline cnp.ndarray _per_channel(Call *call, int which):
 
 
 cdef inline cnp.ndarray _as_float32(cnp.ndarray values):
-    """Round an array of float64; what is too large becomes infinite, and nothing warns."""
+    """Round an array of float64 without warnings; values that are too large become infinite."""
     cdef cnp.ndarray rounded = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(values), cnp.PyArray_DIMS(values), cnp.NPY_FLOAT, 0)
     _round(<float *>cnp.PyArray_DATA(rounded), _doubles(values), cnp.PyArray_SIZE(values))
     return rounded

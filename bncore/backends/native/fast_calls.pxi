@@ -1,8 +1,8 @@
-# The fast path of batch_norm_*. binding.pyx includes them: a module of its own would need a second copy of the C
-# core, whose chosen kernels are state.
+# The fast path of batch_norm_*. binding.pyx includes this file. A separate module would need a second copy of the C
+# core, and the chosen kernels are state of the C core.
 #
-# Each function (fast_*, here and in fast_steps.pxi) takes a caller's own arguments and says None unless all of them
-# are canonical, as fast_arguments.pxi has it.
+# Each function (fast_*, here and in fast_steps.pxi) takes a caller's own arguments. It returns None unless all of them
+# are canonical, as fast_arguments.pxi defines it.
 
 cimport numpy as cnp
 
@@ -28,7 +28,7 @@ cdef bncore_status _infer_backward(const Call *c) noexcept nogil:
 
 
 cdef int _run(Call *call, kernel run) except -1:
-    """Run the kernel; with the GIL released, where there is enough work to be worth it."""
+    """Run the kernel. Release the GIL if there is enough work to make that worthwhile."""
     cdef bncore_status status
     if _count(call) * call.problem.channels <= FEW_VALUES:
         status = run(call)
@@ -41,7 +41,7 @@ cdef int _run(Call *call, kernel run) except -1:
 
 cdef bint _fused_backward(Call *call, cnp.ndarray x, object dy, object weight, object bias, object out,
                           object activation, object slope, object residual, object dresidual) noexcept:
-    """Read what both backward functions take, the statistics apart; False where it is not canonical."""
+    """Read the arguments of both backward functions except the statistics; return False if one is not canonical."""
     if not _gradient(call, dy, x) or not _output_fits(out, x, dy) or not _parameter(call, WEIGHT, weight, out):
         return False
     if not _parameter(call, BIAS, bias, out) or not _fusion(call, activation, slope, residual, x, out):
@@ -52,7 +52,7 @@ cdef bint _fused_backward(Call *call, cnp.ndarray x, object dy, object weight, o
 
 
 cdef tuple _backward(Call *call, kernel run, cnp.ndarray x, object weight, object out):
-    """Run a backward function; (dx, dweight, dbias)."""
+    """Run a backward function; return (dx, dweight, dbias)."""
     cdef cnp.ndarray dx = _output(call, out, x)
     cdef cnp.ndarray sum_dy = _per_channel(call, 0), sum_dy_xhat = _per_channel(call, 1)
     _run(call, run)
@@ -62,7 +62,7 @@ cdef tuple _backward(Call *call, kernel run, cnp.ndarray x, object weight, objec
 
 
 def fast_train(x, weight, bias, axis, eps, out, int n_threads, activation=None, slope=0.0, residual=None):
-    """batch_norm_train as (y, count, mean, m2), the last two read-only, or None if an argument is not canonical."""
+    """Compute batch_norm_train; return (y, count, mean, m2), or None if an argument is not canonical."""
     cdef Call call
     cdef cnp.ndarray y, mean, m2
     if not _open(&call, x, axis, eps, n_threads):
@@ -83,7 +83,7 @@ def fast_train(x, weight, bias, axis, eps, out, int n_threads, activation=None, 
 
 
 def fast_infer(x, mean, var, weight, bias, axis, eps, out, int n_threads, activation=None, slope=0.0, residual=None):
-    """batch_norm_infer, or None where an argument is not canonical."""
+    """Compute batch_norm_infer, or return None if an argument is not canonical."""
     cdef Call call
     cdef cnp.ndarray y
     if mean is None or var is None or not _open(&call, x, axis, eps, n_threads):
@@ -103,7 +103,7 @@ def fast_infer(x, mean, var, weight, bias, axis, eps, out, int n_threads, activa
 
 def fast_train_backward(dy, x, int64_t count, mean, m2, weight, axis, eps, out, int n_threads, bias=None,
                         activation=None, slope=0.0, residual=None, dresidual=None):
-    """batch_norm_train_backward as (dx, dweight, dbias), or None where an argument is not canonical."""
+    """Compute batch_norm_train_backward; return (dx, dweight, dbias), or None if an argument is not canonical."""
     cdef Call call
     if not _open(&call, x, axis, eps, n_threads):
         return None
@@ -120,7 +120,7 @@ def fast_train_backward(dy, x, int64_t count, mean, m2, weight, axis, eps, out, 
 
 def fast_infer_backward(dy, x, mean, var, weight, axis, eps, out, int n_threads, bias=None, activation=None,
                         slope=0.0, residual=None, dresidual=None):
-    """batch_norm_infer_backward as (dx, dweight, dbias), or None where an argument is not canonical."""
+    """Compute batch_norm_infer_backward; return (dx, dweight, dbias), or None if an argument is not canonical."""
     cdef Call call
     if mean is None or var is None or not _open(&call, x, axis, eps, n_threads):
         return None

@@ -12,7 +12,7 @@ cdef int64_t EXACT = 9007199254740992  # 2**53: the integers below it are double
 
 
 cdef inline bint _running(object a_, cnp.npy_intp channels) noexcept:
-    """Whether `a` is a (C,) array of float64 that can be moved where it lies."""
+    """Tell whether `a` is a (C,) array of float64 that can be updated in place."""
     if not _plain(a_):
         return False
     cdef cnp.ndarray a = <cnp.ndarray>a_
@@ -21,7 +21,7 @@ cdef inline bint _running(object a_, cnp.npy_intp channels) noexcept:
 
 
 def fast_running(running_mean, running_var, count_, cnp.ndarray mean, cnp.ndarray m2, momentum_, correction_):
-    """update_running_stats with the arrays of a Moments; True, or None where an argument is not canonical."""
+    """Compute update_running_stats with the arrays of a Moments; return True, or None if one is not canonical."""
     cdef int overflow = 0
     cdef cnp.npy_intp c, channels = cnp.PyArray_DIM(mean, 0)
     if not (PyFloat_CheckExact(momentum_) and PyLong_CheckExact(count_) and _running(running_mean, channels)
@@ -35,7 +35,7 @@ def fast_running(running_mean, running_var, count_, cnp.ndarray mean, cnp.ndarra
         correction = <double>correction_
     else:
         return None
-    # Python's own arithmetic knows counts that no double has.
+    # Use Python's own arithmetic for counts that a double cannot represent.
     if overflow or not (0 < count < EXACT) or not 0.0 <= momentum <= 1.0 or not isfinite(correction):
         return None
     cdef double divisor = <double>count - correction, keep

@@ -19,7 +19,7 @@ cdef bncore_status _grad_input(const Call *c) noexcept nogil:
 
 
 def fast_moments(x, axis, int n_threads):
-    """moments as (count, mean, m2), the last two read-only, or None where an argument is not canonical."""
+    """Compute moments; return (count, mean, m2), or None if an argument is not canonical."""
     cdef Call call
     if not _open(&call, x, axis, 0.0, n_threads):
         return None
@@ -31,7 +31,7 @@ def fast_moments(x, axis, int n_threads):
 
 
 def fast_normalize(x, int64_t count, mean, m2, weight, bias, axis, eps, out, int n_threads):
-    """normalize, or None where an argument is not canonical."""
+    """Compute normalize, or return None if an argument is not canonical."""
     cdef Call call
     cdef cnp.ndarray y
     if not _open(&call, x, axis, eps, n_threads):
@@ -48,7 +48,7 @@ def fast_normalize(x, int64_t count, mean, m2, weight, bias, axis, eps, out, int
 
 
 def fast_grad_sums(dy, x, int64_t count, mean, m2, axis, eps, int n_threads):
-    """grad_sums as (sum_dy, sum_dy_xhat), read-only, or None where an argument is not canonical."""
+    """Compute grad_sums; return (sum_dy, sum_dy_xhat), or None if an argument is not canonical."""
     cdef Call call
     cdef cnp.ndarray sum_dy, sum_dy_xhat
     if not _open(&call, x, axis, eps, n_threads):
@@ -67,7 +67,7 @@ def fast_grad_sums(dy, x, int64_t count, mean, m2, axis, eps, int n_threads):
 
 
 def fast_grad_input(dy, x, int64_t count, mean, m2, sum_dy, sum_dy_xhat, weight, axis, eps, out, int n_threads):
-    """grad_input, or None where an argument is not canonical."""
+    """Compute grad_input, or return None if an argument is not canonical."""
     cdef Call call
     cdef cnp.ndarray dx
     if sum_dy is None or sum_dy_xhat is None or not _open(&call, x, axis, eps, n_threads):
@@ -86,7 +86,7 @@ def fast_grad_input(dy, x, int64_t count, mean, m2, sum_dy, sum_dy_xhat, weight,
 
 
 cdef inline bint _one_axis(object axis, int rank, uint64_t *reduced) noexcept:
-    """Add one axis to those of mean_var; False where it is not canonical, or there already."""
+    """Add an axis to the axes of mean_var; return False if it is not canonical or was given before."""
     cdef int one = _axis(axis, rank)
     if one < 0 or reduced[0] >> one & 1:
         return False
@@ -95,7 +95,7 @@ cdef inline bint _one_axis(object axis, int rank, uint64_t *reduced) noexcept:
 
 
 cdef bint _axes(object axis, int rank, uint64_t *reduced) noexcept:
-    """Read the axes of mean_var, a bit each; False where they are not canonical. It allocates nothing."""
+    """Read the axes of mean_var into a bit set, without allocating; return False if one is not canonical."""
     if axis is None:
         reduced[0] = ~<uint64_t>0
         return True
@@ -109,7 +109,7 @@ cdef bint _axes(object axis, int rank, uint64_t *reduced) noexcept:
 
 
 cdef bint _correction(object given, double *correction) noexcept:
-    """Read the correction of mean_var; False where it is not canonical."""
+    """Read the correction of mean_var; return False if it is not canonical."""
     cdef int overflow = 0
     if PyFloat_CheckExact(given):
         correction[0] = PyFloat_AS_DOUBLE(given)
@@ -121,18 +121,18 @@ cdef bint _correction(object given, double *correction) noexcept:
 
 
 cdef object _reduced(cnp.ndarray values, int kind):
-    """Return values in x's dtype; a scalar where there is one alone and no axis."""
+    """Return values in x's dtype, or a scalar if there is a single value and no axis."""
     cdef cnp.ndarray result = _as_float32(values) if kind == cnp.NPY_FLOAT else values
     return result if cnp.PyArray_NDIM(result) else cnp.PyArray_ToScalar(cnp.PyArray_DATA(result), result)
 
 
 def fast_mean_var(x_, axis, correction_, keepdims, int n_threads):
-    """mean_var, or None where an argument is not canonical or x would have to be copied."""
+    """Compute mean_var, or return None if an argument is not canonical or x would have to be copied."""
     cdef Call call
     cdef uint64_t reduced, kept = 0
     cdef double correction
     cdef double *values
-    cdef cnp.npy_intp sizes[64]  # NumPy's most dimensions
+    cdef cnp.npy_intp sizes[64]  # NumPy's largest number of dimensions
     cdef int i, rank, left = 0
     if not _is_data(x_) or not (keepdims is True or keepdims is False) or not _correction(correction_, &correction):
         return None
@@ -147,7 +147,7 @@ def fast_mean_var(x_, axis, correction_, keepdims, int n_threads):
             sizes[left] = 1
         else:
             sizes[left] = cnp.PyArray_DIM(x, i)
-            if sizes[left] != 1:  # the place of an axis of size 1 means nothing
+            if sizes[left] != 1:  # the place of an axis of size 1 is arbitrary
                 kept |= <uint64_t>1 << i
         left += 1
     if not _split(&call, x, kept, n_threads):

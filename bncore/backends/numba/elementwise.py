@@ -151,12 +151,8 @@ def planes_activate(
     while first < last:
         stop = min((first // inner + 1) * inner, last)
         hi, scale, shift = coefficients[:, first // inner % coefficients.shape[1]]
-        to, grads, values, added = (
-            out[first:stop],
-            dy[first:stop],
-            x[first:stop],
-            residual[first:stop],
-        )
+        grads, values = dy[first:stop], x[first:stop]
+        to, added = out[first:stop], residual[first:stop]
         for i in range(len(to)):
             z = normalized(values[i], hi, scale, shift)
             if given & ADDED:
@@ -205,12 +201,8 @@ def rows_activate(
     hi, scale, shift = coefficients[0], coefficients[1], coefficients[2]
     for left in range(first * len(hi), min(last * len(hi), len(x)), len(hi)):
         right = left + len(hi)
-        to, grads, values, added = (
-            out[left:right],
-            dy[left:right],
-            x[left:right],
-            residual[left:right],
-        )
+        grads, values = dy[left:right], x[left:right]
+        to, added = out[left:right], residual[left:right]
         for j in range(len(to)):
             z = normalized(values[j], hi[j], scale[j], shift[j])
             if given & ADDED:

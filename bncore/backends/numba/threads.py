@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -55,17 +56,25 @@ def one_type(argument: Any) -> Any:
 
 
 def spread(n_threads: int, n_tasks: int, kernel: Callable[..., None], *args: Any) -> None:
-    """Run ``kernel(first, last, *args)`` over the tasks, cut into one range for each thread."""
+    """Run ``kernel(first, last, *args)`` over the tasks, cut into one range for each thread.
+
+    Whoever comes first takes a range, this thread too.  So a thread that cannot be created, or has
+    not begun, is not waited for, and no range runs twice, which would change an x that is also y.
+    """
     args = tuple(map(one_type, args))
-    ranges = min(n_threads, n_tasks)
-    edges = [n_tasks * i // max(ranges, 1) for i in range(ranges + 1)]
-    futures: list[Future[None]] = []
-    for first, last in pairwise(edges[1:]):
-        try:
-            futures.append(_pool().submit(kernel, first, last, *args))
-        except RuntimeError:  # the interpreter is going down and takes no more work
+    n_ranges = max(min(n_threads, n_tasks), 1)
+    edges = [n_tasks * i // n_ranges for i in range(n_ranges + 1)]
+    ends: list[tuple[int, ...]] = [()] * n_ranges  # one for each thread, which stops there
+    ranges = ends + list(pairwise(edges))
+
+    def take_ranges() -> None:
+        for first, last in iter(ranges.pop, ()):
             kernel(first, last, *args)
-    if ranges:
-        kernel(edges[0], edges[1], *args)
+
+    futures: list[Future[None]] = []
+    with suppress(RuntimeError):  # no thread can be created, or the interpreter is going down
+        futures.extend(_pool().submit(take_ranges) for _ in range(n_ranges - 1))
+    take_ranges()
     for future in futures:
-        future.result()
+        if not future.cancel():
+            future.result()

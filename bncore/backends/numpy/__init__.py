@@ -1,1 +1,1 @@
-"""The backend in NumPy."""
+"""The NumPy backend."""

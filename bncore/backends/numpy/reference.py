@@ -1,11 +1,11 @@
-"""The algorithm in NumPy: the readable twin of the compiled kernels, and the last fallback.
+"""The algorithm in NumPy: a readable version of the compiled kernels, and the last fallback.
 
-It gives the same bits as they do, because it does the same operations in the same order: the sums
-are in `statistics.py`, the shape's geometry is in `partition.py`.
+It gives the same bits as the kernels, because it does the same operations in the same order.  The
+sums are in `statistics.py`, and `partition.py` defines their order.
 
-No temporary grows with x, but for the masked gradient of a fused backward with no place for it:
-work is done on tiles of at most about `TILE` values.  `n_threads` is accepted and not used.  NaN
-and Inf give no warning.
+It works on tiles of at most about `TILE` values, so no temporary array grows with x.  The only
+exception is a fused backward that has no output in which to store the masked gradient.  `n_threads`
+is accepted and not used.  NaN and Inf give no warning.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ name = "numpy"
 def tiles(
     geo: Planes | Rows, arrays: tuple[Data, ...], coefficients: tuple[Data, ...]
 ) -> Iterator[tuple[Data, ...]]:
-    """Yield the same tile of every array, then the coefficients that broadcast against it."""
+    """Yield the same tile of every array, and the coefficients that broadcast against it."""
     flat = [array.reshape(-1) for array in arrays]
     if isinstance(geo, Planes):
         shapes = [(geo.outer, geo.channels, geo.inner)]
@@ -85,10 +85,10 @@ def inverse_std(var: Stat, eps: float) -> Stat:
 def normalize_coefficients(
     x: Data, mean: Stat, var: Stat, weight: Stat | None, bias: Stat | None, eps: float
 ) -> tuple[Data, Data, Data]:
-    """Give hi, scale and shift of ``y = (x - hi) * scale + shift``.
+    """Return hi, scale and shift of ``y = (x - hi) * scale + shift``.
 
-    `hi` is the mean rounded to the storage type; what the rounding lost, times the scale, moves
-    into the shift, so that centering comes before scaling and loses nothing.
+    `hi` is the mean rounded to the storage type.  The rounding error times the scale is added to
+    the shift.  So x is centered before it is scaled, and nothing is lost.
     """
     hi, scale, shift = np.empty((3, len(mean)), x.dtype)
     constant = np.zeros_like(mean) if bias is None else bias
@@ -115,8 +115,9 @@ def gradient_coefficients(
     """Fill the coefficients of ``dx = ((dy + (x - hi) * of_x) + shift) * of_dy``.
 
     This is ``weight * invstd * (dy - sum_dy / n - xhat * sum_dy_xhat / n)`` (Ioffe & Szegedy
-    2015, section 3) sorted by what changes from value to value. The common factor comes last: in
-    one with the others, invstd squared would leave the range of float32 for std beyond 1e19.
+    2015, section 3), arranged by the terms that change from value to value.  The common factor is
+    applied last: multiplied into the other coefficients, invstd squared would leave the range of
+    float32 for a standard deviation beyond 1e19.
     """
     c = -(sum_dy / count)
     hi[:] = mean
@@ -132,7 +133,7 @@ def gradient_coefficients(
 
 @np.errstate(all="ignore")
 def moments(mean: Stat, m2: Stat, x: Data, n_threads: int) -> None:
-    """Write the mean of every channel, and the sum of squares about it."""
+    """Write the mean of every channel, and the sum of squared deviations from it."""
     mean[:] = m2[:] = 0.0
     if x.size == 0:
         return
@@ -211,7 +212,7 @@ def normalize(
 def activate(
     out: Data, dy: Data | None, x: Data, fusion: Fusion, coefficients: tuple[Data, ...]
 ) -> None:
-    """Write z = (x - hi) * scale + shift + residual, activated; or dy by the sign of z."""
+    """Write the activation of z = (x - hi) * scale + shift + residual, or dy masked by z's sign."""
     arrays = [out, x, *(a for a in (dy, fusion.residual) if a is not None)]
     for tile in tiles(geometry(*x.shape), tuple(arrays), coefficients):
         to, value, *rest, hi, scale, shift = tile
@@ -231,7 +232,7 @@ def masked(
     eps: float,
     fusion: Fusion | None,
 ) -> Data:
-    """Return the gradient by z, which takes the place of dy."""
+    """Return the gradient with respect to z, which replaces dy."""
 
     def activate_dy(out: Data, dy: Data, fusion: Fusion) -> None:
         coefficients = normalize_coefficients(x, mean, var, weight, fusion.bias, eps)
@@ -241,7 +242,7 @@ def masked(
 
 
 def activated(fusion: Fusion, z: Data, value: Data) -> Data:
-    """Take `value` where z is positive or NaN, else what the activation leaves of it."""
+    """Return `value` where z is positive or NaN, and 0 or slope * value elsewhere."""
     if fusion.activation is None:
         return value
     leaky = fusion.activation == "leaky_relu"
@@ -273,7 +274,7 @@ def grad_input(
     gradient_coefficients(hi, of_dy, of_x, shift, mean, invstd, weight, sum_dy, sum_dy_xhat, count)
     for tile in tiles(geometry(*x.shape), (dx, dy, x), (hi, of_dy, of_x, shift)):
         out, g, value, hi, of_dy, of_x, shift = tile
-        from_x = (value - hi) * of_x  # before dx is written: dx may be x
+        from_x = (value - hi) * of_x  # computed before dx is written, because dx may be x
         np.add(g, from_x, out=out)
         out += shift
         out *= of_dy
@@ -291,7 +292,7 @@ def train(
     n_threads: int,
     fusion: Fusion | None = None,
 ) -> None:
-    """Normalize x by its own moments, and write these."""
+    """Normalize x by its own moments, and write the moments."""
     moments(mean, m2, x, n_threads)
     if x.size:
         normalize(y, x, mean, m2 / (x.size // len(mean)), weight, bias, eps, n_threads, fusion)
@@ -333,7 +334,7 @@ def infer_backward(
     n_threads: int,
     fusion: Fusion | None = None,
 ) -> None:
-    """Write the gradients of `normalize` by given statistics, which are constants."""
+    """Write the gradients of `normalize` with given statistics, which are constants."""
     dy = masked(dx, dy, x, mean, var, weight, eps, fusion)
     grad_sums(sum_dy, sum_dy_xhat, dy, x, mean, var, eps, n_threads)
     weight = np.ones_like(mean) if weight is None else weight

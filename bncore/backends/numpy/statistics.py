@@ -1,16 +1,16 @@
 """Sums of the NumPy backend: moments and gradient sums, in the one fixed order.
 
-A channel's statistics are kept about a running pivot p as (n, p, S, Q) with S the sum and Q the
+The statistics of a channel are (n, p, S, Q) with a running pivot p, where S is the sum and Q the
 sum of squares of x - p.  After each block of values the pivot moves to the mean so far, as in
 Welford's method (Technometrics 4, 1962, pp. 419-420), but once per block instead of once per
 value.  Segments and virtual columns are merged as in Chan, Golub & LeVeque (The American
 Statistician 37, 1983, pp. 242-247).
 
-The order of additions never depends on NumPy's own: its pairwise summation works along the axis
-that is fastest in memory, and every sum here runs along another one, where ``np.add.reduce``
-takes one term after the other.
+The order of additions never depends on NumPy's pairwise summation.  NumPy sums in pairs only along
+the axis that is fastest in memory.  Every sum here runs along another axis, where ``np.add.reduce``
+adds one term after the other.
 
-Callers suppress floating point warnings: NaN and Inf are ordinary values here.
+Callers suppress floating-point warnings, because NaN and Inf are ordinary values here.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from bncore.backends.partition import (
     pieces,
 )
 
-TILE = 49152  # values that a temporary may hold
+TILE = 49152  # the largest number of values in a temporary array
 
 
 # The running state: pivot, flush, rebase, merge
 
 
 def first_pivot(values: Stat, counts: Stat) -> Stat:
-    """Take the mean of the first values as the first pivot, or 0 where it is not finite.
+    """Return the mean of the first values as the first pivot, or 0 if it is not finite.
 
-    `values` is (k, channels); channel c has the first ``counts[c]`` of them, zeros after.
+    `values` is (k, channels); channel c has ``counts[c]`` values, and zeros after them.
     Differences from the first value keep the digits of a mean that is far from zero.
     """
     total = np.zeros_like(values[0])
@@ -63,14 +63,15 @@ class Running:
 
     @classmethod
     def start(cls, pivot: Stat) -> Running:
-        """Hold no value yet, about this pivot."""
+        """Start without values, with this pivot."""
         return cls(np.zeros_like(pivot), pivot, np.zeros_like(pivot), np.zeros_like(pivot))
 
     def flush(self, s: Stat, q: Stat, counts: Stat) -> None:
         """Add a block's sums about p, then move the pivot to the mean so far.
 
-        A channel whose count is 0 has no value in this block and stays as it is.  So does the
-        pivot where the mean is not finite: the channel holds NaN or Inf, or overflowed.
+        A channel whose count is 0 has no value in this block and does not change.  The pivot also
+        does not change if the mean is not finite, because the channel has NaN or Inf or has
+        overflowed.
         """
         self.s += s
         self.q += q
@@ -80,13 +81,13 @@ class Running:
         t = p - self.p
         nt = self.n * t
         q = self.q - t * (2.0 * self.s - nt)
-        q = np.where(q < 0.0, 0.0, q)  # rounding alone can do that
+        q = np.where(q < 0.0, 0.0, q)  # rounding can make it negative
         self.q = np.where(moved, q, self.q)
         self.s = np.where(moved, self.s - nt, self.s)
         self.p = np.where(moved, p, self.p)
 
     def partial(self) -> Partial:
-        """Close a segment: the mean as pivot + offset, and the squares about that mean."""
+        """End a segment: return the mean as pivot + offset, and the squares about that mean."""
         offset = self.s / self.n
         m2 = self.q - self.s * offset
         return Partial(self.n, self.p, offset, np.where(m2 < 0.0, 0.0, m2))
@@ -109,7 +110,7 @@ class Partial:
         self.offset[index], self.m2[index] = part.offset, part.m2
 
     def reshape(self, *shape: int) -> Partial:
-        """Give every field this shape."""
+        """Reshape every field to this shape."""
         return Partial(
             self.n.reshape(shape),
             self.pivot.reshape(shape),
@@ -118,7 +119,7 @@ class Partial:
         )
 
     def merge(self, b: Partial) -> Partial:
-        """Add `b` to it (Chan, Golub & LeVeque 1983), the mean kept as an offset from the pivot."""
+        """Merge `b` into it (Chan, Golub & LeVeque 1983); the mean stays a pivot and an offset."""
         n = self.n + b.n
         delta = (b.pivot - self.pivot) + (b.offset - self.offset)
         ratio = b.n / n
@@ -138,7 +139,7 @@ class Partial:
 
 
 def add_in_order(total: Stat, terms: Stat) -> Stat:
-    """Compute total + terms[0] + terms[1] + ..., one after the other.
+    """Compute total + terms[0] + terms[1] + ..., adding one term after the other.
 
     `total` has at least one axis, so that the axis of the sum is never the fastest in memory.
     """
@@ -152,7 +153,7 @@ def add_in_order(total: Stat, terms: Stat) -> Stat:
 def add_to_lanes(lanes: Stat, terms: Stat) -> Stat:
     """Add a piece of values, (channels, length), to the lanes, (channels, LANES).
 
-    Value i goes to lane i % LANES; what is left at the end goes to the last lanes.
+    Value i goes to lane i % LANES; the values that are left at the end go to the last lanes.
     """
     rest = terms.shape[1] % LANES
     whole = terms.shape[1] - rest
@@ -164,7 +165,7 @@ def add_to_lanes(lanes: Stat, terms: Stat) -> Stat:
 
 
 def fold(lanes: Stat) -> Stat:
-    """Add the lanes of every channel by halves."""
+    """Add the lanes of every channel: the second half to the first, until one lane is left."""
     while lanes.shape[1] > 1:
         half = lanes.shape[1] // 2
         lanes = lanes[:, :half] + lanes[:, half:]
@@ -223,7 +224,7 @@ def rows_segment(x: Data, geo: Rows, columns: slice, segment: int) -> Partial:
 def virtual_rows(x: Data, geo: Rows, columns: slice, begin: int, end: int) -> tuple[Stat, Stat]:
     """Copy rows begin to end of the virtual matrix, and count the values of each column.
 
-    Where a column does not reach into the short last row, that row holds a zero.
+    The short last row is filled up with zeros.
     """
     values = np.zeros((end - begin, columns.stop - columns.start))
     counts = np.full(values.shape[1], float(end - begin))
@@ -238,7 +239,7 @@ def virtual_rows(x: Data, geo: Rows, columns: slice, begin: int, end: int) -> tu
 
 
 def present(terms: Stat, counts: Stat) -> Stat:
-    """Zero the term of every column that has no value in the last row: adding it is no change."""
+    """Set the last row's term to 0 for every column without a value there, so it adds nothing."""
     terms[-1, counts < len(terms)] = 0.0
     return terms
 
@@ -252,7 +253,7 @@ def merge_columns(columns: Partial, geo: Rows) -> Partial:
     return total
 
 
-# Gradient sums: the same walk with two other sums and no pivot that moves
+# Gradient sums: the same traversal with two other sums and no moving pivot
 
 
 def planes_grad_sums(dy: Data, x: Data, mean: Stat, geo: Planes) -> tuple[Stat, Stat]:
@@ -303,20 +304,20 @@ def add_columns(columns: Stat, geo: Rows) -> Stat:
     return total
 
 
-# What is done at a time, so that no temporary grows with x
+# Pieces of work, so that no temporary array grows with x
 
 
 def channel_groups(geo: Planes) -> Iterator[slice]:
-    """Cut the channels so that one piece of a group fits in a tile."""
+    """Divide the channels into groups, so that one piece of a group fits in a tile."""
     step = max(1, TILE // min(geo.inner, BLOCK))
     for begin in range(0, geo.channels, step):
         yield slice(begin, min(begin + step, geo.channels))
 
 
 def column_strips(geo: Rows) -> Iterator[slice]:
-    """Cut the virtual columns so that a block of rows of a strip fits in a tile.
+    """Divide the virtual columns into strips, so that a block of rows of a strip fits in a tile.
 
-    Strips are nearly equal, so that none of many rows is one column wide.
+    The strips have nearly equal widths, so that no strip with many rows is one column wide.
     """
     parts = -(-geo.width * min(geo.rows, ROW_BLOCK) // TILE)
     edges = [geo.width * i // parts for i in range(parts + 1)]

@@ -21,14 +21,15 @@ TITLE = "Batch size, and statistics in evaluation"
 EARLY = 10  # steps
 WORST = 100.0  # a loss that counts for all beyond it, infinity included
 ABOUT = f"""
-The perceptron at batch sizes from 2, for the same number of epochs, so that small batches take more
-steps. Each side, seed and size has its best rate of the grid, by accuracy on the validation images.
+The perceptron is trained at batch sizes from 2, for the same number of epochs, so that small
+batches take more steps. Each side, seed and size has its best rate of the grid, by accuracy on
+the validation images.
 
 Then, with batch norm and at rate {RATE:g} for all, the same trained weights are evaluated with
-different statistics: running averages (moving, with momentum 0.1; cumulative, all batches alike;
-debiased, a moving one that keeps the initial 0 and 1 out), the exact statistics of the whole
-training part under the present weights (`bncore.recalibrate`), and those of the test batch itself,
-in batches of the same size, which is what training goes by.
+different statistics. These are running averages (moving, with momentum 0.1; cumulative, where all
+batches have the same weight; debiased, a moving average without the initial 0 and 1), the exact
+statistics of the whole training part under the present weights (`bncore.recalibrate`), and the
+statistics of the test batch itself, in batches of the same size, which training uses.
 """
 KINDS = {
     "moving": "moving average",

@@ -19,8 +19,8 @@ TITLE = "Convergence"
 TARGET = 0.95
 EQUAL = (RATE / 10, RATE)
 ABOUT = f"""
-How many steps does it take until {TARGET:.0%} of the test images are right? The best rate is here
-the one that gets {TARGET:.0%} of the validation images right first. A training that does not get
+How many steps does it take until {TARGET:.0%} of the test images are right? Here the best rate is
+the one that gets {TARGET:.0%} of the validation images right first. A training that never gets
 there counts as twice its length.
 """
 STEPS = Measure(f"steps to {TARGET:.0%}", False, lambda value: f"{value:.0f}", logarithmic=True)

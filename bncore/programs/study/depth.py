@@ -18,11 +18,11 @@ from bncore.programs.study.training import Outcome, Setting
 TITLE = "Depth"
 SCALES = (0.5, 1.0, 2.0)
 ABOUT = """
-The perceptron with 2 to 20 hidden layers of 100 units. Does it still train, each side, seed and
-depth at its best rate of the grid, by accuracy on the validation images? And how large, in the very
-first step, is the loss's gradient by what the first hidden layer passes on, against that by what
-the last one does? "Unevenness" is by how many times the two differ: 1 where gradients neither
-vanish nor explode on their way down.
+The perceptron has 2 to 20 hidden layers of 100 units. Does it still train, if each side, seed and
+depth has its best rate of the grid, by accuracy on the validation images? A second question is
+about the very first step: how large is the gradient of the loss with respect to the output of the
+first hidden layer, compared with that of the last hidden layer? "Unevenness" is the factor by
+which the two differ. It is 1 if gradients neither vanish nor explode on their way down.
 """
 UNEVEN = Measure("unevenness", False, lambda value: f"{value:.3g}", logarithmic=True)
 GRADIENTS = {

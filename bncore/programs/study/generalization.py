@@ -17,9 +17,9 @@ from bncore.programs.study.training import Setting
 
 TITLE = "Generalization"
 ABOUT = f"""
-Test accuracy at the end of training: with the images as they are, and with every training image
-shifted by up to {data.SHIFT:g} pixel and turned by up to {data.TURN:g}°, anew each time. The best
-rate is the one with the highest accuracy on the validation images.
+This is the test accuracy at the end of training, with the images as they are, and with every
+training image shifted by up to {data.SHIFT:g} pixel and turned by up to {data.TURN:g}°, anew each
+time. The best rate is the one with the highest accuracy on the validation images.
 """
 KINDS = {False: "as they are", True: "augmented"}
 

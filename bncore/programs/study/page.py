@@ -29,8 +29,8 @@ from bncore.programs.study.training import Setting
 
 EXPERIMENTS: Sequence[ModuleType] = (convergence, rates, scales, depth, batches, generalization)
 INTRODUCTION = """
-Written by `make study`; do not edit. The verdicts follow from the numbers by the rule below, which
-stands in [bncore/programs/study/judge.py](../../bncore/programs/study/judge.py).
+`make study` writes this page, so do not edit it. The verdicts follow from the numbers by the rule
+below, which [bncore/programs/study/judge.py](../../bncore/programs/study/judge.py) implements.
 """
 PACKAGES = ("numpy", "scipy", "scikit-learn", "matplotlib")
 
@@ -47,7 +47,7 @@ def claims(results: Results, plan: Plan) -> list[Claim]:
 
 def summary(judged: Sequence[Claim]) -> Table:
     """Every claim and its verdict, and how many of its comparisons say what."""
-    made = Table("What is said of batch norm", ["claim", "verdict", *judge.Says])
+    made = Table("Claims about batch norm", ["claim", "verdict", *judge.Says])
     for claim in judged:
         counts = [claim.says.count(says) for says in judge.Says]
         made.lines.append([claim.name, str(claim.verdict), *map(str, counts)])
@@ -123,8 +123,8 @@ def method(plan: Plan, trainings: int) -> Iterator[str]:
     yield (
         f"**Versions.** {trainings:,} trainings, seeds {seeds(plan)}; "
         f"Python {platform.python_version()}, bncore {bncore.__version__}, {versions}, on "
-        f"{platform.machine()}. The same seeds give the same numbers on one machine with these "
-        "versions; another BLAS rounds differently, and trainings then differ as they do between "
+        f"{platform.machine()}. On one machine with these versions, the same seeds give the same "
+        "numbers. Another BLAS rounds differently, and trainings then differ as they do between "
         "seeds."
     )
 
@@ -140,38 +140,42 @@ def seeds(plan: Plan) -> str:
 
 
 METHOD = """
-- **Data**: the 1,797 handwritten digits of scikit-learn, 8 × 8 pixels, split anew by each seed
-  into {sizes} images: to train, to choose the learning rate, to test. Preprocessing, for both
-  sides: minus the mean of all training pixels, divided by their standard deviation.
-- **Networks**, in NumPy with `bncore.BatchNorm`: a perceptron of three hidden layers of {width}
-  units, and a convolutional network of three 3 × 3 layers ({filters} filters), each with 2 × 2
-  max pooling, and a linear layer. Batch norm stands between a hidden layer and its ReLU. float32.
-- **Training**: plain stochastic gradient descent at a constant rate, no momentum, no weight
-  decay, He's initialization, batches of {batch}, {epochs} epochs ({short} where initial weights,
-  depth or batch size vary, {long} with augmentation).
-- **Fairness**: seeds {seeds}. At each seed both sides have the same split, initial weights,
-  batches and augmented images. "At its best rate": each side takes, at every seed anew, the rate
-  of one grid that does best on its validation images; what is reported is measured on test
-  images, which no choice has seen. "At rate {rate:g}": both sides take that one.
+- **Data**: the 1,797 handwritten digits of scikit-learn, 8 × 8 pixels. Each seed splits them anew
+  into {sizes} images: to train, to choose the learning rate, and to test. For both sides, the
+  mean of all training pixels is subtracted, and the result is divided by their standard
+  deviation.
+- **Networks**, in NumPy with `bncore.BatchNorm`: a perceptron with three hidden layers of {width}
+  units, and a convolutional network with three 3 × 3 layers ({filters} filters), each with 2 × 2
+  max pooling, and a linear layer. Batch norm stands between a hidden layer and its ReLU. The
+  networks compute in float32.
+- **Training**: plain stochastic gradient descent at a constant rate, without momentum or weight
+  decay, from He's initialization, with batches of {batch}, for {epochs} epochs ({short} where
+  initial weights, depth or batch size vary, {long} with augmentation).
+- **Fairness**: the seeds are {seeds}. At each seed both sides have the same split, initial
+  weights, batches and augmented images. "At its best rate" means that each side takes, at every
+  seed, the rate of one grid that does best on its validation images. The result is measured on
+  the test images, on which no choice depends. "At rate {rate:g}" means that both sides take this
+  rate.
 - **Grids**: {rates} for convergence, rates and generalization; {few_rates} where initial weights,
   depth or batch size vary; {long_rates} with augmentation.
-- **Evaluation** is by the layer's running statistics (momentum 0.1), where nothing else is said.
+- **Evaluation** uses the running statistics of the layer (momentum 0.1), unless the text says
+  otherwise.
 """
 
 RULE = """
-**The rule.** A comparison pairs the two sides seed by seed; its p is that of the exact two-sided
-sign-flip test, {smallest:.2g} at least with {seeds} seeds. Holm's procedure holds all p of a
-claim against {alpha:g} together: were there no differences, a claim would show one with a
-probability of {alpha:.0%} at most. What is shown says "yes" or "the opposite" by the sign of the
-mean difference; the rest says "no difference shown", which is not that there is none. A claim is
-confirmed if all its comparisons say yes, not confirmed if none does, and depends otherwise.
-Brackets hold the range over seeds.
+**The rule.** A comparison pairs the two sides seed by seed. Its p is that of the exact two-sided
+sign-flip test, which is at least {smallest:.2g} with {seeds} seeds. Holm's procedure compares all
+p of a claim with {alpha:g} together: if there were no differences, a claim would show one with a
+probability of at most {alpha:.0%}. If a difference is shown, the comparison says "yes" or "the
+opposite", by the sign of the mean difference. Otherwise it says "no difference shown", which does
+not mean that there is none. A claim is confirmed if all its comparisons say yes, not confirmed if
+none does, and otherwise it depends. Brackets contain the range over the seeds.
 """
 
 LIMITS = """
-Small images, small networks, short trainings, plain gradient descent: large networks, schedules,
-momentum or Adam may come out differently. A comparison whose p is close to its bound may fall to
-the other side on another machine. Counting steps leaves out that a step with batch norm takes
-longer. Why a difference arises is not asked here: see the sources in
-[batch-norm.md](../batch-norm.md).
+The images and networks are small, the trainings are short, and the method is plain gradient
+descent. Large networks, schedules, momentum or Adam may give other results. If the p of a
+comparison is close to its bound, another machine may give the other verdict. The count of steps
+does not include that a step with batch norm takes longer. The study does not ask why a difference
+arises; for that, see the sources in [batch-norm.md](../batch-norm.md).
 """

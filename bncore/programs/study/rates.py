@@ -17,7 +17,8 @@ from bncore.programs.study.training import Outcome, trains
 
 TITLE = "Learning rates"
 ABOUT = """
-Which rates still train? A training counts if at least 90 % of the test images are right at its end.
+At which rates does training still work? A training counts if at least 90 % of the test images are
+right at its end.
 """
 COUNT = Measure("rates that train", True, lambda value: f"{value:.1f}")
 LARGEST = Measure("largest rate that trains", True, lambda value: f"{value:.3g}", logarithmic=True)

@@ -17,9 +17,10 @@ from bncore.programs.study.training import Outcome, Setting, trains
 
 TITLE = "Initial weights"
 ABOUT = """
-He's rule sets the scale of the initial weights; here all of them, the last layer's too, are
-multiplied by a factor. Which factors still train to 90 % test accuracy, at one rate for both sides,
-and with each side, seed and factor at its best rate, by accuracy on the validation images?
+He's rule sets the scale of the initial weights. Here all of them, the last layer's included, are
+multiplied by a factor. With which factors does training still reach 90 % test accuracy? The study
+answers this at one rate for both sides, and with each side, seed and factor at its best rate, by
+accuracy on the validation images.
 """
 COUNT = Measure("factors that train", True, lambda value: f"{value:.1f}")
 

@@ -1,4 +1,4 @@
-"""Build a Cython module that calls bncore's C functions; it links to nothing."""
+"""Build a Cython module that calls bncore's C functions. It links to no library."""
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup

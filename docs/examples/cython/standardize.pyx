@@ -1,4 +1,4 @@
-"""Batch norm of an (N, C) table in place, without Python in between."""
+"""Normalize an (N, C) table in place by calling the C functions of bncore directly."""
 
 from bncore cimport (
     BNCORE_ABI_VERSION,
@@ -17,7 +17,7 @@ if bncore_abi_version() != BNCORE_ABI_VERSION:
 
 
 def standardize(double[:, ::1] table, double[::1] mean, double[::1] m2, double eps=1e-5):
-    """Normalize every column of `table`; fill `mean` and `m2`, one value for each column."""
+    """Normalize every column of `table`, and fill `mean` and `m2` with one value for each column."""
     if mean.shape[0] != table.shape[1] or m2.shape[0] != table.shape[1]:
         raise ValueError("mean, m2: expected one value for each column of table")
     if table.shape[0] == 0 or table.shape[1] == 0:
