@@ -1,4 +1,4 @@
-"""Compute the moments of a file in several processes: python merge_processes.py FILE.npy [PROCESSES].
+"""Compute the moments of a file in several processes: merge_processes.py FILE.npy [PROCESSES].
 
 FILE.npy holds float32 or float64 values, samples along axis 0 and channels along axis 1.
 """

@@ -1,7 +1,7 @@
 """bncore for JAX: batch norm as XLA custom calls, with gradients, under `jit`, `vmap` and `grad`.
 
-This package alone imports jax.  The first import compiles its C++ part, once.  `docs/jax.md` shows
-its use.
+Only this package imports jax.  The first import compiles its C++ part, once.  `docs/jax.md` shows
+how to use it.
 """
 
 from bncore.jax import handlers

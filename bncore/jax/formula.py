@@ -1,4 +1,4 @@
-"""Batch norm in jax.numpy's operations: what gradients of gradients are made of."""
+"""Batch norm in jax.numpy's operations, from which JAX derives gradients of gradients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def train(
     bias: jax.Array | None,
     residual: jax.Array | None,
 ) -> jax.Array:
-    """Return y of `bncore.jax.batch_norm_train`; `negative` says where the activation acts."""
+    """Return y of `bncore.jax.batch_norm_train`; `negative` is true where the activation acts."""
     axes = tuple(i for i in range(settings.ndim) if i != settings.axis)
     centered = x - jnp.mean(x, axes, keepdims=True)
     var = jnp.mean(centered * centered, axes, keepdims=True)
@@ -33,7 +33,7 @@ def infer(
     bias: jax.Array | None,
     residual: jax.Array | None,
 ) -> jax.Array:
-    """Return y of `bncore.jax.batch_norm_infer`; `negative` says where the activation acts."""
+    """Return y of `bncore.jax.batch_norm_infer`; `negative` is true where the activation acts."""
     centered = x - along(settings, mean)
     return _finished(settings, negative, centered, along(settings, var), weight, bias, residual)
 

@@ -1,4 +1,4 @@
-"""The public functions: batch norm of JAX arrays, and what is checked when a call is traced."""
+"""The public functions: batch norm of JAX arrays, with the checks when a call is traced."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bncore.arguments.problem import ACTIVATIONS
 from bncore.jax import ops
 from bncore.jax.handlers import Settings
 
-# Compiled by themselves, they cost a fraction where nothing else compiles them.
+# Jitted here, the functions take a fraction of the time if the caller does not jit them.
 _train = jax.jit(ops.train, static_argnums=0, inline=True)
 _infer = jax.jit(ops.infer, static_argnums=0, inline=True)
 
@@ -27,14 +27,14 @@ Given: TypeAlias = jax.Array | npt.NDArray[Any]
 @partial(jax.tree_util.register_dataclass, data_fields=["mean", "var"], meta_fields=["count"])
 @dataclass(frozen=True)
 class Moments:
-    """Statistics of a batch: what `batch_norm_train` returns; a pytree.
+    """The statistics of a batch, which `batch_norm_train` returns; a pytree.
 
     Attributes
     ----------
     count : int
-        Values per channel; static, so known when a call is traced.
+        The number of values per channel.  It is static, so it is known when a call is traced.
     mean : (C,) array
-        In x's unit; float64 where JAX has it (``jax_enable_x64``), else float32.
+        The mean in x's unit; float64 if JAX allows it (``jax_enable_x64``), otherwise float32.
     var : (C,) array
         The population variance, in x's unit squared, of the same dtype.
     """
@@ -67,30 +67,30 @@ def batch_norm_train(
     weight, bias : (C,) array of float, optional
         gamma and beta; 1 and 0 if they are None.
     axis : int, default 1
-        The channel axis, negative allowed: 1 for NCHW, -1 for NHWC.
+        The channel axis: 1 for NCHW, -1 for NHWC.  It may be negative.
     eps : float, default 1e-5
-        Added to the variance, in x's unit squared; >= 0.
+        Added to the variance; >= 0, in x's unit squared.
     activation, negative_slope
-        Fused, as in `bncore.batch_norm_train`.
+        The fused activation, as in `bncore.batch_norm_train`.
     residual : array, optional
-        Added before the activation; of x's shape and dtype (nothing is broadcast).
+        An array of x's shape and dtype (it is not broadcast) that is added before the activation.
 
     Returns
     -------
     y : array
-        Of x's shape and dtype.
+        An array of x's shape and dtype.
     moments : Moments
         For `update_running_stats`.
 
     Raises
     ------
     TypeError, ValueError
-        As `bncore.batch_norm_train`, when the call is traced.
+        As `bncore.batch_norm_train`, but when the call is traced.
 
     Notes
     -----
-    Gradients flow from y and from the moments to x, weight, bias and residual, by reverse mode and
-    of any order.  Under `jax.vmap` every example is a batch of its own.
+    Gradients flow from y and from the moments to x, weight, bias and residual, in reverse mode and
+    to any order.  Under `jax.vmap` every example is a batch of its own.
 
     References
     ----------
@@ -142,7 +142,7 @@ def batch_norm_infer(
     negative_slope: float = 0.01,
     residual: Given | None = None,
 ) -> Array:
-    """Normalize every channel by given statistics, such as running ones.
+    """Normalize every channel by a given mean and variance, such as the running statistics.
 
     ``y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual)``; activation and
     residual are optional.
@@ -152,7 +152,7 @@ def batch_norm_infer(
     x : array of float32 or float64, of 2 or more dimensions
         C is its size along `axis`.
     mean, var : (C,) array of float
-        Statistics per channel; mean in x's unit, var in its square.
+        Statistics per channel; mean in x's unit, var in x's unit squared.
     weight, bias : (C,) array of float, optional
         gamma and beta; 1 and 0 if they are None.
     axis, eps, activation, negative_slope, residual
@@ -161,7 +161,7 @@ def batch_norm_infer(
     Returns
     -------
     array
-        Of x's shape and dtype.
+        An array of x's shape and dtype.
 
     Raises
     ------
@@ -170,7 +170,7 @@ def batch_norm_infer(
 
     Notes
     -----
-    Gradients flow to every array, mean and var among them, by reverse mode and of any order.
+    Gradients flow to every array, including mean and var, in reverse mode and to any order.
 
     References
     ----------
@@ -202,30 +202,31 @@ def update_running_stats(
     momentum: float = 0.1,
     correction: float = 1,
 ) -> tuple[Array, Array]:
-    """Return running statistics, moved towards those of a batch.
+    """Return running statistics, updated with those of a batch.
 
     ``running = (1 - momentum) * running + momentum * batch``.
 
     Parameters
     ----------
     running_mean, running_var : (C,) array of float
-        As they were.
+        The running statistics before this batch.
     moments : Moments
-        Of the batch.  With count 0 nothing changes.
+        The moments of the batch.  If their count is 0, nothing changes.
     momentum : float, default 0.1
-        Weight of the *new* batch, 0 to 1: as in PyTorch.  Flax weighs the old value.
+        The weight of the *new* batch, from 0 to 1, as in PyTorch.  In Flax it is the weight of the
+        old value.
     correction : float, default 1
-        The batch variance is m2 / (count - correction): 1 as in PyTorch, 0 as in Flax.
+        The batch variance is m2 / (count - correction).  PyTorch uses 1; Flax uses 0.
 
     Returns
     -------
     running_mean, running_var : (C,) array
-        New, each of its dtype before; computed in that of the moments.
+        New arrays, each with its old dtype; they are computed in the dtype of the moments.
 
     Raises
     ------
     TypeError, ValueError
-        Where an argument is not as above, or `moments.count` is not above `correction`.
+        If an argument is not as described above, or `moments.count` is not above `correction`.
 
     References
     ----------
@@ -262,11 +263,11 @@ def update_running_stats(
     return mean, var
 
 
-# What is wrong with an argument
+# Checks of arguments
 
 
 def _array(name: str, value: object) -> Array:
-    """Return `value` as JAX takes it; no sequences, as in JAX's own functions."""
+    """Return `value` as a JAX array; refuse sequences, as JAX's own functions do."""
     if not isinstance(value, (jax.Array, np.ndarray)) and not hasattr(value, "__jax_array__"):
         raise TypeError(f"{name}: expected an array, got {scalars.shown(value)}")
     return jnp.asarray(value)
@@ -283,7 +284,7 @@ def _data(name: str, value: object) -> Array:
 def _settings(
     x: Array, axis: object, eps: object, activation: object, negative_slope: object
 ) -> Settings:
-    """Return what is no array, checked."""
+    """Check the arguments that are not arrays, and return them."""
     if x.ndim < 2:
         raise ValueError(f"x: expected at least 2 dimensions, got {x.ndim}")
     largest = float(jnp.finfo(x.dtype).max)
@@ -297,7 +298,7 @@ def _settings(
 
 
 def _vector(name: str, value: object, size: int, source: str = "") -> Array:
-    """Return a per-channel argument; `source` says in the message where the size is from."""
+    """Return a per-channel argument; in a message `source` says where the size comes from."""
     array = _array(name, value)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"{name}: expected a real floating dtype, got {array.dtype}")
@@ -307,9 +308,9 @@ def _vector(name: str, value: object, size: int, source: str = "") -> Array:
 
 
 def _parameters(x: Array, axis: SupportsIndex, **given: object) -> list[Array | None]:
-    """Return per-channel arguments, None where they are None; float64, or float32.
+    """Return per-channel arguments as float64 or float32; each may be None.
 
-    Shorter dtypes are float32 exactly.
+    float32 represents shorter dtypes exactly.
     """
     size = x.shape[axis]
     source = f" ({size} channels along axis {axis})"
@@ -323,7 +324,7 @@ def _parameters(x: Array, axis: SupportsIndex, **given: object) -> list[Array | 
 
 
 def _residual(x: Array, value: object) -> Array | None:
-    """Return the residual, which has to be of x's shape and dtype."""
+    """Return the residual, which must have x's shape and dtype."""
     if value is None:
         return None
     array = _data("residual", value)

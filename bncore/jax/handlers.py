@@ -1,7 +1,8 @@
-"""The compiled part: `handlers.cpp`, made known to XLA, and calls of it.
+"""The compiled part: register the handlers of `handlers.cpp` with XLA, and call them.
 
-An argument or a result that is not there is an array without elements.  Under `jax.vmap` all get
-leading dimensions, of size 1 where they are the same for all examples, so that nothing is copied.
+A missing argument or result is passed as an array without elements.  Under `jax.vmap` all arrays
+get leading dimensions.  These have size 1 if an array is the same for all examples, so that it is
+not copied.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ Shape: TypeAlias = jax.ShapeDtypeStruct
 
 
 class Settings(NamedTuple):
-    """What a call is told beside its arrays, known when it is traced."""
+    """The arguments of a call that are not arrays, known when it is traced."""
 
     ndim: int
-    axis: int  # of the channels, counted from 0
+    axis: int  # the channel axis, counted from 0
     eps: float
     activation: str | None
     slope: float
 
 
 def register() -> None:
-    """Compile the handlers where that was not done before, and give them to XLA."""
+    """Compile the handlers if necessary, and register them with XLA."""
     library = adapter_compiler.load(
         Path(__file__).with_name("handlers.cpp"),
         f"jaxlib {importlib.metadata.version('jaxlib')}",
@@ -55,7 +56,7 @@ def call(
     results: Sequence[Shape | None],
     operands: Sequence[jax.Array | None],
 ) -> list[Any]:
-    """Call a handler; None stands for what is not there, among operands and results."""
+    """Call a handler; None stands for a missing operand or result."""
     shapes = [Shape((0,), np.float32) if result is None else result for result in results]
     made = jax.ffi.ffi_call(_target(name), shapes, vmap_method="expand_dims")(
         *(ABSENT if operand is None else operand for operand in operands),

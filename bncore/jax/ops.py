@@ -1,11 +1,11 @@
 """The operations and their gradients.
 
-Each is a `jax.custom_vjp` around one custom call.  Gradients are operations of the same kind, fast;
-gradients of those are JAX's own, of the formula in `formula.py`, and so on.  A forward rule calls
-the operation itself rather than the handler, so that it can be differentiated in its turn.
+Each is a `jax.custom_vjp` around one custom call.  Their gradients are fast operations of the same
+kind.  Gradients of gradients, to any order, are JAX's own gradients of the formula in `formula.py`.
+A forward rule calls the operation itself and not the handler, so that it can be differentiated too.
 
-``bits`` are the moments in float64, which JAX does not have unless it is told to: as uint32,
-(2, C, 2), they pass from forward to backward untouched.
+``bits`` are the moments in float64.  JAX has no float64 unless the user enables it, so the moments
+are passed from forward to backward as uint32 of shape (2, C, 2).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Optional: TypeAlias = jax.Array | None
 
 
 def statistics_dtype() -> np.dtype[Any]:
-    """Return the dtype of returned statistics: float64 where JAX has it."""
+    """Return the dtype of returned statistics: float64 if JAX allows it."""
     dtype: np.dtype[Any] = jax.dtypes.canonicalize_dtype(np.float64)
     return dtype
 
@@ -40,30 +40,30 @@ def _like_optional(array: Optional) -> Shape | None:
 
 
 def _values(given: tuple[Any, ...]) -> list[Any]:
-    """Return the values of what a forward rule gets."""
+    """Return the values of the arguments of a forward rule."""
     return [None if one is None else one.value for one in given]
 
 
 def _dense(gradient: Any) -> Any:
-    """Return a gradient that may be known to be zero as an array."""
+    """Return a gradient as an array; JAX may pass a symbolic zero."""
     if isinstance(gradient, SymbolicZero):
         return jnp.zeros(gradient.shape, gradient.dtype)
     return gradient
 
 
-# A residual without an activation: no gradient depends on it, and its own is dy.  The structure of
-# what a forward rule keeps must not depend on what is differentiated: JAX takes a rule that was
-# traced for one gradient for another.
+# Without an activation no gradient depends on the residual, and the residual's own gradient is dy.
+# The structure of the values that a forward rule keeps must not depend on which argument is
+# differentiated, because JAX reuses a rule that it traced for one gradient for another one.
 UNREAD = ()
 
 
 def _kept(settings: Settings, residual: Any) -> Any:
-    """Return what backward has to know of the residual."""
+    """Return what backward needs to know about the residual."""
     return UNREAD if residual is not None and settings.activation is None else residual
 
 
 def _read(kept: Any) -> Optional:
-    """Return the residual, where backward reads it."""
+    """Return the residual if backward reads it, otherwise None."""
     return None if isinstance(kept, tuple) else kept
 
 
@@ -117,7 +117,7 @@ def train_backward(
     bias: Optional,
     residual: Optional,
 ) -> tuple[Array, Optional, Optional, Optional]:
-    """Return the gradients by x, weight, bias and residual, where they are there."""
+    """Return the gradients of x, weight, bias and residual, if they were given."""
     operands = (dy, x, bits, weight, bias, residual)
     results = [_like(x), *map(_like_optional, (weight, bias, residual))]
     dx, dweight, dbias, dresidual = call("train_backward", settings, results, operands)
@@ -145,12 +145,12 @@ train_backward.defvjp(_train_backward_forward, _train_backward_backward)
 
 
 def _negative(y: Optional) -> Optional:
-    """Return where the activation acted, as the kernel saw it."""
+    """Return where the activation acted, by the kernel's own arithmetic."""
     return None if y is None else jax.lax.stop_gradient(y) <= 0
 
 
 def _again(forward: Any, dy: Array, arguments: list[Optional], given: Any) -> tuple[Any, ...]:
-    """Differentiate the gradients of `forward`; `given` are the gradients by them."""
+    """Differentiate the gradients of `forward`; `given` are the gradients with respect to them."""
 
     def gradients(dy: Array, *arguments: Optional) -> Any:
         return jax.vjp(forward, *arguments)[1](dy)
@@ -204,7 +204,7 @@ def infer_backward(
     bias: Optional,
     residual: Optional,
 ) -> tuple[Array, Array, Array, Optional, Optional, Optional]:
-    """Return the gradients by all that `infer` takes, where it is there."""
+    """Return the gradients of all arguments of `infer` that were given."""
     arguments = (x, mean, var, weight, bias, residual)
     results = list(map(_like_optional, arguments))
     dx, dmean, dvar, *rest = call("infer_backward", settings, results, (dy, *arguments))

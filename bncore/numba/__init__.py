@@ -2,17 +2,17 @@
 
 Numba is an extra: ``pip install 'bncore[numba]'`` installs it.
 
-The functions have the names of the package's and compute the same bits, in nopython mode, by
-calling the C library.  They differ in what they take: x and dy are C-contiguous arrays of float32
-or float64, with channels on any `axis` (1 for NCHW, -1 for NHWC memory); nothing is copied.
-Parameters and statistics are arrays of float32 or float64.  `n_threads` is 1 where it is not given.
-Called from Python they release its lock.
+The functions have the same names as the package's functions and compute the same bits, in nopython
+mode, by calling the C library.  They accept fewer kinds of arguments: x and dy are C-contiguous
+arrays of float32 or float64, with channels on any `axis` (1 for NCHW, -1 for NHWC memory); nothing
+is copied.  Parameters and statistics are arrays of float32 or float64.  `n_threads` is 1 by
+default.  If Python code calls them, they release the GIL.
 
-`Moments` and `GradSums` are tuples here: ``bncore.Moments(*moments)`` is what merges,
-``bn.Moments(m.count, m.mean, m.m2)`` the way back.
+`Moments` and `GradSums` are tuples here.  Make a ``bncore.Moments(*moments)`` to merge them, and
+convert it back with ``bn.Moments(m.count, m.mean, m.m2)``.
 
-Errors are ValueErrors when a function runs, where sizes do not fit, and a TypingError when it is
-compiled, where dtypes, dimensions or memory order do not.
+If sizes do not fit, a function raises ValueError when it runs.  If dtypes, dimensions or memory
+order do not fit, Numba raises TypingError when it compiles the function.
 
 Examples
 --------
@@ -33,7 +33,7 @@ Examples
 try:
     import numba  # noqa: F401  # the error below says how to get it
 except ModuleNotFoundError as error:
-    if error.name != "numba":  # it is there, and broken
+    if error.name != "numba":  # Numba is installed, but broken
         raise
     raise ModuleNotFoundError(
         "bncore.numba: Numba is not installed; `pip install 'bncore[numba]'` installs it",

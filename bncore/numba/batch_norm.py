@@ -19,23 +19,23 @@ def batch_norm_train(x, weight=None, bias=None, axis=1, eps=1e-5, n_threads=1):
     weight, bias : (C,) array of float, optional
         gamma and beta; 1 and 0 if they are None.
     axis : int, default 1
-        The channel axis, negative allowed.
+        The channel axis; it may be negative.
     eps : float, default 1e-5
         Added to the variance, in x's unit squared.
     n_threads : int, default 1
-        At most so many threads; 1 or more.
+        The largest number of threads to use; at least 1.
 
     Returns
     -------
     y : array
-        Of x's shape and dtype.
+        An array of x's shape and dtype.
     moments : Moments
-        What backward takes.
+        The moments of the batch, for backward.
 
     Raises
     ------
     ValueError
-        If a parameter has another size than C, or a channel has one value.
+        If a parameter has another size than C, or a channel has only one value.
 
     References
     ----------
@@ -70,27 +70,27 @@ def batch_norm_train_backward(dy, x, moments, weight=None, axis=1, eps=1e-5, n_t
     x, dy : array of float32 or float64, C-contiguous, of one shape and dtype
         C is their size along `axis`.
     moments : Moments
-        Of x, from `batch_norm_train` or `moments`.
+        The moments of x, from `batch_norm_train` or `moments`.
     weight : (C,) array of float, optional
         gamma; 1 if it is None.
     axis : int, default 1
-        The channel axis, negative allowed.
+        The channel axis; it may be negative.
     eps : float, default 1e-5
         Added to the variance, in x's unit squared.
     n_threads : int, default 1
-        At most so many threads; 1 or more.
+        The largest number of threads to use; at least 1.
 
     Returns
     -------
     dx : array
-        Of x's shape and dtype.
+        An array of x's shape and dtype.
     dweight, dbias : (C,) array
-        Of weight's dtype, or x's where it is None; in dy's unit.
+        Arrays of weight's dtype, or of x's if weight is None; in dy's unit.
 
     Raises
     ------
     ValueError
-        If dy is of another shape than x, or moments are of other channels or another count.
+        If dy does not have x's shape, or the moments have other channels or another count.
 
     References
     ----------
@@ -128,20 +128,20 @@ def batch_norm_infer(x, mean, var, weight=None, bias=None, axis=1, eps=1e-5, n_t
     x : array of float32 or float64, C-contiguous, of 2 or more dimensions
         C is its size along `axis`.
     mean, var : (C,) array of float
-        Statistics per channel; mean in x's unit, var in its square.
+        Statistics per channel; mean in x's unit, var in x's unit squared.
     weight, bias : (C,) array of float, optional
         gamma and beta; 1 and 0 if they are None.
     axis : int, default 1
-        The channel axis, negative allowed.
+        The channel axis; it may be negative.
     eps : float, default 1e-5
         Added to the variance, in x's unit squared.
     n_threads : int, default 1
-        At most so many threads; 1 or more.
+        The largest number of threads to use; at least 1.
 
     Returns
     -------
     array
-        Of x's shape and dtype.
+        An array of x's shape and dtype.
 
     Raises
     ------
@@ -180,27 +180,27 @@ def batch_norm_infer_backward(dy, x, mean, var, weight=None, axis=1, eps=1e-5, n
     x, dy : array of float32 or float64, C-contiguous, of one shape and dtype
         C is their size along `axis`.
     mean, var : (C,) array of float
-        Statistics per channel; mean in x's unit, var in its square.
+        Statistics per channel; mean in x's unit, var in x's unit squared.
     weight : (C,) array of float, optional
         gamma; 1 if it is None.
     axis : int, default 1
-        The channel axis, negative allowed.
+        The channel axis; it may be negative.
     eps : float, default 1e-5
         Added to the variance, in x's unit squared.
     n_threads : int, default 1
-        At most so many threads; 1 or more.
+        The largest number of threads to use; at least 1.
 
     Returns
     -------
     dx : array
-        Of x's shape and dtype.
+        An array of x's shape and dtype.
     dweight, dbias : (C,) array
-        Of weight's dtype, or x's where it is None; in dy's unit.
+        Arrays of weight's dtype, or of x's if weight is None; in dy's unit.
 
     Raises
     ------
     ValueError
-        If dy is of another shape than x, or a vector of another size than C.
+        If dy does not have x's shape, or a vector of another size than C.
 
     References
     ----------

@@ -1,8 +1,8 @@
-"""The C functions inside compiled code: one intrinsic, and the checks before it.
+"""Calls of the C functions from compiled code: one intrinsic, and the checks before it.
 
-The machine code names a C function; `add_symbol` tells LLVM where it stands in this process.  So a
-function that calls it may be kept on disk (``cache=True``), as long as this module is imported
-before it is loaded.
+The machine code refers to a C function by its name, and `add_symbol` tells LLVM its address in this
+process.  So a function that calls it can be cached on disk (``cache=True``), as long as this module
+is imported before the cached code is loaded.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ for _name in c_library.get_capsules():
 
 _I32, _I64, _POINTER = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
 
-# The status that each name of bncore.h stands for.
+# The number of each status of bncore.h, by its name.
 STATUS = {name: number for name, (number, _) in c_library.get_statuses().items()}
 
 
 def _llvm_type(kind: Any) -> ir.Type:
-    """Give LLVM's type for a field of a ctypes structure."""
+    """Return LLVM's type for a field of a ctypes structure."""
     if issubclass(kind, ctypes.Array):
         return ir.ArrayType(_llvm_type(kind._type_), kind._length_)
     if kind is ctypes.c_double:
@@ -51,7 +51,7 @@ canonical = njit(layout.canonical)
 
 
 def _data_type(name: str, value: Any) -> Any:
-    """Give the dtype of an array that the C functions read as it is, or refuse it."""
+    """Return the dtype of an array; refuse an array that the C functions cannot read."""
     wanted = f"{name}: expected a C-contiguous array of float32 or float64, got {value}"
     if not isinstance(value, types.Array) or value.dtype not in DTYPES:
         raise TypingError(wanted)
@@ -77,7 +77,7 @@ def _run(typingctx, name, x, outer, channels, inner, eps, n_threads, arguments):
         fields = {"size": size, "dtype": _I32(dtype), "eps": eps, "n_threads": n_threads}
         fields |= {"outer": outer, "channels": channels, "inner": inner}
         problem = cgutils.alloca_once_value(builder, ir.Constant(PROBLEM, None))
-        builder.store(ir.Constant(PROBLEM, None), problem)  # anew at each turn of a loop
+        builder.store(ir.Constant(PROBLEM, None), problem)  # at every turn of a loop
         for field, value in fields.items():
             builder.store(value, cgutils.gep_inbounds(builder, problem, 0, FIELDS[field]))
         passed = [builder.bitcast(problem, _POINTER)]
@@ -119,7 +119,7 @@ def _call(name, x, axis, eps, n_threads, arguments):
 
 
 def _require(name: str, value: Any, kinds: Any, expected: str) -> None:
-    """Refuse a type of a number."""
+    """Refuse an argument whose type is not one of the allowed number types."""
     given = typeof(value.value) if isinstance(value, types.Omitted) else value
     if not isinstance(types.unliteral(given), kinds):
         raise TypingError(f"{name}: expected {expected}, got {given}")
@@ -127,13 +127,13 @@ def _require(name: str, value: Any, kinds: Any, expected: str) -> None:
 
 @njit
 def place(x, axis):
-    """Count the channel axis from 0."""
+    """Return the channel axis as an index that counts from 0."""
     at = np.int64(axis)
     return at + x.ndim if at < 0 else at
 
 
 def sizes_of(x, axis):
-    """Count the channels of x, and the values of each, once x and axis are checked."""
+    """Check x and axis, and return the number of channels and of values per channel."""
     raise NotImplementedError("inside compiled code alone")
 
 
@@ -153,7 +153,7 @@ def _sizes_of(x, axis):
 
 
 def same_as(dy, x):
-    """Refuse a dy that is not like x."""
+    """Refuse a dy that differs from x in shape or dtype."""
     raise NotImplementedError("inside compiled code alone")
 
 
@@ -170,7 +170,7 @@ def _same_as(dy, x):
 
 
 def doubles(values, channels, message):
-    """Give values per channel as C-contiguous float64, or None; `message` where they do not fit."""
+    """Return values per channel as C-contiguous float64, or None; `message` is for a wrong size."""
     raise NotImplementedError("inside compiled code alone")
 
 
@@ -198,7 +198,7 @@ def _doubles(values, channels, message):
 
 
 def as_parameter(gradient, weight, x):
-    """Give a gradient in weight's dtype, or in x's if there is no weight."""
+    """Return a gradient in weight's dtype, or in x's if there is no weight."""
     raise NotImplementedError("inside compiled code alone")
 
 
@@ -215,7 +215,7 @@ _OK, _EPS, _THREADS, _MEMORY = (
 
 @njit
 def checked(status):
-    """Raise what a status of bncore.h means."""
+    """Raise the exception for a status of bncore.h."""
     if status == _OK:
         return
     if status == _EPS:

@@ -1,4 +1,4 @@
-"""Moments and sums of gradients as tuples, which compiled code can pass on."""
+"""Moments and gradient sums as tuples, which compiled code can pass on."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from numba import njit
 
 from bncore.numba.calls import doubles
 
-# A call from Python lets other threads of Python run meanwhile.
+# A call from Python releases the GIL.
 compiled = njit(nogil=True)
 
 
 class Moments(NamedTuple):
-    """Statistics of a batch.
+    """The statistics of a batch.
 
     Attributes
     ----------
     count : int
-        Values per channel.
+        The number of values per channel.
     mean : (C,) array of float64
-        In x's unit.
+        The mean of every channel, in x's unit.
     m2 : (C,) array of float64
         Sums of squared deviations from the mean, in x's unit squared.
     """
 
-    count: int  # type: ignore[assignment]  # a tuple has a method of this name
+    count: int  # type: ignore[assignment]  # tuple has a method with this name
     mean: Any
     m2: Any
 
 
 class GradSums(NamedTuple):
-    """Sums of a gradient over a batch, which are those by bias and weight.
+    """The gradient sums of a batch: the gradients of bias and weight.
 
     Attributes
     ----------
     sum_dy, sum_dy_xhat : (C,) array of float64
-        Of dy, and of ``dy * xhat``, in dy's unit.
+        The sums of dy and of ``dy * xhat`` over every channel, in dy's unit.
     """
 
     sum_dy: Any
@@ -45,7 +45,7 @@ class GradSums(NamedTuple):
 
 @compiled
 def mean_var(moments, channels):
-    """Give mean and variance as the C functions read them, once they fit x."""
+    """Check that moments fit x, and return mean and variance as the C functions read them."""
     mean = doubles(moments.mean, channels, "moments: expected one mean per channel of x")
     m2 = doubles(moments.m2, channels, "moments: expected one m2 per channel of x")
     return mean, m2 / max(moments.count, 1)
@@ -53,7 +53,7 @@ def mean_var(moments, channels):
 
 @compiled
 def mean_var_of_all(x, moments, channels, count):
-    """Refuse moments of a batch that x cannot be, or be a piece of."""
+    """Refuse moments that can be neither those of x nor those of a batch that contains x."""
     if moments.count < count and x.size:
         raise ValueError("moments: expected the count of x's values per channel or more, got less")
     return mean_var(moments, channels)

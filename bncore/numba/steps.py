@@ -11,26 +11,26 @@ from bncore.numba.statistics import GradSums, Moments, compiled, mean_var, mean_
 
 @compiled
 def moments(x, axis=1, n_threads=1):
-    """Take mean and sum of squared deviations of every channel, as `bncore.moments` does.
+    """Compute mean and sum of squared deviations of every channel, as `bncore.moments` does.
 
     Parameters
     ----------
     x : array of float32 or float64, C-contiguous, of 2 or more dimensions
         C is its size along `axis`.
     axis : int, default 1
-        The channel axis, negative allowed.
+        The channel axis; it may be negative.
     n_threads : int, default 1
-        At most so many threads; 1 or more.
+        The largest number of threads to use; at least 1.
 
     Returns
     -------
     Moments
-        Of float64, whatever x is.
+        The moments, always in float64.
 
     Raises
     ------
     ValueError
-        If `axis` is none of x's.
+        If `axis` is not an axis of x.
 
     References
     ----------
@@ -63,25 +63,25 @@ def normalize(x, moments, weight=None, bias=None, axis=1, eps=1e-5, n_threads=1)
     x : array of float32 or float64, C-contiguous, of 2 or more dimensions
         C is its size along `axis`.
     moments : Moments
-        Of the batch that x is a part of.
+        The moments of the batch that x is a part of.
     weight, bias : (C,) array of float, optional
         gamma and beta; 1 and 0 if they are None.
     axis : int, default 1
-        The channel axis, negative allowed.
+        The channel axis; it may be negative.
     eps : float, default 1e-5
         Added to the variance, in x's unit squared.
     n_threads : int, default 1
-        At most so many threads; 1 or more.
+        The largest number of threads to use; at least 1.
 
     Returns
     -------
     array
-        Of x's shape and dtype.
+        An array of x's shape and dtype.
 
     Raises
     ------
     ValueError
-        If moments are of other channels, or of no value where x has some.
+        If the moments have other channels, or count 0 although x is not empty.
 
     References
     ----------
@@ -105,30 +105,30 @@ def normalize(x, moments, weight=None, bias=None, axis=1, eps=1e-5, n_threads=1)
 
 @compiled
 def grad_sums(dy, x, moments, axis=1, eps=1e-5, n_threads=1):
-    """Add up what the gradient needs of a part of a batch, as `bncore.grad_sums` does.
+    """Compute the gradient sums of a part of a batch, as `bncore.grad_sums` does.
 
     Parameters
     ----------
     x, dy : array of float32 or float64, C-contiguous, of one shape and dtype
         C is their size along `axis`.
     moments : Moments
-        Of the whole batch.
+        Those of the whole batch.
     axis : int, default 1
-        The channel axis, negative allowed.
+        The channel axis; it may be negative.
     eps : float, default 1e-5
         Added to the variance, in x's unit squared.
     n_threads : int, default 1
-        At most so many threads; 1 or more.
+        The largest number of threads to use; at least 1.
 
     Returns
     -------
     GradSums
-        Those of several parts add up, field by field.
+        The sums of the part.  Add those of several parts field by field.
 
     Raises
     ------
     ValueError
-        If dy is of another shape than x, or moments count fewer values than x has.
+        If dy does not have x's shape, or moments count fewer values than x has.
 
     References
     ----------
@@ -155,24 +155,24 @@ def grad_sums(dy, x, moments, axis=1, eps=1e-5, n_threads=1):
 
 @compiled
 def grad_input(dy, x, moments, sums, weight=None, axis=1, eps=1e-5, n_threads=1):
-    """Return dx of a part of a batch, as `bncore.grad_input` does.
+    """Compute dx of a part of a batch, as `bncore.grad_input` does.
 
     Parameters
     ----------
     x, dy : array of float32 or float64, C-contiguous, of one shape and dtype
         C is their size along `axis`.
     moments : Moments
-        Of the whole batch.
+        Those of the whole batch.
     sums : GradSums
-        Of the whole batch.
+        Those of the whole batch.
     weight : (C,) array of float, optional
         gamma; 1 if it is None.
     axis : int, default 1
-        The channel axis, negative allowed.
+        The channel axis; it may be negative.
     eps : float, default 1e-5
         Added to the variance, in x's unit squared.
     n_threads : int, default 1
-        At most so many threads; 1 or more.
+        The largest number of threads to use; at least 1.
 
     Returns
     -------
@@ -182,7 +182,7 @@ def grad_input(dy, x, moments, sums, weight=None, axis=1, eps=1e-5, n_threads=1)
     Raises
     ------
     ValueError
-        If dy, moments or sums do not fit x, as above.
+        If dy, moments or sums do not fit x.
 
     References
     ----------

@@ -1,6 +1,6 @@
 """bncore for ONNX Runtime: batch norm in training and channels last, as custom operators.
 
-This package alone imports onnxruntime and onnx.  `docs/onnxruntime.md` shows its use.
+Only this package imports onnxruntime and onnx.  `docs/onnxruntime.md` shows how to use it.
 """
 
 from bncore.onnxruntime.convert import DOMAIN, convert

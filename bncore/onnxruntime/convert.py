@@ -1,4 +1,4 @@
-"""From ONNX's BatchNormalization to bncore's in a whole model."""
+"""Replace ONNX's BatchNormalization by bncore's operator in a whole model."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ __all__ = ["DOMAIN", "convert"]
 
 DOMAIN = "bncore"
 NAME = "BatchNormalization"
-# Since which operator sets BatchNormalization means the same: with one output, with more.
+# The first operator sets in which BatchNormalization has today's meaning: with one output, with
+# more outputs.
 OLDEST, OLDEST_TRAINING = 9, 14
 Node = Any  # onnx's classes are made at run time
 Model = Any
 
 
 def convert(model: Model, *, inference: bool = False) -> Model:
-    """Put bncore's operator in the place of ONNX's BatchNormalization, in the model itself.
+    """Replace ONNX's BatchNormalization by bncore's operator, in the model itself.
 
-    Nodes keep their names and attributes; their domain becomes ``"bncore"``.  A Transpose that only
-    such a node reads moves to behind it, since the node takes its channels along any axis: with the
-    inverse Transpose that follows where a model was channels last, ONNX Runtime removes it.
+    Nodes keep their names and attributes; their domain becomes ``"bncore"``.  bncore's node takes
+    its channels along any axis.  If only such a node reads the result of a Transpose, the Transpose
+    therefore moves behind the node.  In a model that was channels last, the inverse Transpose
+    follows there, and ONNX Runtime removes both.
 
     Parameters
     ----------
     model : onnx.ModelProto
         Changed in place: its graph, the graphs inside it, and its functions.
     inference : bool, default False
-        Whether nodes without ``training_mode=1`` are converted too.  ONNX Runtime joins many of
-        these to the convolutions before them, so leave it at that where they are.
+        Whether to convert nodes without ``training_mode=1`` too.  ONNX Runtime fuses many of these
+        with the convolutions before them, so do not convert them in models with such convolutions.
 
     Returns
     -------
@@ -41,10 +43,10 @@ def convert(model: Model, *, inference: bool = False) -> Model:
     Raises
     ------
     TypeError
-        If `model` is no ModelProto.
+        If `model` is not a ModelProto.
     ValueError
-        If a node is of an operator set in which it means something else: below 14 with outputs
-        besides Y, below 9 without.  Nothing has been changed then.
+        If a node's operator set gives it another meaning: below 14 if it has more outputs than Y,
+        below 9 if it does not.  Nothing has been changed in that case.
 
     Examples
     --------
@@ -77,7 +79,7 @@ def convert(model: Model, *, inference: bool = False) -> Model:
 
 
 def _import(owner: Any) -> None:
-    """Make bncore's operators known to a model or a function."""
+    """Add bncore's operator set to a model or a function."""
     if all(entry.domain != DOMAIN for entry in owner.opset_import):
         owner.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
 
@@ -88,7 +90,7 @@ def _is_plain(node: Node) -> bool:
 
 
 def _wanted(node: Node, owner: Any, inference: bool) -> bool:
-    """Tell whether a node is to be converted; refuse it if it is one whose meaning is another."""
+    """Tell whether to convert a node; raise if its operator set gives it another meaning."""
     if node.op_type != NAME or node.domain not in ONNX_DOMAINS:
         return False
     version = max(e.version for e in owner.opset_import if e.domain in ONNX_DOMAINS)

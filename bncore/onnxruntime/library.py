@@ -1,4 +1,4 @@
-"""The library of operators: compiled against ONNX Runtime's public header, given to sessions."""
+"""The library of operators, which is compiled against ONNX Runtime's public header."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ __all__ = ["get_library_path", "register"]
 
 HEADER = "onnxruntime_c_api.h"
 INCLUDE = "BNCORE_ONNXRUNTIME_INCLUDE"
-OLDEST = 20  # the interface that the operators ask of header and session: ONNX Runtime 1.20
+OLDEST = 20  # the oldest interface that header and session may have: ONNX Runtime 1.20
 THREADS = "bncore.threads"  # the entry of a session's configuration that ops.cpp reads
 HERE = Path(__file__).resolve().parent
 EXPORTS = HERE / "exports.map"
-# Without contraction a running mean has the bits of NumPy's on every processor.
+# Without contraction a running mean has the same bits as in NumPy, on every processor.
 FLAGS = ("-ffp-contract=off", f"-Wl,--version-script={EXPORTS}")
 
 
 def get_library_path() -> str:
-    """Return the library of bncore's operators, compiled now where it was not before.
+    """Return the path of the library of bncore's operators, and compile it if necessary.
 
-    It exports ``RegisterCustomOps``, as every ONNX Runtime binding takes it, C and C++ included.
+    It exports ``RegisterCustomOps``, which every ONNX Runtime binding accepts, also C and C++.
 
     Returns
     -------
     str
-        An absolute path, in the user's cache; where that cannot be used, in a folder that this
-        process removes when it ends.
+        An absolute path in the user's cache.  If the cache cannot be used, it is in a folder that
+        this process removes when it ends.
 
     Raises
     ------
     bncore.adapter_compiler.CompileError
-        If ONNX Runtime's header is not found (its wheel does not hold it) or too old, or the
-        compiler is not there or fails.
+        If ONNX Runtime's header is not found (its wheel does not contain it) or is too old, or if
+        there is no compiler or it fails.
     ImportError
-        If the process has another version of bncore's C library, which the operators would call.
+        If the operators would call another version of bncore's C library that the process has.
     RuntimeError
         If bncore was installed without its C library.
 
@@ -57,15 +57,15 @@ def get_library_path() -> str:
 
 
 def register(options: onnxruntime.SessionOptions) -> onnxruntime.SessionOptions:
-    """Give bncore's operators to the sessions that are made with these options.
+    """Register bncore's operators for the sessions that are made with these options.
 
-    Set ``options.intra_op_num_threads`` before: the work is cut for that many threads.  Later it
-    would cost speed, not change results.
+    Set ``options.intra_op_num_threads`` before, because the work is divided for that many threads.
+    If you set it later, calls are slower, but the results are the same.
 
     Parameters
     ----------
     options : onnxruntime.SessionOptions
-        Changed.  A second call does nothing.
+        The options, which are changed.  A second call does nothing.
 
     Returns
     -------
@@ -75,9 +75,9 @@ def register(options: onnxruntime.SessionOptions) -> onnxruntime.SessionOptions:
     Raises
     ------
     TypeError
-        If `options` is something else.
+        If `options` is not a SessionOptions.
     RuntimeError
-        If onnxruntime is older than 1.20, or as `get_library_path`.
+        If onnxruntime is older than 1.20, or as in `get_library_path`.
 
     Examples
     --------
@@ -100,7 +100,7 @@ def register(options: onnxruntime.SessionOptions) -> onnxruntime.SessionOptions:
 
 
 def _has_entry(options: onnxruntime.SessionOptions) -> bool:
-    """Tell whether `register` had these options before."""
+    """Tell whether `register` was called with these options before."""
     try:
         options.get_session_config_entry(THREADS)
     except RuntimeError:
@@ -132,7 +132,7 @@ def _header() -> tuple[Path, int]:
 
 
 def _folders() -> Iterator[Path]:
-    """Yield where the header may lie: where the user says and nowhere else, or the usual places."""
+    """Yield the folders that may have the header: only the user's if one is set, or the usual."""
     if asked := os.environ.get(INCLUDE):
         yield Path(asked)
         return
@@ -145,7 +145,7 @@ def _folders() -> Iterator[Path]:
 
 
 def _of_pkg_config() -> Iterator[Path]:
-    """Yield the include directory of an installed libonnxruntime, where pkg-config knows of one."""
+    """Yield the include directory of an installed libonnxruntime if pkg-config knows one."""
     command = ["pkg-config", "--variable=includedir", "libonnxruntime"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Normalize before a Transpose instead of after it, which is the same along another axis."""
+"""Move a batch norm before a Transpose; along another axis it gives the same result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Node = Any  # onnx's classes are made at run time
 
 
 def everywhere(nodes: Iterable[Node]) -> Iterator[Node]:
-    """Yield the nodes, and those of the graphs inside them."""
+    """Yield the nodes, and the nodes of the graphs inside them."""
     for node in nodes:
         yield node
         for graph in graphs(node):
@@ -28,24 +28,24 @@ def attributes(node: Node) -> dict[str, Any]:
 
 
 def sink(owner: Any, chosen: Callable[[Node], bool]) -> None:
-    """Move each Transpose that only a chosen batch norm reads to behind it.
+    """Move each Transpose that only a chosen batch norm reads behind that batch norm.
 
-    Models that were channels last once have a Transpose before every batch norm and its inverse
-    after it; these then meet, and ONNX Runtime removes both.
+    Models that were once channels last have a Transpose before every batch norm and its inverse
+    after it.  The two are then neighbours, and ONNX Runtime removes both.
 
     Parameters
     ----------
     owner : onnx.GraphProto or onnx.FunctionProto
-        Changed in place, the graphs inside it too.
+        It is changed in place, and so are the graphs inside it.
     chosen : callable
-        Tells whether a node is a batch norm that has an axis and no residual.
+        A function that tells whether a node is a batch norm that has an axis and no residual.
     """
     for node in owner.node:
         for graph in graphs(node):
             sink(graph, chosen)
     readers = Counter(name for node in everywhere(owner.node) for name in node.input)
     readers.update(name for node in owner.node for name in _outputs_inside(node))
-    readers.update(getattr(value, "name", value) for value in owner.output)  # a function has names
+    readers.update(getattr(value, "name", value) for value in owner.output)  # names in a function
     nodes = list(owner.node)
     makers = {name: node for node in nodes for name in node.output}
     for node in filter(chosen, owner.node):
@@ -72,7 +72,7 @@ def graphs(node: Node) -> list[Any]:
 
 
 def _outputs_inside(node: Node) -> Iterator[str]:
-    """Yield what the graphs inside a node give, at any depth: it may be of outside."""
+    """Yield the outputs of the graphs inside a node, at any depth; they may come from outside."""
     for graph in graphs(node):
         yield from (value.name for value in graph.output)
         for inner in graph.node:
@@ -80,7 +80,7 @@ def _outputs_inside(node: Node) -> Iterator[str]:
 
 
 def _exchange(owner: Any, moved: Node, node: Node, perm: list[int]) -> None:
-    """Join a Transpose and the batch norm after it the other way round."""
+    """Exchange a Transpose and the batch norm after it."""
     between, last = node.input[0], node.output[0]
     axis = perm[attributes(node).get("axis", 1)]
     kept = [a for a in node.attribute if a.name != "axis"]
@@ -89,4 +89,4 @@ def _exchange(owner: Any, moved: Node, node: Node, perm: list[int]) -> None:
     node.input[0], node.output[0] = moved.input[0], between
     moved.input[0], moved.output[0] = between, last
     for value in [value for value in owner.value_info if value.name == between]:
-        owner.value_info.remove(value)  # it was of the transposed shape
+        owner.value_info.remove(value)  # it had the transposed shape

@@ -1,6 +1,6 @@
 """bncore for PyTorch: operators, modules in place of ``torch.nn.BatchNorm*``, and `convert`.
 
-This package alone imports torch.  `docs/pytorch.md` shows its use.
+Only this package imports torch.  `docs/pytorch.md` shows how to use it.
 """
 
 from bncore.torch.convert import convert, revert

@@ -1,6 +1,6 @@
-"""The compiled part, `adapter.cpp`: made at the first import, or None where it cannot be.
+"""The compiled part, `adapter.cpp`: compiled at the first import, or None if that fails.
 
-It is an option: without it everything works by Python, with the same bits.
+It is optional.  Without it everything runs in Python and gives the same bits.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import torch
 import bncore
 from bncore import adapter_compiler
 
-SWITCH = "BNCORE_TORCH_COMPILED"  # 0: do not compile, and do not load what was compiled
+SWITCH = "BNCORE_TORCH_COMPILED"  # 0: neither compile it nor load an earlier result
 SOURCE = Path(__file__).with_name("adapter.cpp")
 
 
 def library() -> Path:
-    """Return the path of the compiled library, which is loaded; errors are those of `load`."""
+    """Load the compiled library and return its path; errors are those of `load`."""
     root = Path(torch.__file__).parent
     include = root / "include"
     arguments = [
@@ -32,7 +32,7 @@ def library() -> Path:
         f"-I{include / 'torch' / 'csrc' / 'api' / 'include'}",
         f"-I{sysconfig.get_path('include')}",
         f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
-        "-ffp-contract=off",  # or running statistics are other bits on some processors
+        "-ffp-contract=off",  # otherwise running statistics get other bits on some processors
         f"-L{root / 'lib'}",
         f"-Wl,-rpath,{root / 'lib'}",
         "-ltorch_python",
@@ -48,12 +48,12 @@ def library() -> Path:
 
 
 def load() -> Any:
-    """Return the compiled module, or None and, where that was not to be expected, a warning."""
+    """Return the compiled module, or None; warn if an error was the reason."""
     if os.environ.get(SWITCH) == "0":
         return None
     try:
         bncore.get_library_dir()
-    except RuntimeError:  # installed without its C part: it is the same with the NumPy functions
+    except RuntimeError:  # bncore was installed without its C part, and warned about that before
         return None
     try:
         path = library()
@@ -65,8 +65,8 @@ def load() -> Any:
         loader.exec_module(module)
     except (adapter_compiler.CompileError, OSError, ImportError) as error:
         warnings.warn(
-            f"bncore.torch: its compiled part is missing, which makes calls slower, not wrong "
-            f"({SWITCH}=0 is to do without it): {error}",
+            f"bncore.torch: the compiled part is missing, so calls are slower but still correct "
+            f"({SWITCH}=0 silences this warning): {error}",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -1,4 +1,4 @@
-"""From PyTorch's batch norm to bncore's in a whole model, and back."""
+"""Replace PyTorch's batch norm by bncore's in a whole model, and back."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ CAME_FROM = "_bncore_came_from"  # the class that became a SyncBatchNorm
 
 
 def convert(model: Module, *, sync: bool = False, process_group: Any = None) -> Module:
-    """Put bncore's modules in the place of PyTorch's batch norm, in the model itself.
+    """Replace PyTorch's batch norm modules by bncore's, in the model itself.
 
-    Parameters and buffers stay the same tensors (optimizers keep working), hooks and modes stay,
-    and so does the state dict.  Subclasses of PyTorch's modules other than its own are left alone,
-    since they may compute something else.
+    Parameters and buffers stay the same tensors, so optimizers keep working.  Hooks, modes and the
+    state dict do not change.  Subclasses of PyTorch's modules that are not PyTorch's own are not
+    replaced, because they may compute something else.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def convert(model: Module, *, sync: bool = False, process_group: Any = None) -> 
     sync : bool, default False
         Whether every batch norm becomes a `SyncBatchNorm`.
     process_group : optional
-        Of these, for `torch.distributed`; None for all processes.
+        The process group of the `SyncBatchNorm` modules; None for all processes.
 
     Returns
     -------
@@ -73,9 +73,9 @@ def convert(model: Module, *, sync: bool = False, process_group: Any = None) -> 
 
 
 def revert(model: Module) -> Module:
-    """Put PyTorch's batch norm back in the place of bncore's: what undoes `convert`.
+    """Replace bncore's modules by PyTorch's batch norm; this undoes `convert`.
 
-    `BatchNormReLU` and `BatchNormAddReLU`, which no single module of PyTorch's replaces, stay.
+    `BatchNormReLU` and `BatchNormAddReLU` are kept, because PyTorch has no single module for them.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ def revert(model: Module) -> Module:
 
 
 def _everywhere(model: object, replaced: Any) -> Module:
-    """Replace modules in a model; one that stands in several places by one and the same."""
+    """Replace modules in a model; a module in several places gets one common replacement."""
     if not isinstance(model, Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     new: dict[Module, Module] = {module: replaced(module) for module in model.modules()}

@@ -1,9 +1,9 @@
-"""The short way of a call that nothing traces, where the compiled part is missing.
+"""A faster path for calls that nothing traces, used if the compiled part is missing.
 
-The operators of `ops.py` pass PyTorch's dispatcher several times a step, which costs more than a
-small batch norm.  Where nobody watches (no compiler, no mode, no transform, ordinary CPU tensors),
-one autograd function calls their kernels at once; a gradient that will be differentiated again is
-the operator's.  Results are the same to the bit.
+The operators of `ops.py` go through PyTorch's dispatcher several times a step, which takes longer
+than a small batch norm.  If no compiler, mode or transform is active and all tensors are ordinary
+CPU tensors, one autograd function calls the kernels directly.  A gradient that will be
+differentiated again still uses the operator.  The results have the same bits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _compiling = torch.compiler.is_compiling
 
 
 def possible(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
-    """Tell whether a call with these tensors may go the short way."""
+    """Tell whether a call with these tensors may take the faster path."""
     if _compiling() or _modes() or transforms.active():
         return False
     if _batched(x) or not x.is_cpu or x.layout is not torch.strided or x.is_neg():
@@ -32,7 +32,7 @@ def possible(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
 
 
 def call(x: torch.Tensor, *fused: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return y and the moments; gradients are recorded where PyTorch records them."""
+    """Return y and the moments; record gradients if PyTorch does."""
     if torch.is_grad_enabled():
         y, moments = Train.apply(x, *fused)
         return y, moments
@@ -48,7 +48,7 @@ def track(
     momentum: float,
     batches: torch.Tensor | None,
 ) -> None:
-    """Move running statistics with `move`, and count the batch: both or nothing.
+    """Update running statistics with `move` and count the batch; do both or nothing.
 
     KeyboardInterrupt can come between the steps; then the tensors get back the values that they
     had.  Under a mode or a transform, which would see the copies, they do not.
@@ -80,7 +80,7 @@ class Train(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[Any, ...]:
-        """Return the gradients by forward's tensors."""
+        """Return the gradients of forward's tensors."""
         dy = grads[0]
         short = dy is not None and possible(dy) and not torch.is_grad_enabled()
         kernel = ops.batch_norm_train_backward if short else transforms.train_backward

@@ -12,7 +12,7 @@ from bncore.torch import compiled, eager, ops, transforms
 
 __all__ = ["batch_norm"]
 
-_traced = torch.compiler.is_dynamo_compiling  # other tracers the adapter sees by itself
+_traced = torch.compiler.is_dynamo_compiling  # the adapter itself detects other tracers
 
 
 def batch_norm(
@@ -36,30 +36,31 @@ def batch_norm(
     Parameters
     ----------
     input : (N, C, ...) tensor of float32 or float64 on the CPU
-        Of any memory order; y has the same.
+        A tensor in any memory order; y has the same order.
     running_mean, running_var : (C,) tensor, optional
-        What normalizes in evaluation.  In training they are moved towards the batch's statistics,
-        in place.
+        The statistics that normalize in evaluation.  In training they are updated in place with
+        the batch's statistics.
     weight, bias : (C,) tensor, optional
-        1 and 0 where they are None.
+        gamma and beta; 1 and 0 if they are None.
     training : bool, default False
-        Whether the batch's own statistics normalize.
+        Whether to normalize by the batch's own statistics.
     momentum : float, default 0.1
         Weight of the new batch in the running statistics.
     eps : float, default 1e-5
         Added to the variance.
     activation, negative_slope, residual
-        Fused, as in `bncore.batch_norm_train`; the residual is of input's shape and dtype.
+        Fused operations, as in `bncore.batch_norm_train`; the residual has input's shape and dtype.
 
     Returns
     -------
     tensor
-        New, of input's shape, dtype and memory order.
+        A new tensor of input's shape, dtype and memory order.
 
     Raises
     ------
     NotImplementedError, RuntimeError, ValueError
-        As PyTorch's function raises them, with its words.  Nothing has been written in that case.
+        The same errors, with the same texts, as PyTorch's function.  Nothing has been written in
+        that case.
 
     References
     ----------
@@ -98,7 +99,7 @@ def normalized(
     residual: torch.Tensor | None,
     batches: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Do what `batch_norm` does, and count a batch in `batches` if nothing is wrong with it."""
+    """Compute `batch_norm`, and count the batch in `batches` unless an error is raised."""
     if compiled.adapter is not None and not _traced():
         y: torch.Tensor | None = compiled.adapter.batch_norm(
             x, running_mean, running_var, weight, bias, training, momentum, eps,
@@ -107,9 +108,9 @@ def normalized(
         if y is not None:
             return y
     check(x, running_mean, running_var, weight, bias, residual, training, eps)
-    if x.dim() < 2:  # and empty: it has no channels
+    if x.dim() < 2:  # x is empty, or the checks would have refused it, and has no channels
         return x.clone()
-    if not _traced():  # or the compiler would have to know how these work
+    if not _traced():  # the compiler could not trace through these
         scalars.real("eps", eps, 0.0)
         scalars.option("activation", activation, problem.ACTIVATIONS)
         scalars.real("negative_slope", negative_slope, 0.0, torch.finfo(x.dtype).max)
@@ -137,7 +138,7 @@ def normalized(
 
 
 def _flat(parameter: torch.Tensor | None) -> torch.Tensor | None:
-    """Return a parameter in one dimension: PyTorch looks at its number of elements alone."""
+    """Return a parameter in one dimension; PyTorch checks only its number of elements."""
     return parameter if parameter is None or parameter.dim() == 1 else parameter.reshape(-1)
 
 
@@ -153,7 +154,7 @@ def check(
     *,
     alone: bool = True,
 ) -> None:
-    """Raise PyTorch's errors, in its words; `alone`: no other process adds to the batch."""
+    """Raise PyTorch's errors with its texts; `alone` means no other process adds to the batch."""
     ops.checked(x)
     channels = x.shape[1] if x.dim() > 1 else 0
     if training:
@@ -190,7 +191,7 @@ def check(
 
 
 def _refuse(x: torch.Tensor, channels: int, *parameters: torch.Tensor | None) -> None:
-    """Raise the error of the first parameter that does not fit x."""
+    """Raise the error for the first parameter that does not fit x."""
     names = ("running_mean", "running_var", "weight", "bias")
     for name, given in zip(names, parameters, strict=True):
         if given is None:

@@ -1,7 +1,7 @@
 """Gradients of the operators, and gradients of those gradients.
 
-The first are operators of their own, fast.  The second are formulas in PyTorch's operations, made
-of x, dy and weight alone, so that PyTorch can differentiate them once more, and so on.
+The first gradients are fast operators of their own.  The second gradients are formulas in PyTorch's
+operations.  They use only x, dy and weight, so PyTorch can differentiate them again, to any order.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ Grad: TypeAlias = torch.Tensor | None
 
 
 def save_train(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    """Save what backward of `batch_norm_train` needs."""
+    """Save the tensors that backward of `batch_norm_train` needs."""
     x, weight, bias, residual, eps, activation, slope = inputs
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[1])
     ctx.fusion = eps, activation, slope
-    if activation is None:  # then no gradient depends on them
+    if activation is None:  # no gradient depends on them without an activation
         bias, residual = None, None
     ctx.save_for_backward(x, output[1], weight, bias, residual)
 
@@ -33,7 +33,7 @@ def save_train(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ..
 def train_backward(
     ctx: Any, dy: Grad, _: Grad, *, kernel: Callable[..., ops.Gradients] = ops.train_backward_op
 ) -> tuple[Any, ...]:
-    """Return the gradients of `batch_norm_train`; `kernel` takes the operator's place."""
+    """Return the gradients of `batch_norm_train`; `kernel` is called in place of the operator."""
     if dy is None:
         return (None,) * 7
     x, moments, weight, bias, residual = ctx.saved_tensors
@@ -54,13 +54,13 @@ def train_backward(
 
 
 def save_infer(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    """Save what backward of `batch_norm_infer` needs."""
+    """Save the tensors that backward of `batch_norm_infer` needs."""
     x, mean, var, weight, bias, residual, eps, activation, slope = inputs
     ctx.set_materialize_grads(False)
     ctx.fusion = eps, activation, slope
     if activation is None:
         bias, residual = None, None
-    # Copies: a batch in training may move the statistics before this one's backward.
+    # Save copies, because a batch in training may update the statistics before this backward.
     ctx.save_for_backward(x, mean.detach().clone(), var.detach().clone(), weight, bias, residual)
 
 
@@ -93,7 +93,7 @@ def infer_backward(
 
 
 class _Given(NamedTuple):
-    """The gradients by what a backward operator returns; None where there are none."""
+    """The gradients with respect to the results of a backward operator; each may be None."""
 
     dx: Grad
     dweight: Grad
@@ -107,12 +107,12 @@ def along_channels(x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 
 
 def total(values: torch.Tensor) -> torch.Tensor:
-    """Sum every channel; (1, C, 1, ...)."""
+    """Sum every channel; the result has shape (1, C, 1, ...)."""
     return values.sum([i for i in range(values.dim()) if i != 1], keepdim=True)
 
 
 def slope_of(y: torch.Tensor, activation: str | None, slope: float) -> torch.Tensor | None:
-    """Return the activation's derivative from its value; None where there is no activation."""
+    """Return the activation's derivative from its value, or None without an activation."""
     if activation is None:
         return None
     negative = 0.0 if activation == "relu" else slope
@@ -120,7 +120,7 @@ def slope_of(y: torch.Tensor, activation: str | None, slope: float) -> torch.Ten
 
 
 def count(x: torch.Tensor) -> int:
-    """Return the number of values per channel; 1 where there is none, to divide by."""
+    """Return the number of values per channel as a divisor: 1 if there are none."""
     return max(ops.values_per_channel(x), 1)
 
 
@@ -136,7 +136,7 @@ def projection(
 
 
 def _direct(given: _Given, g: torch.Tensor, xhat: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Return what dweight, dbias and dresidual give to g, and dweight to xhat."""
+    """Return the gradients of g from dweight, dbias and dresidual, and of xhat from dweight."""
     to_g, to_xhat = torch.zeros_like(g), torch.zeros_like(g)
     if given.dweight is not None:
         along = along_channels(g, given.dweight)
@@ -149,7 +149,7 @@ def _direct(given: _Given, g: torch.Tensor, xhat: torch.Tensor) -> tuple[torch.T
 
 
 def save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    """Save what both backward operators take, but the statistics of training, which x tells."""
+    """Save the arguments of both backward operators, except moments, which follow from x."""
     *tensors, eps, activation, slope, through = inputs
     ctx.set_materialize_grads(False)
     ctx.fusion = eps, activation, slope
@@ -163,7 +163,7 @@ def train_backward_backward(
     """Differentiate ``dx = w r P(g)``, ``dweight = sum(g xhat)``, ``dbias = sum(g)``.
 
     ``r = invstd``, ``P(v) = v - mean(v) - xhat mean(v xhat)``, which is its own transpose, and
-    ``g = dy a``, a the activation's derivative.  For a gradient h by xhat, that by x is ``r P(h)``;
+    ``g = dy a`` with the activation's derivative a.  A gradient h of xhat gives ``r P(h)`` for x;
     ``dr/dx = -r^2 xhat / n``.
     """
     dy, x, _, weight, bias, residual = ctx.saved_tensors

@@ -1,8 +1,8 @@
-"""PyTorch's tensors as NumPy's arrays, on the same memory, and new tensors for results.
+"""View PyTorch's tensors as NumPy's arrays on the same memory, and allocate tensors for results.
 
-Fresh memory of tens of megabytes costs more than a batch norm over it, one page fault per 4 KiB.
-So large results take memory that earlier ones no longer need, and Linux is told, as NumPy tells it
-for its own arrays, that large pages may serve them.
+Tens of megabytes of new memory cost more time than a batch norm over them, because each 4 KiB cause
+a page fault.  So large results reuse the memory of earlier results that are no longer needed.  They
+also ask Linux for large pages, as NumPy does for its own arrays.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from bncore.torch import compiled
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 
-LARGE = 1 << 22  # bytes: from where on NumPy asks for large pages, too
+LARGE = 1 << 22  # bytes; NumPy asks for large pages from this size on, too
 
 
 def _find_madvise() -> Callable[[int, int, int], int] | None:
-    """Return the C library's madvise, where that is Linux's and knows large pages."""
+    """Return the C library's madvise on Linux with large pages, otherwise None."""
     if not sys.platform.startswith("linux") or not hasattr(mmap, "MADV_HUGEPAGE"):
         return None
     try:
@@ -40,11 +40,11 @@ def _find_madvise() -> Callable[[int, int, int], int] | None:
 
 
 _madvise = _find_madvise()
-_pool: buffer_pool.Pool | None = None  # where the compiled part, which has its own, is missing
+_pool: buffer_pool.Pool | None = None  # used without the compiled part, which has its own pool
 
 
 def array(tensor: torch.Tensor) -> Array:
-    """Return a tensor's memory as an array, with no copy; gradients are not its business."""
+    """Return a tensor's memory as an array, without a copy and without tracking gradients."""
     values: Array = tensor.detach().numpy()
     return values
 
@@ -55,9 +55,9 @@ def optional(tensor: torch.Tensor | None) -> Array | None:
 
 
 def output(x: torch.Tensor) -> torch.Tensor:
-    """Return a new tensor of x's shape, dtype and, where x has no gaps, strides.
+    """Return a new tensor of x's shape and dtype, and of x's strides if x has no gaps.
 
-    It is the allocator's, or a block of `set_buffer_pool`.
+    Its memory comes from the allocator, or from the pool of `set_buffer_pool`.
     """
     if compiled.adapter is not None:
         made: torch.Tensor = compiled.adapter.output(x)
@@ -70,26 +70,26 @@ def output(x: torch.Tensor) -> torch.Tensor:
     if _madvise is not None and new.nbytes >= LARGE:
         start = new.data_ptr()
         first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-        _madvise(first, start + new.nbytes - first, mmap.MADV_HUGEPAGE)  # an advice: may fail
+        _madvise(first, start + new.nbytes - first, mmap.MADV_HUGEPAGE)  # only advice; may fail
     return new
 
 
 def set_buffer_pool(max_bytes: SupportsIndex) -> None:
-    """Say how much memory of results that nobody needs any more is kept for later ones.
+    """Set how much memory of results that are no longer in use is kept for later results.
 
-    It counts for results of 1 MiB and more of all of bncore's functions and modules for PyTorch, in
-    all threads.  `bncore.set_buffer_pool` is that of NumPy's arrays.
+    The pool serves results of 1 MiB or more of all of bncore's functions and modules for PyTorch,
+    in all threads.  `bncore.set_buffer_pool` does the same for NumPy arrays.
 
     Parameters
     ----------
     max_bytes : int
-        How many bytes that nobody uses are kept at most; tensors in use do not count.  0 keeps
-        none.  At the start it is 256 MiB; 0 where the compiled part is missing.
+        The largest number of unused bytes to keep; tensors in use do not count.  0 keeps none.
+        Initially it is 256 MiB, or 0 if the compiled part is missing.
 
     Raises
     ------
     TypeError, ValueError
-        If `max_bytes` is no integer, or negative.
+        If `max_bytes` is not an integer, or is negative.
 
     Examples
     --------
@@ -115,7 +115,7 @@ def set_buffer_pool(max_bytes: SupportsIndex) -> None:
 
 
 def in_order_of(x: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """Return `tensor`, of x's shape, in x's memory order; copied once where it has another."""
+    """Return `tensor`, which has x's shape, in x's memory order; copy it if necessary."""
     if tensor.stride() == x.stride() or tensor.shape != x.shape:
-        return tensor  # another shape is refused later
+        return tensor  # the checks refuse another shape later
     return torch.empty_like(x, dtype=tensor.dtype).copy_(tensor)

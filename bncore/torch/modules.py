@@ -1,4 +1,4 @@
-"""Modules in place of PyTorch's: same constructor, state, attributes and messages."""
+"""Modules that replace PyTorch's, with the same constructor, state, attributes and messages."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "BatchNormAddReLU", "Bat
 
 
 class Normalizing(_BatchNorm):
-    """PyTorch's own base, with another forward: what all modules here share."""
+    """The base of all modules here: PyTorch's own base class with another forward."""
 
     activation: Literal["relu"] | None = None
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Normalize (N, C, ...) input, and in training move the running statistics."""
+        """Normalize (N, C, ...) input, and update the running statistics in training."""
         return self._normalized(input)
 
     def _normalized(
         self, input: torch.Tensor, residual: torch.Tensor | None = None
     ) -> torch.Tensor:
         self._check_input_dim(input)
-        # Looked up once: a module finds its buffers and parameters the long way round.
+        # Look them up once, because a module is slow to find its buffers and parameters.
         mean, var = self.running_mean, self.running_var
         momentum = self.momentum
         batches = None
@@ -35,7 +35,7 @@ class Normalizing(_BatchNorm):
             batch, momentum, mean, var = True, 0.0, None, None
         else:
             batch, batches = True, self.num_batches_tracked
-            if momentum is None:  # the average of all batches
+            if momentum is None:  # a cumulative average over all batches
                 momentum = 0.0 if batches is None else 1.0 / (float(batches) + 1.0)
         return self._compute(
             input, mean, var, self.weight, self.bias, batch, momentum, residual, batches
@@ -111,8 +111,8 @@ class AnyDimension(Normalizing):
 class BatchNormReLU(AnyDimension):
     """Batch norm, then ReLU, in the same pass over memory: ``relu(bn(x))``.
 
-    Constructor and state are those of `torch.nn.BatchNorm2d`; input is (N, C, ...).  No mask is
-    kept for the gradient.
+    Constructor and state are those of `torch.nn.BatchNorm2d`; input is (N, C, ...).  It keeps no
+    mask for the gradient.
 
     Examples
     --------
@@ -154,7 +154,7 @@ class BatchNormAddReLU(AnyDimension):
 
 
 def of_same_state(kind: type[torch.nn.Module], module: torch.nn.Module) -> Any:
-    """Make a module of another class with the parameters, buffers, hooks and mode of this one."""
+    """Make a module of another class that has this module's parameters, buffers, hooks and mode."""
     new: Any = object.__new__(kind)
     new.__dict__.update(module.__dict__)
     return new

@@ -1,11 +1,11 @@
-"""The operators: bncore's functions under ``torch.ops.bncore``, on the CPU and for shapes alone.
+"""The operators: bncore's functions under ``torch.ops.bncore``, for CPU and meta tensors.
 
-x is (N, C, ...), float32 or float64, in any memory order.  ``moments`` is a (2, C) float64 tensor:
-mean, and sum of squared deviations, per channel.  Parameters are (C,) or None.  Every operator is
-functional but `update_running_stats_`.  What is fused (`activation`, `negative_slope`, `residual`)
-is as in `bncore.batch_norm_train`.
+x is (N, C, ...), float32 or float64, in any memory order.  ``moments`` is a (2, C) float64 tensor
+with the mean and the sum of squared deviations of each channel.  Parameters are (C,) or None.  All
+operators except `update_running_stats_` are functional.  The fused operations (`activation`,
+`negative_slope`, `residual`) are as in `bncore.batch_norm_train`.
 
-A call takes as many threads as ``torch.get_num_threads()`` says.  Gradients are in `gradients.py`.
+A call uses ``torch.get_num_threads()`` threads.  The gradients are in `gradients.py`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from bncore.torch.memory import array, in_order_of, optional, output
 
 NAMESPACE = "bncore"
 
-# No argument has a default: the dispatcher would drop what equals it, and backward miss its place.
+# No argument has a default: the dispatcher drops arguments that equal their defaults, and backward
+# would then count the arguments wrongly.
 FUSED = "str? activation, float negative_slope"
 PARAMETERS = "Tensor? weight, Tensor? bias, Tensor? residual, float eps"
 GRADIENTS = "(Tensor dx, Tensor dweight, Tensor dbias, Tensor dresidual)"
 
-# Gradients are of what forward's arguments of the same names were.  dresidual is empty unless
-# residual_gradient asks for it.
+# The backward operators return the gradients of the forward arguments with these names.  dresidual
+# is empty unless residual_gradient is true.
 SCHEMAS = {
     "batch_norm_train": f"(Tensor x, {PARAMETERS}, {FUSED}) -> (Tensor y, Tensor moments)",
     "batch_norm_train_backward": (
@@ -55,32 +56,32 @@ Gradients: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Ten
 
 
 def checked(x: torch.Tensor) -> torch.Tensor:
-    """Return x, which has to be of a dtype that there are kernels for; PyTorch's error else."""
+    """Return x if there are kernels for its dtype; otherwise raise PyTorch's error."""
     if x.dtype not in (torch.float32, torch.float64):
         raise NotImplementedError(f"\"batch_norm\" not implemented for '{scalar_type(x)}'")
     return x
 
 
 def values_per_channel(x: torch.Tensor) -> int:
-    """Return how many values each channel of x has."""
+    """Return the number of values of each channel of x."""
     shape = canonical(x.shape, 1, 2)
     return shape.outer * shape.inner
 
 
 def scalar_type(tensor: torch.Tensor) -> str:
-    """Return the name of a dtype as PyTorch's messages have it, such as Half."""
+    """Return the name of a dtype in PyTorch's messages, such as Half."""
     kind: str = tensor.type()
     return kind.rpartition(".")[2].removesuffix("Tensor")
 
 
 def as_moments(x: torch.Tensor, moments: torch.Tensor) -> Moments:
-    """Return x's moments as bncore has them."""
+    """Return x's moments as a `bncore.Moments`."""
     mean, m2 = array(moments)
     return trusted_moments(values_per_channel(x) if x.numel() else 0, mean, m2)
 
 
 def as_tensor(moments: Moments) -> torch.Tensor:
-    """Return moments as one tensor, a copy: those of bncore are read-only."""
+    """Return moments as one tensor, a copy because bncore's arrays are read-only."""
     tensor = torch.empty((2, moments.mean.shape[0]), dtype=torch.float64)
     array(tensor)[...] = moments.mean, moments.m2
     return tensor
@@ -89,7 +90,7 @@ def as_tensor(moments: Moments) -> torch.Tensor:
 def fused(
     x: torch.Tensor, residual: torch.Tensor | None, activation: str | None, negative_slope: float
 ) -> dict[str, Any]:
-    """Return what every fused call of bncore takes, and the number of threads."""
+    """Return the arguments of fused operations, and the number of threads."""
     if residual is not None:
         residual = in_order_of(x, residual)
     return {
@@ -111,7 +112,7 @@ def batch_norm_train(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Run `bncore.batch_norm_train`."""
     y = output(checked(x))
-    x = in_order_of(y, x)  # a copy where it has gaps
+    x = in_order_of(y, x)  # a copy if x has gaps
     _, moments = bncore.batch_norm_train(
         array(x),
         optional(weight),
@@ -219,7 +220,7 @@ def update_running_stats_(
     count: int,
     momentum: float,
 ) -> None:
-    """Move running statistics towards those of a batch, in place."""
+    """Update running statistics in place with those of a batch."""
     mean, m2 = array(moments)
     move_running_stats(running_mean, running_var, trusted_moments(count, mean, m2), momentum)
 
@@ -227,7 +228,7 @@ def update_running_stats_(
 def move_running_stats(
     running_mean: torch.Tensor, running_var: torch.Tensor, moments: Moments, momentum: float
 ) -> None:
-    """Do what `bncore.update_running_stats` does, with any momentum, as PyTorch has it."""
+    """Do what `bncore.update_running_stats` does, but with any momentum, as PyTorch allows."""
     count = moments.count
     if count == 0:
         return
@@ -240,23 +241,23 @@ def move_running_stats(
             values[...] = keep * values.astype(np.float64) + momentum * batch
 
 
-# The same without values, for tracing: the shapes, dtypes and strides of results.
+# The same operators without values, for tracing: they give the results' shapes, dtypes and strides.
 
 
 def train_shapes(x: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor]:
-    """Make what `batch_norm_train` returns."""
+    """Make tensors like the results of `batch_norm_train`."""
     return torch.empty_like(checked(x)), x.new_empty((2, x.shape[1]), dtype=torch.float64)
 
 
 def infer_shapes(x: torch.Tensor, *_: object) -> torch.Tensor:
-    """Make what `batch_norm_infer` returns."""
+    """Make a tensor like the result of `batch_norm_infer`."""
     return torch.empty_like(checked(x))
 
 
 def gradient_shapes(
     x: torch.Tensor, weight: torch.Tensor | None, residual_gradient: bool
 ) -> Gradients:
-    """Make what both backward operators return."""
+    """Make tensors like the results of both backward operators."""
     dtype = (x if weight is None else weight).dtype
     dweight, dbias = (x.new_empty(x.shape[1], dtype=dtype) for _ in range(2))
     dresidual = torch.empty_like(x) if residual_gradient else x.new_empty(0)
@@ -266,23 +267,23 @@ def gradient_shapes(
 def train_backward_shapes(
     dy: torch.Tensor, x: torch.Tensor, moments: torch.Tensor, *rest: Any
 ) -> Gradients:
-    """Make what `batch_norm_train_backward` returns."""
+    """Make tensors like the results of `batch_norm_train_backward`."""
     return gradient_shapes(x, rest[0], rest[-1])
 
 
 def infer_backward_shapes(
     dy: torch.Tensor, x: torch.Tensor, mean: torch.Tensor, var: torch.Tensor, *rest: Any
 ) -> Gradients:
-    """Make what `batch_norm_infer_backward` returns."""
+    """Make tensors like the results of `batch_norm_infer_backward`."""
     return gradient_shapes(x, rest[0], rest[-1])
 
 
 def nothing(*_: object) -> None:
-    """Make what `update_running_stats_` returns."""
+    """Do nothing, because `update_running_stats_` returns nothing."""
 
 
 def without_tangents(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a kernel that refuses tensors with a tangent, which would be lost."""
+    """Return a kernel that refuses tensors with a tangent, which it would lose."""
 
     def run(*given: Any) -> Any:
         if forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled():
@@ -307,7 +308,7 @@ def _define() -> None:
     }
     for name, (kernel, shapes) in kernels.items():
         library.define(name + SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
-        if compiled.adapter is None:  # which has kernels of its own
+        if compiled.adapter is None:  # the compiled part has its own kernels
             library.impl(name, without_tangents(kernel), "CPU")
         torch.library.register_fake(f"{NAMESPACE}::{name}", shapes, lib=library)
 

@@ -1,7 +1,8 @@
-"""Batch norm over the batches of all processes: their moments merge, on the CPU too.
+"""Batch norm over the batches of all processes, by merging their moments; it works on the CPU.
 
-Each process gathers the moments of all, and merges them in the order of their ranks, so that all
-have the same bits.  Batches may differ in size, and be empty.  The gradient's sums go the same way.
+Each process gathers the moments of all processes and merges them in the order of their ranks, so
+that all processes get the same bits.  Batches may differ in size and may be empty.  The gradient
+sums are gathered and added in the same way.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ __all__ = ["SyncBatchNorm"]
 
 
 def gathered(values: Array, group: Any) -> list[Array]:
-    """Return the float64 vectors that the processes of a group give, by rank; all of one size."""
+    """Return the float64 vectors of all processes of a group, by rank; all have the same size."""
     mine = torch.from_numpy(values)
     parts = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
     dist.all_gather(parts, mine, group=group)
@@ -44,7 +45,7 @@ def merged_moments(local: Moments, group: Any) -> Moments:
 
 
 def added_sums(local: GradSums, group: Any) -> GradSums:
-    """Return the gradient's sums over the batches of all processes."""
+    """Return the gradient sums over the batches of all processes."""
     total: GradSums | None = None
     for part in gathered(np.concatenate((local.sum_dy, local.sum_dy_xhat)), group):
         sums = GradSums(*part.reshape(2, -1))
@@ -54,7 +55,7 @@ def added_sums(local: GradSums, group: Any) -> GradSums:
 
 
 class _Synchronized(torch.autograd.Function):
-    """Training of one process's part of the batch; x is (N, C, ...)."""
+    """Training on one process's part of the batch; x is (N, C, ...)."""
 
     @staticmethod
     def forward(
@@ -111,12 +112,12 @@ class _Synchronized(torch.autograd.Function):
 
 
 class SyncBatchNorm(AnyDimension):
-    """Batch norm whose statistics are those of the batches of all processes: gloo, on the CPU.
+    """Batch norm with the statistics of the batches of all processes, on the CPU (gloo).
 
-    Input is (N, C, ...), N may differ from process to process, and be 0.  In evaluation, and where
-    `torch.distributed` is not initialized or one process is alone, it is batch norm as ever.  The
-    gradients of weight and bias are those of the process's own batch, for
-    ``DistributedDataParallel`` to average, as those of `torch.nn.SyncBatchNorm` are.
+    Input is (N, C, ...); N may differ from process to process, and may be 0.  In evaluation, and if
+    `torch.distributed` is not initialized or there is only one process, it is ordinary batch norm.
+    The gradients of weight and bias are those of the process's own batch, as in
+    `torch.nn.SyncBatchNorm`, so that ``DistributedDataParallel`` can average them.
 
     Parameters
     ----------
@@ -125,8 +126,8 @@ class SyncBatchNorm(AnyDimension):
 
     Notes
     -----
-    Every process must call forward and, if any does, backward, as with every collective operation.
-    Gradients cannot be differentiated again.
+    As with every collective operation, every process must call forward, and every process must call
+    backward if one of them does.  The gradients cannot be differentiated again.
 
     Examples
     --------
@@ -177,6 +178,6 @@ class SyncBatchNorm(AnyDimension):
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def synchronized(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Return y, the merged moments and their count; a compiled graph breaks here."""
+    """Return y, the merged moments and their count; a compiled graph has a break here."""
     result: tuple[torch.Tensor, torch.Tensor, int] = _Synchronized.apply(*arguments)
     return result

@@ -1,8 +1,9 @@
 """The operators under `torch.func`'s transforms and in forward mode.
 
-What `torch.library` makes differentiable can be compiled and exported, but neither transformed nor
-differentiated forwards.  Autograd functions around the operators can: backwards in any order,
-forwards through each of them, and under `vmap`, which takes its examples for more channels.
+Operators that `torch.library` makes differentiable can be compiled and exported, but they cannot be
+transformed or differentiated in forward mode.  The autograd functions here wrap the operators and
+add that: gradients of any order, forward mode through each of them, and `vmap`, which treats its
+examples as more channels.
 """
 
 from __future__ import annotations
@@ -23,24 +24,24 @@ _levels = torch._C._functorch.get_interpreter_stack
 
 
 def active() -> bool:
-    """Tell whether something is transformed or differentiated forwards at the moment."""
+    """Tell whether a transform or forward mode is active at the moment."""
     if _compiling():
         return False  # the compiler transforms the operators
     return _innermost() is not None or forward_ad._current_level >= 0
 
 
-# Forward mode: what the tangents of the arguments, None where there is none, make of the results.
+# Forward mode: the tangents of the results, from the tangents of the arguments (which may be None).
 
 
 def _along(x: torch.Tensor, values: Grad) -> torch.Tensor | float:
-    """Return a tangent by channel, to be added or multiplied; 0 for none."""
+    """Return a tangent per channel in a shape that broadcasts, or 0 if it is None."""
     return 0.0 if values is None else along_channels(x, values)
 
 
 def _tangent(
     ctx: Any, y: torch.Tensor, from_x: Grad, xhat: Grad, to_bias: Grad, residual: Grad
 ) -> torch.Tensor:
-    """Return y's tangent: the sum of its parts, through the activation."""
+    """Return y's tangent: the sum of its parts times the activation's derivative."""
     _, activation, slope = ctx.fusion
     parts = (from_x, xhat, residual)
     tangent = sum((part for part in parts if part is not None), torch.zeros_like(y))
@@ -50,7 +51,7 @@ def _tangent(
 
 
 def _train_tangent(ctx: Any, x_: Grad, weight_: Grad, bias_: Grad, residual_: Grad, *_: Any) -> Any:
-    """Let backward's projection, which is its own transpose, make y's tangent of x's."""
+    """Compute y's tangent from x's by backward's projection, which is its own transpose."""
     x, weight, _, _, y, moments = ctx.saved_tensors
     eps, _, slope = ctx.fusion
     plain = (None, None, eps, None, slope)
@@ -72,7 +73,7 @@ def _infer_tangent(
     residual_: Grad,
     *_: Any,
 ) -> torch.Tensor:
-    """Do the same with statistics that are given: they have no gradient, and no tangent."""
+    """Compute y's tangent with given statistics, which have no gradient and no tangent."""
     x, mean, var, weight, _, _, y = ctx.saved_tensors
     eps, _, slope = ctx.fusion
     plain = (None, None, eps, None, slope)
@@ -103,7 +104,7 @@ def _dense(like: torch.Tensor, tangent: Grad) -> torch.Tensor:
 def _train_backward_tangent(
     ctx: Any, dy_: Grad, x_: Grad, _moments: Grad, weight_: Grad, *_: Any
 ) -> tuple[Any, ...]:
-    """Differentiate ``dx = w r P(g)`` along x, dy and weight; notation of `gradients`."""
+    """Differentiate ``dx = w r P(g)`` along x, dy and weight, in the notation of `gradients`."""
     dy, x, _, weight, bias, residual, *_results = ctx.saved_tensors
     eps, activation, slope = ctx.fusion
     y = None
@@ -122,7 +123,7 @@ def _train_backward_tangent(
 def _infer_backward_tangent(
     ctx: Any, dy_: Grad, x_: Grad, _mean: Grad, _var: Grad, weight_: Grad, *_: Any
 ) -> tuple[Any, ...]:
-    """Differentiate ``dx = w r g``, constant r, along x, dy and weight."""
+    """Differentiate ``dx = w r g`` with constant r along x, dy and weight."""
     dy, x, mean, var, weight, bias, residual, *_results = ctx.saved_tensors
     eps, activation, slope = ctx.fusion
     y = None
@@ -137,7 +138,7 @@ def _infer_backward_tangent(
 def _input_tangent(
     x: torch.Tensor, weight: Grad, weight_: Grad, r: tuple[Any, Any], g: tuple[Any, Any]
 ) -> torch.Tensor:
-    """Differentiate ``w r g``, r and g being given with their tangents."""
+    """Differentiate ``w r g``, given r and g with their tangents."""
     w = 1.0 if weight is None else along_channels(x, weight)
     result: torch.Tensor = _along(x, weight_) * r[0] * g[0] + w * (r[1] * g[0] + r[0] * g[1])
     return result
@@ -159,7 +160,7 @@ def _folded(value: Any, dim: int | None, axis: int, size: int) -> Any:
 
 
 def _unfolded(value: torch.Tensor, axis: int, size: int) -> tuple[torch.Tensor, int | None]:
-    """Undo that, and say where the examples are."""
+    """Separate the examples from the channel axis again; return the tensor and their axis."""
     if value.dim() <= axis:  # a residual's gradient that nobody asked for: empty, and nobody's
         return value, None
     return value.unflatten(axis, (size, value.shape[axis] // size)), axis
@@ -174,7 +175,7 @@ def _made(
     axes: tuple[int, ...],
     result_axes: tuple[int, ...],
 ) -> Any:
-    """Make an autograd function; `axes` are the channel axes of tensors, which come first."""
+    """Make an autograd function whose first arguments, tensors, have the channel axes `axes`."""
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         setup(ctx, inputs, output)
@@ -184,7 +185,7 @@ def _made(
     def jvp(ctx: Any, *tangents: Grad) -> Any:
         levels = _levels() or ()
         if sum(level.key() == TransformType.Jvp for level in levels) > 1:
-            # PyTorch would not differentiate the tangent, and say nothing.
+            # PyTorch would silently not differentiate the tangent.
             raise NotImplementedError(
                 "bncore.torch: forward mode inside forward mode is not implemented; "
                 "torch.func.hessian and torch.func.jacrev are other ways to second derivatives"
@@ -216,7 +217,7 @@ def _made(
     return made
 
 
-X, VECTOR, MOMENTS = 1, 0, 1  # where tensors have their channels
+X, VECTOR, MOMENTS = 1, 0, 1  # the channel axes of tensors
 GRADIENTS = (X, VECTOR, VECTOR, X)
 
 TrainBackward: Any = _made(
@@ -258,7 +259,7 @@ Infer: Any = _made(
 
 
 def _update_examples(info: Any, in_dims: tuple[int | None, ...], *given: Any) -> tuple[None, None]:
-    """Move the running statistics of every example, which have to be apart, too."""
+    """Update the running statistics of every example, which must have separate statistics."""
     *running, moments, count, momentum = given
     size = info.batch_size
     if any(dim is None for dim in in_dims[:2]):
@@ -268,7 +269,7 @@ def _update_examples(info: Any, in_dims: tuple[int | None, ...], *given: Any) ->
             "track_running_stats to False"
         )
     examples = [value.movedim(dim, 0) for value, dim in zip(running, in_dims, strict=False)]
-    moved = [value.flatten() for value in examples]  # views of these where they are contiguous
+    moved = [value.flatten() for value in examples]  # these are views if they are contiguous
     ops.update_op(*moved, _folded(moments, in_dims[2], MOMENTS, size), count, momentum)
     for value, new in zip(examples, moved, strict=True):
         value.copy_(new.view_as(value))
@@ -280,26 +281,26 @@ torch.library.register_vmap(
 )
 
 
-# The operators, or what can be transformed where that is asked for
+# The operators, or under a transform the autograd functions that can be transformed
 
 
 def train(*given: Any) -> Any:
-    """Do what `ops.train_op` does."""
+    """Call `ops.train_op`, or its autograd function under a transform."""
     return (Train.apply if active() else ops.train_op)(*given)
 
 
 def infer(*given: Any) -> Any:
-    """Do what `ops.infer_op` does."""
+    """Call `ops.infer_op`, or its autograd function under a transform."""
     return (Infer.apply if active() else ops.infer_op)(*given)
 
 
 def train_backward(*given: Any) -> Any:
-    """Do what `ops.train_backward_op` does."""
+    """Call `ops.train_backward_op`, or its autograd function under a transform."""
     return (TrainBackward.apply if active() else ops.train_backward_op)(*given)
 
 
 def infer_backward(*given: Any) -> Any:
-    """Do what `ops.infer_backward_op` does."""
+    """Call `ops.infer_backward_op`, or its autograd function under a transform."""
     return (InferBackward.apply if active() else ops.infer_backward_op)(*given)
 
 
