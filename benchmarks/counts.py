@@ -116,9 +116,9 @@ def compiler(binary: Path) -> str:
 def count(isa: str, binary: Path) -> dict[str, int]:
     """Instructions of every call, in one process under callgrind."""
     with tempfile.TemporaryDirectory() as folder:
-        # Each call of the API runs one job, whose instructions are collected and written apart.
+        # Each call of the API runs one operation, whose instructions are collected and written apart.
         options = [f"--callgrind-out-file={folder}/out", "--collect-atstart=no"]
-        options += ["--toggle-collect=bncore_job_run", "--dump-after=bncore_job_run"]
+        options += ["--toggle-collect=bncore_run", "--dump-after=bncore_run"]
         command = [sys.executable, "-S", "-E", __file__]
         done = subprocess.run(
             ["valgrind", "--tool=callgrind", *options, *command, "--calls", str(binary)],

@@ -1,6 +1,7 @@
-/* Refuses to be compiled where arithmetic is not that of IEEE 754 as it is written: bncore's results, and that they are the
- * same bits everywhere, rest on it. setup.py and CMakeLists.txt cancel these modes after whatever flags the user gives;
- * this is for other builds. One mode has no macro: compile with -ffp-contract=off. */
+/* Stops the compilation where the compiler may change the arithmetic that the code spells out, or where that is not
+ * IEEE 754. bncore's results have the same bits everywhere only because of it. setup.py and CMakeLists.txt pass flags
+ * that cancel these modes, behind the flags of the user; this file is for other builds. No macro tells of one mode,
+ * contraction: compile with -ffp-contract=off. */
 #ifndef BNCORE_ARITHMETIC_H
 #define BNCORE_ARITHMETIC_H
 
@@ -21,11 +22,12 @@
 #ifdef __NO_SIGNED_ZEROS__
 #error "bncore keeps the sign of zero: compile it without -fno-signed-zeros"
 #endif
-/* GCC says so for every other mode of its own, such as -fsingle-precision-constant. */
+/* GCC's macro for all its other modes, such as -fsingle-precision-constant. */
 #if defined(__GCC_IEC_559) && __GCC_IEC_559 == 0
 #error "bncore's results rest on IEEE arithmetic: this compiler was told to give it up"
 #endif
-/* 1 and 2: intermediate results have more digits (x87; s390x in ISO mode). -1: nobody knows. 16: _Float16 is apart. */
+/* 1 and 2: intermediate results have more digits (x87, and s390x in ISO mode). -1: it is not known. 16 differs from 0
+ * for _Float16 alone. */
 #if FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 16
 #error "bncore's results rest on FLT_EVAL_METHOD 0; on 32-bit x86 add -msse2 -mfpmath=sse"
 #endif

@@ -1,5 +1,6 @@
-/* Which kernels run: what this processor can, or what BNCORE_ISA says. The library's global state is this choice
- * and what parallel_for.c and workers.c have: executors, and worker threads. */
+/* Chooses the kernels: the best that this processor can run, or those that BNCORE_ISA names. The library's global
+ * state is this choice and the state of parallel_for.c and workers.c, which have the executors and the worker
+ * threads. */
 #include <stdlib.h>
 #include <string.h>
 #if defined(__x86_64__)
@@ -15,7 +16,7 @@
 
 #define HAS(feature) __builtin_cpu_supports(feature)
 
-/* x86-64-v3: neither that name nor those of its last three features are known to the builtin of every compiler. */
+/* x86-64-v3. Not every compiler's builtin knows that name or the names of its last three features. */
 #define HAS_V3                                                                                     \
     (HAS("avx2") && HAS("fma") && HAS("bmi") && HAS("bmi2") && (cpuid_ecx(1) & bit_F16C) &&        \
      (cpuid_ecx(1) & bit_MOVBE) && (cpuid_ecx(0x80000001) & bit_LZCNT))
@@ -45,7 +46,7 @@ static int list_available(const bncore_kernels *available[MOST_ISAS])
 }
 
 static const bncore_kernels *_Atomic chosen =
-    NULL; /* several first calls may choose it, all the same */
+    NULL; /* several first calls may choose at once, and all choose the same */
 
 static const bncore_kernels *find(const char *name)
 {

@@ -1,4 +1,4 @@
-/* float_env.h for hosts. */
+/* The functions of bncore.h that give hosts what float_env.h has. */
 #include <string.h>
 
 #include "float_env.h"

@@ -1,4 +1,4 @@
-/* What the library says of itself: its version, and what a status means. */
+/* The library's version, and the texts of its statuses. */
 #include "include/bncore.h"
 
 #define TEXT(name, number, text)                                                                   \

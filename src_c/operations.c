@@ -1,4 +1,5 @@
-/* The operations: which reduction, which elementwise pass, and the arithmetic per channel between them. */
+/* The public operations. Each chooses a reduction, an elementwise pass, and the arithmetic per channel between the
+ * two. */
 #include <math.h>
 
 #include "run.h"
@@ -17,18 +18,18 @@ static int misaligned(const void *array, size_t alignment)
     return (uintptr_t)array % alignment != 0;
 }
 
-/* Arrays of x's size. One that holds no value may be NULL, and is never looked at. */
-static bncore_status check_data(const job *j, int count, const void *const arrays[])
+/* Check arrays of x's size. Where they hold no value, they may be NULL, and nobody looks at them. */
+static bncore_status check_data(const operation *op, int count, const void *const arrays[])
 {
-    if (j->g.n == 0 || j->g.channels == 0) return BNCORE_OK;
+    if (op->g.n == 0 || op->g.channels == 0) return BNCORE_OK;
     for (int i = 0; i < count; i++) {
         if (!arrays[i]) return BNCORE_ERROR_NULL;
-        if (misaligned(arrays[i], j->item)) return BNCORE_ERROR_ALIGNMENT;
+        if (misaligned(arrays[i], op->item)) return BNCORE_ERROR_ALIGNMENT;
     }
     return BNCORE_OK;
 }
 
-/* Arrays that may be NULL: double[channels], or scratch. */
+/* Check arrays that may be NULL: double[channels], or scratch. */
 static bncore_status check_optional(int count, const void *const arrays[])
 {
     for (int i = 0; i < count; i++)
@@ -36,16 +37,16 @@ static bncore_status check_optional(int count, const void *const arrays[])
     return BNCORE_OK;
 }
 
-/* double[channels], which may be NULL where there is no channel. */
-static bncore_status check_channels(const job *j, int count, const void *const arrays[])
+/* Check arrays of double[channels], which may be NULL where there is no channel. */
+static bncore_status check_channels(const operation *op, int count, const void *const arrays[])
 {
     for (int i = 0; i < count; i++)
-        if (!arrays[i] && j->g.channels) return BNCORE_ERROR_NULL;
+        if (!arrays[i] && op->g.channels) return BNCORE_ERROR_NULL;
     return check_optional(count, arrays);
 }
 
-/* Take the problem, which brings residual, dresidual, bias and scratch with it. */
-static bncore_status start(job *j, const bncore_problem *p, void *dst, const void *dy,
+/* Check the problem, with its residual, dresidual, bias and scratch, and begin *op with it. */
+static bncore_status start(operation *op, const bncore_problem *p, void *dst, const void *dy,
                            const void *x)
 {
     bncore_geometry g;
@@ -54,44 +55,44 @@ static bncore_status start(job *j, const bncore_problem *p, void *dst, const voi
     const bncore_kernels *kernels = bncore_kernels_now();
     if (!kernels) return BNCORE_ERROR_ISA;
     if (bncore_executor_init() != BNCORE_OK) return BNCORE_ERROR_EXECUTOR;
-    *j = (job){.problem = p,
-               .kernels = kernels->set[p->dtype],
-               .g = g,
-               .arrays = {.dst = dst, .dy = dy, .x = x},
-               .item = kernels->set[p->dtype]->item};
+    *op = (operation){.problem = p,
+                      .kernels = kernels->set[p->dtype],
+                      .g = g,
+                      .arrays = {.dst = dst, .dy = dy, .x = x},
+                      .item = kernels->set[p->dtype]->item};
     const bncore_fusion *f = p->fusion;
-    if (f && (misaligned(f->residual, j->item) || misaligned(f->dresidual, j->item)))
+    if (f && (misaligned(f->residual, op->item) || misaligned(f->dresidual, op->item)))
         return BNCORE_ERROR_ALIGNMENT;
     return check_optional(2, (const void *[]){p->scratch, f ? f->bias : NULL});
 }
 
-static bncore_status run(job *j)
+static bncore_status run(operation *op)
 {
-    if (j->g.n > 0 && j->g.channels > 0) return bncore_job_run(j);
+    if (op->g.n > 0 && op->g.channels > 0) return bncore_run(op);
     for (int i = 0; i < 2; i++)
-        for (int64_t c = 0; j->results[i] && c < j->g.channels; c++) j->results[i][c] = 0.0;
+        for (int64_t c = 0; op->results[i] && c < op->g.channels; c++) op->results[i][c] = 0.0;
     return BNCORE_OK;
 }
 
 /* ---- per channel ---- */
 
-static void finish_moments(const job *j, int64_t first, int64_t n, bncore_partial partial,
+static void finish_moments(const operation *op, int64_t first, int64_t n, bncore_partial partial,
                            int64_t step)
 {
     for (int64_t c = 0; c < n; c++) {
         const double *from = partial.at + c * step;
-        j->results[0][first + c] = from[partial.stride] + from[2 * partial.stride];
-        j->results[1][first + c] = from[3 * partial.stride];
+        op->results[0][first + c] = from[partial.stride] + from[2 * partial.stride];
+        op->results[1][first + c] = from[3 * partial.stride];
     }
 }
 
-static void finish_sums(const job *j, int64_t first, int64_t n, bncore_partial partial,
+static void finish_sums(const operation *op, int64_t first, int64_t n, bncore_partial partial,
                         int64_t step)
 {
     for (int64_t c = 0; c < n; c++) {
         const double *from = partial.at + c * step;
-        j->results[0][first + c] = from[0];
-        j->results[1][first + c] = from[partial.stride] * j->invstd[first + c];
+        op->results[0][first + c] = from[0];
+        op->results[1][first + c] = from[partial.stride] * op->invstd[first + c];
     }
 }
 
@@ -100,196 +101,200 @@ static const double *from_channel(const double *parameter, int64_t first)
     return parameter ? parameter + first : NULL;
 }
 
-static void *coef_at(const job *j, int64_t column)
+static void *coef_at(const operation *op, int64_t column)
 {
-    return (char *)j->coef + (size_t)column * j->kernels->coef_item;
+    return (char *)op->coef + (size_t)column * op->kernels->coef_item;
 }
 
-static void set_normalize(const job *j, int64_t first, int64_t n, const double *mean)
+static void set_normalize(const operation *op, int64_t first, int64_t n, const double *mean)
 {
-    j->kernels->normalize_coefs(coef_at(j, first), j->coef_stride, n, mean + first,
-                                j->invstd + first, from_channel(j->weight, first),
-                                from_channel(j->bias, first));
+    op->kernels->normalize_coefs(coef_at(op, first), op->coef_stride, n, mean + first,
+                                 op->invstd + first, from_channel(op->weight, first),
+                                 from_channel(op->bias, first));
 }
 
-static void normalize_by_var(const job *j, int64_t first, int64_t n)
+static void normalize_by_var(const operation *op, int64_t first, int64_t n)
 {
-    set_normalize(j, first, n, j->mean);
+    set_normalize(op, first, n, op->mean);
 }
 
-static void normalize_by_moments(const job *j, int64_t first, int64_t n)
+static void normalize_by_moments(const operation *op, int64_t first, int64_t n)
 {
-    j->kernels->inverse_std(j->invstd + first, n, j->results[1] + first, (double)j->g.n,
-                            j->problem->eps);
-    set_normalize(j, first, n, j->results[0]);
+    op->kernels->inverse_std(op->invstd + first, n, op->results[1] + first, (double)op->g.n,
+                             op->problem->eps);
+    set_normalize(op, first, n, op->results[0]);
 }
 
-static void set_grad_input(const job *j, int64_t first, int64_t n)
+static void set_grad_input(const operation *op, int64_t first, int64_t n)
 {
-    j->kernels->grad_input_coefs(coef_at(j, first), j->coef_stride, n, j->mean + first,
-                                 j->invstd + first, from_channel(j->weight, first),
-                                 j->sum_dy + first, j->sum_dy_xhat + first, j->count);
+    op->kernels->grad_input_coefs(coef_at(op, first), op->coef_stride, n, op->mean + first,
+                                  op->invstd + first, from_channel(op->weight, first),
+                                  op->sum_dy + first, op->sum_dy_xhat + first, op->count);
 }
 
-static void set_grad_frozen(const job *j, int64_t first, int64_t n)
+static void set_grad_frozen(const operation *op, int64_t first, int64_t n)
 {
-    j->kernels->grad_frozen_coefs(coef_at(j, first), n, j->invstd + first,
-                                  from_channel(j->weight, first));
+    op->kernels->grad_frozen_coefs(coef_at(op, first), n, op->invstd + first,
+                                   from_channel(op->weight, first));
 }
 
-/* As normalize_by_var, so that z comes out as in forward. */
-static void set_mask(const job *j, int64_t first, int64_t n)
+/* Compute the coefficients of z as normalize_by_var does, so that z has the bits that it had in forward. */
+static void set_mask(const operation *op, int64_t first, int64_t n)
 {
-    j->kernels->mask_coefs(coef_at(j, first), j->coef_stride, n, j->mean + first, j->invstd + first,
-                           from_channel(j->weight, first), from_channel(j->bias, first));
+    op->kernels->mask_coefs(coef_at(op, first), op->coef_stride, n, op->mean + first,
+                            op->invstd + first, from_channel(op->weight, first),
+                            from_channel(op->bias, first));
 }
 
 /* ---- fusion ---- */
 
-/* Takes what the problem's fusion says of activation and residual; the variant that this asks for. */
-static int fuse(job *j)
+/* Take the activation and the residual from the problem's fusion. Returns the variant of the kernels for them. */
+static int fuse(operation *op)
 {
-    const bncore_fusion *f = j->problem->fusion;
-    j->arrays.slope = f->activation == BNCORE_LEAKY_RELU ? f->slope : 0.0;
-    j->arrays.least = f->activation == BNCORE_LEAKY_RELU ? -INFINITY : INFINITY;
-    j->arrays.residual = f->residual;
+    const bncore_fusion *f = op->problem->fusion;
+    op->arrays.slope = f->activation == BNCORE_LEAKY_RELU ? f->slope : 0.0;
+    op->arrays.least = f->activation == BNCORE_LEAKY_RELU ? -INFINITY : INFINITY;
+    op->arrays.residual = f->residual;
     return (f->activation ? ACTIVATION : 0) + (f->residual ? RESIDUAL : 0);
 }
 
-/* Backward: the variant of grad_sums. Without an activation dresidual is a copy of dy, and all else as ever. */
-static int fuse_backward(job *j)
+/* The same for backward; returns the variant of grad_sums. Without an activation dresidual is a copy of dy, and the
+ * rest of the computation does not change. */
+static int fuse_backward(operation *op)
 {
-    const bncore_fusion *f = j->problem->fusion;
+    const bncore_fusion *f = op->problem->fusion;
     if (!f->activation) {
-        if (f->dresidual != j->arrays.dy) j->copy_of_dy = f->dresidual;
+        if (f->dresidual != op->arrays.dy) op->copy_of_dy = f->dresidual;
         return 0;
     }
-    const int variant = fuse(j);
-    j->arrays.dresidual = f->dresidual;
-    j->bias = f->bias;
-    j->set_mask = set_mask;
-    j->masked = f->dresidual ? 0 : variant;
+    const int variant = fuse(op);
+    op->arrays.dresidual = f->dresidual;
+    op->bias = f->bias;
+    op->set_mask = set_mask;
+    op->masked = f->dresidual ? 0 : variant;
     return f->dresidual ? variant + STORED : variant;
 }
 
 /* ---- reductions and passes ---- */
 
-static void reduce_moments(job *j, double *mean, double *m2)
+static void reduce_moments(operation *op, double *mean, double *m2)
 {
-    j->fields = MOMENTS_FIELDS;
-    j->reduce_planes = j->kernels->moments_planes;
-    j->reduce_rows = j->kernels->moments_rows;
-    j->merge = j->kernels->merge_moments;
-    j->finish = finish_moments;
-    j->results[0] = mean;
-    j->results[1] = m2;
+    op->fields = MOMENTS_FIELDS;
+    op->reduce_planes = op->kernels->moments_planes;
+    op->reduce_rows = op->kernels->moments_rows;
+    op->merge = op->kernels->merge_moments;
+    op->finish = finish_moments;
+    op->results[0] = mean;
+    op->results[1] = m2;
 }
 
-static void reduce_sums(job *j, double *sum_dy, double *sum_dy_xhat, int variant)
+static void reduce_sums(operation *op, double *sum_dy, double *sum_dy_xhat, int variant)
 {
-    j->fields = GRAD_FIELDS;
-    j->reduce_planes = j->kernels->grad_sums_planes[variant];
-    j->reduce_rows = j->kernels->grad_sums_rows[variant];
-    j->merge = j->kernels->merge_sums;
-    j->finish = finish_sums;
-    j->results[0] = sum_dy;
-    j->results[1] = sum_dy_xhat;
+    op->fields = GRAD_FIELDS;
+    op->reduce_planes = op->kernels->grad_sums_planes[variant];
+    op->reduce_rows = op->kernels->grad_sums_rows[variant];
+    op->merge = op->kernels->merge_sums;
+    op->finish = finish_sums;
+    op->results[0] = sum_dy;
+    op->results[1] = sum_dy_xhat;
 }
 
-static void apply_normalize(job *j, void (*set_coefs)(const job *, int64_t, int64_t))
+static void apply_normalize(operation *op, void (*set_coefs)(const operation *, int64_t, int64_t))
 {
-    const int variant = j->problem->fusion ? fuse(j) : 0;
-    j->apply_planes = j->kernels->normalize_planes[variant];
-    j->apply_rows = j->kernels->normalize_rows[variant];
-    j->set_coefs = set_coefs;
+    const int variant = op->problem->fusion ? fuse(op) : 0;
+    op->apply_planes = op->kernels->normalize_planes[variant];
+    op->apply_rows = op->kernels->normalize_rows[variant];
+    op->set_coefs = set_coefs;
 }
 
-static void apply_grad_input(job *j, const double *sum_dy, const double *sum_dy_xhat, double count)
+static void apply_grad_input(operation *op, const double *sum_dy, const double *sum_dy_xhat,
+                             double count)
 {
-    j->apply_planes = j->kernels->grad_input_planes[j->masked];
-    j->apply_rows = j->kernels->grad_input_rows[j->masked];
-    j->set_coefs = set_grad_input;
-    j->sum_dy = sum_dy;
-    j->sum_dy_xhat = sum_dy_xhat;
-    j->count = count;
+    op->apply_planes = op->kernels->grad_input_planes[op->masked];
+    op->apply_rows = op->kernels->grad_input_rows[op->masked];
+    op->set_coefs = set_grad_input;
+    op->sum_dy = sum_dy;
+    op->sum_dy_xhat = sum_dy_xhat;
+    op->count = count;
 }
 
-static void given(job *j, const double *mean, const double *var, const double *weight,
+static void given(operation *op, const double *mean, const double *var, const double *weight,
                   const double *bias)
 {
-    j->mean = mean;
-    j->var = var;
-    j->weight = weight;
-    j->bias = bias;
+    op->mean = mean;
+    op->var = var;
+    op->weight = weight;
+    op->bias = bias;
 }
 
 /* ---- the public operations ---- */
 
 bncore_status bncore_moments(const bncore_problem *p, double *mean, double *m2, const void *x)
 {
-    job j;
-    bncore_status status = start(&j, p, NULL, NULL, x);
-    if (status == BNCORE_OK) status = check_data(&j, 1, (const void *[]){x});
-    if (status == BNCORE_OK) status = check_channels(&j, 2, (const void *[]){mean, m2});
+    operation op;
+    bncore_status status = start(&op, p, NULL, NULL, x);
+    if (status == BNCORE_OK) status = check_data(&op, 1, (const void *[]){x});
+    if (status == BNCORE_OK) status = check_channels(&op, 2, (const void *[]){mean, m2});
     if (status != BNCORE_OK) return status;
-    reduce_moments(&j, mean, m2);
-    return run(&j);
+    reduce_moments(&op, mean, m2);
+    return run(&op);
 }
 
 bncore_status bncore_normalize(const bncore_problem *p, void *y, const void *x, const double *mean,
                                const double *var, const double *weight, const double *bias)
 {
-    job j;
-    bncore_status status = start(&j, p, y, NULL, x);
-    if (status == BNCORE_OK) status = check_data(&j, 2, (const void *[]){y, x});
-    if (status == BNCORE_OK) status = check_channels(&j, 2, (const void *[]){mean, var});
+    operation op;
+    bncore_status status = start(&op, p, y, NULL, x);
+    if (status == BNCORE_OK) status = check_data(&op, 2, (const void *[]){y, x});
+    if (status == BNCORE_OK) status = check_channels(&op, 2, (const void *[]){mean, var});
     if (status == BNCORE_OK) status = check_optional(2, (const void *[]){weight, bias});
     if (status != BNCORE_OK) return status;
-    given(&j, mean, var, weight, bias);
-    apply_normalize(&j, normalize_by_var);
-    return run(&j);
+    given(&op, mean, var, weight, bias);
+    apply_normalize(&op, normalize_by_var);
+    return run(&op);
 }
 
 bncore_status bncore_train(const bncore_problem *p, void *y, double *mean, double *m2,
                            const void *x, const double *weight, const double *bias)
 {
-    job j;
-    bncore_status status = start(&j, p, y, NULL, x);
-    if (status == BNCORE_OK) status = check_data(&j, 2, (const void *[]){y, x});
-    if (status == BNCORE_OK) status = check_channels(&j, 2, (const void *[]){mean, m2});
+    operation op;
+    bncore_status status = start(&op, p, y, NULL, x);
+    if (status == BNCORE_OK) status = check_data(&op, 2, (const void *[]){y, x});
+    if (status == BNCORE_OK) status = check_channels(&op, 2, (const void *[]){mean, m2});
     if (status == BNCORE_OK) status = check_optional(2, (const void *[]){weight, bias});
     if (status != BNCORE_OK) return status;
-    given(&j, NULL, NULL, weight, bias);
-    reduce_moments(&j, mean, m2);
-    apply_normalize(&j, normalize_by_moments);
-    return run(&j);
+    given(&op, NULL, NULL, weight, bias);
+    reduce_moments(&op, mean, m2);
+    apply_normalize(&op, normalize_by_moments);
+    return run(&op);
 }
 
 bncore_status bncore_grad_sums(const bncore_problem *p, double *sum_dy, double *sum_dy_xhat,
                                const void *dy, const void *x, const double *mean, const double *var)
 {
-    job j;
-    bncore_status status = start(&j, p, NULL, dy, x);
-    if (status == BNCORE_OK) status = check_data(&j, 2, (const void *[]){dy, x});
+    operation op;
+    bncore_status status = start(&op, p, NULL, dy, x);
+    if (status == BNCORE_OK) status = check_data(&op, 2, (const void *[]){dy, x});
     if (status == BNCORE_OK)
-        status = check_channels(&j, 4, (const void *[]){mean, var, sum_dy, sum_dy_xhat});
+        status = check_channels(&op, 4, (const void *[]){mean, var, sum_dy, sum_dy_xhat});
     if (status != BNCORE_OK) return status;
-    given(&j, mean, var, NULL, NULL);
-    reduce_sums(&j, sum_dy, sum_dy_xhat, 0);
-    return run(&j);
+    given(&op, mean, var, NULL, NULL);
+    reduce_sums(&op, sum_dy, sum_dy_xhat, 0);
+    return run(&op);
 }
 
-/* What every operation with dx does first. */
-static bncore_status start_gradient(job *j, const bncore_problem *p, void *dx, const double *sum_dy,
-                                    const double *sum_dy_xhat, const void *dy, const void *x,
-                                    const double *mean, const double *var, const double *weight)
+/* Begin an operation that writes dx. */
+static bncore_status start_gradient(operation *op, const bncore_problem *p, void *dx,
+                                    const double *sum_dy, const double *sum_dy_xhat, const void *dy,
+                                    const void *x, const double *mean, const double *var,
+                                    const double *weight)
 {
-    bncore_status status = start(j, p, dx, dy, x);
-    if (status == BNCORE_OK) status = check_data(j, 3, (const void *[]){dx, dy, x});
+    bncore_status status = start(op, p, dx, dy, x);
+    if (status == BNCORE_OK) status = check_data(op, 3, (const void *[]){dx, dy, x});
     if (status == BNCORE_OK)
-        status = check_channels(j, 4, (const void *[]){mean, var, sum_dy, sum_dy_xhat});
+        status = check_channels(op, 4, (const void *[]){mean, var, sum_dy, sum_dy_xhat});
     if (status == BNCORE_OK) status = check_optional(1, (const void *[]){weight});
-    if (status == BNCORE_OK) given(j, mean, var, weight, NULL);
+    if (status == BNCORE_OK) given(op, mean, var, weight, NULL);
     return status;
 }
 
@@ -297,23 +302,24 @@ bncore_status bncore_grad_input(const bncore_problem *p, void *dx, const void *d
                                 const double *mean, const double *var, const double *sum_dy,
                                 const double *sum_dy_xhat, double count, const double *weight)
 {
-    job j;
+    operation op;
     const bncore_status status =
-        start_gradient(&j, p, dx, sum_dy, sum_dy_xhat, dy, x, mean, var, weight);
+        start_gradient(&op, p, dx, sum_dy, sum_dy_xhat, dy, x, mean, var, weight);
     if (status != BNCORE_OK) return status;
     if (!(count > 0.0)) return BNCORE_ERROR_COUNT;
-    apply_grad_input(&j, sum_dy, sum_dy_xhat, count);
-    return run(&j);
+    apply_grad_input(&op, sum_dy, sum_dy_xhat, count);
+    return run(&op);
 }
 
-static bncore_status start_backward(job *j, const bncore_problem *p, void *dx, double *sum_dy,
-                                    double *sum_dy_xhat, const void *dy, const void *x,
-                                    const double *mean, const double *var, const double *weight)
+static bncore_status start_backward(operation *op, const bncore_problem *p, void *dx,
+                                    double *sum_dy, double *sum_dy_xhat, const void *dy,
+                                    const void *x, const double *mean, const double *var,
+                                    const double *weight)
 {
     const bncore_status status =
-        start_gradient(j, p, dx, sum_dy, sum_dy_xhat, dy, x, mean, var, weight);
+        start_gradient(op, p, dx, sum_dy, sum_dy_xhat, dy, x, mean, var, weight);
     if (status != BNCORE_OK) return status;
-    reduce_sums(j, sum_dy, sum_dy_xhat, p->fusion ? fuse_backward(j) : 0);
+    reduce_sums(op, sum_dy, sum_dy_xhat, p->fusion ? fuse_backward(op) : 0);
     return BNCORE_OK;
 }
 
@@ -321,25 +327,25 @@ bncore_status bncore_train_backward(const bncore_problem *p, void *dx, double *s
                                     double *sum_dy_xhat, const void *dy, const void *x,
                                     const double *mean, const double *var, const double *weight)
 {
-    job j;
+    operation op;
     const bncore_status status =
-        start_backward(&j, p, dx, sum_dy, sum_dy_xhat, dy, x, mean, var, weight);
+        start_backward(&op, p, dx, sum_dy, sum_dy_xhat, dy, x, mean, var, weight);
     if (status != BNCORE_OK) return status;
-    apply_grad_input(&j, sum_dy, sum_dy_xhat, (double)j.g.n);
-    return run(&j);
+    apply_grad_input(&op, sum_dy, sum_dy_xhat, (double)op.g.n);
+    return run(&op);
 }
 
 bncore_status bncore_infer_backward(const bncore_problem *p, void *dx, double *sum_dy,
                                     double *sum_dy_xhat, const void *dy, const void *x,
                                     const double *mean, const double *var, const double *weight)
 {
-    job j;
+    operation op;
     const bncore_status status =
-        start_backward(&j, p, dx, sum_dy, sum_dy_xhat, dy, x, mean, var, weight);
+        start_backward(&op, p, dx, sum_dy, sum_dy_xhat, dy, x, mean, var, weight);
     if (status != BNCORE_OK) return status;
-    j.at_once = 1;
-    j.apply_planes = j.kernels->grad_frozen_planes[j.masked];
-    j.apply_rows = j.kernels->grad_frozen_rows[j.masked];
-    j.set_coefs = set_grad_frozen;
-    return run(&j);
+    op.at_once = 1;
+    op.apply_planes = op.kernels->grad_frozen_planes[op.masked];
+    op.apply_rows = op.kernels->grad_frozen_rows[op.masked];
+    op.set_coefs = set_grad_frozen;
+    return run(&op);
 }

@@ -5,7 +5,7 @@ static int64_t gcd(int64_t a, int64_t b)
     return b == 0 ? a : gcd(b, a % b);
 }
 
-/* Rows: how many rows are read as one, so that the width is a whole number of vectors and feeds four of them. */
+/* Rows: how many rows are read as one. Together they are a whole number of vectors wide, and at least four vectors. */
 static int64_t rows_per_fold(int64_t outer, int64_t width)
 {
     if (width > BNCORE_FOLD_WIDTH || width == 0) return 1;
@@ -14,14 +14,14 @@ static int64_t rows_per_fold(int64_t outer, int64_t width)
     return outer < 8 * fold ? 1 : fold;
 }
 
-static void cut_planes(bncore_geometry *g)
+static void partition_planes(bncore_geometry *g)
 {
-    int64_t parts = bncore_min(bncore_max(g->n / BNCORE_SEGMENT, 1), BNCORE_MAX_SEGMENTS);
-    g->segment = bncore_ceil_div(bncore_ceil_div(g->n, parts), BNCORE_BLOCK) * BNCORE_BLOCK;
+    const int64_t wanted = bncore_min(bncore_max(g->n / BNCORE_SEGMENT, 1), BNCORE_MAX_SEGMENTS);
+    g->segment = bncore_ceil_div(bncore_ceil_div(g->n, wanted), BNCORE_BLOCK) * BNCORE_BLOCK;
     g->segments = bncore_ceil_div(g->n, g->segment);
 }
 
-static void cut_rows(bncore_geometry *g)
+static void partition_rows(bncore_geometry *g)
 {
     const int64_t width = g->channels * g->inner;
     const int64_t fold = rows_per_fold(g->outer, width);
@@ -29,8 +29,8 @@ static void cut_rows(bncore_geometry *g)
     g->short_cols = (g->outer % fold) * width;
     g->rows = bncore_ceil_div(g->outer, fold);
     const int64_t blocks = bncore_ceil_div(g->rows, BNCORE_ROW_BLOCK);
-    const int64_t parts = bncore_min(blocks, BNCORE_MAX_SEGMENTS);
-    g->segment = bncore_ceil_div(blocks, parts) * BNCORE_ROW_BLOCK;
+    const int64_t wanted = bncore_min(blocks, BNCORE_MAX_SEGMENTS);
+    g->segment = bncore_ceil_div(blocks, wanted) * BNCORE_ROW_BLOCK;
     g->segments = bncore_ceil_div(g->rows, g->segment);
 }
 
@@ -44,9 +44,9 @@ bncore_geometry bncore_partition(int64_t outer, int64_t channels, int64_t inner)
     g.planes = g.inner >= BNCORE_LANES;
     if (g.n == 0 || channels == 0) return g;
     if (g.planes)
-        cut_planes(&g);
+        partition_planes(&g);
     else
-        cut_rows(&g);
+        partition_rows(&g);
     return g;
 }
 

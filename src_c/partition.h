@@ -1,4 +1,4 @@
-/* How a problem is cut. Everything here depends on the shape alone, so the order of every addition does, too. */
+/* Divides a problem. Everything here depends on the shape alone, and so the order of every addition does, too. */
 #ifndef BNCORE_PARTITION_H
 #define BNCORE_PARTITION_H
 
@@ -8,16 +8,16 @@ enum {
     BNCORE_LANES = 16,      /* virtual lanes of a planes reduction */
     BNCORE_BLOCK = 4096,    /* planes: values between two flushes of the lanes */
     BNCORE_ROW_BLOCK = 256, /* rows: rows between two flushes */
-    BNCORE_PIVOT_ROWS = 8,  /* rows: rows that make the first pivot */
+    BNCORE_PIVOT_ROWS = 8,  /* rows: the first pivot is the mean of so many rows */
     BNCORE_SEGMENT = 32768, /* planes: least values of a segment, the unit of parallel reduction */
     BNCORE_MAX_SEGMENTS = 64, /* segments per channel: bounds scratch */
     BNCORE_FOLD_WIDTH = 256,  /* rows: rows narrower than this may be folded into wider ones */
     BNCORE_GROUP = 32         /* planes: channels per task, at most */
 };
 
-/* Planes (inner >= 16): a channel is `outer` runs of `inner` values; value e lies in image e / inner.
- * Rows: memory is a matrix of `cols` columns; column j belongs to channel (j / inner) % channels. `rows`
- * counts a last row that only reaches up to column `short_cols` (0: it is whole). */
+/* Planes (inner >= 16): a channel has `outer` runs of `inner` values, and value e lies in image e / inner. Rows (the
+ * others): memory is a matrix of `cols` columns, and column j belongs to channel (j / inner) % channels. `rows`
+ * includes a last row that may have only `short_cols` columns (0: it has all). */
 typedef struct bncore_geometry {
     int planes;
     int64_t outer, channels, inner;
@@ -29,8 +29,9 @@ typedef struct bncore_geometry {
 
 bncore_geometry bncore_partition(int64_t outer, int64_t channels, int64_t inner);
 
-/* Planes: channels per task, such that a task's values (`bytes` each, over all arrays) stay in a core's own
- * cache between the two passes, runs are long enough for the prefetcher, and `threads` threads all have work. */
+/* Planes: how many channels a task takes. The values of a task (`bytes` each, over all arrays) then stay in the
+ * core's own cache between the two passes, runs are long enough for the prefetcher, and there are at least
+ * `threads` tasks where there are as many channels. */
 int64_t bncore_group_size(const bncore_geometry *g, int64_t bytes, int32_t threads);
 
 static inline int64_t bncore_min(int64_t a, int64_t b)

@@ -1,5 +1,5 @@
-/* Whether a problem makes sense, and how much scratch it takes. Every limit on sizes is here: what passes this check is
- * computed in int64_t and in size_t without overflow. */
+/* Checks a problem, and tells how much scratch it takes. Every limit on sizes is here: after this check no
+ * computation with the sizes overflows int64_t or size_t. */
 #include <float.h>
 #include <math.h>
 #include <string.h>
@@ -7,11 +7,11 @@
 #include "run.h"
 
 enum {
-    /* The structs of this ABI never become shorter, and no later one is longer than this. */
+    /* The structs of this ABI never become shorter, and none of a later version is longer than this. */
     LARGEST_STRUCT = 1024
 };
 
-/* Values of one array, at most. With so many, the bytes of an array and the doubles of scratch fit int64_t. */
+/* The most values of one array. The bytes of so many values, and of the scratch for them, still fit int64_t. */
 #define MOST_VALUES (INT64_MAX / 128)
 
 static int all_zero(const void *bytes, size_t size)
@@ -22,7 +22,7 @@ static int all_zero(const void *bytes, size_t size)
     return 1;
 }
 
-/* A struct that starts with its size, of which this library knows `known` bytes. */
+/* Check a struct that says it has `size` bytes, of which this library knows the first `known`. */
 static bncore_status check_struct(const void *given, uint32_t size, size_t known)
 {
     if (size < known || size > LARGEST_STRUCT || size % sizeof(uint64_t))
@@ -42,7 +42,8 @@ static bncore_status check_fusion(const bncore_fusion *f, int32_t dtype)
     return BNCORE_OK;
 }
 
-/* Whether the arrays fit the address space. An array of no values still has parameters, one value per channel. */
+/* Whether the arrays fit the address space. Where the arrays hold no value, the parameters still have one per
+ * channel. */
 static bncore_status check_sizes(const bncore_problem *p)
 {
     const int64_t item = p->dtype == BNCORE_FLOAT32 ? sizeof(float) : sizeof(double);
@@ -96,7 +97,7 @@ bncore_status bncore_fusion_init(bncore_fusion *fusion, size_t size)
     if (size < sizeof *fusion || size > LARGEST_STRUCT) return BNCORE_ERROR_STRUCT;
     memset(fusion, 0, size);
     fusion->size = (uint32_t)size;
-    return BNCORE_OK;
+    return check_struct(fusion, fusion->size, sizeof *fusion);
 }
 
 size_t bncore_scratch_size(const bncore_problem *problem)

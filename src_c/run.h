@@ -1,12 +1,13 @@
-/* One call of an operation, as operations.c runs it: at most one reduction per channel (partial results, merged in fixed
- * order, finished into the two results of a channel) and at most one elementwise pass with coefficients. */
-#ifndef BNCORE_JOB_H
-#define BNCORE_JOB_H
+/* One call of an operation, as operations.c describes it and run.c runs it. It has at most one reduction per channel,
+ * whose partial results are merged in a fixed order and finished into the two results of a channel, and at most one
+ * elementwise pass with coefficients. */
+#ifndef BNCORE_RUN_H
+#define BNCORE_RUN_H
 
 #include "include/bncore.h"
 #include "kernels/kernels.h"
 
-typedef struct job {
+typedef struct operation {
     const bncore_problem *problem;
     const bncore_kernel_set *kernels;
     bncore_geometry g;
@@ -14,38 +15,39 @@ typedef struct job {
     size_t item; /* bytes of one value */
     int32_t threads;
 
-    /* What the caller gave: per channel, NULL where it does not apply. */
+    /* What the caller gave per channel; NULL where the operation does not have it. */
     const double *mean, *var, *weight, *bias;
     const double *sum_dy, *sum_dy_xhat;
     double count;
 
-    /* The reduction; fields == 0: there is none. finish: the results of channels first .. first + n - 1, from columns
-     * 0, step, 2 step ... of partial. */
+    /* The reduction; fields is 0 where there is none. finish computes the results of channels first .. first + n - 1 from
+     * columns 0, step, 2 step ... of partial. */
     int fields;
     void (*reduce_planes)(bncore_partial partial, const bncore_arrays *a, const double *mean,
                           const bncore_planes *t);
     void (*reduce_rows)(bncore_partial partial, const bncore_arrays *a, const double *mean,
                         const bncore_rows *t);
     void (*merge)(bncore_partial into, const double *from, int64_t cols, int64_t step);
-    void (*finish)(const struct job *job, int64_t first, int64_t n, bncore_partial partial,
+    void (*finish)(const struct operation *op, int64_t first, int64_t n, bncore_partial partial,
                    int64_t step);
     double *results[2]; /* mean and m2, or sum_dy and sum_dy_xhat */
 
-    /* Backward of an activation: what its mask adds to the coefficients of channels first .. first + n - 1, for both
-     * passes; else NULL. */
-    void (*set_mask)(const struct job *job, int64_t first, int64_t n);
+    /* For the backward of an activation: sets what its mask adds to the coefficients of channels first .. first + n - 1,
+     * for both passes. Otherwise NULL. */
+    void (*set_mask)(const struct operation *op, int64_t first, int64_t n);
     int masked; /* the variant of the second pass */
 
-    /* The elementwise pass; NULL: there is none. set_coefs: of channels first .. first + n - 1. at_once: it does not
-     * need the reduction's results, and follows it piece by piece. */
+    /* The elementwise pass; the functions are NULL where there is none. set_coefs sets the coefficients of channels
+     * first .. first + n - 1. at_once: the pass does not need the results of the reduction, and each task runs it right
+     * after its part of the reduction. */
     int at_once;
-    void (*set_coefs)(const struct job *job, int64_t first, int64_t n);
+    void (*set_coefs)(const struct operation *op, int64_t first, int64_t n);
     void (*apply_planes)(const bncore_arrays *a, const void *coef, int64_t stride,
                          const bncore_planes *t);
     void (*apply_rows)(const bncore_arrays *a, const void *coef, int64_t stride,
                        const bncore_rows *t);
 
-    void *copy_of_dy; /* where dy goes as it is, before anything else; NULL: nowhere */
+    void *copy_of_dy; /* where dy is copied to before anything else; NULL: nowhere */
 
     /* Scratch. */
     double *partial;     /* [segment][field][column] */
@@ -55,21 +57,22 @@ typedef struct job {
     int64_t coef_stride;
 
     int64_t group, groups; /* planes: channels per task, tasks */
-    int whole_groups;      /* planes: a task takes its group from the reduction to the end */
+    int whole_groups;      /* planes: one task runs both passes over its group */
     int64_t strip, strips; /* rows: columns per task of the reduction, tasks across */
     int64_t chunk, chunks; /* rows: rows per task of the elementwise pass, tasks */
-} job;
+} operation;
 
-/* Check a problem and cut it: BNCORE_OK, or what is wrong with it, and then *g is undefined. */
+/* Check a problem and partition it. Where the status is not BNCORE_OK, *g is undefined. */
 bncore_status bncore_problem_open(const bncore_problem *problem, bncore_geometry *g);
 
-/* Sets threads, the sizes of tasks, at_once where the cut forbids it, and whether outputs pass the caches. */
-void bncore_job_cut(job *job);
+/* Set the number of threads, the sizes of tasks, and whether the output passes the caches by. at_once becomes 0 where
+ * a task has not whole rows. */
+void bncore_schedule(operation *op);
 
-/* Cuts the job, takes scratch, runs it. */
-bncore_status bncore_job_run(job *job);
+/* Schedule the operation, take scratch, and run it. */
+bncore_status bncore_run(operation *op);
 
-/* Doubles of scratch for the most demanding operation on this shape. */
+/* How many doubles of scratch the most demanding operation on this shape takes. */
 int64_t bncore_scratch_doubles(const bncore_geometry *g);
 
 #endif

@@ -1,5 +1,5 @@
-/* How a call is cut into tasks: for the threads, which change no bit, and for the caches. What the order of additions
- * depends on is cut in partition.c. */
+/* Divides a call into tasks, as the threads and the caches need it. Nothing here changes a bit: partition.c divides
+ * what the order of additions depends on. */
 #if !defined(_WIN32)
 #include <unistd.h>
 #endif
@@ -7,7 +7,7 @@
 #include "run.h"
 
 enum {
-    /* Fewer values than this per thread: waking it costs more than it saves. */
+    /* A thread that has fewer values than this costs more to wake than it saves. */
     THREAD_VALUES = 32 * 1024,
     TASKS_PER_THREAD = 4,     /* so that an uneven last task costs little */
     APPLY_VALUES = 64 * 1024, /* rows: values per task of the elementwise pass, at least and */
@@ -18,8 +18,8 @@ enum {
     STRIP_TASK = 256          /* rows: columns per task where rows alone do not feed the threads */
 };
 
-/* Bytes of the last-level cache that one core reaches, as far as the system tells: it may add up the caches of all
- * clusters of cores (256 MiB where a core reaches 32). */
+/* Bytes of the last-level cache that one core can use. The system may report the sum over all clusters of cores (256
+ * MiB where one core can use 32), so a limit applies. */
 static int64_t last_level_cache(void)
 {
 #ifdef _SC_LEVEL3_CACHE_SIZE
@@ -29,54 +29,55 @@ static int64_t last_level_cache(void)
     return MOST_CACHE;
 }
 
-/* How many arrays are read, or written beside the destination. */
+/* How many arrays the call reads, or writes in addition to the destination. */
 static int64_t inputs(const bncore_arrays *a)
 {
     const int apart = a->dresidual && a->dresidual != a->dy && a->dresidual != a->residual;
     return 1 + (a->dy != NULL) + (a->residual != NULL) + apart;
 }
 
-/* Whether the destination is to pass the caches: it, and what it is made of, do not fit them anyway. */
-static int worth_streaming(const job *j)
+/* Whether the stores to the destination pass the caches by. They do where the destination and the arrays that it is
+ * computed from do not fit into the caches anyway. */
+static int worth_streaming(const operation *op)
 {
-    const bncore_arrays *a = &j->arrays;
-    if (!j->kernels->streams) return 0;
+    const bncore_arrays *a = &op->arrays;
+    if (!op->kernels->streams) return 0;
     if (!a->dst || a->dst == a->x || a->dst == a->dy || a->dst == a->residual) return 0;
-    const int64_t bytes = j->g.n * j->g.channels * (int64_t)j->item * (inputs(a) + 1);
+    const int64_t bytes = op->g.n * op->g.channels * (int64_t)op->item * (inputs(a) + 1);
     if (bytes < LEAST_CACHE) return 0;
     return bytes > last_level_cache() / 4 * 3;
 }
 
-static void cut_planes(job *j)
+static void schedule_planes(operation *op)
 {
-    const bncore_geometry *g = &j->g;
-    const int64_t wanted = j->threads == 1 ? 1 : j->threads * TASKS_PER_THREAD; /* tasks */
-    if (j->fields)
-        j->group = bncore_group_size(g, (int64_t)j->item * inputs(&j->arrays), (int32_t)wanted);
+    const bncore_geometry *g = &op->g;
+    const int64_t wanted = op->threads == 1 ? 1 : op->threads * TASKS_PER_THREAD; /* tasks */
+    if (op->fields)
+        op->group = bncore_group_size(g, (int64_t)op->item * inputs(&op->arrays), (int32_t)wanted);
     else
-        j->group = bncore_ceil_div(g->channels,
-                                   bncore_min(bncore_ceil_div(wanted, g->segments), g->channels));
-    j->groups = bncore_ceil_div(g->channels, j->group);
-    j->whole_groups = j->fields && (j->threads == 1 || g->segments == 1 ||
-                                    j->groups >= TASKS_PER_THREAD * j->threads);
+        op->group = bncore_ceil_div(g->channels,
+                                    bncore_min(bncore_ceil_div(wanted, g->segments), g->channels));
+    op->groups = bncore_ceil_div(g->channels, op->group);
+    op->whole_groups = op->fields && (op->threads == 1 || g->segments == 1 ||
+                                      op->groups >= TASKS_PER_THREAD * op->threads);
 }
 
-void bncore_job_cut(job *j)
+void bncore_schedule(operation *op)
 {
-    const bncore_geometry *g = &j->g;
+    const bncore_geometry *g = &op->g;
     const int64_t useful = bncore_max(g->n * g->channels / THREAD_VALUES, 1);
-    j->threads = (int32_t)bncore_min(j->problem->n_threads, useful);
-    j->arrays.stream = worth_streaming(j);
+    op->threads = (int32_t)bncore_min(op->problem->n_threads, useful);
+    op->arrays.stream = worth_streaming(op);
     if (g->planes) {
-        cut_planes(j);
+        schedule_planes(op);
         return;
     }
-    j->strip =
-        g->segments >= TASKS_PER_THREAD * j->threads || j->threads == 1 ? g->cols : STRIP_TASK;
-    j->strips = bncore_ceil_div(g->cols, j->strip);
-    j->at_once = j->at_once && j->strips == 1;
-    const int64_t share = g->rows * g->cols / (APPLY_TASKS * j->threads);
+    op->strip =
+        g->segments >= TASKS_PER_THREAD * op->threads || op->threads == 1 ? g->cols : STRIP_TASK;
+    op->strips = bncore_ceil_div(g->cols, op->strip);
+    op->at_once = op->at_once && op->strips == 1;
+    const int64_t share = g->rows * g->cols / (APPLY_TASKS * op->threads);
     const int64_t values = bncore_min(bncore_max(share, APPLY_VALUES), APPLY_MOST);
-    j->chunk = bncore_max(values / g->cols, 1);
-    j->chunks = bncore_ceil_div(g->rows, j->chunk);
+    op->chunk = bncore_max(values / g->cols, 1);
+    op->chunks = bncore_ceil_div(g->rows, op->chunk);
 }

@@ -3,7 +3,7 @@
 A program can change the environment of a thread: ``torch.set_flush_denormal(True)`` replaces
 subnormal numbers by zero.  The C core sets the default environment itself.  For NumPy and Numba,
 ``with default_environment():`` does it, by calling the functions of C's fenv.h through ctypes.
-Windows has no such library, so the caller's environment stays in force there.
+If ctypes does not find them, as on Windows, the caller's environment stays in force.
 """
 
 from __future__ import annotations
@@ -36,15 +36,24 @@ def _library() -> Any:
     return library
 
 
-def _default() -> ctypes.c_void_p:
-    """Return FE_DFL_ENV: the address of a variable on macOS, -1 in the C libraries of Linux."""
-    if sys.platform == "darwin":
-        return ctypes.c_void_p(ctypes.addressof(ctypes.c_char.in_dll(_LIBRARY, "_FE_DFL_ENV")))
-    return ctypes.c_void_p(-1)
+def _default(library: Any) -> ctypes.c_void_p | None:
+    """Return what FE_DFL_ENV is in C, or None if that is not known.
+
+    On macOS, on BSD, and on Linux for POWER it is the address of a variable.  A C library of Linux
+    that has no such variable takes -1.
+    """
+    for name in ("_FE_DFL_ENV", "__fe_dfl_env"):
+        try:
+            return ctypes.c_void_p(ctypes.addressof(ctypes.c_char.in_dll(library, name)))
+        except ValueError:
+            pass
+    return ctypes.c_void_p(-1) if sys.platform == "linux" else None
 
 
 _LIBRARY = _library()
-_DEFAULT = _default() if _LIBRARY is not None else None
+_DEFAULT = None if _LIBRARY is None else _default(_LIBRARY)
+if _DEFAULT is None:
+    _LIBRARY = None
 
 
 class default_environment:

@@ -1,7 +1,7 @@
-/* What is fused with batch norm, for storage type T and arithmetic in ACC: z = bn(x) + residual, and its activation.
- * `fused`, a sum of variants (kernels.h), is a constant wherever these are inlined. */
+/* What is fused with batch norm: z = bn(x) + residual, and its activation, for storage type T and arithmetic in ACC.
+ * `fused` is a sum of variants (kernels.h) and a constant wherever these functions are inlined. */
 
-/* Where the values of a run begin. Not read: dy without BACKWARD, r without RESIDUAL, dr without STORED. */
+/* Where the values of a run begin. dy is used with BACKWARD only, r with RESIDUAL, and dr with STORED. */
 typedef struct NAME(values) {
     const T *dy, *x, *r;
     T *dr;
@@ -22,7 +22,7 @@ static inline ALWAYS_INLINE NAME(values) NAME(values_at)(NAME(values) v, int64_t
     return v;
 }
 
-/* z of value i, d being x - hi. */
+/* The z of value i, where d is x - hi. */
 static inline ALWAYS_INLINE ACC NAME(z_of)(NAME(values) v, int64_t i, ACC d, ACC scale, ACC shift,
                                            int fused)
 {
@@ -30,8 +30,9 @@ static inline ALWAYS_INLINE ACC NAME(z_of)(NAME(values) v, int64_t i, ACC d, ACC
     return fused & RESIDUAL ? z + (ACC)v.r[i] : z;
 }
 
-/* `value` where z is positive or NaN; else slope * value, or for relu exactly 0, whatever the value is. That no z reaches
- * relu's `least` says so without a branch, for which GCC would make every loop twice. */
+/* Returns `value` where z is positive or NaN, and slope * value elsewhere. Relu gives exactly 0 there, whatever the
+ * value is: its `least` is infinite, so that no z <= 0 reaches it. A branch on the kind of activation would make GCC
+ * compile every loop twice. */
 static inline ALWAYS_INLINE ACC NAME(activated)(NAME(values) v, ACC z, ACC value)
 {
     const ACC below = z >= v.least ? v.slope * value : (ACC)0;
@@ -45,7 +46,7 @@ static inline ALWAYS_INLINE ACC NAME(y_of)(NAME(values) v, int64_t i, ACC d, ACC
     return fused & ACTIVATION ? NAME(activated)(v, z, z) : z;
 }
 
-/* The gradient by z of value i. */
+/* The gradient by z, for value i. */
 static inline ALWAYS_INLINE ACC NAME(g_of)(NAME(values) v, int64_t i, ACC d, ACC scale, ACC shift,
                                            int fused)
 {

@@ -1,9 +1,9 @@
-/* Backward, for storage type T: dx from dy and x, through the statistics of the batch (grad_input; Ioffe & Szegedy, 2015,
- * section 3) or past frozen ones (grad_frozen). g is dy, or what an activation leaves of it. The arithmetic is in ACC; what
- * needs more digits was folded into the coefficients in double. */
+/* Backward, for storage type T: dx from dy and x. grad_input differentiates through the statistics of the batch
+ * (Ioffe & Szegedy, 2015, section 3), grad_frozen takes them as constants. g is dy, or what an activation leaves of
+ * it. The arithmetic is in ACC; the coefficients were computed in double, since they need more digits. */
 
-/* dx = ((dy + (x - hi) * k) + shift) * a: the common factor last, since invstd squared would leave the range of float
- * for a std beyond 1e19. Fields: a, hi, k, shift. */
+/* The coefficients of dx = ((dy + (x - hi) * k) + shift) * a. The common factor a comes last because invstd squared
+ * would leave the range of float for a std beyond 1e19. Fields: a, hi, k, shift. */
 static void NAME(grad_input_coefs)(void *coef, int64_t stride, int64_t n,
                                    const double *restrict mean, const double *restrict invstd,
                                    const double *restrict weight, const double *restrict sum_dy,
@@ -22,7 +22,7 @@ static void NAME(grad_input_coefs)(void *coef, int64_t stride, int64_t n,
     }
 }
 
-/* Frozen statistics: the field a alone. */
+/* For frozen statistics, only the field a. */
 static void NAME(grad_frozen_coefs)(void *coef, int64_t n, const double *restrict invstd,
                                     const double *restrict weight)
 {
@@ -57,7 +57,7 @@ static inline ALWAYS_INLINE void NAME(grad_input_row)(T *to, NAME(values) v, int
     }
 }
 
-/* Frozen statistics: dx = dy * a, with grad_input's coefficients. */
+/* For frozen statistics: dx = dy * a. The fields of the coefficients are those of grad_input. */
 static inline ALWAYS_INLINE void NAME(grad_frozen_run)(T *to, NAME(values) v, int64_t len,
                                                        const ACC *coef, int64_t stride, int fused)
 {

@@ -1,12 +1,12 @@
-/* Backward, for storage type T: the two sums of Ioffe & Szegedy (2015), section 3. g is dy, or what an activation leaves
- * of it; `fused` is a constant, as in activation_tmpl.c. */
+/* Backward, for storage type T: the two sums of Ioffe & Szegedy (2015), section 3. g is dy, or what an activation
+ * leaves of it. `fused` is a constant, as in activation_tmpl.c. */
 
-/* What z of one channel is made of beside its values. */
+/* The coefficients of z for one channel. */
 typedef struct NAME(mask) {
     ACC scale, hi, shift;
 } NAME(mask);
 
-/* coef: the fields of grad_input's coefficients; not read without an activation. */
+/* coef has the fields of grad_input's coefficients. It is not read without an activation. */
 static inline ALWAYS_INLINE NAME(mask) NAME(mask_of)(const ACC *coef, int64_t stride, int fused)
 {
     if (!(fused & ACTIVATION)) return (NAME(mask)){0};
@@ -21,8 +21,8 @@ static inline ALWAYS_INLINE void NAME(fetch_values)(NAME(values) v, int64_t ahea
     if (fused & RESIDUAL) fetch(v.r, ahead, where);
 }
 
-/* Add to the lanes a (sum of g) and b (sum of g * (x - mean)); the last `left` values as in add_vectors. dr may be dy:
- * what an earlier vector stored there is neither added nor stored again. */
+/* Add to the lanes a (sum of g) and b (sum of g * (x - mean)). The last `left` values are added as in add_vectors. dr
+ * may be the same memory as dy; values that an earlier vector stored there are then neither added nor stored again. */
 static inline ALWAYS_INLINE void NAME(add_grad_vectors)(lanes *restrict acc, NAME(values) values,
                                                         int64_t len, int left, double mean,
                                                         NAME(mask) m, int64_t ahead, int fused)
@@ -71,7 +71,7 @@ static NOINLINE void NAME(add_short_grad_run)(lanes *acc, NAME(values) v, int64_
     }
 }
 
-/* A run of len values, as in add_run. */
+/* Add a run of len values, as add_run does. */
 static inline ALWAYS_INLINE void NAME(add_grad_run)(lanes *acc, NAME(values) v, int64_t len,
                                                     double mean, NAME(mask) m, int64_t ahead,
                                                     int fused)
@@ -114,7 +114,7 @@ static inline ALWAYS_INLINE void NAME(sum_planes)(bncore_partial partial,
     }
 }
 
-/* Rows: the sums of STRIP columns in the block under way. */
+/* Rows: the sums of STRIP columns in the current block. */
 typedef struct NAME(grad_columns) {
     double a[STRIP], b[STRIP];
     const double *mean;

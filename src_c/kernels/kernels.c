@@ -1,5 +1,6 @@
-/* The kernels of one instruction set. Built once per line of isa.def, with that line's flags and
- * -DBNCORE_ISA_NAME=<name>; always with -ffp-contract=off, so that all of them give the same bits. */
+/* The kernels of one instruction set. This file is compiled once for each line of isa.def, with the flags of that
+ * line and -DBNCORE_ISA_NAME=<name>, and always with -ffp-contract=off, so that all instruction sets give the same
+ * bits. */
 #define ALWAYS_INLINE __attribute__((always_inline))
 #define NOINLINE __attribute__((noinline, cold))
 
@@ -11,14 +12,15 @@
 
 enum {
     STRIP =
-        1024, /* rows: columns whose sums stay in L1 and L2 beside the data, and fit the stack */
-    ROW_TILE = 4, /* rows: rows added between a load and a store of that state */
-    /* Rows: columns from which streamed rows are taken ROW_TILE at a time: the coefficients of fewer stay in L1. */
+        1024, /* rows: the sums of so many columns stay in L1 and L2 with the data, and fit the stack */
+    ROW_TILE = 4, /* rows: rows that are added between a load and a store of these sums */
+    /* Rows: from so many columns on, streamed rows are taken ROW_TILE at a time. The coefficients of fewer columns stay
+     * in L1 anyway. */
     TILED_COLS = 2048,
-    AHEAD = 65536 /* rows: bytes from the values under way to those that are being fetched */
+    AHEAD = 65536 /* rows: bytes from the current values to those that are prefetched */
 };
 
-/* Rows: s and q of STRIP columns in the block under way. */
+/* Rows: the sums s and q of STRIP columns in the current block. */
 typedef struct running_columns {
     double s[STRIP], q[STRIP];
 } running_columns;

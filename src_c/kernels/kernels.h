@@ -1,12 +1,13 @@
-/* The dispatch table: one struct of kernel pointers per instruction set, one set of kernels per storage type.
+/* The table of kernels: for each instruction set one struct, with one set of function pointers per storage type.
  *
- * Reductions give one partial result per channel (planes) or column (rows), of these fields:
- *   moments:  {n, pivot, offset, m2}, the mean being pivot + offset
+ * A reduction gives one partial result per channel (planes) or column (rows), with these fields:
+ *   moments: {n, pivot, offset, m2}, where the mean is pivot + offset
  *   grad_sums: {sum of dy, sum of dy * (x - mean)}
- * Elementwise kernels read coefficients of the arithmetic type, field by field: coefficient[field * stride + column]; for
- * rows, those of the first REPEATED columns stand once more behind the last ones.
+ * An elementwise kernel reads coefficients of the arithmetic type: field f of column c is coefficient[f * stride + c]. For
+ * rows, the coefficients of the first REPEATED columns follow those of the last column once more.
  *   normalize: {hi, scale, shift}
- *   grad_input: {a, hi, k, c}, and behind them, for a mask, the shift of normalize, whose scale is a
+ *   grad_input: {a, hi, k, c}, and for a mask the shift of normalize, whose scale is a
+ *   grad_frozen: the same fields, but only a and, for a mask, hi and the shift are set
  */
 #ifndef BNCORE_KERNELS_H
 #define BNCORE_KERNELS_H
@@ -25,12 +26,12 @@ enum {
     REPEATED = 16
 };
 
-/* Variants of a kernel, added up; the table is indexed by them. */
+/* A variant of a kernel is a sum of these, and an index of the table. */
 enum {
-    ACTIVATION = 1, /* y is activated; backward masks dy */
-    RESIDUAL = 2,   /* z has a residual added before the activation */
+    ACTIVATION = 1, /* forward has an activation; backward masks dy */
+    RESIDUAL = 2,   /* a residual is added before the activation */
     STORED = 4,     /* grad_sums: the masked gradient goes to dresidual */
-    BACKWARD = 8,   /* in the templates alone: it reads dy */
+    BACKWARD = 8,   /* only within the templates: the kernel reads dy */
     ELEMENTWISE_VARIANTS = 4,
     SUMS_VARIANTS = 8
 };
@@ -41,7 +42,7 @@ typedef struct bncore_planes {
     int64_t channels, inner, image_stride, begin, end;
 } bncore_planes;
 
-/* Rows: rows x cols values, rows `stride` values apart; elementwise, stride == cols. */
+/* Rows: rows x cols values. Neighbouring rows lie `stride` values apart; for elementwise kernels stride == cols. */
 typedef struct bncore_rows {
     int64_t rows, cols, stride;
 } bncore_rows;
@@ -52,24 +53,24 @@ typedef struct bncore_partial {
     int64_t stride;
 } bncore_partial;
 
-/* dst is y or dx; dy is NULL in forward. stream: dst is too large for the caches (and none of the others). What
- * follows is for variants alone. */
+/* dst is y or dx, and dy is NULL in forward. stream: dst is too large for the caches, and it is no other array of the
+ * call. The fields after it are for variants other than the plain one. */
 typedef struct bncore_arrays {
     void *dst;
     const void *dy, *x;
     int stream;
-    /* On the negative side: of z below `least` nothing is left, of others slope. */
+    /* Where z <= 0, a value is multiplied by slope if z >= least, and else becomes 0. */
     double slope, least;
     const void *residual;
     void *dresidual;
-    /* grad_sums: the coefficients of the first column, fields mask_stride columns apart. */
+    /* For grad_sums: the coefficients of the first column, whose fields lie mask_stride columns apart. */
     const void *mask;
     int64_t mask_stride;
 } bncore_arrays;
 
 typedef struct bncore_kernel_set {
     size_t item, coef_item; /* bytes of a value, and of a coefficient */
-    int streams;            /* whether streamed stores pass the caches here */
+    int streams;            /* whether this instruction set has stores that pass the caches by */
     void (*moments_planes)(bncore_partial partial, const bncore_arrays *a, const double *unused,
                            const bncore_planes *t);
     void (*moments_rows)(bncore_partial partial, const bncore_arrays *a, const double *unused,
@@ -78,7 +79,7 @@ typedef struct bncore_kernel_set {
                                             const double *mean, const bncore_planes *t);
     void (*grad_sums_rows[SUMS_VARIANTS])(bncore_partial partial, const bncore_arrays *a,
                                           const double *mean, const bncore_rows *t);
-    /* into = into and from, in this order, for `cols` columns that lie `step` apart; of one stride. */
+    /* Merge `from` into `into`, in this order, for `cols` columns that lie `step` apart. Both have the same stride. */
     void (*merge_moments)(bncore_partial into, const double *from, int64_t cols, int64_t step);
     void (*merge_sums)(bncore_partial into, const double *from, int64_t cols, int64_t step);
 
@@ -95,12 +96,12 @@ typedef struct bncore_kernel_set {
     void (*grad_frozen_rows[ELEMENTWISE_VARIANTS])(const bncore_arrays *a, const void *coef,
                                                    int64_t stride, const bncore_rows *t);
 
-    /* Per channel, n of them: 1 / sqrt(var / divisor + eps), and the coefficients that follow from it. weight and
+    /* For each of n channels: 1 / sqrt(var / divisor + eps), and the coefficients that are computed from it. weight and
      * bias may be NULL. */
     void (*inverse_std)(double *invstd, int64_t n, const double *var, double divisor, double eps);
     void (*normalize_coefs)(void *coef, int64_t stride, int64_t n, const double *mean,
                             const double *invstd, const double *weight, const double *bias);
-    /* What a mask adds to those of backward: the fields a, hi and MASK_SHIFT, as in normalize_coefs. */
+    /* What a mask needs of the coefficients of backward: the fields a, hi and MASK_SHIFT, as in normalize_coefs. */
     void (*mask_coefs)(void *coef, int64_t stride, int64_t n, const double *mean,
                        const double *invstd, const double *weight, const double *bias);
     void (*grad_input_coefs)(void *coef, int64_t stride, int64_t n, const double *mean,
@@ -114,7 +115,7 @@ typedef struct bncore_kernels {
     const bncore_kernel_set *set[2]; /* by bncore_dtype */
 } bncore_kernels;
 
-/* The table in use. */
+/* Return the table in use; NULL while BNCORE_ISA names none. */
 const bncore_kernels *bncore_kernels_now(void);
 
 #endif

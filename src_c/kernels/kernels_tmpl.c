@@ -1,7 +1,7 @@
-/* All kernels for one storage type: kernels.c defines T, the type of the arithmetic ACC and NAME() and includes this file
- * once per type. */
+/* All kernels for one storage type. kernels.c defines T, the type of the arithmetic (ACC) and NAME(), and includes
+ * this file once per type. */
 
-/* In this order: each uses those before it. */
+/* The order matters: each uses those before it. */
 #include "activation_tmpl.c"
 
 #include "grad_sums_tmpl.c"

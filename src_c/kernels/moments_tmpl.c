@@ -1,7 +1,9 @@
-/* Statistics in one pass over memory, for storage type T. Chan, Golub & LeVeque (1983) in blocks about a pivot. */
+/* Mean and sum of squared deviations in one pass over memory, for storage type T: the method of Chan, Golub & LeVeque
+ * (1983), in blocks about a pivot. */
 
-/* Add to the lanes s (sum of d) and q (sum of d * d), d = x - pivot, the whole vectors of x, then its last `left` values
- * to the last lanes. All lanes take part in that, or GCC would keep them in memory. */
+/* Add to the lanes s (sum of d) and q (sum of d * d), where d = x - pivot. The whole vectors of x are added first,
+ * and then its last `left` values to the last lanes. The other lanes add 0 there, since GCC would otherwise keep the
+ * lanes in memory. */
 static inline ALWAYS_INLINE void NAME(add_vectors)(lanes *restrict acc, const T *restrict x,
                                                    int64_t len, int left, double pivot,
                                                    int64_t ahead)
@@ -32,7 +34,7 @@ static inline ALWAYS_INLINE void NAME(add_vectors)(lanes *restrict acc, const T 
     for (int l = 0; l < BNCORE_LANES; l++) acc->a[l] = s[l], acc->b[l] = q[l];
 }
 
-/* A run shorter than a vector. Out of the way: inlined, it costs the others registers. */
+/* Add a run that is shorter than a vector. This is not inlined, because it would take registers from the longer runs. */
 static NOINLINE void NAME(add_short_run)(lanes *acc, const T *x, int64_t len, double pivot)
 {
     for (int64_t i = 0; i < len; i++) {
@@ -42,8 +44,8 @@ static NOINLINE void NAME(add_short_run)(lanes *acc, const T *x, int64_t len, do
     }
 }
 
-/* A run of len values; its last len % LANES go to the last lanes. Each call is inlined for itself, so that the lanes
- * stay in registers from the first vector to the last one. */
+/* Add a run of len values; its last len % LANES values go to the last lanes. Each call of add_vectors is inlined by
+ * itself, so that the lanes stay in registers from the first vector to the last one. */
 static inline void NAME(add_run)(lanes *acc, const T *x, int64_t len, double pivot, int64_t ahead)
 {
     const int left = (int)(len % BNCORE_LANES);
@@ -55,7 +57,8 @@ static inline void NAME(add_run)(lanes *acc, const T *x, int64_t len, double piv
         NAME(add_vectors)(acc, x, len, left, pivot, ahead);
 }
 
-/* A first pivot: the mean of the first k values, taken about the first, so that a constant gives itself. */
+/* The first pivot: the mean of the first k values. It is computed from their differences to the first value, so that
+ * the mean of equal values is that value. */
 static inline double NAME(first_pivot)(const T *x, int64_t k, int64_t stride)
 {
     const double x0 = (double)x[0];
@@ -93,7 +96,7 @@ static void NAME(moments_planes)(bncore_partial partial, const bncore_arrays *ar
     for (int64_t c = 0; c < t->channels; c++) running_finish(&w[c], partial, c);
 }
 
-/* Rows: `rows` rows of LANES columns, added to s and q one row after the other. */
+/* Rows: add `rows` rows of LANES columns to s and q, one row after the other. */
 static inline void NAME(add_strip)(double *restrict s_, double *restrict q_,
                                    const double *restrict pivot_, const T *restrict x,
                                    int64_t stride, int rows)
@@ -129,7 +132,7 @@ static inline void NAME(add_rows)(running_columns *w, const double *pivot, const
         }
 }
 
-/* Start the running statistics of columns with first_pivot; sums of differences gather in sum. */
+/* Start the running statistics of columns with a pivot as in first_pivot. The sums of differences are kept in `sum`. */
 static void NAME(start_columns)(bncore_partial partial, double *restrict sum, const T *x,
                                 const bncore_rows *t)
 {
@@ -147,7 +150,7 @@ static void NAME(start_columns)(bncore_partial partial, double *restrict sum, co
     }
 }
 
-/* Up to STRIP columns, so that what is added to them stays in L1 beside the data. */
+/* Reduce up to STRIP columns, so that their sums stay in L1 and L2 with the data. */
 static void NAME(moments_strip)(bncore_partial partial, const T *x, const bncore_rows *t)
 {
     running_columns w;

@@ -1,8 +1,8 @@
-/* Forward, for storage type T: y from x. The arithmetic is in ACC; what needs more digits was folded into the coefficients
- * in double. */
+/* Forward, for storage type T: y from x. The arithmetic is in ACC; the coefficients were computed in double, since
+ * they need more digits. */
 
-/* y = (x - hi) * scale + shift: hi is the mean rounded to ACC, and what rounding lost is in shift, so that
- * |mean| >> std costs no digits. */
+/* The coefficients of y = (x - hi) * scale + shift. hi is the mean rounded to ACC, and shift makes up for the
+ * rounding, so that no digits are lost where |mean| is much larger than std. */
 static inline ALWAYS_INLINE void
 NAME(normalize_fields)(ACC *restrict hi, ACC *restrict scale, ACC *restrict shift, int64_t n,
                        const double *restrict mean, const double *restrict invstd,
@@ -25,7 +25,7 @@ static void NAME(normalize_coefs)(void *coef, int64_t stride, int64_t n, const d
     NAME(normalize_fields)(hi, hi + stride, hi + 2 * stride, n, mean, invstd, weight, bias);
 }
 
-/* The same for the mask of backward, whose field a is the scale. */
+/* The same for the mask of backward, where the scale is the field a. */
 static void NAME(mask_coefs)(void *coef, int64_t stride, int64_t n, const double *mean,
                              const double *invstd, const double *weight, const double *bias)
 {

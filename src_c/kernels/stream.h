@@ -1,4 +1,4 @@
-/* Stores that pass the caches: the one place with intrinsics. */
+/* Stores that pass the caches by. Only this file uses intrinsics. */
 #ifndef BNCORE_STREAM_H
 #define BNCORE_STREAM_H
 
@@ -12,14 +12,14 @@
 
 enum { LINE = 64 }; /* bytes of a line of the caches */
 
-/* Whether stream_line() passes the caches. Where it is a plain copy, a line goes through memory twice for nothing. */
+/* Whether stream_line() passes the caches by. Where it is a plain copy, streaming only adds a copy of every line. */
 #if defined(__SSE2__)
 enum { STREAMS = 1 };
 #else
 enum { STREAMS = 0 };
 #endif
 
-/* Write one line; dst is a line's start. */
+/* Write one line; dst must be the start of a line. */
 static inline void stream_line(void *dst, const void *src)
 {
 #if defined(__AVX512F__)
@@ -35,7 +35,7 @@ static inline void stream_line(void *dst, const void *src)
 #endif
 }
 
-/* Streamed stores are ordered with later ones only after this. */
+/* Order the streamed stores before all later stores. */
 static inline void stream_end(void)
 {
 #if defined(__SSE2__)

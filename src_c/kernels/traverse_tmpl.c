@@ -1,21 +1,22 @@
-/* How an elementwise kernel for storage type T walks through memory, and how it writes. The arithmetic is that of a
- * NAME(run_function) of normalize_tmpl.c or grad_input_tmpl.c, in the variant `fused`; both are constants here. `to` may
- * be an input itself: value i depends on value i. */
+/* The order in which an elementwise kernel for storage type T goes through memory, and how it writes. The arithmetic
+ * is a NAME(run_function) of normalize_tmpl.c or grad_input_tmpl.c in the variant `fused`; both are constants here.
+ * `to` may be an input itself, because value i of the result depends only on value i of the inputs. */
 
 typedef void NAME(run_function)(T *to, NAME(values) v, int64_t len, const ACC *coef, int64_t stride,
                                 int fused);
 
 enum { NAME(LINE) = LINE / sizeof(T) }; /* values of a line */
 
-/* Values from p to the next start of a line. */
+/* How many values lie between p and the next start of a line. */
 static inline int64_t NAME(to_line)(const T *p)
 {
     return (int64_t)((LINE - (uintptr_t)p % LINE) % LINE / sizeof(T));
 }
 
-/* `runs` neighbouring runs of `len` values: what lies in whole lines passes the caches. A line in which two runs meet (none
- * meets three: len >= LINE where there are several) is computed with the coefficients of both. ahead: bytes to what is fetched
- * of a residual, which, unlike x, no earlier pass has read. */
+/* Write `runs` neighbouring runs of `len` values; whole lines pass the caches by. A line in which two runs meet is
+ * computed with the coefficients of both. Three runs never meet in a line, because len >= LINE where there are
+ * several runs. `ahead` is the distance in bytes at which the residual is prefetched, since, unlike x, no earlier
+ * pass has read it. */
 static inline ALWAYS_INLINE void NAME(stream_runs)(T *dst, NAME(values) v, int64_t runs,
                                                    int64_t len, int64_t ahead, const ACC *coef,
                                                    int64_t stride, NAME(run_function) * run,
@@ -43,7 +44,8 @@ static inline ALWAYS_INLINE void NAME(stream_runs)(T *dst, NAME(values) v, int64
     run(dst + i, NAME(values_at)(v, i, fused), runs * len - i, coef + runs - 1, stride, fused);
 }
 
-/* The last image first: what was read last is still in cache. Within an image, memory forwards. */
+/* The last image comes first, because the reduction read it last and it is still in the cache. Within an image,
+ * memory is walked forwards. */
 static inline ALWAYS_INLINE void NAME(walk_planes)(const bncore_arrays *arrays, const ACC *coef,
                                                    int64_t stride, const bncore_planes *t,
                                                    NAME(run_function) * run, int fused)
@@ -71,7 +73,8 @@ static inline ALWAYS_INLINE void NAME(walk_planes)(const bncore_arrays *arrays, 
     if (arrays->stream) stream_end();
 }
 
-/* `rows` rows of whole lines, a line of columns at a time, so that its coefficients are loaded once for all. */
+/* Write `rows` rows of whole lines, one line of columns at a time, so that its coefficients are loaded once for all
+ * rows. */
 static inline ALWAYS_INLINE void NAME(walk_columns)(const bncore_arrays *arrays, int64_t at,
                                                     const ACC *coef, int64_t stride, int64_t cols,
                                                     int rows, int stream, NAME(run_function) * run,
@@ -107,8 +110,9 @@ static inline ALWAYS_INLINE void NAME(walk_tiles)(const bncore_arrays *arrays, i
         NAME(walk_columns)(arrays, at + r * cols, coef, stride, cols, 1, stream, run, fused);
 }
 
-/* Rows of at least a line, streamed from the first whole line on. A line may go round the corner from a row's last
- * columns to the next one's first, whose coefficients stand behind those of the last (run.c repeats them there). */
+/* Stream rows that are at least a line wide, from the first whole line on. A line may hold the last columns of a row
+ * and the first ones of the next row. The coefficients of those follow the coefficients of the last column, where
+ * run.c repeats them. */
 static inline ALWAYS_INLINE void NAME(stream_rows)(const bncore_arrays *arrays, const ACC *coef,
                                                    int64_t stride, const bncore_rows *t,
                                                    NAME(run_function) * run, int fused)

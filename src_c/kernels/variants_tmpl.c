@@ -1,4 +1,5 @@
-/* The kernels of variants.def for storage type T: each traversal or sum with its arithmetic, once per variant. */
+/* The kernels of variants.def for storage type T. Each is a traversal or a sum with its arithmetic, compiled for one
+ * variant. */
 
 #define BNCORE_SUMS(operation, variant, fused, reads)                                              \
     static void NAME(operation##_planes_##variant)(bncore_partial partial, const bncore_arrays *a, \

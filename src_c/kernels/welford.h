@@ -1,14 +1,15 @@
-/* What the reductions of kernels.c share, whatever the storage type: walking planes, lanes, and the running
- * statistics of one channel. Included once per instruction set; all static. */
-#ifndef BNCORE_REDUCE_H
-#define BNCORE_REDUCE_H
+/* What the reductions of both storage types share: walking through planes, lanes, and the running statistics of a
+ * channel. The file is compiled once per instruction set, so everything in it is static. */
+#ifndef BNCORE_WELFORD_H
+#define BNCORE_WELFORD_H
 
 #include <float.h>
 #include <math.h>
 
 #include "kernels.h"
 
-/* A run of memory that belongs to one channel: `len` values, `offset` values after the channel's first one. */
+/* A run of memory that belongs to one channel. It has `len` values and begins `offset` values after the channel's
+ * first. */
 typedef struct piece {
     int64_t offset, len;
 } piece;
@@ -20,14 +21,14 @@ static inline piece piece_at(const bncore_planes *t, int64_t e, int64_t most)
     return (piece){image * t->image_stride + pos, bncore_min(len, most)};
 }
 
-/* Where fetched values are to wait. ONCE: near, and soon forgotten, since they are read once. */
+/* The cache that values are prefetched to. ONCE is the nearest one for values that are read once and not kept. */
 enum { LEVEL_1, LEVEL_2, ONCE };
 
 enum {
     LONG_RUN = 65536
-}; /* bytes; what lies one image ahead of a longer one would be evicted before its use */
+}; /* bytes; in longer runs, values prefetched one image ahead would be evicted before their use */
 
-/* Have what lies `bytes` behind p fetched; it need not be in any array. */
+/* Prefetch what lies `bytes` behind p. The address need not lie in any array. */
 static inline ALWAYS_INLINE void fetch(const void *p, int64_t bytes, int where)
 {
     const void *at = (const void *)((uintptr_t)p + (uintptr_t)bytes);
@@ -39,21 +40,21 @@ static inline ALWAYS_INLINE void fetch(const void *p, int64_t bytes, int where)
         __builtin_prefetch(at, 0, 0);
 }
 
-/* Planes: bytes from the values under way to those that are to be fetched: not far ahead in a long run, in the same place of
- * the next image in a short one. */
+/* Planes: bytes from the current values to those that are prefetched. In a long run these lie a little ahead, in a
+ * short one at the same place of the next image. */
 static inline int64_t bytes_ahead(const bncore_planes *t, int64_t item)
 {
     const int64_t in_run = 8192;
     return t->inner * item >= LONG_RUN ? in_run : t->image_stride * item;
 }
 
-/* The same for a residual in the second pass, whose next image is the one before; 0 where runs are long. */
+/* The same for a residual in the second pass, which goes from the last image to the first; 0 where runs are long. */
 static inline int64_t residual_ahead(const bncore_planes *t, int64_t item)
 {
     return t->channels * t->inner * item > LONG_RUN ? 0 : -t->image_stride * item;
 }
 
-/* Backwards: what lies before value e in its image. */
+/* For walking backwards: the piece that lies before value e in its image. */
 static inline piece piece_before(const bncore_planes *t, int64_t e)
 {
     const int64_t image = (e - 1) / t->inner, start = image * t->inner;
@@ -79,9 +80,9 @@ static inline int is_finite(double v)
     return fabs(v) <= DBL_MAX;
 }
 
-/* Blocked Welford: n values, their sum S and sum of squares Q about a pivot. After each block the pivot moves to
- * the running mean (with a block of one value this is Welford's update, Technometrics 4(3), 1962), so that S is
- * only the rounding of that move and Q does not cancel. */
+/* Welford's method in blocks: n values, and their sum S and sum of squares Q about a pivot. After each block the
+ * pivot moves to the running mean, so that S is only the rounding of that move and Q does not cancel. With blocks of
+ * one value this is Welford's update (Technometrics 4(3), 1962). */
 typedef struct running {
     double n, pivot, S, Q;
 } running;
@@ -96,7 +97,7 @@ static inline running running_flush(running w, double s, double q, double n)
     const double Q = w.Q - t * (2.0 * w.S - nt);
     const double S = w.S - nt;
     const int ok =
-        is_finite(moved); /* else an Inf or NaN came by: S and Q carry it to the result */
+        is_finite(moved); /* otherwise there was an Inf or NaN: S and Q carry it to the result */
     w.pivot = ok ? moved : w.pivot;
     w.S = ok ? S : w.S;
     w.Q = ok ? (Q < 0.0 ? 0.0 : Q) : w.Q;
@@ -114,7 +115,7 @@ static inline void running_finish(const running *w, bncore_partial partial, int6
     to[3 * partial.stride] = m2 < 0.0 ? 0.0 : m2;
 }
 
-/* Rows: the running statistics of columns stand where their partial results will: {n, pivot, S, Q}. */
+/* Rows: the running statistics of a column, {n, pivot, S, Q}, are kept where its partial result will be written. */
 enum { RUNNING_PIVOT = 1, RUNNING_S, RUNNING_Q };
 
 /* Flush a block of `rows` rows with the sums s and q, after `before` rows. */
@@ -133,7 +134,7 @@ static inline void flush_columns(bncore_partial partial, const double *restrict 
     }
 }
 
-/* Make partial results of the running statistics of n rows, in their place. */
+/* Turn the running statistics of n rows into partial results, in place. */
 static inline void finish_columns(bncore_partial partial, int64_t cols, double n)
 {
     double *restrict n_ = partial.at, *restrict offset_ = n_ + RUNNING_S * partial.stride,
@@ -146,8 +147,8 @@ static inline void finish_columns(bncore_partial partial, int64_t cols, double n
     }
 }
 
-/* Chan, Golub & LeVeque (1983), eq. 2.1: the difference of the means keeps its digits where |mean| >> std because
- * pivots and offsets are subtracted apart. What holds no value (n = 0) changes nothing. */
+/* Chan, Golub & LeVeque (1983), eq. 2.1. Pivots and offsets are subtracted separately, so that the difference of the
+ * means keeps its digits where |mean| is much larger than std. A partial result of no value (n = 0) changes nothing. */
 static inline void merge_moments_apart(bncore_partial into, const double *from, int64_t cols,
                                        int64_t step)
 {
@@ -198,13 +199,13 @@ static void merge_sums(bncore_partial into, const double *from, int64_t cols, in
         merge_sums_apart(into, from, cols, step);
 }
 
-/* An infinity where var and eps are 0. */
+/* 1 / sqrt(var / divisor + eps); infinite where var and eps are 0. */
 static void inverse_std(double *restrict invstd, int64_t n, const double *restrict var,
                         double divisor, double eps)
 {
 #pragma omp simd
     for (int64_t c = 0; c < n; c++) {
-        /* A variance that is given has divisor 1: its division is a third of the work. */
+        /* A variance that the caller gave has divisor 1, and a division would be a third of the work. */
         const double v = divisor == 1.0 ? var[c] : var[c] / divisor;
         invstd[c] = 1.0 / sqrt(v + eps);
     }

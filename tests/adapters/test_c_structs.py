@@ -124,6 +124,14 @@ def test_init_says_what_is_wrong():
     assert init(size, 0, 5) == "OK"
 
 
+@pytest.mark.parametrize("beyond", [-8, 4, 8, 1024])
+def test_init_of_a_fusion_says_what_a_call_would_say(beyond):
+    memory = (ctypes.c_uint64 * 256)()
+    size = ctypes.sizeof(c_library.Fusion) + beyond
+    status = host.library().bncore_fusion_init(memory, ctypes.c_size_t(size))
+    assert name_of(status) == ("OK" if beyond == 8 else "ERROR_STRUCT")
+
+
 @pytest.mark.parametrize("byte", [0, 0x5A, 0xFF])
 def test_a_problem_that_was_never_initialized_is_refused(byte):
     p = c_library.Problem()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import ctypes.util
 import platform
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 
@@ -11,7 +14,9 @@ import numpy as np
 import pytest
 
 import bncore
+from bncore.arguments import float_environment
 from calls import CALLS
+from checkout import COMPILER
 
 pytestmark = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64") or platform.system() != "Linux",
@@ -234,3 +239,22 @@ def test_each_thread_of_the_caller_keeps_its_own(backend, rng):
     for thread in threads:
         thread.join()
     assert seen == {value: (True, value) for value in STATES.values()}
+
+
+def test_the_default_environment_is_what_the_c_library_says(tmp_path, monkeypatch):
+    """Some C libraries have a variable for it, and would read the address -1."""
+    if COMPILER is None:
+        pytest.skip("needs a C compiler")
+    library = tmp_path / "fenv.so"
+    for name in ("_FE_DFL_ENV", "__fe_dfl_env"):
+        source = f"const char {name}[64] = {{1}};"
+        command = [COMPILER, "-shared", "-fPIC", "-x", "c", "-", "-o", library]
+        subprocess.run(command, input=source, text=True, check=True)
+        loaded = ctypes.CDLL(str(library))
+        address = ctypes.addressof(ctypes.c_char.in_dll(loaded, name))
+        assert float_environment._default(loaded).value == address
+        library = tmp_path / "another.so"
+    without = ctypes.CDLL(ctypes.util.find_library("c"))
+    assert float_environment._default(without).value == ctypes.c_void_p(-1).value
+    monkeypatch.setattr(sys, "platform", "haiku")
+    assert float_environment._default(without) is None

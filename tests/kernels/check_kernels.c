@@ -1,10 +1,11 @@
-/* Checks every compiled kernel by its name against a plain loop, for each instruction set that this processor has and each
- * dtype, over random tiles, offsets and variants: the same bits, and nothing written beside the outputs. Then, with
- * --bench, times each.
+/* Checks every compiled kernel, by its name, against a plain loop, for each instruction set that this processor has and for
+ * each dtype, over random tiles, offsets and variants. The kernel must give the same bits, and must write nothing but its
+ * outputs. With --bench the program then times each kernel.
  *
  *     check_kernels [--bench] [--tiles N] [--seed N] [PART OF A NAME]
  *
- * `make check-kernels` builds and runs it. It links the archive, whose names it may use though the library hides them. */
+ * `make check-kernels` builds and runs it. It is linked with the archive, since the shared library hides the names that it
+ * uses. */
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -18,13 +19,13 @@
 enum {
     MOST_CHANNELS = BNCORE_GROUP,
     MOST_COLS = 2200,      /* beyond STRIP and TILED_COLS of kernels.c */
-    MOST_VALUES = 1 << 18, /* of a tile's array, the gaps between its runs included */
-    AROUND = 64,           /* values before and behind each array that nobody may write */
+    MOST_VALUES = 1 << 18, /* of a tile's array, including the gaps between its runs */
+    AROUND = 64,           /* values before and behind each array, which no kernel may write */
     COEF_GAP = 80,         /* between two fields of coefficients, as in run.c */
     MOST_ISAS = 8
 };
 
-/* What a kernel is: an operation on planes or on rows, or arithmetic per channel. */
+/* A kernel is an operation on planes or on rows, or arithmetic per channel. */
 typedef enum operation {
     moments,
     grad_sums,
@@ -90,7 +91,7 @@ static double random_value(void)
     return (double)(random_bits() >> 11) * 0x1p-52 - 1.0;
 }
 
-/* Where `wild`, now and then something that arithmetic treats apart. */
+/* A random value. If `wild`, it is sometimes an infinity, a NaN, a subnormal number or another special case. */
 static double random_or_special(int wild)
 {
     static const double special[] = {0.0, -0.0, INFINITY, -INFINITY, NAN, 1e-40, -1e-42, 3e38, 1.0};
@@ -100,8 +101,11 @@ static double random_or_special(int wild)
 
 /* ---- a tile, and what a kernel makes of it ---- */
 
-/* Arrays of values begin AROUND values and `offset` behind the start of their memory, so that they are aligned to nothing
- * but their values. */
+/* The input that the output shares its memory with, since an operation may work in place. */
+typedef enum place { APART, OVER_X, OVER_DY, OVER_RESIDUAL, PLACES } place;
+
+/* Arrays of values begin AROUND + offset values behind the start of their memory, so that they are aligned to the
+ * size of their values and to nothing more. */
 typedef struct tile {
     bncore_planes planes;
     bncore_rows rows;
@@ -109,10 +113,11 @@ typedef struct tile {
     int64_t columns;        /* results, parameters and coefficients */
     int64_t step;           /* merges */
     int stream, leaky;
+    place over;
     double count, eps;
 } tile;
 
-/* A vector of doubles per column, and partial results of several fields. */
+/* Parameters with one value per column, and partial results of several fields. */
 typedef struct parameters {
     double mean[MOST_COLS], var[MOST_COLS], weight[MOST_COLS], bias[MOST_COLS];
     double sum_dy[MOST_COLS], sum_dy_xhat[MOST_COLS], from[MAX_FIELDS * MOST_COLS];
@@ -120,7 +125,13 @@ typedef struct parameters {
 
 static parameters given;
 
-static tile random_tile(int rows, int fixed)
+static int is_reduction(const kernel *k)
+{
+    return k->operation == moments || k->operation == grad_sums;
+}
+
+/* fixed: the tile that a kernel is timed with. */
+static tile random_tile(const kernel *k, int fixed)
 {
     tile t = {.count = 1.0 + (double)random_int(0, 100000), .eps = 1e-5};
     static const int64_t planes[] = {16, 17, 31, 32, 33, 49, 63, 64, 196, 784, 5000};
@@ -136,13 +147,15 @@ static tile random_tile(int rows, int fixed)
     t.planes.end = fixed ? inner * images : random_int(t.planes.begin + 1, inner * images);
     static const int64_t widths[] = {16, 48, 64, 240, 1024, 2048, 2080};
     t.rows.cols = fixed ? 256 : random_int(0, 2) ? random_int(1, 300) : widths[random_int(0, 6)];
-    t.rows.rows = fixed ? 196 : random_int(1, bncore_min(MOST_VALUES / t.rows.cols, 600));
     t.rows.stride = t.rows.cols;
+    if (is_reduction(k) && !fixed && random_int(0, 1)) t.rows.stride += random_int(1, 100);
+    t.rows.rows = fixed ? 196 : random_int(1, bncore_min(MOST_VALUES / t.rows.stride, 600));
     t.offset = fixed ? 0 : random_int(0, 15);
-    t.columns = rows ? t.rows.cols : t.planes.channels;
-    t.values = rows ? t.rows.rows * t.rows.cols : images * t.planes.image_stride;
+    t.columns = k->rows ? t.rows.cols : t.planes.channels;
+    t.values = k->rows ? t.rows.rows * t.rows.stride : images * t.planes.image_stride;
     t.step = random_int(0, 1) ? 1 : random_int(2, 5);
-    t.stream = fixed ? 0 : (int)random_int(0, 1);
+    t.over = fixed ? APART : (place)random_int(0, PLACES - 1);
+    t.stream = fixed || t.over != APART ? 0 : (int)random_int(0, 1);
     t.leaky = (int)random_int(0, 1);
     return t;
 }
@@ -157,12 +170,14 @@ static void fail(const kernel *k, const char *isa, const char *dtype, const tile
     failures++;
     printf("FAILED %s %s %s: %s\n", k->name, dtype, isa, what);
     if (k->rows)
-        printf("       rows %lld, cols %lld", (long long)t->rows.rows, (long long)t->rows.cols);
+        printf("       rows %lld, cols %lld, stride %lld", (long long)t->rows.rows,
+               (long long)t->rows.cols, (long long)t->rows.stride);
     else
         printf("       channels %lld, inner %lld, values %lld to %lld",
                (long long)t->planes.channels, (long long)t->planes.inner,
                (long long)t->planes.begin, (long long)t->planes.end);
-    printf(", offset %lld, stream %d, leaky %d\n", (long long)t->offset, t->stream, t->leaky);
+    printf(", offset %lld, stream %d, leaky %d, over %d\n", (long long)t->offset, t->stream,
+           t->leaky, t->over);
 }
 
 static double now(void)
@@ -193,18 +208,13 @@ typedef struct options {
     const char *part; /* of the kernels' names */
 } options;
 
-static int takes_rows(const kernel *k)
-{
-    return k->rows;
-}
-
 static void check_all(const options *o, const bncore_kernels *isa)
 {
     for (int i = 0; i < KERNELS; i++) {
         const kernel *k = &all_kernels[i];
         if (!strstr(k->name, o->part)) continue;
         for (int n = 0; n < o->tiles; n++) {
-            const tile t = random_tile(takes_rows(k), 0);
+            const tile t = random_tile(k, 0);
             check_f32(k, isa, &t);
             check_f64(k, isa, &t);
         }
@@ -222,7 +232,7 @@ static void time_all(const options *o, const bncore_kernels *const isas[], int c
         char name[64];
         snprintf(name, sizeof name, "%s %s", timed->name, k % 2 ? "float64" : "float32");
         printf("%-36s", name);
-        const tile t = random_tile(takes_rows(timed), 1);
+        const tile t = random_tile(timed, 1);
         for (int i = 0; i < count; i++) {
             double bytes;
             const double ns =

@@ -1,5 +1,5 @@
-/* The check of every kernel for storage type T, whose arithmetic is in T as well. check_kernels.c defines T and NAME() and
- * includes this file once per type. */
+/* Checks every kernel for storage type T, which is the type of the arithmetic, too. check_kernels.c defines T and
+ * NAME() and includes this file once per type. */
 
 /* ---- memory ---- */
 
@@ -8,7 +8,7 @@ typedef struct NAME(arrays) {
     T coef[COEF_FIELDS * (MOST_COLS + COEF_GAP)], mask[COEF_FIELDS * (MOST_COLS + COEF_GAP)];
 } NAME(arrays);
 
-/* What a kernel writes. */
+/* Everything that a kernel may write. */
 typedef struct NAME(results) {
     T dst[MOST_VALUES + 4 * AROUND], dr[MOST_VALUES + 4 * AROUND];
     double partial[5 * MAX_FIELDS * MOST_COLS];
@@ -39,30 +39,49 @@ static void NAME(fill)(const tile *t, int wild)
             coef[c] = c < t->columns ? (T)random_value() : coef[column % t->columns];
             mask[c] = c < t->columns ? (T)random_value() : mask[column % t->columns];
         }
-    for (int i = 0; i < MAX_FIELDS * MOST_COLS; i++) given.from[i] = fabs(random_value());
+    for (int64_t c = 0; c < MOST_COLS; c++) {
+        const int empty = random_int(0, 4) == 0; /* a partial result of no value */
+        for (int f = 0; f < MAX_FIELDS; f++)
+            given.from[f * MOST_COLS + c] = empty ? 0.0 : fabs(random_value());
+    }
 }
 
-/* The same for every result, so that what a kernel must leave alone is seen to be left alone. */
+/* The same for every result, so that a kernel which writes what it must leave alone is found. Every fifth partial
+ * result is one of no value. */
 static void NAME(clear)(NAME(results) * to, const tile *t)
 {
     for (int64_t i = 0; i < t->values + 2 * AROUND; i++) {
         to->dst[i] = to->dr[i] = (T)i;
     }
-    for (int i = 0; i < 5 * MAX_FIELDS * MOST_COLS; i++) to->partial[i] = 1.0 + i % 7;
+    for (int i = 0; i < 5 * MAX_FIELDS * MOST_COLS; i++)
+        to->partial[i] = i % MOST_COLS % 5 ? 1.0 + i % 7 : 0.0;
     memset(to->coef, 0, sizeof to->coef);
+}
+
+/* Copy an input to the memory of an output, and return that as the input. */
+static const T *NAME(shared)(const tile *t, T *to, const T *input)
+{
+    memcpy(to, input, (size_t)(t->values + 2 * AROUND) * sizeof(T));
+    return to;
 }
 
 static bncore_arrays NAME(arrays_of)(const tile *t, NAME(results) * to, int fused)
 {
     const NAME(arrays) *in = &NAME(in);
     const int64_t at = AROUND + t->offset;
+    const T *x = in->x, *dy = in->dy, *r = in->r;
+    T *output = fused & STORED ? to->dr : to->dst;
+    /* dresidual may be dy or the residual, but not x. */
+    if (t->over == OVER_X && !(fused & STORED)) x = NAME(shared)(t, output, x);
+    if (t->over == OVER_DY) dy = NAME(shared)(t, output, dy);
+    if (t->over == OVER_RESIDUAL && fused & RESIDUAL) r = NAME(shared)(t, output, r);
     return (bncore_arrays){.dst = to->dst + at,
-                           .dy = in->dy + at,
-                           .x = in->x + at,
+                           .dy = dy + at,
+                           .x = x + at,
                            .stream = t->stream,
                            .slope = t->leaky ? 0.25 : 0.0,
                            .least = t->leaky ? -INFINITY : INFINITY,
-                           .residual = fused & RESIDUAL ? in->r + at : NULL,
+                           .residual = fused & RESIDUAL ? r + at : NULL,
                            .dresidual = fused & STORED ? to->dr + at : NULL,
                            .mask = in->mask,
                            .mask_stride = t->columns + COEF_GAP};
@@ -147,7 +166,7 @@ static void NAME(run)(const kernel *k, const bncore_kernel_set *s, const tile *t
 
 /* ---- the comparison ---- */
 
-/* The same bits; of a NaN, that it is one. */
+/* Whether the bits are the same. All NaNs count as the same. */
 static int NAME(same)(const T *a, const T *b, int64_t n)
 {
     for (int64_t i = 0; i < n; i++)
@@ -203,7 +222,7 @@ static int NAME(array_count)(const kernel *k)
     }
 }
 
-/* ns per value, or per channel, the best of several runs; *bytes: of arrays, per value. */
+/* Nanoseconds per value, or per channel, in the best of several runs. *bytes: how many bytes of arrays a value takes. */
 static double NAME(time)(const kernel *k, const bncore_kernels *isa, const tile *t, double *bytes)
 {
     const bncore_kernel_set *s = isa->set[sizeof(T) == sizeof(double)];

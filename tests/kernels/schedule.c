@@ -1,5 +1,5 @@
-/* Prints whether an output that is too large for the caches is streamed: by kernels that say they can, and by kernels that
- * say they cannot. */
+/* Prints whether an output that is too large for the caches is streamed, first for kernels that can stream and then for
+ * kernels that cannot. */
 #include <stdio.h>
 
 #include "run.h"
@@ -13,14 +13,14 @@ int main(void)
     for (int streams = 1; streams >= 0; streams--) {
         bncore_kernel_set kernels = *bncore_kernels_now()->set[BNCORE_FLOAT32];
         kernels.streams = streams;
-        job j = {.problem = &problem,
-                 .kernels = &kernels,
-                 .g = bncore_partition(n, channels, inner),
-                 .arrays = {.dst = &y, .x = &x},
-                 .item = sizeof(float),
-                 .apply_planes = kernels.normalize_planes[0]};
-        bncore_job_cut(&j);
-        printf("%d\n", j.arrays.stream);
+        operation op = {.problem = &problem,
+                        .kernels = &kernels,
+                        .g = bncore_partition(n, channels, inner),
+                        .arrays = {.dst = &y, .x = &x},
+                        .item = sizeof(float),
+                        .apply_planes = kernels.normalize_planes[0]};
+        bncore_schedule(&op);
+        printf("%d\n", op.arrays.stream);
     }
     return 0;
 }

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "learning.h"
+#include "shares.h"
 #include "workers.h"
 
 #define CHECK(condition)                                                                           \
@@ -41,6 +42,7 @@ void bncore_threads_learn(int64_t now, int64_t alone, int64_t took)
 
 static _Atomic int refuse = 0;
 static _Atomic int seconds_late = 0;
+static _Atomic int creating_slowly = 0; /* 1: the next creation takes a while; 2: it has begun */
 
 int __real_pthread_create(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
 int __wrap_pthread_create(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
@@ -61,7 +63,9 @@ static void *begin_late(void *arg)
 int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*run)(void *),
                           void *arg)
 {
+    int slowly = 1;
     if (atomic_load(&refuse)) return EAGAIN;
+    if (atomic_compare_exchange_strong(&creating_slowly, &slowly, 2)) sleep(1);
     if (!atomic_load(&seconds_late)) return __real_pthread_create(thread, attributes, run, arg);
     beginning *b = malloc(sizeof *b);
     CHECK(b);
@@ -250,6 +254,110 @@ static void names_and_signals(void)
     for (int s = 1; s < 32; s++) CHECK(sigismember(&before, s) == sigismember(&after, s));
 }
 
+/* A worker that sleeps comes when it is called. The first job creates the worker, which is awake then. */
+static void asleep(void)
+{
+    int came = 0;
+    for (int i = 0; i < 20; i++) {
+        looks l = {.caller = pthread_self()};
+        bncore_workers_run(20, 2, 0, task_look, &l);
+        came += i > 0 && atomic_load(&l.seen) > 0;
+        const struct timespec pause = {0, 5000000};
+        nanosleep(&pause, NULL);
+    }
+    CHECK(came > 0);
+}
+
+/* ---- all slots taken ---- */
+
+enum { SLOTS = 16 };
+static _Atomic int held = 0, let_go = 0; /* held: the callers that are in a task */
+
+static void task_hold(void *arg, int64_t i)
+{
+    (void)i;
+    const pthread_t *caller = arg;
+    if (pthread_equal(pthread_self(), *caller)) atomic_fetch_add(&held, 1);
+    const struct timespec ms = {0, 1000000};
+    while (!atomic_load(&let_go)) nanosleep(&ms, NULL);
+}
+
+static void *hold_slot(void *arg)
+{
+    (void)arg;
+    pthread_t caller = pthread_self();
+    bncore_workers_run(2, 2, 0, task_hold, &caller);
+    return NULL;
+}
+
+/* One job more than there are slots for runs on its caller. A child that is forked meanwhile has all slots, and its
+ * workers take part. */
+static void full(void)
+{
+    pthread_t host[SLOTS];
+    for (int i = 0; i < SLOTS; i++)
+        CHECK(__real_pthread_create(&host[i], NULL, hold_slot, NULL) == 0);
+    const struct timespec ms = {0, 1000000};
+    while (atomic_load(&held) < SLOTS) nanosleep(&ms, NULL);
+    job j = {.nested = 0};
+    call(&j, 100, 4, 0);
+    CHECK(bncore_workers_count() == 1);
+    const pid_t child = fork();
+    if (child == 0) {
+        alarm(60);
+        looks l = {.caller = pthread_self()};
+        for (int i = 0; i < 100 && !atomic_load(&l.seen); i++)
+            bncore_workers_run(20, 3, 0, task_look, &l);
+        CHECK(atomic_load(&l.seen) > 0);
+        exit(0);
+    }
+    int status;
+    CHECK(child > 0 && waitpid(child, &status, 0) == child && status == 0);
+    atomic_store(&let_go, 1);
+    for (int i = 0; i < SLOTS; i++) pthread_join(host[i], NULL);
+}
+
+/* The process is forked while another thread creates a worker, and so keeps the others from it. */
+static void creating(void)
+{
+    pthread_t host;
+    job j = {.nested = 0};
+    atomic_store(&creating_slowly, 1);
+    CHECK(__real_pthread_create(&host, NULL, one_call, &j) == 0);
+    const struct timespec ms = {0, 1000000};
+    while (atomic_load(&creating_slowly) != 2) nanosleep(&ms, NULL);
+    const pid_t child = fork();
+    if (child == 0) {
+        alarm(60);
+        job own = {.nested = 0};
+        call(&own, 64, 3, 0);
+        CHECK(bncore_workers_count() == 2);
+        exit(0);
+    }
+    int status;
+    CHECK(child > 0 && waitpid(child, &status, 0) == child && status == 0);
+    pthread_join(host, NULL);
+}
+
+/* ---- claims ---- */
+
+/* The owner takes from the front, others from the back, and who comes from another job takes nothing. */
+static void claims(void)
+{
+    bncore_share share;
+    atomic_init(&share.word, bncore_share_word(5, 0, 3));
+    for (uint64_t generation = 0; generation < 10; generation++) {
+        if (generation == 5) continue;
+        for (int is_owner = 0; is_owner < 2; is_owner++)
+            CHECK(bncore_share_take(&share, generation, is_owner) == -1);
+    }
+    CHECK(atomic_load(&share.word) == bncore_share_word(5, 0, 3));
+    CHECK(bncore_share_take(&share, 5, 1) == 0);
+    CHECK(bncore_share_take(&share, 5, 0) == 2);
+    CHECK(bncore_share_take(&share, 5, 1) == 1);
+    CHECK(bncore_share_take(&share, 5, 1) == -1 && bncore_share_take(&share, 5, 0) == -1);
+}
+
 int main(int argc, char **argv)
 {
     CHECK(argc == 2);
@@ -269,6 +377,14 @@ int main(int argc, char **argv)
         shares();
     else if (strcmp(mode, "names") == 0)
         names_and_signals();
+    else if (strcmp(mode, "asleep") == 0)
+        asleep();
+    else if (strcmp(mode, "full") == 0)
+        full();
+    else if (strcmp(mode, "creating") == 0)
+        creating();
+    else if (strcmp(mode, "claims") == 0)
+        claims();
     else
         return 2;
     return 0;

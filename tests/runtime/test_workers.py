@@ -61,12 +61,16 @@ def program(request, tmp_path_factory):
         "refused",  # the system creates no threads: the caller does everything
         "late",  # workers that are called and do not come are not waited for
         "shares",  # each thread begins with its share, which is the other one for mirrored jobs
+        "full",  # with all slots taken a job runs on its caller; a forked child has them all again
+        "creating",  # the process is forked while another thread creates a worker
+        "asleep",  # workers that sleep are woken, and take part
+        "claims",  # a worker of an earlier job takes nothing
         "names",  # workers have names and block signals; the caller's signals stay as they were
     ],
 )
 def test_every_task_runs_once(program, mode):
     path, sanitized = program
-    if sanitized and mode == "forks":
+    if sanitized and mode in ("forks", "full", "creating"):
         pytest.skip("the thread sanitizer ends a forked child that creates threads")
     done = subprocess.run([path, mode], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
@@ -278,3 +282,28 @@ def test_the_library_can_be_closed(name):
     code = textwrap.dedent(code).replace("N_THREADS", str(host.Problem.n_threads.offset))
     code = code.replace("SIZE", str(ctypes.sizeof(host.Problem)))
     run(code, BNCORE_EXECUTOR=name)
+
+
+@needs_native
+def test_the_interpreter_ends_while_threads_call():
+    """Daemon threads are in the midst of calls; the workers are joined, and nothing hangs."""
+    code = """
+        import threading
+        import time
+        import numpy as np
+        import bncore
+        x = np.zeros((32, 64, 28, 28), np.float32)
+        begun = threading.Barrier(4)
+
+        def call():
+            begun.wait()
+            while True:
+                bncore.batch_norm_train(x, n_threads=3)
+
+        for _ in range(3):
+            threading.Thread(target=call, daemon=True).start()
+        begun.wait()
+        time.sleep(0.05)
+    """
+    for _ in range(3):
+        run(textwrap.dedent(code), BNCORE_EXECUTOR="own")
