@@ -73,6 +73,7 @@ def reference(operation: str, p: Problem) -> list[tuple[Any, Any]]:
 
 def _moments_reference(p: Problem) -> list[tuple[Any, Any]]:
     """Compute mean and variance; for float32 values float64 is exact enough, and smaller."""
+    wide = np.float64 if p.dtype == "float32" else np.longdouble
     mean, var = formula.statistics(p.take(p.x).astype(wide), p.axes)
     return [(mean, np.sqrt(mean * mean + var)), (var, var)]
 
