@@ -215,7 +215,7 @@ def test_without_a_home_directory_a_process_has_a_folder_of_its_own(tmp_path):
     assert done.returncode == 0, done.stderr
     folder, state, said = done.stdout.splitlines()
     assert state == "True 0o700 True"
-    assert "the cache cannot be used" in said
+    assert "it cannot use the cache" in said
     if os.geteuid() == 0:
         assert "home directory" in said
     assert not Path(folder).exists()  # it went with its process
