@@ -1,4 +1,4 @@
-/* Runs a case in memory whose surroundings are watched. */
+/* Runs a case on arrays that are surrounded by guarded memory. */
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -46,7 +46,7 @@ static void watch(guarded *g, size_t total)
     ASAN_POISON_MEMORY_REGION(g->at + g->bytes, total - g->bytes - (size_t)(g->at - g->block));
 }
 
-/* The outputs hold marks too, so that a call that failed can be told to have written nothing. */
+/* The outputs hold marks, too, so that damage() can tell whether a call that failed has written to them. */
 static void *take(memory *m, size_t bytes, size_t item, const void *copy_of)
 {
     const size_t before = ZONE + (size_t)m->shift * item, total = before + bytes + ZONE;
@@ -71,7 +71,8 @@ static int all_marks(const unsigned char *at, size_t bytes)
     return 1;
 }
 
-/* Whether nothing around any array was written, nor an input; failed: nor an output. dst may be an input. */
+/* Returns what the call wrote that it must not write, or NULL: memory around an array, an input that is not an
+ * output, and, if the call failed, any output. */
 static const char *damage(const memory *m, const void *dst, const void *dresidual, int failed)
 {
     for (int i = 0; i < m->count; i++) {

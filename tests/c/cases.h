@@ -1,7 +1,7 @@
-/* A case: one call of an operation of bncore.h, with everything about it that may vary.
+/* A case is one call of an operation of bncore.h, with everything about it that may vary.
  *
- * The programs beside this file make cases (from lists, from random numbers, from the bytes of a fuzzer), run them in
- * memory whose surroundings are watched, and compare the results with a plain loop (expected.c) and with each other. */
+ * The programs in this folder make cases from lists, random numbers or the bytes of a fuzzer. They run them on arrays
+ * that are surrounded by guarded memory, and compare the results with a plain loop (expected.c) and with each other. */
 #ifndef CASES_H
 #define CASES_H
 
@@ -24,10 +24,10 @@ typedef enum operation {
 /* What the arrays hold. SPECIAL sprinkles NaN, infinities and the largest numbers into every other channel. */
 typedef enum contents { NORMAL, CONSTANT, FAR_FROM_ZERO, SUBNORMAL, SPECIAL, CONTENTS } contents;
 
-/* Whose memory y or dx is. */
+/* The array that y or dx shares its memory with. */
 typedef enum place { APART, OVER_X, OVER_DY, OVER_RESIDUAL, PLACES } place;
 
-/* Who runs the tasks: the library, a host that takes them backwards, or a host with threads. */
+/* What runs the tasks: the library, a host that takes them backwards, or a host with threads. */
 typedef enum host { NO_HOST, BACKWARDS, ON_THREADS, HOSTS } host;
 
 typedef struct test_case {
@@ -42,23 +42,23 @@ typedef struct test_case {
     double slope;
     int residual, dresidual; /* whether they are given */
 
-    /* What may change no bit. */
+    /* The settings that must not change any bit of the results. */
     place place, dresidual_place;
     host host;
     int32_t threads;
-    int own_scratch; /* the caller gives scratch, of exactly the size that the library asks for */
-    int64_t shift;   /* all arrays start so many items behind a multiple of 64 bytes */
+    int own_scratch; /* the caller gives scratch of exactly the size that bncore_scratch_size returns */
+    int64_t shift; /* all arrays start so many items behind a multiple of 64 bytes */
 } test_case;
 
-/* What a case reads. The arrays x, dy and residual hold `bytes` bytes; statistics and parameters one double per
- * channel. They depend on the sizes, dtype, contents and seed of a case alone. */
+/* The inputs of a case. The arrays x, dy and residual hold `bytes` bytes; statistics and parameters hold one double per
+ * channel. They depend only on the sizes, dtype, contents and seed of the case. */
 typedef struct inputs {
     size_t bytes;
     void *x, *dy, *residual;
     double *mean, *var, *weight, *bias, *sum_dy, *sum_dy_xhat;
 } inputs;
 
-/* What a case wrote: y or dx, dresidual, and the two results per channel. NULL where the operation has none. */
+/* The outputs of a case: y or dx, dresidual, and the two results per channel. NULL where the operation has none. */
 typedef struct outputs {
     void *dst, *dresidual;
     double *results[2];
@@ -72,7 +72,8 @@ int gives_results(operation o); /* it writes two numbers per channel */
 int takes_fusion(operation o);  /* activation and residual mean something to it */
 int gives_dresidual(const test_case *c);
 
-/* Takes back what the header forbids or the operation does not have, so that any combination becomes a case. */
+/* Resets the settings that the header forbids or that the operation does not have, so that any combination becomes
+ * valid. */
 void make_valid(test_case *c);
 
 inputs make_inputs(const test_case *c);
@@ -83,11 +84,11 @@ void free_inputs(inputs *in);
 bncore_status run_case(const test_case *c, const inputs *in, outputs *out);
 void free_outputs(outputs *out);
 
-/* Called with 1 just before the library is, and with 0 just after it, so that a program can watch the call alone. NULL:
- * nothing is. */
+/* run_case calls this function with 1 just before it calls the library, and with 0 just after, so that a program can
+ * watch only what the library does. NULL: it calls no function. */
 extern void (*around_call)(int inside);
 
-/* Both end the program with a description of the case where the results are wrong. */
+/* Where the results are wrong, these two functions describe the case and end the program. */
 void check_against_plain_loop(const test_case *c, const inputs *in, const outputs *out);
 void check_same_bits(const test_case *c, const outputs *got, const outputs *expected);
 
@@ -98,7 +99,7 @@ _Noreturn void fail(const test_case *c, const char *what, ...)
 /* The executor of a host; NULL for NO_HOST. */
 const bncore_executor *executor_of(host h);
 
-/* Memory that has to be there for the program to go on. */
+/* Allocates memory, or ends the program where there is none. */
 void *must_have(size_t bytes);
 
 /* A random number generator (xorshift64*), the same on every machine. */

@@ -1,4 +1,5 @@
-/* The plain loop: batch normalization as the header describes it, in long double, and how far a result may be away. */
+/* The plain loop: batch normalization as the header describes it, in long double, and the largest errors that are
+ * allowed. */
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
@@ -6,8 +7,9 @@
 
 #include "cases.h"
 
-/* Relative to the sizes that docs/numerics.md names: |weight * xhat| + |bias| forward, the largest term of dx backward,
- * the sum of absolute values for sums. They are the gates of that page, which tests/tolerances.py explains. */
+/* The gates of docs/numerics.md, which tests/tolerances.py explains. They are relative to the sizes that the page
+ * names: |weight * xhat| + |bias| for forward, the largest term of dx for backward, and the sum of absolute values
+ * for sums. */
 #define FORWARD_FLOAT32 (3.0L * FLT_EPSILON)
 #define FORWARD_FLOAT64 1e-15L
 #define GRADIENT_FLOAT32 (8.0L * FLT_EPSILON)
@@ -20,10 +22,10 @@
 #define OUTLIER 4.0L
 #define SUMS 1e-12L
 
-/* Coefficients of float32 overflow beyond it; such channels are compared by their bits alone. */
+/* Beyond it coefficients of float32 overflow, and only the bits of such channels are compared. */
 #define LARGEST_SCALE 1e30
 
-/* What a channel's coefficients are made of. */
+/* What the coefficients of a channel are computed from. */
 typedef struct channel {
     long double mean, scale, invstd, weight, bias;
 } channel;
@@ -39,7 +41,7 @@ static int64_t place_of(const test_case *c, int64_t ch, int64_t e)
     return (e / c->inner * c->channels + ch) * c->inner + e % c->inner;
 }
 
-/* Whether all that is read for a channel is finite and of a size that no formula overflows at. */
+/* Whether all values that are read for a channel are finite and so small that no formula overflows. */
 static int is_tame(const test_case *c, const inputs *in, int64_t ch)
 {
     const long double largest = 1e6L;
@@ -52,7 +54,7 @@ static int is_tame(const test_case *c, const inputs *in, int64_t ch)
     return 1;
 }
 
-/* Below the normal numbers a rounding is a step of this size. */
+/* The smallest subnormal number, which is the step of rounding there. */
 static long double smallest(const test_case *c)
 {
     return c->dtype == BNCORE_FLOAT32 ? FLT_TRUE_MIN : DBL_TRUE_MIN;
@@ -89,7 +91,7 @@ static void check_moments(const test_case *c, const inputs *in, const outputs *o
                 (outlier ? VARIANCE_OUTLIER : VARIANCE) * m2 + rounding);
 }
 
-/* The statistics that an operation normalizes with: those given, or those it found. */
+/* The statistics that an operation normalizes with: those that were given, or those that it computed. */
 static channel channel_of(const test_case *c, const inputs *in, const outputs *out, int64_t ch)
 {
     const long double n = (long double)(c->outer * c->inner);
@@ -103,7 +105,7 @@ static channel channel_of(const test_case *c, const inputs *in, const outputs *o
     return k;
 }
 
-/* What rounding the mean to x's type moves a result by, before the shift takes it back. */
+/* How far rounding the mean to x's type moves a result, before the shift makes up for it. */
 static long double of_mean(const test_case *c, const channel *k)
 {
     const long double epsilon = c->dtype == BNCORE_FLOAT32 ? FLT_EPSILON : DBL_EPSILON;
@@ -134,7 +136,8 @@ static void check_forward(const test_case *c, const inputs *in, const outputs *o
 
 /* ---- backward ---- */
 
-/* The gradient behind the activation, by the z that forward computes: the header promises the same operations. */
+/* The gradient by z, which is computed with the z of forward: the header promises that backward uses the same
+ * operations. */
 static void *masked_gradient(const test_case *c, const inputs *in)
 {
     void *g = must_have(in->bytes);
@@ -205,7 +208,7 @@ static void check_dx(const test_case *c, const inputs *in, const outputs *out, c
     }
 }
 
-/* Exact: a copy, or one multiplication. */
+/* dresidual is exact, because it is a copy or one product. */
 static void check_dresidual(const test_case *c, const outputs *out, const void *g)
 {
     for (int64_t i = 0; i < values(c); i++) {

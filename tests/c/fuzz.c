@@ -1,5 +1,6 @@
-/* Any bytes become a call of the C interface. What the header allows has to give the result of the plain loop, with the
- * same bits in another setting; anything else the status that names it, with nothing written. */
+/* Turns any bytes into a call of the C interface. A call that the header allows must give the result of the plain
+ * loop, and the same bits in another setting. Any other call must return the status that names the error, and write
+ * nothing. */
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
@@ -67,7 +68,7 @@ static void shrink(test_case *c)
     }
 }
 
-/* What may change no bit. */
+/* Read the settings that must not change any bit of the results. */
 static void read_setting(reader *r, test_case *c)
 {
     c->place = (place)below(r, PLACES);
@@ -102,7 +103,7 @@ static test_case read_case(reader *r)
     return c;
 }
 
-/* Puts the fuzzer's own numbers into the arrays: small ones, or any bits. */
+/* Write numbers of the fuzzer into the arrays: small ones, or any bits. */
 static void overwrite(reader *r, const test_case *c, const inputs *in)
 {
     const uint64_t how = below(r, 3);
@@ -178,7 +179,7 @@ static int is_zero(const uint64_t *numbers, size_t count)
     return 1;
 }
 
-/* Whether the structs are those of this header, with nothing set that it does not define. */
+/* Whether the structs have the sizes of this header, and all fields that it reserves are zero. */
 static int is_struct(const bncore_problem *p)
 {
     const bncore_fusion *f = p->fusion;
@@ -186,7 +187,7 @@ static int is_struct(const bncore_problem *p)
     return !f || (f->size == sizeof *f && is_zero(f->reserved, sizeof f->reserved / 8));
 }
 
-/* The statuses that the problem deserves, as bits; 0 for a valid one. */
+/* The statuses that a call may return for the problem, as bits; 0 for a valid problem. */
 static unsigned deserved(const bncore_problem *p)
 {
     unsigned bits = 0;
@@ -207,7 +208,8 @@ static unsigned deserved(const bncore_problem *p)
 
 enum { ARRAY = 64 * sizeof(double), ARRAYS = 4 };
 
-/* The operation on four arrays that lie one behind the other: the first is every input. NULL: no arrays. */
+/* Call the operation on four arrays that follow each other in memory; the first one is every input. memory NULL: all
+ * arrays are NULL. */
 static bncore_status call(operation o, const bncore_problem *p, char *memory)
 {
     const double *in = (void *)memory;
@@ -253,7 +255,7 @@ static void check_refused(operation o, const bncore_problem *p, size_t shift, un
         if (memory[i] != 0x5A) fail(&c, "a call that is refused wrote");
 }
 
-/* A valid problem whose arrays begin between two values. */
+/* Try a valid problem with arrays that are not aligned to their values. */
 static void try_misaligned(reader *r)
 {
     bncore_problem p;
@@ -268,7 +270,7 @@ static int is_huge(const bncore_problem *p)
     return fmaxl(n, 1.0L) * (long double)p->channels > 1e15L;
 }
 
-/* A valid problem without arrays: refused wherever there is a channel. */
+/* Call with a valid problem and NULL for all arrays. The call must be refused wherever there is a channel. */
 static void check_nulls(operation o, const bncore_problem *p)
 {
     const test_case c = {.operation = o,
@@ -279,7 +281,7 @@ static void check_nulls(operation o, const bncore_problem *p)
                          .threads = p->n_threads};
     const bncore_status status = call(o, p, NULL);
     const bncore_status expected = p->channels ? BNCORE_ERROR_NULL : BNCORE_OK;
-    /* Scratch for it may be more than memory can be. */
+    /* Its scratch may be larger than memory can be. */
     if (status == BNCORE_ERROR_SIZE && is_huge(p)) return;
     if (status != expected)
         fail(&c, "without arrays: \"%s\", expected \"%s\"", bncore_status_string(status),
@@ -318,7 +320,7 @@ static void try_anything(reader *r)
         case 6:
             p.executor = &no_loop;
             break;
-        case 7: /* not one that is larger than the struct: the memory behind it would be read */
+        case 7: /* no size beyond the struct, for then the call would read the memory behind it */
             p.size = (uint32_t)(next(r, 1) % sizeof p);
             break;
         case 8:

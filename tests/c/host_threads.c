@@ -1,5 +1,6 @@
-/* Many threads of a host call at once, each on arrays of its own, from the library's very first call on, while another
- * thread changes the process's executor: for ThreadSanitizer, and for the bits. */
+/* Many threads of a host call the library at once, each on its own arrays, while another thread changes the process's
+ * executor. The first calls of the process are among them. ThreadSanitizer looks for races, and the program compares
+ * the bits of the results with those of one thread. */
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -58,7 +59,7 @@ static void *call_all(void *argument)
     return NULL;
 }
 
-/* The process's executor: one of the host, the library's own, and so on, until all have called. */
+/* Set the host's executor and reset it, in turn, until all threads have called. */
 static void *change_executors(void *unused)
 {
     static const struct timespec a_while = {.tv_nsec = 1000000};
@@ -78,7 +79,7 @@ static void start(pthread_t *thread, void *(*function)(void *), void *argument)
     exit(1);
 }
 
-/* The same call alone, on one thread. */
+/* Compare the results with those of the same call on one thread, while no other runs. */
 static void compare(one_call *call)
 {
     if (call->status != BNCORE_OK)

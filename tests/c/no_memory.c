@@ -1,8 +1,9 @@
-/* Memory and threads that run out: the k-th request of a call fails, for every k, each in a process of its own.
+/* Tests calls that run out of memory or threads: the k-th request of a call fails, for every k, each in a new
+ * process.
  *
- * The linker leads the library's requests to the functions below (--wrap). A call without memory for its scratch says
- * BNCORE_ERROR_MEMORY and has written nothing; one that misses a thread, or the memory to keep threads, does the work
- * on fewer. */
+ * The linker redirects the library's requests to the functions below (--wrap). A call that gets no memory for its
+ * scratch must return BNCORE_ERROR_MEMORY and write nothing. A call that gets no thread, or no memory to manage
+ * threads, must do the work on fewer threads. */
 #include <errno.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -15,8 +16,8 @@
 
 static _Atomic int watching;        /* requests of the library, not of this program */
 static _Atomic long requests, held; /* how many there were; memory that was not given back */
-static long fails_at = -1;          /* the request that fails, or */
-static int all_after;               /* all that follow it, too */
+static long fails_at = -1;          /* the request that fails; -1: none */
+static int all_after;               /* whether all requests after it fail, too */
 
 static int refused(void)
 {
@@ -87,7 +88,8 @@ static void watch(int inside)
     watching = inside;
 }
 
-/* Planes and rows whose scratch is too large for the stack, with and without threads, and one that needs none. */
+/* Planes and rows whose scratch is too large for the stack, with and without threads, and one that allocates no
+ * scratch. */
 static const test_case cases[] = {
     {.operation = TRAIN, .outer = 4, .channels = 3000, .inner = 20, .threads = 1},
     {.operation = TRAIN, .outer = 40, .channels = 300, .inner = 20, .threads = 4},
@@ -99,7 +101,8 @@ static const test_case cases[] = {
 };
 enum { CASES = sizeof cases / sizeof *cases };
 
-/* Case `which`, the request `fail` refused; the exit status says whether there were so many requests. */
+/* Run case `which` while request `fail_at` is refused. Returns 1 where the call made fewer requests, 2 where it
+ * returned BNCORE_ERROR_MEMORY, and 0 where it did its work without what was refused. */
 static int run_one(int which, long fail_at, int and_all_after)
 {
     test_case c = cases[which];

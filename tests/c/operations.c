@@ -1,11 +1,11 @@
-/* Every operation over shapes, dtypes, contents, places in memory, instruction sets, threads and hosts: right beside
- * the plain loop, and always with the same bits. */
+/* Runs every operation over shapes, dtypes, contents, places in memory, instruction sets, threads and hosts. The
+ * results must agree with the plain loop, and must have the same bits in every setting. */
 #include <stdio.h>
 
 #include "cases.h"
 
-/* Chosen for the ways through the library: planes and rows, rows folded or not, one channel, vectors with and without
- * a rest, several segments, more channels than a group, nothing at all. */
+/* These shapes take all paths through the library: planes and rows, rows that are read several at a time or not, one
+ * channel, vectors with and without a remainder, several segments, more channels than a group, and no value at all. */
 static const int64_t shapes[][3] = {
     {0, 3, 4},     {3, 0, 4},    {3, 4, 0},    {1, 1, 1},      {1, 3, 1},     {2, 3, 15},
     {5, 2, 16},    {3, 5, 17},   {7, 33, 49},  {2, 1, 40000},  {1, 3, 70001}, {4, 64, 784},
@@ -13,7 +13,7 @@ static const int64_t shapes[][3] = {
     {3000, 17, 1}, {40, 300, 4}, {9, 1000, 1}, {12, 40, 1024}, {5000, 24, 1},
 };
 
-/* So large that outputs pass the caches. */
+/* These shapes are so large that the outputs pass the caches by. */
 static const int64_t large[][3] = {{2, 3, 530003}, {28411, 112, 1}};
 
 static long calls;
@@ -25,7 +25,7 @@ static void run_checked(const test_case *c, const inputs *in, outputs *out)
     calls++;
 }
 
-/* The same case in settings that may change no bit. */
+/* Run the same case in other settings, which must not change any bit. */
 static void vary(const test_case *c, const inputs *in, const outputs *expected, uint64_t *random)
 {
     for (int i = 0; bncore_isa_available(i); i++) {
@@ -57,7 +57,7 @@ static void check_case(const test_case *c, uint64_t *random)
     free_inputs(&in);
 }
 
-/* A setting of everything that changes the result, by the bits of a random number. */
+/* Choose everything that changes the results by the bits of a random number. */
 static test_case choose(const int64_t shape[3], operation o, bncore_dtype dtype, uint64_t *random)
 {
     static const double slopes[] = {0.01, -1.5, 0.0, 0.25};

@@ -1,10 +1,11 @@
-/* Checks every compiled kernel by its name against a plain loop, for each instruction set that this processor has and each
- * dtype, over random tiles, offsets and variants: the same bits, and nothing written beside the outputs. Then, with
- * --bench, times each.
+/* Checks every compiled kernel, by its name, against a plain loop, for each instruction set that this processor has and for
+ * each dtype, over random tiles, offsets and variants. The kernel must give the same bits, and must write nothing but its
+ * outputs. With --bench the program then times each kernel.
  *
  *     check_kernels [--bench] [--tiles N] [--seed N] [PART OF A NAME]
  *
- * `make check-kernels` builds and runs it. It links the archive, whose names it may use though the library hides them. */
+ * `make check-kernels` builds and runs it. It is linked with the archive, since the shared library hides the names that it
+ * uses. */
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -18,13 +19,13 @@
 enum {
     MOST_CHANNELS = BNCORE_GROUP,
     MOST_COLS = 2200,      /* beyond STRIP and TILED_COLS of kernels.c */
-    MOST_VALUES = 1 << 18, /* of a tile's array, the gaps between its runs included */
-    AROUND = 64,           /* values before and behind each array that nobody may write */
+    MOST_VALUES = 1 << 18, /* of a tile's array, including the gaps between its runs */
+    AROUND = 64,           /* values before and behind each array, which no kernel may write */
     COEF_GAP = 80,         /* between two fields of coefficients, as in run.c */
     MOST_ISAS = 8
 };
 
-/* What a kernel is: an operation on planes or on rows, or arithmetic per channel. */
+/* A kernel is an operation on planes or on rows, or arithmetic per channel. */
 typedef enum operation {
     moments,
     grad_sums,
@@ -90,7 +91,7 @@ static double random_value(void)
     return (double)(random_bits() >> 11) * 0x1p-52 - 1.0;
 }
 
-/* Where `wild`, now and then something that arithmetic treats apart. */
+/* A random value. If `wild`, it is sometimes an infinity, a NaN, a subnormal number or another special case. */
 static double random_or_special(int wild)
 {
     static const double special[] = {0.0, -0.0, INFINITY, -INFINITY, NAN, 1e-40, -1e-42, 3e38, 1.0};
@@ -100,11 +101,11 @@ static double random_or_special(int wild)
 
 /* ---- a tile, and what a kernel makes of it ---- */
 
-/* The input whose memory the output has, too. An operation may work in place. */
+/* The input that the output shares its memory with, since an operation may work in place. */
 typedef enum place { APART, OVER_X, OVER_DY, OVER_RESIDUAL, PLACES } place;
 
-/* Arrays of values begin AROUND values and `offset` behind the start of their memory, so that they are aligned to nothing
- * but their values. */
+/* Arrays of values begin AROUND + offset values behind the start of their memory, so that they are aligned to the
+ * size of their values and to nothing more. */
 typedef struct tile {
     bncore_planes planes;
     bncore_rows rows;
@@ -116,7 +117,7 @@ typedef struct tile {
     double count, eps;
 } tile;
 
-/* A vector of doubles per column, and partial results of several fields. */
+/* Parameters with one value per column, and partial results of several fields. */
 typedef struct parameters {
     double mean[MOST_COLS], var[MOST_COLS], weight[MOST_COLS], bias[MOST_COLS];
     double sum_dy[MOST_COLS], sum_dy_xhat[MOST_COLS], from[MAX_FIELDS * MOST_COLS];

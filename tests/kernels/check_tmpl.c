@@ -1,5 +1,5 @@
-/* The check of every kernel for storage type T, whose arithmetic is in T as well. check_kernels.c defines T and NAME() and
- * includes this file once per type. */
+/* Checks every kernel for storage type T, which is the type of the arithmetic, too. check_kernels.c defines T and
+ * NAME() and includes this file once per type. */
 
 /* ---- memory ---- */
 
@@ -8,7 +8,7 @@ typedef struct NAME(arrays) {
     T coef[COEF_FIELDS * (MOST_COLS + COEF_GAP)], mask[COEF_FIELDS * (MOST_COLS + COEF_GAP)];
 } NAME(arrays);
 
-/* What a kernel writes. */
+/* Everything that a kernel may write. */
 typedef struct NAME(results) {
     T dst[MOST_VALUES + 4 * AROUND], dr[MOST_VALUES + 4 * AROUND];
     double partial[5 * MAX_FIELDS * MOST_COLS];
@@ -46,8 +46,8 @@ static void NAME(fill)(const tile *t, int wild)
     }
 }
 
-/* The same for every result, so that a kernel which writes what it must leave alone is found. Every fifth partial result
- * is one of no value. */
+/* The same for every result, so that a kernel which writes what it must leave alone is found. Every fifth partial
+ * result is one of no value. */
 static void NAME(clear)(NAME(results) * to, const tile *t)
 {
     for (int64_t i = 0; i < t->values + 2 * AROUND; i++) {
@@ -58,7 +58,7 @@ static void NAME(clear)(NAME(results) * to, const tile *t)
     memset(to->coef, 0, sizeof to->coef);
 }
 
-/* Let an output have an input's values, so that it can be the input, too. */
+/* Copy an input to the memory of an output, and return that as the input. */
 static const T *NAME(shared)(const tile *t, T *to, const T *input)
 {
     memcpy(to, input, (size_t)(t->values + 2 * AROUND) * sizeof(T));
@@ -166,7 +166,7 @@ static void NAME(run)(const kernel *k, const bncore_kernel_set *s, const tile *t
 
 /* ---- the comparison ---- */
 
-/* The same bits; of a NaN, that it is one. */
+/* Whether the bits are the same. All NaNs count as the same. */
 static int NAME(same)(const T *a, const T *b, int64_t n)
 {
     for (int64_t i = 0; i < n; i++)
@@ -222,7 +222,7 @@ static int NAME(array_count)(const kernel *k)
     }
 }
 
-/* ns per value, or per channel, the best of several runs; *bytes: of arrays, per value. */
+/* Nanoseconds per value, or per channel, in the best of several runs. *bytes: how many bytes of arrays a value takes. */
 static double NAME(time)(const kernel *k, const bncore_kernels *isa, const tile *t, double *bytes)
 {
     const bncore_kernel_set *s = isa->set[sizeof(T) == sizeof(double)];

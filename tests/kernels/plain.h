@@ -1,4 +1,4 @@
-/* What the plain loops share, whatever the storage type. */
+/* What the plain loops of both storage types share. */
 #ifndef BNCORE_TESTS_PLAIN_H
 #define BNCORE_TESTS_PLAIN_H
 
@@ -8,13 +8,13 @@ static int64_t plane_index(const bncore_planes *p, int64_t c, int64_t e)
     return e / p->inner * p->image_stride + c * p->inner + e % p->inner;
 }
 
-/* How many values of a channel lie together from value e on. */
+/* How many values of a channel follow each other in memory from value e on. */
 static int64_t run_length(const bncore_planes *p, int64_t e)
 {
     return bncore_min(p->inner - e % p->inner, p->end - e);
 }
 
-/* In halves: lane l and lane l + 8, then l + 4, and so on. */
+/* Add the lanes in halves: lane l and lane l + 8, then lane l and lane l + 4, and so on. */
 static double fold(const double lanes[BNCORE_LANES])
 {
     double sums[BNCORE_LANES];

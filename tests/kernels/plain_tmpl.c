@@ -1,6 +1,6 @@
-/* What the kernels compute, for storage type T, as plain loops: one value, one channel, one block after the other. The order
- * of additions is the contract's (partition.h): 16 lanes of a run, whose remainder goes to the last lanes; a flush of the
- * lanes after BNCORE_BLOCK values, or of a column after BNCORE_ROW_BLOCK rows. */
+/* Computes what the kernels compute, for storage type T, in plain loops: one value, one channel, one block after the
+ * other. The order of additions is the one that partition.h fixes. A run is added to 16 lanes, and its remainder to
+ * the last lanes. The lanes are flushed after BNCORE_BLOCK values, and a column after BNCORE_ROW_BLOCK rows. */
 
 /* ---- one value ---- */
 
@@ -77,7 +77,7 @@ static void NAME(plain_elementwise)(const kernel *k, const tile *t, const bncore
 
 /* ---- sums ---- */
 
-/* What a value adds to the two sums of its channel; dresidual is written on the way. */
+/* What a value adds to the two sums of its channel. With STORED it writes dresidual, too. */
 static void NAME(addends)(const kernel *k, const tile *t, const bncore_arrays *a, int64_t i,
                           int64_t c, double about, double add[2])
 {

@@ -1,5 +1,5 @@
-/* Prints whether an output that is too large for the caches is streamed: by kernels that say they can, and by kernels that
- * say they cannot. */
+/* Prints whether an output that is too large for the caches is streamed, first for kernels that can stream and then for
+ * kernels that cannot. */
 #include <stdio.h>
 
 #include "run.h"

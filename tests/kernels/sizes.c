@@ -1,4 +1,5 @@
-/* Prints what the library says of large problems, and the bits of a small one: the same program for 32 and 64 bits. */
+/* Prints the statuses of large problems and the bits of the results of small ones. The test compiles it for 32 and
+ * for 64 bits and compares what it prints. */
 #include <stdio.h>
 
 #include "bncore.h"

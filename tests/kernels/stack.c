@@ -1,4 +1,5 @@
-/* Prints how much stack the operations take, in bytes: each runs on a thread whose stack was painted before. */
+/* Prints how many bytes of stack the operations take. Each runs on a thread whose stack was filled with a mark
+ * before. */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -55,13 +56,13 @@ static void *run(void *arg)
     return NULL;
 }
 
-/* Nothing: what a thread itself takes. */
+/* Does nothing, so that the stack of the thread itself can be subtracted. */
 static void *rest(void *arg)
 {
     return arg;
 }
 
-/* Bytes of a painted stack that the function wrote to. */
+/* How many bytes of the stack the function has used. */
 static long depth(void *(*function)(void *), void *arg)
 {
     static unsigned char stack[STACK] __attribute__((aligned(4096)));

@@ -1,4 +1,4 @@
-"""What a compiler may do to arithmetic: the modes that change bits are refused or cancelled."""
+"""Compiler modes that would change the bits of results stop the build or are cancelled by it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_unsafe_arithmetic_is_refused(flags, source):
     "flags", [f for f in UNSAFE if f != "-fsingle-precision-constant"] + ["-ffp-contract=fast"]
 )
 def test_the_builds_own_flags_cancel_it(flags, compiler):
-    """As the compiler itself says: it compiles the same with those flags before the build's."""
+    """The compiler reports the same settings with and without the unsafe flags before ours."""
     if shutil.which(compiler) is None:
         pytest.skip(f"{compiler} is not installed")
     ours = setup_constant("STRICT_FLAGS") + setup_constant("FLAGS")
@@ -83,7 +83,7 @@ def test_x87_is_refused_and_cancelled():
 
 
 def built(folder: Path, *bits: str) -> str:
-    """What sizes.c prints, with the C core built for 32 or 64 bits."""
+    """Return what sizes.c prints with the C core built for 32 or 64 bits."""
     flags = [
         *setup_constant("STRICT_FLAGS"),
         *setup_constant("FLAGS"),

@@ -1,4 +1,4 @@
-"""The kernels below whole operations, and what programs in C see of them."""
+"""The kernels, each by itself, and small C programs that test other parts of the C core."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def test_the_kernels_are_timed_by_name(check_kernels):
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="FMA is chosen by x86's option")
 def test_a_kernel_with_other_bits_is_found(tmp_path):
-    """Kernels whose products and sums are contracted: as another build might make them."""
+    """The check reports kernels that were compiled with contraction of products and sums."""
     kernels, sources = tmp_path / "kernels.o", sorted((ROOT / "src_c").glob("*.c"))
     flags = [*CFLAGS, "-fopenmp-simd", "-DBNCORE_WITHOUT_avx512", "-DBNCORE_WITHOUT_avx2"]
-    # In GNU 's dialect, as in ISO' s GCC would refuse it.
+    # GCC refuses contraction in ISO C, but allows it in GNU C.
     contracted = [*flags, "-std=gnu11", "-O2", "-ffp-contract=fast", "-mfma"]
     contracted.append("-DBNCORE_ISA_NAME=baseline")
     printed(COMPILER, *contracted, "-c", ROOT / "src_c/kernels/kernels.c", "-o", kernels)

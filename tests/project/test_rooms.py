@@ -39,7 +39,7 @@ ORDER = list(ROOMS)
 
 # What importing a room may need beside the standard library and NumPy.
 FRAMEWORKS = {
-    "bncore.backends.numba": {"numba", "llvmlite"},
+    "bncore.backends.numba.jit": {"numba"},  # the specification beside it needs NumPy alone
     "bncore.numba": {"numba", "llvmlite"},
     "bncore.torch": {"torch"},
     "bncore.jax": {"jax"},
