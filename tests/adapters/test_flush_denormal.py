@@ -1,4 +1,4 @@
-"""The adapters give the bits of the functions where the framework makes subnormal numbers zero."""
+"""The adapters give the functions' bits, even if the framework replaces subnormals by zero."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ CASES = [(name, argument) for name, argument in calls.pairs(calls.DATA) if name 
 
 
 def extra_bytes(call, arguments, argument, change) -> int:
-    """How many bytes more a call asks for, in all, when one argument is changed."""
+    """Return how many more bytes a call allocates when one argument is changed."""
     changed = arguments | {argument: change(arguments[argument])}
     usual, more = (
         allocations.bytes_of_large(lambda given=given: call(given), LEAST)
