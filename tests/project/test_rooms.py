@@ -1,4 +1,4 @@
-"""The folders of the package stand in one order, and no import runs against it."""
+"""The folders of the package have an order, and no module imports from a later folder."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ FRAMEWORKS = {
 
 
 def room_of(module: str) -> str:
-    """Return the room that a module is in; there has to be exactly one."""
+    """Return the folder that a module is in; there must be exactly one."""
     first = module.split(".")[1] if "." in module else ""
     rooms = [room for room, names in ROOMS.items() if first in names]
     assert len(rooms) == 1, f"{module}: expected in one room of {ORDER}, found in {rooms}"

@@ -1,4 +1,4 @@
-"""show_config: what it prints, and the same as a dict."""
+"""show_config prints the configuration, or returns the same as a dict."""
 
 from __future__ import annotations
 
