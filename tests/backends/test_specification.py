@@ -116,28 +116,41 @@ def test_every_kind_of_values(rng, shape, values, dtype):
     assert_every_backend_gives(expected, lambda: operations.run_all(plain))
 
 
-@pytest.mark.parametrize("where", ["when the pivot moves", "when a segment ends"])
-@pytest.mark.parametrize("shape", [(5, 3, 49), (70, 5, 3)], ids=str)
-def test_no_sum_of_squares_is_negative(shape, where):
-    """Squares that underflow to 0 leave less than the mean takes away from them."""
-    x = np.full(shape, 2.0**-486)
-    above = np.nextafter(x, 1.0)
-    assert (above[0, 0, 0] - x[0, 0, 0]) ** 2 == 0.0
-    if where == "when the pivot moves":  # it begins at the first values
-        x -= above
-        x[: max(shape[0] // 8, 1)] = 0.0
-    else:  # the mean rounds to the pivot
-        order = np.arange(x.size).reshape(shape) if shape[2] == 49 else np.arange(70)[:, None, None]
-        np.copyto(x, above, where=np.isin(order % 49 % 16, (0, 2, 4, 9, 10, 11, 12)))
+# The square of TINY underflows to 0; TINY is the step between the float64 values at BASE.
+TINY, BASE = 2.0**-538, 2.0**-486
 
-    def run():
-        moments = bncore.moments(x)
-        return {"mean": moments.mean, "m2": moments.m2}
 
+def merged(x):
+    moments = bncore.moments(x)
+    return {"mean": moments.mean, "m2": moments.m2}
+
+
+@pytest.mark.parametrize("shape, zeros, block", [((2, 2, 4103), 16, 4096), ((300, 257, 1), 8, 256)])
+def test_no_sum_of_squares_is_negative_when_the_pivot_moves(shape, zeros, block):
+    """The pivot begins at 0.  Where it moves, it takes more away than the squares were."""
+    x = np.full(shape, -TINY)
+    runs = x if shape[2] == 1 else x.swapaxes(0, 2)
+    runs[:zeros] = 0.0
+    runs[block:] = 9.0 * TINY
     with specification():
-        expected = run()
+        expected = merged(x)
+    state = sums.flush((0.0, 0.0, 0.0, 0.0), -TINY * (block - zeros), 0.0, block)
+    assert state[3] == 0.0
+    assert (expected["m2"] > 0.0).all()
+    assert_every_backend_gives(expected, lambda: merged(x))
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 49), (70, 5, 3)], ids=str)
+def test_no_sum_of_squares_is_negative_when_a_segment_ends(shape):
+    """The mean rounds to the pivot, BASE, and its offset takes away what the squares had not."""
+    x = np.full(shape, BASE)
+    order = np.arange(70)[:, None, None] if shape[0] == 70 else np.arange(49)
+    x += np.where(np.isin(order % 16, (0, 2, 4, 9, 10, 11, 12)), TINY, 0.0)
+    assert set(x.ravel()) == {BASE, BASE + TINY}
+    with specification():
+        expected = merged(x)
     assert (expected["m2"] == 0.0).all()
-    assert_every_backend_gives(expected, run)
+    assert_every_backend_gives(expected, lambda: merged(x))
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
