@@ -54,7 +54,7 @@ def _require_inside_buffer(array: npt.NDArray[Any]) -> None:
 def plain_array(name: str, value: object) -> npt.NDArray[Any]:
     """Return `value` as an ndarray that has NumPy's own class.
 
-    A masked array is refused, since its mask would be lost.
+    A masked array is refused, because its mask would be lost.
     """
     if type(value) is np.ndarray:
         return value
