@@ -108,9 +108,7 @@ def test_checks_copy_nothing(rng, monkeypatch, operation, given):
     monkeypatch.setattr(layout, "block", lambda *a: copied.append(a[0].size) or block(*a))
     monkeypatch.setattr(problem, "Output", lambda *a: staged.append(a[1].size) or output(*a))
     calls[operation]()
-    backward = operation.endswith("backward")
-    # Once each for x and dy; batch_renorm reads x for its moments, and again for y.
-    reads = 2 if backward or operation == "renorm" else 1
+    reads = 2 if operation.endswith("backward") else 1  # dy, and x
     assert sum(copied) == reads * x.size
     # One result; ghosts make it first, and then give its parts to the calls as outputs.
     assert sum(staged) <= (2 if operation.startswith("ghost") and out is None else 1) * x.size
