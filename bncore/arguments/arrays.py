@@ -69,7 +69,7 @@ def plain_array(name: str, value: object) -> npt.NDArray[Any]:
     try:
         if hasattr(type(value), "__dlpack__"):
             if getattr(value, "is_neg", bool)():  # PyTorch gives the memory without the minus sign
-                raise TypeError("a view that negates, use tensor.resolve_neg()")
+                raise TypeError("the view negates its memory; call tensor.resolve_neg() first")
             return np.from_dlpack(value)  # type: ignore[arg-type]  # no copy
         array = np.asarray(value)
         if hasattr(type(value), "__array_interface__"):
