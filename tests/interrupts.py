@@ -1,4 +1,4 @@
-"""KeyboardInterrupt at every place where it can come, one place after another.
+"""Raise KeyboardInterrupt at every place where it can occur, one place after another.
 
 A signal's exception may be raised between any two bytecodes of the main thread.  A trace function
 that is called before each of them raises it at the first, then at the second, and so on.
@@ -37,7 +37,7 @@ class _Countdown:
 
 
 def interrupted(files: frozenset[str], number: int, call: Callable[[], Any]) -> bool:
-    """Raise at the n-th bytecode of a call; False where the call has fewer of them."""
+    """Raise at the n-th bytecode of a call; return False if the call has fewer bytecodes."""
     before = sys.gettrace()
     sys.settrace(_Countdown(files, number))
     try:
@@ -52,7 +52,7 @@ def interrupted(files: frozenset[str], number: int, call: Callable[[], Any]) -> 
 def every_interrupt(
     start: Callable[[], Any], call: Callable[[Any], Any], *modules: str
 ) -> Iterator[Any]:
-    """Yield what `start` makes after every possible interrupt of `call` with it.
+    """For every possible interrupt, call `call` with a new object of `start`, and yield the object.
 
     `modules` are the files of bncore whose bytecodes count, such as ``layer/state.py``.
     """

@@ -1,4 +1,4 @@
-"""Layers whose state is not a new one's, and the check that nothing of it has changed."""
+"""Layers that have been used before, and the check that nothing in their state has changed."""
 
 from __future__ import annotations
 

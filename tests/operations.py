@@ -29,7 +29,7 @@ class Fusion:
     residual: np.ndarray | None = None
 
     def activated(self, z: np.ndarray, value: np.ndarray) -> np.ndarray:
-        """The value where z is positive or NaN, else what is left of it: NumPy, separate steps."""
+        """Apply the activation in separate NumPy steps: the value where z is positive or NaN."""
         if self.activation is None:
             return value
         below = value.dtype.type(self.negative_slope) * value
@@ -61,7 +61,7 @@ class Case:
         return bncore.grad_sums(self.dy, self.x, self.moments, axis=self.axis, eps=self.eps)
 
     def with_statistics(self) -> Case:
-        """Itself, once `moments` and `sums` are known: x may be overwritten from now on."""
+        """Compute `moments` and `sums`, so that x may be overwritten; return the case itself."""
         assert self.moments.mean.shape == self.sums.sum_dy.shape
         return self
 
@@ -239,7 +239,7 @@ def run_all(case: Case, **options) -> Results:
 
 
 def composed(case: Case, name: str, **options) -> Results:
-    """What an operation with a fusion must give: the one without, and NumPy's for the rest."""
+    """Compute a fused operation's expected result: bncore's unfused one, then NumPy's steps."""
     fusion, plain = case.fusion, replace(case, fusion=None)
     forward = ALL[name.removesuffix("_backward")](plain, **options)
     with np.errstate(all="ignore"):

@@ -5,7 +5,7 @@ is evaluated in `numpy.longdouble` (64 bits of mantissa or more) from those exac
 is carried as a double and the rest, so that `x - mean` keeps its digits where |mean| is far larger
 than the standard deviation.
 
-Arrays have their channels on axis 1 here; layouts are the business of `arrays.py`.
+Arrays have their channels on axis 1 here; `arrays.py` handles layouts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Bad input that is no single argument: one value per channel, moments and sums of nonsense."""
+"""Bad input beyond single arguments: one value per channel, and invalid moments and sums."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Moments, GradSums and running statistics as values: exact, immutable, mergeable."""
+"""Moments, GradSums and running statistics: they are exact, immutable and can be merged."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def far_values(rng, size):
 
 
 def merged_exactly(pieces: list[Moments], channel: int) -> oracle.ExactMoments:
-    """What merging gives in exact arithmetic, from means as rounded as they come."""
+    """Merge in exact arithmetic, starting from the rounded means."""
     count, mean, m2 = 0, Fraction(0), Fraction(0)
     for piece in pieces:
         delta = Fraction(float(piece.mean[channel])) - mean

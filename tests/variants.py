@@ -24,7 +24,7 @@ class Variant:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What makes a fresh process choose this variant."""
+        """Return the environment variables that make a new process choose this variant."""
         chosen = {"BNCORE_BACKEND": self.name}
         if self.isa:
             chosen["BNCORE_ISA"] = self.isa
@@ -78,7 +78,7 @@ FOUND = find()
 
 
 def watched(short: Callable, calls: list[bool]) -> Callable:
-    """Wrap a short way so that `calls` says of each call whether it did the work."""
+    """Wrap a fast function so that `calls` records for each call whether it did the work."""
 
     def call(*arguments):
         result = short(*arguments)
@@ -92,6 +92,6 @@ FAST = tuple(name for name in dir(FastPath) if name.startswith("fast_"))
 
 
 def watched_fast_path(fast: FastPath, calls: dict[str, list[bool]]) -> SimpleNamespace:
-    """Wrap all fast functions; `calls` says of each, by its name, which calls did the work."""
+    """Wrap all fast functions; `calls` records for each, by name, which calls did the work."""
     calls.update((name, []) for name in FAST)
     return SimpleNamespace(**{name: watched(getattr(fast, name), calls[name]) for name in FAST})

@@ -7,10 +7,10 @@ derives it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import gcd
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,33 +142,6 @@ def _ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-class Piece(NamedTuple):
-    """A run of values of one image, and the number of values to flush after it."""
-
-    image: int
-    start: int  # the position in the image
-    stop: int
-    flush: int  # if a block ends after this piece, the number of its values; otherwise 0
-
-
-def pieces(geo: Planes, segment: int) -> Iterator[Piece]:
-    """Yield the pieces of one segment of a channel: at most BLOCK values within one image.
-
-    Several pieces make a block, which ends when it has BLOCK values or more, or with the segment.
-    """
-    at, end = geo.segment(segment)
-    pending = 0
-    while at < end:
-        image, start = divmod(at, geo.inner)
-        length = min(geo.inner - start, end - at, BLOCK)
-        at += length
-        pending += length
-        due = pending if pending >= BLOCK or at == end else 0
-        yield Piece(image, start, start + length, due)
-        if due:
-            pending = 0
-
-
 # In backward the two Python backends handle a fusion by masking dy first.
 
 
@@ -184,7 +157,7 @@ def unfused_gradient(
     `out` is dresidual if it is wanted.  Otherwise it is dx, which is written last, or a temporary
     array if dx is x.
     """
-    if fusion is None or x.size == 0:
+    if fusion is None:
         return dy
     target = fusion.dresidual
     if fusion.activation is None:

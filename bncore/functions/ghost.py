@@ -112,7 +112,7 @@ def ghost_batch_norm(
     )
     found = []
     for part in v.slices:
-        _, moments = batch_norm_train(v.x[part], weight, bias, out=y[part], **options)
+        _, moments = batch_norm_train(v.x[part], gamma.values, beta.values, out=y[part], **options)
         found.append(moments)
     return y if out is None else out, found
 

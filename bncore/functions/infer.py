@@ -201,21 +201,9 @@ def batch_norm_infer_backward(
     threads = resolve(n_threads)
     if fast is not None:
         gradients: tuple[Array, Array, Array] | None = fast.fast_infer_backward(
-            dy,
-            x,
-            mean,
-            var,
-            weight,
-            axis,
-            eps,
-            out,
-            threads,
-            bias,
-            activation,
-            negative_slope,
-            residual,
-            dresidual,
-        )
+            dy, x, mean, var, weight, axis, eps, out, threads,
+            bias, activation, negative_slope, residual, dresidual,
+        )  # fmt: skip
         if gradients is not None:
             return gradients
     p = Problem(x, axis)
@@ -229,18 +217,9 @@ def batch_norm_infer_backward(
     sum_dy, sum_dy_xhat = p.zeros(), p.zeros()
     if not p.empty:
         backend.kernels.infer_backward(
-            dx.values,
-            sum_dy,
-            sum_dy_xhat,
-            gradient,
-            p.x,
-            given[0].values,
-            given[1].values,
-            gamma.values,
-            eps,
-            threads,
-            fusion.backward(beta, dr),
-        )
+            dx.values, sum_dy, sum_dy_xhat, gradient, p.x, given[0].values, given[1].values,
+            gamma.values, eps, threads, fusion.backward(beta, dr),
+        )  # fmt: skip
     if dr is not None:
         dr.finish()
     dweight = p.parameter_gradient(sum_dy_xhat, gamma)

@@ -241,22 +241,9 @@ def batch_norm_train_backward(
     threads = resolve(n_threads)
     if fast is not None and type(moments) is Moments:
         done = fast.fast_train_backward(
-            dy,
-            x,
-            moments.count,
-            moments.mean,
-            moments.m2,
-            weight,
-            axis,
-            eps,
-            out,
-            threads,
-            bias,
-            activation,
-            negative_slope,
-            residual,
-            dresidual,
-        )
+            dy, x, moments.count, moments.mean, moments.m2, weight, axis, eps, out, threads,
+            bias, activation, negative_slope, residual, dresidual,
+        )  # fmt: skip
         if done is not None:
             gradients: tuple[Array, Array, Array] = done
             return gradients
@@ -276,18 +263,9 @@ def batch_norm_train_backward(
     sum_dy, sum_dy_xhat = p.zeros(), p.zeros()
     if not p.empty:
         backend.kernels.train_backward(
-            dx.values,
-            sum_dy,
-            sum_dy_xhat,
-            gradient,
-            p.x,
-            moments.mean,
-            moments.var(),
-            gamma.values,
-            eps,
-            threads,
-            fusion.backward(beta, dr),
-        )
+            dx.values, sum_dy, sum_dy_xhat, gradient, p.x, moments.mean, moments.var(),
+            gamma.values, eps, threads, fusion.backward(beta, dr),
+        )  # fmt: skip
     if dr is not None:
         dr.finish()
     dweight = p.parameter_gradient(sum_dy_xhat, gamma)

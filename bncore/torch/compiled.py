@@ -53,7 +53,7 @@ def load() -> Any:
         return None
     try:
         bncore.get_library_dir()
-    except RuntimeError:  # bncore was installed without its C part, and warned about that before
+    except RuntimeError:  # bncore was installed without its C part
         return None
     try:
         path = library()

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
 import bncore
+from bncore.arguments.arrays import cast
 from bncore.statistics import GradSums, Moments
 from bncore.torch import eager, ops
 from bncore.torch.functional import check
@@ -103,7 +104,7 @@ class _Synchronized(torch.autograd.Function):
             total = added_sums(local, ctx.group)
             bncore.grad_input(*given, total, optional(weight), out=array(dx), **common)
         dweight, dbias = (
-            torch.tensor(values, dtype=x.dtype) if needed else None
+            torch.tensor(cast(values, given[1].dtype)) if needed else None
             for values, needed in zip(
                 (local.sum_dy_xhat, local.sum_dy), ctx.needs_input_grad[1:3], strict=True
             )

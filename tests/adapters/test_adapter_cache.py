@@ -1,4 +1,4 @@
-"""Nobody but the process's own user and root can put a file where compiled adapters are loaded."""
+"""Only the process's own user and root can put a file where compiled adapters are loaded from."""
 
 from __future__ import annotations
 
@@ -210,12 +210,12 @@ print(caught[0].message)
 
 
 def test_without_a_home_directory_a_process_has_a_folder_of_its_own(tmp_path):
-    """As in a container whose user nobody has entered into /etc/passwd."""
+    """A container may have a user who is not in /etc/passwd."""
     done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     folder, state, said = done.stdout.splitlines()
     assert state == "True 0o700 True"
-    assert "the cache cannot be used" in said
+    assert "it cannot use the cache" in said
     if os.geteuid() == 0:
         assert "home directory" in said
     assert not Path(folder).exists()  # it went with its process

@@ -1,4 +1,4 @@
-"""Adapters are compiled once, kept by what they are made from, and fail with the reason."""
+"""Adapters are compiled once, cached by a hash of their sources, and fail with the reason."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def test_a_library_that_never_loads_is_an_error_and_tried_once_in_a_call(source,
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes files of another user, which only root can do")
 @pytest.mark.parametrize("planted", ["folder", "file"])
 def test_another_users_library_is_never_loaded(source, planted):
-    """The name of the file is no secret: it depends on nothing but what everybody can read."""
+    """The name of the file is not secret, because everybody can read what it depends on."""
     evil = source.with_name("evil.cpp")
     evil.write_text(SOURCE)
     path = load_elsewhere_path(source)

@@ -41,7 +41,7 @@ def name_of(status: int) -> str:
 
 
 def statuses_of_all(p) -> set[str]:
-    """What the operations say of a problem of shape (4, 3, 5); they must not write."""
+    """Return the status of each operation on a problem of shape (4, 3, 5); none may write."""
     y, c = np.full(60, 7.0, np.float32), np.full(3, 7.0)
     found = set()
     for name, arguments in OPERATIONS.items():
@@ -169,7 +169,7 @@ def test_reserved_fields_of_a_fusion_must_be_zero(field):
 
 
 class LongerFusion(ctypes.Structure):
-    """As a caller has it who was compiled against a later header."""
+    """A caller that was compiled against a later header has a larger struct."""
 
     _fields_ = (("known", c_library.Fusion), ("later", ctypes.c_uint64 * 2))
 

@@ -1,4 +1,4 @@
-"""The adapters give the bits of the functions where the framework makes subnormal numbers zero."""
+"""The adapters give the functions' bits, even if the framework replaces subnormals by zero."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ def test_torch(data):
     import bncore.torch
 
     x, dy, weight, bias = map(torch.from_numpy, data)
+    small = dy / 1024  # the gradients of weight and bias are subnormal, too
 
     def results(n_threads: int) -> list[bytes]:
         bncore.set_num_threads(n_threads)
         given = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
         mean, var = torch.zeros(SHAPE[1]), torch.ones(SHAPE[1])
         y = bncore.torch.batch_norm(given[0], mean, var, *given[1:], training=True, eps=1e-30)
-        y.backward(dy)
+        y.backward(small)
         inferred = bncore.torch.batch_norm(x, mean, var, weight, bias)
         tensors = [y.detach(), inferred, mean, var, *(tensor.grad for tensor in given)]
         return [tensor.numpy().tobytes() for tensor in tensors]
@@ -48,15 +49,48 @@ def test_torch(data):
     bncore.set_num_threads(None)
 
 
+@pytest.mark.needs_torch
+def test_torch_synchronized(data, monkeypatch):
+    """The functions of `SyncBatchNorm`, as a group of one process."""
+    torch = pytest.importorskip("torch")
+    from bncore.torch import sync
+
+    monkeypatch.setattr(sync, "gathered", lambda values, group: [values])
+    x, dy, weight, bias = map(torch.from_numpy, data)
+    small = dy / 1024  # the gradients of weight and bias are subnormal, too
+
+    def results() -> list[bytes]:
+        given = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
+        y, moments, _ = sync._Synchronized.apply(*given, 1e-30, None)
+        y.backward(small)
+        tensors = [y.detach(), moments, *(tensor.grad for tensor in given)]
+        return [tensor.numpy().tobytes() for tensor in tensors]
+
+    expected = results()
+    try:
+        if not torch.set_flush_denormal(True):
+            pytest.skip("this processor keeps subnormal numbers")
+        assert results() == expected
+    finally:
+        torch.set_flush_denormal(False)
+
+
 @pytest.mark.needs_jax
 def test_jax(data):
-    pytest.importorskip("jax")
+    jax = pytest.importorskip("jax")
     import bncore.jax
 
-    x, _, weight, bias = data
+    x, dy, weight, bias = data
     expected, moments = bncore.batch_norm_train(x, weight, bias, eps=1e-30)
     y, _ = bncore.jax.batch_norm_train(x, weight, bias, eps=1e-30)
     assert np.asarray(y).tobytes() == expected.tobytes()
+    dy = dy / np.float32(1024)  # the gradients of weight and bias are subnormal, too
+    _, pullback = jax.vjp(
+        lambda *given: bncore.jax.batch_norm_train(*given, eps=1e-30)[0], x, weight, bias
+    )
+    gradients = bncore.batch_norm_train_backward(dy, x, moments, weight, eps=1e-30)
+    for got, wanted in zip(pullback(dy), gradients, strict=True):
+        assert np.asarray(got).tobytes() == wanted.astype(np.float32).tobytes()
     mean, var = moments.mean.astype(np.float32), np.ones(SHAPE[1], np.float32)
     expected = bncore.batch_norm_infer(x, mean, var, weight, bias)
     y = bncore.jax.batch_norm_infer(x, mean, var, weight, bias)

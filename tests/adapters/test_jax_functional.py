@@ -45,7 +45,7 @@ DTYPES = [np.float32, np.float64]
 
 @pytest.fixture(autouse=True)
 def _precision(request):
-    """JAX with float64 for the tests with float64, and as it is by default for all others."""
+    """Use JAX with float64 for the tests with float64, and with its defaults for all others."""
     parameters = getattr(getattr(request.node, "callspec", None), "params", {})
     with_x64 = parameters.get("dtype") is np.float64 or parameters.get("x64", False)
     jax.config.update("jax_enable_x64", with_x64)
@@ -186,7 +186,7 @@ def test_backward_takes_moments_in_float64_where_jax_has_none(rng, mean):
 @pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize("kind", ["float16", "bfloat16", "float32", "float64"])
 def test_parameters_of_any_floating_dtype(rng, x64, kind):
-    """Gradients come back in it; float64 is float32 where JAX has none."""
+    """Gradients have the argument's dtype; float64 becomes float32 if JAX does not allow it."""
     a = Arrays(rng, (4, C, 5), 1, np.float32)
     weight, bias = (jnp.asarray(v.astype(jnp.dtype(kind))) for v in (a.weight, a.bias))
     y, _, gradients = a.trained_by_jax(a.x, weight, bias, None, a.dy)
@@ -303,7 +303,7 @@ def test_moments_are_a_pytree_with_a_static_count(rng):
 
 @pytest.mark.parametrize("axis", [1, -1])
 def test_nothing_is_copied(axis):
-    """XLA's program is the two calls, on the arguments as they came."""
+    """XLA's program has only the two calls, with the arguments unchanged."""
 
     def step(x, residual, dy):
         y, pull = jax.vjp(

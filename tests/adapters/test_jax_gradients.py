@@ -99,7 +99,7 @@ def close(got, want, tolerance=tolerances.JAX_FLOAT64) -> None:
 
 
 def loss_of(function, axis, dy, **fused):
-    """A scalar that every result of a call enters, nonlinearly."""
+    """Compute a scalar that depends nonlinearly on every result of a call."""
 
     def loss(given):
         results = function(given, axis, **fused)
@@ -266,7 +266,7 @@ def test_gradients_of_calls_inside_another_transform(rng, wrap):
 @pytest.mark.parametrize("first", [("x",), ("residual",), ALL])
 @pytest.mark.parametrize("fused", FUSED[:2], ids=BY_FUSION[:2])
 def test_one_compiled_function_differentiated_in_turn(rng, fused, first):
-    """JAX keeps what it traced for one gradient: the next one, by other arguments, is right too."""
+    """JAX caches what it traced for one gradient; the next, for other arguments, is right."""
     given, dy = arguments(rng, 1)
     results = []
     for function in (train, formula_train):

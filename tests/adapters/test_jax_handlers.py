@@ -1,4 +1,4 @@
-"""The compiled part of bncore.jax: how it fails, and what it gives to XLA."""
+"""The compiled part of bncore.jax: its errors, and the handlers that it registers with XLA."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ X, V = np.ones((2, 3, 4), np.float32), np.ones(3, np.float32)
 @pytest.mark.parametrize("name", ["infer", "train"])
 @pytest.mark.parametrize("examples", [1, 5])
 def test_what_bncore_refuses_is_an_error_of_xla(name, examples):
-    """Nothing gets here through the public functions: they check it before."""
+    """The public functions check arguments before, so these errors never reach their callers."""
     settings = handlers.Settings(3, 1, -1.0, None, 0.0)
     vector = jax.ShapeDtypeStruct((3,), np.float32)
     results = [jax.ShapeDtypeStruct(X.shape, X.dtype)]

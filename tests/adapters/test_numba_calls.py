@@ -114,7 +114,7 @@ def test_read_only_arrays_and_moments_of_the_package_are_taken(rng):
 @needs_native
 @pytest.mark.parametrize("kind", ["float32", "strided"])
 def test_statistics_of_any_kind_are_read_as_what_they_are(rng, kind):
-    """C reads float64, one after another: others are copied."""
+    """C reads contiguous float64; other arrays are copied."""
     x, dy, _, _, mean, var = case(rng, (5, 7, 3, 11), np.float64, 1, None)
 
     def other(values):

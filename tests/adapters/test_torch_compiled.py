@@ -86,7 +86,7 @@ def test_a_user_without_a_home_directory_can_import_it(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
-    assert "the cache cannot be used" in said[0]
+    assert "it cannot use the cache" in said[0]
     assert "home directory" in said[0]
     assert "the compiled part is missing" in done.stdout
     assert said[-1] == "True"

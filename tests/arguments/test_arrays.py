@@ -1,4 +1,4 @@
-"""The generator of arrays: what each case claims to be."""
+"""Tests of the generator of arrays: every case has the properties that its name claims."""
 
 from __future__ import annotations
 

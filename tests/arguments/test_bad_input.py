@@ -26,7 +26,7 @@ Arguments = dict[str, Any]
 
 
 def good_arguments() -> Arguments:
-    """Arguments by name, right for every function that has a parameter of that name."""
+    """Return right arguments by name, for every function that has a parameter of that name."""
     rng = np.random.default_rng(5)
     x = rng.standard_normal(SHAPE)
     dy = rng.standard_normal(SHAPE)
@@ -86,7 +86,7 @@ def arguments_of(name: str, *, fused: bool = True) -> Arguments:
 
 
 def contents(arguments: Arguments) -> dict[str, bytes]:
-    """Every byte of every array among the arguments."""
+    """Return every byte of every array among the arguments."""
     found = {}
     for name, value in arguments.items():
         if isinstance(value, bncore.Moments):
@@ -103,7 +103,7 @@ def contents(arguments: Arguments) -> dict[str, bytes]:
 
 @dataclass(frozen=True)
 class Bad:
-    """One wrong argument: how to make it from good ones, and what must be raised."""
+    """One wrong argument: how to make it from good ones, and which error must be raised."""
 
     id: str
     argument: str
@@ -134,7 +134,7 @@ ACCEPTED = {
 
 
 def partial_overlap(name: str) -> Callable[[Arguments], np.ndarray]:
-    """Give an output that begins one value after the start of an argument's memory."""
+    """Return an output that begins one value after the start of an argument's memory."""
 
     def make(arguments: Arguments) -> np.ndarray:
         if name not in arguments:
@@ -167,7 +167,7 @@ def value(bad: Any) -> Callable[[Arguments], Any]:
 
 
 def data_cases(name: str) -> list[Bad]:
-    """What x, and dy, must not be."""
+    """Return the wrong values of x and dy."""
     dtypes = {
         "int": np.int64,
         "bool": np.bool_,
@@ -192,7 +192,7 @@ def data_cases(name: str) -> list[Bad]:
 
 
 def output_cases(name: str) -> list[Bad]:
-    """What out, and dresidual, must not be."""
+    """Return the wrong values of out and dresidual."""
     one, gap = np.zeros(1), np.zeros(100)
     strided = np.lib.stride_tricks.as_strided
     apart = ("x", "dy", "residual", "weight", "bias", "mean", "var")
@@ -216,7 +216,7 @@ def output_cases(name: str) -> list[Bad]:
 
 
 def parameter_cases(name: str, *, required: bool) -> list[Bad]:
-    """What a per-channel array must not be."""
+    """Return the wrong values of a per-channel array."""
     shapes = {
         "S1-S6-S16-short": (C - 1,),
         "S1-long": (C + 1,),
@@ -247,7 +247,7 @@ def parameter_cases(name: str, *, required: bool) -> list[Bad]:
 
 
 def scalar_cases() -> list[Bad]:
-    """What eps, axis, n_threads and the options of the statistics must not be."""
+    """Return the wrong values of eps, axis, n_threads and the options of the statistics."""
     return [
         Bad("eps-N15-N17-negative", "eps", value(-1.0), ValueError, "-1.0"),
         Bad("eps-tiny-negative", "eps", value(-1e-300), ValueError, "-1e-300"),
@@ -350,7 +350,7 @@ NEEDS = {
 
 
 def applies(bad: Bad, name: str) -> bool:
-    """Whether the function has the other argument that the case is about."""
+    """Tell whether the function has the other argument that the case needs."""
     parameters = inspect.signature(FUNCTIONS[name]).parameters
     return all(needed in parameters for text, needed in NEEDS.items() if bad.id.endswith(text))
 
@@ -361,7 +361,7 @@ def test_good_arguments_are_good(backend, name):
 
 
 def ways(bad: Bad, name: str) -> list[bool]:
-    """Whether the other arguments are to fuse something: a small call without that is another."""
+    """Tell whether the other arguments fuse something, because the fast path treats that apart."""
     if "residual" not in inspect.signature(FUNCTIONS[name]).parameters:
         return [False]
     return [True] if bad.argument in FUSION or "-residual" in bad.id else [False, True]

@@ -1,7 +1,7 @@
-"""Arrays of other libraries, through DLPack: read with no copy; results are NumPy's.
+"""Arrays of other libraries through DLPack: bncore reads them without a copy, and returns NumPy's.
 
-array-api-strict stands for the standard; exporters of our own for what it says of a device and of a
-read-only array; PyTorch and JAX where they are installed.
+array-api-strict represents the standard.  Exporters in this file represent its rules for devices
+and read-only arrays.  PyTorch and JAX are tested if they are installed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SHAPE = (4, 3, 5)
 
 
 class Exporter:
-    """An array that speaks DLPack and nothing else."""
+    """An array that supports DLPack and no other protocol."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
@@ -31,7 +31,7 @@ class Exporter:
 
 
 class Elsewhere(Exporter):
-    """An array on a GPU, which cannot be had here, as the standard says it: by a BufferError."""
+    """An array on a GPU; as the standard demands, it raises BufferError when it is exported."""
 
     def __dlpack__(self, **keywords):
         raise BufferError("no copy to another device")
@@ -75,7 +75,7 @@ def given(dtype=np.float32):
 
 
 def calls(make, dtype):
-    """Every function that takes arrays, of which `make` makes another library's."""
+    """Call every function that takes arrays with another library's arrays, made by `make`."""
     arrays = given(dtype)
     x, dy, residual, weight, bias, var = (make(a) for a in arrays)
     row, matrix, kernel = (make(a) for a in (arrays[0][0, 0], arrays[0][0], arrays[0][:3]))
@@ -221,7 +221,7 @@ def test_a_wrong_dtype_is_named():
 
 @pytest.mark.parametrize("name", ["out", "running_mean"])
 def test_what_is_written_to_has_to_be_numpys(name):
-    """An array of another library would have to be told of the change."""
+    """The other library would not know that its array has changed."""
     x = given()[0]
     other = array_api_strict.asarray(np.zeros_like(x) if name == "out" else np.zeros(SHAPE[1]))
     with pytest.raises(TypeError, match=f"{name}: expected a NumPy array, got Array"):

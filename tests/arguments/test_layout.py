@@ -1,4 +1,4 @@
-"""Where arrays lie in memory, in the places that test_problem.py does not come to."""
+"""Tests of how arrays lie in memory, for the cases that test_problem.py does not reach."""
 
 from __future__ import annotations
 

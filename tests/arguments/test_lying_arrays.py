@@ -1,8 +1,8 @@
-"""Arrays of a subclass that says of itself what is not so: the memory counts, not what it says.
+"""Arrays of a subclass whose attributes are wrong: functions must look at the memory instead.
 
-What a subclass of ndarray answers in Python (dtype, shape, strides, flags, methods) may have
-nothing to do with its memory.  Every function must do with such an array what it does with the
-plain array of the same memory: the same result or the same error, and not a byte written beside it.
+The attributes and methods that a subclass of ndarray has in Python (dtype, shape, strides, flags)
+may not match its memory.  Every function must treat such an array as the plain array of the same
+memory: it gives the same result or the same error, and writes no byte outside the memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ GUARD = 512  # values before and after an array whose memory is smaller than it 
 
 
 class Flags:
-    """Flags as a promise: good for any kernel."""
+    """Flags that claim the array is good for any kernel."""
 
     c_contiguous = f_contiguous = aligned = writeable = owndata = behaved = carray = contiguous = (
         True
@@ -30,7 +30,7 @@ class Flags:
 
 
 class Liar(np.ndarray):
-    """An array that answers with the attributes of another, `said`, whatever its memory is."""
+    """An array that has the attributes of another array, `said`, whatever its memory is."""
 
     said: np.ndarray | None = None
 
@@ -73,7 +73,7 @@ Liar.__setitem__ = lambda self, where, value: None
 
 
 def inside(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A copy of values amid memory that nobody may touch, and all of that memory."""
+    """Copy values into the middle of memory that nobody may change; return both."""
     whole = np.full(2 * GUARD + values.size, 77.0, values.dtype)
     middle = whole[GUARD : GUARD + values.size]
     middle[...] = values.ravel()
@@ -91,7 +91,7 @@ def narrower(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def reversed_(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Memory that is gone through backwards: its start is at its end."""
+    """Memory with negative strides: the first value is at its end."""
     memory, whole = inside(values)
     return memory[(slice(None, None, -1),) * memory.ndim], whole
 
@@ -123,7 +123,7 @@ MEMORIES = (smaller, narrower, reversed_, spread, read_only, foreign, integers)
 
 
 def outcome(call: calls.Call, arguments: calls.Arguments) -> tuple[str, list[np.ndarray]]:
-    """What came of a call: the error or "", and every array that came back."""
+    """The outcome of a call: the error or "", and every array that it returned."""
     try:
         returned = call(arguments)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -146,7 +146,7 @@ def arrays_in(value: Any):
 
 
 def given(call: calls.Call, argument: str) -> tuple[calls.Arguments, np.ndarray]:
-    """Good arguments of a call, and a good value of the one that will lie."""
+    """Return good arguments of a call, and a good value of the argument that will lie."""
     arguments = call.arguments()
     if argument in ("out", "dresidual"):
         return arguments, np.zeros(calls.SHAPE)
@@ -256,14 +256,14 @@ def test_an_argument_that_is_changed_by_another_one_is_not_read_anew(name, meddl
 
 
 class LyingMoments(bncore.Moments):
-    """Moments that answer with arrays that are far too small, and with another count every time."""
+    """Moments that return arrays that are far too small, and another count every time."""
 
     count = property(lambda self: next(COUNTS))
     mean = m2 = property(lambda self: np.broadcast_to(np.ones(1), (calls.SHAPE[1],)))
 
 
 class LyingSums(bncore.GradSums):
-    """Sums that answer likewise."""
+    """Sums that return arrays that are far too small."""
 
     sum_dy = sum_dy_xhat = property(lambda self: np.broadcast_to(np.ones(1), (calls.SHAPE[1],)))
 

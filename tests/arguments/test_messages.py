@@ -1,4 +1,4 @@
-"""Messages that say more than what is wrong: what probably was meant, and where a size is from."""
+"""Messages with a hint: what the caller probably meant, and where a size comes from."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Input that looks bad and has a documented result: empty, aliased, constant, far from zero.
 
 Ids such as S12 or N6 name reports against other libraries, where that input crashed or gave
-nonsense. What raises an error instead is in `test_bad_input.py`, with S13 (an internal assertion)
-as what no error may be; sizes are in `test_beyond_int.py`, T1 (other bits on other threads) is in
+nonsense. Input that raises an error is in `test_bad_input.py`, also for S13, where the error was an
+internal assertion; sizes are in `test_beyond_int.py`, T1 (other bits on other threads) is in
 `test_bits.py`, T2 (a race) in `test_threads.py`, T3 and T4 (a hang after fork) in `test_fork.py`,
 T6 (subnormal input) in `test_subnormal.py`, P3 and P4 (packages that cannot be loaded) in
 `test_loading.py`, and S24 (a smashed stack on any input) would end any.
@@ -178,7 +178,7 @@ def test_gradients_of_channels_last_volumes_lie_as_x_does_W3(backend):
 
 @pytest.mark.parametrize("inner", [63, 65, 1023, 4095, 4097, 32767, 32769, 65537])
 def test_sums_of_counts_beside_every_block_W4(backend, inner):
-    """Exact, since every term is a small integer: a value left out or counted twice is seen."""
+    """The sums are exact, because all terms are small integers, so every lost value is seen."""
     rng = np.random.default_rng(inner)
     for shape in [(1, 2, inner), (inner, 2)]:
         x, dy = rng.integers(-8, 9, (2, *shape)).astype(np.float32)
@@ -220,7 +220,7 @@ def test_subnormal_parameters_are_kept_T5(backend):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_importing_and_calling_flush_no_subnormal_P1_P2(backend, threads):
-    """Nor on another thread: a callback that starts after the call finds the usual arithmetic."""
+    """On another thread, too, a callback that starts after the call has the usual arithmetic."""
     script = f"""if True:
         import threading
         import numpy as np

@@ -1,4 +1,4 @@
-"""Which backend is active: by name, by environment, by default, per thread; and what is missing."""
+"""The choice of a backend by name, environment, default and thread, and a missing backend."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def test_a_missing_backend_that_was_asked_for_is_an_error(registry):
 
 @pytest.fixture
 def copied(tmp_path):
-    """Run code on a copy of the package that has no extension; give what it prints."""
+    """Run code on a copy of the package without the extension; return what it prints."""
     ignored = shutil.ignore_patterns("*.so", "*.pyd", "__pycache__")
     shutil.copytree(Path(bncore.__file__).parent, tmp_path / "bncore", ignore=ignored)
 
@@ -247,7 +247,7 @@ CALL = (
 
 @pytest.mark.skipif("numba" not in PRESENT, reason="Numba is not installed")
 def test_numba_works_where_it_can_keep_no_code(copied, tmp_path):
-    """Neither beside the package nor in the user's directory; not even for root."""
+    """Numba can write neither beside the package nor in the user's directory, not even as root."""
     (tmp_path / "bncore" / "backends" / "numba" / "__pycache__").write_text(
         "a file where a directory goes"
     )

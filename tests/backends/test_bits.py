@@ -1,4 +1,4 @@
-"""The same bits for any number of threads, any instruction set, any alignment, layout and run.
+"""Results have the same bits for any number of threads, instruction set, alignment and layout.
 
 Every result is compared with the NumPy backend's on one thread, so agreement of backends and
 instruction sets is part of every test here.
@@ -88,7 +88,7 @@ def check_offset(case, expected, name, elements, threads):
 @pytest.mark.parametrize("shape", [(5, 6, 31, 33), (3, 7, 5)], ids=str)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_alignments_of_small_arrays(backend, dtype, shape, index):
-    """16 offsets within a cache line; too few values for a second thread, which costs nothing."""
+    """Test 16 offsets within a cache line, on so few values that one thread computes."""
     case, expected = reference(shape, dtype, index)
     for elements in range(16):
         for name in operations.WRITING:
@@ -99,7 +99,7 @@ def test_alignments_of_small_arrays(backend, dtype, shape, index):
 @pytest.mark.parametrize("shape", [(5, 6, 91, 85), (2, 300, 400)], ids=str)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_alignments_times_threads_times_layouts(backend, dtype, shape, index):
-    """All of them, on work for seven threads; test_streaming.py has still larger arrays."""
+    """Test all of them on work for seven threads; test_streamed_stores.py has larger arrays."""
     assert math.prod(shape) >= max(THREADS) * arrays.THREAD_VALUES
     case, expected = reference(shape, dtype, index)
     # The NumPy backend has no threads, so each offset has one of the counts there.
@@ -138,7 +138,7 @@ def test_values(backend, dtype, kind):
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("spoiled", ["x", "dy", "weight", "bias", "mean", "var"])
 def test_nan_and_infinity(backend, dtype, spoiled):
-    """All NaN in the same places, and everything else to the bit; the bits of NaN are free."""
+    """NaN is in the same places and all other bits are equal; the bits of NaN may differ."""
     rng = np.random.default_rng(31)
     for shape in [(3, 4, 20001), (120011, 2), (9, 40, 17), (31, 5)]:
         case = operations.make_case(rng, shape, dtype)

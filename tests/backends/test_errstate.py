@@ -1,4 +1,4 @@
-"""The caller's floating-point settings neither reach into a function nor are changed by one."""
+"""The caller's floating-point settings do not affect a function, and no function changes them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ SQUARES = [abs(value) for value in STATISTICS]
 
 
 def of_statistics() -> None:
-    """Everything that has no x: on pairs of extreme values, against each other in all ways."""
+    """Call everything that has no x, with all pairs of extreme values."""
     for step in range(COUNT):
         m = Moments(5, STATISTICS, np.roll(SQUARES, step))
         other = Moments(7, np.roll(STATISTICS, step), SQUARES)
@@ -143,7 +143,7 @@ def of_settings() -> None:
 
 # What calls each public name: operations on arrays by their own name, the others here.
 def of_library() -> None:
-    """Where the C library is; RuntimeError and ImportError where it is not."""
+    """Ask for the C library's places; RuntimeError and ImportError are right if it is missing."""
     with contextlib.suppress(RuntimeError):
         assert bncore.get_include() and bncore.get_library_dir()
     with contextlib.suppress(ImportError):
@@ -205,7 +205,7 @@ def floating_point_state() -> tuple[object, ...]:
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_operations_in_a_strict_caller(backend, rng, kind, dtype):
-    """Canonical arguments and such as are repaired first, with every kind as x and as dy."""
+    """Draw canonical arguments and arguments that are converted, with every kind as x and dy."""
     for shape in SHAPES:
         x, dy = KINDS[kind](rng, shape, dtype), arrays.normal(rng, shape, dtype)
         plain = operations.make_case(rng, shape, dtype)
@@ -235,6 +235,6 @@ def test_everything_else_in_a_strict_caller(backend, call):
 
 
 def test_a_callers_strictness_is_seen():
-    """What the tests above rely on: these settings do raise."""
+    """The tests above rely on this: these settings do raise."""
     with np.errstate(all="raise"), pytest.raises(FloatingPointError):
         np.array([5e-324]) / np.array([5.0])

@@ -1,6 +1,6 @@
-"""Canonical arguments go straight to the C core; all others take the way that repairs or explains.
+"""Canonical arguments take the fast path to the C core; all others go through the checks first.
 
-Results are the same either way, so that only this file sees when the short way is lost.
+Results are the same either way, so only this file notices if a call no longer takes the fast path.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WITH_MOMENTS = {"train_backward", "normalize", "grad_sums", "grad_input"}
 
 @pytest.fixture
 def taken(monkeypatch):
-    """For each fast function by name, whether it did the work of each of its calls."""
+    """Record for each fast function, by name, whether it did the work of each of its calls."""
     seen: dict[str, list[bool]] = {}
     with bncore.use_backend("native"):
         active = backends.current()
@@ -72,7 +72,7 @@ def make(rng, dtype=np.float32, shape=SHAPE, parameters: type = np.float64, **op
 
 
 def short(taken, case: Case, names: Iterable[str] = ALL, *, out=None, **options) -> set[str]:
-    """Which of the operations took the short way; each is called once, with its own out."""
+    """Return which operations took the fast path; each is called once, with its own out."""
     case.with_statistics()
     went = set()
     for name in names:
@@ -255,7 +255,7 @@ def test_mean_var_has_the_same_bits(taken, long_way, rng, dtype, shape, build, k
     ],
 )
 def test_what_mean_var_takes(taken, rng, change, is_short):
-    """None: an error, which the long way finds."""
+    """The fast path returns None for an error, which the checks then find."""
     x = rng.standard_normal(SHAPE)
     if is_short is None:
         with pytest.raises((TypeError, ValueError)):

@@ -1,4 +1,4 @@
-"""Canonical running statistics are moved by the native module at once, others the long way."""
+"""The fast path updates canonical running statistics; others go through the checks first."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def read_only(a: np.ndarray) -> np.ndarray:
 
 @pytest.fixture
 def moved(monkeypatch):
-    """For each update of running statistics, whether the short way did the work."""
+    """Record for each update of running statistics whether the fast path did the work."""
     calls: dict[str, list[bool]] = {}
     with bncore.use_backend("native"):
         active = backends.current()

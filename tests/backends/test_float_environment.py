@@ -1,4 +1,4 @@
-"""The bits do not depend on the caller's floating-point environment, which stays as it was."""
+"""Results do not depend on the caller's floating-point environment, and do not change it."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_the_bits_of_every_backend(backend, rng, dtype, value):
 
 
 def bytes_of(result) -> list[bytes]:
-    """What a function returned, or a layer holds, as bytes."""
+    """Return the results of a function, or the state of a layer, as bytes."""
     if isinstance(result, bncore.Moments):
         return bytes_of((result.count, result.mean, result.m2))
     if isinstance(result, bncore.GradSums):
@@ -147,7 +147,7 @@ def test_the_bits_of_every_function(backend, name, dtype):
 
 @pytest.mark.parametrize("value", STATES.values(), ids=STATES)
 def test_the_bits_of_statistics(rng, value):
-    """What is computed in Python alone: merging moments and sums, variances, conversions."""
+    """Test what only Python computes: merging moments and sums, variances, conversions."""
     for scale in (1.0, 1e-308):
         means, m2s = rng.standard_normal((2, 50)) * scale, rng.uniform(0.0, 3.0, (2, 50)) * scale
         small = subnormal(rng, 50, np.float32)
@@ -199,7 +199,7 @@ def test_threads_created_in_another_environment(backend, rng):
 
 
 def test_arguments_that_are_repaired(backend, rng):
-    """What is not canonical is converted in Python."""
+    """Python code converts arguments that are not canonical."""
     data = Everything(rng, np.float32, (4, 6, 5, 5))
     expected = data.results(1, 1)
     data.x = data.x.astype(">f4")
@@ -242,7 +242,7 @@ def test_each_thread_of_the_caller_keeps_its_own(backend, rng):
 
 
 def test_the_default_environment_is_what_the_c_library_says(tmp_path, monkeypatch):
-    """Some C libraries have a variable for it, and would read the address -1."""
+    """Some C libraries have a variable for the default, and would read from the address -1."""
     if COMPILER is None:
         pytest.skip("needs a C compiler")
     library = tmp_path / "fenv.so"

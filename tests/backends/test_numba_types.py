@@ -1,4 +1,4 @@
-"""Numba compiles a kernel once for each type of data, whoever may write to the arrays."""
+"""Numba compiles a kernel once for each dtype, whether or not the arrays are writable."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Outputs that pass the caches: arrays past the gate of schedule.c, at every edge.
+"""Streamed outputs: arrays that are large enough for the limit in schedule.c, with every edge.
 
-The same call in place never streams, so its result is what a streamed one must equal to the bit.
+The same call in place never streams its stores, so a streamed result must have its bits.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Subnormal numbers are numbers: nothing flushes them, in a kernel or for the caller."""
+"""Nothing replaces subnormal numbers by zero, neither in a kernel nor for the caller."""
 
 from __future__ import annotations
 

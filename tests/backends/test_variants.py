@@ -1,4 +1,4 @@
-"""Which backends the suite ran on: all of them, or the reason in one line."""
+"""Show which backends the suite ran on, and the reason for each that is missing."""
 
 from __future__ import annotations
 

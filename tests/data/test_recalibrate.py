@@ -33,7 +33,7 @@ class Network:
 
 @pytest.fixture
 def batches(rng):
-    """Of sizes that differ: a plain average over batches would be another number."""
+    """Batches of different sizes, so that a plain average over batches would be wrong."""
     return [rng.standard_normal((n, 3, 5)) * n + n for n in (2, 3, 40)]
 
 
@@ -143,14 +143,14 @@ def test_bad_batches_are_skipped_where_the_layer_skips_them(batches):
 
 @pytest.fixture
 def pending(batches):
-    """Layers that wait for a backward: of batch statistics, of running ones, without any."""
+    """Layers before a backward: with batch statistics, with running statistics, or without."""
     layers = BatchNorm(3), BatchNorm(3).freeze(), BatchNorm(3, track_running_stats=False)
     Network(*layers).forward(batches[0])
     return layers
 
 
 def held(layer):
-    """What a layer keeps for backward."""
+    """Return the arrays that a layer keeps for backward."""
     return layer._saved
 
 

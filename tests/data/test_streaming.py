@@ -1,4 +1,4 @@
-"""Moments of streams and of mapped files: those of the whole, in little memory."""
+"""Moments of streams and mapped files equal those of the whole array, and need little memory."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_one_block_has_the_bits_of_moments(backend, rng):
 
 
 def test_what_merging_keeps_is_kept_over_channels(rng):
-    """Channels cut apart, far from zero: single values merge without loss, as in one piece."""
+    """Single values of channels far from zero merge without loss, as in one piece."""
     x = rng.standard_normal((512, 600)) * 0.1 + 1e12
     got = bncore.stream_moments(x, block_bytes=4096)
     singles = bncore.merged_moments(row.reshape(1, -1) for row in x)
@@ -215,7 +215,7 @@ def test_memory_is_that_of_some_blocks(tmp_path):
 
 
 def test_processes_merge(file):
-    """The example of the documentation: each process a part of the file."""
+    """The example of the documentation, in which each process reads a part of the file."""
     if not (ROOT / "docs").exists():
         pytest.skip("the documentation is not here")
     run = subprocess.run(

@@ -1,9 +1,9 @@
-"""Calls made of arguments drawn at random: every public function, right arguments and wrong ones.
+"""Random calls of every public function, with right and with wrong arguments.
 
-A call with right arguments gives what the NumPy backend gives, to the bit, and the oracle's result
-within the gates. A call with a wrong one raises TypeError or ValueError, with a message that
-names an argument, and has written nothing. `python -m pytest` draws some calls of each function,
-the same ones every day; `make fuzz SECONDS=600` draws others for as long as it is told to.
+A call with right arguments gives the same bits as the NumPy backend, and the oracle's result within
+the gates. A call with a wrong argument raises TypeError or ValueError with a message that names an
+argument, and writes nothing. `python -m pytest` draws the same calls of each function every time;
+`make fuzz SECONDS=600` draws other calls for that long.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def draw_view(draw: Callable, values: np.ndarray, writable: bool = False) -> np.
 
 @st.composite
 def right_arguments(draw: Callable, name: str) -> Arguments:
-    """Arguments that the function takes, by name; those it can do without are there or not."""
+    """Draw the function's arguments by name; optional ones are sometimes missing."""
     rank = draw(st.integers(2, 4))
     shape = tuple(draw(st.integers(0, 5)) for _ in range(rank))
     if draw(st.booleans()):  # large enough for vectors, and for rows that are read together
@@ -135,7 +135,7 @@ def right_arguments(draw: Callable, name: str) -> Arguments:
 
 
 def saved_moments(name: str, a: Arguments) -> object:
-    """What the forward function of this backward one gives."""
+    """Return the results of the forward function that belongs to this backward function."""
     x, axis = a["x"], a["axis"]
     try:
         if name.startswith("ghost"):
@@ -181,7 +181,7 @@ def call(name: str, arguments: Arguments) -> object:
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether it is of the documented kind, and its message begins with an argument's name."""
+    """Tell whether an error has a documented type, and its message begins with an argument."""
     if not isinstance(error, (TypeError, ValueError)):
         return False
     single = "Expected more than 1 value per "  # channel or group; PyTorch's own words
@@ -248,7 +248,7 @@ def assert_same(now: object, before: object) -> None:
 @quiet
 @given(data=st.data())
 def test_training_gives_the_oracles_result(data):
-    """Of any layout: forward, statistics and gradients, within the gates of docs/numerics.md."""
+    """In any layout, all results are within the gates of docs/numerics.md."""
     shape = (
         data.draw(st.integers(2, 40)),
         data.draw(st.integers(1, 5)),
@@ -287,7 +287,7 @@ NEVER_RIGHT: list[object] = [
 
 @st.composite
 def wrong_value(draw: Callable, value: object) -> object:
-    """Something that does not fit where this value does: another thing, shape, dtype or place."""
+    """Draw a wrong value in place of this one: another type, shape, dtype or memory."""
     if not isinstance(value, np.ndarray) or draw(st.booleans()):
         return draw(st.sampled_from(NEVER_RIGHT))
     how = draw(st.sampled_from(["longer", "rank", "integers", "mask"]))

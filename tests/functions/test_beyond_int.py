@@ -1,8 +1,8 @@
 """Arrays of 2**31 values and more: every index and count has to be wider than an int.
 
-Zeros that nobody has touched cost no memory on Linux, and few values that are not zero make sums
-that are known exactly. Ids such as S19 name reports against other libraries, which crashed or lost
-counts at these sizes.
+On Linux, zeros that nobody has written need no memory, so the arrays are almost all zeros. With
+only a few other values the sums are known exactly. Ids such as S19 name reports against other
+libraries, which crashed or lost counts at these sizes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NEEDED = 12 << 30  # bytes: the 8 GiB of an array, should they be backed by page
 
 
 def available() -> int:
-    """How many bytes the system can give without swapping."""
+    """Return how many bytes the system can provide without swapping."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
@@ -54,7 +54,7 @@ SHAPES = [  # (outer, channels, inner)
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_sums(shape, threads):
-    """The last value of all is 2**20, and the first of some channels' last run is 1."""
+    """The very last value is 2**20, and some channels begin their last run with 1."""
     outer, channels, inner = shape
     n = outer * inner
     looked_at = {0, channels // 2, channels - 1}  # to write to more would take memory

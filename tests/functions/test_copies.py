@@ -30,7 +30,7 @@ CASES = [(name, argument) for name, argument in calls.pairs(calls.DATA) if name 
 
 
 def extra_bytes(call, arguments, argument, change) -> int:
-    """How many bytes more a call asks for, in all, when one argument is changed."""
+    """Return how many more bytes a call allocates when one argument is changed."""
     changed = arguments | {argument: change(arguments[argument])}
     usual, more = (
         allocations.bytes_of_large(lambda given=given: call(given), LEAST)
@@ -52,6 +52,29 @@ def test_one_copy(name, argument):
 def test_an_array_of_a_subclass_is_not_copied(name, argument):
     call = calls.CALLS[name]
     assert extra_bytes(call, call.arguments(SHAPE), argument, of_subclass) < LEAST
+
+
+class Counting:
+    """An array_like that counts how often it is asked for its array."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array, self.asked = array, 0
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        self.asked += 1
+        return self.array
+
+
+@pytest.mark.parametrize(("name", "argument"), list(calls.pairs(calls.DATA, calls.PARAMETERS)))
+def test_an_argument_is_asked_once(name, argument):
+    """If it gave another array the next time, the call would find a mistake after writing y."""
+    call = calls.CALLS[name]
+    arguments = call.arguments()
+    if argument not in arguments:
+        pytest.skip("the usual call leaves it out")
+    counting = Counting(arguments[argument])
+    call(arguments | {argument: counting})
+    assert counting.asked == 1
 
 
 @pytest.mark.parametrize("on_nonfinite", ["propagate", "skip", "raise"])

@@ -50,9 +50,9 @@ def statistics(rng, channels):
 
 
 def assert_folded(folded, plain, terms, bias, given, dtype):
-    """y of the folded layer against batch norm of y; relative to the largest term of the sum.
+    """Compare y of the folded layer with batch norm of y, relative to the sum's largest term.
 
-    `plain` is the layer's y without its bias, `terms` the same of absolute values.
+    `plain` is the layer's y without its bias; `terms` is the same with absolute values.
     """
     mean, var, gamma, beta = (
         np.asarray(v, np.longdouble).reshape(-1, *[1] * (plain.ndim - 2)) for v in given

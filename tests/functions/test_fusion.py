@@ -1,4 +1,4 @@
-"""activation=, residual= and dresidual=: to the bit what separate calls and NumPy give."""
+"""activation=, residual= and dresidual= give the same bits as separate calls and NumPy."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SHAPES = [
 
 
 def make_case(rng, shape, dtype, kind) -> Case:
-    """A case whose z has values of both signs, zeros, and a third of a residual's own."""
+    """A case in which z has values of both signs and zeros, and a third of z is the residual."""
     activation, slope, added = kind
     case = operations.make_case(rng, shape, dtype)
     residual = rng.standard_normal(shape).astype(dtype) if added else None
@@ -105,7 +105,7 @@ PLACES = ("new", "x", "dy", "residual")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(4, 3, 9, 7), (600, 300), (2, 2, 40001)], ids=str)
 def test_in_place(backend, rng, shape, kind):
-    """out and dresidual in every memory that they may have, each alone and together."""
+    """Give out and dresidual every memory that they may have, one at a time and together."""
     for layout in (arrays.LAYOUTS[0], arrays.LAYOUTS[1], arrays.LAYOUTS[8], arrays.LAYOUTS[12]):
         plain = make_case(rng, shape, np.float32, kind)
         for name in FUSED:
@@ -138,7 +138,7 @@ DY = [1.0, -1.0, np.inf, -np.inf, np.nan, 0.0, -0.0]
 
 
 def at_the_edges(dtype, repeat: int = 3) -> Case:
-    """z is x itself: mean 0, variance 1 and eps 0; every z meets every dy, in every lane."""
+    """z is x itself (mean 0, variance 1, eps 0), and every z meets every dy in every lane."""
     z, dy = np.meshgrid(np.array(Z * repeat, dtype), np.array(DY, dtype))
     x = np.concatenate([z.reshape(1, 1, -1)] * 2, axis=1)
     dy = np.concatenate([dy.reshape(1, 1, -1)] * 2, axis=1)
@@ -208,7 +208,7 @@ def test_empty_batches(backend, rng, shape):
 @pytest.mark.parametrize("shape", [(6, 3, 5), (4, 2, 17)], ids=str)
 @pytest.mark.parametrize("frozen", [False, True], ids=["train", "infer"])
 def test_central_differences(backend, rng, shape, kind, frozen):
-    """Of sum(dy * y), along one direction of all inputs at once; no z changes its sign."""
+    """Differentiate sum(dy * y) along a direction of all inputs; no z changes its sign."""
     case = make_case(rng, shape, np.float64, kind)
     name = "infer" if frozen else "train"
     way = {key: rng.standard_normal(getattr(case, key).shape) for key in ("x", "weight", "bias")}

@@ -1,4 +1,4 @@
-"""Ghost batch norm beside batch norms of its parts, and what both it and renormalization refuse."""
+"""Ghost batch norm against batch norms of its parts, and errors of it and renormalization."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_refused_ghost_writes_nothing():
 @pytest.mark.parametrize("given", ["new", "strided"])
 @pytest.mark.parametrize("operation", ["ghost", "ghost backward", "renorm", "renorm backward"])
 def test_checks_copy_nothing(rng, monkeypatch, operation, given):
-    """What is of x's size: a copy of x where a call needs one, and no array to drop again."""
+    """A call makes only the copies of x's size that it needs, and no array that it drops again."""
     x, dy, into = (rng.standard_normal((64, 6, 50))[:, ::2] for _ in range(3))
     out = into if given == "strided" else None
     mean, var = np.zeros(3), np.ones(3)
@@ -108,9 +108,7 @@ def test_checks_copy_nothing(rng, monkeypatch, operation, given):
     monkeypatch.setattr(layout, "block", lambda *a: copied.append(a[0].size) or block(*a))
     monkeypatch.setattr(problem, "Output", lambda *a: staged.append(a[1].size) or output(*a))
     calls[operation]()
-    backward = operation.endswith("backward")
-    # Once each for x and dy; batch_renorm reads x for its moments, and again for y.
-    reads = 2 if backward or operation == "renorm" else 1
+    reads = 2 if operation.endswith("backward") else 1  # dy, and x
     assert sum(copied) == reads * x.size
     # One result; ghosts make it first, and then give its parts to the calls as outputs.
     assert sum(staged) <= (2 if operation.startswith("ghost") and out is None else 1) * x.size

@@ -172,7 +172,7 @@ def shapes(draw):
     seed=st.integers(0, 2**32 - 1),
 )
 def test_any_shape_and_layout(backend, shape, dtype, layout, eps, weighted, seed):
-    """Forward and backward within their gates, parts equal to wholes, order of memory kept."""
+    """Forward and backward are within their gates, and results have x's memory order."""
     if shape[0] * int(np.prod(shape[2:])) < 2:
         return
     rng = np.random.default_rng(seed)
@@ -210,7 +210,7 @@ def test_parameter_gradients_are_the_sums_in_their_type(backend, rng, dtype, par
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_micro_batches_make_the_whole(backend, rng, dtype):
-    """Merged moments, summed sums, one grad_input per piece: the gradient of the whole batch."""
+    """Merged moments, added sums and one grad_input per piece give the whole batch's gradient."""
     x, dy = VALUES["normal"](rng, (2, 30, 4, 25), dtype)
     weight, _ = arrays.parameters(rng, 4)
     cuts = [7, 8, 22]

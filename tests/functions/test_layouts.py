@@ -1,4 +1,4 @@
-"""Any rank, axis and memory order: the same values, in the order of memory they came in."""
+"""In any rank, axis and memory order, results have the same values and x's memory order."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def assert_gates(plain: operations.Case, results: operations.Results) -> None:
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("shape", [*RANK_SHAPES, (3, 5, 17, 19), (40, 8)], ids=str)
 def test_every_layout_gives_the_plain_result(backend, rng, layout, shape, dtype):
-    """To the bit where a channel's values keep their order in memory, else within the gates."""
+    """The bits are the same if a channel's values keep their order; else they fit the gates."""
     plain = operations.make_case(rng, shape, dtype)
     case = plain.laid_out(layout)
     results = operations.plain_results(case, operations.run_all(case))
@@ -62,7 +62,7 @@ def test_results_have_the_memory_order_of_x(backend, rng, layout, shape):
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("shape", [(3, 4, 5), (2, 3, 4, 5)], ids=str)
 def test_any_axis_of_any_order_is_a_transpose(backend, rng, shape, dtype):
-    """Every order of memory and every channel axis: the bits of the same memory seen in C order."""
+    """Every memory order and channel axis gives the same bits as the same memory in C order."""
     for order in itertools.permutations(range(len(shape))):
         x, dy = (
             VALUES["normal"](rng, [shape[a] for a in order], dtype).transpose(np.argsort(order))
@@ -98,7 +98,7 @@ def test_negative_axes_count_from_the_end(backend, rng, shape):
 @pytest.mark.parametrize("layout", WRITABLE, ids=str, indirect=True)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_in_place(backend, rng, layout, dtype):
-    """out=x, and in backward out=dy as well: the very memory is written, to the same bits."""
+    """With out=x, and in backward with out=dy, that memory gets the same bits."""
     plain = operations.make_case(rng, (4, 3, 9, 7), dtype)
     for name, operation in operations.WRITING.items():
         expected = in_place_result(operation(plain.laid_out(layout)))
@@ -136,7 +136,7 @@ def test_out_leaves_its_surroundings_alone(backend, rng):
 
 @pytest.mark.parametrize("dy_layout", LAYOUTS, ids=str)
 def test_dy_may_have_another_order_than_x(backend, rng, layout, dy_layout):
-    """The gradient comes in x's order, whatever dy's is."""
+    """The gradient has x's memory order, whatever dy's is."""
     plain = operations.make_case(rng, (4, 3, 5, 6))
     as_plain = np.moveaxis(dy_layout.build(plain.dy), dy_layout.axis(4), 1)
     x_plain = np.moveaxis(layout.build(plain.x), layout.axis(4), 1)
@@ -167,7 +167,7 @@ def test_inputs_are_never_written(backend, rng, layout):
 
 
 def test_broadcast_input(backend, rng):
-    """One image repeated with stride 0: the array it stands for, in the memory order of a copy."""
+    """An image repeated with stride 0 gives the result of the whole array, in a copy's order."""
     image = VALUES["normal"](rng, (3, 8, 9), np.float32)
     x = np.broadcast_to(image, (5, 3, 8, 9))
     case = operations.replace(operations.make_case(rng, x.shape), x=x)
@@ -176,7 +176,7 @@ def test_broadcast_input(backend, rng):
 
 
 def test_array_likes(backend, rng):
-    """Lists of floats and objects with __array__ are what NumPy makes of them."""
+    """Lists of floats and objects with __array__ act like the arrays that NumPy makes of them."""
 
     class Wrapper:
         def __init__(self, array):

@@ -58,7 +58,7 @@ SCRIPT = textwrap.dedent(
 
 
 def growth(variant: variants.Variant, layout: str, call: str = "as it is") -> int:
-    """How many bytes the peak of a fresh process rises by the operations."""
+    """Return by how many bytes the operations raise the peak memory of a new process."""
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT, layout, call],
         env={**os.environ, **variant.environment},
@@ -79,7 +79,7 @@ def test_growth(variant, layout):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read as Linux counts it")
 def test_an_array_too_many_is_seen():
-    """Even where this process has been larger by far than the one that is measured."""
+    """It works even if this process has been much larger than the one that is measured."""
     np.full(1 << 26, 1.0)  # 512 MiB
     leaked = growth(variants.FOUND.present[-1], "NCHW", "leaking")
     assert leaked > 60 << 20 > tolerances.HEAP_GROWTH_BYTES

@@ -95,7 +95,7 @@ CONSTANT_COUNTS = [*range(2, 71), 4097, 100003]
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("one_channel", [False, True], ids=["rows", "planes"])
 def test_a_constant_channel_has_no_variance(backend, dtype, one_channel):
-    """Any constant, any count: the mean is the constant itself, the variance exactly 0."""
+    """For any constant and count, the mean is the constant and the variance is exactly 0."""
     constants = np.array(CONSTANTS[dtype], dtype)
     for count in CONSTANT_COUNTS:
         x = np.broadcast_to(constants, (count, len(constants)))
@@ -109,7 +109,7 @@ def test_a_constant_channel_has_no_variance(backend, dtype, one_channel):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_peers_constant_cases(backend, dtype):
-    """What others have got wrong: a column of 1e6 times ±100, and 2e6 ones along axis 0."""
+    """Other libraries got these wrong: a column of 1e6 times ±100, and 2e6 ones on axis 0."""
     hundred = np.tile(np.array([100, -100], dtype), (10**6, 1))
     np.testing.assert_array_equal(bncore.mean_var(hundred, axis=0), [[100, -100], [0, 0]])
     ones = np.ones((2 * 10**6, 2), dtype)
@@ -163,7 +163,7 @@ def test_what_is_not_finite_stays_in_its_channel(backend, rng, dtype, shape, spo
 @pytest.mark.parametrize("inf", [np.inf, -np.inf])
 @pytest.mark.parametrize("shape", [(9, 4, 40), (5, 4, 5000), (2100, 4, 1), (9, 4, 3)], ids=str)
 def test_an_inf_among_the_first_values_makes_no_pivot(backend, rng, shape, inf):
-    """The mean is that Inf or NaN, m2 is NaN, and training gives NaN: the same for all backends."""
+    """With every backend the mean is that Inf or NaN, m2 is NaN, and training gives NaN."""
     clean = VALUES["normal"](rng, shape, np.float32)
     for image, inner in ((0, 0), (0, 2), (1, 0), (7, 0), (3, 15)):
         x = clean.copy()

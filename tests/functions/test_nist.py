@@ -82,7 +82,7 @@ def test_smls(backend, number):
 
 
 def test_certified_standard_deviation():
-    """The files were read right: NIST's own figure for NumAcc4 is 0.1 and its mean 10000000.2."""
+    """The files are read correctly: NIST's figure for NumAcc4 is 0.1, its mean 10000000.2."""
     y = generated()["NumAcc4"]
     moments = bncore.moments(y[:, None])
     assert y.size == 1001

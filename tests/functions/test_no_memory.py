@@ -1,9 +1,9 @@
 """When memory runs out in a small call, it raises MemoryError and nothing else.
 
-CPython can let its own allocations fail from the n-th on.  Every function that the native backend
-answers at once is called so for every n until it needs no more, in a process of its own.  What goes
-past the fast path runs NumPy's code, some of which ends the process (`numpy.errstate`) or raises
-SystemError (its ufuncs) when memory runs out, which nobody outside can change.
+CPython can let its own allocations fail from the n-th on.  Every function with a fast path is
+called in this way, in a process of its own, for n = 1, 2, ... until the call succeeds.  Calls that
+leave the fast path run NumPy's code.  Some of it ends the process (`numpy.errstate`) or raises
+SystemError (ufuncs) when memory runs out, and bncore cannot change that.
 """
 
 from __future__ import annotations

@@ -226,7 +226,7 @@ def test_the_promise_holds_for_any_scale(backend, rng, dtype, std, weight, shape
 @pytest.mark.parametrize("shape", [(8, 3, 40), (300, 3)], ids=["planes", "rows"])
 @pytest.mark.parametrize(("dtype", "std", "weight"), OUTSIDE)
 def test_outside_the_promise_nothing_is_raised(backend, rng, dtype, std, weight, shape):
-    """Inf, NaN or fewer digits: the same from every backend, and no warning."""
+    """Every backend gives the same Inf, NaN or value with fewer digits, and no warning."""
     error = run_at_scale(rng, shape, dtype, std, weight)
     assert error > tolerances.forward(dtype)
 

@@ -1,4 +1,4 @@
-"""Batch renormalization beside evaluation, training and differences of its own values."""
+"""Batch renormalization against evaluation, training and finite differences."""
 
 from __future__ import annotations
 

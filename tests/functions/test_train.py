@@ -1,4 +1,4 @@
-"""The public functions: their signatures, and what holds for every one of them."""
+"""The public functions: their signatures, and the properties that all of them share."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ PAIRS = [(None, "f8"), (None, "f4"), (None, "f2"), ("f2", "f4"), ("f4", "f8"), (
 @pytest.mark.parametrize(("weight", "bias"), [*PAIRS, ("f4", ">f8"), (">f8", "f8"), ("f8", None)])
 @pytest.mark.parametrize("dtype", arrays.FLOATS)
 def test_each_gradient_is_its_sum_rounded_once(backend, rng, dtype, weight, bias, frozen):
-    """To the parameter's own dtype, whatever the other parameter's and x's are."""
+    """A gradient is rounded to its own parameter's dtype, whatever the other dtypes are."""
     x, dy, residual = data(rng, dtype)
     dy *= 9000.0  # the sums are beyond float16
     affine = True if weight and bias else "weight" if weight else "bias"
@@ -185,7 +185,7 @@ def test_outputs_go_where_they_are_wanted(rng):
 def test_backward_needs_one_training_forward_each(rng):
     x, dy, _ = data(rng)
     layer = a_layer(rng)
-    with pytest.raises(RuntimeError, match="gradients: expected a backward before, got none"):
+    with pytest.raises(RuntimeError, match="gradients: expected a call of backward"):
         layer.gradients()
     with pytest.raises(RuntimeError, match="a training forward before it, got none"):
         layer.backward(dy)
@@ -238,7 +238,7 @@ def test_an_output_over_what_is_kept_is_refused(rng, frozen):
 
 
 class Wrapped:
-    """An array-like over an array's memory, as a tensor of another library is."""
+    """An array-like object over an array's memory, like a tensor of another library."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array

@@ -1,4 +1,4 @@
-"""What a batch does to the layer's running statistics: bad ones, single values, none at all."""
+"""How unusual batches change the running statistics: not finite, of single values, empty."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Layers of PyTorch, Keras and Flax in float64 beside ours; `make test-frameworks` installs them.
 
-Each comes with settings that are not its defaults, is read by ``BatchNorm.from_*``, trained for ten
-steps beside ours, and made again by what ``to_*`` gives.
+Each layer has settings that are not its defaults. It is read by ``BatchNorm.from_*``, trained for
+ten steps beside ours, and made again from the result of ``to_*``.
 """
 
 from __future__ import annotations
@@ -304,7 +304,7 @@ def test_running_statistics_of_torch_that_are_switched_off_stay(rng):
 
 
 def test_defaults_are_theirs():
-    """What a state without settings is read with."""
+    """The settings that are used for a state without settings."""
     keras, linen = Keras(), Linen()
     layer = keras.keras.layers.BatchNormalization()
     bare, full = bncore.BatchNorm.from_keras({}), bncore.BatchNorm.from_keras(layer)

@@ -1,4 +1,4 @@
-"""Settings and arrays of other libraries, as files have them; `test_frameworks.py` has objects."""
+"""Settings and arrays of other libraries from files; `test_frameworks.py` tests their objects."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_momentum_is_the_decimal_number_that_is_meant():
 
 
 class Module:
-    """What a module of PyTorch has that its layers are known by."""
+    """The attributes by which a module of PyTorch is recognized."""
 
     def __init__(self, state: dict[str, np.ndarray] | None = None, **attributes: object) -> None:
         self.state = {} if state is None else state
@@ -146,11 +146,11 @@ class Module:
 
 
 class InstanceNorm2d(Module):
-    """Known by its name alone."""
+    """A class that is recognized only by its name."""
 
 
 class MyInstanceNorm(InstanceNorm2d):
-    """Known by the name of its base."""
+    """A class that is recognized by the name of its base."""
 
 
 SETTINGS = {

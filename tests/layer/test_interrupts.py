@@ -24,7 +24,7 @@ DATA = ("data/micro_batches.py", "data/recalibrate.py", *LAYER)
 
 
 def require_all_or_nothing(start, call, *modules):
-    """Compare after every interrupt with what there was before, and with the finished call."""
+    """After every interrupt, compare the layer with its state before and after the whole call."""
     untouched, finished = start(), start()
     call(finished)
     before, after = interrupts.contents(untouched), interrupts.contents(finished)

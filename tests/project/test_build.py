@@ -1,4 +1,4 @@
-"""The build: what make remembers of it and demands; what an old compiler leaves out."""
+"""The build: what make records and requires, and what an old compiler cannot build."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_another_interpreter_than_the_environments_is_not_ignored(checkout, how)
 
 @needs_make
 def test_what_an_earlier_build_left_is_not_installed_without_native(checkout):
-    """setuptools packages whatever lies in build/lib, a module that is deleted by now too."""
+    """setuptools packages everything in build/lib, even a module that has been deleted."""
     stale = checkout / "build" / "lib.linux" / "bncore" / "deleted.py"
     stale.parent.mkdir(parents=True)
     stale.touch()

@@ -1,4 +1,4 @@
-"""What the documents and the build promise: examples run, links lead somewhere, facts agree."""
+"""Checks of the documents and the build: examples run, links lead somewhere, facts agree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Some rules are written once: a second place that computes the same makes these tests fail."""
+"""Some rules may be written only once: if a second place computes the same, these tests fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folders of the package stand in one order, and no import runs against it."""
+"""The folders of the package have an order, and no module imports from a later folder."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ORDER = list(ROOMS)
 
 # What importing a room may need beside the standard library and NumPy.
 FRAMEWORKS = {
-    "bncore.backends.numba": {"numba", "llvmlite"},
+    "bncore.backends.numba.jit": {"numba"},  # the specification beside it needs NumPy alone
     "bncore.numba": {"numba", "llvmlite"},
     "bncore.torch": {"torch"},
     "bncore.jax": {"jax"},
@@ -48,7 +48,7 @@ FRAMEWORKS = {
 
 
 def room_of(module: str) -> str:
-    """Return the room that a module is in; there has to be exactly one."""
+    """Return the folder that a module is in; there must be exactly one."""
     first = module.split(".")[1] if "." in module else ""
     rooms = [room for room, names in ROOMS.items() if first in names]
     assert len(rooms) == 1, f"{module}: expected in one room of {ORDER}, found in {rooms}"

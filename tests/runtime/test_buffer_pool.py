@@ -1,4 +1,4 @@
-"""The buffer pool: memory is used again, and never while anybody can still see it."""
+"""The buffer pool reuses memory, but never while anybody can still see it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def layouts_of(plain: np.ndarray) -> list[np.ndarray]:
 @pytest.mark.parametrize("name", calls.NORMALIZING)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_every_function_and_layout(name, dtype):
-    """From the pool: the same values, dtype and memory order as without, in native byte order."""
+    """With the pool, results have the same values, dtype and memory order as without it."""
     call = calls.NORMALIZING[name]
     good = call.arguments(SHAPE, dtype)
     for x in layouts_of(good["x"]):
@@ -186,7 +186,7 @@ def test_threads_never_share_a_block(rng):
 
 
 def test_arrays_outlive_the_pool_and_the_interpreter():
-    """A result that is alive when the pool goes, and one at the end of the process."""
+    """One result outlives its pool, and another one lives until the process ends."""
     program = (
         "import numpy as np, bncore\n"
         "bncore.set_buffer_pool(1 << 26)\n"
@@ -222,7 +222,7 @@ def test_a_pool_that_was_replaced_keeps_nothing(rng):
 
 
 def test_a_call_while_the_lock_is_held_above_it_does_without(rng):
-    """A finalizer that runs inside the pool and calls a function that wants memory of it."""
+    """A finalizer runs inside the pool and calls a function that takes memory from the pool."""
     x = large(rng)
     bncore.set_buffer_pool(1 << 26)
     with buffer_pool.current._lock:

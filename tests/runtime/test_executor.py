@@ -1,4 +1,4 @@
-"""How work is cut and spread, seen by a host that brings its own parallel-for: no cores needed."""
+"""How work is divided and distributed, tested with a host's own parallel-for, on any machine."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ OPERATIONS = {
 
 
 class Call:
-    """An operation on arrays of a shape; x is memory that no page stands behind until written."""
+    """An operation on arrays of a shape; x needs no pages of memory until it is written."""
 
     def __init__(self, shape, rng=None, dtype=np.float32):
         self.shape, self.dtype = shape, dtype
@@ -91,7 +91,7 @@ def test_every_thread_gets_work(shape):
     "shape", [(8, 24, 784), (3001, 64, 1), (9001, 3, 5), (2, 2, 40001)], ids=str
 )
 def test_any_order_of_tasks_gives_the_same_bits(shape, rng):
-    """Backwards, and on real threads of the host."""
+    """The host may run the tasks backwards, and on threads of its own."""
     call = Call(shape, rng)
 
     def backwards(tasks, _threads, task):

@@ -1,4 +1,4 @@
-"""A forked child works and never hangs, though the threads of its parent are not there."""
+"""A forked child works and never hangs, although it does not have the threads of its parent."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_child_creates_workers_of_its_own(rng):
 
 @pytest.mark.parametrize("executor", ["own", "openmp", "serial"])
 def test_the_child_says_how_many_threads_it_has(backend, executor):
-    """As many as the parent, but for OpenMP, whose threads do not outlive a fork."""
+    """A child uses as many threads as its parent; with OpenMP, whose threads end, only one."""
     native = native_module()
     if native is None or executor not in native.available_executors():
         pytest.skip(f"{executor} is not built in")

@@ -1,4 +1,4 @@
-"""How many threads by default: who is asked first, and what the machine allows."""
+"""The default number of threads: the order of the settings, and the limits of the machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bncore.runtime import threads
 
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch):
-    """Nothing set, nothing remembered, and nothing of it left afterwards."""
+    """Start without any setting or cached number, and restore everything afterwards."""
     for name in ("_set", "_unlimited", "_limit", "_openmp"):
         monkeypatch.setattr(threads, name, None)
     monkeypatch.setattr(threads, "_counted", -math.inf)
@@ -130,7 +130,7 @@ def test_without_the_native_module_there_is_nothing_to_limit(monkeypatch):
 
 
 def test_the_cpus_are_counted_again(monkeypatch):
-    """At once where somebody asks, and after a tenth of a second where a call does."""
+    """A question for the number counts CPUs anew; a call does so after a tenth of a second."""
     now = 100.0
     machine(monkeypatch, cpus=8)
     monkeypatch.setattr(threads, "monotonic", lambda: now)

@@ -64,7 +64,7 @@ def test_what_is_listed(backend):
 
 
 def test_a_limit_bounds_everything_that_asks_for_threads():
-    """Also `set_num_threads` and ``n_threads=``; a limit above the number in force is none."""
+    """A limit bounds `set_num_threads` and ``n_threads=``, too; a higher limit has no effect."""
     bncore.set_num_threads(3)
     try:
         with threadpoolctl.threadpool_limits(2, user_api="bncore"):
@@ -82,7 +82,7 @@ def test_a_limit_bounds_everything_that_asks_for_threads():
 
 
 def test_a_later_change_counts_again_after_the_block():
-    """What a block leaves behind is no limit."""
+    """After a block no limit is left."""
     bncore.set_num_threads(2)
     try:
         with threadpoolctl.threadpool_limits(1, user_api="bncore"):

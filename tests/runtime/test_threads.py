@@ -1,4 +1,4 @@
-"""Threads as a user meets them: how many, concurrent calls, the GIL, OpenMP's own limit."""
+"""Threads as a user sees them: their number, concurrent calls, the GIL, OpenMP's own limit."""
 
 from __future__ import annotations
 
@@ -133,9 +133,10 @@ def test_concurrent_calls(backend, rng):
 
 @contextmanager
 def ticking():
-    """Another Python thread counts whenever it gets the GIL, which nobody is forced to give up.
+    """Another Python thread counts whenever it gets the GIL.
 
-    The switch interval is beyond the test's end, so the count moves only while this thread lets go.
+    The switch interval is longer than the test, so it counts only while this thread releases the
+    GIL.
     """
     ticks, stop = [0], threading.Event()
 

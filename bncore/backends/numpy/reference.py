@@ -1,7 +1,7 @@
-"""The algorithm in NumPy: a readable version of the compiled kernels, and the last fallback.
+"""The algorithm in NumPy: the backend if there is neither the native extension nor Numba.
 
-It gives the same bits as the kernels, because it does the same operations in the same order.  The
-sums are in `statistics.py`, and `partition.py` defines their order.
+It gives the same bits as the specification in `bncore.backends.numba`, because it does the same
+operations in the same order, but on whole arrays at a time.  The sums are in `statistics.py`.
 
 It works on tiles of at most about `TILE` values, so no temporary array grows with x.  The only
 exception is a fused backward that has no output in which to store the masked gradient.  `n_threads`
@@ -134,9 +134,6 @@ def gradient_coefficients(
 @np.errstate(all="ignore")
 def moments(mean: Stat, m2: Stat, x: Data, n_threads: int) -> None:
     """Write the mean of every channel, and the sum of squared deviations from it."""
-    mean[:] = m2[:] = 0.0
-    if x.size == 0:
-        return
     geo = geometry(*x.shape)
     if isinstance(geo, Planes):
         planes = x.reshape(geo.outer, geo.channels, geo.inner)
@@ -163,9 +160,6 @@ def grad_sums(
     n_threads: int,
 ) -> None:
     """Write sum(dy) and sum(dy * xhat) of every channel."""
-    sum_dy[:] = sum_dy_xhat[:] = 0.0
-    if x.size == 0:
-        return
     geo = geometry(*x.shape)
     if isinstance(geo, Planes):
         shape = geo.outer, geo.channels, geo.inner
@@ -196,8 +190,6 @@ def normalize(
     fusion: Fusion | None = None,
 ) -> None:
     """Write ``y = weight * (x - mean) / sqrt(var + eps) + bias``."""
-    if x.size == 0:
-        return
     coefficients = normalize_coefficients(x, mean, var, weight, bias, eps)
     if fusion is not None:
         activate(y, None, x, fusion, coefficients)
@@ -266,8 +258,6 @@ def grad_input(
     n_threads: int,
 ) -> None:
     """Write ``dx = weight * invstd * (dy - sum_dy / count - xhat * sum_dy_xhat / count)``."""
-    if x.size == 0:
-        return
     hi, of_dy, of_x, shift = np.empty((4, len(mean)), x.dtype)
     weight = np.ones_like(mean) if weight is None else weight
     invstd = inverse_std(var, eps)
@@ -294,8 +284,7 @@ def train(
 ) -> None:
     """Normalize x by its own moments, and write the moments."""
     moments(mean, m2, x, n_threads)
-    if x.size:
-        normalize(y, x, mean, m2 / (x.size // len(mean)), weight, bias, eps, n_threads, fusion)
+    normalize(y, x, mean, m2 / (x.size // len(mean)), weight, bias, eps, n_threads, fusion)
 
 
 @np.errstate(all="ignore")
@@ -315,9 +304,8 @@ def train_backward(
     """Write the gradients of `train`."""
     dy = masked(dx, dy, x, mean, var, weight, eps, fusion)
     grad_sums(sum_dy, sum_dy_xhat, dy, x, mean, var, eps, n_threads)
-    if x.size:
-        count = float(x.size // len(mean))
-        grad_input(dx, dy, x, mean, var, sum_dy, sum_dy_xhat, count, weight, eps, n_threads)
+    count = float(x.size // len(mean))
+    grad_input(dx, dy, x, mean, var, sum_dy, sum_dy_xhat, count, weight, eps, n_threads)
 
 
 @np.errstate(all="ignore")
@@ -339,6 +327,5 @@ def infer_backward(
     grad_sums(sum_dy, sum_dy_xhat, dy, x, mean, var, eps, n_threads)
     weight = np.ones_like(mean) if weight is None else weight
     of_dy = (weight * inverse_std(var, eps)).astype(x.dtype)
-    if x.size:
-        for out, g, scale in tiles(geometry(*x.shape), (dx, dy), (of_dy,)):
-            np.multiply(g, scale, out=out)
+    for out, g, scale in tiles(geometry(*x.shape), (dx, dy), (of_dy,)):
+        np.multiply(g, scale, out=out)

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,7 +31,6 @@ from bncore.backends.partition import (
     Planes,
     Rows,
     Stat,
-    pieces,
 )
 
 TILE = 49152  # the largest number of values in a temporary array
@@ -170,6 +170,36 @@ def fold(lanes: Stat) -> Stat:
         half = lanes.shape[1] // 2
         lanes = lanes[:, :half] + lanes[:, half:]
     return lanes[:, 0]
+
+
+# A channel in pieces
+
+
+class Piece(NamedTuple):
+    """A run of values of one image, and the number of values to flush after it."""
+
+    image: int
+    start: int  # the position in the image
+    stop: int
+    flush: int  # if a block ends after this piece, the number of its values; otherwise 0
+
+
+def pieces(geo: Planes, segment: int) -> Iterator[Piece]:
+    """Yield the pieces of one segment of a channel: at most BLOCK values within one image.
+
+    Several pieces make a block, which ends when it has BLOCK values or more, or with the segment.
+    """
+    at, end = geo.segment(segment)
+    pending = 0
+    while at < end:
+        image, start = divmod(at, geo.inner)
+        length = min(geo.inner - start, end - at, BLOCK)
+        at += length
+        pending += length
+        due = pending if pending >= BLOCK or at == end else 0
+        yield Piece(image, start, start + length, due)
+        if due:
+            pending = 0
 
 
 # Moments

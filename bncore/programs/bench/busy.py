@@ -32,8 +32,8 @@ EXECUTORS = ("own", "openmp", "serial")
 TURN = 20  # calls of one number of threads, one after the other, before the next takes its turn
 PATIENCE = 600.0  # seconds for one shape
 
-# A busy process says when it has begun, and ends when the process that started it is gone, even
-# if that one was killed.
+# A busy process prints a line when it has begun.  It ends when the process that started it is gone,
+# even if that process was killed.
 COMPUTE = """
 import os
 parent = os.getppid()
@@ -46,7 +46,7 @@ while os.getppid() == parent:
 
 @dataclass(frozen=True)
 class Spread:
-    """What the times of many calls have in common, in seconds."""
+    """A summary of the times of many calls, in seconds."""
 
     median: float
     high: float  # the 95th percentile
@@ -76,7 +76,7 @@ def busy(processes: int) -> Iterator[list[subprocess.Popen[str]]]:
     Parameters
     ----------
     processes : int
-        How many.  All of them have begun to compute when the block begins.
+        The number of processes.  All of them are computing when the block begins.
 
     Yields
     ------
@@ -154,7 +154,7 @@ def times(shape: Shape, threads: int, calls: int) -> tuple[list[float], list[flo
 
 
 def serve(arguments: Sequence[str]) -> None:
-    """Print the times of one shape as JSON: what a process that `measured` starts does."""
+    """Print the times of one shape as JSON; `measured` runs this in a process of its own."""
     shape, threads, calls = json.loads(arguments[0])
     one, several = times(tuple(shape), threads, calls)
     print(json.dumps([asdict(spread(one)), asdict(spread(several))]))
@@ -215,7 +215,7 @@ def table(lines: Iterable[Line], threads: int, beside: int) -> Table:
 
 @dataclass(frozen=True)
 class Options:
-    """What was asked for."""
+    """The options of the command line."""
 
     busy: int
     threads: int
@@ -257,7 +257,7 @@ def parse(arguments: Sequence[str], prog: str = "python -m bncore bench") -> Opt
 
 
 def run(options: Options) -> Table:
-    """Measure everything that the options stand for, or what is done until Ctrl-C."""
+    """Measure everything that the options select; Ctrl-C ends it early."""
     lines: list[Line] = []
     try:
         with busy(options.busy):

@@ -1,4 +1,4 @@
-"""What is measured: shapes, layouts and operations, and the `Problem` that holds the arrays."""
+"""The cases to measure: shapes, layouts and operations, and the `Problem` with their arrays."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Shape = tuple[int, ...]
 
 EPS = 1e-5
 LAYOUTS = ("channels first", "channels last")
-# Into preallocated memory, or into memory of the contestant's own: bncore's from NumPy, or from its
-# buffer pool.  One way where nothing large is written.
+# Results go into preallocated memory, or into memory that the peer allocates: bncore takes it from
+# NumPy or from its buffer pool.  If nothing large is written, there is only one way.
 OUTPUTS = ("given", "returned", "pooled")
 DTYPES = ("float32", "float64")
 
@@ -37,10 +37,10 @@ MOMENTS = {"moments": 1, "mean_var": 1}
 ARRAYS_MOVED = FORWARD | BACKWARD | MOMENTS
 OPERATIONS = tuple(ARRAYS_MOVED)
 MAIN = ("train", "infer", "train_backward")
-FUSED = {"add_relu": "train", "add_relu_backward": "train_backward"}  # and what they are without
+FUSED = {"add_relu": "train", "add_relu_backward": "train_backward"}  # with the unfused operation
 WRITES_NOTHING_LARGE = ("grad_sums", "moments", "mean_var")
 POOLED = ("train", *FUSED)
-UNDECIDED = 2.0**-6  # so near 0 rounding may decide about a sign
+UNDECIDED = 2.0**-6  # if a value is this near 0, rounding may change its sign
 
 
 def sized(exponent: int) -> Shape:
@@ -60,7 +60,7 @@ def _shapes() -> dict[str, list[Shape]]:
     }
     # 1 KB to 256 MB of float32, and 400 MB.
     shapes["sizes"] = [sized(exponent) for exponent in range(8, 27)] + [(400, 256, 32, 32)]
-    # Middle and end of a network, one that no cache holds, a dense layer, the smallest call.
+    # The middle and the end of a network, a shape too large for caches, a dense layer, a tiny call.
     shapes["quick"] = [
         (32, 512, 28, 28), (32, 256, 14, 14), (32, 512, 7, 7), (4096, 64), (1, 16, 4, 4),
     ]  # fmt: skip
@@ -68,17 +68,17 @@ def _shapes() -> dict[str, list[Shape]]:
 
 
 SHAPES = _shapes()
-# Of these only throughput against size is of interest.
+# For these shapes only the throughput against the size matters.
 SWEPT = set(SHAPES["sizes"]) - {s for name in SHAPES if name != "sizes" for s in SHAPES[name]}
 
 
 def layouts_of(shape: Shape) -> tuple[str, ...]:
-    """Both layouts; in two dimensions they are one."""
+    """Return both layouts, or one in two dimensions, where they are the same."""
     return LAYOUTS if len(shape) > 2 else LAYOUTS[:1]
 
 
 def outputs_of(operation: str) -> tuple[str, ...]:
-    """All ways to return a large array; where none is written, there is one way."""
+    """Return all ways to return a large array, or one way if the operation writes none."""
     if operation in WRITES_NOTHING_LARGE:
         return OUTPUTS[:1]
     return OUTPUTS if operation in POOLED else OUTPUTS[:2]
@@ -91,7 +91,7 @@ def named(shape: Shape) -> str:
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to measure; everybody who can is measured on it."""
+    """One case to measure; every peer that supports it is measured."""
 
     operation: str
     shape: Shape
@@ -107,12 +107,12 @@ class Case:
 
     @property
     def minimal_bytes(self) -> int:
-        """Bytes that must move between memory and processor: each input and output once."""
+        """The bytes that must move between memory and processor: each input and output once."""
         return ARRAYS_MOVED[self.operation] * self.x_bytes
 
     @property
     def place(self) -> tuple[Shape, str, str]:
-        """What the arrays depend on."""
+        """The fields on which the arrays depend."""
         return self.shape, self.layout, self.dtype
 
     def problem(self) -> Problem:
@@ -144,7 +144,7 @@ class Problem:
         rng = np.random.default_rng(0)
         self.weight = rng.uniform(0.5, 2.0, channels).astype(self.dtype)
         self.bias = rng.standard_normal(channels).astype(self.dtype)
-        # Inference takes statistics as a model stores them: near the batch's.
+        # Inference takes statistics as a model stores them, close to those of the batch.
         self.running_mean: Array = np.full(channels, self.mean, self.dtype)
         self.running_var: Array = np.full(channels, self.std**2, self.dtype)
 
@@ -158,14 +158,14 @@ class Problem:
 
     @cached_property
     def dy(self) -> Array:
-        """The gradient of the loss by y."""
+        """The gradient of y."""
         return _normal(self.memory_shape, self.dtype, 1_000_003)
 
     @cached_property
     def residual(self) -> Array:
-        """What is added to bn(x).
+        """The residual, which is added to bn(x).
 
-        In the channels that are checked no sum is so near 0 that rounding decides about its sign.
+        In the channels that are checked no sum is so near 0 that rounding could change its sign.
         """
         residual = _normal(self.memory_shape, self.dtype, 2_000_003)
         x, r = (self.take(a).astype(np.float64) for a in (self.x, residual))
@@ -179,48 +179,48 @@ class Problem:
 
     @cached_property
     def out(self) -> Array:
-        """Memory for y or dx, touched."""
+        """Memory for y or dx, already written once."""
         return self.touched()
 
     @cached_property
     def dresidual(self) -> Array:
-        """Memory for the gradient by the residual, touched."""
+        """Memory for the gradient of the residual, already written once."""
         return self.touched()
 
     def touched(self) -> Array:
-        """Memory for an array of x's shape, zeros written into it."""
+        """Make an array of zeros of x's shape."""
         array = aligned(self.memory_shape, self.dtype)
         array[...] = 0
         return array
 
     def with_dy(self, dy: Array) -> Problem:
-        """Take the same arrays with another gradient."""
+        """Return a problem with the same arrays and another gradient."""
         self.x, self.out  # noqa: B018 - made here, so that both have them
         other = copy(self)
         other.dy = dy
         return other
 
     def clear(self, case: Case) -> None:
-        """Write zeros where a result shall go: nothing that was there before is taken for one."""
+        """Fill the outputs with zeros, so that an old result is not taken for a new one."""
         if case.output == "given":
             self.out[...] = 0
             if case.operation == "add_relu_backward":
                 self.dresidual[...] = 0
 
     def per_channel(self, values: Array) -> Array:
-        """Values per channel in a shape that broadcasts against x."""
+        """Return values per channel in a shape that broadcasts against x."""
         return values.reshape([1 if a in self.axes else -1 for a in range(len(self.shape))])
 
     @property
     def reduced(self) -> tuple[Array, tuple[int, ...] | None]:
-        """X without axes of size 1, and the axes that statistics reduce: None for all of them."""
+        """Return x without axes of size 1, and the axes to reduce; None means all of them."""
         kept = [a for a, size in enumerate(self.memory_shape) if size > 1]
         axes = tuple(i for i, a in enumerate(kept) if a in self.axes)
         return self.x.squeeze(), None if len(axes) == len(kept) else axes
 
     @property
     def picks(self) -> NDArray[np.intp]:
-        """The channels whose results are checked: all of a small array, a few of a large one."""
+        """The channels whose results are checked: all of a small array, or a few of a large one."""
         channels = self.shape[1]
         if math.prod(self.shape) <= 1_000_000:
             return np.arange(channels)
@@ -242,12 +242,12 @@ def aligned(shape: Shape, dtype: str) -> Array:
 
 @cache
 def _pool(dtype: str) -> Array:
-    """Make normal values, of a prime number, so that planes and rows start at different ones."""
+    """Make a prime number of normal values, so that planes and rows start at different values."""
     return np.random.default_rng(0).standard_normal(4_194_319).astype(dtype)
 
 
 def _normal(shape: Shape, dtype: str, first: int) -> Array:
-    """Fill an array with normal values: those of the pool, in rounds, from `first`."""
+    """Fill an array with the normal values of the pool, repeatedly, starting at `first`."""
     array = aligned(shape, dtype)
     flat, pool = array.reshape(-1), _pool(dtype)
     done = 0

@@ -1,4 +1,4 @@
-"""Is the result right?  Asked of everybody before the clock starts."""
+"""Check the results of every peer before anything is timed."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 from bncore.programs.bench.cases import BACKWARD, EPS, FORWARD, FUSED, MOMENTS, Array, Case, Problem
 from bncore.programs.demo import accuracy, formula
 
-# Errors are in ulp of x's dtype.  Who promises nothing must still be right to some 0.6 %: 4e5
-# values of mean 1 summed one after the other in float32 leave no more.
+# Errors are in ulp of x's dtype.  A peer that promises no accuracy must still be right to about
+# 0.6 %.  A float32 sum of 4e5 values of mean 1, added one after the other, is not more exact.
 PLAUSIBLE = {"float32": 1e5, "float64": 1e8}
 PROMISED = {
     "float32": {"forward": 3.0, "backward": 8.0, "moments": 4.0},
-    # The mean is rounded to float64 as well, which is much beside a small x - mean.
+    # The mean is rounded to float64 as well, and that error is large against a small x - mean.
     "float64": {"forward": 2.0**13, "backward": 2.0**13, "moments": 64.0},
 }
 
@@ -34,7 +34,7 @@ def allowed(exact: bool, case: Case) -> float:
 
 
 def reference(operation: str, p: Problem) -> list[tuple[Any, Any]]:
-    """For each output its exact value, and the magnitude that errors are measured in."""
+    """Return each output's exact value, and the magnitude in which its errors are measured."""
     if operation in MOMENTS:
         return _moments_reference(p)
     x = p.take(p.x).astype(np.longdouble)
@@ -57,7 +57,7 @@ def reference(operation: str, p: Problem) -> list[tuple[Any, Any]]:
     if operation in FUSED:
         dy *= y > 0
     sum_dy, sum_dy_xhat = formula.sums(dy, x, mean, var, p.axes, EPS)
-    # The sums of absolute values: dy and x - mean made positive.
+    # The sums of absolute values, which take dy and x - mean as positive.
     of_sums = formula.sums(np.abs(dy), mean + np.abs(x - mean), mean, var, p.axes, EPS)
     sums = [(sum_dy, of_sums[0]), (sum_dy_xhat, of_sums[1])]
     if operation == "grad_sums":
@@ -72,14 +72,14 @@ def reference(operation: str, p: Problem) -> list[tuple[Any, Any]]:
 
 
 def _moments_reference(p: Problem) -> list[tuple[Any, Any]]:
-    """Mean and variance; of float32 values float64 is wide enough, and takes less memory."""
+    """Compute mean and variance; for float32 values float64 is exact enough, and smaller."""
     wide = np.float64 if p.dtype == "float32" else np.longdouble
     mean, var = formula.statistics(p.take(p.x).astype(wide), p.axes)
     return [(mean, np.sqrt(mean * mean + var)), (var, var)]
 
 
 def error(outputs: tuple[Array, ...], expected: list[tuple[Any, Any]], p: Problem) -> float:
-    """Largest error of any output, in ulp of x's dtype; infinite for anything not a number."""
+    """Return the largest error of any output, in ulp of x's dtype; NaN counts as infinite."""
     worst = 0.0
     for output, (exact, magnitude) in zip(outputs, expected, strict=True):
         output = np.asarray(output)
@@ -92,7 +92,7 @@ def error(outputs: tuple[Array, ...], expected: list[tuple[Any, Any]], p: Proble
 
 
 def assert_right(exact: bool, case: Case, ulp: float) -> None:
-    """Refuse what is further off than it may be.
+    """Raise if a result has a larger error than is accepted.
 
     Raises
     ------

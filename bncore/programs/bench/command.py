@@ -1,4 +1,4 @@
-"""The command ``python -m bncore bench``: runs, shows progress, tables, and writes files."""
+"""The command ``python -m bncore bench``: run it, show progress and tables, write files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MISSING = "The benchmark needs rich and matplotlib ({}): pip install 'bncore[ben
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the command line, run, and show what came out."""
+    """Parse the command line, run the benchmark, and show the results."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     options = busy.parse(words) if busy.asked_for(words) else parse(words)
     try:
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if isinstance(options, busy.Options):
         console().print(busy.run(options).rich())
         return
-    if options.output:  # before the work, so that it is not lost
+    if options.output:  # make the folder first, so that an error does not lose the results
         options.output.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with progress_bar() as progress:
@@ -80,7 +80,7 @@ def show(results: Results) -> None:
 
 
 def console() -> Console:
-    """Make a console that cuts nothing off where the output does not go to a terminal."""
+    """Make a console that does not cut lines off if the output does not go to a terminal."""
     from rich.console import Console
 
     made = Console()

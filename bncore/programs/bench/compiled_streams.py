@@ -1,8 +1,8 @@
-"""The forms of a streaming read and copy that Numba compiles, where it is installed.
+"""The variants of a streaming read and copy that Numba compiles, if it is installed.
 
-The read adds up what it loads in eight registers; the copy writes past the caches (LLVM's
-``nontemporal`` stores), or with ordinary stores.  Each comes as one run or as two halves side by
-side, and always fetches ahead.
+The read adds the values that it loads in eight registers.  The copy writes past the caches (LLVM's
+``nontemporal`` stores) or with ordinary stores.  Each processes one range or two halves side by
+side, and always prefetches.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ FORMS = {"read": (read_run, read_halves), "copy": (copy_run, copy_past_caches)}
 
 
 def in_parallel(form: Any) -> Any:
-    """Cut the range of a loop into one for each thread."""
+    """Divide the range of a loop into one for each thread."""
 
     def body(x, y, edges, sums):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
         for part in prange(sums.size):
@@ -90,5 +90,5 @@ PARALLEL = {name: tuple(map(in_parallel, forms)) for name, forms in FORMS.items(
 
 
 def set_threads(threads: int) -> None:
-    """Let the parallel forms use so many threads."""
+    """Let the parallel variants use this number of threads."""
     numba.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""Commands the workers: starts their processes, and lets them take turns."""
+"""Command the workers: start their processes, and let them take turns."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 from bncore.programs.bench import worker
 from bncore.programs.bench.cases import Case
 
-PATIENCE = 600.0  # seconds for an answer; compiling is the longest
+PATIENCE = 600.0  # seconds for an answer; compiling takes the longest
 
 
 class Failed(Exception):
-    """A worker that could not do what it was told; the message says why."""
+    """A worker could not carry out a command; the message says why."""
 
 
 class Remote:
@@ -33,7 +33,7 @@ class Remote:
         theirs.close()
 
     def post(self, name: str, *arguments: Any) -> None:
-        """Tell the worker to do something, without waiting."""
+        """Send the worker a command, without waiting."""
         with suppress(OSError):  # it died; `answer` says so
             self.connection.send((name, arguments))
 
@@ -58,7 +58,7 @@ class Remote:
         return result
 
     def close(self) -> None:
-        """Let the worker end, or end it."""
+        """Ask the worker to end, or end it."""
         self.post("close")
         self.process.join(5.0)
         if self.process.is_alive():
@@ -68,7 +68,7 @@ class Remote:
 
 @contextmanager
 def _environment(changes: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables that a child process shall inherit."""
+    """Set environment variables for child processes to inherit."""
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
     try:
@@ -90,9 +90,9 @@ class Team:
         self.workers: dict[str, Any] = {}
 
     def prepare(self, keys: list[str], case: Case) -> dict[str, float | Failed | None]:
-        """Let everybody prepare a case, all at once.
+        """Let all workers prepare a case at the same time.
 
-        Their errors in ulp; None for who does not offer such a thing, else why it failed.
+        Return each error in ulp, None if the peer does not support the case, or why it failed.
         """
         for key in keys:
             if key not in self.workers:
@@ -107,7 +107,7 @@ class Team:
             return failed
 
     def take_turns(self, keys: list[str], repeats: int) -> dict[str, list[Any]]:
-        """Let everybody take a turn in each round, in a new order; who fails is left out."""
+        """Let all workers take a turn in each round, in a new order; leave out those that fail."""
         taken: dict[str, list[Any]] = {key: [] for key in keys}
         shuffle = Random(0).shuffle
         for _ in range(repeats):
@@ -123,7 +123,7 @@ class Team:
         return taken
 
     def release(self) -> None:
-        """Let everybody give their memory back."""
+        """Let all workers free their memory."""
         for key, remote in self.workers.items():
             remote.post("release")
             self._answer(key)

@@ -1,8 +1,7 @@
 """Sixteen floats side by side, for Numba: a small vector type for `compiled_streams.py`.
 
 A value of `Lanes` type is one LLVM vector of LANES floats, and LLVM maps it to the registers that
-the processor has.  It can be fetched ahead, and written past the caches, which arrays of NumPy
-cannot.
+the processor has.  Unlike NumPy arrays, it can be prefetched and written past the caches.
 """
 
 from __future__ import annotations
@@ -82,7 +81,7 @@ def stream(_: Any, array: Any, index: Any, lanes: Any) -> Any:
 
 @intrinsic
 def fence(_: Any) -> Any:
-    """Let what was streamed be seen before what is written later."""
+    """Make streamed stores visible before later stores."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         builder.fence("seq_cst")
@@ -93,7 +92,7 @@ def fence(_: Any) -> Any:
 
 @intrinsic
 def prefetch(_: Any, array: Any, index: Any) -> Any:
-    """Ask for the line of ``array[index]`` in the second-level cache; it need not exist."""
+    """Prefetch the line of ``array[index]`` to the second-level cache; it may not exist."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         data = context.make_array(sig.args[0])(context, builder, args[0]).data
@@ -123,7 +122,7 @@ def splat(_: Any, value: Any) -> Any:
 
 @intrinsic
 def fold(_: Any, lanes: Any) -> Any:
-    """Add the lanes by halves: lane l and lane l + 8, then 4, 2 and 1 apart."""
+    """Add the lanes: first lane l and lane l + 8, then lanes 4, 2 and 1 apart."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         (value,) = args

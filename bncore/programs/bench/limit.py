@@ -1,7 +1,7 @@
-"""The limit: the time of the streaming read and copy that an operation's minimal traffic needs.
+"""The limit: the time that streaming reads and copies need for an operation's minimal traffic.
 
-A second pass over a channel is free where the channel's values fit the processor's share of the
-second-level cache; else it is a second read.  The rule is the one of docs/performance.md.
+A second pass over a channel is free if the channel's values fit in the processor's share of the
+second-level cache; otherwise it is a second read.  docs/performance.md explains this rule.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import numpy as np
 
 from bncore.programs.bench.cases import LAYOUTS, Case
 
-TILE = 16  # fewest neighbouring channels worth reading where channels are last: a cache line
+TILE = 16  # with channels last, read at least this many neighbouring channels: a cache line
 
 
 class Passes(NamedTuple):
-    """Passes over arrays of x's size: reads alone, and copies (one array read, one written)."""
+    """Passes over arrays of x's size: reads, and copies (one array is read, one written)."""
 
     reads: int
     copies: int
 
     def seconds(self, read: float, copy: float) -> float:
-        """Time of the passes, from that of one read and of one copy."""
+        """Return the time of the passes, given the times of one read and of one copy."""
         return self.reads * read + self.copies * copy
 
 
-# What must move if each array is touched once; what is added where the channel does not fit.
+# The traffic if each array is touched once, and the extra traffic if a channel does not fit.
 ONCE = {
     "train": Passes(0, 1),
     "infer": Passes(0, 1),
@@ -45,7 +45,7 @@ SECOND_READS = {"train": 1, "train_backward": 2, "add_relu": 1, "add_relu_backwa
 
 
 def slab_bytes(case: Case) -> int:
-    """Bytes of x that belong to one channel, or to one tile of channels where they are last."""
+    """Return the bytes of x in one channel, or in one tile of channels if these are last."""
     n, channels, *spatial = case.shape
     values = n * math.prod(spatial)
     last = case.layout == LAYOUTS[1] or not spatial
@@ -53,7 +53,7 @@ def slab_bytes(case: Case) -> int:
 
 
 def passes(case: Case, cache: int) -> Passes:
-    """Return the passes that an operation needs with a cache of that many bytes."""
+    """Return the passes that an operation needs with a cache of this many bytes."""
     once = ONCE[case.operation]
     if slab_bytes(case) <= cache:
         return once

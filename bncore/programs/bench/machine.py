@@ -1,4 +1,4 @@
-"""Where and with what a run was made: processor, caches, versions."""
+"""Describe the machine and the software of a run: processor, caches, versions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Cache:
 
 
 def caches(root: Path = CACHES) -> list[Cache]:
-    """Read the data caches of the first processor; none where the system does not tell."""
+    """Read the data caches of the first processor; the list is empty if the system has none."""
     found = []
     for index in sorted(root.glob("index*")):
         try:
@@ -52,7 +52,7 @@ def _bytes(text: str) -> int:
 
 
 def _processors(text: str) -> int:
-    """Count the processors of a list such as "0-3,8"; an empty one is this processor alone."""
+    """Count the processors in a list such as "0-3,8"; an empty list means this processor."""
     count = 0
     for part in filter(None, text.split(",")):
         first, _, last = part.partition("-")
@@ -61,12 +61,12 @@ def _processors(text: str) -> int:
 
 
 def cache_share(level: int, found: list[Cache]) -> int:
-    """Bytes of a cache level that one processor may count on; 1 MiB where it is unknown."""
+    """Return one processor's share of a cache level in bytes, or 1 MiB if it is unknown."""
     return next((c.size // c.shared_by for c in found if c.level == level), 2**20)
 
 
 def facts(keys: tuple[str, ...]) -> dict[str, str]:
-    """Describe the machine, bncore, and the packages of the peers that were asked for."""
+    """Describe the machine, bncore, and the packages of the selected peers."""
     native = native_module()
     made = {
         "processor": f"{_processor()}, {os.cpu_count()} processors",

@@ -16,7 +16,7 @@ from bncore.programs.bench.tables import BNCORE, counted
 
 NETWORK = "resnet50_n32"
 OPERATIONS = {"train": "training", "train_backward": "backward", "infer": "inference"}
-# Peer and colour; the order is that of the points in a row, from above.
+# Each peer with its colour, in the order of the points in a row, from above.
 PEERS = {
     "PyTorch": "#d1495b",
     "oneDNN": "#1f6f8b",
@@ -29,7 +29,7 @@ Ratios = dict[tuple[str, str], dict[str, list[float]]]
 
 
 def ratios(times: Times, threads: int) -> Ratios:
-    """Find each peer's times in times of bncore's, by operation and layout."""
+    """Return the ratios of each peer's times to bncore's, by operation and layout."""
     found: Ratios = {}
     shapes = set(SHAPES[NETWORK])
     for case, rows in times.items():
@@ -45,7 +45,7 @@ def ratios(times: Times, threads: int) -> Ratios:
 
 
 def overview(times: Times) -> Figure | None:
-    """Draw the comparison with the peers, a panel for each number of threads."""
+    """Draw the comparison with the peers, with a panel for each number of threads."""
     threads = sorted({case.threads for case in times})
     panels = {n: found for n in threads if (found := ratios(times, n))}
     if not panels:
@@ -65,7 +65,7 @@ def overview(times: Times) -> Figure | None:
 
 
 def panel(axes: Any, found: Ratios) -> None:
-    """Draw a row for each operation and layout, and in it a point for each peer."""
+    """Draw a row for each operation and layout, with a point for each peer."""
     rows = [(operation, layout) for operation in OPERATIONS for layout in LAYOUTS]
     for number, (peer, colour) in enumerate(PEERS.items()):
         label: str | None = peer

@@ -46,7 +46,7 @@ WRITTEN = {"given": "", "returned": ", returned", "pooled": ", returned; bncore'
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
-    """Draw what the rows allow, into a folder that exists; the files written."""
+    """Draw all pictures that the rows allow into an existing folder; return the files."""
     times = times_of(results.rows)
     threads = sorted({case.threads for case in times})
     made: dict[str, Figure | None] = {f"speed-{n}.png": speed(times, n) for n in threads}
@@ -63,12 +63,12 @@ def draw(results: Results, folder: Path) -> list[Path]:
 
 
 def beside(size: int) -> dict[str, Any]:
-    """Put a legend to the right of its panel, where it hides nothing."""
+    """Put a legend to the right of its panel, so that it hides nothing."""
     return {"fontsize": size, "loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a picture in few colours: a third of the size."""
+    """Write a picture with few colours, which makes the file a third of the size."""
     whole = BytesIO()
     figure.savefig(whole, dpi=DPI, bbox_inches="tight")
     picture = Image.open(whole).convert("RGB")
@@ -76,7 +76,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def shown(times: Times) -> list[Shape]:
-    """Choose shapes: those of one network, where it was measured whole; else all."""
+    """Choose the shapes of one network if all were measured, otherwise all shapes."""
     present = list(dict.fromkeys(case.shape for case in times if case.operation in DRAWN))
     network = SHAPES["resnet50_n32"]
     if set(network) <= set(present):
@@ -85,13 +85,13 @@ def shown(times: Times) -> list[Shape]:
 
 
 def drawn(times: Times) -> list[str]:
-    """Choose operations: those that were measured."""
+    """Choose the operations that were measured."""
     present = {case.operation for case in times}
     return [operation for operation in DRAWN if operation in present]
 
 
 def select(times: Times, **wanted: Any) -> dict[Shape, dict[str, Row]]:
-    """Find cases by what they have in common, of float32; by shape."""
+    """Find the float32 cases with these properties, by shape."""
     wanted = {"dtype": "float32"} | wanted
     return {
         case.shape: found
@@ -125,7 +125,7 @@ def panels(rows: int, columns: int, title: str) -> tuple[Figure, Any]:
 
 
 def speed(times: Times, threads: int) -> Figure | None:
-    """Time of every peer in times that of bncore: above 1 bncore is ahead."""
+    """Draw the ratio of every peer's time to bncore's; above 1 bncore is faster."""
     chosen = {c: f for c, f in times.items() if c.threads == threads and c.operation in DRAWN}
     shapes = shown(chosen)
     if not shapes:
@@ -141,14 +141,14 @@ def speed(times: Times, threads: int) -> Figure | None:
                 found = select(chosen, operation=operation, layout=layout, output=output)
                 for name in others_in(found.values()):
                     if name == GIVEN or (output != "given" and name in series):
-                        continue  # about the pool alone; preallocated says more
+                        continue  # these are only about the pool; preallocated outputs show more
                     series[name + suffix] = [ratio(found.get(shape), name) for shape in here]
             ratio_panel(grid[i][j], here, series, f"{operation}, {layout}")
     return figure
 
 
 def ratio(found: dict[str, Row] | None, name: str) -> float:
-    """Time of a peer in times that of bncore; NaN where there is none."""
+    """Return the ratio of a peer's time to bncore's, or NaN if it was not measured."""
     if not found or name not in found:
         return float("nan")
     return found[name].median / found[BNCORE].median
@@ -167,7 +167,7 @@ def ratio_panel(axes: Any, shapes: list[Shape], series: dict[str, list[float]], 
 
 
 def share_of_limit(times: Times) -> Figure | None:
-    """Speed of bncore as a part of what the memory allows."""
+    """Draw bncore's speed as a share of what the memory allows."""
     return by_layout(
         times, "Share of the memory limit that bncore reaches", 1.0,
         lambda case, found: found[BNCORE].limit_share,
@@ -175,7 +175,7 @@ def share_of_limit(times: Times) -> Figure | None:
 
 
 def scaling(times: Times) -> Figure | None:
-    """Time on one thread in times that on more."""
+    """Draw the ratio of the time on one thread to the time on more."""
     one = {(c.shape, c.layout, c.operation): f for c, f in times.items() if plain(c, 1)}
 
     def value(case: Case, found: dict[str, Row]) -> float:
@@ -187,14 +187,14 @@ def scaling(times: Times) -> Figure | None:
 
 
 def plain(case: Case, threads: int) -> bool:
-    """Whether a case is float32 into a given output, with that many threads."""
+    """Tell whether a case is float32 with a given output and this number of threads."""
     return (case.threads, case.dtype, case.output) == (threads, "float32", "given")
 
 
 def by_layout(
     times: Times, title: str, line: float, value: Callable[[Case, dict[str, Row]], float]
 ) -> Figure | None:
-    """Draw a figure of bncore's for every shape, operation and number of threads."""
+    """Draw a property of bncore's rows for every shape, operation and number of threads."""
     shapes = shown(times)
     if not shapes:
         return None
@@ -220,7 +220,7 @@ def by_layout(
 
 
 def throughput(times: Times, caches: list[dict[str, Any]]) -> Figure | None:
-    """Minimal bytes per second against the size of x, with the caches marked."""
+    """Draw the minimal bytes per second against the size of x, and mark the caches."""
     sizes = set(SHAPES["sizes"])
     lines: dict[str, list[tuple[int, float]]] = {}
     for case, found in times.items():
@@ -250,7 +250,7 @@ def throughput(times: Times, caches: list[dict[str, Any]]) -> Figure | None:
 
 
 def add_points(lines: dict[str, list[tuple[int, float]]], case: Case, rows: Iterable[Row]) -> None:
-    """Add the throughput of a case to the lines that it belongs to."""
+    """Add the throughput of a case to its lines."""
     for row in rows:
         label = f"{row.peer}, {case.operation}, {counted(case.threads)}"
         lines.setdefault(label, []).append((case.x_bytes, row.gb_per_s))

@@ -1,4 +1,4 @@
-"""What a run consists of: the options, and the cases that they stand for."""
+"""The options of a run, and the cases that they select."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ PARTS = ("infer_backward", "moments", "grad_sums", "grad_input")
 FUSED_OPERATIONS = tuple(FUSED)
 BESIDE_FUSED = (OWN, "torch", "compile", "alone")
 FROM_POOL = (OWN, "torch", "compile", "given")
-# Compiling for every case takes longer than a quick run may.
+# These compile for every case, which takes too long for a quick run.
 SLOW_PEERS = ("compile", "numba")
 
 
 @dataclass(frozen=True)
 class Section:
-    """Cases: every shape with everything else, where it makes sense."""
+    """Cases: the combinations of every shape with all other fields that exist."""
 
     sets: Sequence[str]
     operations: Sequence[str] = MAIN
     outputs: Sequence[str] = OUTPUTS[:1]
     layouts: Sequence[str] = LAYOUTS
     dtypes: Sequence[str] = DTYPES[:1]
-    peers: Sequence[str] = ()  # only these; all of them where there are none
+    peers: Sequence[str] = ()  # only these; all peers if it is empty
 
 
 QUICK = (
@@ -67,7 +67,7 @@ FULL = (
 
 @dataclass(frozen=True)
 class Options:
-    """What was asked for."""
+    """The options of the command line."""
 
     quick: bool
     peers: tuple[str, ...]
@@ -80,19 +80,19 @@ class Options:
     output: Path | None
 
     def sections(self) -> Sequence[Section]:
-        """Return the standard run, or one section of what was named."""
+        """Return the sections of the standard run, or one section with the given shapes."""
         if not self.shapes:
             return QUICK if self.quick else FULL
         return [Section(self.shapes, self.operations or MAIN, self.outputs, dtypes=self.dtypes)]
 
 
 def shapes_of(name: str) -> list[Shape]:
-    """Look a set up, or read a shape; "sizes/3" is every third of the set.
+    """Return the shapes of a set, or read a shape; "sizes/3" is every third shape of the set.
 
     Raises
     ------
     ValueError
-        If it is neither.
+        If the name is neither a set nor a shape.
     """
     set_name, _, step = name.partition("/")
     if set_name in SHAPES:
@@ -105,7 +105,7 @@ def shapes_of(name: str) -> list[Shape]:
 
 
 def groups(options: Options) -> Iterator[tuple[Case, list[str]]]:
-    """List the cases, each with the peers that shall take turns; neighbours share their arrays."""
+    """List the cases, each with the peers that take turns; neighbours share their arrays."""
     seen: dict[Case, list[str]] = {}
     for section in options.sections():
         asked = [k for k in (OWN, *options.peers) if not section.peers or k in section.peers]
@@ -133,7 +133,7 @@ def _cases(section: Section, options: Options) -> Iterator[Case]:
 
 
 def listed(allowed: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
-    """Make a reader of an option that lists some of the allowed words."""
+    """Make a parser for an option that lists some of the allowed words."""
 
     def read(text: str) -> tuple[str, ...]:
         names = tuple(filter(None, text.split(",")))
@@ -156,7 +156,7 @@ def _shape_names(text: str) -> tuple[str, ...]:
 
 
 def count_from(least: int) -> Callable[[str], int]:
-    """Make a reader of an option that is a number, at least `least`."""
+    """Make a parser for an option that is a number of at least `least`."""
 
     def read(text: str) -> int:
         if int(text) < least:

@@ -1,9 +1,9 @@
-"""What bncore promises about its speed, as data, and whether the rows keep it.
+"""bncore's promises about its speed, as data, and the check whether the rows keep them.
 
-A promise holds for every number of threads that was measured, and is judged where all shapes of its
-sets were; where only some were, the figure is shown, and of how many shapes it is.  To add one, add
-a line to `PROMISES`: `Ratio` compares with peers, `Distance` with the limit, `Share` with other
-calls of bncore, `Scaling` with one thread, `Time` with the clock.
+A promise holds for every number of threads that was measured.  It is judged if all shapes of its
+sets were measured; otherwise the figure is shown together with the number of shapes.  To add a
+promise, add a line to `PROMISES`: `Ratio` compares with peers, `Distance` with the limit, `Share`
+with other calls of bncore, `Scaling` with one thread, `Time` with the clock.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ TORCH, COMPILED, ONEDNN, BLOCKED, FORMULA, ALONE = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was promised and what was measured, on how many of the shapes it is about.
+    """A promise, the figure that was measured, and the number of shapes that were measured.
 
-    `kept` is None where that is not all of them.
+    `kept` is None if not all shapes of the promise were measured.
     """
 
     figure: str
@@ -51,22 +51,22 @@ class Verdict:
 
     @property
     def answer(self) -> str:
-        """Whether it is kept, in a word; or how many shapes were measured."""
+        """Whether the promise is kept, in a word, or how many shapes were measured."""
         if self.kept is None:
             return f"{self.shapes} of {self.of} shapes"
         return "yes" if self.kept else "**no**"
 
 
 class Promise(Protocol):
-    """What all kinds have in common."""
+    """The base class of all kinds of promises."""
 
     def judge(self, times: Times, threads: int, resident: int) -> Verdict | None:
-        """Compare with what was measured; None where the promise says nothing about it."""
+        """Compare with the rows; return None if the promise does not concern them."""
 
 
 @dataclass(frozen=True)
 class About:
-    """The cases that a promise is about."""
+    """The cases of a promise."""
 
     sets: Sequence[str]
     operation: str
@@ -76,7 +76,7 @@ class About:
     larger_than: int = 0  # bytes of x
 
     def cases(self, threads: int) -> list[Case]:
-        """List all of them."""
+        """List all cases."""
         shapes = dict.fromkeys(shape for name in self.sets for shape in SHAPES[name])
         wanted = [
             Case(self.operation, shape, layout, self.dtype, threads, self.output)
@@ -87,7 +87,7 @@ class About:
         return [case for case in wanted if case.x_bytes > self.larger_than]
 
     def select(self, times: Times, threads: int, *others: str) -> Times:
-        """Find them among what was measured, where bncore was and all the others."""
+        """Find those cases in which bncore and all the others were measured."""
         names = {BNCORE, *others}
         return {
             case: times[case] for case in self.cases(threads) if names <= times.get(case, {}).keys()
@@ -105,7 +105,7 @@ class About:
 
 @dataclass(frozen=True)
 class Ratio:
-    """The peers' time in times that of bncore: the fastest of them counts."""
+    """The ratio of the fastest peer's time to bncore's."""
 
     about: About
     against: Sequence[str]
@@ -128,7 +128,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Distance:
-    """bncore's time in times that of the streams which its minimal traffic needs."""
+    """The ratio of bncore's time to that of the streams which its minimal traffic needs."""
 
     about: About
     at_most: float
@@ -148,9 +148,9 @@ class Distance:
 
 @dataclass(frozen=True)
 class Share:
-    """bncore's time in times that of another call of its own, a peer in the same turns.
+    """The ratio of bncore's time to that of another call of bncore in the same turns.
 
-    To that one streaming read of x's size may be added.
+    One streaming read of x's size may be added to the time of the other call.
     """
 
     about: About
@@ -174,7 +174,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Scaling:
-    """bncore's time on one thread in times that on two, where all arrays stay in the caches."""
+    """The ratio of bncore's time on one thread to that on two, with all arrays in the caches."""
 
     about: About
     at_least: float
@@ -199,13 +199,13 @@ class Scaling:
 
 @dataclass(frozen=True)
 class Time:
-    """bncore's time on the clock, on every shape, one thread allowed."""
+    """bncore's time in seconds on every shape, with one thread."""
 
     about: About
     at_most: float  # seconds
 
     def judge(self, times: Times, threads: int, resident: int) -> Verdict:
-        """All shapes must keep it."""
+        """Check that all shapes keep it."""
         seconds = {
             case: found[BNCORE].median * 1e6
             for case, found in self.about.select(times, threads).items()
@@ -244,7 +244,7 @@ def _verdict(
 
 
 def _of_fusion(operation: str, layout: str) -> tuple[Promise, ...]:
-    """Promise of a fused operation the same into given memory and from the pool."""
+    """Promise the same of a fused operation for given outputs and for outputs from the pool."""
     given, pooled = (About(RESNET, operation, layout, output) for output in ("given", "pooled"))
     return (
         Ratio(given, [TORCH], 5.0),
@@ -306,7 +306,7 @@ def judged(
 
 
 def table(verdicts: Iterable[Verdict]) -> Table:
-    """Show them; what was not measured is left out."""
+    """Show the promises that were measured."""
     made = Table("Promises", ["figure", "threads", "must be", "is", "worst shape", "kept"])
     for v in verdicts:
         if v.shapes:

@@ -1,4 +1,4 @@
-"""What a run gives: rows, and the file they are kept in."""
+"""The results of a run: rows, and the file that stores them."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Row:
     high: float = math.nan
     repeats: int = 0
     ulp: float = math.nan
-    read: float = math.nan  # of the limit: streaming read and copy of x's size
+    read: float = math.nan  # seconds of a streaming read of an array of x's size
     copy: float = math.nan
     limit: float = math.nan  # seconds that the minimal traffic takes
     refused: str = ""
 
     @property
     def limit_share(self) -> float:
-        """Part of the speed that the memory allows."""
+        """The share of the speed that the memory allows."""
         return self.limit / self.median
 
     @property
@@ -41,7 +41,7 @@ class Row:
 
 
 def timed(case: Case, peer: str, seconds: list[float], **known: Any) -> Row:
-    """Make a row of the seconds of every turn."""
+    """Make a row from the seconds of every turn."""
     low, _, high = quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
     return Row(case, peer, median(seconds), low, high, len(seconds), **known)
 
@@ -51,7 +51,7 @@ Times = dict[Case, dict[str, Row]]
 
 @dataclass
 class Results:
-    """All rows of a run, and where they come from."""
+    """All rows of a run, and the machine and software that they come from."""
 
     machine: dict[str, str]
     caches: list[dict[str, Any]]
@@ -60,20 +60,20 @@ class Results:
     rows: list[Row] = field(default_factory=list)
 
     def plain(self) -> dict[str, Any]:
-        """Everything as JSON has it, each row with what follows from it."""
+        """Return everything as data for JSON, each row with the figures derived from it."""
         return {**asdict(self), "rows": [_plain(row) for row in self.rows]}
 
     @classmethod
     def parse(cls, plain: dict[str, Any]) -> Results:
-        """Read what `plain` gave."""
+        """Read the data that `plain` returned."""
         return cls(**{**plain, "rows": [_row(dict(entry)) for entry in plain["rows"]]})
 
     def write(self, path: Path) -> None:
-        """Keep everything in a file."""
+        """Write everything to a file."""
         path.write_text(json.dumps(self.plain(), indent=1) + "\n", encoding="utf-8")
 
     def resident(self) -> int:
-        """Bytes that stay within the outer caches; 1 MiB where their sizes are unknown."""
+        """Return the bytes that fit in the outer caches; 1 MiB if their sizes are unknown."""
         return sum(c["bytes"] for c in self.caches if c["level"] > 1) or 2**20
 
 
@@ -98,7 +98,7 @@ def _row(entry: dict[str, Any]) -> Row:
 
 
 def times_of(rows: Iterable[Row]) -> Times:
-    """Rows that were timed: by case, then by peer."""
+    """Return the rows that were timed, by case and then by peer."""
     found: Times = {}
     for row in rows:
         if not row.refused:
@@ -107,6 +107,6 @@ def times_of(rows: Iterable[Row]) -> Times:
 
 
 def geometric_mean(values: Iterable[float]) -> float:
-    """Mean of ratios."""
+    """Return the geometric mean of ratios."""
     logs = [math.log(value) for value in values]
     return math.exp(sum(logs) / len(logs))

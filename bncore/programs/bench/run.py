@@ -1,4 +1,4 @@
-"""Goes through the plan: everybody prepares a case and is checked, then all take turns."""
+"""Go through the plan: all peers prepare a case and are checked, then they take turns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bncore.programs.bench.plan import Options, groups
 from bncore.programs.bench.results import Results, Row, timed
 from bncore.programs.bench.worker import STREAMS
 
-# Told before each case: how many there are, how many are done, and which comes.
+# Called before each case with the number of cases, the number that are done, and the next case.
 Progress = Callable[[int, int, Case], None]
 
 
@@ -22,7 +22,7 @@ def run(
     progress: Progress = lambda total, done, case: None,
     make: Callable[[str, int], Any] = Remote,
 ) -> Results:
-    """Measure everything that the options stand for, or what is done until Ctrl-C."""
+    """Measure everything that the options select; Ctrl-C ends it early."""
     found = machine.caches()
     plain_options = {name: _plain(value) for name, value in asdict(options).items()}
     results = Results(machine.facts(options.peers), machine.plain(found), plain_options)
@@ -39,7 +39,7 @@ def run(
             before = case
             present = [key for key in keys if key not in results.absent]
             results.rows += measure(teams[case.threads], case, present, options.repeats, cache)
-    except KeyboardInterrupt:  # what was measured until then is worth showing
+    except KeyboardInterrupt:  # return the rows that were measured until now
         results.options["interrupted"] = True
     finally:
         for team in teams.values():
@@ -52,7 +52,7 @@ def _plain(value: Any) -> Any:
 
 
 def _absent(keys: tuple[str, ...]) -> dict[str, str]:
-    """Say who cannot run here, as far as the installed packages tell."""
+    """Return the peers that cannot run here because a package is missing."""
     missing = {}
     for key in keys:
         try:
@@ -63,7 +63,7 @@ def _absent(keys: tuple[str, ...]) -> dict[str, str]:
 
 
 def measure(team: Team, case: Case, keys: list[str], repeats: int, cache: int) -> Iterator[Row]:
-    """Measure one case: rows in the order of the keys."""
+    """Measure one case; return rows in the order of the keys."""
     prepared = team.prepare([STREAMS, *keys], case)
     ready = [key for key, outcome in prepared.items() if isinstance(outcome, float)]
     taken = team.take_turns(ready, repeats)

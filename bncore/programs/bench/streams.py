@@ -1,7 +1,7 @@
-"""What the memory gives: a streaming read and a streaming copy of as many bytes as x has.
+"""The speed of the memory: a streaming read and a streaming copy of as many bytes as x has.
 
-NumPy adds up an array and copies it; where Numba is installed, the loops of `compiled_streams.py`
-do so, too, fetching ahead and writing past the caches.  The fastest form for a size counts.
+NumPy sums an array and copies it.  If Numba is installed, the loops of `compiled_streams.py` do the
+same with prefetching and stores past the caches.  The fastest variant for each size counts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ try:
 except ImportError:  # Numba is not installed
     compiled = None  # type: ignore[assignment]
 
-UNIT = 128  # floats: what the range of a thread is a multiple of, so that it has halves
+UNIT = 128  # floats; the range of a thread is a multiple of this, so that it has halves
 
 
 def sum_of_numpy(x: Array, y: Array, first: int, last: int) -> float:
@@ -35,9 +35,9 @@ def copy_of_numpy(x: Array, y: Array, first: int, last: int) -> float:
     return 0.0
 
 
-# form(x, y, first, last) gives the sum of what it read, or 0 where it copied.
+# form(x, y, first, last) returns the sum of the values that it read, or 0 if it copied.
 FORMS: dict[str, tuple[Any, ...]] = {"read": (sum_of_numpy,), "copy": (copy_of_numpy,)}
-# form(x, y, edges, sums): the same on a thread for each range between two edges.
+# form(x, y, edges, sums) does the same with one thread for each range between two edges.
 PARALLEL: dict[str, tuple[Any, ...]] = {"read": (), "copy": ()}
 if compiled is not None:
     FORMS = {name: FORMS[name] + compiled.FORMS[name] for name in FORMS}
@@ -45,7 +45,7 @@ if compiled is not None:
 
 
 class Streams:
-    """Two arrays of a size, and the fastest read and copy of them on up to `threads` threads."""
+    """Two arrays of one size, and their fastest read and copy on up to `threads` threads."""
 
     def __init__(self, size: int, threads: int) -> None:
         self.threads = threads
@@ -59,7 +59,7 @@ class Streams:
         self.call = {name: self.fastest(name) for name in FORMS}
 
     def fastest(self, name: str) -> Callable[[], Any]:
-        """Try every form, check what it did, and keep the one with the best of five times."""
+        """Try every variant, check its result, and keep the one with the best of five times."""
         calls = list(map(self.bound, FORMS[name]))
         if self.threads > 1:
             calls += map(self.bound_pool, FORMS[name])
@@ -80,18 +80,18 @@ class Streams:
         return calls[best.index(min(best))]
 
     def bound(self, form: Any) -> Callable[[], Any]:
-        """Bind a form to the arrays."""
+        """Bind a variant to the arrays."""
         x, y, values = self.x, self.y, self.values
         return lambda: form(x, y, 0, values)
 
     def bound_pool(self, form: Any) -> Callable[[], Any]:
-        """Bind a form to the arrays, a range for each thread of Python."""
+        """Bind a variant to the arrays, with a range for each Python thread."""
         x, y, pool = self.x, self.y, self.pool
         ranges = list(pairwise(self.edges.tolist()))
         return lambda: sum(pool.map(lambda part: form(x, y, *part), ranges))
 
     def bound_parallel(self, form: Any) -> Callable[[], Any]:
-        """Bind a form to the arrays, a range for each thread of Numba."""
+        """Bind a variant to the arrays, with a range for each Numba thread."""
         x, y, edges = self.x, self.y, self.edges
         sums = np.zeros(self.threads, np.float32)
         return lambda: form(x, y, edges, sums)

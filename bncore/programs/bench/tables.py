@@ -1,4 +1,4 @@
-"""Tables of the results: built once, shown in a terminal or written as Markdown."""
+"""Tables of the results, which can be shown in a terminal or written as Markdown."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ class Table:
 
 
 def milliseconds(seconds: float) -> str:
-    """Three digits that count, in ms; µs where it is a short call."""
+    """Return a time in ms with three significant digits, or in µs if it is short."""
     if seconds < 1e-4:
         return f"{seconds * 1e6:.3g} µs"
     return f"{seconds * 1e3:.3g}"
 
 
 def kind(case: Case) -> str:
-    """Everything of a case but shape and layout, in words."""
+    """Return all fields of a case except shape and layout, in words."""
     dtype = "" if case.dtype == "float32" else f", {case.dtype}"
     return f"{case.operation}{dtype}{RETURNED[case.output]}, {counted(case.threads)}"
 
@@ -61,13 +61,13 @@ def counted(threads: int) -> str:
 
 
 def others_in(cases: Iterable[dict[str, Row]]) -> list[str]:
-    """Peers of some cases, in the order of the registry."""
+    """Return the peers of some cases, in the order of the registry."""
     present = {name for rows in cases for name in rows}
     return [e.name for e in PEERS.values() if e.name in present and e.name != BNCORE]
 
 
 def by_kind(rows: Iterable[Row]) -> dict[str, Times]:
-    """Cases grouped by what one table shows."""
+    """Group the cases by table."""
     grouped: dict[str, Times] = {}
     for case, found in times_of(rows).items():
         if BNCORE in found:
@@ -76,7 +76,7 @@ def by_kind(rows: Iterable[Row]) -> dict[str, Times]:
 
 
 def shape_tables(rows: Iterable[Row]) -> list[Table]:
-    """Every case: bncore's time and what it is worth, and the others' with their ratio to it."""
+    """Make the tables of every case: bncore's figures, and the others' times with their ratios."""
     tables = []
     for title, cases in by_kind(rows).items():
         others = others_in(cases.values())
@@ -103,7 +103,7 @@ def shape_tables(rows: Iterable[Row]) -> list[Table]:
 
 
 def summary_table(rows: Iterable[Row]) -> Table:
-    """How many times bncore's time the others take: geometric mean, and the worst shape."""
+    """Make the table of the others' times relative to bncore's: geometric mean and worst shape."""
     grouped: dict[tuple[str, str], Times] = {}
     for title, cases in by_kind(rows).items():
         for case, found in cases.items():
@@ -131,7 +131,7 @@ def summary_table(rows: Iterable[Row]) -> Table:
 
 
 def refusals(results: Results) -> Table:
-    """Who was not timed, and why."""
+    """List the peers that were not timed, and why."""
     table = Table("Not timed", ["peer", "case", "reason"])
     table.lines += [[PEERS[key].name, "all", reason] for key, reason in results.absent.items()]
     reasons: dict[tuple[str, str], list[Case]] = {}

@@ -1,8 +1,9 @@
-"""One peer, timed: what a worker process does between two messages.
+"""The worker process, which prepares and times one peer.
 
-A process for every peer and number of threads, because OpenMP runtimes in one process, and the
-spinning threads of one beside the work of another, disturb each other.  A worker takes its turn
-when it is told to, and answers when none of its threads works or spins any more.
+Every peer with every number of threads has its own process, because several OpenMP runtimes in one
+process disturb each other, and so do the spinning threads of one peer and the work of another.  A
+worker takes its turn when it gets a command.  It answers when none of its threads works or spins
+any more.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from bncore.programs.bench import check, peers
 from bncore.programs.bench.cases import Case, Problem
 
 STREAMS = "streams"  # the worker that measures the limit
-TURN = 0.004  # seconds of measuring that a turn aims at, beside its first, untimed call
+TURN = 0.004  # a turn takes about this many seconds, in addition to a first, untimed call
 MOST_SAMPLES = 15
 SAMPLE = 1e-4  # shorter calls are timed several at a time
 SETTLED = 0.3  # seconds after which we no longer wait for threads that do not stop spinning
@@ -36,15 +37,15 @@ class Connection(Protocol):
 
 
 def environment(key: str, threads: int) -> dict[str, str]:
-    """Return what must be set before the process of a worker starts."""
+    """Return the environment variables that must be set before a worker's process starts."""
     chosen = {"OMP_NUM_THREADS": str(threads)}
-    if key == STREAMS:  # few, long parallel regions: waking is cheaper than being in the way
+    if key == STREAMS:  # it has few, long parallel regions, so its threads need not spin
         chosen["OMP_WAIT_POLICY"] = "PASSIVE"
     return chosen
 
 
 def seconds_of_turn(call: Callable[[], Any]) -> float:
-    """Median seconds of a call, after one that fills the caches and wakes the threads."""
+    """Return the median seconds of a call, after one that fills caches and wakes threads."""
     start = perf_counter()
     call()
     first = max(perf_counter() - start, 1e-7)
@@ -60,7 +61,7 @@ def seconds_of_turn(call: Callable[[], Any]) -> float:
 
 
 def settle() -> None:
-    """Wait until no thread of this process takes processor time, twice in a row."""
+    """Wait until two checks in a row find no thread of this process that uses processor time."""
     end, quiet = perf_counter() + SETTLED, 0
     while quiet < 2 and perf_counter() < end:
         before = time.process_time()
@@ -84,12 +85,12 @@ class Worker:
     def prepare(self, case: Case) -> float | None:
         """Make the arrays and the call, run it once, and return its error in ulp.
 
-        None where the peer does not offer such a thing.
+        Return None if the peer does not support the case.
 
         Raises
         ------
         WrongResult
-            Instead of being timed.
+            If the result is wrong, so that the call must not be timed.
         """
         self.call = None
         if not self.peer.can(case):
@@ -109,7 +110,7 @@ class Worker:
         return ulp
 
     def turn(self) -> float:
-        """Take a turn: median seconds of the prepared call."""
+        """Take a turn, and return the median seconds of the prepared call."""
         if self.call is None:
             raise RuntimeError("nothing is prepared")
         taken = seconds_of_turn(self.call)
@@ -128,7 +129,7 @@ class Worker:
 
 
 class StreamsWorker:
-    """The same for the limit: a turn takes a read and a copy."""
+    """The worker that measures the limit: in a turn it does a read and a copy."""
 
     def __init__(self, threads: int) -> None:
         from bncore.programs.bench.streams import Streams
@@ -145,7 +146,7 @@ class StreamsWorker:
         return 0.0
 
     def turn(self) -> tuple[float, float]:
-        """Seconds of a read, and of a copy."""
+        """Return the seconds of a read and of a copy."""
         if self.streams is None:
             raise RuntimeError("nothing is prepared")
         read, copy = (seconds_of_turn(self.streams.call[name]) for name in ("read", "copy"))

@@ -1,9 +1,9 @@
-"""How far a float32 result is from the true one, in units in the last place.
+"""Measure how far a float32 result is from the true one, in units in the last place.
 
-The reference is the formula of :mod:`bncore.programs.demo.formula` on ``numpy.longdouble``: 64 bits
-of precision on x86, against float32's 24, so its own error is some 1e-9 of the unit measured here.
-Errors are in ulp of the terms that are added up, not of their sum: where weight * xhat and bias
-cancel, no float32 arithmetic can be exact relative to what is left.
+The reference is the formula of :mod:`bncore.programs.demo.formula` on ``numpy.longdouble``.  It has
+64 bits of precision on x86, against float32's 24, so its own error is about 1e-9 of the unit used
+here.  Errors are in ulp of the terms that are added, not of their sum, because float32 arithmetic
+cannot be exact relative to the sum if weight * xhat and bias cancel.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ FloatArray = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Digits:
-    """Flat images in [0, 1] and their labels, cut once into a training and a test part."""
+    """Flat images in [0, 1] and their labels, divided into a training and a test part."""
 
     train_x: FloatArray
     train_label: NDArray[np.int64]
@@ -24,7 +24,7 @@ class Digits:
 
 
 def split_digits(*, test_fraction: float = 0.25, seed: int = 0) -> Digits:
-    """Shuffle the digits and cut them in two."""
+    """Shuffle the digits and divide them into two parts."""
     images, label = load_digits(return_X_y=True)
     order = np.random.default_rng(seed).permutation(len(images))
     x = (images[order] / 16.0).astype(np.float32)

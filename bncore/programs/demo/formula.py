@@ -1,7 +1,8 @@
-"""Batch normalization as everybody writes it in NumPy: what bncore is compared with.
+"""Batch normalization as everybody writes it in NumPy, for comparison with bncore.
 
-Arrays of any layout; ``axes`` are the axes summed over, parameters broadcast against the array.
-The arithmetic is done in the array's own dtype, so on ``numpy.longdouble`` this is the reference.
+Arrays may have any layout.  ``axes`` are the axes to sum over, and parameters broadcast against the
+array.  The functions compute in the array's own dtype, so with ``numpy.longdouble`` they are the
+reference.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ Axes = tuple[int, ...]
 
 
 def statistics(x: Array, axes: Axes) -> tuple[Array, Array]:
-    """Mean and population variance, in two passes as ``numpy.var`` does."""
+    """Compute mean and population variance, in two passes as ``numpy.var`` does."""
     return x.mean(axis=axes, keepdims=True), x.var(axis=axes, keepdims=True)
 
 
@@ -50,7 +51,7 @@ def input_terms(
     weight: Array,
     eps: float,
 ) -> tuple[Array, Array, Array]:
-    """Three terms whose sum is dx: through y itself, through the mean, and through the variance."""
+    """Return three terms whose sum is dx: through y, through the mean and through the variance."""
     count = x.size // mean.size
     invstd = 1.0 / np.sqrt(var + eps)
     scale = weight * invstd
@@ -61,7 +62,7 @@ def input_terms(
 def backward(
     dy: Array, x: Array, mean: Array, var: Array, weight: Array, axes: Axes, eps: float
 ) -> tuple[Array, Array, Array]:
-    """Gradients of the loss by x, weight and bias, in training mode."""
+    """Compute the gradients of x, weight and bias in training mode."""
     sum_dy, sum_dy_xhat = sums(dy, x, mean, var, axes, eps)
     through_y, through_mean, through_var = input_terms(
         dy, x, mean, var, sum_dy, sum_dy_xhat, weight, eps
@@ -72,6 +73,6 @@ def backward(
 def infer_backward(
     dy: Array, x: Array, mean: Array, var: Array, weight: Array, axes: Axes, eps: float
 ) -> tuple[Array, Array, Array]:
-    """Gradients of the loss by x, weight and bias, the statistics being constants."""
+    """Compute the gradients of x, weight and bias with constant statistics."""
     sum_dy, sum_dy_xhat = sums(dy, x, mean, var, axes, eps)
     return dy * (weight / np.sqrt(var + eps)), sum_dy_xhat, sum_dy

@@ -1,10 +1,10 @@
-"""The pieces of a network in plain NumPy, each with forward and backward.
+"""The layers of a network in plain NumPy, each with forward and backward.
 
-They share the face of :class:`bncore.BatchNorm`: ``forward(x)``; ``backward(dy)``, which takes the
-loss's gradient by the layer's output, stores the gradients of the parameters, and returns the
-gradient by the input; ``parameters()`` and ``gradients()``, in the same order. Names: x input, y
-output, dx and dy the loss's gradients by them. Images are channels last, ``(images, height, width,
-channels)``: a convolution's matrix product then needs no transposition.
+They have the interface of :class:`bncore.BatchNorm`: ``forward(x)``; ``backward(dy)``, which takes
+the gradient of the layer's output, stores the gradients of the parameters, and returns the gradient
+of the input; ``parameters()`` and ``gradients()``, in the same order. x is the input, y the output,
+and dx and dy are their gradients. Images are channels last, ``(images, height, width, channels)``,
+because a convolution's matrix product then needs no transposition.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Label = NDArray[np.int64]
 
 
 class Layer(Protocol):
-    """What a network asks of a layer."""
+    """The interface of a layer."""
 
     def forward(self, x: Array) -> Array: ...
 
@@ -34,7 +34,7 @@ class Layer(Protocol):
 
 
 class Parameterless:
-    """What layers without parameters have in common."""
+    """The base class of layers without parameters."""
 
     def parameters(self) -> Sequence[Array]:
         return ()
@@ -46,8 +46,8 @@ class Parameterless:
 class Linear:
     """y = x @ weight + bias.
 
-    Weights are drawn from a normal distribution of variance 2 / inputs, which keeps the scale of
-    signals through layers of ReLU, times `scale` squared.
+    Weights are drawn from a normal distribution of variance 2 / inputs, times `scale` squared.
+    With scale 1 this keeps the size of signals constant through layers with ReLU.
 
     References
     ----------
@@ -93,10 +93,10 @@ class Linear:
 
 
 class Conv2d:
-    """Cross-correlation with square filters of odd size, zeros around, channels last.
+    """Cross-correlation with square filters of odd size and zero padding, channels last.
 
-    Every output pixel is the product of a row, the pixels under the filter, with the filters as a
-    matrix: a convolution is a :class:`Linear` layer over all positions.
+    Every output pixel is the product of a row (the pixels under the filter) and the matrix of all
+    filters.  So a convolution is a :class:`Linear` layer over all positions.
 
     Parameters
     ----------
@@ -164,7 +164,7 @@ class Conv2d:
         return images, height + self.size - 1, width + self.size - 1, channels
 
     def _inside(self) -> tuple[slice, ...]:
-        """Where x stands in the array that is padded with zeros."""
+        """Return the position of x in the array that is padded with zeros."""
         _, height, width, _ = self.shape
         pad = self.size // 2
         return slice(None), slice(pad, pad + height), slice(pad, pad + width)
@@ -177,7 +177,7 @@ class Conv2d:
 
 
 class MaxPool2d(Parameterless):
-    """The largest of every 2 x 2 pixels; the gradient goes to the first that is."""
+    """The largest of every 2 x 2 pixels; the gradient goes to the first pixel that is largest."""
 
     CORNERS = tuple(
         (slice(None), slice(i, None, 2), slice(j, None, 2)) for i, j in np.ndindex(2, 2)
@@ -213,7 +213,7 @@ class Relu(Parameterless):
 
 
 class Flatten(Parameterless):
-    """All that belongs to one image in a row."""
+    """Flatten the values of each image into a row."""
 
     def forward(self, x: Array) -> Array:
         self.shape = x.shape
@@ -224,7 +224,7 @@ class Flatten(Parameterless):
 
 
 class Sequential:
-    """Layers one after the other; itself a layer.
+    """Several layers, one after the other, as one layer.
 
     Examples
     --------
@@ -266,18 +266,18 @@ class Sequential:
         return list(bncore.batch_norms(self))
 
     def train(self) -> None:
-        """Normalize with the statistics of the batch from now on."""
+        """Switch all batch norms to training, with the statistics of the batch."""
         for layer in self.norms:
             layer.train()
 
     def eval(self) -> None:
-        """Normalize with running statistics from now on."""
+        """Switch all batch norms to evaluation, with running statistics."""
         for layer in self.norms:
             layer.eval()
 
 
 def softmax_loss(score: Array, label: Label) -> tuple[float, Array]:
-    """Mean cross-entropy of softmax(score), and its gradient by score.
+    """Compute the mean cross-entropy of softmax(score), and the gradient of score.
 
     Parameters
     ----------

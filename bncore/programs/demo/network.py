@@ -35,13 +35,13 @@ class Network:
         self.layers = Sequential(first, *norm, Relu(), last)
 
     def loss_and_gradients(self, x: Array, label: NDArray[np.int64]) -> float:
-        """Loss of a training batch; every layer's gradients are up to date afterwards."""
+        """Return the loss of a training batch, and compute the gradients of every layer."""
         loss, dscore = softmax_loss(self.layers.forward(x), label)
         self.layers.backward(dscore)
         return loss
 
     def accuracy(self, x: Array, label: NDArray[np.int64]) -> float:
-        """Part of the images whose highest score is the right class, in evaluation."""
+        """Return the share of images whose highest score is the right class, in evaluation."""
         self.layers.eval()
         score = self.layers.forward(x)
         self.layers.train()
@@ -50,7 +50,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one pass over the training data led to."""
+    """The results of one pass over the training data."""
 
     loss: float
     accuracy: float
@@ -59,12 +59,12 @@ class Epoch:
 def train(
     network: Network, digits: Digits, *, epochs: int, batch: int, rate: float
 ) -> Iterator[Epoch]:
-    """Plain stochastic gradient descent; after each epoch the mean loss and the test accuracy."""
+    """Train by stochastic gradient descent; yield mean loss and test accuracy of each epoch."""
     rng = np.random.default_rng(network.seed + 1)  # the same batches for both networks
     for _ in range(epochs):
         order = rng.permutation(len(digits.train_x))
         losses = []
-        # Whole batches only: statistics of a small rest would be noise.
+        # Use whole batches only, because the statistics of a small rest would be noise.
         for start in range(0, len(order) - batch + 1, batch):
             pick = order[start : start + batch]
             losses.append(

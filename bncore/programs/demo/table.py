@@ -1,4 +1,4 @@
-"""Part 1: image batches in NCHW and NHWC, error and time of bncore and of the NumPy formula."""
+"""Part 1: error and time of bncore and of the NumPy formula, on batches in NCHW and NHWC."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EPS = 1e-5
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. Errors in ulp, times in seconds; bncore first, the formula second."""
+    """One line of the table: errors in ulp and times in seconds, of bncore and of the formula."""
 
     layout: str
     operation: str
@@ -31,7 +31,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Case:
-    """One operation, twice; its true result and the magnitude that errors are measured in."""
+    """One operation by bncore and by the formula, the true result, and the unit of errors."""
 
     operation: str
     ours: Callable[[], Array]
@@ -49,7 +49,7 @@ def cases(x: Array, dy: Array, weight: Array, bias: Array, axis: int) -> list[Ca
     wide_x, wide_dy, wide_w, wide_b = accuracy.extended(x, dy, w, b)
 
     moments = bncore.moments(x, axis=axis)
-    # Inference takes statistics as a model stores them: float32 numbers, given to both.
+    # Inference takes statistics as a model stores them: both get the same float32 numbers.
     mean, var = moments.mean.astype(np.float32), moments.var().astype(np.float32)
     mean_b, var_b = mean.reshape(shape), var.reshape(shape)
     wide_mean, wide_var = formula.statistics(wide_x, axes)
@@ -104,7 +104,7 @@ def measure(layout: str, case: Case, repeats: int) -> Row:
 
 
 def measure_all(*, repeats: int, limit: int | None = None) -> tuple[list[Row], tuple[int, ...]]:
-    """Every operation in both layouts; the rows, and the shape of the batch in NCHW."""
+    """Measure every operation in both layouts; return the rows and the batch's NCHW shape."""
     rng = np.random.default_rng(0)
     nchw = feature_maps(limit)
     channels: int = nchw.shape[1]
@@ -119,7 +119,7 @@ def measure_all(*, repeats: int, limit: int | None = None) -> tuple[list[Row], t
 
 
 def print_table(console: Console, rows: list[Row], shape: tuple[int, ...], repeats: int) -> None:
-    """Print the rows, with what they were measured on and how."""
+    """Print the rows, and the conditions in which they were measured."""
     n, c, h, w = shape
     console.print(
         f"\n{n:,} handwritten digits of 8 x 8 pixels, filtered by {c} fixed 3 x 3 kernels into {c} "

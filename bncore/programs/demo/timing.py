@@ -1,4 +1,4 @@
-"""The clock: functions in turn, so that all of them meet the same noise of the machine."""
+"""The clock: call functions in turn, so that all of them have the same noise of the machine."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from time import perf_counter
 
 
 def interleaved_times(functions: Sequence[Callable[[], object]], repeats: int) -> list[list[float]]:
-    """Seconds of each call: every function once per round, in a new order each round.
+    """Return the seconds of each call: every function once per round, in a new order each round.
 
-    What a function leaves in the caches is thus no lasting gift to another. A first round is not
-    counted: it fills caches, touches fresh memory, and compiles.
+    So no function always profits from what another one leaves in the caches. The first round is not
+    counted, because it fills caches, touches new memory, and compiles.
     """
     seconds: list[list[float]] = [[] for _ in functions]
     order = list(range(len(functions)))

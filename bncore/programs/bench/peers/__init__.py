@@ -1,8 +1,8 @@
-"""Who is measured: bncore's backends, and the peers that are installed.
+"""The peers that are measured: bncore's backends, and other libraries that are installed.
 
-A peer makes, for a `Case` and its `Problem`, a function without arguments that does the operation
-and returns the result.  What is timed is that call alone: arrays, descriptors, compiled code and
-preallocated outputs are made before.  A module here is imported when its peer is asked for.
+For a `Case` and its `Problem` a peer makes a function without arguments that does the operation and
+returns the result.  Only that call is timed; arrays, descriptors, compiled code and preallocated
+outputs are made before.  A module here is imported when its peer is needed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Unavailable(Exception):
 
 
 class Peer(Protocol):
-    """What the benchmark asks of a peer.  `exact`: it is held to bncore's promised accuracy."""
+    """The interface of a peer; if `exact` is true, it must have bncore's promised accuracy."""
 
     name: str
     exact: bool
@@ -42,7 +42,7 @@ class Peer(Protocol):
 
 
 class Entry(NamedTuple):
-    """Where a peer is found: its module here, the arguments of `peer()`, the packages it needs."""
+    """How to load a peer: its module here, the arguments of `peer()`, the packages it needs."""
 
     name: str
     module: str
@@ -67,7 +67,7 @@ PEERS: dict[str, Entry] = {
     "given": Entry("bncore, output given", "own", ("native", "given")),
 }
 OWN = "native"
-# The NumPy backend is a readable twin, some ten times slower than the others.
+# The NumPy backend is a readable version, about ten times slower than the others.
 OTHERS = tuple(key for key in PEERS if key not in (OWN, "twin"))
 
 

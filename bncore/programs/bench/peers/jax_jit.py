@@ -1,6 +1,6 @@
 """JAX: the formula as a user writes it with jax.numpy, compiled by XLA for the processor.
 
-XLA makes its threads once, as many as there are processors to run on, and returns new memory.
+XLA creates its threads once, one for each processor it may run on, and returns new memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bncore.programs.bench.peers import Call, Unavailable
 
 
 class Jax:
-    """Functions under ``jax.jit``, waited for."""
+    """Functions under ``jax.jit``; a call waits for the result."""
 
     exact = False
 
@@ -28,7 +28,7 @@ class Jax:
         self.threads = 0
 
     def can(self, case: Case) -> bool:
-        """float32, as JAX has it by default; returned."""
+        """Tell whether it is float32, JAX's default dtype, with a returned output."""
         main = case.operation in ("train", "infer", "train_backward")
         return main and case.output == "returned" and case.dtype == "float32"
 
@@ -80,9 +80,9 @@ class Jax:
 
 
 def start_with(threads: int) -> None:
-    """Start XLA while this process may run on as many processors as there shall be threads.
+    """Start XLA while this process may run on only as many processors as it should have threads.
 
-    Afterwards every thread may run on all of them again.
+    Afterwards every thread may run on all processors again.
     """
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, set(sorted(allowed)[:threads]))

@@ -1,7 +1,8 @@
-"""What everybody writes in NumPy, in x's own dtype.
+"""The formula that everybody writes in NumPy, in x's own dtype.
 
-Returned, it is the formula of :mod:`bncore.programs.demo.formula`; into a given output it is the
-same operations with ``out=`` wherever NumPy has it, and one preallocated array for xhat.
+With returned outputs it is the formula of :mod:`bncore.programs.demo.formula`.  With given outputs
+it does the same operations with ``out=`` wherever NumPy has it, and one preallocated array for
+xhat.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from bncore.programs.demo import formula
 
 
 class NumpyFormula:
-    """The formula, on one thread: NumPy has no others for it."""
+    """The formula, on one thread, because NumPy does not use more."""
 
     exact = False
 

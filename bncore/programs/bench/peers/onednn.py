@@ -1,7 +1,7 @@
-"""oneDNN, of which PyTorch's and TensorFlow's Intel paths are made: preallocated, float32.
+"""oneDNN, which PyTorch and TensorFlow use on Intel processors: float32, preallocated outputs.
 
-Plain, in the arrays' own layout, nchw or nhwc; or in blocks of 16 channels, its preferred layout,
-into which arrays are reordered before the clock starts, and back for the check.
+It runs in the arrays' own layout, nchw or nhwc, or in its preferred layout of blocks of 16
+channels.  Arrays are reordered to that layout before the clock starts, and back for the check.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class OneDnn:
         c.engine()
 
     def can(self, case: Case) -> bool:
-        """Take the three main operations; its own layout stands for channels first alone."""
+        """Take the three main operations; the blocked layout only in place of channels first."""
         if self.blocked and (len(case.shape) not in c.BLOCKED_16C or case.layout != LAYOUTS[0]):
             return False
         main = case.operation in ("train", "infer", "train_backward")
@@ -91,7 +91,7 @@ class OneDnn:
         return blocked
 
     def arrays(self, case: Case, result: Any, p: Problem) -> tuple[Array, ...]:
-        """Reorder the large one back into plain memory."""
+        """Reorder the large result back into plain memory."""
         if self.blocked:
             result[0].copy_to(c.Memory.of(np.moveaxis(p.out, p.axis, 1)))
         return (p.out, *(memory.array for memory in result[1:]))

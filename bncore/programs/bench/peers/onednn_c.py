@@ -31,7 +31,7 @@ class Argument(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL:
-    """Load libdnnl from where pip put it; OSError where there is none."""
+    """Load libdnnl from where pip put it; raise OSError if it is missing."""
     for file in files("onednn-cpu-gomp") or []:
         if file.name.startswith("libdnnl.so"):
             return ctypes.CDLL(str(file.locate()))
@@ -46,7 +46,7 @@ def do(function: str, *arguments: Any) -> None:
 
 
 def make(function: str, *arguments: Any) -> c_void_p:
-    """Call a function whose first argument receives what it makes; that lives as long as we do."""
+    """Call a function whose first argument receives a new object, which is never freed."""
     made = c_void_p()
     do(function, ctypes.byref(made), *arguments)
     return made
@@ -60,7 +60,7 @@ def engine() -> c_void_p:
 
 @cache
 def stream() -> c_void_p:
-    """Make a queue on the processor, which does everything at once and in order."""
+    """Make a queue on the processor, which runs everything immediately and in order."""
     return make("dnnl_stream_create", engine(), c_uint(IN_ORDER))
 
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime: inference of a model of one BatchNormalization node, its arrays bound."""
+"""ONNX Runtime: inference of a model of one BatchNormalization node, with bound arrays."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class OnnxRuntime:
         self.name = name
 
     def can(self, case: Case) -> bool:
-        """ONNX knows channels first alone, and ONNX Runtime inference alone."""
+        """Tell whether it is inference (as ONNX Runtime has only that) with channels first."""
         first = case.layout == LAYOUTS[0]
         return first and (case.operation, case.output) == ("infer", "given")
 
     @contextmanager
     def active(self, threads: int) -> Iterator[None]:
-        """Threads belong to the session, that is, to each call."""
+        """Do nothing, because the threads belong to the session that each case makes."""
         yield
 
     def call(self, case: Case, p: Problem) -> Call:
@@ -54,7 +54,7 @@ class OnnxRuntime:
         return call
 
     def arrays(self, case: Case, result: Any, p: Problem) -> tuple[Array, ...]:
-        """Return what it wrote into: the given output."""
+        """Return the given output, into which it wrote."""
         return (result,)
 
 

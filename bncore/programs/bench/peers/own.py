@@ -1,4 +1,4 @@
-"""bncore itself: one of its backends; and what its native one takes in two other ways."""
+"""bncore itself: one of its backends, and the native one in two other ways."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bncore.backends import load
 from bncore.programs.bench.cases import EPS, FUSED, Array, Case, Problem
 from bncore.programs.bench.peers import Call
 
-POOL = 1 << 30  # bytes: of any size that is measured at least two arrays
+POOL = 1 << 30  # bytes; at least two arrays of every measured size
 
 
 class Bncore:
@@ -41,7 +41,7 @@ class Bncore:
             bncore.set_buffer_pool(None)
 
     def call(self, case: Case, p: Problem) -> Call:
-        """Call the public functions; the pool stays as this case has it, until the next call."""
+        """Call the public functions; set the pool as this case needs it, until the next call."""
         bncore.set_buffer_pool(POOL if case.output == "pooled" else None)
         common: dict[str, Any] = {"axis": p.axis, "n_threads": case.threads}
         into = {**common, "eps": EPS}
@@ -75,7 +75,7 @@ class Bncore:
         return lambda: bncore.grad_input(p.dy, p.x, moments, sums, p.weight, **into)
 
     def arrays(self, case: Case, result: Any, p: Problem) -> tuple[Array, ...]:
-        """Take the statistics out of their classes."""
+        """Return the arrays of the statistics instead of their objects."""
         if case.operation == "grad_sums":
             return result.sum_dy, result.sum_dy_xhat
         if case.operation == "moments":
@@ -84,7 +84,7 @@ class Bncore:
 
 
 class Given(Bncore):
-    """What the pool is measured against: the same call into preallocated memory."""
+    """The same call with preallocated memory, for comparison with the pool."""
 
     def can(self, case: Case) -> bool:
         """Take part where the others return."""
@@ -97,9 +97,9 @@ class Given(Bncore):
 
 
 class Alone(Bncore):
-    """What fusion is measured against: the batch norm call alone.
+    """Batch norm without the fused operations, for comparison with fusion.
 
-    What it leaves out is done for the check alone, which is not timed.
+    It does the rest only for the check, which is not timed.
     """
 
     def can(self, case: Case) -> bool:
@@ -115,7 +115,7 @@ class Alone(Bncore):
         return super().call(replace(case, operation=FUSED[case.operation]), p)
 
     def arrays(self, case: Case, result: Any, p: Problem) -> tuple[Array, ...]:
-        """Do the rest."""
+        """Do the operations that the timed call left out."""
         if case.operation == "add_relu_backward":
             return (*result, p.dresidual)
         return (np.maximum(result + p.residual, 0),)

@@ -1,4 +1,4 @@
-"""PyTorch, eager: with and without its allocations; its channels last is a view of NHWC memory."""
+"""PyTorch, eager, with and without allocation; its channels last is a view of NHWC memory."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Torch:
         self.name = name
 
     def can(self, case: Case) -> bool:
-        """All but the halves of the gradient; statistics have no output to give."""
+        """Take everything except the halves of the gradient; statistics have no given output."""
         return case.operation not in ("grad_sums", "grad_input")
 
     @contextmanager
     def active(self, threads: int) -> Iterator[None]:
-        """Set PyTorch's threads, and switch its recording of gradients off."""
+        """Set PyTorch's number of threads, and switch the recording of gradients off."""
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
@@ -52,7 +52,7 @@ class Torch:
             out = (tensor(p.out, p), *saved)
             return lambda: torch.native_batch_norm(*given, out=out)[0]
         dy, batch = tensor(p.dy, p), case.operation == "train_backward"
-        # What training saved: mean and inverse standard deviation.
+        # Training saved the mean and the inverse standard deviation.
         saved = torch.native_batch_norm(x, w, b, None, None, True, 0.1, EPS)[1:]
         running = [None, None] if batch else stored
         given = (dy, x, w, *running, *saved, batch, EPS, [True, True, True])
@@ -68,7 +68,7 @@ class Torch:
         return lambda: torch.var_mean(wrapped, axes, correction=0)[::-1]
 
     def arrays(self, case: Case, result: Any, p: Problem) -> tuple[Array, ...]:
-        """Move the channel axis back to where it is in memory."""
+        """Move the channel axis back to its place in memory."""
         tensors = result if isinstance(result, tuple | list) else (result,)
         return tuple(
             t.movedim(1, p.axis).numpy().reshape(p.memory_shape) if t.ndim > 1 else t.numpy()
@@ -77,9 +77,9 @@ class Torch:
 
 
 def separate(case: Case, p: Problem) -> Call:
-    """Take an operation for each step, in place where the step before made the array.
+    """Use one operation for each step, in place if the step before made the array.
 
-    Backward reads y, as PyTorch saves it.
+    Backward reads y, which PyTorch saves.
     """
     x, residual = tensor(p.x, p), tensor(p.residual, p)
     w, b = map(torch.from_numpy, (p.weight, p.bias))
@@ -118,8 +118,8 @@ def separate(case: Case, p: Problem) -> Call:
 def tensor(array: Array, p: Problem) -> Any:
     """Wrap an array of x's shape; the channel axis becomes the second.
 
-    Sequences become images of height 1: PyTorch knows channels last in four dimensions and five,
-    and writes NLC into a given output in the wrong order.
+    Sequences become images of height 1, because PyTorch has channels last only in four and five
+    dimensions, and writes NLC to a given output in the wrong order.
     """
     wrapped = torch.from_numpy(array).movedim(p.axis, 1)
     return wrapped.unsqueeze(2) if array.ndim == 3 and p.axis == -1 else wrapped

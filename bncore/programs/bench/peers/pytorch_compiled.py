@@ -26,25 +26,25 @@ def infer(x: Any, mean: Any, var: Any, w: Any, b: Any) -> Any:
 
 
 def backward(dy: Any, x: Any, w: Any, mean: Any, invstd: Any) -> Any:
-    """Compute the gradients, of which Inductor makes its own loops."""
+    """Compute the gradients, for which Inductor makes its own loops."""
     return torch.ops.aten.native_batch_norm_backward(
         dy, x, w, None, None, mean, invstd, True, EPS, [True, True, True]
     )
 
 
 def add_relu(x: Any, residual: Any, w: Any, b: Any) -> Any:
-    """End a residual block."""
+    """Compute the end of a residual block."""
     return torch.relu(train(x, w, b) + residual)
 
 
 def add_relu_backward(dy: Any, y: Any, x: Any, w: Any, mean: Any, invstd: Any) -> Any:
-    """Compute its gradients, from y as PyTorch saves it; the last one is the residual's."""
+    """Compute its gradients from y, which PyTorch saves; the last one is the residual's."""
     g = torch.ops.aten.threshold_backward(dy, y, 0)
     return (*backward(g, x, w, mean, invstd), g)
 
 
 class TorchCompiled(Torch):
-    """PyTorch again, but for how a call is made."""
+    """PyTorch, with calls of compiled functions."""
 
     def can(self, case: Case) -> bool:
         """Take the three main operations and the fused ones, returned."""
@@ -69,7 +69,7 @@ class TorchCompiled(Torch):
         if case.operation == "add_relu_backward":
             y = add_relu(x, tensor(p.residual, p), w, b)
             function, given = add_relu_backward, (given[0], y, *given[1:])
-        torch._dynamo.reset()  # its limit counts the versions of a function
+        torch._dynamo.reset()  # because the number of versions of a function is limited
         compiled = torch.compile(function, dynamic=False, fullgraph=True)
         with warnings.catch_warnings():  # Inductor's own, about older parts of PyTorch
             warnings.simplefilter("ignore", DeprecationWarning)
