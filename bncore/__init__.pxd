@@ -1,7 +1,7 @@
 # The C interface for Cython: `from bncore cimport bncore_problem, bncore_train`. docs/embedding.md has an example.
 #
-# The functions are those of the compiled module, found when the importing module is: nothing is linked. For the types,
-# the C compiler needs bncore.get_include().
+# The functions are those of the compiled module. They are found when the importing module is loaded, so nothing is
+# linked. For the types, the C compiler needs bncore.get_include().
 
 from bncore.backends.native.c_bncore cimport (
     BNCORE_VERSION, BNCORE_ABI_VERSION, BNCORE_OK, BNCORE_ERROR_NULL, BNCORE_ERROR_SIZE,

@@ -1,7 +1,9 @@
-/* Stops the compilation where the compiler may change the arithmetic that the code spells out, or where that is not
- * IEEE 754. bncore's results have the same bits everywhere only because of it. setup.py and CMakeLists.txt pass flags
- * that cancel these modes, behind the flags of the user; this file is for other builds. No macro tells of one mode,
- * contraction: compile with -ffp-contract=off. */
+/* Stops the compilation where the compiler may change the arithmetic that the code spells out, or where that is not IEEE
+ * 754. bncore's results have the same bits everywhere only because of it. setup.py and CMakeLists.txt pass flags that
+ * cancel these modes, behind the flags of the user; this file is for other builds.
+ *
+ * Some modes have no macro. With GCC it is contraction: compile with -ffp-contract=off. With clang they are contraction and
+ * reassociation, which a pragma below cancels, and -freciprocal-math and -fno-signed-zeros: do not use these two. */
 #ifndef BNCORE_ARITHMETIC_H
 #define BNCORE_ARITHMETIC_H
 
@@ -33,7 +35,7 @@
 #endif
 
 #ifdef __clang__
-#pragma STDC FP_CONTRACT OFF
+#pragma clang fp contract(off) reassociate(off)
 #endif
 
 #endif

@@ -204,6 +204,7 @@ static void apply_normalize(operation *op, void (*set_coefs)(const operation *, 
     const int variant = op->problem->fusion ? fuse(op) : 0;
     op->apply_planes = op->kernels->normalize_planes[variant];
     op->apply_rows = op->kernels->normalize_rows[variant];
+    op->coef_fields = NORMALIZE_FIELDS;
     op->set_coefs = set_coefs;
 }
 
@@ -212,6 +213,7 @@ static void apply_grad_input(operation *op, const double *sum_dy, const double *
 {
     op->apply_planes = op->kernels->grad_input_planes[op->masked];
     op->apply_rows = op->kernels->grad_input_rows[op->masked];
+    op->coef_fields = GRAD_INPUT_FIELDS;
     op->set_coefs = set_grad_input;
     op->sum_dy = sum_dy;
     op->sum_dy_xhat = sum_dy_xhat;
@@ -346,6 +348,7 @@ bncore_status bncore_infer_backward(const bncore_problem *p, void *dx, double *s
     op.at_once = 1;
     op.apply_planes = op.kernels->grad_frozen_planes[op.masked];
     op.apply_rows = op.kernels->grad_frozen_rows[op.masked];
+    op.coef_fields = GRAD_FROZEN_FIELDS;
     op.set_coefs = set_grad_frozen;
     return run(&op);
 }

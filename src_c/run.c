@@ -260,7 +260,7 @@ static void spread_over_columns(const bncore_geometry *g, void *values, size_t i
 /* How many fields of coefficients the operation has. */
 static int coef_fields(const operation *op)
 {
-    return op->set_mask ? COEF_FIELDS : op->set_coefs ? MAX_FIELDS : 0;
+    return op->set_mask ? COEF_FIELDS : op->coef_fields;
 }
 
 /* Set all coefficients (whole), or only those of the mask, which are enough for the first pass. */

@@ -41,6 +41,7 @@ typedef struct operation {
      * first .. first + n - 1. at_once: the pass does not need the results of the reduction, and each task runs it right
      * after its part of the reduction. */
     int at_once;
+    int coef_fields; /* without those of a mask */
     void (*set_coefs)(const struct operation *op, int64_t first, int64_t n);
     void (*apply_planes)(const bncore_arrays *a, const void *coef, int64_t stride,
                          const bncore_planes *t);

@@ -54,7 +54,7 @@ def _require_inside_buffer(array: npt.NDArray[Any]) -> None:
 def plain_array(name: str, value: object) -> npt.NDArray[Any]:
     """Return `value` as an ndarray that has NumPy's own class.
 
-    A masked array is refused, since its mask would be lost.
+    A masked array is refused, because its mask would be lost.
     """
     if type(value) is np.ndarray:
         return value
@@ -69,7 +69,7 @@ def plain_array(name: str, value: object) -> npt.NDArray[Any]:
     try:
         if hasattr(type(value), "__dlpack__"):
             if getattr(value, "is_neg", bool)():  # PyTorch gives the memory without the minus sign
-                raise TypeError("a view that negates, use tensor.resolve_neg()")
+                raise TypeError("the view negates its memory; call tensor.resolve_neg() first")
             return np.from_dlpack(value)  # type: ignore[arg-type]  # no copy
         array = np.asarray(value)
         if hasattr(type(value), "__array_interface__"):

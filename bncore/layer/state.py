@@ -178,7 +178,7 @@ class LayerState:
         """Return the gradients in the order of `parameters`; raise if there are none yet."""
         found = [getattr(self, f"d{name}") for name in self._affine]
         if any(gradient is None for gradient in found):
-            raise RuntimeError("gradients: expected a backward before, got none")
+            raise RuntimeError("gradients: expected a call of backward before, got none")
         return found
 
     def _names(self) -> tuple[str, ...]:

@@ -98,7 +98,7 @@ def _run(typingctx, name, x, outer, channels, inner, eps, n_threads, arguments):
 
 def call(name, x, axis, eps, n_threads, arguments):
     """Run a C function on x with its channels along `axis`; return its status."""
-    raise NotImplementedError("inside compiled code alone")
+    raise NotImplementedError("this function works only inside code that Numba compiles")
 
 
 @overload(call, prefer_literal=True)
@@ -134,7 +134,7 @@ def place(x, axis):
 
 def sizes_of(x, axis):
     """Check x and axis, and return the number of channels and of values per channel."""
-    raise NotImplementedError("inside compiled code alone")
+    raise NotImplementedError("this function works only inside code that Numba compiles")
 
 
 @overload(sizes_of)
@@ -154,7 +154,7 @@ def _sizes_of(x, axis):
 
 def same_as(dy, x):
     """Refuse a dy that differs from x in shape or dtype."""
-    raise NotImplementedError("inside compiled code alone")
+    raise NotImplementedError("this function works only inside code that Numba compiles")
 
 
 @overload(same_as)
@@ -171,7 +171,7 @@ def _same_as(dy, x):
 
 def doubles(values, channels, message):
     """Return values per channel as C-contiguous float64, or None; `message` is for a wrong size."""
-    raise NotImplementedError("inside compiled code alone")
+    raise NotImplementedError("this function works only inside code that Numba compiles")
 
 
 @overload(doubles, prefer_literal=True)
@@ -199,7 +199,7 @@ def _doubles(values, channels, message):
 
 def as_parameter(gradient, weight, x):
     """Return a gradient in weight's dtype, or in x's if there is no weight."""
-    raise NotImplementedError("inside compiled code alone")
+    raise NotImplementedError("this function works only inside code that Numba compiles")
 
 
 @overload(as_parameter)

@@ -150,7 +150,7 @@ def _parallelism(native: dict[str, Any]) -> str:
         started = native["workers"]
         return f"{how}, {started} {'worker' if started == 1 else 'workers'} started"
     if native["executor"] == "openmp" and native["forked_child"]:
-        return f"{how}, but one thread, since this is a forked child"
+        return f"{how}, but one thread, because this is a forked child"
     if native["executor"] == "openmp":
         most = native["openmp_max_threads"]
         return f"{how}, at most {most} {'thread' if most == 1 else 'threads'}"

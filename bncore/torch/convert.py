@@ -46,7 +46,7 @@ def convert(model: Module, *, sync: bool = False, process_group: Any = None) -> 
     Raises
     ------
     TypeError
-        If `model` is no module.
+        If `model` is not a module.
 
     Examples
     --------
@@ -90,7 +90,7 @@ def revert(model: Module) -> Module:
     Raises
     ------
     TypeError
-        If `model` is no module.
+        If `model` is not a module.
 
     Examples
     --------

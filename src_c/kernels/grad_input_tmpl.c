@@ -74,7 +74,8 @@ static inline ALWAYS_INLINE void NAME(grad_frozen_row)(T *to, NAME(values) v, in
     const ACC *a = coef, *hi = a + stride, *shift = coef + MASK_SHIFT * stride;
 #pragma omp simd
     for (int64_t i = 0; i < len; i++) {
+        const ACC z_hi = fused & ACTIVATION ? hi[i] : (ACC)0;
         const ACC z_shift = fused & ACTIVATION ? shift[i] : (ACC)0;
-        to[i] = (T)(NAME(g_of)(v, i, (ACC)v.x[i] - hi[i], a[i], z_shift, fused) * a[i]);
+        to[i] = (T)(NAME(g_of)(v, i, (ACC)v.x[i] - z_hi, a[i], z_shift, fused) * a[i]);
     }
 }

@@ -20,9 +20,12 @@
 enum {
     MOMENTS_FIELDS = 4,
     GRAD_FIELDS = 2,
-    MAX_FIELDS = 4, /* of a partial result, and of coefficients without a mask */
-    MASK_SHIFT = 4, /* the field of coefficients that a mask adds */
-    COEF_FIELDS = 5,
+    MAX_FIELDS = 4, /* of a partial result */
+    NORMALIZE_FIELDS = 3,
+    GRAD_INPUT_FIELDS = 4,
+    GRAD_FROZEN_FIELDS = 1,
+    MASK_SHIFT = 4,  /* the field of coefficients that a mask adds */
+    COEF_FIELDS = 5, /* of coefficients with a mask */
     REPEATED = 16
 };
 

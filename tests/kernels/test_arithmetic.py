@@ -69,6 +69,23 @@ def test_the_builds_own_flags_cancel_it(flags, compiler):
     assert asked(*flags.split()) == asked()
 
 
+@pytest.mark.skipif(shutil.which("clang") is None, reason="clang is not installed")
+@pytest.mark.parametrize("flags", [
+    "-fassociative-math -fno-signed-zeros -fno-trapping-math",
+    "-ffp-contract=fast",
+])  # fmt: skip
+def test_a_pragma_cancels_what_clang_has_no_macro_for(flags):
+    """LLVM's instructions have flags that tell what the optimizer may do with them.
+
+    The pragma leaves the change of a sign alone, which is exact in any order.
+    """
+    command = ["clang", "-std=c11", "-O1", *flags.split(), "-DBNCORE_ISA_NAME=baseline"]
+    done = run(*command, "-S", "-emit-llvm", "-o", "-", "src_c/kernels/kernels.c")
+    assert done.returncode == 0, done.stderr
+    assert " fadd " in done.stdout
+    assert not re.search(r" f(add|sub|mul) [a-z ]*\b(reassoc|contract|fast)\b", done.stdout)
+
+
 @x86
 @needs_gcc
 def test_x87_is_refused_and_cancelled():

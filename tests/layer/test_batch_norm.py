@@ -185,7 +185,7 @@ def test_outputs_go_where_they_are_wanted(rng):
 def test_backward_needs_one_training_forward_each(rng):
     x, dy, _ = data(rng)
     layer = a_layer(rng)
-    with pytest.raises(RuntimeError, match="gradients: expected a backward before, got none"):
+    with pytest.raises(RuntimeError, match="gradients: expected a call of backward"):
         layer.gradients()
     with pytest.raises(RuntimeError, match="a training forward before it, got none"):
         layer.backward(dy)

@@ -86,7 +86,7 @@ class Native:
     (Native("openmp"), "openmp", "openmp executor (BNCORE_EXECUTOR), at most 1 thread"),
     (Native("openmp", openmp=3), "", "openmp executor (bncore_executor_choose), at most 3 threads"),
     (Native("openmp", forked=True), "openmp",
-     "openmp executor (BNCORE_EXECUTOR), but one thread, since this is a forked child"),
+     "openmp executor (BNCORE_EXECUTOR), but one thread, because this is a forked child"),
     (Native("serial"), "serial", "serial executor (BNCORE_EXECUTOR)"),
 ])  # fmt: skip
 def test_it_says_how_native_spreads_its_work(monkeypatch, capsys, native, asked, expected):

@@ -1,8 +1,8 @@
-"""The specification compiled by Numba: the backend where the native extension is absent.
+"""The specification compiled by Numba: the backend if the native extension is absent.
 
-Importing this module imports Numba.  A kernel is compiled on its first call for each type of data,
-and its machine code is kept on disk: next to the specification, or, where that cannot be written,
-in the user's cache directory; ``NUMBA_CACHE_DIR`` names another place.
+Importing this module imports Numba.  A kernel is compiled on its first call for each type of data.
+Numba caches the machine code on disk, next to the specification or, if it cannot write there, in
+the user's cache directory.  ``NUMBA_CACHE_DIR`` names another place.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bncore.backends.numba.threads import spread
 if numba.config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set, and this backend would be slower than NumPy's")
 
-# Kernels call the other functions of the specification, which stand there undecorated.
+# Kernels call the other functions of the specification, which have no decorators in its text.
 for _module in (sums, elementwise):
     for _name, _function in vars(_module).items():
         if isfunction(_function) and _function.__module__ == _module.__name__:
@@ -31,14 +31,14 @@ for _module in (sums, elementwise):
 
 @cache
 def compiled(kernel: Callable[..., None]) -> Any:
-    """Compile with plain IEEE arithmetic, without the interpreter's lock, and keep the result.
+    """Compile a kernel with plain IEEE arithmetic and without the GIL, and cache the result.
 
-    Where no directory can be written to, it is kept in memory and made anew by every process.
+    If no directory is writable, every process compiles the kernel again.
     """
     options = {"nogil": True, "error_model": "numpy", "fastmath": False}
     try:
         return numba.njit(cache=True, **options)(kernel)
-    except RuntimeError:  # "cannot cache function": neither here nor in the user's directory
+    except RuntimeError:  # "cannot cache function": no directory is writable
         return numba.njit(**options)(kernel)
 
 

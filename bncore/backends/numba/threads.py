@@ -1,7 +1,7 @@
-"""Spread the tasks of a compiled kernel over threads.
+"""Distribute the tasks of a compiled kernel over threads.
 
-The kernels hold no lock, so ordinary threads do.  One pool has them, which is made on first use; a
-forked child, which inherits none of them, makes its own.
+The kernels do not hold the GIL, so ordinary Python threads are enough.  They belong to one pool,
+which is made on first use.  A forked child inherits no threads and makes its own pool.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-WORK = 32768  # fewest values that are worth a thread
+WORK = 32768  # a thread is worth its cost for at least this many values
 
 
 @cache
@@ -30,12 +30,12 @@ if hasattr(os, "register_at_fork"):
 
 
 def useful(n_threads: int, size: int) -> int:
-    """Limit the number of threads to what `size` values are worth."""
+    """Return the number of threads to use for `size` values, at most `n_threads`."""
     return max(1, min(n_threads, size // WORK))
 
 
 class _Writable:
-    """The memory of a read-only array, for NumPy to make an array of that is not."""
+    """The memory of a read-only array, from which NumPy can make a writable array."""
 
     __slots__ = ("__array_interface__", "_array")
 
@@ -46,9 +46,10 @@ class _Writable:
 
 
 def one_type(argument: Any) -> Any:
-    """Return a read-only array as a writable one of the same memory; all else as it is.
+    """Return a read-only array as a writable one of the same memory, and anything else unchanged.
 
-    To Numba these are two types, and it compiles for every mix of them.
+    For Numba, read-only and writable arrays have different types, and it would compile a kernel for
+    every combination of them.
     """
     if isinstance(argument, np.ndarray) and not argument.flags.writeable:
         return np.asarray(_Writable(argument))
@@ -56,15 +57,16 @@ def one_type(argument: Any) -> Any:
 
 
 def spread(n_threads: int, n_tasks: int, kernel: Callable[..., None], *args: Any) -> None:
-    """Run ``kernel(first, last, *args)`` over the tasks, cut into one range for each thread.
+    """Run ``kernel(first, last, *args)`` over the tasks, divided into one range for each thread.
 
-    Whoever comes first takes a range, this thread too.  So a thread that cannot be created, or has
-    not begun, is not waited for, and no range runs twice, which would change an x that is also y.
+    Each thread, this one included, takes the next range that is left.  So nobody waits for a thread
+    that cannot be created or has not begun.  No range runs twice, because that would give a wrong
+    result if x is also y.
     """
     args = tuple(map(one_type, args))
     n_ranges = max(min(n_threads, n_tasks), 1)
     edges = [n_tasks * i // n_ranges for i in range(n_ranges + 1)]
-    ends: list[tuple[int, ...]] = [()] * n_ranges  # one for each thread, which stops there
+    ends: list[tuple[int, ...]] = [()] * n_ranges  # each thread stops at one of these
     ranges = ends + list(pairwise(edges))
 
     def take_ranges() -> None:
@@ -72,7 +74,7 @@ def spread(n_threads: int, n_tasks: int, kernel: Callable[..., None], *args: Any
             kernel(first, last, *args)
 
     futures: list[Future[None]] = []
-    with suppress(RuntimeError):  # no thread can be created, or the interpreter is going down
+    with suppress(RuntimeError):  # no thread can be created, or the interpreter is shutting down
         futures.extend(_pool().submit(take_ranges) for _ in range(n_ranges - 1))
     take_ranges()
     for future in futures:

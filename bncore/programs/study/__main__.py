@@ -27,7 +27,7 @@ from bncore.programs.study.plan import PLANS
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse the command line, train everything, say what came out, and write the page."""
+    """Parse the command line, train everything, show the results, and write the page."""
     parser = argparse.ArgumentParser(
         prog="python -m bncore study",
         description="What batch norm does to training, measured on handwritten digits.",

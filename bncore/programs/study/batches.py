@@ -1,4 +1,4 @@
-"""Experiment 5: the batch size, and which statistics evaluate."""
+"""Experiment 5: the batch size, and the statistics that are used in evaluation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bncore.programs.study.training import Setting
 
 TITLE = "Batch size, and statistics in evaluation"
 EARLY = 10  # steps
-WORST = 100.0  # a loss that counts for all beyond it, infinity included
+WORST = 100.0  # larger losses, also infinity, count as this
 ABOUT = f"""
 The perceptron is trained at batch sizes from 2, for the same number of epochs, so that small
 batches take more steps. Each side, seed and size has its best rate of the grid, by accuracy on
@@ -54,7 +54,7 @@ def kept(plan: Plan, batch: int, average: str) -> Setting:
 
 
 def settings(plan: Plan) -> list[Setting]:
-    """Both sides at every size and rate; every average at every size."""
+    """List both sides at every size and rate, and every average at every size."""
     trained = [
         s for batch in plan.batches for s in both(base(plan, batch), plan.seeds, plan.few_rates)
     ]

@@ -42,7 +42,7 @@ def soonest(outcome: Outcome) -> tuple[float, ...]:
 
 
 def claims(results: Results, plan: Plan) -> list[Claim]:
-    """Judge the speed, at the best rate of each side and at equal ones."""
+    """Judge the speed, at the best rate of each side and at equal rates."""
     comparisons = []
     for base in bases(plan):
         name = NAMES[base.network]
@@ -111,7 +111,7 @@ def picture(results: Results, plan: Plan) -> Figure:
 
 
 def padded(by_step: np.ndarray, points: np.ndarray) -> list[float]:
-    """Means of a quantity over the steps from one evaluation to the next; NaN after the end."""
+    """Return means over the steps from one evaluation to the next; NaN after the end."""
     edges = [0, *points]
     parts = (by_step[start:end] for start, end in pairwise(edges))
     return [float(np.mean(part)) if len(part) else np.nan for part in parts]

@@ -32,10 +32,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Split:
-    """One random cut of the 1,797 digits into three parts.
+    """One random split of the 1,797 digits into three parts.
 
-    The rate of learning is chosen by the validation part, results are those of the test part.
-    `mean` and `std` are two numbers, of all training pixels: the preprocessing of every network.
+    The learning rate is chosen with the validation part; results are measured on the test part.
+    `mean` and `std` are those of all training pixels, for the preprocessing of every network.
     """
 
     train: Part
@@ -45,7 +45,7 @@ class Split:
     std: float
 
     def standardized(self, images: Images) -> Images:
-        """Images as a network takes them: (n, 8, 8, 1), channels last."""
+        """Return images in the shape that a network takes: (n, 8, 8, 1), channels last."""
         scaled: Images = (images[..., np.newaxis] - np.float32(self.mean)) / np.float32(self.std)
         return scaled
 
@@ -58,7 +58,7 @@ def _digits() -> tuple[Images, Label]:
 
 @cache
 def split(seed: int) -> Split:
-    """Cut the digits in three, anew for every seed.
+    """Split the digits into three parts, differently for every seed.
 
     Examples
     --------
@@ -73,18 +73,18 @@ def split(seed: int) -> Split:
 
 
 def shifted_and_turned(images: Images, rng: np.random.Generator) -> Images:
-    """Move and turn every image by a little of its own, with linear interpolation.
+    """Shift and turn every image by small random amounts, with linear interpolation.
 
     Parameters
     ----------
     images : (n, height, width) ndarray of float32
     rng : Generator
-        Draws shifts of up to `SHIFT` pixels in each direction and turns of up to `TURN` degrees.
+        It draws shifts of up to `SHIFT` pixels in each direction and turns of up to `TURN` degrees.
 
     Returns
     -------
     (n, height, width) ndarray of float32
-        0 where a pixel comes from outside.
+        The images; a pixel that comes from outside is 0.
     """
     n, height, width = images.shape
     shift = rng.uniform(-SHIFT, SHIFT, (2, n, 1, 1))

@@ -29,11 +29,11 @@ GRADIENTS = {
     "signals": "by what a hidden layer passes on",
     "weight_gradients": "by a layer's weights",
 }
-MOST = 1e30  # where a gradient is 0 or not finite
+MOST = 1e30  # the value if a gradient is 0 or not finite
 
 
 def settings(plan: Plan) -> list[Setting]:
-    """Both sides at every depth and rate; and first steps, at other scales too."""
+    """List both sides at every depth and rate, and first steps, also at other scales."""
     trained = [
         s for depth in plan.depths for s in both(base(plan, depth), plan.seeds, plan.few_rates)
     ]
@@ -46,12 +46,12 @@ def base(plan: Plan, depth: int) -> Setting:
 
 
 def first(plan: Plan, scale: float) -> Setting:
-    """Return the setting whose first gradients are looked at."""
+    """Return the setting whose first gradients are compared."""
     return Setting(depth=max(plan.depths), scale=scale, epochs=1, points=1)
 
 
 def unevenness(outcome: Outcome) -> float:
-    """Gradient by the first hidden layer's output over that by the last one's, or the inverse."""
+    """Return the ratio of the gradients of the first and last hidden outputs, or its inverse."""
     head, tail = outcome.signals[0], outcome.signals[-1]
     if not (0 < head < np.inf and 0 < tail < np.inf):
         return MOST

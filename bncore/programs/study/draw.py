@@ -1,4 +1,4 @@
-"""What the pictures of the experiments share: colours, and lines with the range over seeds."""
+"""Helpers for the pictures of the experiments: colours, and lines with the range over seeds."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def line(
     colour: str,
     style: str = "-",
 ) -> None:
-    """Draw the mean over seeds, and from the smallest to the largest as a band."""
+    """Draw the mean over seeds, and a band from the smallest to the largest value."""
     values = np.asarray(by_seed, dtype=np.float64)
     values = np.where(np.isfinite(values), values, np.nan)
     whole = ~np.isnan(values).any(axis=0)
@@ -55,6 +55,6 @@ def finish(axes: Any, title: str, x: str, y: str, *, log: str = "") -> None:
 
 
 def legend(figure: Figure, axes: Any, columns: int = 4) -> None:
-    """Explain the lines of a panel, which stand for those of the others, below the picture."""
+    """Explain the lines of a panel below the picture; the other panels have the same lines."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=7)

@@ -1,7 +1,7 @@
-"""Many trainings, in several processes of one thread each.
+"""Run many trainings, in several processes of one thread each.
 
-The networks are so small that a second thread would wait more than it works; a second process
-halves the time. Nothing of a result depends on who computed it, or when.
+The networks are so small that a second thread would wait more than it works, but a second process
+halves the time. A result does not depend on the process that computed it, or on the order.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ def run(
     Parameters
     ----------
     settings : iterable of Setting
-        Those that are equal are trained once.
+        The settings; equal ones are trained once.
     workers : int, optional
-        Processes; as many as bncore would use threads where it is None.  With 1 the trainings run
-        in this process.
+        The number of processes; by default the number of threads that bncore would use.  With 1 the
+        trainings run in this process.
     advance : callable
-        Told the cost of each training that is done.
+        A function that is called with the cost of each finished training.
 
     Examples
     --------
@@ -52,7 +52,7 @@ def run(
     >>> len(outcomes)
     1
     """
-    # The longest first, so that no process is left with one at the end.
+    # Start the longest first, so that no process still has a long one at the end.
     todo = sorted(set(settings), key=lambda setting: (-setting.cost, setting))
     found: Results = {}
     for setting, outcome in zip(todo, _outcomes(todo, workers), strict=True):

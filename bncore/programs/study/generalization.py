@@ -35,12 +35,12 @@ def bases(plan: Plan) -> list[tuple[Setting, Sequence[float]]]:
 
 
 def settings(plan: Plan) -> list[Setting]:
-    """Both sides of every network, without and with augmentation, at every rate."""
+    """List both sides of every network, without and with augmentation, at every rate."""
     return [s for base, rates in bases(plan) for s in both(base, plan.seeds, rates)]
 
 
 def named(setting: Setting) -> str:
-    """Write a network and its images."""
+    """Return the name of a network and its images."""
     return f"{NAMES[setting.network]}, images {KINDS[setting.augment]}"
 
 
@@ -70,7 +70,7 @@ def tables(results: Results, plan: Plan) -> list[Table]:
 
 
 def picture(results: Results, plan: Plan) -> Figure:
-    """Test accuracy of every seed, side by side."""
+    """Draw the test accuracy of every seed, side by side."""
     title = "Generalization: test accuracy by seed, each side at its best rate; bars are means"
     figure, grid = draw.panels(1, 1, title)
     figure.set_size_inches(10, 3.6)

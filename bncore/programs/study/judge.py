@@ -1,11 +1,11 @@
-"""From numbers to a verdict: paired differences over seeds, a test of them, and the rule.
+"""Turn numbers into a verdict: paired differences over seeds, a test of them, and the rule.
 
-The rule. A comparison pairs the two sides seed by seed: same data, same initial weights, same
-batches. Its p is that of the exact sign-flip test, two-sided: the share of all ways to swap the two
-sides within seeds that give a mean difference as large. Holm's procedure holds the p of all
-comparisons of a claim against `ALPHA` together. Those that pass speak for the claim or against it,
-by the sign of the mean; the others show no difference. A claim is confirmed if all of its
-comparisons speak for it, not confirmed if none does, and depends otherwise.
+The rule. A comparison pairs the two sides seed by seed, with the same data, initial weights and
+batches. Its p is that of the exact two-sided sign-flip test: the share of all ways to swap the two
+sides within seeds that give a mean difference at least as large. Holm's procedure compares all p of
+a claim with `ALPHA` together. A comparison that passes supports or contradicts the claim, by the
+sign of the mean; the others show no difference. A claim is confirmed if all of its comparisons
+support it, not confirmed if none does, and otherwise it depends.
 
 References
 ----------
@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 from bncore.programs.bench.tables import Table
 
 ALPHA = 0.05
-CLOSE = 1 + 1e-9  # means that differ by rounding alone are equal
+CLOSE = 1 + 1e-9  # means that differ only by rounding count as equal
 
 
 class Verdict(StrEnum):
-    """What is left of a claim."""
+    """The verdict on a claim."""
 
     CONFIRMED = "confirmed"
     NOT_CONFIRMED = "not confirmed"
@@ -38,7 +38,7 @@ class Verdict(StrEnum):
 
 
 class Says(StrEnum):
-    """What one comparison says of a claim."""
+    """The result of one comparison for a claim."""
 
     FOR = "yes"
     AGAINST = "the opposite"
@@ -46,7 +46,7 @@ class Says(StrEnum):
 
 
 def sign_flip_p(difference: NDArray[np.float64]) -> float:
-    """Two-sided p of the hypothesis that differences are symmetric around 0, exactly.
+    """Compute the exact two-sided p of the hypothesis that differences are symmetric around 0.
 
     Examples
     --------
@@ -63,7 +63,7 @@ def sign_flip_p(difference: NDArray[np.float64]) -> float:
 
 
 def holm(ps: Sequence[float], alpha: float) -> list[bool]:
-    """Say which hypotheses fall, so that a true one falls with probability `alpha` at most.
+    """Tell which hypotheses to reject; a true one is rejected with a probability up to `alpha`.
 
     Examples
     --------
@@ -82,9 +82,9 @@ def holm(ps: Sequence[float], alpha: float) -> list[bool]:
 
 @dataclass(frozen=True)
 class Measure:
-    """What is compared, and how it is written.
+    """A quantity to compare, and how to write it.
 
-    `logarithmic` measures are compared and averaged by their logarithms: by how many times.
+    If it is `logarithmic`, its logarithms are compared and averaged, so differences are factors.
     """
 
     name: str
@@ -93,11 +93,11 @@ class Measure:
     logarithmic: bool = False
 
     def scaled(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return what means and differences are taken of."""
+        """Return the values whose means and differences are computed."""
         return np.log(values) if self.logarithmic else values
 
     def mean(self, values: NDArray[np.float64]) -> str:
-        """Arithmetic or geometric mean."""
+        """Return the arithmetic or geometric mean."""
         mean = float(np.mean(self.scaled(values)))
         return self.write(float(np.exp(mean)) if self.logarithmic else mean)
 
@@ -122,7 +122,7 @@ class Comparison:
 
     @property
     def gain(self) -> NDArray[np.float64]:
-        """By how much the second side is better, seed by seed."""
+        """Return by how much the second side is better, seed by seed."""
         gain = self.measure.scaled(self.second) - self.measure.scaled(self.first)
         return gain if self.measure.larger_is_better else -gain
 
@@ -139,16 +139,16 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Claim:
-    """What is said of batch norm, and the comparisons that it has to pass.
+    """A claim about batch norm, and the comparisons that test it.
 
     Parameters
     ----------
     name : str
-        As it is usually put.
+        The claim in its usual words.
     statement : str
-        The same as something that is measured: the beginning of a sentence.
+        The claim as a measurable statement, which begins a sentence.
     sides : (str, str)
-        Names of the first and second side of the comparisons.
+        The names of the first and second side of the comparisons.
     """
 
     name: str
@@ -158,7 +158,7 @@ class Claim:
 
     @property
     def says(self) -> list[Says]:
-        """What each comparison says, by the rule at the top of this module."""
+        """The result of each comparison, by the rule at the top of this module."""
         shown = holm([comparison.p for comparison in self.comparisons], ALPHA)
         return [
             (Says.FOR if comparison.gain.mean() > 0 else Says.AGAINST) if differs else Says.NOTHING

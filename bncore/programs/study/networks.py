@@ -14,7 +14,7 @@ PIXELS, CLASSES = 64, 10
 WIDTH = 100  # units of a hidden layer
 FILTERS = (8, 16, 32)
 
-# How a running average is kept, as arguments of bncore.BatchNorm.
+# The kinds of running averages, as arguments of bncore.BatchNorm.
 AVERAGES: dict[str, dict[str, Any]] = {
     "moving": {"momentum": 0.1},
     "cumulative": {"momentum": None},
@@ -23,7 +23,7 @@ AVERAGES: dict[str, dict[str, Any]] = {
 
 
 def normalized(channels: int, batch_norm: bool, average: str, dtype: DTypeLike) -> Layer:
-    """Make what follows a layer with weights: batch norm and ReLU in one, or ReLU alone."""
+    """Make the layer after one with weights: batch norm with ReLU, or only ReLU."""
     if not batch_norm:
         return Relu()
     return bncore.BatchNorm(channels, axis=-1, activation="relu", dtype=dtype, **AVERAGES[average])
@@ -47,12 +47,12 @@ def build(
         `depth` hidden layers of 100 units; or three 3 x 3 convolutions of 8, 16 and 32 filters,
         each with 2 x 2 max pooling after its ReLU; and a linear layer.
     batch_norm : bool
-        Whether there is batch norm between each hidden layer and its ReLU.  It draws nothing: the
-        weights of both kinds are the same.
+        Whether there is batch norm between each hidden layer and its ReLU.  It draws no random
+        numbers, so both kinds have the same weights.
     scale : float
-        Factor of all initial weights, 1 for He's rule.
+        A factor for all initial weights, 1 for He's rule.
     average : {"moving", "cumulative", "debiased"}
-        How the running statistics are kept.
+        The kind of running statistics.
 
     Examples
     --------
@@ -85,5 +85,5 @@ def build(
 
 
 def weighted(network: Sequential) -> list[Linear | Conv2d]:
-    """Return the layers that have a matrix of weights, first to last."""
+    """Return the layers that have a weight matrix, first to last."""
     return [layer for layer in network.layers if isinstance(layer, Linear | Conv2d)]

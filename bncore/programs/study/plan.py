@@ -1,4 +1,4 @@
-"""How much is trained: the whole study, a small one for the demo, and a tiny one for the tests."""
+"""The plans: the whole study, a small one for the demo, and a tiny one for the tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bncore.programs.study.execute import Results
 from bncore.programs.study.training import Outcome, Setting
 
-RATE = 0.1  # where one rate serves both sides
+RATE = 0.1  # the rate if both sides use the same one
 NAMES = {"mlp": "perceptron", "cnn": "convolutional"}
 SIDES = (False, True)  # without and with batch norm
 
@@ -23,8 +23,8 @@ class Plan:
     name: str
     seeds: Sequence[int]
     networks: Sequence[str]
-    rates: Sequence[float]  # of the experiments on rates and convergence
-    few_rates: Sequence[float]  # where there is another grid beside
+    rates: Sequence[float]  # for the experiments on rates and convergence
+    few_rates: Sequence[float]  # for experiments that vary something else, too
     scales: Sequence[float]
     depths: Sequence[int]
     batches: Sequence[int]
@@ -114,7 +114,7 @@ def over_seeds(
     rates: Sequence[float],
     score: Score = most_accurate,
 ) -> list[Outcome]:
-    """Outcomes by seed, each at the rate of a grid that suits it."""
+    """Return the outcomes by seed, each at the best rate of its grid."""
     return [results[chosen(results, replace(setting, seed=s), rates, score)] for s in seeds]
 
 

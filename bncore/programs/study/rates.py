@@ -1,4 +1,4 @@
-"""Experiment 2: the learning rates that still train."""
+"""Experiment 2: the learning rates at which training still works."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def claims(results: Results, plan: Plan) -> list[Claim]:
         comparisons.append(
             Comparison(f"{NAMES[network]}, how many", COUNT, *works.sum(axis=-1).astype(float))
         )
-        # A tenth of the smallest rate where none trains.
+        # If none trains, use a tenth of the smallest rate.
         largest = np.where(works, rates, rates.min() / 10).max(axis=-1)
         comparisons.append(Comparison(f"{NAMES[network]}, the largest", LARGEST, *largest))
     return [

@@ -31,7 +31,7 @@ def bases(plan: Plan) -> list[Setting]:
 
 
 def settings(plan: Plan) -> list[Setting]:
-    """Both sides of every network at every factor and rate."""
+    """List both sides of every network at every factor and rate."""
     return [
         s
         for base in bases(plan)
@@ -41,7 +41,7 @@ def settings(plan: Plan) -> list[Setting]:
 
 
 def grids(plan: Plan) -> dict[str, Sequence[float]]:
-    """How a rate is chosen."""
+    """Return the ways to choose a rate: one rate for both sides, or the best of a grid."""
     return {at(RATE): (RATE,), "at its best rate": plan.few_rates}
 
 

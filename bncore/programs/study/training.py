@@ -1,4 +1,4 @@
-"""One training: a `Setting` says all that it depends on, an `Outcome` what it led to."""
+"""One training: a `Setting` has everything that it depends on, an `Outcome` its results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bncore.programs.demo.layers import Array, Conv2d, Label, Linear, Sequential
 from bncore.programs.study import data
 from bncore.programs.study.networks import build, weighted
 
-POINTS = 30  # at most, at which a training is evaluated; closer together at the start
+POINTS = 30  # a training is evaluated at most this many times, more often at the start
 PIECE = 120  # images
 TRAINED = 0.9  # test accuracy
 GUESSING = 0.1  # accuracy of ten classes guessed
@@ -22,9 +22,9 @@ GUESSING = 0.1  # accuracy of ten classes guessed
 
 @dataclass(frozen=True, order=True)
 class Setting:
-    """One training.  Everything random follows from `seed`, and batch norm draws nothing.
+    """One training.  All random numbers follow from `seed`, and batch norm draws none.
 
-    Two settings that differ in `batch_norm` or `rate` alone have the same split of the data, the
+    Two settings that differ only in `batch_norm` or `rate` have the same split of the data, the
     same initial weights, the same batches and the same augmented images.
     """
 
@@ -43,7 +43,7 @@ class Setting:
 
     @property
     def cost(self) -> float:
-        """A guess at the time it takes, for who starts first."""
+        """An estimate of the time that it takes, by which trainings are ordered."""
         steps = self.epochs * len(data.split(self.seed).train) // self.batch
         layers = self.depth if self.network == "mlp" else 20
         return steps * (layers + 1) * (1 + 2 * self.augment) * (1 + self.batch / 128)
@@ -51,10 +51,10 @@ class Setting:
 
 @dataclass
 class Outcome:
-    """What a training led to.
+    """The results of a training.
 
-    A loss is a mean cross-entropy, an accuracy a share of 1.  A training whose loss left the finite
-    numbers stops there: the losses of what is left are inf, the accuracies those of guessing.
+    A loss is a mean cross-entropy, and an accuracy is a share of 1.  A training whose loss is no
+    longer finite stops there.  Its remaining losses are inf, and its accuracies those of guessing.
     """
 
     step_loss: NDArray[np.float64]  # of each training batch, before its step
@@ -72,30 +72,30 @@ class Outcome:
         return bool(np.isfinite(self.step_loss[-1]))
 
     def steps_to(self, accuracy: float, part: str) -> int:
-        """Return the steps to a part's accuracy; twice the budget where it is never reached."""
+        """Return the steps to an accuracy on a part, or twice all steps if it is never reached."""
         for at, reached in zip(self.at, self.accuracy[part], strict=True):
             if reached >= accuracy:
                 return int(at)
         return 2 * int(self.at[-1])
 
     def final(self, part: str) -> float:
-        """Accuracy of a part at the end."""
+        """Return the accuracy on a part at the end."""
         return self.accuracy[part][-1]
 
 
 def trains(outcome: Outcome) -> float:
-    """1 if a training reached 90 % test accuracy by its end, else 0."""
+    """Return 1 if a training reached 90 % test accuracy by its end, otherwise 0."""
     return float(outcome.final("test") >= TRAINED)
 
 
 def evaluate(
     network: Sequential, part: data.Part, cut: data.Split, *, batch: int | None = None
 ) -> tuple[float, float]:
-    """Loss and accuracy of a part, the running statistics staying as they are.
+    """Compute loss and accuracy on a part, without changing the running statistics.
 
-    With `batch`, in whole batches of that size and no rest: for a network that is in training.
+    For a network in training, `batch` gives the size of the batches; a rest is left out.
     """
-    # In evaluation the pieces change nothing; small ones stay in the caches.
+    # In evaluation the size of the pieces does not matter, and small ones stay in the caches.
     size, end = (batch, len(part) - batch + 1) if batch else (PIECE, len(part))
     scores = [
         network.forward(cut.standardized(part.images[start : start + size]), update_stats=False)
@@ -111,10 +111,10 @@ def evaluate(
 def evaluations(
     network: Sequential, cut: data.Split, setting: Setting
 ) -> dict[str, tuple[float, float]]:
-    """Loss and accuracy by part, in evaluation; where asked, of the test part by statistic too.
+    """Compute loss and accuracy of each part in evaluation, and on request by kind of statistics.
 
-    "batch" evaluates the test part in batches that normalize themselves, as in training, and
-    "population" with the statistics of the whole training part under the present weights.
+    "batch" evaluates the test part with the statistics of its batches, as in training.
+    "population" uses the statistics of the whole training part under the present weights.
     """
     network.eval()
     found = {
@@ -133,7 +133,7 @@ def evaluations(
 
 
 def batches(setting: Setting, cut: data.Split) -> Iterator[tuple[Array, Label]]:
-    """Whole batches, in a new order every epoch, augmented where asked."""
+    """Yield whole batches, in a new order every epoch, augmented on request."""
     order_rng, augment_rng = (np.random.default_rng((setting.seed, use)) for use in (2, 3))
     for _ in range(setting.epochs):
         order = order_rng.permutation(len(cut.train))
@@ -146,7 +146,7 @@ def batches(setting: Setting, cut: data.Split) -> Iterator[tuple[Array, Label]]:
 
 
 def backward_with_norms(network: Sequential, dscore: Array) -> tuple[list[float], list[float]]:
-    """Do backward; return norms of the gradients, first layer to last, as `Outcome` has them."""
+    """Compute backward, and return the norms of the gradients that `Outcome` has."""
     layers = weighted(network)
     weights, signals = [], []
     dy = dscore
@@ -168,7 +168,7 @@ def train(setting: Setting) -> Outcome:
     >>> outcome.final("test") > 0.8
     True
     """
-    with np.errstate(all="ignore"):  # at too high a rate numbers overflow: that is a result
+    with np.errstate(all="ignore"):  # if the rate is too high, numbers overflow, and that counts
         return _train(setting)
 
 
