@@ -177,6 +177,28 @@ def test_what_is_fused(rng, shape, activation, added, dtype):
     assert_every_backend_gives(expected, run)
 
 
+@pytest.mark.parametrize("activation, slope", [("relu", 0.0), ("leaky_relu", 0.25)])
+@pytest.mark.parametrize("shape", [(5, 2, 49), (613, 3, 1)], ids=str)
+def test_both_zeros_are_on_the_negative_side(shape, activation, slope):
+    x, dy = np.full(shape, 2.0), np.ones(shape)
+    mean, var = np.full(shape[1], 2.0), np.ones(shape[1])
+    weight, bias = np.where(np.arange(shape[1]) % 2, 1.0, -1.0), np.full(shape[1], -0.0)
+    given = {"eps": 0.0, "bias": bias, "activation": activation, "negative_slope": slope}
+
+    def run():
+        return {
+            "y": bncore.batch_norm_infer(x, mean, var, weight, **given),
+            "dx": bncore.batch_norm_infer_backward(dy, x, mean, var, weight, **given)[0],
+        }
+
+    with specification():
+        expected = run()
+    signs = {(value, np.signbit(value)) for value in expected["y"].ravel()}
+    assert signs == ({(0.0, False)} if slope == 0.0 else {(0.0, False), (0.0, True)})
+    assert (expected["dx"] == slope * weight[:, None]).all()
+    assert_every_backend_gives(expected, run)
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("seed", range(12))
 def test_random_problems(seed, dtype):
