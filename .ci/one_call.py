@@ -1,4 +1,4 @@
-"""Make one call of the installed bncore and check it. If the extension is required, import it too."""
+"""Make one call of the installed bncore and check it; import the extension if it is required."""
 
 import os
 from pathlib import Path

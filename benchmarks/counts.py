@@ -116,7 +116,7 @@ def compiler(binary: Path) -> str:
 def count(isa: str, binary: Path) -> dict[str, int]:
     """Instructions of every call, in one process under callgrind."""
     with tempfile.TemporaryDirectory() as folder:
-        # Each call of the API runs one operation, whose instructions are collected and written apart.
+        # Each call of the API runs one operation, whose instructions are written apart.
         options = [f"--callgrind-out-file={folder}/out", "--collect-atstart=no"]
         options += ["--toggle-collect=bncore_run", "--dump-after=bncore_run"]
         command = [sys.executable, "-S", "-E", __file__]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import weakref
 
+import numpy as np
 import pytest
 
 from bncore.backends.numba import threads
@@ -44,6 +46,20 @@ def test_a_thread_that_has_not_begun_is_not_waited_for(monkeypatch):
     assert begun.wait(60)
     assert spread(4, 4) == [(0, 1), (1, 2), (2, 3), (3, 4)]
     assert not worker.done()
+    end.set()
+
+
+def test_a_thread_that_comes_late_holds_no_memory(monkeypatch):
+    """Else the buffer pool could not use the memory of an array that is gone."""
+    monkeypatch.setattr(threads.os, "cpu_count", lambda: 1)
+    begun, end = threading.Event(), threading.Event()
+    threads._pool().submit(lambda: (begun.set(), end.wait(60)))
+    assert begun.wait(60)
+    array = np.zeros(3)
+    gone = weakref.ref(array)
+    threads.spread(2, 2, lambda first, last, a: None, array)
+    del array
+    assert gone() is None  # the task of the late thread is still in the executor's queue
     end.set()
 
 

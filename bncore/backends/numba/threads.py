@@ -46,11 +46,7 @@ class _Writable:
 
 
 def one_type(argument: Any) -> Any:
-    """Return a read-only array as a writable one of the same memory, and anything else unchanged.
-
-    For Numba, read-only and writable arrays have different types, and it would compile a kernel for
-    every combination of them.
-    """
+    """Return a read-only array as a writable one, so that Numba compiles a kernel for one type."""
     if isinstance(argument, np.ndarray) and not argument.flags.writeable:
         return np.asarray(_Writable(argument))
     return argument
@@ -63,20 +59,23 @@ def spread(n_threads: int, n_tasks: int, kernel: Callable[..., None], *args: Any
     that cannot be created or has not begun.  No range runs twice, because that would give a wrong
     result if x is also y.
     """
-    args = tuple(map(one_type, args))
     n_ranges = max(min(n_threads, n_tasks), 1)
     edges = [n_tasks * i // n_ranges for i in range(n_ranges + 1)]
-    ends: list[tuple[int, ...]] = [()] * n_ranges  # each thread stops at one of these
-    ranges = ends + list(pairwise(edges))
+    ranges: list[tuple[int, ...]] = [()] * n_ranges  # each thread stops at one of these
+    ranges += pairwise(edges)
+    held = [tuple(map(one_type, args))]  # emptied at the end, which a thread may reach later
 
     def take_ranges() -> None:
         for first, last in iter(ranges.pop, ()):
-            kernel(first, last, *args)
+            kernel(first, last, *held[0])
 
     futures: list[Future[None]] = []
     with suppress(RuntimeError):  # no thread can be created, or the interpreter is shutting down
         futures.extend(_pool().submit(take_ranges) for _ in range(n_ranges - 1))
-    take_ranges()
-    for future in futures:
-        if not future.cancel():
-            future.result()
+    try:
+        take_ranges()
+    finally:
+        for future in futures:
+            if not future.cancel():
+                future.result()
+        held.clear()
