@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 from bncore.arguments.float_environment import in_default_environment
@@ -27,6 +28,13 @@ NAMES = tuple(MODULES)
 
 # pip hides the output of a build; these options show it.
 REMEDY = "`BNCORE_REQUIRE_NATIVE=1 pip install -v --force-reinstall --no-deps .`"
+
+# The directory that contains this package: a checkout, or where packages are installed.
+ROOT = Path(__file__).resolve().parents[2]
+
+# Python imports the checkout itself if it runs there, although an installed package exists, too.
+FROM_CHECKOUT = "you imported the checkout itself, which has no compiled part"
+LEAVE_CHECKOUT = "run from another directory, or run `make build`"
 
 # Numba is an extra.  If bncore is installed, this command installs only the extra.
 GET_NUMBA = "`pip install 'bncore[numba]'`"
@@ -114,6 +122,8 @@ def why_missing(name: str) -> str | None:
     if error is None:
         return None
     if name == "native" and is_absent(error):
+        if is_checkout():
+            return f"{FROM_CHECKOUT}: {LEAVE_CHECKOUT}"
         return f"the compiled extension was not built (in bncore's checkout, {REMEDY} shows why)"
     if name == "numba" and isinstance(error, ModuleNotFoundError) and error.name == "numba":
         return f"Numba is not installed ({GET_NUMBA} installs it)"
@@ -123,6 +133,11 @@ def why_missing(name: str) -> str | None:
 def is_absent(error: Exception) -> bool:
     """Tell whether the native module was not built; False if it exists but is broken."""
     return isinstance(error, ModuleNotFoundError) and error.name == MODULES["native"]
+
+
+def is_checkout() -> bool:
+    """Tell whether this package lies in a checkout, beside the sources of its compiled part."""
+    return (ROOT / "setup.py").is_file() and (ROOT / "src_c").is_dir()
 
 
 def native_module() -> Any:
@@ -184,15 +199,22 @@ def _choose_default() -> Active:
     else:
         _default = load(NAMES[-1])
     if "native" in _missing and is_absent(_missing["native"]):  # pip did not show why
-        faster = f"; {GET_NUMBA} installs a faster backend" if _default.name == "numpy" else ""
-        warnings.warn(
-            f"bncore: the native extension is not installed; using {_default.name} ({REMEDY} in "
-            f"bncore's checkout shows why{faster}; set BNCORE_BACKEND={_default.name} to silence "
-            "this)",
-            RuntimeWarning,
-            stacklevel=4,
-        )
+        warnings.warn(_absence(_default.name), RuntimeWarning, stacklevel=4)
     return _default
+
+
+def _absence(used: str) -> str:
+    """Say that the native module was not built, what is used in its place, and what helps."""
+    if is_checkout():
+        what, remedy = FROM_CHECKOUT, LEAVE_CHECKOUT
+    else:
+        what = "the native extension is not installed"
+        remedy = f"{REMEDY} in bncore's checkout shows why"
+    faster = f"; {GET_NUMBA} installs a faster backend" if used == "numpy" else ""
+    return (
+        f"bncore: {what}; using {used} ({remedy}{faster}; set BNCORE_BACKEND={used} to silence "
+        "this)"
+    )
 
 
 def use_backend(name: str) -> AbstractContextManager[str]:

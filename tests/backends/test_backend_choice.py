@@ -30,6 +30,7 @@ def registry(monkeypatch):
     monkeypatch.setattr(backends, "_loaded", {})
     monkeypatch.setattr(backends, "_missing", {})
     monkeypatch.setattr(backends, "_default", None)
+    monkeypatch.setattr(backends, "is_checkout", lambda: False)
     for name in ("BNCORE_BACKEND", "BNCORE_ISA"):
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
@@ -155,6 +156,31 @@ def test_the_warning_names_the_backend_in_use(registry):
     with pytest.warns(RuntimeWarning, match=TOLD.format("numba", "numba")) as warned:
         bncore.moments(X)
     assert "pip install 'bncore" not in str(warned[0].message)
+
+
+def test_who_imported_the_checkout_is_told_so(registry):
+    without(registry, native=ABSENT, numba=NO_NUMBA)
+    registry.setattr(backends, "is_checkout", lambda: True)
+    with pytest.warns(RuntimeWarning) as warned:
+        bncore.moments(X)
+    assert [str(warning.message) for warning in warned] == [
+        "bncore: you imported the checkout itself, which has no compiled part; using numpy (run "
+        "from another directory, or run `make build`; `pip install 'bncore[numba]'` installs a faster "
+        "backend; set BNCORE_BACKEND=numpy to silence this)"
+    ]
+    assert backends.why_missing("native") == (
+        "you imported the checkout itself, which has no compiled part: run from another directory, "
+        "or run `make build`"
+    )
+
+
+def test_a_checkout_has_the_sources_beside_the_package(monkeypatch, tmp_path):
+    monkeypatch.setattr(backends, "ROOT", tmp_path)
+    assert not backends.is_checkout()
+    (tmp_path / "setup.py").touch()
+    assert not backends.is_checkout()
+    (tmp_path / "src_c").mkdir()
+    assert backends.is_checkout()
 
 
 def test_whoever_names_a_backend_is_told_nothing(registry):

@@ -45,6 +45,7 @@ def not_installed(package):
 
 
 def test_it_says_what_is_missing(monkeypatch, capsys):
+    monkeypatch.setattr(backends, "is_checkout", lambda: False)
     absent = ModuleNotFoundError("No module", name=backends.MODULES["native"])
     loaded = {name: active for name, active in backends._loaded.items() if name != "native"}
     monkeypatch.setattr(backends, "_loaded", loaded)
