@@ -175,10 +175,10 @@ def _choose_default() -> Active:
             raise ValueError(
                 f"BNCORE_BACKEND: expected one of {', '.join(NAMES)}, got {name!r}"
             ) from None
-        except ImportError:
+        except ImportError as error:
             if name == "native":
                 _refuse_setting()
-            raise
+            raise error from None  # its text says why; a second traceback would hide that
         return _default
     for name in NAMES[:-1]:
         try:

@@ -237,8 +237,9 @@ def test_a_wrong_environment_is_named(registry):
 def test_a_missing_backend_that_was_asked_for_is_an_error(registry):
     without(registry, native=ABSENT)
     registry.setenv("BNCORE_BACKEND", "native")
-    with pytest.raises(ImportError, match=r"^backend: native is not available here"):
+    with pytest.raises(ImportError, match=r"^backend: native is not available here") as raised:
         bncore.moments(X)
+    assert raised.value.__suppress_context__ and raised.value.__cause__ is None  # one traceback
 
 
 @pytest.fixture
