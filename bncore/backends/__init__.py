@@ -90,6 +90,11 @@ def current() -> Active:
     return _chosen.get() or _default or _choose_default()
 
 
+def name_in_use() -> str:
+    """Return the name of the backend that `current` would return, without its warnings."""
+    return (_chosen.get() or _default or _find_default()[0]).name
+
+
 def load(name: str) -> Active:
     """Import a backend by name, once.
 
@@ -165,42 +170,53 @@ def _native_was_asked_for() -> bool:
 
 
 def _choose_default() -> Active:
-    """Choose the backend of BNCORE_BACKEND, or the best one that can be imported."""
+    """Choose the default backend, and warn if a better one cannot be used."""
     global _default
+    _default, warned_of = _find_default()
+    for message in warned_of:
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
+    return _default
+
+
+def _find_default() -> tuple[Active, list[str]]:
+    """Find the backend of BNCORE_BACKEND, or the best one that works here, and the warnings."""
     name = os.environ.get("BNCORE_BACKEND", "")
     if name:
-        try:
-            _default = load(name)
-        except ValueError:
-            raise ValueError(
-                f"BNCORE_BACKEND: expected one of {', '.join(NAMES)}, got {name!r}"
-            ) from None
-        except ImportError as error:
-            if name == "native":
-                _refuse_setting()
-            raise error from None  # its text says why; a second traceback would hide that
-        return _default
+        return _named_by_environment(name), []
+    messages = []
     for name in NAMES[:-1]:
         try:
-            _default = load(name)
+            found = load(name)
         except ImportError:
             error = _missing[name]
             if name == "native" and _native_was_asked_for() and not is_absent(error):
                 _refuse_setting()
                 raise  # another backend does not have the option that the environment sets
             if not isinstance(error, ModuleNotFoundError):
-                warnings.warn(
-                    f"bncore: backend {name} is installed but cannot be used: {why_missing(name)}",
-                    RuntimeWarning,
-                    stacklevel=4,
+                messages.append(
+                    f"bncore: backend {name} is installed but cannot be used: {why_missing(name)}"
                 )
         else:
             break
     else:
-        _default = load(NAMES[-1])
+        found = load(NAMES[-1])
     if "native" in _missing and is_absent(_missing["native"]):  # pip did not show why
-        warnings.warn(_absence(_default.name), RuntimeWarning, stacklevel=4)
-    return _default
+        messages.append(_absence(found.name))
+    return found, messages
+
+
+def _named_by_environment(name: str) -> Active:
+    """Load the backend that BNCORE_BACKEND names."""
+    try:
+        return load(name)
+    except ValueError:
+        raise ValueError(
+            f"BNCORE_BACKEND: expected one of {', '.join(NAMES)}, got {name!r}"
+        ) from None
+    except ImportError as error:
+        if name == "native":
+            _refuse_setting()
+        raise error from None  # its text says why; a second traceback would hide that
 
 
 def _absence(used: str) -> str:

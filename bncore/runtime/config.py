@@ -67,7 +67,7 @@ def _config() -> dict[str, Any]:
         # The path of this package, because a checkout in the current directory hides an installed
         # one.
         "path": str(Path(__file__).parents[1]),
-        "backend": backends.current().name,
+        "backend": backends.name_in_use(),
         "backends": {name: _state(name) for name in backends.NAMES},
         "native": _native(),
         "threads": {"number": number, "source": source},

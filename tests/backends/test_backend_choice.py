@@ -150,6 +150,16 @@ def test_an_absent_native_module_is_told_once(registry):
         bncore.moments(X)
 
 
+def test_the_configuration_warns_of_nothing(registry, capsys):
+    without(registry, native=ABSENT, numba=NO_NUMBA)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bncore.show_config()
+    assert "backend   numpy" in capsys.readouterr().out
+    with pytest.warns(RuntimeWarning, match=TOLD.format("numpy", "numpy")):
+        bncore.moments(X)  # the first call that computes still does
+
+
 def test_the_warning_names_the_backend_in_use(registry):
     without(registry, native=ABSENT)
     registry.setitem(backends.MODULES, "numba", backends.MODULES["numpy"])  # quick to import
@@ -165,8 +175,8 @@ def test_who_imported_the_checkout_is_told_so(registry):
         bncore.moments(X)
     assert [str(warning.message) for warning in warned] == [
         "bncore: you imported the checkout itself, which has no compiled part; using numpy (run "
-        "from another directory, or run `make build`; `pip install 'bncore[numba]'` installs a faster "
-        "backend; set BNCORE_BACKEND=numpy to silence this)"
+        "from another directory, or run `make build`; `pip install 'bncore[numba]'` installs a "
+        "faster backend; set BNCORE_BACKEND=numpy to silence this)"
     ]
     assert backends.why_missing("native") == (
         "you imported the checkout itself, which has no compiled part: run from another directory, "
