@@ -253,7 +253,10 @@ class Executor(ctypes.Structure):
 
 @contextlib.contextmanager
 def watched_threads(seen):
-    """Note the number of threads of every parallel loop of the C library and of bncore itself."""
+    """Note the number of threads of every parallel loop of the C library and of bncore itself.
+
+    The compiled part would give its loops to PyTorch, so another choice is made for it here.
+    """
 
     def parallel_for(context, tasks, threads, task, arg):
         seen.add(threads)
@@ -266,6 +269,7 @@ def watched_threads(seen):
     ]
     if ADAPTER is not None:
         setters.append(ctypes.CDLL(str(compiled.library())).bncore_executor_set)
+        ADAPTER.set_executor("own")
     try:
         for setter in setters:
             assert setter(ctypes.byref(executor)) == 0
@@ -273,6 +277,8 @@ def watched_threads(seen):
     finally:
         for setter in setters:
             setter(None)
+        if ADAPTER is not None:
+            ADAPTER.set_executor("")
 
 
 @pytest.mark.skipif("native" in variants.FOUND.missing, reason="the native extension is missing")

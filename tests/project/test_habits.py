@@ -27,11 +27,13 @@ def test_the_readme_is_short():
 
 
 def test_the_examples_of_the_guide_run():
-    whole, in_pieces, layer = blocks_of("docs/guide.md", "python")
+    whole, reduction, in_pieces, layer = blocks_of("docs/guide.md", "python")
     names: dict[str, object] = {}
     exec(compile(whole, "guide.md", "exec"), names)
     assert names["moments"].count == 32 * 14 * 14
     gradients = [names[name] for name in ("dx", "dweight", "dbias")]
+    exec(compile(reduction, "guide.md", "exec"), names)
+    np.testing.assert_allclose(names["var"], np.var(names["x"], (0, 2, 3), np.float64), rtol=1e-6)
     exec(compile(in_pieces, "guide.md", "exec"), names)
     for before, name in zip(gradients, ("dx", "dweight", "dbias"), strict=True):
         np.testing.assert_allclose(names[name], before, rtol=1e-4, atol=1e-6)
