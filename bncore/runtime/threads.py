@@ -120,7 +120,14 @@ def in_force() -> tuple[int, str]:
 
 def _asked_for() -> tuple[int, str]:
     """Return the number that the program set, or the default, and where it comes from."""
-    return (_set, "set_num_threads") if _set is not None else _default(0.0)
+    if _set is not None:
+        return _set, "set_num_threads"
+    number, source = _default(0.0)
+    if source != "BNCORE_NUM_THREADS" and number == _omp_num_threads():
+        openmp = _openmp  # a program may have changed OpenMP's number since the start
+        if openmp is None or openmp() == number:
+            return number, "OMP_NUM_THREADS"
+    return number, source
 
 
 def before_a_limit() -> int:
@@ -160,7 +167,7 @@ def _default(cpus_age: float) -> tuple[int, str]:
     openmp, least = _openmp, _least  # read once, because another thread may change them
     if openmp is not None:
         number = openmp()
-        if number <= least[0]:
+        if number < least[0]:  # if they are equal, the machine decides, and OpenMP only follows it
             return number, "OpenMP"
     return least
 
@@ -171,7 +178,7 @@ def _count(native: Any) -> None:
     limit = _limit
     if limit is None:
         asked = native.omp_max_threads if native is not None and native.has_openmp() else None
-        by_hand = os.environ.get("OMP_NUM_THREADS", "") if asked is None else ""
+        by_hand = _omp_num_threads() if asked is None else None
         chosen = environment_limit(os.environ.get("BNCORE_NUM_THREADS", ""))
         _openmp = None if chosen else asked
         _limit = limit = chosen or machine_limit(by_hand)
@@ -204,7 +211,7 @@ def environment_limit(text: str) -> tuple[int, str] | None:
     return min(number, MOST), "BNCORE_NUM_THREADS"
 
 
-def machine_limit(omp_num_threads: str) -> tuple[int, str]:
+def machine_limit(omp_num_threads: int | None) -> tuple[int, str]:
     """Return how many threads the cgroup, OMP_NUM_THREADS and `MOST` allow, and which one decided.
 
     OMP_NUM_THREADS is used here only if OpenMP's runtime, which reads it itself, is not available.
@@ -213,11 +220,16 @@ def machine_limit(omp_num_threads: str) -> tuple[int, str]:
     quota = cgroup_cpus(CGROUP_ROOT, CGROUP_MEMBERSHIP)
     if quota is not None:
         limits.append((quota, "cgroup CPU quota"))
-    # Use the outermost level of a list such as "4,2".  Ignore what cannot be read, as OpenMP does.
-    first = omp_num_threads.split(",")[0].strip()
-    if first.isdecimal() and int(first) > 0:
-        limits.append((int(first), "OMP_NUM_THREADS"))
+    if omp_num_threads is not None:
+        limits.append((omp_num_threads, "OMP_NUM_THREADS"))
     return min(limits)
+
+
+def _omp_num_threads() -> int | None:
+    """Return the number in OMP_NUM_THREADS, or None if it is not set or not an integer >= 1."""
+    # Use the outermost level of a list such as "4,2".  Ignore what cannot be read, as OpenMP does.
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(first) if first.isdecimal() and int(first) > 0 else None
 
 
 def _cpus() -> int:

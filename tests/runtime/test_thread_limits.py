@@ -64,6 +64,8 @@ def test_the_least_limit_counts(monkeypatch):
         ({"openmp": 16}, (8, "CPU affinity")),
         ({"openmp": 16, "quota": 3}, (3, "cgroup CPU quota")),
         ({"openmp": 2, "quota": 3}, (2, "OpenMP")),
+        ({"openmp": 8}, (8, "CPU affinity")),
+        ({"openmp": 3, "quota": 3}, (3, "cgroup CPU quota")),
         ({}, (8, "CPU affinity")),
         ({"quota": 5}, (5, "cgroup CPU quota")),
     ):
@@ -71,6 +73,18 @@ def test_the_least_limit_counts(monkeypatch):
         machine(monkeypatch, **limits)
         assert threads.in_force() == expected
         assert bncore.get_num_threads() == expected[0]
+
+
+@pytest.mark.parametrize(("text", "openmp", "expected"), [
+    ("4", 4, (4, "OMP_NUM_THREADS")), ("8,2", 8, (8, "OMP_NUM_THREADS")),
+    ("4", 3, (3, "OpenMP")),  # the program has changed it
+    ("8", 16, (8, "CPU affinity")), ("16", 16, (8, "CPU affinity")),
+    ("8", None, (8, "OMP_NUM_THREADS")), ("many", 8, (8, "CPU affinity")),
+])  # fmt: skip
+def test_the_variable_of_openmp_is_named_if_it_decides(monkeypatch, text, openmp, expected):
+    machine(monkeypatch, native=Native(openmp))
+    monkeypatch.setenv("OMP_NUM_THREADS", text)
+    assert threads.in_force() == expected
 
 
 def test_openmp_is_asked_every_time(monkeypatch):
