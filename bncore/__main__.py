@@ -14,6 +14,16 @@ USAGE = """usage: python -m bncore <command>
   study    what batch norm does to training, measured
   config   what bncore runs on; --cflags, --libs [--static], --prefix, --version: for a compiler"""
 
+CONFIG_USAGE = """usage: python -m bncore config [options]
+
+Without an option, it shows what bncore runs on, that is versions, backends, instruction set and threads.
+
+  --cflags   the compiler's options for bncore.h
+  --libs     the linker's options for the shared C library
+  --static   the linker's options for the static C library, with or without --libs
+  --prefix   the directory for CMake's CMAKE_PREFIX_PATH
+  --version  the version of bncore"""
+
 
 def main(arguments: list[str]) -> None:
     """Hand over to a command."""
@@ -32,6 +42,8 @@ def main(arguments: list[str]) -> None:
             study(rest)
         case ["config"]:
             bncore.show_config()
+        case ["config", *options] if {"--help", "-h"} & set(options):
+            print(CONFIG_USAGE)
         case ["config", *options]:
             try:
                 print(compiler_flags(options))
@@ -39,6 +51,8 @@ def main(arguments: list[str]) -> None:
                 sys.exit(str(error))
         case ["--help" | "-h"]:
             print(USAGE)
+        case [unknown, *_]:
+            sys.exit(f"unknown command {unknown}\n{USAGE}")
         case _:
             sys.exit(USAGE)
 

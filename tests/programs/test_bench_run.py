@@ -291,8 +291,13 @@ def test_one_command_hands_over(monkeypatch, capsys):
     face.main(["config"])
     face.main(["--help"])
     assert "usage: python -m bncore" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="usage"):
+    for option in ("--help", "-h"):
+        face.main(["config", option])
+        assert capsys.readouterr().out == face.CONFIG_USAGE + "\n"
+    with pytest.raises(SystemExit, match=r"^unknown command dance\nusage: python -m bncore"):
         face.main(["dance"])
+    with pytest.raises(SystemExit, match=r"^usage: python -m bncore"):
+        face.main([])
     for name, module in (
         ("bench", "bncore.programs.bench.command"),
         ("demo", "bncore.programs.demo.__main__"),

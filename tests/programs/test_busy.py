@@ -184,6 +184,12 @@ def test_ctrl_c_shows_what_was_measured(monkeypatch, capsys):
     assert "interrupted" in capsys.readouterr().err
 
 
+def test_quick_and_busy_exclude_each_other(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--quick", "--busy", "2"])
+    assert "error: --quick and --busy exclude each other" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [
     ["--busy", "-1"], ["--busy", "many"], ["--busy"], ["--busy=1", "--threads", "1"],
     ["--busy=1", "--executors", "nobody"], ["--busy=1", "--shapes", "3x0"],

@@ -253,6 +253,8 @@ def parse(arguments: Sequence[str], prog: str = "python -m bncore bench") -> Opt
     add("--shapes", type=_shapes, default=_shapes(SHAPES), metavar="SET|NxCxHxW,...",
         help=f"sets or shapes ({SHAPES})")  # fmt: skip
     add("--calls", type=count_from(2), default=1000, metavar="N", help="timed calls of each (1000)")
+    if "--quick" in arguments:
+        made.error("--quick and --busy exclude each other: they are two different measurements")
     return Options(**vars(made.parse_args(arguments)))
 
 
