@@ -16,7 +16,7 @@ USAGE = """usage: python -m bncore <command>
 
 CONFIG_USAGE = """usage: python -m bncore config [options]
 
-Without an option, it shows what bncore runs on, that is versions, backends, instruction set and threads.
+Without an option, it shows versions, backends, instruction set and threads.
 
   --cflags   the compiler's options for bncore.h
   --libs     the linker's options for the shared C library

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from statistics import fmean, median, quantiles
+from statistics import median, quantiles
 from typing import Any
 
 import bncore
@@ -25,12 +25,13 @@ from bncore.programs.bench import check
 from bncore.programs.bench.cases import EPS, Case, Shape, named
 from bncore.programs.bench.plan import count_from, listed, shapes_of
 from bncore.programs.bench.results import geometric_mean
-from bncore.programs.bench.tables import Table, milliseconds
+from bncore.programs.bench.tables import Table, counted
 
 SHAPES = "4096x64,16x672x14x14,24x1152x7x7,24x240x28x28,32x256x14x14"
 EXECUTORS = ("own", "openmp", "serial")
 TURN = 20  # calls of one number of threads, one after the other, before the next takes its turn
 PATIENCE = 600.0  # seconds for one shape
+ALIKE = 0.05  # times that differ by less than this part are called about equal
 
 # A busy process prints a line when it has begun.  It ends when the process that started it is gone,
 # even if that process was killed.
@@ -50,12 +51,11 @@ class Spread:
 
     median: float
     high: float  # the 95th percentile
-    mean: float
 
 
 def spread(seconds: Sequence[float]) -> Spread:
-    """Return median, 95th percentile and mean of at least two times."""
-    return Spread(median(seconds), quantiles(seconds, n=20, method="inclusive")[-1], fmean(seconds))
+    """Return median and 95th percentile of at least two times."""
+    return Spread(median(seconds), quantiles(seconds, n=20, method="inclusive")[-1])
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,13 @@ class Line:
     one: Spread | None = None
     several: Spread | None = None
     refused: str = ""
+
+    @property
+    def ratios(self) -> tuple[float, float] | None:
+        """The time on several threads over that on one, of medians and of 95th percentiles."""
+        if self.one is None or self.several is None:
+            return None
+        return self.several.median / self.one.median, self.several.high / self.one.high
 
 
 @contextmanager
@@ -185,32 +192,65 @@ def measured(executor: str, shape: Shape, threads: int, calls: int) -> Line:
 
 def table(lines: Iterable[Line], threads: int, beside: int) -> Table:
     """Show the lines, and the geometric mean of the ratios of each executor."""
-    processes = f"{beside} busy process{'es' * (beside != 1)}"
     made = Table(
-        f"train, float32, channels first, beside {processes}: times in ms",
-        ["shape", "executor"]
-        + [f"{n} thread{'s' * (n > 1)}, {what}" for n in (1, threads)
-           for what in ("median", "95 %", "mean")]
-        + ["median, ratio", "95 %, ratio", f"mean / median, {threads} threads"],
+        f"Training forward beside {counted_busy(beside)}: "
+        f"{counted(threads)} in times of 1 thread",
+        ["shape", "executor", "1 thread,\nmedian", f"{counted(threads)},\nmedian",
+         "ratio of\nmedians", "ratio of\n95 %"],
     )  # fmt: skip
-    ratios: dict[str, list[tuple[float, float]]] = {}
+    lines = list(lines)
     for line in lines:
-        if line.one is None or line.several is None:
-            made.lines.append([named(line.shape), line.executor, line.refused])
+        if line.one is None or line.several is None or line.ratios is None:
+            made.lines.append([named(line.shape), line.executor, "not timed"])
             continue
-        one, several = line.one, line.several
-        found = (several.median / one.median, several.high / one.high)
-        ratios.setdefault(line.executor, []).append(found)
-        made.lines.append([
-            named(line.shape),
-            line.executor,
-            *(milliseconds(t) for s in (one, several) for t in (s.median, s.high, s.mean)),
-            *(f"{ratio:.2f}" for ratio in (*found, several.mean / several.median)),
-        ])  # fmt: skip
-    for executor, found_of_all in ratios.items():
-        means = [f"{geometric_mean(part):.2f}" for part in zip(*found_of_all, strict=True)]
-        made.lines.append(["geometric mean", executor, *[""] * 6, *means, ""])
+        medians = in_one_unit(line.one.median, line.several.median)
+        ratios = [f"{ratio:.2f}" for ratio in line.ratios]
+        made.lines.append([named(line.shape), line.executor, *medians, *ratios])
+    for executor, means in mean_ratios(lines).items():
+        made.lines.append(["geometric mean", executor, "", "", *(f"{m:.2f}" for m in means)])
     return made
+
+
+def counted_busy(processes: int) -> str:
+    """Write a number of busy processes in words."""
+    return f"{processes or 'no'} busy process{'es' * (processes != 1)}"
+
+
+def in_one_unit(*seconds: float) -> list[str]:
+    """Write times with three digits, all in µs or all in ms, as suits the shortest of them."""
+    unit, factor = ("µs", 1e6) if min(seconds) < 1e-3 else ("ms", 1e3)
+    numbers = [second * factor for second in seconds]
+    return [f"{n:.{0 if n >= 100 else 1 if n >= 10 else 2}f} {unit}" for n in numbers]
+
+
+def mean_ratios(lines: Iterable[Line]) -> dict[str, tuple[float, float]]:
+    """Return the geometric means of the ratios of each executor that was timed."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for line in lines:
+        if line.ratios is not None:
+            found.setdefault(line.executor, []).append(line.ratios)
+    means = {}
+    for executor, ratios in found.items():
+        medians, highs = zip(*ratios, strict=True)
+        means[executor] = (geometric_mean(medians), geometric_mean(highs))
+    return means
+
+
+def verdicts(lines: Iterable[Line], threads: int) -> list[str]:
+    """Say for each executor in one line whether more threads make calls faster or slower."""
+    lines = list(lines)
+    said = []
+    for executor, (ratio, _) in mean_ratios(lines).items():
+        how = "about as fast as" if abs(ratio - 1) < ALIKE else "faster" if ratio < 1 else "slower"
+        than = "" if how.endswith("as") else " than"
+        said.append(
+            f"{executor} executor: {counted(threads)} are {how}{than} 1 thread "
+            f"({ratio:.2f} times its time)."
+        )
+    for line in lines:
+        if line.refused:
+            said.append(f"{line.executor} executor, {named(line.shape)}: {line.refused}")
+    return said or ["Nothing was timed."]
 
 
 @dataclass(frozen=True)
@@ -258,7 +298,7 @@ def parse(arguments: Sequence[str], prog: str = "python -m bncore bench") -> Opt
     return Options(**vars(made.parse_args(arguments)))
 
 
-def run(options: Options) -> Table:
+def run(options: Options) -> list[Line]:
     """Measure everything that the options select; Ctrl-C ends it early."""
     lines: list[Line] = []
     try:
@@ -268,7 +308,7 @@ def run(options: Options) -> Table:
                     lines.append(measured(executor, shape, options.threads, options.calls))
     except KeyboardInterrupt:
         print("interrupted: the table shows what was measured until then", file=sys.stderr)
-    return table(lines, options.threads, options.busy)
+    return lines
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bncore.programs.bench import busy, promises, tables
+from bncore.programs.bench import busy, machine, promises, tables
 from bncore.programs.bench.cases import SWEPT, Case, named
 from bncore.programs.bench.plan import parse
 from bncore.programs.bench.results import Results
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ImportError as error:
         sys.exit(MISSING.format(error))
     if isinstance(options, busy.Options):
-        console().print(busy.run(options).rich())
+        show_busy(options)
         return
     if options.output:  # make the folder first, so that an error does not lose the results
         options.output.mkdir(parents=True, exist_ok=True)
@@ -68,8 +68,7 @@ def progress_bar() -> Iterator[Progress]:
 def show(results: Results) -> None:
     """Print the tables."""
     screen = console()
-    for name, fact in results.machine.items():
-        screen.print(f"{name:<12} {fact}", highlight=False)
+    show_facts(screen, results.machine)
     ordinary = [row for row in results.rows if row.case.shape not in SWEPT]
     found = [*tables.shape_tables(results.rows), tables.summary_table(ordinary)]
     found.append(promises.table(promises.judged(results.rows, results.resident())))
@@ -77,6 +76,24 @@ def show(results: Results) -> None:
     for table in found:
         if table.lines:
             screen.print("", table.rich())
+
+
+def show_busy(options: busy.Options) -> None:
+    """Measure beside busy processes, and print the machine, the table and what it comes to."""
+    screen = console()
+    facts = machine.facts(())  # before the busy processes start, because it has the load
+    facts["measured"] = f"batch_norm_train, float32, channels first, {options.calls} calls of each"
+    show_facts(screen, facts)
+    lines = busy.run(options)
+    screen.print("", busy.table(lines, options.threads, options.busy).rich())
+    for verdict in busy.verdicts(lines, options.threads):
+        screen.print(verdict, highlight=False, markup=False)
+
+
+def show_facts(screen: Console, facts: dict[str, str]) -> None:
+    """Print the machine and the software."""
+    for name, fact in facts.items():
+        screen.print(f"{name:<12} {fact}", highlight=False)
 
 
 def console() -> Console:
