@@ -285,6 +285,26 @@ def test_a_missing_package_is_named(monkeypatch):
         command.main(["--quick"])
 
 
+@pytest.mark.parametrize("words", [["--quick"], [], ["--busy", "1"]])
+def test_without_the_native_extension_nothing_is_measured(monkeypatch, words):
+    monkeypatch.setattr(command, "native_module", lambda: None)
+    monkeypatch.setattr(command, "why_missing", lambda name: f"{name} was not built")
+    monkeypatch.setattr(command, "run", None)
+    monkeypatch.setattr(command.busy, "run", None)
+    with pytest.raises(SystemExit) as left:  # a text goes to stderr, with the exit code 1
+        command.main(words)
+    assert left.value.code == "The benchmark needs the native extension: native was not built"
+
+
+def test_whoever_names_peers_measures_them_without_the_native_extension(monkeypatch):
+    ran = []
+    monkeypatch.setattr(command, "native_module", lambda: None)
+    monkeypatch.setattr(command, "run", lambda options, progress: ran.append(options.peers))
+    monkeypatch.setattr(command, "show", lambda results: None)
+    command.main(["--peers", "numpy"])
+    assert ran == [("numpy",)]
+
+
 def test_one_command_hands_over(monkeypatch, capsys):
     from bncore import __main__ as face
 

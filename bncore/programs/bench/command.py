@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bncore.programs.bench import busy, machine, promises, tables
+from bncore.backends import native_module, why_missing
+from bncore.programs.bench import busy, machine, plan, promises, tables
 from bncore.programs.bench.cases import SWEPT, Case, named
-from bncore.programs.bench.plan import parse
 from bncore.programs.bench.results import Results
 from bncore.programs.bench.run import Progress, run
 
@@ -24,12 +24,15 @@ MISSING = "The benchmark needs rich and matplotlib ({}): pip install 'bncore[ben
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, run the benchmark, and show the results."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    options = busy.parse(words) if busy.asked_for(words) else parse(words)
+    options = busy.parse(words) if busy.asked_for(words) else plan.parse(words)
     try:
         import matplotlib  # noqa: F401
         import rich  # noqa: F401
     except ImportError as error:
         sys.exit(MISSING.format(error))
+    # Whoever names peers may want to compare them with another backend.
+    if (isinstance(options, busy.Options) or not plan.names_peers(words)) and not native_module():
+        sys.exit(f"The benchmark needs the native extension: {why_missing('native')}")
     if isinstance(options, busy.Options):
         show_busy(options)
         return

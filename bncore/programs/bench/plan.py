@@ -207,6 +207,11 @@ def parser(prog: str) -> argparse.ArgumentParser:
     return made
 
 
+def names_peers(arguments: Sequence[str]) -> bool:
+    """Tell whether a command line names the peers itself."""
+    return parser("").parse_args(arguments).peers is not None
+
+
 def parse(arguments: Sequence[str] | None, prog: str = "python -m bncore bench") -> Options:
     """Read the command line."""
     given = parser(prog).parse_args(arguments)
