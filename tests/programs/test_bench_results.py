@@ -54,6 +54,19 @@ def test_the_overview_shows_ratios_on_the_shapes_of_one_network():
     assert points == pytest.approx([2**0.5])
 
 
+def test_the_overview_says_on_which_side_of_the_line_bncore_is_faster():
+    first = Case("train", cases.SHAPES["resnet50_n32"][0])
+    figure = overview.overview(times_of(rows_of((first, "bncore", 1.0), (first, "PyTorch", 9.0))))
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    at_one = axes.transData.transform((1.0, 0.0))[0]
+    slower, faster = (text.get_window_extent() for text in axes.texts)
+    assert slower.x1 == pytest.approx(at_one, abs=5)
+    assert faster.x0 == pytest.approx(at_one, abs=5)
+    ticks = [label.get_window_extent().y0 for label in axes.get_xticklabels()]
+    assert 0 <= slower.y0 < slower.y1 <= min(ticks)
+
+
 def test_geometric_mean():
     assert geometric_mean([1.0, 4.0]) == pytest.approx(2.0)
 
