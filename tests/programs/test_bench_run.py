@@ -221,7 +221,7 @@ def test_a_process_takes_its_turn_and_its_end_is_noticed():
 
 
 def test_a_tiny_run(tmp_path, capsys):
-    pytest.importorskip("bncore.backends.native", reason="the native module is not built")
+    pytest.importorskip("bncore.backends.native.binding", reason="the native module is not built")
     command.main(["--shapes", "1x16x4x4,1x32x4x4", "--peers", "numpy", "--threads", "1,2",
                   "--repeats", "2", "--output", str(tmp_path)])  # fmt: skip
     printed = capsys.readouterr().out
