@@ -17,7 +17,6 @@ from bncore.arguments.float_environment import silent_arithmetic
 from bncore.arguments.layout import Array
 from bncore.arguments.scalars import shown
 
-
 DATA_DTYPES = "float16, bfloat16, float32 or float64"
 
 

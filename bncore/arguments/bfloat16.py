@@ -40,7 +40,8 @@ def bfloat16_dtype() -> np.dtype[Any]:
             "bfloat16: expected the package ml_dtypes, which has this dtype for NumPy, got none "
             "(pip install ml_dtypes)"
         ) from error
-    return np.dtype(ml_dtypes.bfloat16)
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
 
 
 def bits(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -113,9 +113,7 @@ def _opened(capsule: object) -> tuple[_Tensor | None, bool]:
 
 def _function(name: str, result: Any) -> Any:
     """Return a function of Python's C interface that takes a capsule and its name."""
-    return ctypes.PYFUNCTYPE(result, ctypes.py_object, ctypes.c_char_p)(
-        (name, ctypes.pythonapi)
-    )
+    return ctypes.PYFUNCTYPE(result, ctypes.py_object, ctypes.c_char_p)((name, ctypes.pythonapi))
 
 
 _is_valid = _function("PyCapsule_IsValid", ctypes.c_int)

@@ -187,9 +187,11 @@ class Problem:
         return layout.statistic_dtype(self.dtype)
 
     def parameter_gradient(self, total: Stat, parameter: Parameter | NoParameter) -> Array:
-        """Return a per-channel sum in the parameter's dtype, or in `statistic_dtype` without one."""
+        """Return a per-channel sum in the parameter's dtype, or `statistic_dtype` without one."""
         source = parameter.source
-        return cast(total, self.statistic_dtype if source is None else in_native_order(source.dtype))
+        return cast(
+            total, self.statistic_dtype if source is None else in_native_order(source.dtype)
+        )
 
     def zeros(self) -> Stat:
         """Return a new per-channel array of zeros."""

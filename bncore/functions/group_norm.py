@@ -264,8 +264,8 @@ def _weighted(
         sizes = np.abs(row)
         if sizes.min() >= LEAST_WEIGHT * sizes.max() and sizes.min() > 0.0:
             return row, dy, shared / row
-        wide = in_float32(dy)
-        return None, (wide * row[:, None]).astype(wide.dtype), shared
+        slope = in_float32(dy)
+        return None, (slope * row[:, None]).astype(slope.dtype), shared
 
 
 def instance_norm(

@@ -15,6 +15,8 @@ from bncore.backends import current
 from bncore.runtime.threads import resolve
 from bncore.statistics import variance
 
+FLOAT64: np.dtype[Any] = np.dtype(np.float64)
+
 
 class Reduction:
     """x with some axes reduced, as (outer, kept, inner).
@@ -23,13 +25,13 @@ class Reduction:
     ----------
     x : (outer, kept, inner) array, C-contiguous, aligned, native-endian; uint16 for bfloat16
         x's own memory if the kept axes lie together in it, otherwise one copy.
-    dtype : x's dtype in native byte order
+    dtype : the dtype of the results: x's in native byte order, or float64
     count : the number of values that are reduced to one
     """
 
     __slots__ = ("_kept", "_shape", "_squeezed", "count", "dtype", "x")
 
-    def __init__(self, x: object, axis: object, keepdims: object) -> None:
+    def __init__(self, x: object, axis: object, keepdims: object, in_float64: bool = False) -> None:
         array = data_array("x", x)
         shape = array.shape
         reduced = set(scalars.several_axes(axis, array.ndim))
@@ -46,7 +48,7 @@ class Reduction:
         ones = tuple(i for i in range(array.ndim) if shape[i] == 1)
         values = bits(layout.block(array, (*ones, *order)))
         self.x: layout.Array = values.reshape(canonical)
-        self.dtype = layout.dtype_of(array)
+        self.dtype = FLOAT64 if in_float64 else layout.dtype_of(array)
         self.count = canonical.values_per_channel
         self._kept = kept
         self._squeezed = [shape[i] for i in kept]
@@ -54,10 +56,10 @@ class Reduction:
             1 if i in reduced else shape[i] for i in range(array.ndim) if keep or i not in reduced
         )
 
-    def result(self, values: Stat, dtype: np.dtype[Any]) -> Any:
+    def result(self, values: Stat) -> Any:
         """Return the values in the result's shape, or a scalar if that has no dimensions."""
         kept = sorted(range(len(self._kept)), key=self._kept.__getitem__)
-        array = cast(values, dtype).reshape(self._squeezed).transpose(kept)
+        array = cast(values, self.dtype).reshape(self._squeezed).transpose(kept)
         return np.ascontiguousarray(array).reshape(self._shape)[()]
 
 
@@ -121,11 +123,10 @@ def mean_var(
         )
         if done is not None:
             return done
-    r = Reduction(x, axis, keepdims)
+    r = Reduction(x, axis, keepdims, exact)
     correction = scalars.real("correction", correction)
     size = r.x.shape[1]
     mean, m2 = np.full(size, np.nan), np.full(size, np.nan)
     if r.x.size:
         backend.kernels.moments(mean, m2, r.x, threads, exact)
-    to = np.dtype(np.float64) if exact else r.dtype
-    return r.result(mean, to), r.result(variance(r.count, m2, correction), to)
+    return r.result(mean), r.result(variance(r.count, m2, correction))

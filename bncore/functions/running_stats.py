@@ -30,7 +30,8 @@ def update_running_stats(
     Parameters
     ----------
     running_mean, running_var : (C,) ndarray, writable, of any real floating dtype and stride
-        Changed in place.  With 16 bits they lose small updates: prefer float32 or float64.  They must not overlap each other.
+        Changed in place.  They must not overlap each other.  With 16 bits they lose small updates:
+        prefer float32 or float64.
     moments : Moments
         The moments of the batch.  If their count is 0, nothing changes.
     momentum : float, default 0.1

@@ -48,7 +48,7 @@ def moments(
         The channel axis.
     dtype : None or numpy.float64, default None
         What the values are summed in.  With None, float64 is summed in float64, and the variance of
-        all other dtypes is right to about 2**-22: their squares are summed in float32, a few at a
+        all other dtypes is right to 2**-22: their squares are summed in float32, a few at a
         time, and then in float64.  With float64 everything is summed in float64, which gives the
         last digits and takes longer.
     n_threads : int, optional
@@ -57,7 +57,7 @@ def moments(
     Returns
     -------
     Moments
-        The moments, in float64 for every `dtype`.  With one value per channel m2 is 0; without values count is 0.
+        The moments, in float64.  With one value per channel m2 is 0; without values count is 0.
 
     Raises
     ------

@@ -297,8 +297,8 @@ def weight_for_sums(x: Array, weight: Array | None, bias: Array | None) -> Array
     """Return the weight to pass to backward, in float64 if the gradients differ in dtype.
 
     Backward returns both sums in weight's dtype.  Without a weight they have x's dtype, or float32
-    if that has 16 bits.  If that is not the dtype of the bias, backward must return float64, so that
-    each sum is rounded only once.
+    if that has 16 bits.  If the bias has another dtype, backward must return float64, so that each
+    sum is rounded only once.
     """
     dtype = layout.statistic_dtype(x.dtype) if weight is None else weight.dtype
     if bias is None or bias.dtype.char == dtype.char:
