@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from bncore.backends.contract import Fusion
 
-Data: TypeAlias = NDArray[np.floating[Any]]  # x, y, dy, dx: float32 or float64
+Data: TypeAlias = NDArray[Any]  # x, y, dy, dx: as `contract.Data`
 Stat: TypeAlias = NDArray[np.float64]  # one value per channel, or per column
 
 LANES = 16  # planes: the number of partial sums of a channel that run side by side
@@ -26,6 +26,7 @@ ROW_BLOCK = 256  # rows: the number of rows that are summed before the pivot mov
 PIVOT_ROWS = 8  # the number of rows from which a column gets its first pivot
 SEGMENT = 32768  # a segment of a channel has at least this many values
 MAX_SEGMENTS = 64  # a channel or column has at most this many segments
+LONG = 1024  # with fewer values per channel, every sum of float32 data is float64
 FOLD_WIDTH = 256  # rows up to this width are folded: several of them side by side make one row
 
 
@@ -140,6 +141,11 @@ def _rows(outer: int, channels: int, inner: int) -> Rows:
 
 def _ceil_div(a: int, b: int) -> int:
     return -(-a // b)
+
+
+def computed_in(data: Data) -> type[np.floating[Any]]:
+    """Return the type of elementwise arithmetic on these data."""
+    return np.float64 if data.dtype == np.float64 else np.float32
 
 
 # In backward the two Python backends handle a fusion by masking dy first.
