@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import IntEnum
 from math import gcd
 from typing import Any, TypeAlias
 
@@ -141,6 +142,33 @@ def _rows(outer: int, channels: int, inner: int) -> Rows:
 
 def _ceil_div(a: int, b: int) -> int:
     return -(-a // b)
+
+
+class Sums(IntEnum):
+    """How a call adds up the values of a channel.
+
+    WIDE adds float64 terms.  Otherwise there are short chains of float32 terms, and the pivot of
+    moments is a number of the storage type.  SQUARES has such chains only for squares, of float32
+    data; their sum is exact without chains.  BOTH has them for both sums, of data of 16 bits.
+    """
+
+    WIDE = 0
+    SQUARES = 1
+    BOTH = 2
+
+
+def moment_sums(x: Data, float64_sums: bool) -> Sums:
+    """Choose how the moments of x are added up."""
+    if float64_sums or x.itemsize == 8:
+        return Sums.WIDE
+    if x.itemsize == 2:
+        return Sums.BOTH
+    return Sums.SQUARES if x.size >= LONG * x.shape[1] else Sums.WIDE
+
+
+def gradient_sums(x: Data) -> Sums:
+    """Choose how gradients are added up."""
+    return Sums.BOTH if x.itemsize == 2 else Sums.WIDE
 
 
 def computed_in(data: Data) -> type[np.floating[Any]]:

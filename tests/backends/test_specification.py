@@ -21,7 +21,7 @@ import operations
 import variants
 from arrays import FLOATS
 from bncore import backends
-from bncore.backends.numba import grad_sums, sums
+from bncore.backends.numba import gradients, sums
 from bncore.backends.numba.operations import Operations, in_order
 from bncore.backends.partition import Planes, Rows, geometry
 
@@ -276,7 +276,7 @@ def test_values_that_do_not_fill_the_lanes_go_to_the_last_ones():
     s, q, a, b = np.zeros((4, 16))
     zero = np.zeros(16)
     sums.add_squares(s, q, values, zero, sums.WIDE)
-    grad_sums.add_products(a, b, values, values, zero, zero, sums.WIDE)
+    gradients.add_products(a, b, values, values, zero, zero, sums.WIDE)
     assert s.tolist() == a.tolist() == lanes.tolist()
     assert q.tolist() == b.tolist() == squares.tolist()
 

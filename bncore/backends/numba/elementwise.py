@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bncore.backends.numba.grad_sums import inverse_std
+from bncore.backends.numba.gradients import inverse_std
 from bncore.backends.numba.storage import stored, value
 from bncore.backends.partition import Data, Stat
 

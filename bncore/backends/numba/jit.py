@@ -16,7 +16,7 @@ import numba
 from numba.extending import overload, register_jitable
 from numba.np.numpy_support import as_dtype
 
-from bncore.backends.numba import elementwise, grad_sums, storage, sums
+from bncore.backends.numba import elementwise, gradients, storage, sums
 from bncore.backends.numba.operations import Operations
 from bncore.backends.numba.threads import spread
 
@@ -27,14 +27,14 @@ if numba.config.DISABLE_JIT:
 # Two of them look up a function by the storage type, which is known when a kernel is compiled.
 BY_TYPE = storage.value, storage.stored
 
-for _module in (storage, sums, grad_sums, elementwise):
+for _module in (storage, sums, gradients, elementwise):
     for _function in filter(isfunction, vars(_module).values()):
         if _function.__module__ == _module.__name__ and _function not in BY_TYPE:
             register_jitable(error_model="numpy")(_function)
 
 
-@overload(storage.value)
-def _value(element: Any) -> Any:
+def reading(element: Any) -> Callable[[Any], Any]:
+    """Give Numba the function that reads elements of this Numba type."""
     read = storage.READ[as_dtype(element).type]
 
     def value(element: Any) -> Any:
@@ -43,14 +43,18 @@ def _value(element: Any) -> Any:
     return value
 
 
-@overload(storage.stored)
-def _stored(number: Any, array: Any) -> Any:
-    rounded = storage.ROUND[as_dtype(array.dtype).type]
+def rounding(number: Any, array: Any) -> Callable[[Any, Any], Any]:
+    """Give Numba the function that rounds to elements of an array of this Numba type."""
+    round_to = storage.ROUND[as_dtype(array.dtype).type]
 
     def stored(number: Any, array: Any) -> Any:
-        return rounded(number)
+        return round_to(number)
 
     return stored
+
+
+overload(storage.value)(reading)
+overload(storage.stored)(rounding)
 
 
 @cache

@@ -13,16 +13,17 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from bncore.backends.contract import Fusion
-from bncore.backends.numba import elementwise, grad_sums, sums
+from bncore.backends.numba import elementwise, gradients, sums
 from bncore.backends.numba.threads import useful
 from bncore.backends.partition import (
-    LONG,
     Data,
     Planes,
     Rows,
     Stat,
     computed_in,
     geometry,
+    gradient_sums,
+    moment_sums,
     unfused_gradient,
 )
 
@@ -43,13 +44,6 @@ def columns(values: Data, geo: Rows) -> Data:
     return np.tile(values.repeat(geo.inner, axis=-1), geo.repeat)
 
 
-def sums_of(x: Data) -> int:
-    """Choose how the moments of x are summed."""
-    if x.itemsize == 2:
-        return sums.BOTH
-    return sums.SQUARES if x.itemsize == 4 and x.size >= LONG * x.shape[1] else sums.WIDE
-
-
 def flat(array: Data) -> Data:
     """Give all values of an array in a row; those of float16 as the bits that `storage` reads."""
     values = array.reshape(-1)
@@ -67,7 +61,7 @@ class Operations:
     ) -> None:
         """Write the mean of every channel, and the sum of squares about it."""
         geo, threads = geometry(*x.shape), useful(n_threads, x.size)
-        way = sums.WIDE if float64_sums else sums_of(x)
+        way = int(moment_sums(x, float64_sums))
         if isinstance(geo, Planes):
             parts, inner = np.empty((geo.n_segments, 4, geo.channels)), 1
             tasks, shape = geo.n_segments * geo.channels, (geo.inner, geo.segment_len)
@@ -91,23 +85,22 @@ class Operations:
     ) -> None:
         """Write sum(dy) and sum(dy * xhat) of every channel."""
         geo, threads = geometry(*x.shape), useful(n_threads, x.size)
-        way = sums.BOTH if x.itemsize == 2 else sums.WIDE
+        way = int(gradient_sums(x))
         invstd = np.empty_like(mean)
-        self.run(1, len(mean), grad_sums.inverse_stds, invstd, var, float(eps))
+        self.run(1, len(mean), gradients.inverse_stds, invstd, var, float(eps))
         arrays = flat(dy), flat(x)
         if isinstance(geo, Planes):
             parts, inner = np.empty((geo.n_segments, 2, geo.channels)), 1
-            given, kernel = (mean, invstd, geo.inner, geo.segment_len), grad_sums.planes_grad_sums
-            tasks = geo.n_segments * geo.channels
+            tasks, rest = geo.n_segments * geo.channels, (geo.inner, geo.segment_len, way)
+            kernel = gradients.planes_grad_sums
+            self.run(threads, tasks, kernel, parts, *arrays, mean, invstd, *rest)
         else:
             parts, inner = np.empty((geo.n_segments, 2, geo.width)), geo.inner
-            wide = columns(mean, geo), columns(invstd, geo)
-            given, kernel = (*wide, geo.segment_rows), grad_sums.rows_grad_sums
             tasks = geo.n_segments * max(geo.width // sums.STRIP, 1)
-        self.run(threads, tasks, kernel, parts, *arrays, *given, way)
-        results = sum_dy, sum_dy_xhat
-        given = mean, invstd, inner, way
-        self.run(1, len(mean), grad_sums.add_grad_sums, *results, parts, *given)
+            given = columns(mean, geo), columns(invstd, geo), geo.segment_rows, way
+            self.run(threads, tasks, gradients.rows_grad_sums, parts, *arrays, *given)
+        results, statistics = (sum_dy, sum_dy_xhat), (mean, invstd)
+        self.run(1, len(mean), gradients.add_grad_sums, *results, parts, *statistics, inner, way)
 
     def normalize(
         self,

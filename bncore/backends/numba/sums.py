@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from bncore.backends.numba.storage import stored, value
-from bncore.backends.partition import BLOCK, LANES, PIVOT_ROWS, ROW_BLOCK, Data, Stat
+from bncore.backends.partition import BLOCK, LANES, PIVOT_ROWS, ROW_BLOCK, Data, Stat, Sums
 
 # Of a running state about a pivot p: n values, p, the sum S of x - p, the sum Q of (x - p)**2.
 # Of a closed segment: n values, p, the mean as an offset from p, the squares about the mean.
@@ -27,10 +27,7 @@ State: TypeAlias = tuple[Any, Any, Any, Any]
 
 STRIP = 1024  # columns of a task in rows: their sums stay in the first-level cache
 
-# How a call sums.  WIDE: every term is float64.  Otherwise blocks may be summed in short chains of
-# float32, and the pivot is a number of the storage type: SQUARES of float32 data, their sum being
-# exact without chains; BOTH the sum and the squares of data of 16 bits.
-WIDE, SQUARES, BOTH = 0, 1, 2
+WIDE, SQUARES, BOTH = int(Sums.WIDE), int(Sums.SQUARES), int(Sums.BOTH)  # the `way` of a kernel
 CHAIN = 8  # terms of a chain
 LEAST, MOST = 2.0**-80, 2.0**80  # the mean square of deviations whose squares float32 can hold
 
@@ -97,7 +94,7 @@ def first_scale(values: Data, pivot: Any) -> Any:
     return total / len(values)
 
 
-def fits(scale: Any) -> bool:
+def fits(scale: Any) -> Any:
     """Tell whether float32 can hold the squares of deviations with this mean square."""
     return LEAST <= scale <= MOST  # false for NaN
 
