@@ -1,9 +1,9 @@
 /* The kernels of one instruction set. This file is compiled once for each line of isa.def, with the flags of that
  * line and -DBNCORE_ISA_NAME=<name>, and always with -ffp-contract=off, so that all instruction sets give the same
  * bits. */
-#define ALWAYS_INLINE __attribute__((always_inline))
 #define NOINLINE __attribute__((noinline, cold))
 
+#include "storage.h"
 #include "stream.h"
 #include "welford.h"
 

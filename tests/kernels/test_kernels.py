@@ -76,6 +76,19 @@ def test_a_kernel_with_other_bits_is_found(tmp_path):
     assert "FAILED grad_input_planes_plain float32 baseline: dst differs" in done.stdout
 
 
+@pytest.mark.parametrize(
+    "isa", native_module().available_isas() if "native" in FOUND.names() else []
+)
+def test_conversions_are_right_in_every_instruction_set(tmp_path, isa):
+    levels = (ROOT / "src_c/kernels/isa.def").read_text()
+    flags = re.search(rf'^BNCORE_ISA\({isa}, "(.*?)"', levels, re.M)[1].split()
+    program = tmp_path / "storage"
+    printed(
+        COMPILER, *CFLAGS, "-O3", "-fopenmp-simd", *flags, HERE / "storage.c", "-lm", "-o", program
+    )
+    assert int(re.fullmatch(r"(\d+) conversions: right\n", printed(program))[1]) > 6_000_000
+
+
 def test_kernels_that_cannot_stream_are_not_asked_to(tmp_path):
     assert printed(compiled(tmp_path / "schedule", "schedule.c")) == "1\n0\n"
 
