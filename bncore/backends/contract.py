@@ -73,8 +73,8 @@ class Backend(Protocol):
     ) -> None:
         """Compute the mean and the sum of squared deviations of every channel.
 
-        float64_sums adds up every square in float64, where data of fewer bits would otherwise be
-        added up in short chains of float32.
+        float64_sums adds up all terms in float64, where data of 16 bits would otherwise be added
+        up in short chains of float32.  It changes nothing for other data.
         """
 
     def normalize(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum
 from math import gcd
 from typing import Any, TypeAlias
 
@@ -27,7 +26,6 @@ ROW_BLOCK = 256  # rows: the number of rows that are summed before the pivot mov
 PIVOT_ROWS = 8  # the number of rows from which a column gets its first pivot
 SEGMENT = 32768  # a segment of a channel has at least this many values
 MAX_SEGMENTS = 64  # a channel or column has at most this many segments
-LONG = 1024  # with fewer values per channel, every sum of float32 data is float64
 FOLD_WIDTH = 256  # rows up to this width are folded: several of them side by side make one row
 
 
@@ -144,36 +142,14 @@ def _ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-class Sums(IntEnum):
-    """How a call adds up the values of a channel.
-
-    WIDE adds float64 terms.  Otherwise there are short chains of float32 terms, and the pivot of
-    moments is a number of the storage type.  SQUARES has such chains only for squares, of float32
-    data; their sum is exact without chains.  BOTH has them for both sums, of data of 16 bits.
-    """
-
-    WIDE = 0
-    SQUARES = 1
-    BOTH = 2
-
-
-def moment_sums(x: Data, float64_sums: bool) -> Sums:
-    """Choose how the moments of x are added up."""
-    if float64_sums or x.itemsize == 8:
-        return Sums.WIDE
-    if x.itemsize == 2:
-        return Sums.BOTH
-    return Sums.SQUARES if x.size >= LONG * x.shape[1] else Sums.WIDE
-
-
-def gradient_sums(x: Data) -> Sums:
-    """Choose how gradients are added up."""
-    return Sums.BOTH if x.itemsize == 2 else Sums.WIDE
-
-
 def computed_in(data: Data) -> type[np.floating[Any]]:
     """Return the type of elementwise arithmetic on these data."""
     return np.float64 if data.dtype == np.float64 else np.float32
+
+
+def in_chains(data: Data, float64_sums: bool = False) -> bool:
+    """Tell whether sums over these data are made in short chains of float32 terms."""
+    return data.itemsize == 2 and not float64_sums
 
 
 # In backward the two Python backends handle a fusion by masking dy first.

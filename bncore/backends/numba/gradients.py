@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bncore.backends.numba.storage import value
-from bncore.backends.numba.sums import CHAIN, STRIP, WIDE, add_chains, fold, lines, longer, piece
+from bncore.backends.numba.sums import CHAIN, STRIP, add_chains, fold, lines, longer, piece
 from bncore.backends.partition import BLOCK, LANES, ROW_BLOCK, Data, Stat
 
 
@@ -27,10 +27,12 @@ def inverse_stds(first: int, last: int, invstd: Stat, var: Stat, eps: float) -> 
         invstd[c] = inverse_std(var[c], eps)
 
 
-def add_products(a: Stat, b: Stat, dy: Data, x: Data, means: Stat, invstds: Stat, way: int) -> None:
+def add_products(
+    a: Stat, b: Stat, dy: Data, x: Data, means: Stat, invstds: Stat, chained: bool
+) -> None:
     """Add a piece to its totals, as `add_squares` does."""
     width = len(a)
-    if way == WIDE:
+    if not chained:
         for at in range(0, len(x), width):
             skip = max(at + width - len(x), 0)
             for j in range(skip, width):
@@ -59,7 +61,7 @@ def planes_grad_sums(
     invstds: Stat,
     inner: int,
     segment_len: int,
-    way: int,
+    chained: bool,
 ) -> None:
     """Take the gradient sums of segments; task = segment * channels + channel."""
     channels = parts.shape[2]
@@ -72,7 +74,7 @@ def planes_grad_sums(
         parts[k, 0, c] = parts[k, 1, c] = 0.0
         while e < end:
             grads = piece(dy, c, channels, inner, e, end)
-            add_products(a, b, grads, piece(x, c, channels, inner, e, end), mean, invstd, way)
+            add_products(a, b, grads, piece(x, c, channels, inner, e, end), mean, invstd, chained)
             e += len(grads)
             pending += len(grads)
             if pending >= BLOCK or e == end:
@@ -90,7 +92,7 @@ def rows_grad_sums(
     means: Stat,
     invstds: Stat,
     segment_rows: int,
-    way: int,
+    chained: bool,
 ) -> None:
     """Take the gradient sums of segments; task = segment * strips + strip."""
     width = parts.shape[2]
@@ -109,7 +111,7 @@ def rows_grad_sums(
                 for row in range(block, block_end, CHAIN):
                     rows = width, columns, row, min(row + CHAIN, block_end)
                     grads, values = lines(dy[left:], *rows), lines(x[left:], *rows)
-                    add_products(a, b, grads, values, mean, invstd, way)
+                    add_products(a, b, grads, values, mean, invstd, chained)
                 for j in range(columns):
                     parts[k, 0, left + j] += a[j]
                     parts[k, 1, left + j] += b[j]
@@ -126,7 +128,7 @@ def add_grad_sums(
     mean: Stat,
     invstd: Stat,
     inner: int,
-    way: int,
+    chained: bool,
 ) -> None:
     """Add the segments of each column, then the columns of channels first to last."""
     for c in range(first, last):
@@ -140,7 +142,7 @@ def add_grad_sums(
                 a += column_a
                 b += column_b
         sum_dy[c] = a
-        if way == WIDE:
+        if not chained:
             sum_dy_xhat[c] = b * invstd[c]
         else:  # the products are scaled already; take away what the rounding of the mean added
             lo = mean[c] - np.float64(np.float32(mean[c]))

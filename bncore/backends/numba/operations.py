@@ -22,8 +22,7 @@ from bncore.backends.partition import (
     Stat,
     computed_in,
     geometry,
-    gradient_sums,
-    moment_sums,
+    in_chains,
     unfused_gradient,
 )
 
@@ -61,15 +60,15 @@ class Operations:
     ) -> None:
         """Write the mean of every channel, and the sum of squares about it."""
         geo, threads = geometry(*x.shape), useful(n_threads, x.size)
-        way = int(moment_sums(x, float64_sums))
+        chained = in_chains(x, float64_sums)
         if isinstance(geo, Planes):
             parts, inner = np.empty((geo.n_segments, 4, geo.channels)), 1
             tasks, shape = geo.n_segments * geo.channels, (geo.inner, geo.segment_len)
-            self.run(threads, tasks, sums.planes_moments, parts, flat(x), *shape, way)
+            self.run(threads, tasks, sums.planes_moments, parts, flat(x), *shape, chained)
         else:
             parts, inner = np.empty((geo.n_segments, 4, geo.width)), geo.inner
             tasks = geo.n_segments * max(geo.width // sums.STRIP, 1)
-            self.run(threads, tasks, sums.rows_moments, parts, flat(x), geo.segment_rows, way)
+            self.run(threads, tasks, sums.rows_moments, parts, flat(x), geo.segment_rows, chained)
         self.run(1, len(mean), sums.merge_moments, mean, m2, parts, inner)
 
     def grad_sums(
@@ -85,22 +84,24 @@ class Operations:
     ) -> None:
         """Write sum(dy) and sum(dy * xhat) of every channel."""
         geo, threads = geometry(*x.shape), useful(n_threads, x.size)
-        way = int(gradient_sums(x))
+        chained = in_chains(x)
         invstd = np.empty_like(mean)
         self.run(1, len(mean), gradients.inverse_stds, invstd, var, float(eps))
         arrays = flat(dy), flat(x)
         if isinstance(geo, Planes):
             parts, inner = np.empty((geo.n_segments, 2, geo.channels)), 1
-            tasks, rest = geo.n_segments * geo.channels, (geo.inner, geo.segment_len, way)
+            tasks, rest = geo.n_segments * geo.channels, (geo.inner, geo.segment_len, chained)
             kernel = gradients.planes_grad_sums
             self.run(threads, tasks, kernel, parts, *arrays, mean, invstd, *rest)
         else:
             parts, inner = np.empty((geo.n_segments, 2, geo.width)), geo.inner
             tasks = geo.n_segments * max(geo.width // sums.STRIP, 1)
-            given = columns(mean, geo), columns(invstd, geo), geo.segment_rows, way
+            given = columns(mean, geo), columns(invstd, geo), geo.segment_rows, chained
             self.run(threads, tasks, gradients.rows_grad_sums, parts, *arrays, *given)
         results, statistics = (sum_dy, sum_dy_xhat), (mean, invstd)
-        self.run(1, len(mean), gradients.add_grad_sums, *results, parts, *statistics, inner, way)
+        self.run(
+            1, len(mean), gradients.add_grad_sums, *results, parts, *statistics, inner, chained
+        )
 
     def normalize(
         self,

@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from bncore.backends.numba.storage import stored, value
-from bncore.backends.partition import BLOCK, LANES, PIVOT_ROWS, ROW_BLOCK, Data, Stat, Sums
+from bncore.backends.partition import BLOCK, LANES, PIVOT_ROWS, ROW_BLOCK, Data, Stat
 
 # Of a running state about a pivot p: n values, p, the sum S of x - p, the sum Q of (x - p)**2.
 # Of a closed segment: n values, p, the mean as an offset from p, the squares about the mean.
@@ -27,7 +27,6 @@ State: TypeAlias = tuple[Any, Any, Any, Any]
 
 STRIP = 1024  # columns of a task in rows: their sums stay in the first-level cache
 
-WIDE, SQUARES, BOTH = int(Sums.WIDE), int(Sums.SQUARES), int(Sums.BOTH)  # the `way` of a kernel
 CHAIN = 8  # terms of a chain
 LEAST, MOST = 2.0**-80, 2.0**80  # the mean square of deviations whose squares float32 can hold
 
@@ -70,19 +69,19 @@ def tree(terms: Data, at: int, step: int) -> Any:
 # Moments: blocked Welford
 
 
-def first_pivot(values: Data, way: int) -> Any:
+def first_pivot(values: Data, chained: bool) -> Any:
     """Average the first values of a segment; 0 where that is not finite."""
     first = np.float64(value(values[0]))
     total = 0.0
     for i in range(1, len(values)):
         total += np.float64(value(values[i])) - first
-    pivot = storable(first + total / len(values), values, way)
+    pivot = storable(first + total / len(values), values, chained)
     return pivot if np.isfinite(pivot) else 0.0
 
 
-def storable(pivot: Any, x: Data, way: int) -> Any:
-    """Round a pivot to a number of the storage type, except for wide sums."""
-    return pivot if way == WIDE else np.float64(value(stored(np.float32(pivot), x)))
+def storable(pivot: Any, x: Data, chained: bool) -> Any:
+    """Round a pivot to a number of x's type if x - pivot is computed in float32."""
+    return np.float64(value(stored(np.float32(pivot), x))) if chained else pivot
 
 
 def first_scale(values: Data, pivot: Any) -> Any:
@@ -99,14 +98,14 @@ def fits(scale: Any) -> Any:
     return LEAST <= scale <= MOST  # false for NaN
 
 
-def flush(state: State, block_s: Any, block_q: Any, count: int, x: Data, way: int) -> State:
+def flush(state: State, block_s: Any, block_q: Any, count: int, x: Data, chained: bool) -> State:
     """Add the sums of a block of `count` values, then move the pivot to the mean so far.
 
     The pivot stays where the mean is not finite: there is a NaN or Inf, or a sum overflowed.
     """
     n, p, s, q = state
     n, s, q = n + count, s + block_s, q + block_q
-    new_p = storable(p + s / n, x, way)
+    new_p = storable(p + s / n, x, chained)
     if not np.isfinite(new_p):
         return n, p, s, q
     t = new_p - p
@@ -175,13 +174,10 @@ def fold(lanes: Stat) -> Any:
     return total
 
 
-def add_squares(s: Stat, q: Stat, values: Data, pivots: Stat, way: int) -> None:
-    """Add a piece to its totals: value i to total i % width, and those that are left to the last.
-
-    In chains, float32 values go to `s` as they are.
-    """
+def add_squares(s: Stat, q: Stat, values: Data, pivots: Stat, chained: bool) -> None:
+    """Add a piece to its totals: value i to total i % width, those that are left to the last."""
     width = len(s)
-    if way == WIDE:
+    if not chained:
         for at in range(0, len(values), width):
             skip = max(at + width - len(values), 0)
             for j in range(skip, width):
@@ -191,15 +187,10 @@ def add_squares(s: Stat, q: Stat, values: Data, pivots: Stat, way: int) -> None:
         return
     d_terms, p = np.empty(len(values), np.float32), pivots.astype(np.float32)
     for at in range(0, len(values), width):
-        skip = max(at + width - len(values), 0)
-        for j in range(skip, width):
-            v = value(values[at + j - skip])
-            d_terms[at + j - skip] = v - p[j]
-            if way == SQUARES:
-                s[j] += np.float64(v)
+        for j in range(min(width, len(values) - at)):  # all lanes have the same pivot
+            d_terms[at + j] = value(values[at + j]) - p[j]
+    add_chains(s, d_terms)
     add_chains(q, d_terms * d_terms)
-    if way == BOTH:
-        add_chains(s, d_terms)
 
 
 def add_block(
@@ -212,19 +203,19 @@ def add_block(
     e: int,
     end: int,
     pivot: Any,
-    way: int,
+    chained: bool,
 ) -> int:
     """Add the pieces of a block to the lanes; return the number of its values."""
     count, pivots = 0, np.full(LANES, pivot)
     while count < BLOCK and e + count < end:
         values = piece(x, c, channels, inner, e + count, end)
-        add_squares(s, q, values, pivots, way)
+        add_squares(s, q, values, pivots, chained)
         count += len(values)
     return count
 
 
 def planes_moments(
-    first: int, last: int, parts: Stat, x: Data, inner: int, segment_len: int, way: int
+    first: int, last: int, parts: Stat, x: Data, inner: int, segment_len: int, chained: bool
 ) -> None:
     """Take the moments of segments; task = segment * channels + channel."""
     channels = parts.shape[2]
@@ -234,20 +225,17 @@ def planes_moments(
         k, c = task // channels, task % channels
         e, end = k * segment_len, min((k + 1) * segment_len, count)
         values = piece(x, c, channels, inner, e, end)[:LANES]
-        state = 0.0, first_pivot(values, way), 0.0, 0.0
+        state = 0.0, first_pivot(values, chained), 0.0, 0.0
         scale = first_scale(values, state[1])
         while e < end:
-            block_way = way if fits(scale) else WIDE
+            short = chained and fits(scale)
             block = x, c, channels, inner, e, end, state[1]
-            added = add_block(s, q, *block, block_way)
+            added = add_block(s, q, *block, short)
             block_s, block_q = fold(s), fold(q)
-            if block_way != WIDE and not np.isfinite(block_q):  # a square left float32's range
-                block_way = WIDE
-                add_block(s, q, *block, WIDE)
+            if short and not np.isfinite(block_q):  # a square left the range of float32
+                add_block(s, q, *block, False)
                 block_s, block_q = fold(s), fold(q)
-            if block_way == SQUARES:
-                block_s -= added * state[1]
-            state = flush(state, block_s, block_q, added, x, way)
+            state = flush(state, block_s, block_q, added, x, chained)
             scale = state[3] / state[0]
             e += added
         parts[k, 0, c], parts[k, 1, c], parts[k, 2, c], parts[k, 3, c] = close(state)
@@ -256,7 +244,9 @@ def planes_moments(
 # Rows: every column of the virtual matrix is one sequential sum
 
 
-def rows_moments(first: int, last: int, parts: Stat, x: Data, segment_rows: int, way: int) -> None:
+def rows_moments(
+    first: int, last: int, parts: Stat, x: Data, segment_rows: int, chained: bool
+) -> None:
     """Take the moments of segments; task = segment * strips + strip."""
     width = parts.shape[2]
     strips = max(width // STRIP, 1)
@@ -265,8 +255,8 @@ def rows_moments(first: int, last: int, parts: Stat, x: Data, segment_rows: int,
         j1 = width if task % strips == strips - 1 else j0 + STRIP
         begin, end = k * segment_rows, min((k + 1) * segment_rows, -(-len(x) // width))
         middle = longer(len(x), width, j0, j1, end)
-        strip_moments(parts[k, :, j0:middle], x[j0:], width, begin, end, way)
-        strip_moments(parts[k, :, middle:j1], x[middle:], width, begin, end - 1, way)
+        strip_moments(parts[k, :, j0:middle], x[j0:], width, begin, end, chained)
+        strip_moments(parts[k, :, middle:j1], x[middle:], width, begin, end - 1, chained)
 
 
 def longer(size: int, width: int, j0: int, j1: int, end: int) -> int:
@@ -283,7 +273,7 @@ def lines(x: Data, width: int, columns: int, row: int, stop: int) -> Data:
     return values
 
 
-def strip_moments(parts: Stat, x: Data, width: int, begin: int, end: int, way: int) -> None:
+def strip_moments(parts: Stat, x: Data, width: int, begin: int, end: int, chained: bool) -> None:
     """Take the moments of the first columns of x, whose rows from `begin` to `end` are whole."""
     columns = parts.shape[1]
     if columns == 0:
@@ -293,22 +283,20 @@ def strip_moments(parts: Stat, x: Data, width: int, begin: int, end: int, way: i
     parts[:] = 0.0
     for j in range(columns if begin < end else 0):
         values = x[begin * width + j : end * width : width][:PIVOT_ROWS]
-        pivots[j] = first_pivot(values, way)
+        pivots[j] = first_pivot(values, chained)
         scales[j] = first_scale(values, pivots[j])
     for block in range(begin, end, ROW_BLOCK):
         stop = min(block + ROW_BLOCK, end)
         for row in range(block, stop, CHAIN):
             values = lines(x, width, columns, row, min(row + CHAIN, stop))
-            add_squares(s, q, values, pivots, way)
+            add_squares(s, q, values, pivots, chained)
         for j in range(columns):
-            if way != WIDE and not (fits(scales[j]) and np.isfinite(q[j])):
+            if chained and not (fits(scales[j]) and np.isfinite(q[j])):
                 s[j] = q[j] = 0.0
                 values = lines(x[j:], width, 1, block, stop)
-                add_squares(s[j : j + 1], q[j : j + 1], values, pivots[j : j + 1], WIDE)
-            elif way == SQUARES:
-                s[j] -= (stop - block) * pivots[j]
+                add_squares(s[j : j + 1], q[j : j + 1], values, pivots[j : j + 1], False)
             n[j], pivots[j], sums[j], squares[j] = flush(
-                (n[j], pivots[j], sums[j], squares[j]), s[j], q[j], stop - block, x, way
+                (n[j], pivots[j], sums[j], squares[j]), s[j], q[j], stop - block, x, chained
             )
             scales[j] = squares[j] / n[j]
         s[:] = 0.0

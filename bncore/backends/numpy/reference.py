@@ -31,8 +31,7 @@ from bncore.backends.partition import (
     Stat,
     computed_in,
     geometry,
-    gradient_sums,
-    moment_sums,
+    in_chains,
     unfused_gradient,
 )
 
@@ -134,16 +133,16 @@ def gradient_coefficients(
 @np.errstate(all="ignore")
 def moments(mean: Stat, m2: Stat, x: Data, n_threads: int, float64_sums: bool = False) -> None:
     """Write the mean of every channel, and the sum of squared deviations from it."""
-    geo, sums = geometry(*x.shape), moment_sums(x, float64_sums)
+    geo, chained = geometry(*x.shape), in_chains(x, float64_sums)
     if isinstance(geo, Planes):
         planes = x.reshape(geo.outer, geo.channels, geo.inner)
         for group in channel_groups(geo):
-            total = planes_moments(planes[:, group], geo, sums)
+            total = planes_moments(planes[:, group], geo, chained)
             mean[group], m2[group] = total.pivot + total.offset, total.m2
     else:
         columns = Partial(*np.empty((4, geo.width)))
         for strip, rows in column_strips(geo):
-            columns[strip] = rows_moments(x.reshape(-1), geo, strip, rows, sums)
+            columns[strip] = rows_moments(x.reshape(-1), geo, strip, rows, chained)
         total = merge_columns(columns, geo)
         mean[:], m2[:] = total.pivot + total.offset, total.m2
 
@@ -160,14 +159,14 @@ def grad_sums(
     n_threads: int,
 ) -> None:
     """Write sum(dy) and sum(dy * xhat) of every channel."""
-    geo, sums = geometry(*x.shape), gradient_sums(x)
+    geo, chained = geometry(*x.shape), in_chains(x)
     invstd = inverse_std(var, eps)
     if isinstance(geo, Planes):
         shape = geo.outer, geo.channels, geo.inner
         for group in channel_groups(geo):
             g, values = dy.reshape(shape)[:, group], x.reshape(shape)[:, group]
             sum_dy[group], sum_dy_xhat[group] = planes_grad_sums(
-                g, values, mean[group], invstd[group], geo, sums
+                g, values, mean[group], invstd[group], geo, chained
             )
     else:
         means, invstds = (np.tile(v.repeat(geo.inner), geo.repeat) for v in (mean, invstd))
@@ -175,10 +174,10 @@ def grad_sums(
         for strip, rows in column_strips(geo):
             g, values = dy.reshape(-1), x.reshape(-1)
             a[strip], b[strip] = rows_grad_sums(
-                g, values, means[strip], invstds[strip], geo, strip, rows, sums
+                g, values, means[strip], invstds[strip], geo, strip, rows, chained
             )
         sum_dy[:], sum_dy_xhat[:] = add_columns(a, geo), add_columns(b, geo)
-    sum_dy_xhat[:] = scaled(sum_dy_xhat, sum_dy, mean, invstd, sums)
+    sum_dy_xhat[:] = scaled(sum_dy_xhat, sum_dy, mean, invstd, chained)
 
 
 @np.errstate(all="ignore")

@@ -27,26 +27,25 @@ from bncore.backends.partition import (
     Planes,
     Rows,
     Stat,
-    Sums,
 )
 
 LEAST, MOST = 2.0**-80, 2.0**80  # the mean square of deviations whose squares float32 can hold
 
-# add(channels, pivots, sums) adds a block of these channels: s and q of its x - pivot.
-Add: TypeAlias = Callable[[Any, Stat, Sums], tuple[Stat, Stat]]
+# add(channels, pivots, chained) adds a block of these channels: s and q of its x - pivot.
+Add: TypeAlias = Callable[[Any, Stat, bool], tuple[Stat, Stat]]
 
 
 # The running state: pivot, flush, rebase, merge
 
 
-def storable(pivot: Stat, x: Data, sums: Sums) -> Stat:
-    """Round pivots to numbers of x's type, except for wide sums."""
-    if sums is Sums.WIDE:
+def storable(pivot: Stat, x: Data, chained: bool) -> Stat:
+    """Round pivots to numbers of x's type if x - pivot is computed in float32."""
+    if not chained:
         return pivot
     return computed(stored(pivot.astype(np.float32), x.dtype)).astype(np.float64)
 
 
-def first_pivot(values: Stat, x: Data, sums: Sums) -> Stat:
+def first_pivot(values: Stat, x: Data, chained: bool) -> Stat:
     """Return the mean of the first values, (k, channels), as the pivot, or 0 if it is not finite.
 
     Differences from the first value keep the digits of a mean that is far from zero.
@@ -54,7 +53,7 @@ def first_pivot(values: Stat, x: Data, sums: Sums) -> Stat:
     total = np.zeros_like(values[0])
     for i in range(1, len(values)):
         total += values[i] - values[0]
-    pivot = storable(values[0] + total / len(values), x, sums)
+    pivot = storable(values[0] + total / len(values), x, chained)
     return np.where(np.isfinite(pivot), pivot, 0.0)
 
 
@@ -63,7 +62,7 @@ class Running:
     """(n, p, S, Q) of every channel or column: S = sum of x - p, Q = sum of (x - p)**2."""
 
     x: Data
-    sums: Sums
+    chained: bool
     n: Stat
     p: Stat
     s: Stat
@@ -71,27 +70,24 @@ class Running:
     scale: Stat  # the mean square of x - p so far
 
     @classmethod
-    def start(cls, x: Data, sums: Sums, values: Data) -> Running:
+    def start(cls, x: Data, chained: bool, values: Data) -> Running:
         """Start without values; the first ones, (k, channels), give the pivot and the scale."""
         first = values.astype(np.float64)
-        pivot = first_pivot(first, x, sums)
+        pivot = first_pivot(first, x, chained)
         total = np.zeros_like(pivot)
         for value in first:
             total += (value - pivot) * (value - pivot)
-        zeros = (np.zeros_like(pivot) for _ in range(3))
-        n, s, q = zeros
-        return cls(x, sums, n, pivot, s, q, total / len(first))
+        n, s, q = (np.zeros_like(pivot) for _ in range(3))
+        return cls(x, chained, n, pivot, s, q, total / len(first))
 
     def add_block(self, add: Add, count: int) -> None:
-        """Add a block of `count` values; channels whose squares float32 cannot hold, wide."""
-        s, q = add(slice(None), self.p, self.sums)
-        if self.sums is Sums.SQUARES:  # s is the sum of x itself
-            s -= count * self.p
-        if self.sums is not Sums.WIDE:
+        """Add a block of `count` values; those whose squares float32 cannot hold, in float64."""
+        s, q = add(slice(None), self.p, self.chained)
+        if self.chained:
             fits = (self.scale >= LEAST) & (self.scale <= MOST) & np.isfinite(q)
             others = np.flatnonzero(~fits)
             if len(others) > 0:
-                s[others], q[others] = add(others, self.p[others], Sums.WIDE)
+                s[others], q[others] = add(others, self.p[others], False)
         self.flush(s, q, count)
         self.scale = self.q / self.n
 
@@ -104,7 +100,7 @@ class Running:
         self.s += s
         self.q += q
         self.n += count
-        p = storable(self.p + self.s / self.n, self.x, self.sums)
+        p = storable(self.p + self.s / self.n, self.x, self.chained)
         moved = np.isfinite(p)
         t = p - self.p
         nt = self.n * t
@@ -166,24 +162,24 @@ class Partial:
 # Moments
 
 
-def planes_moments(x: Data, geo: Planes, sums: Sums) -> Partial:
+def planes_moments(x: Data, geo: Planes, chained: bool) -> Partial:
     """Compute the statistics of these channels; x is (outer, channels, inner), inner >= LANES."""
-    total = planes_segment(x, geo, 0, sums)
+    total = planes_segment(x, geo, 0, chained)
     for k in range(1, geo.n_segments):
-        total = total.merge(planes_segment(x, geo, k, sums))
+        total = total.merge(planes_segment(x, geo, k, chained))
     return total
 
 
-def planes_segment(x: Data, geo: Planes, segment: int, sums: Sums) -> Partial:
+def planes_segment(x: Data, geo: Planes, segment: int, chained: bool) -> Partial:
     """Compute the statistics of one segment of these channels."""
     (first, *_), _ = next(blocks(geo, segment))
-    state = Running.start(x, sums, first.of(x, slice(None))[:, :LANES].T)
+    state = Running.start(x, chained, first.of(x, slice(None))[:, :LANES].T)
     for block, count in blocks(geo, segment):
 
-        def add(channels: Any, pivots: Stat, sums: Sums) -> tuple[Stat, Stat]:
+        def add(channels: Any, pivots: Stat, chained: bool) -> tuple[Stat, Stat]:
             s = q = np.zeros((len(pivots), LANES))
             for piece in block:  # noqa: B023 - it is called before the next block comes
-                terms = deviations(piece.of(x, channels), pivots[:, np.newaxis], sums)
+                terms = deviations(piece.of(x, channels), pivots[:, np.newaxis], chained)
                 s, q = add_to_lanes(s, terms[0]), add_to_lanes(q, terms[1])
             return fold(s), fold(q)
 
@@ -191,25 +187,22 @@ def planes_segment(x: Data, geo: Planes, segment: int, sums: Sums) -> Partial:
     return state.partial()
 
 
-def deviations(values: Data, pivots: Stat, sums: Sums) -> tuple[Data, Data]:
+def deviations(values: Data, pivots: Stat, chained: bool) -> tuple[Data, Data]:
     """Return the terms of s and q: float64 ones, or float32 ones for chains."""
-    if sums is Sums.WIDE:
-        d = values - pivots
-        return d, d * d
-    d = values - pivots.astype(np.float32)
-    return d if sums is Sums.BOTH else values.astype(np.float64), d * d
+    d = values - (pivots.astype(np.float32) if chained else pivots)
+    return d, d * d
 
 
-def rows_moments(x: Data, geo: Rows, columns: slice, rows: int, sums: Sums) -> Partial:
+def rows_moments(x: Data, geo: Rows, columns: slice, rows: int, chained: bool) -> Partial:
     """Compute the statistics of these columns of the virtual matrix; x is flat."""
-    total = rows_segment(x, geo, columns, 0, rows, sums)
+    total = rows_segment(x, geo, columns, 0, rows, chained)
     for k in range(1, geo.n_segments):
-        total = total.merge(rows_segment(x, geo, columns, k, rows, sums))
+        total = total.merge(rows_segment(x, geo, columns, k, rows, chained))
     return total
 
 
 def rows_segment(
-    x: Data, geo: Rows, columns: slice, segment: int, rows: int, sums: Sums
+    x: Data, geo: Rows, columns: slice, segment: int, rows: int, chained: bool
 ) -> Partial:
     """Compute the statistics of one segment of these columns, which have so many rows."""
     begin, end = geo.segment(segment)
@@ -217,13 +210,13 @@ def rows_segment(
     if begin == end:  # there is only the short row, and they lack it
         return Partial(*np.zeros((4, columns.stop - columns.start)))
     first = virtual_rows(x, geo, columns, begin, min(begin + PIVOT_ROWS, end))
-    state = Running.start(x, sums, first)
+    state = Running.start(x, chained, first)
     for row in range(begin, end, ROW_BLOCK):
         stop = min(row + ROW_BLOCK, end)
         values = virtual_rows(x, geo, columns, row, stop)
 
-        def add(which: Any, pivots: Stat, sums: Sums) -> tuple[Stat, Stat]:
-            terms = deviations(values[:, which], pivots, sums)  # noqa: B023 - as above
+        def add(which: Any, pivots: Stat, chained: bool) -> tuple[Stat, Stat]:
+            terms = deviations(values[:, which], pivots, chained)  # noqa: B023 - as above
             zero = np.zeros_like(pivots)
             return add_rows(zero, terms[0]), add_rows(zero, terms[1])
 
