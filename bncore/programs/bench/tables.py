@@ -52,7 +52,8 @@ def milliseconds(seconds: float) -> str:
 def kind(case: Case) -> str:
     """Return all fields of a case except shape and layout, in words."""
     dtype = "" if case.dtype == "float32" else f", {case.dtype}"
-    return f"{case.operation}{dtype}{RETURNED[case.output]}, {counted(case.threads)}"
+    cold = ", cold caches" if case.caches == "cold" else ""
+    return f"{case.operation}{dtype}{RETURNED[case.output]}{cold}, {counted(case.threads)}"
 
 
 def counted(threads: int) -> str:
