@@ -96,6 +96,15 @@ def test_who_was_refused_is_told_once():
     ]
 
 
+def test_where_peers_are_ahead_each_of_the_bncore_with_its_instructions():
+    rows = rows_of((TINY, "bncore", 4.0), (TINY, "PyTorch", 5.0), (TINY, "JAX", 3.0),
+                   (TINY, "bncore, AVX2", 6.0), (TINY, "PyTorch, AVX2", 5.0),
+                   (TINY, "bncore, output given", 1.0))  # fmt: skip
+    rows += rows_of((replace(TINY, threads=2), "PyTorch", 1.0))  # bncore was not timed there
+    lines = tables.peers_ahead(rows).lines
+    assert [line[1:3] for line in lines] == [["JAX", "0.75"], ["PyTorch, AVX2", "0.83"]]
+
+
 ABOUT = promises.About(["pair"], "train")
 SMALL, DENSE = Case("train", (1, 16, 4, 4)), Case("train", (16, 256))
 

@@ -97,7 +97,7 @@ def description(shape: tuple[int, ...], strides: tuple[int, ...], dtype: Any) ->
     PyTorch gives the description of a plain tensor; the other strides are put in the place of its.
     """
     example = torch.zeros(shape, dtype=dtype).to_mkldnn()
-    layout = torch.ops.mkldnn._get_mkldnn_serialized_md(example).numpy().copy()
+    layout: Array = torch.ops.mkldnn._get_mkldnn_serialized_md(example).numpy().copy()
     words = layout[: layout.size // 8 * 8].view(np.int64)
     n, plain = len(shape), strides_of(shape)
     places = [i for i in range(words.size - n) if tuple(words[i : i + n]) == plain]

@@ -145,7 +145,7 @@ def array_of(made: Any, p: Problem) -> Array:
     if made.ndim > 1:
         made = made.movedim(1, p.axis)
     if made.dtype == torch.bfloat16:
-        array = made.contiguous().view(torch.int16).numpy().view(numpy_dtype("bfloat16"))
+        array: Array = made.contiguous().view(torch.int16).numpy().view(numpy_dtype("bfloat16"))
     else:
         array = made.numpy()
     return array.reshape(p.memory_shape) if made.ndim > 1 else array
