@@ -15,14 +15,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import report
 from bncore.programs.bench import promises, tables
 from bncore.programs.bench.command import progress_bar
 from bncore.programs.bench.plan import parse
 from bncore.programs.bench.results import Results
 from bncore.programs.bench.run import run
 
-PAGE = report.ROOT / "docs" / "benchmarks.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 TURNS = 5
 
 
@@ -77,6 +76,8 @@ def main() -> None:
     if options.measure:
         results.write(options.measure)
         return
+    import report  # here, so that the workers' processes, which import this module, do not load it
+
     report.write_data(results, results.resident(), "judged.csv", "judged_promises.csv")
     report.write_between_markers(PAGE, text(results), "judged")
 
