@@ -40,7 +40,9 @@ class Operations:
     def __init__(self, run: Run) -> None:
         self.run = run
 
-    def moments(self, mean: Stat, m2: Stat, x: Data, n_threads: int) -> None:
+    def moments(
+        self, mean: Stat, m2: Stat, x: Data, n_threads: int, float64_sums: bool = False
+    ) -> None:
         """Write the mean of every channel, and the sum of squares about it."""
         geo, threads = geometry(*x.shape), useful(n_threads, x.size)
         if isinstance(geo, Planes):

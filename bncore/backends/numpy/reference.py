@@ -132,7 +132,7 @@ def gradient_coefficients(
 
 
 @np.errstate(all="ignore")
-def moments(mean: Stat, m2: Stat, x: Data, n_threads: int) -> None:
+def moments(mean: Stat, m2: Stat, x: Data, n_threads: int, float64_sums: bool = False) -> None:
     """Write the mean of every channel, and the sum of squared deviations from it."""
     geo = geometry(*x.shape)
     if isinstance(geo, Planes):
