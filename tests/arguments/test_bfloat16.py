@@ -140,13 +140,13 @@ def test_arrays_that_have_to_agree(backend):
     x, half = np.ones((4, 3), BFLOAT16), np.ones((4, 3), np.float16)
     ones = np.ones(3)
     for other in (half, x.astype(np.float32)):
-        with pytest.raises(TypeError, match="^out: expected bfloat16, got float"):
+        with pytest.raises(TypeError, match=r"^out: expected bfloat16, got float"):
             bncore.batch_norm_infer(x, ones, ones, out=other)
-        with pytest.raises(TypeError, match="^residual: expected bfloat16, got float"):
+        with pytest.raises(TypeError, match=r"^residual: expected bfloat16, got float"):
             bncore.batch_norm_train(x, residual=other)
-        with pytest.raises(TypeError, match="^dy: expected bfloat16, got float"):
+        with pytest.raises(TypeError, match=r"^dy: expected bfloat16, got float"):
             bncore.grad_sums(other, x, bncore.moments(x))
-    with pytest.raises(TypeError, match="^out: expected float16, got bfloat16"):
+    with pytest.raises(TypeError, match=r"^out: expected float16, got bfloat16"):
         bncore.batch_norm_infer(half, ones, ones, out=x)
     with pytest.raises(ValueError, match=r"^negative_slope: expected .* to 3.40282e\+38, got 1e"):
         bncore.batch_norm_train(x, activation="leaky_relu", negative_slope=1e39)

@@ -176,7 +176,7 @@ def test_mean_and_variance_have_the_dtype_of_x(backend, rng, dtype):
 def test_sums_in_another_dtype_are_refused(asked):
     x = np.ones((4, 3), np.float32)
     for call in (bncore.moments, bncore.mean_var, bncore.stream_moments):
-        with pytest.raises(TypeError, match="^dtype: expected None or float64, got "):
+        with pytest.raises(TypeError, match=r"^dtype: expected None or float64, got "):
             call(x, dtype=asked)
-    with pytest.raises(TypeError, match="^dtype: expected None or float64, got "):
+    with pytest.raises(TypeError, match=r"^dtype: expected None or float64, got "):
         bncore.merged_moments([bncore.moments(x)], dtype=asked)
