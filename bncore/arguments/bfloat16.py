@@ -16,7 +16,7 @@ QUIET = np.uint32(0x0040)  # this bit of a bfloat16 NaN keeps it from becoming i
 FIRST_REGISTERED = 256  # NumPy numbers the dtypes that other libraries register from here on
 
 
-class _Private(np.void):
+class _Private(np.void):  # type: ignore[misc]
     """Two bytes that are a bfloat16."""
 
 

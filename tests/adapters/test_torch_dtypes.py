@@ -267,9 +267,7 @@ def test_forward_over_reverse():
 
     def gradient(x, weight):
         loss = lambda *a: (  # noqa: E731
-            bncore.torch.batch_norm(
-                a[0], None, None, a[1], None, True, activation="relu"
-            )
+            bncore.torch.batch_norm(a[0], None, None, a[1], None, True, activation="relu")
             .double()
             .square()
             .sum()
