@@ -103,8 +103,8 @@ class Alone(Bncore):
     """
 
     def can(self, case: Case) -> bool:
-        """Take part where something is fused."""
-        return case.operation in FUSED
+        """Take part where something is fused, and steps of 16 bits do not round in between."""
+        return case.operation in FUSED and ITEM_BYTES[case.dtype] > 2
 
     def call(self, case: Case, p: Problem) -> Call:
         """Call without activation and residual; backward takes dy times the derivative."""

@@ -32,9 +32,10 @@ class Torch:
     def can(self, case: Case) -> bool:
         """Take everything except the halves of the gradient; statistics have no given output.
 
-        Those of 16-bit values come in 16 bits, which is another operation than bncore's.
+        Statistics of 16-bit values come in 16 bits, and separate steps round in between: these are
+        other operations than bncore's.
         """
-        if case.operation in ("moments", "mean_var"):
+        if case.operation in ("moments", "mean_var", *FUSED):
             return ITEM_BYTES[case.dtype] > 2
         return case.operation not in ("grad_sums", "grad_input")
 
