@@ -232,6 +232,14 @@ static inline ALWAYS_INLINE void store_many_f16(uint16_t *to, const float *from,
     for (; l + 16 <= n; l += 16)
         _mm256_storeu_si256((void *)(to + l),
                             _mm512_cvtps_ph(_mm512_loadu_ps(from + l), _MM_FROUND_TO_NEAREST_INT));
+#else
+    /* In one store, since a load of both halves would have to wait for two. */
+    for (; l + 16 <= n; l += 16)
+        _mm256_storeu_si256(
+            (void *)(to + l),
+            _mm256_set_m128i(
+                _mm256_cvtps_ph(_mm256_loadu_ps(from + l + 8), _MM_FROUND_TO_NEAREST_INT),
+                _mm256_cvtps_ph(_mm256_loadu_ps(from + l), _MM_FROUND_TO_NEAREST_INT)));
 #endif
     for (; l < n; l += 8)
         _mm_storeu_si128((void *)(to + l),
