@@ -288,20 +288,31 @@ static inline ALWAYS_INLINE uint16_t store_f16(float value)
     return (uint16_t)store_f16_by_integers(value);
 }
 
+/* These two are not inlined: they are so long that the kernels would become three times as large. */
+static __attribute__((noinline, unused)) void load_8_f16(float *to, const uint16_t *from)
+{
+    uint32_t wide[8];
+    widen_many(wide, from, 8);
+#pragma omp simd
+    for (int l = 0; l < 8; l++) to[l] = load_f16_by_integers(wide[l]);
+}
+
+static __attribute__((noinline, unused)) void store_8_f16(uint16_t *to, const float *from)
+{
+    uint32_t wide[8];
+#pragma omp simd
+    for (int l = 0; l < 8; l++) wide[l] = store_f16_by_integers(from[l]);
+    narrow_many(to, wide, 8);
+}
+
 static inline ALWAYS_INLINE void load_many_f16(float *to, const uint16_t *from, int n)
 {
-    uint32_t wide[MOST_MANY];
-    widen_many(wide, from, n);
-#pragma omp simd
-    for (int l = 0; l < n; l++) to[l] = load_f16_by_integers(wide[l]);
+    for (int l = 0; l < n; l += 8) load_8_f16(to + l, from + l);
 }
 
 static inline ALWAYS_INLINE void store_many_f16(uint16_t *to, const float *from, int n)
 {
-    uint32_t wide[MOST_MANY];
-#pragma omp simd
-    for (int l = 0; l < n; l++) wide[l] = store_f16_by_integers(from[l]);
-    narrow_many(to, wide, n);
+    for (int l = 0; l < n; l += 8) store_8_f16(to + l, from + l);
 }
 
 #endif
