@@ -102,7 +102,7 @@ def errors(
 ) -> dict[str, float]:
     """Return the largest error of the outputs of each dtype, in its ulp; NaN counts as infinite.
 
-    Outputs like x have x's dtype; those per channel have the parameters' dtype, or x's (`mean_var`).
+    Outputs like x have its dtype; those per channel that of the parameters, or of x (`mean_var`).
     """
     worst: dict[str, float] = {}
     for output, (exact, magnitude) in zip(outputs, expected, strict=True):
