@@ -102,16 +102,12 @@ void check_like(const char *name, const Tensor &given, const Tensor &x)
 
 /* ---- threads ---- */
 
-/* PyTorch's own parallel loop: the threads that just ran a convolution run this too. Each claims one task after the
- * other, so that a thread which the system has put aside delays one task and not its whole share. A call inside a
- * parallel region runs on its own thread. */
-void torch_parallel_for(void *, int64_t tasks, int32_t threads, void (*task)(void *, int64_t),
-                        void *arg)
+/* PyTorch's own parallel loop: the threads that just ran a convolution run this too. Each takes one stretch of
+ * neighbouring tasks, the same one in every call. A call inside a parallel region runs on its own thread. */
+void torch_parallel_for(void *, int64_t tasks, int32_t, void (*task)(void *, int64_t), void *arg)
 {
-    std::atomic<int64_t> next{0};
-    const int64_t claimants = std::min<int64_t>(tasks, threads);
-    at::parallel_for(0, claimants, 1, [&](int64_t, int64_t) {
-        for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) task(arg, i);
+    at::parallel_for(0, tasks, 1, [task, arg](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; i++) task(arg, i);
     });
 }
 
