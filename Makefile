@@ -113,7 +113,7 @@ bench: build $(VENV)/.suite ## times single operations in pytest-benchmark; BENC
 bench-peers: build $(VENV)/.suite $(VENV)/.peers ## times single operations of bncore and of every peer (installs them)
 	$(BENCH) --peers all --threads 1,2 $(BENCH_ARGS)
 
-bench-torch: build $(VENV)/.suite $(VENV)/.torch ## times bncore.torch against PyTorch: steps of a layer and of a ResNet-50 (installs it); BENCH_ARGS=--write for docs/pytorch.md
+bench-torch: build $(VENV)/.suite $(VENV)/.torch ## times bncore.torch against PyTorch: steps of a layer and of whole networks (installs it); BENCH_ARGS=--write for docs/pytorch.md
 	$(PY) benchmarks/torch_step.py $(BENCH_ARGS)
 	$(PY) benchmarks/torch_model.py $(BENCH_ARGS)
 
