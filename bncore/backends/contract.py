@@ -4,10 +4,15 @@ A backend is a module with these names.  It checks no arguments, because `bncore
 has checked them before.
 
 x, dy, y, dx are C-contiguous, aligned, native-endian arrays of shape (outer, channels, inner), not
-empty, all of one dtype, float32 or float64.  mean, var, m2, sum_dy, sum_dy_xhat are C-contiguous
-float64 arrays of shape (channels,); so are weight and bias, which may also be None.  eps >= 0,
-n_threads >= 1.  Outputs come first and are written in place.  y may be the same memory as x or a
-residual, and dx the same as x, dy or a residual.
+empty, all of one dtype: float64, float32, float16, or uint16, which stands for the bits of
+bfloat16.  mean, var, m2, sum_dy, sum_dy_xhat are C-contiguous float64 arrays of shape (channels,);
+so are weight and bias, which may also be None.  eps >= 0, n_threads >= 1.  Outputs come first and
+are written in place.  y may be the same memory as x or a residual, and dx the same as x, dy or a
+residual.
+
+Elementwise arithmetic is float64 for float64 data and float32 for all others.  What is stored in 16
+bits is rounded from float32, to nearest, ties to even; subnormal numbers are kept, and NaN stays
+NaN.
 
 All backends give the same bits, for any number of threads; `docs/numerics.md` states the order of
 operations.
@@ -20,8 +25,8 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-# (outer, channels, inner), float32 or float64
-Data: TypeAlias = npt.NDArray[np.floating[Any]]
+# (outer, channels, inner), float64, float32, float16 or uint16
+Data: TypeAlias = npt.NDArray[Any]
 # (channels,), float64
 Stat: TypeAlias = npt.NDArray[np.float64]
 
@@ -30,9 +35,9 @@ class Fusion(Protocol):
     """The operations fused with batch norm: y = activation(z), z = bn(x) + residual.
 
     z <= 0 is the negative side: there relu gives 0, and leaky relu gives slope * z with the slope
-    rounded to x's dtype.  NaN counts as the positive side.  Backward computes z again by the same
-    operations.  In every formula it replaces dy by g, which is 0 or slope * dy on the negative side
-    and dy on the positive side.
+    rounded to the type of the arithmetic.  NaN counts as the positive side.  Backward computes z
+    again by the same operations.  In every formula it replaces dy by g, which is 0 or slope * dy on
+    the negative side and dy on the positive side, rounded to x's dtype.
     """
 
     @property
@@ -41,7 +46,7 @@ class Fusion(Protocol):
 
     @property
     def slope(self) -> float:
-        """Return the slope of "leaky_relu", which is finite in x's dtype."""
+        """Return the slope of "leaky_relu", which is finite in the type of the arithmetic."""
 
     @property
     def residual(self) -> Data | None:
@@ -63,8 +68,14 @@ class Backend(Protocol):
     def name(self) -> str:
         """Return "native", "numba" or "numpy"."""
 
-    def moments(self, mean: Stat, m2: Stat, x: Data, n_threads: int, /) -> None:
-        """Compute the mean and the sum of squared deviations of every channel."""
+    def moments(
+        self, mean: Stat, m2: Stat, x: Data, n_threads: int, float64_sums: bool = False, /
+    ) -> None:
+        """Compute the mean and the sum of squared deviations of every channel.
+
+        float64_sums adds up all terms in float64, where data of 16 bits would otherwise be added
+        up in short chains of float32.  It changes nothing for other data.
+        """
 
     def normalize(
         self,
@@ -167,10 +178,11 @@ class FastPath(Protocol):
 
     A public function calls its fast function first.  If every argument is already canonical, the
     fast function computes the result of the public function.  An argument is canonical if it is an
-    exact, aligned, native-endian ndarray of float32 or float64 in a memory order that needs no
-    copy, an exact int or float, or None where None is allowed.  If an argument is not canonical,
-    the fast function returns None before it writes anything.  `bncore.arguments` then checks the
-    same arguments, and converts them or raises.  So every rule about arguments stands in one place.
+    exact, aligned, native-endian ndarray of float32, float64, float16 or bfloat16 (with its own
+    dtype) in a memory order that needs no copy, an exact int or float, or None where None is
+    allowed.  If an argument is not canonical, the fast function returns None before it writes
+    anything.  `bncore.arguments` then checks the same arguments, and converts them or raises.  So
+    every rule about arguments stands in one place.
 
     `moments` are passed as their three fields.  The returned `mean` and `m2`, or `sum_dy` and
     `sum_dy_xhat`, are new, read-only arrays.
@@ -252,7 +264,7 @@ class FastPath(Protocol):
         """Compute `batch_norm_infer_backward`; return dx, dweight and dbias."""
 
     def fast_moments(
-        self, x: object, axis: object, n_threads: int, /
+        self, x: object, axis: object, n_threads: int, float64_sums: bool, /
     ) -> tuple[int, Stat, Stat] | None:
         """Compute `moments`; return count, mean and m2."""
 
@@ -305,9 +317,16 @@ class FastPath(Protocol):
         """Compute `grad_input`."""
 
     def fast_mean_var(
-        self, x: object, axis: object, correction: object, keepdims: object, n_threads: int, /
+        self,
+        x: object,
+        axis: object,
+        correction: object,
+        keepdims: object,
+        n_threads: int,
+        float64_sums: bool,
+        /,
     ) -> tuple[Any, Any] | None:
-        """Compute `mean_var`; return mean and variance."""
+        """Compute `mean_var`; return mean and variance, in float64 with `float64_sums`."""
 
     def fast_running(
         self,

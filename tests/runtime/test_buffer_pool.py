@@ -146,7 +146,9 @@ def test_small_arrays_given_outputs_and_bad_input_are_not_the_pools(rng):
     x = large(rng)
     out = np.empty_like(x)
     assert bncore.batch_norm_train(x, out=out)[0] is out
-    with pytest.raises(TypeError, match="x: expected float32 or float64, got int64"):
+    with pytest.raises(
+        TypeError, match="x: expected float16, bfloat16, float32 or float64, got int64"
+    ):
         bncore.batch_norm_train(np.ones(LARGE, np.int64))
     with pytest.raises(ValueError, match="weight"):
         bncore.batch_norm_train(x, np.ones(3))
