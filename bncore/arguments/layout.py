@@ -43,6 +43,12 @@ def dtype_of(array: npt.NDArray[Any]) -> np.dtype[Any]:
     return found
 
 
+def has_dtype(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> bool:
+    """Tell whether an array has this dtype of x, in any byte order."""
+    found = native_dtype(array.dtype)
+    return found is not None and found == dtype  # NumPy takes None for float64
+
+
 def memory_order(array: npt.NDArray[Any]) -> tuple[int, ...]:
     """Return the axes, slowest in memory first; this is the order that NumPy's order="K" keeps.
 

@@ -155,7 +155,7 @@ class Problem:
         array = memory_of(data_array(name, value))
         if array.shape != self.shape:
             raise ValueError(f"{name}: expected shape {self.shape}, got {array.shape}")
-        if layout.native_dtype(array.dtype) != self.dtype:
+        if not layout.has_dtype(array, self.dtype):
             raise TypeError(f"{name}: expected {self.dtype}, got {array.dtype}")
         return array
 
@@ -258,7 +258,7 @@ class Problem:
     ) -> Array:
         """Return the memory of an output, which must be one of `itself` or overlap no input."""
         array = writable_array(name, value)
-        if layout.native_dtype(array.dtype) != self.dtype:
+        if not layout.has_dtype(array, self.dtype):
             raise TypeError(f"{name}: expected {self.dtype}, got {array.dtype}")
         if array.shape != self.shape:
             raise ValueError(f"{name}: expected shape {self.shape}, got {array.shape}")

@@ -191,7 +191,7 @@ class MicroBatches:
     def _piece(self, x: npt.ArrayLike) -> Array:
         """Return a piece as an array, which must have the first piece's dtype."""
         array = data_array("x", x)
-        if self._dtype is not None and layout.dtype_of(array) != self._dtype:
+        if self._dtype is not None and not layout.has_dtype(array, self._dtype):
             raise TypeError(f"x: expected {self._dtype} as in the first piece, got {array.dtype}")
         return array
 

@@ -88,9 +88,8 @@ def mean_var(
     keepdims : bool, default False
         Keep the reduced axes, with size 1.
     dtype : None or numpy.float64, default None
-        The dtype of the results, and what the values are summed in.  With None the results have x's
-        dtype, and are summed as in `moments`.  With float64 they are float64 and summed in float64,
-        which takes longer.
+        The dtype of the results, and what 16-bit values are summed in, as in `moments`.  With None
+        the results have x's dtype, as NumPy's.
     n_threads : int, optional
         The largest number of threads to use; `get_num_threads()` by default.
 
