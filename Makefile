@@ -52,7 +52,7 @@ BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyprojec
 .DELETE_ON_ERROR:
 .PHONY: help demo test bench bench-peers bench-torch bench-jax bench-onnxruntime test-torch test-jax \
 	test-onnxruntime test-frameworks coverage lint format \
-	test-without-native test-freethreaded sanitize fuzz sdist-check check-kernels counts report study build clean
+	test-without-native test-freethreaded sanitize fuzz sdist-check check-kernels counts report judge study build clean
 
 help: ## prints this list, as `make` alone does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -125,6 +125,9 @@ bench-jax: build $(VENV)/.suite $(VENV)/.jax ## times bncore.jax against the for
 
 report: build $(VENV)/.suite $(VENV)/.peers ## measures, and writes the README, docs/benchmarks.md and its pictures
 	$(PY) benchmarks/report.py $(REPORT_ARGS)
+
+judge: build $(VENV)/.suite $(VENV)/.torch ## measures float32 and 16 bits against PyTorch, and writes docs/benchmarks.md; JUDGE_ARGS=--other-torch=PYTHON
+	$(PY) benchmarks/judge.py $(JUDGE_ARGS)
 
 study: build $(VENV)/.study ## trains with and without batch norm, and writes docs/study and its pictures
 	$(PY) -m bncore study --write docs/study $(STUDY_ARGS)

@@ -21,7 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--peers",
         default=",".join(LIGHT),
-        help=f"who: all, or some of {', '.join(peers.PEERS)} ({', '.join(LIGHT)})",
+        help=f"who: all, or some of {', '.join(peers.IN_PROCESS)} ({', '.join(LIGHT)})",
     )
 
 
@@ -68,7 +68,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     option = metafunc.config.getoption
     named = option("peers")
-    keys = list(peers.PEERS) if named == "all" else named.split(",")
+    keys = list(peers.IN_PROCESS) if named == "all" else named.split(",")
     made = [
         Case(operation, shape, layout, "float32", int(threads), output)
         for shape in shapes(option("full"))
@@ -106,14 +106,14 @@ def measure(benchmark) -> Callable[[Case, str], None]:
                 p.clear(case)
                 call = peer.call(case, p)
                 outputs = peer.arrays(case, call(), p)
-                ulp = check.error(outputs, reference(case.operation, case.place), p)
-                check.assert_right(peer.exact, case, ulp)
+                errors = check.errors(outputs, reference(case.operation, case.place), p)
+                check.assert_right(peer.exact, case, errors)
                 benchmark.name = f"{peer.name}, {case.output}"
                 benchmark.group = label(case).replace(f" {case.output}", "")
                 benchmark(call)
         except peers.Unavailable as reason:
             pytest.skip(str(reason))
-        note(benchmark, case, ulp)
+        note(benchmark, case, check.of_data(errors, case.dtype))
 
     return run
 

@@ -31,7 +31,6 @@ from bncore.programs.bench.tables import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
-BEGIN, END = "<!-- report:begin -->", "<!-- report:end -->"
 DATA = ROOT / "docs" / "data"
 PICTURES = {
     "overview.png": "Time of other libraries in times of bncore's: mean, worst and best shape",
@@ -143,32 +142,33 @@ def write_csv(path: Path, head: Sequence[str], lines: Iterable[Sequence[object]]
         writer.writerows(lines)
 
 
-def write_data(results: Results, resident: int) -> None:
+def write_data(results: Results, resident: int, rows: str, kept: str) -> None:
     """Keep every row and every promise where a program can read it."""
     DATA.mkdir(exist_ok=True)
-    head = ["operation", "shape", "layout", "dtype", "output", "threads", "peer"]
+    head = ["operation", "shape", "layout", "dtype", "output", "caches", "threads", "peer"]
     head += ["median_us", "low_us", "high_us", "gb_per_s", "limit_share", "ulp"]
     lines = [
         [r.case.operation, named(r.case.shape), r.case.layout, r.case.dtype, r.case.output]
-        + [r.case.threads, r.peer]
+        + [r.case.caches, r.case.threads, r.peer]
         + [f"{seconds * 1e6:.4g}" for seconds in (r.median, r.low, r.high)]
         + [f"{value:.3g}" for value in (r.gb_per_s, r.limit_share, r.ulp)]
         for r in results.rows
         if not r.refused
     ]
-    write_csv(DATA / "benchmarks.csv", head, lines)
+    write_csv(DATA / rows, head, lines)
     made = promises.table(promises.judged(results.rows, resident))
     plain = [[cell.strip("*") for cell in line] for line in made.lines]
-    write_csv(DATA / "promises.csv", made.head, plain)
+    write_csv(DATA / kept, made.head, plain)
 
 
-def write_between_markers(path: Path, text: str) -> None:
+def write_between_markers(path: Path, text: str, name: str = "report") -> None:
     """Replace what stands between the markers of a page."""
+    begin, end = (f"<!-- {name}:{word} -->" for word in ("begin", "end"))
     old = path.read_text(encoding="utf-8")
-    marked = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+    marked = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
     if not marked.search(old):
-        sys.exit(f"{path} has no markers {BEGIN} and {END}")
-    path.write_text(marked.sub(lambda _: f"{BEGIN}\n\n{text}\n\n{END}", old), encoding="utf-8")
+        sys.exit(f"{path} has no markers {begin} and {end}")
+    path.write_text(marked.sub(lambda _: f"{begin}\n\n{text}\n\n{end}", old), encoding="utf-8")
 
 
 def measure(arguments: list[str]) -> tuple[Results, dict[str, Any]]:
@@ -208,7 +208,7 @@ def main() -> None:
     resident = results.resident()
     IMAGES.mkdir(exist_ok=True)
     drawn = [path.name for path in draw(results, IMAGES)]
-    write_data(results, resident)
+    write_data(results, resident, "benchmarks.csv", "promises.csv")
     write_between_markers(ROOT / "README.md", caption(results))
     text = page(results, figured, resident, drawn)
     write_between_markers(ROOT / "docs" / "benchmarks.md", text)

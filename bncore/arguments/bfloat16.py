@@ -16,18 +16,26 @@ QUIET = np.uint32(0x0040)  # this bit of a bfloat16 NaN keeps it from becoming i
 FIRST_REGISTERED = 256  # NumPy numbers the dtypes that other libraries register from here on
 
 
+class _Private(np.void):  # type: ignore[misc]
+    """Two bytes that are a bfloat16."""
+
+
+# bfloat16 within bncore, for an adapter that must work where ml_dtypes is missing.  The functions
+# take it, and return it where they return the dtype of an argument.  No array of it leaves bncore.
+PRIVATE: np.dtype[Any] = np.dtype((_Private, 2))
+
+
 def is_bfloat16(dtype: np.dtype[Any]) -> bool:
     """Tell whether this is bfloat16, in any byte order."""
-    return (
-        dtype.kind == "V"
-        and dtype.itemsize == 2
-        and dtype.num >= FIRST_REGISTERED
-        and dtype.name == "bfloat16"
-    )
+    if dtype.kind != "V" or dtype.itemsize != 2:
+        return False
+    return dtype.type is _Private or (dtype.num >= FIRST_REGISTERED and dtype.name == "bfloat16")
 
 
 def in_native_order(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Return a dtype in native byte order."""
+    if dtype.type is _Private:
+        return PRIVATE
     return np.dtype(dtype.type) if is_bfloat16(dtype) else dtype.newbyteorder("=")
 
 

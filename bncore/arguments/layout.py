@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bncore.arguments.bfloat16 import bits, is_bfloat16
+from bncore.arguments.bfloat16 import bits, in_native_order, is_bfloat16
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 
@@ -27,7 +27,7 @@ def native_dtype(dtype: np.dtype[Any]) -> np.dtype[Any] | None:
     """Return a dtype of x in native byte order, or None if x cannot have this dtype."""
     known = NATIVE_DTYPES.get(dtype.char)
     if known is None and is_bfloat16(dtype):
-        return np.dtype(dtype.type)
+        return in_native_order(dtype)
     return known
 
 

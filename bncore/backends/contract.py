@@ -186,7 +186,15 @@ class FastPath(Protocol):
 
     `moments` are passed as their three fields.  The returned `mean` and `m2`, or `sum_dy` and
     `sum_dy_xhat`, are new, read-only arrays.
+
+    `in_float32` and `store_float32` convert canonical arrays, much faster than NumPy does it.
     """
+
+    def in_float32(self, values: Data, /) -> Data:
+        """Return values of 16 bits as a new array of float32."""
+
+    def store_float32(self, to: Data, values: Data, /) -> None:
+        """Round float32 to `to`, which has 16 bits and the same size."""
 
     def fast_train(
         self,

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from bncore.arguments import bfloat16
 from bncore.arguments.float_environment import silent_arithmetic
+from bncore.backends import current
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 
@@ -22,6 +23,9 @@ def in_float32(values: Array) -> Array:
     """Return values of 16 bits as new float32, which is exact, and any other array itself."""
     if values.dtype.itemsize != 2:
         return values
+    fast = current().fast
+    if fast is not None:
+        return fast.in_float32(values)
     with silent_arithmetic():
         if values.dtype == np.uint16:
             return bfloat16.as_float32(values)
@@ -31,6 +35,10 @@ def in_float32(values: Array) -> Array:
 def store(to: Array, values: Array) -> None:
     """Write results to their place, rounded once if it has 16 bits and they are float32."""
     if to is values:
+        return
+    fast = current().fast
+    if fast is not None:
+        fast.store_float32(to, values)
         return
     with silent_arithmetic():
         if to.dtype == np.uint16:

@@ -14,11 +14,11 @@ static void NAME(grad_input_coefs)(void *coef, int64_t stride, int64_t n,
 #pragma omp simd
     for (int64_t c = 0; c < n; c++) {
         const double shift = -(sum_dy[c] / count);
-        a_[c] = (ACC)(weight ? weight[c] * invstd[c] : invstd[c]);
-        hi[c] = (ACC)mean[c];
-        k_[c] = (ACC)(-invstd[c] * (sum_dy_xhat[c] / count));
+        a_[c] = NAME(coefficient)(weight ? weight[c] * invstd[c] : invstd[c]);
+        hi[c] = NAME(coefficient)(mean[c]);
+        k_[c] = NAME(coefficient)(-invstd[c] * (sum_dy_xhat[c] / count));
         const double lo = mean[c] - (double)hi[c];
-        shift_[c] = (ACC)(lo == 0.0 ? shift : shift - lo * (double)k_[c]);
+        shift_[c] = NAME(coefficient)(lo == 0.0 ? shift : shift - lo * (double)k_[c]);
     }
 }
 
@@ -28,7 +28,8 @@ static void NAME(grad_frozen_coefs)(void *coef, int64_t n, const double *restric
 {
     ACC *restrict a = coef;
 #pragma omp simd
-    for (int64_t c = 0; c < n; c++) a[c] = (ACC)(weight ? weight[c] * invstd[c] : invstd[c]);
+    for (int64_t c = 0; c < n; c++)
+        a[c] = NAME(coefficient)(weight ? weight[c] * invstd[c] : invstd[c]);
 }
 
 /* The gradients by z of WIDTH values. Without an activation the coefficients hi and shift may be missing. */

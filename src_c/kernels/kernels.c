@@ -23,7 +23,8 @@ enum {
     FIELDS_normalize = NORMALIZE_FIELDS,
     FIELDS_grad_input = GRAD_INPUT_FIELDS,
     FIELDS_grad_frozen = GRAD_FROZEN_FIELDS,
-    AHEAD = 65536 /* rows: bytes from the current values to those that are prefetched */
+    STREAM_AHEAD = 4096, /* bytes, for inputs of 16 bits while the output is streamed */
+    AHEAD = 65536        /* rows: bytes from the current values to those that are prefetched */
 };
 
 /* Rows: the sums s and q of STRIP columns in the current block. */

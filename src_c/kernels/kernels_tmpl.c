@@ -1,8 +1,11 @@
 /* All kernels for one storage type. kernels.c defines T, the type of the arithmetic (ACC) and NAME(), and includes
  * this file once per type. NAME(load), NAME(store) and the like are in storage.h. */
 
-/* Elementwise kernels compute so many values at once. */
-enum { NAME(WIDTH) = LINE / sizeof(ACC) };
+enum {
+    NAME(WIDTH) = LINE / sizeof(ACC), /* elementwise kernels compute so many values at once */
+    NAME(IN_LINE) = LINE / sizeof(T), /* values of a line */
+    NAME(PARTS) = NAME(IN_LINE) / NAME(WIDTH) /* of a line: WIDTH values each */
+};
 
 /* The order matters: each uses those before it. */
 #include "activation_tmpl.c"

@@ -10,10 +10,10 @@ NAME(normalize_fields)(ACC *restrict hi, ACC *restrict scale, ACC *restrict shif
 {
 #pragma omp simd
     for (int64_t c = 0; c < n; c++) {
-        hi[c] = (ACC)mean[c];
-        scale[c] = (ACC)(weight ? weight[c] * invstd[c] : invstd[c]);
+        hi[c] = NAME(coefficient)(mean[c]);
+        scale[c] = NAME(coefficient)(weight ? weight[c] * invstd[c] : invstd[c]);
         const double lo = mean[c] - (double)hi[c], b = bias ? bias[c] : 0.0;
-        shift[c] = (ACC)(lo == 0.0 ? b : b - lo * (double)scale[c]);
+        shift[c] = NAME(coefficient)(lo == 0.0 ? b : b - lo * (double)scale[c]);
     }
 }
 

@@ -4,7 +4,11 @@
  *
  * load and store convert one value. load_many, store_many and round_many convert n values, where n is a constant and a
  * multiple of 8, at most MOST_MANY; round_many replaces values by what a load of their store gives. Templates use these in vector loops:
- * GCC vectorizes the integer arithmetic, but not the conversions that F16C has, which are intrinsics here. */
+ * GCC vectorizes the integer arithmetic, but not the conversions that F16C has, which are intrinsics here.
+ *
+ * store_many and round_many of bfloat16 do not look for NaNs, which would take a third of their time. They expect that a
+ * NaN has a lower half of 0. Arithmetic gives no other NaN where its operands have none: values of bfloat16 have none, and
+ * coefficients are made by coefficient_bf16. */
 #ifndef BNCORE_STORAGE_H
 #define BNCORE_STORAGE_H
 
@@ -36,7 +40,7 @@ static inline ALWAYS_INLINE float float_of(uint32_t bits)
 /* ---- 16 bits to 32, and back where they fit ----
  *
  * With AVX-512, GCC's vectors of 16-bit values are too wide for a line of 32-bit values, and it would pass the values
- * through memory. With AVX2 it would mask values that fit. */
+ * through memory. With AVX2 it would take values apart that are loaded as one vector, and mask values that fit. */
 
 static inline ALWAYS_INLINE void widen_many(uint32_t *to, const uint16_t *from, int n)
 {
@@ -45,6 +49,11 @@ static inline ALWAYS_INLINE void widen_many(uint32_t *to, const uint16_t *from, 
     for (; l + 16 <= n; l += 16)
         _mm512_storeu_si512(to + l,
                             _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(from + l))));
+#endif
+#if defined(__AVX2__)
+    for (; l + 8 <= n; l += 8)
+        _mm256_storeu_si256((void *)(to + l),
+                            _mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)(from + l))));
 #endif
 #pragma omp simd
     for (int i = l; i < n; i++) to[i] = from[i];
@@ -95,6 +104,29 @@ BNCORE_STORED_AS_IS(float, f32)
 BNCORE_STORED_AS_IS(double, f64)
 #undef BNCORE_STORED_AS_IS
 
+/* ---- coefficients: a double in the type of the arithmetic ---- */
+
+static inline ALWAYS_INLINE float coefficient_f32(double value)
+{
+    return (float)value;
+}
+
+static inline ALWAYS_INLINE double coefficient_f64(double value)
+{
+    return value;
+}
+
+static inline ALWAYS_INLINE float coefficient_f16(double value)
+{
+    return (float)value;
+}
+
+/* Every NaN becomes the same, whose lower half is 0. */
+static inline ALWAYS_INLINE float coefficient_bf16(double value)
+{
+    return value == value ? (float)value : float_of(0x7FC00000);
+}
+
 /* ---- bfloat16: the upper half of a float32 ---- */
 
 static inline ALWAYS_INLINE float load_bf16(uint16_t stored)
@@ -102,11 +134,17 @@ static inline ALWAYS_INLINE float load_bf16(uint16_t stored)
     return float_of((uint32_t)stored << 16);
 }
 
-/* The bits of a float32 whose lower half is dropped by a store. */
+/* The bits of a float32 whose lower half is dropped by a store. A NaN with a lower half of 0 stays what it is; another one
+ * could become a number. */
+static inline ALWAYS_INLINE uint32_t rounded_number_bf16(float value)
+{
+    const uint32_t u = bits_of(value);
+    return u + 0x7FFF + (u >> 16 & 1);
+}
+
 static inline ALWAYS_INLINE uint32_t rounded_bf16(float value)
 {
-    const uint32_t u = bits_of(value), even = u >> 16 & 1;
-    return value == value ? u + 0x7FFF + even : u | 0x00400000;
+    return value == value ? rounded_number_bf16(value) : bits_of(value) | 0x00400000;
 }
 
 static inline ALWAYS_INLINE uint16_t store_bf16(float value)
@@ -126,14 +164,14 @@ static inline ALWAYS_INLINE void store_many_bf16(uint16_t *to, const float *from
 {
     uint32_t wide[MOST_MANY];
 #pragma omp simd
-    for (int l = 0; l < n; l++) wide[l] = rounded_bf16(from[l]) >> 16;
+    for (int l = 0; l < n; l++) wide[l] = rounded_number_bf16(from[l]) >> 16;
     narrow_many(to, wide, n);
 }
 
 static inline ALWAYS_INLINE void round_many_bf16(float *values, int n)
 {
 #pragma omp simd
-    for (int l = 0; l < n; l++) values[l] = float_of(rounded_bf16(values[l]) & 0xFFFF0000);
+    for (int l = 0; l < n; l++) values[l] = float_of(rounded_number_bf16(values[l]) & 0xFFFF0000);
 }
 
 /* ---- float16 ---- */
@@ -194,6 +232,14 @@ static inline ALWAYS_INLINE void store_many_f16(uint16_t *to, const float *from,
     for (; l + 16 <= n; l += 16)
         _mm256_storeu_si256((void *)(to + l),
                             _mm512_cvtps_ph(_mm512_loadu_ps(from + l), _MM_FROUND_TO_NEAREST_INT));
+#else
+    /* In one store, since a load of both halves would have to wait for two. */
+    for (; l + 16 <= n; l += 16)
+        _mm256_storeu_si256(
+            (void *)(to + l),
+            _mm256_set_m128i(
+                _mm256_cvtps_ph(_mm256_loadu_ps(from + l + 8), _MM_FROUND_TO_NEAREST_INT),
+                _mm256_cvtps_ph(_mm256_loadu_ps(from + l), _MM_FROUND_TO_NEAREST_INT)));
 #endif
     for (; l < n; l += 8)
         _mm_storeu_si128((void *)(to + l),
@@ -242,20 +288,31 @@ static inline ALWAYS_INLINE uint16_t store_f16(float value)
     return (uint16_t)store_f16_by_integers(value);
 }
 
+/* These two are not inlined: they are so long that the kernels would become three times as large. */
+static __attribute__((noinline, unused)) void load_8_f16(float *to, const uint16_t *from)
+{
+    uint32_t wide[8];
+    widen_many(wide, from, 8);
+#pragma omp simd
+    for (int l = 0; l < 8; l++) to[l] = load_f16_by_integers(wide[l]);
+}
+
+static __attribute__((noinline, unused)) void store_8_f16(uint16_t *to, const float *from)
+{
+    uint32_t wide[8];
+#pragma omp simd
+    for (int l = 0; l < 8; l++) wide[l] = store_f16_by_integers(from[l]);
+    narrow_many(to, wide, 8);
+}
+
 static inline ALWAYS_INLINE void load_many_f16(float *to, const uint16_t *from, int n)
 {
-    uint32_t wide[MOST_MANY];
-    widen_many(wide, from, n);
-#pragma omp simd
-    for (int l = 0; l < n; l++) to[l] = load_f16_by_integers(wide[l]);
+    for (int l = 0; l < n; l += 8) load_8_f16(to + l, from + l);
 }
 
 static inline ALWAYS_INLINE void store_many_f16(uint16_t *to, const float *from, int n)
 {
-    uint32_t wide[MOST_MANY];
-#pragma omp simd
-    for (int l = 0; l < n; l++) wide[l] = store_f16_by_integers(from[l]);
-    narrow_many(to, wide, n);
+    for (int l = 0; l < n; l += 8) store_8_f16(to + l, from + l);
 }
 
 #endif

@@ -35,6 +35,22 @@ static inline ALWAYS_INLINE void NAME(copy)(T *to, const T *from)
     for (int l = 0; l < NAME(WIDTH); l++) to[l] = from[l];
 }
 
+/* Read inputs of 16 bits ahead, which the processor does not do early enough: a vector of theirs is half as long as one of
+ * the arithmetic. */
+static inline ALWAYS_INLINE void NAME(fetch_ahead)(NAME(values) v, int fused)
+{
+    if (NAME(PARTS) == 1) return;
+    fetch(v.x, STREAM_AHEAD, LEVEL_1);
+    if (fused & BACKWARD) fetch(v.dy, STREAM_AHEAD, LEVEL_1);
+}
+
+/* Let values pass the caches by: a whole line, or one part of it, whose other parts are expected before or behind. */
+static inline ALWAYS_INLINE void NAME(stream_parts)(T *dst, const T *values, int parts)
+{
+    const int part = NAME(WIDTH) * (int)sizeof(T);
+    for (int p = 0; p < parts; p++) stream(dst + p * NAME(WIDTH), values + p * NAME(WIDTH), part);
+}
+
 /* How many values lie between p and the next start of a line. */
 static inline int64_t NAME(to_line)(const T *p)
 {
@@ -76,12 +92,21 @@ static inline ALWAYS_INLINE void NAME(stream_runs)(T *dst, NAME(values) v, int64
                     coef, stride);
     for (int64_t c = 0; c < runs; c++, end += len) {
         ACC k[COEF_FIELDS];
-        T values[NAME(WIDTH)], next[NAME(WIDTH)];
+        T values[NAME(IN_LINE)], next[NAME(WIDTH)];
         for (int f = 0; f < fields; f++) k[f] = coef[f * stride + c];
-        for (; i + NAME(WIDTH) <= end; i += NAME(WIDTH)) {
-            if (fused & RESIDUAL) fetch(v.r + i, ahead, ONCE);
+        while (i + NAME(WIDTH) <= end) {
+            if ((i - first) % NAME(IN_LINE) == 0)
+                for (; i + NAME(IN_LINE) <= end; i += NAME(IN_LINE)) {
+                    if (fused & RESIDUAL) fetch(v.r + i, ahead, ONCE);
+                    NAME(fetch_ahead)(NAME(values_at)(v, i, fused), fused);
+                    for (int p = 0; p < NAME(IN_LINE); p += NAME(WIDTH))
+                        compute(values + p, NAME(values_at)(v, i + p, fused), k, 1, 0, fused);
+                    NAME(stream_parts)(dst + i, values, NAME(PARTS));
+                }
+            if (NAME(PARTS) == 1 || i + NAME(WIDTH) > end) break;
             compute(values, NAME(values_at)(v, i, fused), k, 1, 0, fused);
-            stream(dst + i, values, sizeof values);
+            NAME(stream_parts)(dst + i, values, 1);
+            i += NAME(WIDTH);
         }
         if (i == end || c == runs - 1) continue;
         if (fused & RESIDUAL) fetch(v.r + i, ahead, ONCE);
@@ -90,7 +115,7 @@ static inline ALWAYS_INLINE void NAME(stream_runs)(T *dst, NAME(values) v, int64
         const int here = (int)(end - i);
 #pragma omp simd
         for (int l = 0; l < NAME(WIDTH); l++) values[l] = l < here ? values[l] : next[l];
-        stream(dst + i, values, sizeof values);
+        NAME(stream_parts)(dst + i, values, 1);
         i += NAME(WIDTH);
     }
     if (i < runs * len)
@@ -133,8 +158,8 @@ static inline ALWAYS_INLINE void NAME(walk_planes)(const bncore_arrays *arrays, 
     if (arrays->stream) stream_end();
 }
 
-/* Write `rows` rows whose width is a multiple of WIDTH, WIDTH columns at a time, so that their coefficients are loaded
- * once for all rows. */
+/* Write `rows` rows whose width is a multiple of WIDTH (streamed: of a line), so many columns at a time, so that their
+ * coefficients are loaded once for all rows. */
 static inline ALWAYS_INLINE void NAME(walk_columns)(const bncore_arrays *arrays, int64_t at,
                                                     const ACC *coef, int64_t stride, int64_t cols,
                                                     int rows, int streamed,
@@ -142,15 +167,17 @@ static inline ALWAYS_INLINE void NAME(walk_columns)(const bncore_arrays *arrays,
 {
     const NAME(values) values = NAME(values_at)(NAME(values_of)(arrays), at, fused);
     T *dst = (T *)arrays->dst + at;
-    for (int64_t j = 0; j < cols; j += NAME(WIDTH)) {
-        T tile[ROW_TILE][NAME(WIDTH)];
-        for (int r = 0; r < rows; r++)
-            compute(tile[r], NAME(values_at)(values, r * cols + j, fused), coef + j, stride, 1,
-                    fused);
+    const int width = streamed ? NAME(IN_LINE) : NAME(WIDTH);
+    for (int64_t j = 0; j < cols; j += width) {
+        T tile[ROW_TILE][NAME(IN_LINE)];
+        for (int p = 0; p < width; p += NAME(WIDTH))
+            for (int r = 0; r < rows; r++)
+                compute(tile[r] + p, NAME(values_at)(values, r * cols + j + p, fused), coef + j + p,
+                        stride, 1, fused);
         for (int r = 0; r < rows; r++) {
             T *to = dst + r * cols + j;
             if (streamed)
-                stream(to, tile[r], sizeof tile[r]);
+                NAME(stream_parts)(to, tile[r], NAME(PARTS));
             else
                 NAME(copy)(to, tile[r]);
         }
@@ -182,13 +209,23 @@ static inline ALWAYS_INLINE void NAME(walk_on)(const bncore_arrays *arrays, int6
     const NAME(values) v = NAME(values_of)(arrays);
     T *dst = arrays->dst;
     int64_t i = first, column = first % cols;
-    for (; i + NAME(WIDTH) <= all; i += NAME(WIDTH)) {
-        T values[NAME(WIDTH)];
-        compute(values, NAME(values_at)(v, i, fused), coef + column, stride, 1, fused);
+    const int width = streamed ? NAME(IN_LINE) : NAME(WIDTH);
+    for (; i + width <= all; i += width) {
+        T values[NAME(IN_LINE)];
+        if (streamed) NAME(fetch_ahead)(NAME(values_at)(v, i, fused), fused);
+        for (int p = 0; p < width; p += NAME(WIDTH)) {
+            compute(values + p, NAME(values_at)(v, i + p, fused), coef + column, stride, 1, fused);
+            column += NAME(WIDTH);
+            column -= column >= cols ? cols : 0;
+        }
         if (streamed)
-            stream(dst + i, values, sizeof values);
+            NAME(stream_parts)(dst + i, values, NAME(PARTS));
         else
             NAME(copy)(dst + i, values);
+    }
+    if (streamed && all - i >= NAME(WIDTH)) {
+        compute(dst + i, NAME(values_at)(v, i, fused), coef + column, stride, 1, fused);
+        i += NAME(WIDTH);
         column += NAME(WIDTH);
         column -= column >= cols ? cols : 0;
     }

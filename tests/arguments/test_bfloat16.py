@@ -108,6 +108,24 @@ def test_gradients_are_rounded_once(backend, dtype):
         np.testing.assert_array_equal(got.astype(np.float64), expected.astype(np.float64))
 
 
+@pytest.mark.parametrize("strided", [False, True])
+def test_the_dtype_of_adapters_needs_no_ml_dtypes(backend, rng, strided):
+    """The same bits as with ml_dtypes' dtype, in results of the private one."""
+    x = rng.standard_normal((6, 4, 5)).astype(BFLOAT16)
+    weight, mean, var = rng.random((3, 4)).astype(BFLOAT16)
+    results = []
+    for dtype in (BFLOAT16, bfloat16.PRIVATE):
+        given = x.view(dtype)[:, :, ::2] if strided else x.view(dtype)
+        parameters = [a.copy().view(dtype) for a in (weight, mean, var)]
+        y, moments = bncore.batch_norm_train(given, parameters[0], residual=given)
+        dx, dweight, _ = bncore.batch_norm_train_backward(y, given, moments, parameters[0])
+        bncore.update_running_stats(*parameters[1:], moments)
+        results.append((y, dx, dweight, *parameters))
+    for a, b in zip(*results, strict=True):
+        assert (a.dtype, b.dtype) == (BFLOAT16, bfloat16.PRIVATE)
+        assert np.array_equal(bfloat16.bits(a), bfloat16.bits(b))
+
+
 def test_other_dtypes_of_ml_dtypes_are_refused(backend):
     for name in ("float8_e4m3fn", "float8_e5m2"):
         x = np.ones((4, 3), getattr(ml_dtypes, name))

@@ -113,17 +113,18 @@ static void check_load(const storage *s, uint32_t first)
     }
 }
 
-static void check_store(const storage *s, const uint32_t from[MANY])
+static void check_store(const storage *s, uint32_t from[MANY])
 {
     float values[MANY];
     uint16_t to[MANY];
+    for (int l = 0; l < MANY; l++)
+        same(s, "the store", from[l], s->store(float_of(from[l])), stored(s, from[l]));
+    /* Arithmetic gives no other NaN. */
+    for (int l = 0; l < MANY; l++)
+        if (isnan(float_of(from[l]))) from[l] = (from[l] | 0x00400000) & 0xFFFF0000;
     for (int l = 0; l < MANY; l++) values[l] = float_of(from[l]);
     s->store_many(to, values);
-    for (int l = 0; l < MANY; l++) {
-        const uint32_t wanted = stored(s, from[l]);
-        same(s, "the store", from[l], s->store(values[l]), wanted);
-        same(s, "a store of many", from[l], to[l], wanted);
-    }
+    for (int l = 0; l < MANY; l++) same(s, "a store of many", from[l], to[l], stored(s, from[l]));
     s->round_many(values);
     for (int l = 0; l < MANY; l++)
         same(s, "the rounding", from[l], bits_of(values[l]), loaded(s, stored(s, from[l])));

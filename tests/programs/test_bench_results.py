@@ -96,6 +96,15 @@ def test_who_was_refused_is_told_once():
     ]
 
 
+def test_where_peers_are_ahead_each_of_the_bncore_with_its_instructions():
+    rows = rows_of((TINY, "bncore", 4.0), (TINY, "PyTorch", 5.0), (TINY, "JAX", 3.0),
+                   (TINY, "bncore, AVX2", 6.0), (TINY, "PyTorch, AVX2", 5.0),
+                   (TINY, "bncore, output given", 1.0))  # fmt: skip
+    rows += rows_of((replace(TINY, threads=2), "PyTorch", 1.0))  # bncore was not timed there
+    lines = tables.peers_ahead(rows).lines
+    assert [line[1:3] for line in lines] == [["JAX", "0.75"], ["PyTorch, AVX2", "0.83"]]
+
+
 ABOUT = promises.About(["pair"], "train")
 SMALL, DENSE = Case("train", (1, 16, 4, 4)), Case("train", (16, 256))
 
@@ -162,6 +171,29 @@ def test_a_share_compares_with_another_call_and_a_read(monkeypatch):
         assert verdict.figure.endswith("against other and a read") is and_read
 
 
+def test_another_instruction_set_of_bncore_is_compared_by_its_own_times(pair):
+    rows = rows_of((SMALL, "bncore", 1.0), (SMALL, "bncore, AVX2", 2.0), (SMALL, "PyTorch", 4.0))
+    promise = promises.Ratio(ABOUT, ["PyTorch"], 2.0, 1.0, "bncore, AVX2")
+    (verdict,) = promises.judged(rows, 0, [promise])
+    assert verdict.figure.startswith("bncore, AVX2: train")
+    assert verdict.worst == "2× at 1×16×4×4"
+
+
+@pytest.mark.parametrize(
+    ("mean", "worst", "kept"), [(0.4, 0.2, True), (0.5, 0.2, False), (0.4, 0.3, False)]
+)
+def test_the_reached_share_of_the_limit_counts_both_layouts(monkeypatch, mean, worst, kept):
+    monkeypatch.setitem(cases.SHAPES, "pair", [SMALL.shape])
+    rows = rows_of((SMALL, "bncore", 1.0), limit=0.8)
+    rows += rows_of((replace(SMALL, layout=LAST), "bncore", 1.0), limit=0.25)
+    about = replace(ABOUT, layout=promises.BOTH_LAYOUTS)
+    (verdict,) = promises.judged(rows, 0, [promises.Reach(about, mean, worst)])
+    assert (verdict.measured, verdict.worst) == ("0.447", "0.25 at 1×16×4×4")
+    assert verdict.kept is kept
+    two = [replace(row, case=replace(row.case, threads=2)) for row in rows]
+    assert not promises.judged(two, 0, [promises.Reach(about, mean, worst)])
+
+
 def test_distance_time_and_scaling(monkeypatch):
     monkeypatch.setitem(cases.SHAPES, "pair", [SMALL.shape])
     two = replace(SMALL, threads=2)
@@ -188,10 +220,16 @@ def test_distance_time_and_scaling(monkeypatch):
 
 
 def test_promises_name_what_is_measured():
-    standard = dict(plan.groups(plan.parse([])))
+    standard: dict[Case, list[str]] = {}
+    for words in ([], ["--judged"]):
+        for case, keys in plan.groups(plan.parse(words)):
+            standard.setdefault(case, []).extend(keys)
     named = {entry.name: key for key, entry in peers.PEERS.items()}
     for promise in promises.PROMISES:
-        others = getattr(promise, "against", [getattr(promise, "peer", "bncore")])
+        others = [
+            getattr(promise, "own", "bncore"),
+            *getattr(promise, "against", [getattr(promise, "peer", "bncore")]),
+        ]
         wanted = promise.about.cases(1)
         assert wanted
         for case in wanted:

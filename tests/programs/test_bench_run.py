@@ -12,12 +12,14 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bncore.programs.bench import (
     cases,
     command,
     host,
+    machine,
     overview,
     peers,
     pictures,
@@ -71,6 +73,7 @@ def test_options():
         ["--operations", "forward"],
         ["--threads", "0"],
         ["--threads", "two"],
+        ["--caches", "hot"],
     ],
 )
 def test_bad_options(words, capsys):
@@ -103,6 +106,18 @@ def test_standard_runs_measure_each_case_once_and_keep_arrays_together(words):
     changes = sum(a != b for a, b in pairwise(places))
     assert changes + 1 == len(set(places))
     assert all(case.output in cases.outputs_of(case.operation) for case in found)
+
+
+def test_the_judged_run_measures_both_instruction_sets_and_can_be_divided():
+    found = dict(plan.groups(options("--judged", "--shapes", "32x512x7x7", "--threads", "1")))
+    warm = Case("train", (32, 512, 7, 7))
+    assert set(found[warm]) == {"native", "avx2", "torch", "torch_avx2", "torch_onednn"}
+    assert set(found[replace(warm, caches="cold")]) == set(found[warm]) - {"torch_onednn"}
+    narrow = {"native", "wide", "torch", "torch_onednn"}
+    assert set(found[replace(warm, dtype="bfloat16")]) == narrow
+    assert {case.shape for case in found} == {warm.shape}
+    other = options("--judged", "--other-torch", sys.executable)
+    assert "torch_other" in dict(plan.groups(other))[warm]
 
 
 def test_a_case_of_two_sections_has_the_peers_of_both():
@@ -147,6 +162,19 @@ def test_a_turn_is_one_call_untimed_then_some_timed():
     assert worker.seconds_of_turn(lambda: calls.append(1)) < worker.SAMPLE
     assert len(calls) > worker.MOST_SAMPLES
     worker.settle()
+
+
+def test_with_cold_caches_a_large_array_is_written_before_each_call(monkeypatch):
+    log = []
+    monkeypatch.setattr(worker, "sweeper", lambda: lambda: log.append("sweep"))
+    assert worker.seconds_of_cold_turn(lambda: log.append("call")) > 0
+    assert log == ["call", *["sweep", "call"] * worker.COLD_SAMPLES]
+
+
+def test_the_instruction_set_of_a_worker_is_chosen_before_it_starts(monkeypatch):
+    monkeypatch.delenv("BNCORE_ISA", raising=False)
+    assert worker.environment("avx2", 1)["BNCORE_ISA"] == "avx2"
+    assert "BNCORE_ISA" not in worker.environment("native", 1)
 
 
 def test_what_the_environment_of_a_worker_says(monkeypatch):
@@ -218,6 +246,25 @@ def test_a_process_takes_its_turn_and_its_end_is_noticed():
     with pytest.raises(host.Failed, match="its process ended"):
         remote.answer()
     remote.close()
+
+
+def test_a_worker_under_a_named_interpreter_is_a_worker():
+    remote = host.Remote("numpy", 1, Path(sys.executable))
+    for case, least in ((TINY, 0), (replace(TINY, caches="cold"), 0)):
+        remote.post("prepare", case)
+        assert least <= remote.answer() < 1000
+        remote.post("turn")
+        assert 0 < remote.answer() < 1
+    assert remote.process.is_alive()
+    assert remote.process.exitcode is None
+    remote.close()
+    assert remote.process.exitcode == 0
+
+
+def test_an_interpreter_that_does_not_run_is_named():
+    with pytest.raises(peers.Unavailable, match="no-such-python has no torch"):
+        machine.version_elsewhere("torch", Path("no-such-python"))
+    assert machine.version_elsewhere("numpy", Path(sys.executable)) == np.__version__
 
 
 def test_a_tiny_run(tmp_path, capsys):

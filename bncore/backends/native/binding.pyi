@@ -32,6 +32,8 @@ train_backward = _backend.train_backward
 infer_backward = _backend.infer_backward
 
 _fast_path: FastPath
+in_float32 = _fast_path.in_float32
+store_float32 = _fast_path.store_float32
 fast_train = _fast_path.fast_train
 fast_train_backward = _fast_path.fast_train_backward
 fast_infer = _fast_path.fast_infer

@@ -116,3 +116,44 @@ cdef inline cnp.ndarray _rounded(cnp.ndarray values, int dtype):
     cdef cnp.ndarray rounded = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(values), cnp.PyArray_DIMS(values), _number(dtype), 0)
     _round(cnp.PyArray_DATA(rounded), _doubles(values), dtype, cnp.PyArray_SIZE(values))
     return rounded
+
+
+def in_float32(cnp.ndarray values):
+    """Return an array of float16, or of the bits of bfloat16, as new float32."""
+    cdef cnp.ndarray given = cnp.PyArray_GETCONTIGUOUS(values)
+    cdef cnp.ndarray wide = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(given), cnp.PyArray_DIMS(given), cnp.NPY_FLOAT, 0)
+    cdef const uint16_t *stored = <const uint16_t *>cnp.PyArray_DATA(given)
+    cdef float *to = <float *>cnp.PyArray_DATA(wide)
+    cdef bint is_float16 = cnp.PyArray_TYPE(given) == NPY_HALF
+    cdef cnp.npy_intp i, n = cnp.PyArray_SIZE(given)
+    cdef bncore_environment own
+    with nogil:
+        bncore_environment_enter(&own)
+        if is_float16:
+            for i in range(n):
+                to[i] = load_f16(stored[i])
+        else:
+            for i in range(n):
+                to[i] = load_bf16(stored[i])
+        bncore_environment_leave(&own)
+    return wide
+
+
+def store_float32(cnp.ndarray to, cnp.ndarray values):
+    """Round an array of float32 to float16 or to the bits of bfloat16; both are contiguous and of one size."""
+    cdef const float *given = <const float *>cnp.PyArray_DATA(values)
+    cdef uint16_t *stored = <uint16_t *>cnp.PyArray_DATA(to)
+    cdef bint is_float16 = cnp.PyArray_TYPE(to) == NPY_HALF
+    cdef cnp.npy_intp i, n = cnp.PyArray_SIZE(to)
+    cdef bncore_environment own
+    if not cnp.PyArray_IS_C_CONTIGUOUS(to) or not cnp.PyArray_IS_C_CONTIGUOUS(values) or cnp.PyArray_SIZE(values) != n:
+        raise ValueError("store_float32: expected contiguous arrays of one size")
+    with nogil:
+        bncore_environment_enter(&own)
+        if is_float16:
+            for i in range(n):
+                stored[i] = store_f16(given[i])
+        else:
+            for i in range(n):
+                stored[i] = store_bf16(given[i])
+        bncore_environment_leave(&own)

@@ -149,7 +149,7 @@ def times(shape: Shape, threads: int, calls: int) -> tuple[list[float], list[flo
 
     for number in numbers:
         p.clear(case)
-        check.assert_right(True, case, check.error((call(number)[0],), exact, p))
+        check.assert_right(True, case, check.errors((call(number)[0],), exact, p))
     taken: dict[int, list[float]] = {0: [], 1: []}
     while len(taken[1]) < calls:
         for place, number in enumerate(numbers):

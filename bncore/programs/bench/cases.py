@@ -23,7 +23,11 @@ LAYOUTS = ("channels first", "channels last")
 # Results go into preallocated memory, or into memory that the peer allocates: bncore takes it from
 # NumPy or from its buffer pool.  If nothing large is written, there is only one way.
 OUTPUTS = ("given", "returned", "pooled")
-DTYPES = ("float32", "float64")
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+ITEM_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
+# The arrays are in the caches from the call before as far as they fit, or a large array was written
+# between two calls.
+CACHES = ("warm", "cold")
 
 # Arrays of x's size that an operation must read or write once, whatever the algorithm.
 # add_relu is the end of a residual block in training, relu(bn(x) + residual); its backward reads
@@ -99,11 +103,12 @@ class Case:
     dtype: str = "float32"
     threads: int = 1
     output: str = OUTPUTS[0]
+    caches: str = CACHES[0]
 
     @property
     def x_bytes(self) -> int:
         """Size of x."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
     @property
     def minimal_bytes(self) -> int:
@@ -142,19 +147,18 @@ class Problem:
         ndim = len(self.shape)
         self.axes = tuple(a for a in range(ndim) if a != self.axis % ndim)
         rng = np.random.default_rng(0)
-        self.weight = rng.uniform(0.5, 2.0, channels).astype(self.dtype)
-        self.bias = rng.standard_normal(channels).astype(self.dtype)
+        # Beside 16-bit data parameters are float32, as in training with mixed precision.
+        wide = self.dtype if ITEM_BYTES[self.dtype] > 2 else "float32"
+        self.weight = rng.uniform(0.5, 2.0, channels).astype(wide)
+        self.bias = rng.standard_normal(channels).astype(wide)
         # Inference takes statistics as a model stores them, close to those of the batch.
-        self.running_mean: Array = np.full(channels, self.mean, self.dtype)
-        self.running_var: Array = np.full(channels, self.std**2, self.dtype)
+        self.running_mean: Array = np.full(channels, self.mean, wide)
+        self.running_var: Array = np.full(channels, self.std**2, wide)
 
     @cached_property
     def x(self) -> Array:
         """The input."""
-        x = _normal(self.memory_shape, self.dtype, 0)
-        x *= self.std
-        x += self.mean
-        return x
+        return _normal(self.memory_shape, self.dtype, 0, self.std, self.mean)
 
     @cached_property
     def dy(self) -> Array:
@@ -234,22 +238,36 @@ class Problem:
 
 def aligned(shape: Shape, dtype: str) -> Array:
     """Allocate an array that starts at a cache line."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
+    size = math.prod(shape) * ITEM_BYTES[dtype]
     memory = np.empty(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
-    return memory[start : start + size].view(dtype).reshape(shape)
+    return memory[start : start + size].view(numpy_dtype(dtype)).reshape(shape)
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """Return a dtype by its name; NumPy's bfloat16 comes from ml_dtypes."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return found
+    return np.dtype(name)
 
 
 @cache
-def _pool(dtype: str) -> Array:
+def _pool(dtype: str, std: float, mean: float) -> Array:
     """Make a prime number of normal values, so that planes and rows start at different values."""
-    return np.random.default_rng(0).standard_normal(4_194_319).astype(dtype)
+    wide = "float64" if dtype == "float64" else "float32"
+    pool = np.random.default_rng(0).standard_normal(4_194_319).astype(wide)
+    pool *= std
+    pool += mean
+    return pool.astype(numpy_dtype(dtype))
 
 
-def _normal(shape: Shape, dtype: str, first: int) -> Array:
+def _normal(shape: Shape, dtype: str, first: int, std: float = 1.0, mean: float = 0.0) -> Array:
     """Fill an array with the normal values of the pool, repeatedly, starting at `first`."""
     array = aligned(shape, dtype)
-    flat, pool = array.reshape(-1), _pool(dtype)
+    flat, pool = array.reshape(-1), _pool(dtype, std, mean)
     done = 0
     while done < flat.size:
         start = (first + done) % pool.size

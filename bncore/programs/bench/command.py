@@ -75,7 +75,7 @@ def show(results: Results) -> None:
     ordinary = [row for row in results.rows if row.case.shape not in SWEPT]
     found = [*tables.shape_tables(results.rows), tables.summary_table(ordinary)]
     found.append(promises.table(promises.judged(results.rows, results.resident())))
-    found.append(tables.refusals(results))
+    found += [tables.peers_ahead(results.rows), tables.refusals(results)]
     for table in found:
         if table.lines:
             screen.print("", table.rich())

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from random import Random
 from typing import Any
 
 from bncore.programs.bench import worker
 from bncore.programs.bench.cases import Case
 
+ELSEWHERE = Path(__file__).with_name("elsewhere.py")
 PATIENCE = 600.0  # seconds for an answer; compiling takes the longest
 
 
@@ -20,16 +23,19 @@ class Failed(Exception):
 
 
 class Remote:
-    """A worker in a process of its own."""
+    """A worker in a process of its own, under this Python or under the given interpreter."""
 
-    def __init__(self, key: str, threads: int) -> None:
+    def __init__(self, key: str, threads: int, python: Path | None = None) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(
-            target=worker.serve, args=(theirs, key, threads), name=f"{key}-{threads}", daemon=True
-        )
         with _environment(worker.environment(key, threads)):
-            self.process.start()
+            if python is None:
+                self.process: Any = context.Process(
+                    target=worker.serve, args=(theirs, key, threads), daemon=True
+                )
+                self.process.start()
+            else:
+                self.process = OtherPython(python, theirs.fileno(), key, threads)
         theirs.close()
 
     def post(self, name: str, *arguments: Any) -> None:
@@ -64,6 +70,32 @@ class Remote:
         if self.process.is_alive():
             self.process.kill()
         self.connection.close()
+
+
+class OtherPython:
+    """A worker's process under another interpreter, as `multiprocessing` shows its processes."""
+
+    def __init__(self, python: Path, descriptor: int, key: str, threads: int) -> None:
+        command = [str(python), str(ELSEWHERE), str(descriptor), key, str(threads)]
+        self.process = subprocess.Popen(command, pass_fds=[descriptor])
+
+    @property
+    def exitcode(self) -> int | None:
+        """Return the code that it ended with."""
+        return self.process.poll()
+
+    def is_alive(self) -> bool:
+        """Tell whether it runs."""
+        return self.process.poll() is None
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until it ends, or until the seconds are over."""
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout)
+
+    def kill(self) -> None:
+        """End it."""
+        self.process.kill()
 
 
 @contextmanager

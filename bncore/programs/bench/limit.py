@@ -9,9 +9,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import numpy as np
-
-from bncore.programs.bench.cases import LAYOUTS, Case
+from bncore.programs.bench.cases import ITEM_BYTES, LAYOUTS, Case
 
 TILE = 16  # with channels last, read at least this many neighbouring channels: a cache line
 
@@ -49,7 +47,7 @@ def slab_bytes(case: Case) -> int:
     n, channels, *spatial = case.shape
     values = n * math.prod(spatial)
     last = case.layout == LAYOUTS[1] or not spatial
-    return values * (min(TILE, channels) if last else 1) * np.dtype(case.dtype).itemsize
+    return values * (min(TILE, channels) if last else 1) * ITEM_BYTES[case.dtype]
 
 
 def passes(case: Case, cache: int) -> Passes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,24 @@ def facts(keys: tuple[str, ...]) -> dict[str, str]:
         except Unavailable:
             continue
     return made
+
+
+def version_elsewhere(package: str, python: Path) -> str:
+    """Return the version of a package that another interpreter would import.
+
+    Raises
+    ------
+    Unavailable
+        If it cannot be found.
+    """
+    program = f"from importlib.metadata import version; print(version({package!r}))"
+    try:
+        done = subprocess.run(
+            [str(python), "-I", "-c", program], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise Unavailable(f"{python} has no {package}: {error}") from None
+    return done.stdout.strip()
 
 
 def _processor() -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bncore.programs.bench.cases import (
     ARRAYS_MOVED,
+    CACHES,
     DTYPES,
     FUSED,
     LAYOUTS,
@@ -21,9 +22,10 @@ from bncore.programs.bench.cases import (
     layouts_of,
     outputs_of,
 )
-from bncore.programs.bench.peers import OTHERS, OWN, PEERS
+from bncore.programs.bench.peers import OTHER_PYTHON, OTHERS, OWN, PEERS
 
 NETWORKS = ("resnet50_n32", "mobilenet_v2_n16")
+NARROW_DTYPES = ("bfloat16", "float16")
 PARTS = ("infer_backward", "moments", "grad_sums", "grad_input")
 FUSED_OPERATIONS = tuple(FUSED)
 BESIDE_FUSED = (OWN, "torch", "compile", "alone")
@@ -41,6 +43,7 @@ class Section:
     outputs: Sequence[str] = OUTPUTS[:1]
     layouts: Sequence[str] = LAYOUTS
     dtypes: Sequence[str] = DTYPES[:1]
+    caches: Sequence[str] = CACHES[:1]
     peers: Sequence[str] = ()  # only these; all peers if it is empty
 
 
@@ -58,11 +61,27 @@ FULL = (
     Section(["resnet50_n32"], ["train"], OUTPUTS[2:], peers=FROM_POOL),
     Section(["quick"], PARTS),
     Section(
-        ["resnet50_n32"], dtypes=DTYPES[1:], layouts=LAYOUTS[:1], peers=[OWN, "numpy", "torch"]
+        ["resnet50_n32"], dtypes=["float64"], layouts=LAYOUTS[:1], peers=[OWN, "numpy", "torch"]
+    ),
+    Section(
+        ["resnet50_n32"],
+        dtypes=NARROW_DTYPES,
+        peers=[OWN, "wide", "torch", "torch_onednn", OTHER_PYTHON],
     ),
     Section(["reductions"], ["mean_var"], layouts=LAYOUTS[:1], peers=[OWN, "numpy", "torch"]),
     Section(["sizes"], ["train", "infer"], layouts=LAYOUTS[:1], peers=[OWN, "torch"]),
 )
+# What promises.py judges of float32 and 16-bit data in the two networks, and no more.
+JUDGED = (
+    Section(NETWORKS, caches=CACHES, peers=[OWN, "avx2", "torch", "torch_avx2"]),
+    Section(NETWORKS[:1], peers=[OWN, "torch_onednn", OTHER_PYTHON]),
+    Section(
+        NETWORKS[:1],
+        dtypes=NARROW_DTYPES,
+        peers=[OWN, "wide", "torch", "torch_onednn", OTHER_PYTHON],
+    ),
+)
+JUDGED_PEERS = tuple(dict.fromkeys(k for s in JUDGED for k in s.peers if k != OWN))
 
 
 @dataclass(frozen=True)
@@ -70,20 +89,28 @@ class Options:
     """The options of the command line."""
 
     quick: bool
+    judged: bool
     peers: tuple[str, ...]
     shapes: tuple[str, ...]
     operations: tuple[str, ...]
     outputs: tuple[str, ...]
     dtypes: tuple[str, ...]
+    caches: tuple[str, ...]
     threads: tuple[int, ...]
     repeats: int
     output: Path | None
+    other_torch: Path | None = None
 
     def sections(self) -> Sequence[Section]:
         """Return the sections of the standard run, or one section with the given shapes."""
+        if self.judged:
+            return JUDGED
         if not self.shapes:
             return QUICK if self.quick else FULL
-        return [Section(self.shapes, self.operations or MAIN, self.outputs, dtypes=self.dtypes)]
+        operations = self.operations or MAIN
+        return [
+            Section(self.shapes, operations, self.outputs, dtypes=self.dtypes, caches=self.caches)
+        ]
 
 
 def shapes_of(name: str) -> list[Shape]:
@@ -118,7 +145,10 @@ def groups(options: Options) -> Iterator[tuple[Case, list[str]]]:
 
 
 def _cases(section: Section, options: Options) -> Iterator[Case]:
+    chosen = {shape for name in options.shapes for shape in shapes_of(name)}
     for shape in (shape for name in section.sets for shape in shapes_of(name)):
+        if chosen and shape not in chosen:
+            continue
         for layout in layouts_of(shape):
             if layout not in section.layouts:
                 continue
@@ -128,8 +158,10 @@ def _cases(section: Section, options: Options) -> Iterator[Case]:
                         if options.operations and operation not in options.operations:
                             continue
                         for output in section.outputs:
-                            if output in outputs_of(operation):
-                                yield Case(operation, shape, layout, dtype, threads, output)
+                            if output not in outputs_of(operation):
+                                continue
+                            for caches in section.caches:
+                                yield Case(operation, shape, layout, dtype, threads, output, caches)
 
 
 def listed(allowed: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
@@ -186,6 +218,10 @@ def parser(prog: str) -> argparse.ArgumentParser:
     )
     add = made.add_argument
     add("--quick", action="store_true", help="five shapes, in under two minutes")
+    add("--judged", action="store_true",
+        help="what is judged in two networks; with --shapes, only these of it")  # fmt: skip
+    add("--other-torch", type=Path, metavar="PYTHON",
+        help="the interpreter of another PyTorch, which is measured, too")  # fmt: skip
     add("--peers", type=listed([k for k in PEERS if k != OWN]), help="who, beside bncore",
         metavar="A,B")  # fmt: skip
     add("--shapes", type=_shape_names, default=(), metavar="SET|NxCxHxW,...",
@@ -200,7 +236,9 @@ def parser(prog: str) -> argparse.ArgumentParser:
     add("--outputs", type=listed(OUTPUTS), default=OUTPUTS[:1], metavar="A,B",
         help="with --shapes: given (out=, the default), returned, pooled")  # fmt: skip
     add("--dtypes", type=listed(DTYPES), default=DTYPES[:1], metavar="A,B",
-        help="with --shapes: float32 (the default), float64")  # fmt: skip
+        help="with --shapes: float32 (the default), float64, bfloat16, float16")  # fmt: skip
+    add("--caches", type=listed(CACHES), default=CACHES[:1], metavar="A,B",
+        help="with --shapes: warm (the default), cold (64 MB written between calls)")  # fmt: skip
     add("--threads", type=_counts, default=(1, 2), metavar="1,2", help="numbers of threads (1,2)")
     add("--repeats", type=count_from(1), help="turns of each (5 in a quick run, else 11)")
     add("--output", type=Path, metavar="DIR", help="write results.json and pictures there")
@@ -218,5 +256,9 @@ def parse(arguments: Sequence[str] | None, prog: str = "python -m bncore bench")
     if given.repeats is None:
         given.repeats = 5 if given.quick else 11
     if given.peers is None:
-        given.peers = tuple(k for k in OTHERS if not (given.quick and k in SLOW_PEERS))
+        usual = tuple(k for k in OTHERS if not (given.quick and k in SLOW_PEERS))
+        given.peers = JUDGED_PEERS if given.judged else usual
+    given.peers = tuple(k for k in given.peers if k != OTHER_PYTHON)
+    if given.other_torch:
+        given.peers += (OTHER_PYTHON,)
     return Options(**vars(given))

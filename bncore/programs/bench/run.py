@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from bncore.programs.bench import limit, machine, peers
@@ -20,15 +21,19 @@ Progress = Callable[[int, int, Case], None]
 def run(
     options: Options,
     progress: Progress = lambda total, done, case: None,
-    make: Callable[[str, int], Any] = Remote,
+    make: Callable[[str, int], Any] | None = None,
 ) -> Results:
     """Measure everything that the options select; Ctrl-C ends it early."""
     found = machine.caches()
     plain_options = {name: _plain(value) for name, value in asdict(options).items()}
     results = Results(machine.facts(options.peers), machine.plain(found), plain_options)
     results.absent = _absent((peers.OWN, *options.peers))
+    if options.other_torch and peers.OTHER_PYTHON not in results.absent:
+        found_there = machine.version_elsewhere("torch", options.other_torch)
+        results.machine[peers.PEERS[peers.OTHER_PYTHON].name] = found_there
     planned = list(groups(options))
-    teams = {threads: Team(threads, make) for threads in options.threads}
+    start = make or starter(options.other_torch)
+    teams = {threads: Team(threads, start) for threads in options.threads}
     cache = machine.cache_share(2, found)
     before = None
     try:
@@ -45,6 +50,15 @@ def run(
         for team in teams.values():
             team.close()
     return results
+
+
+def starter(other_torch: Path | None) -> Callable[[str, int], Remote]:
+    """Make the function that starts a worker, one of them under another interpreter."""
+
+    def start(key: str, threads: int) -> Remote:
+        return Remote(key, threads, other_torch if key == peers.OTHER_PYTHON else None)
+
+    return start
 
 
 def _plain(value: Any) -> Any:

@@ -52,7 +52,8 @@ def milliseconds(seconds: float) -> str:
 def kind(case: Case) -> str:
     """Return all fields of a case except shape and layout, in words."""
     dtype = "" if case.dtype == "float32" else f", {case.dtype}"
-    return f"{case.operation}{dtype}{RETURNED[case.output]}, {counted(case.threads)}"
+    cold = ", cold caches" if case.caches == "cold" else ""
+    return f"{case.operation}{dtype}{RETURNED[case.output]}{cold}, {counted(case.threads)}"
 
 
 def counted(threads: int) -> str:
@@ -127,6 +128,34 @@ def summary_table(rows: Iterable[Row]) -> Table:
                 f"({ratios[worst]:.2f} at {named(worst.shape)})"
             )
         table.lines.append(line)
+    return table
+
+
+# bncore with other instructions is compared with the peer that has the same ones.
+RIVALS = {PEERS["torch_avx2"].name: PEERS["avx2"].name}
+OURS = {entry.name for entry in PEERS.values() if entry.module == "own"}
+
+
+def peers_ahead(rows: Iterable[Row]) -> Table:
+    """List the cases in which a peer is faster than bncore, the clearest first."""
+    found = []
+    for case, timed in times_of(rows).items():
+        for name in timed.keys() - OURS:
+            own = timed.get(RIVALS.get(name, BNCORE))
+            if own is not None and timed[name].median < own.median:
+                found.append((timed[name].median / own.median, name, own, case))
+    head = ["case", "peer", "its time in bncore's", "bncore, ms", "quartiles"]
+    table = Table("Where a peer is faster", head)
+    for ratio, name, own, case in sorted(found, key=lambda line: line[0]):
+        table.lines.append(
+            [
+                f"{kind(case)}, {case.layout}, {named(case.shape)}",
+                name,
+                f"{ratio:.2f}",
+                milliseconds(own.median),
+                f"{milliseconds(own.low)} to {milliseconds(own.high)}",
+            ]
+        )
     return table
 
 

@@ -11,10 +11,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from itertools import repeat
+from functools import cache
+from itertools import count, repeat
 from statistics import median
 from time import perf_counter
 from typing import Any, Protocol
+
+import numpy as np
 
 from bncore.programs.bench import check, peers
 from bncore.programs.bench.cases import Case, Problem
@@ -23,6 +26,8 @@ STREAMS = "streams"  # the worker that measures the limit
 TURN = 0.004  # a turn takes about this many seconds, in addition to a first, untimed call
 MOST_SAMPLES = 15
 SAMPLE = 1e-4  # shorter calls are timed several at a time
+SWEPT_BYTES = 2**26  # written between two calls with cold caches
+COLD_SAMPLES = 3  # calls with cold caches in a turn, in addition to a first, untimed call
 SETTLED = 0.3  # seconds after which we no longer wait for threads that do not stop spinning
 
 
@@ -39,6 +44,8 @@ class Connection(Protocol):
 def environment(key: str, threads: int) -> dict[str, str]:
     """Return the environment variables that must be set before a worker's process starts."""
     chosen = {"OMP_NUM_THREADS": str(threads)}
+    if key in peers.PEERS:
+        chosen |= dict(peers.PEERS[key].environment)
     if key == STREAMS:  # it has few, long parallel regions, so its threads need not spin
         chosen["OMP_WAIT_POLICY"] = "PASSIVE"
     return chosen
@@ -58,6 +65,29 @@ def seconds_of_turn(call: Callable[[], Any]) -> float:
             call()
         taken.append((perf_counter() - start) / calls)
     return median(taken)
+
+
+@cache
+def sweeper() -> Callable[[], None]:
+    """Make the function that pushes everything else out of the caches, as far as they hold it."""
+    swept, number = np.zeros(SWEPT_BYTES, np.uint8), count()
+    return lambda: swept.fill(next(number) % 256)
+
+
+def seconds_of_cold_turn(call: Callable[[], Any]) -> float:
+    """Return the median seconds of a call, a large array being written before each."""
+    sweep = sweeper()
+    call()
+    taken = []
+    for _ in range(COLD_SAMPLES):
+        sweep()
+        start = perf_counter()
+        call()
+        taken.append(perf_counter() - start)
+    return median(taken)
+
+
+TURNS = {"warm": seconds_of_turn, "cold": seconds_of_cold_turn}
 
 
 def settle() -> None:
@@ -81,6 +111,7 @@ class Worker:
         self.problem: Problem | None = None
         self.references: dict[str, Any] = {}
         self.call: Callable[[], Any] | None = None
+        self.take = seconds_of_turn
 
     def prepare(self, case: Case) -> float | None:
         """Make the arrays and the call, run it once, and return its error in ulp.
@@ -104,16 +135,16 @@ class Worker:
         p.clear(case)
         call = self.peer.call(case, p)
         outputs = self.peer.arrays(case, call(), p)
-        ulp = check.error(outputs, self.references[case.operation], p)
-        check.assert_right(self.peer.exact, case, ulp)
-        self.call = call
-        return ulp
+        found = check.errors(outputs, self.references[case.operation], p)
+        check.assert_right(self.peer.exact, case, found)
+        self.call, self.take = call, TURNS[case.caches]
+        return check.of_data(found, case.dtype)
 
     def turn(self) -> float:
         """Take a turn, and return the median seconds of the prepared call."""
         if self.call is None:
             raise RuntimeError("nothing is prepared")
-        taken = seconds_of_turn(self.call)
+        taken = self.take(self.call)
         settle()
         return taken
 
@@ -137,10 +168,12 @@ class StreamsWorker:
         self.make = Streams
         self.threads = threads
         self.size = 0
+        self.take = seconds_of_turn
         self.streams: Streams | None = None
 
     def prepare(self, case: Case) -> float:
         """Make arrays of x's size."""
+        self.take = TURNS[case.caches]
         if self.streams is None or case.x_bytes != self.size:
             self.size, self.streams = case.x_bytes, self.make(case.x_bytes, self.threads)
         return 0.0
@@ -149,7 +182,7 @@ class StreamsWorker:
         """Return the seconds of a read and of a copy."""
         if self.streams is None:
             raise RuntimeError("nothing is prepared")
-        read, copy = (seconds_of_turn(self.streams.call[name]) for name in ("read", "copy"))
+        read, copy = (self.take(self.streams.call[name]) for name in ("read", "copy"))
         settle()
         return read, copy
 

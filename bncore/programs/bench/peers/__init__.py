@@ -42,13 +42,20 @@ class Peer(Protocol):
 
 
 class Entry(NamedTuple):
-    """How to load a peer: its module here, the arguments of `peer()`, the packages it needs."""
+    """How to load a peer: its module here, the arguments of `peer()`, the packages it needs.
+
+    The variables of its environment are set before its process starts.
+    """
 
     name: str
     module: str
     arguments: tuple[Any, ...] = ()
     packages: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
 
+
+# The C library keeps memory that is given back, and takes large arrays from it, too.
+KEPT_MEMORY = (("MALLOC_MMAP_MAX_", "0"), ("MALLOC_TRIM_THRESHOLD_", str(2**40)))
 
 # bncore first: the others are compared with it.
 PEERS: dict[str, Entry] = {
@@ -65,10 +72,26 @@ PEERS: dict[str, Entry] = {
     # What bncore's fusion and its buffer pool are measured against.
     "alone": Entry("bncore, batch norm alone", "own", ("native", "alone")),
     "given": Entry("bncore, output given", "own", ("native", "given")),
+    # The same values in float32, which 16-bit data are compared with.
+    "wide": Entry("bncore, float32", "own", ("native", "wide")),
+    # The oneDNN that PyTorch's wheel contains, which is newer than the package of its own.
+    "torch_onednn": Entry("oneDNN of PyTorch", "onednn_wheel", (), ("torch",), KEPT_MEMORY),
+    # Another release than the one beside bncore, under the interpreter that --other-torch names.
+    "torch_other": Entry("PyTorch, other", "pytorch"),
+    # Both sides as on a processor that has AVX2 alone.
+    "avx2": Entry("bncore, AVX2", "own", ("native",), (), (("BNCORE_ISA", "avx2"),)),
+    "torch_avx2": Entry(
+        "PyTorch, AVX2", "pytorch", (), ("torch",), (("ATEN_CPU_CAPABILITY", "avx2"),)
+    ),
 }
 OWN = "native"
-# The NumPy backend is a readable version, about ten times slower than the others.
-OTHERS = tuple(key for key in PEERS if key not in (OWN, "twin"))
+# These are measured where they are asked for.  The NumPy backend is a readable version, about ten
+# times slower than the others.
+OTHER_PYTHON = "torch_other"
+ASKED_FOR = ("twin", OTHER_PYTHON, "avx2", "torch_avx2")
+OTHERS = tuple(key for key in PEERS if key not in (OWN, *ASKED_FOR))
+# These need no process that is started in a special way.
+IN_PROCESS = tuple(k for k, entry in PEERS.items() if not entry.environment and k != OTHER_PYTHON)
 
 
 def installed(key: str) -> dict[str, str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bncore.programs.bench.cases import EPS, FUSED, Array, Case, Problem
+from bncore.programs.bench.cases import EPS, FUSED, ITEM_BYTES, Array, Case, Problem
 from bncore.programs.bench.peers import Call
 from bncore.programs.demo import formula
 
@@ -28,8 +28,8 @@ class NumpyFormula:
         self.name = name
 
     def can(self, case: Case) -> bool:
-        """Everything, whatever the number of threads."""
-        return True
+        """Everything but 16-bit data, whatever the number of threads."""
+        return ITEM_BYTES[case.dtype] > 2
 
     @contextmanager
     def active(self, threads: int) -> Iterator[None]:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from bncore.programs.bench.cases import EPS, LAYOUTS, Array, Case, Problem
+from bncore.programs.bench.cases import EPS, ITEM_BYTES, LAYOUTS, Array, Case, Problem
 from bncore.programs.bench.peers import Call
 
 
@@ -24,7 +24,7 @@ class OnnxRuntime:
 
     def can(self, case: Case) -> bool:
         """Tell whether it is inference (as ONNX Runtime has only that) with channels first."""
-        first = case.layout == LAYOUTS[0]
+        first = case.layout == LAYOUTS[0] and ITEM_BYTES[case.dtype] > 2
         return first and (case.operation, case.output) == ("infer", "given")
 
     @contextmanager

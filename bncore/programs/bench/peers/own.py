@@ -11,7 +11,7 @@ import numpy as np
 
 import bncore
 from bncore.backends import load
-from bncore.programs.bench.cases import EPS, FUSED, Array, Case, Problem
+from bncore.programs.bench.cases import EPS, FUSED, ITEM_BYTES, MAIN, Array, Case, Problem
 from bncore.programs.bench.peers import Call
 
 POOL = 1 << 30  # bytes; at least two arrays of every measured size
@@ -103,8 +103,8 @@ class Alone(Bncore):
     """
 
     def can(self, case: Case) -> bool:
-        """Take part where something is fused."""
-        return case.operation in FUSED
+        """Take part where something is fused, and steps of 16 bits do not round in between."""
+        return case.operation in FUSED and ITEM_BYTES[case.dtype] > 2
 
     def call(self, case: Case, p: Problem) -> Call:
         """Call without activation and residual; backward takes dy times the derivative."""
@@ -121,6 +121,21 @@ class Alone(Bncore):
         return (np.maximum(result + p.residual, 0),)
 
 
+class Wide(Bncore):
+    """The same values in float32, for comparison with 16 bits."""
+
+    def can(self, case: Case) -> bool:
+        """Take the main operations on 16-bit data."""
+        return ITEM_BYTES[case.dtype] == 2 and case.operation in MAIN
+
+    def call(self, case: Case, p: Problem) -> Call:
+        """Widen the arrays; the result is rounded for the check, which is not timed."""
+        wide = replace(p, dtype="float32")
+        wide.x, wide.dy = wide.touched(), wide.touched()
+        wide.x[...], wide.dy[...] = p.x, p.dy
+        return super().call(replace(case, dtype="float32"), wide)
+
+
 def _add_relu_backward(case: Case, p: Problem, moments: bncore.Moments, into: Any) -> Call:
     """Give memory for the residual's gradient; where dx is returned, the other takes dy's place."""
     dy, dresidual = p.dy, p.dresidual
@@ -132,7 +147,7 @@ def _add_relu_backward(case: Case, p: Problem, moments: bncore.Moments, into: An
     return lambda: (*bncore.batch_norm_train_backward(*given, **into), dresidual)
 
 
-KINDS = {"": Bncore, "given": Given, "alone": Alone}
+KINDS = {"": Bncore, "given": Given, "alone": Alone, "wide": Wide}
 
 
 def peer(name: str, backend: str, kind: str = "") -> Bncore:

@@ -6,9 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 
-from bncore.programs.bench.cases import EPS, FUSED, Array, Case, Problem
+from bncore.programs.bench.cases import (
+    EPS,
+    FUSED,
+    ITEM_BYTES,
+    Array,
+    Case,
+    Problem,
+    numpy_dtype,
+)
 from bncore.programs.bench.peers import Call
 
 
@@ -21,7 +30,13 @@ class Torch:
         self.name = name
 
     def can(self, case: Case) -> bool:
-        """Take everything except the halves of the gradient; statistics have no given output."""
+        """Take everything except the halves of the gradient; statistics have no given output.
+
+        Statistics of 16-bit values come in 16 bits, and separate steps round in between: these are
+        other operations than bncore's.
+        """
+        if case.operation in ("moments", "mean_var", *FUSED):
+            return ITEM_BYTES[case.dtype] > 2
         return case.operation not in ("grad_sums", "grad_input")
 
     @contextmanager
@@ -70,10 +85,7 @@ class Torch:
     def arrays(self, case: Case, result: Any, p: Problem) -> tuple[Array, ...]:
         """Move the channel axis back to its place in memory."""
         tensors = result if isinstance(result, tuple | list) else (result,)
-        return tuple(
-            t.movedim(1, p.axis).numpy().reshape(p.memory_shape) if t.ndim > 1 else t.numpy()
-            for t in tensors
-        )
+        return tuple(array_of(t, p) for t in tensors)
 
 
 def separate(case: Case, p: Problem) -> Call:
@@ -121,8 +133,23 @@ def tensor(array: Array, p: Problem) -> Any:
     Sequences become images of height 1, because PyTorch has channels last only in four and five
     dimensions, and writes NLC to a given output in the wrong order.
     """
-    wrapped = torch.from_numpy(array).movedim(p.axis, 1)
+    if p.dtype == "bfloat16":  # PyTorch does not know NumPy's
+        wrapped = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    else:
+        wrapped = torch.from_numpy(array)
+    wrapped = wrapped.movedim(p.axis, 1)
     return wrapped.unsqueeze(2) if array.ndim == 3 and p.axis == -1 else wrapped
+
+
+def array_of(made: Any, p: Problem) -> Array:
+    """Return a tensor as an array, the channel axis of a large one at its place in memory."""
+    if made.ndim > 1:
+        made = made.movedim(1, p.axis)
+    if made.dtype == torch.bfloat16:
+        array: Array = made.contiguous().view(torch.int16).numpy().view(numpy_dtype("bfloat16"))
+    else:
+        array = made.numpy()
+    return array.reshape(p.memory_shape) if made.ndim > 1 else array
 
 
 def peer(name: str) -> Torch:

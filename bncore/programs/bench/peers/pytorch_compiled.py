@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bncore.programs.bench.cases import EPS, FUSED, MAIN, Case, Problem
+from bncore.programs.bench.cases import EPS, FUSED, ITEM_BYTES, MAIN, Case, Problem
 from bncore.programs.bench.peers import Call
 from bncore.programs.bench.peers.pytorch import Torch, tensor
 
@@ -48,7 +48,8 @@ class TorchCompiled(Torch):
 
     def can(self, case: Case) -> bool:
         """Take the three main operations and the fused ones, returned."""
-        return case.operation in (*MAIN, *FUSED) and case.output != "given"
+        takes = case.operation in (*MAIN, *FUSED) and ITEM_BYTES[case.dtype] > 2
+        return takes and case.output != "given"
 
     def call(self, case: Case, p: Problem) -> Call:
         """Compile for this case alone."""
