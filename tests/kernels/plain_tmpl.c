@@ -223,17 +223,20 @@ static void NAME(flush)(column *w, const double sums[2], double n)
 typedef void NAME(sum_block)(const kernel *k, const tile *t, const bncore_arrays *a, int64_t c,
                              const column *w, int64_t begin, int64_t end, double sums[2]);
 
-/* Sum a block, and again in double where the squares have left the range of float32. */
+/* Sum a block, and again in double where the squares have left the range of float32, or are more than 16 times those about
+ * the mean of the block. */
 static void NAME(add_block)(const kernel *k, const tile *t, const bncore_arrays *a, int64_t c,
                             column *w, int64_t begin, int64_t end, NAME(sum_block) * sum)
 {
     double sums[2];
     sum(k, t, a, c, w, begin, end, sums);
-    if (w->moments && w->chained && !isfinite(sums[1])) {
+    const double n = (double)(end - begin);
+    const int near = 16.0 * (sums[0] * sums[0]) <= 15.0 * (n * sums[1]);
+    if (w->moments && w->chained && !(near && isfinite(sums[1]))) {
         w->chained = 0;
         sum(k, t, a, c, w, begin, end, sums);
     }
-    NAME(flush)(w, sums, (double)(end - begin));
+    NAME(flush)(w, sums, n);
 }
 
 static void NAME(sum_channel)(const kernel *k, const tile *t, const bncore_arrays *a, int64_t c,
