@@ -17,9 +17,9 @@ VARIANCE_FLOAT32 = 2.0**-22  # relative, float32 input
 VARIANCE_FLOAT64 = 1e-14  # relative, float64 input, NIST's sets
 GRADIENT_FLOAT64 = 1e-12  # relative to the largest term
 
-# The gates of 16-bit data, in steps of the type: one rounding of the result, where it lies, and what
-# the arithmetic adds, where the contract for float32 measures it. The bound of float32 gradients
-# comes on top of the second one.
+# The gates of 16-bit data, in steps of the type: one rounding of the result, where it lies, and
+# what the arithmetic adds, where the contract for float32 measures it. The bound of float32
+# gradients comes on top of the second one.
 FORWARD_SIXTEEN = 0.51
 GRADIENT_SIXTEEN = 0.52
 
