@@ -17,6 +17,20 @@ VARIANCE_FLOAT32 = 2.0**-22  # relative, float32 input
 VARIANCE_FLOAT64 = 1e-14  # relative, float64 input, NIST's sets
 GRADIENT_FLOAT64 = 1e-12  # relative to the largest term
 
+# The gates of 16-bit data, in steps of the type: one rounding of the result, where it lies, and what
+# the arithmetic adds, where the contract for float32 measures it. The bound of float32 gradients
+# comes on top of the second one.
+FORWARD_SIXTEEN = 0.51
+GRADIENT_SIXTEEN = 0.52
+
+# Variance of 16-bit data, in roundings of float32: 6 in a square and its chain, times 16, which the
+# distance of a pivot from the mean of a block may weigh. The worst of tests measures 17.
+VARIANCE_BAD_SIXTEEN = 96.0
+
+# Gradient sums of 16-bit data, relative to the sum of |terms|: four roundings to float32 in a
+# product and its mean, three in a chain, and one where the result is stored.
+SUMS_SIXTEEN = 8 * EPS32
+
 # Statistics are float64 whatever the input is, so float32 input deserves far better than its gate:
 # this one fails as soon as one accumulator is float32. Summing 1e6 values in blocks measures below
 # 1e-15.
