@@ -119,3 +119,11 @@ LAYER_NORM_ULP = 4.0
 
 # Its dweight sums products with xhat as float32, which is within FORWARD_ULP; and one rounding.
 LAYER_NORM_SUMS_ULP = FORWARD_ULP + 1.0
+
+# Second gradients, tangents and two layers in a row of 16 bits, in ulp of the largest value: what
+# the first result lost when it was stored enters the second one.
+CHAINED_ULP = 4.0
+
+# Gradients of a network under autocast, relative to the errors of PyTorch's: both have the errors
+# of its convolutions, by far the most.
+AUTOCAST = 1.1
