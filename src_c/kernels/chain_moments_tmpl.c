@@ -94,15 +94,16 @@ static NOINLINE void NAME(sum_again)(NAME(chained_planes) * p, const bncore_plan
     }
 }
 
-/* Flush the block of values begin .. end - 1. Where its squares have left the range of float32, it is summed again. */
+/* Flush the block of values begin .. end - 1. It is summed again if its chains do not keep the digits. */
 static void NAME(flush_chained)(NAME(chained_planes) * p, const bncore_planes *t, int64_t begin,
                                 int64_t end)
 {
     for (int64_t c = 0; c < t->channels; c++) {
         lanes *acc = &p->acc[c];
-        if (p->chained[c] && !is_finite(fold_lanes(acc->b))) NAME(sum_again)(p, t, c, begin, end);
-        const running w = NAME(flush_rounded)(p->w[c], fold_lanes(acc->a), fold_lanes(acc->b),
-                                              (double)(end - begin));
+        const double n = (double)(end - begin);
+        if (p->chained[c] && !keeps_digits(fold_lanes(acc->a), fold_lanes(acc->b), n))
+            NAME(sum_again)(p, t, c, begin, end);
+        const running w = NAME(flush_rounded)(p->w[c], fold_lanes(acc->a), fold_lanes(acc->b), n);
         p->w[c] = w;
         p->chained[c] = is_chained(w.Q / w.n);
         *acc = (lanes){0};
@@ -213,7 +214,8 @@ static void NAME(mend_columns)(running_columns *w, const double *square, const d
         double s[BNCORE_LANES] = {0}, q[BNCORE_LANES] = {0};
         int wide[BNCORE_LANES], any = 0;
         for (int64_t l = 0; l < n; l++) {
-            wide[l] = !is_chained(square[j + l]) || !is_finite(w->q[j + l]);
+            wide[l] =
+                !is_chained(square[j + l]) || !keeps_digits(w->s[j + l], w->q[j + l], (double)rows);
             any |= wide[l];
         }
         if (!any) continue;

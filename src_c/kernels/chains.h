@@ -3,6 +3,7 @@
 #define BNCORE_CHAINS_H
 
 #include "../partition.h"
+#include "welford.h"
 
 /* Lanes that are computed at once. With fewer registers, all lanes of eight vectors would not fit them. */
 #if defined(__AVX512F__)
@@ -48,6 +49,14 @@ static inline float chain_tree(const float *t, int terms)
 static inline int is_chained(double square)
 {
     return square >= 0x1p-80 && square <= 0x1p80;
+}
+
+/* Whether the sums s and q of n differences in chains count. No square may have left the range of float32. And the
+ * squares about the pivot may be at most 16 times those about the mean of the block, because the rounding of the former
+ * hides the latter. */
+static inline int keeps_digits(double s, double q, double n)
+{
+    return is_finite(q) && 16.0 * (s * s) <= 15.0 * (n * q);
 }
 
 #endif
