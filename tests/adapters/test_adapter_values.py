@@ -1,4 +1,4 @@
-"""adapter_values.h: parameters of every dtype become double exactly, and results are rounded once."""
+"""adapter_values.h: parameters become double exactly, and results are rounded once."""
 
 from __future__ import annotations
 
