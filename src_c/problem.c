@@ -14,6 +14,22 @@ enum {
 /* The most values of one array. The bytes of so many values, and of the scratch for them, still fit int64_t. */
 #define MOST_VALUES (INT64_MAX / 128)
 
+/* Bytes of a value; 0 for what is no bncore_dtype. */
+static int64_t item_of(int32_t dtype)
+{
+    switch (dtype) {
+    case BNCORE_FLOAT32:
+        return sizeof(float);
+    case BNCORE_FLOAT64:
+        return sizeof(double);
+    case BNCORE_FLOAT16:
+    case BNCORE_BFLOAT16:
+        return sizeof(uint16_t);
+    default:
+        return 0;
+    }
+}
+
 static int all_zero(const void *bytes, size_t size)
 {
     const unsigned char *byte = bytes;
@@ -32,7 +48,7 @@ static bncore_status check_struct(const void *given, uint32_t size, size_t known
 
 static bncore_status check_fusion(const bncore_fusion *f, int32_t dtype)
 {
-    const double most = dtype == BNCORE_FLOAT32 ? (double)FLT_MAX : DBL_MAX;
+    const double most = dtype == BNCORE_FLOAT64 ? DBL_MAX : (double)FLT_MAX;
     const bncore_status status = check_struct(f, f->size, sizeof *f);
     if (status != BNCORE_OK) return status;
     if (!all_zero(f->reserved, sizeof f->reserved)) return BNCORE_ERROR_STRUCT;
@@ -46,8 +62,7 @@ static bncore_status check_fusion(const bncore_fusion *f, int32_t dtype)
  * channel. */
 static bncore_status check_sizes(const bncore_problem *p)
 {
-    const int64_t item = p->dtype == BNCORE_FLOAT32 ? sizeof(float) : sizeof(double);
-    const int64_t most = bncore_min(MOST_VALUES, PTRDIFF_MAX / item);
+    const int64_t most = bncore_min(MOST_VALUES, PTRDIFF_MAX / item_of(p->dtype));
     if (p->outer < 0 || p->channels < 0 || p->inner < 0) return BNCORE_ERROR_SIZE;
     if (p->outer && p->inner > most / p->outer) return BNCORE_ERROR_SIZE;
     const int64_t n = bncore_max(p->outer * p->inner, 1);
@@ -60,8 +75,9 @@ bncore_status bncore_problem_open(const bncore_problem *p, bncore_geometry *g)
     if (!p) return BNCORE_ERROR_NULL;
     bncore_status status = check_struct(p, p->size, sizeof *p);
     if (status != BNCORE_OK) return status;
-    if (p->flags || !all_zero(p->reserved, sizeof p->reserved)) return BNCORE_ERROR_STRUCT;
-    if (p->dtype != BNCORE_FLOAT32 && p->dtype != BNCORE_FLOAT64) return BNCORE_ERROR_DTYPE;
+    if (p->flags & ~(uint32_t)BNCORE_FLOAT64_SUMS) return BNCORE_ERROR_STRUCT;
+    if (!all_zero(p->reserved, sizeof p->reserved)) return BNCORE_ERROR_STRUCT;
+    if (!item_of(p->dtype)) return BNCORE_ERROR_DTYPE;
     status = check_sizes(p);
     if (status != BNCORE_OK) return status;
     if (!(p->eps >= 0.0 && isfinite(p->eps))) return BNCORE_ERROR_EPS;

@@ -1,8 +1,11 @@
 /* bncore: batch normalization for CPUs. This is the public C interface (C11, C++17).
  *
  * Every array has the shape (outer, channels, inner) and is C-contiguous: NCHW is (N, C, H*W), NHWC is
- * (N*H*W, C, 1). x, dy, y, dx and residuals hold float or double, as problem->dtype says. Statistics and parameters are
- * double[channels].
+ * (N*H*W, C, 1). x, dy, y, dx and residuals all have the type that problem->dtype says: float, double, or the 16 bits of
+ * a float16 or bfloat16. Statistics and parameters are double[channels].
+ *
+ * A value of 16 bits is computed with as a float, which holds it exactly, and a result is rounded once, to nearest even,
+ * where it is stored. Subnormal numbers are kept, what is too large becomes an infinity, and a NaN stays a NaN.
  *
  * The addresses of x, dy, y, dx and of residuals must be multiples of the size of their values. The addresses of all
  * other arrays and of scratch must be aligned as double is. A call refuses any other address (BNCORE_ERROR_ALIGNMENT).
@@ -40,7 +43,20 @@ extern "C" {
  * bncore_abi_version(). */
 #define BNCORE_ABI_VERSION 2
 
-typedef enum bncore_dtype { BNCORE_FLOAT32 = 0, BNCORE_FLOAT64 = 1 } bncore_dtype;
+typedef enum bncore_dtype {
+    BNCORE_FLOAT32 = 0,
+    BNCORE_FLOAT64 = 1,
+    BNCORE_FLOAT16 = 2, /* IEEE 754's binary16, 2 bytes */
+    BNCORE_BFLOAT16 = 3 /* the upper half of a float, 2 bytes */
+} bncore_dtype;
+
+/* bncore_problem.flags is a sum of these. */
+typedef enum bncore_flag {
+    /* Add all squares and products of the statistics in double, whatever the dtype is. Without it, those of dtypes other
+     * than BNCORE_FLOAT64 may be added in short chains of float first, which is faster and costs the variance digits
+     * beyond 2^-22. */
+    BNCORE_FLOAT64_SUMS = 1
+} bncore_flag;
 
 /* Every status has a name, a number, and a text that bncore_status_string() returns. A number never changes its
  * meaning. */
@@ -59,8 +75,8 @@ typedef enum bncore_dtype { BNCORE_FLOAT32 = 0, BNCORE_FLOAT64 = 1 } bncore_dtyp
     STATUS(BNCORE_ERROR_FUSION, 10, "activation is not one of bncore_activation, or the slope of "   \
                                     "leaky relu is beyond the range of dtype")                       \
     STATUS(BNCORE_ERROR_EXECUTOR, 11, "there is no executor of this name, or it is not built in")    \
-    STATUS(BNCORE_ERROR_STRUCT, 12, "a struct was not initialized, or it sets a field that this "    \
-                                    "version of bncore does not know")                               \
+    STATUS(BNCORE_ERROR_STRUCT, 12, "a struct was not initialized, or it sets a field or a flag "    \
+                                    "that this version of bncore does not know")                               \
     STATUS(BNCORE_ERROR_ALIGNMENT, 13, "an array is not aligned to the size of its values")
 /* clang-format on */
 
@@ -92,7 +108,7 @@ typedef enum bncore_activation {
 typedef struct bncore_fusion {
     uint32_t size;      /* sizeof(bncore_fusion) in the header that the caller was compiled with */
     int32_t activation; /* bncore_activation */
-    double slope;       /* of BNCORE_LEAKY_RELU, rounded to dtype; finite */
+    double slope;       /* of BNCORE_LEAKY_RELU; finite. It is rounded to double or float, as computed with */
     const void *residual; /* of the shape and dtype of x; NULL: there is none */
     /* For backward: of the shape and dtype of x. It may be the same memory as dy or residual, and must share no memory
      * with x and dx. NULL: it is not wanted. */
@@ -111,7 +127,7 @@ typedef struct bncore_problem {
     int64_t outer, channels, inner;
     double eps;        /* is added to the variance; finite, >= 0 */
     int32_t n_threads; /* the most threads of a call, >= 1; small problems take fewer */
-    uint32_t flags;    /* must be zero: no flag is defined yet */
+    uint32_t flags;    /* of bncore_flag; all other bits must be zero */
     const bncore_executor *executor; /* NULL: the process's executor (bncore_executor_set) */
     void *scratch;                   /* NULL: the call allocates scratch and frees it */
     size_t scratch_size;             /* bytes at scratch; at least bncore_scratch_size() */

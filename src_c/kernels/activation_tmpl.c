@@ -22,12 +22,28 @@ static inline ALWAYS_INLINE NAME(values) NAME(values_at)(NAME(values) v, int64_t
     return v;
 }
 
-/* The z of value i, where d is x - hi. */
-static inline ALWAYS_INLINE ACC NAME(z_of)(NAME(values) v, int64_t i, ACC d, ACC scale, ACC shift,
-                                           int fused)
+/* The first values of a run, in the type of the arithmetic. */
+typedef struct NAME(inputs) {
+    ACC dy[BNCORE_LANES], x[BNCORE_LANES], r[BNCORE_LANES];
+} NAME(inputs);
+
+/* Take n values of each array; n is a constant. r is 0 where there is no residual. */
+static inline ALWAYS_INLINE void NAME(take)(NAME(inputs) * in, NAME(values) v, int n, int fused)
+{
+    if (fused & BACKWARD) NAME(load_many)(in->dy, v.dy, n);
+    NAME(load_many)(in->x, v.x, n);
+    if (fused & RESIDUAL)
+        NAME(load_many)(in->r, v.r, n);
+    else
+#pragma omp simd
+        for (int l = 0; l < n; l++) in->r[l] = (ACC)0;
+}
+
+/* d is x - hi, and r the residual. */
+static inline ALWAYS_INLINE ACC NAME(z_of)(ACC d, ACC r, ACC scale, ACC shift, int fused)
 {
     const ACC z = d * scale + shift;
-    return fused & RESIDUAL ? z + (ACC)v.r[i] : z;
+    return fused & RESIDUAL ? z + r : z;
 }
 
 /* Returns `value` where z is positive or NaN, and slope * value elsewhere. Relu gives exactly 0 there, whatever the
@@ -39,17 +55,22 @@ static inline ALWAYS_INLINE ACC NAME(activated)(NAME(values) v, ACC z, ACC value
     return z <= (ACC)0 ? below : value;
 }
 
-static inline ALWAYS_INLINE ACC NAME(y_of)(NAME(values) v, int64_t i, ACC d, ACC scale, ACC shift,
+static inline ALWAYS_INLINE ACC NAME(y_of)(NAME(values) v, ACC d, ACC r, ACC scale, ACC shift,
                                            int fused)
 {
-    const ACC z = NAME(z_of)(v, i, d, scale, shift, fused);
+    const ACC z = NAME(z_of)(d, r, scale, shift, fused);
     return fused & ACTIVATION ? NAME(activated)(v, z, z) : z;
 }
 
-/* The gradient by z, for value i. */
-static inline ALWAYS_INLINE ACC NAME(g_of)(NAME(values) v, int64_t i, ACC d, ACC scale, ACC shift,
-                                           int fused)
+/* The gradient by z. Sums and dx take it as dresidual stores it, that is, after round_g. */
+static inline ALWAYS_INLINE ACC NAME(g_of)(NAME(values) v, ACC dy, ACC d, ACC r, ACC scale,
+                                           ACC shift, int fused)
 {
-    if (!(fused & ACTIVATION)) return (ACC)v.dy[i];
-    return NAME(activated)(v, NAME(z_of)(v, i, d, scale, shift, fused), (ACC)v.dy[i]);
+    if (!(fused & ACTIVATION)) return dy;
+    return NAME(activated)(v, NAME(z_of)(d, r, scale, shift, fused), dy);
+}
+
+static inline ALWAYS_INLINE void NAME(round_g)(ACC *g, int n, int fused)
+{
+    if (fused & ACTIVATION) NAME(round_many)(g, n);
 }

@@ -31,51 +31,47 @@ static void NAME(grad_frozen_coefs)(void *coef, int64_t n, const double *restric
     for (int64_t c = 0; c < n; c++) a[c] = (ACC)(weight ? weight[c] * invstd[c] : invstd[c]);
 }
 
-/* One run of values, with coefficients of one channel (planes) or of one per value (rows). */
-static inline ALWAYS_INLINE void NAME(grad_input_run)(T *to, NAME(values) v, int64_t len,
-                                                      const ACC *coef, int64_t stride, int fused)
+/* The gradients by z of WIDTH values. Without an activation the coefficients hi and shift may be missing. */
+static inline ALWAYS_INLINE void NAME(mask_gradients)(ACC *g, const NAME(inputs) * in,
+                                                      NAME(values) v, const ACC *coef,
+                                                      int64_t stride, int by_column, int fused)
 {
-    const ACC a = coef[0], hi = coef[stride], k = coef[2 * stride], c = coef[3 * stride];
-    const ACC shift = fused & ACTIVATION ? coef[MASK_SHIFT * stride] : (ACC)0;
 #pragma omp simd
-    for (int64_t i = 0; i < len; i++) {
-        const ACC d = (ACC)v.x[i] - hi;
-        to[i] = (T)(((NAME(g_of)(v, i, d, a, shift, fused) + d * k) + c) * a);
+    for (int l = 0; l < NAME(WIDTH); l++) {
+        const ACC *k = coef + l * by_column;
+        const ACC hi = fused & ACTIVATION ? k[stride] : (ACC)0;
+        const ACC shift = fused & ACTIVATION ? k[MASK_SHIFT * stride] : (ACC)0;
+        g[l] = NAME(g_of)(v, in->dy[l], in->x[l] - hi, in->r[l], k[0], shift, fused);
     }
+    NAME(round_g)(g, NAME(WIDTH), fused);
 }
 
-static inline ALWAYS_INLINE void NAME(grad_input_row)(T *to, NAME(values) v, int64_t len,
-                                                      const ACC *coef, int64_t stride, int fused)
+/* WIDTH values, as NAME(arithmetic) in traverse_tmpl.c says. */
+static inline ALWAYS_INLINE void NAME(grad_input)(T *to, NAME(values) v, const ACC *coef,
+                                                  int64_t stride, int by_column, int fused)
 {
-    const ACC *a = coef, *hi = a + stride, *k = hi + stride, *c = k + stride;
-    const ACC *shift = coef + MASK_SHIFT * stride;
+    NAME(inputs) in;
+    ACC g[NAME(WIDTH)], dx[NAME(WIDTH)];
+    NAME(take)(&in, v, NAME(WIDTH), fused);
+    NAME(mask_gradients)(g, &in, v, coef, stride, by_column, fused);
 #pragma omp simd
-    for (int64_t i = 0; i < len; i++) {
-        const ACC d = (ACC)v.x[i] - hi[i];
-        const ACC g = NAME(g_of)(v, i, d, a[i], fused & ACTIVATION ? shift[i] : (ACC)0, fused);
-        to[i] = (T)(((g + d * k[i]) + c[i]) * a[i]);
+    for (int l = 0; l < NAME(WIDTH); l++) {
+        const ACC *k = coef + l * by_column;
+        const ACC d = in.x[l] - k[stride];
+        dx[l] = ((g[l] + d * k[2 * stride]) + k[3 * stride]) * k[0];
     }
+    NAME(store_many)(to, dx, NAME(WIDTH));
 }
 
 /* For frozen statistics: dx = dy * a. The fields of the coefficients are those of grad_input. */
-static inline ALWAYS_INLINE void NAME(grad_frozen_run)(T *to, NAME(values) v, int64_t len,
-                                                       const ACC *coef, int64_t stride, int fused)
+static inline ALWAYS_INLINE void NAME(grad_frozen)(T *to, NAME(values) v, const ACC *coef,
+                                                   int64_t stride, int by_column, int fused)
 {
-    const ACC a = coef[0], hi = fused & ACTIVATION ? coef[stride] : (ACC)0;
-    const ACC shift = fused & ACTIVATION ? coef[MASK_SHIFT * stride] : (ACC)0;
+    NAME(inputs) in;
+    ACC g[NAME(WIDTH)], dx[NAME(WIDTH)];
+    NAME(take)(&in, v, NAME(WIDTH), fused);
+    NAME(mask_gradients)(g, &in, v, coef, stride, by_column, fused);
 #pragma omp simd
-    for (int64_t i = 0; i < len; i++)
-        to[i] = (T)(NAME(g_of)(v, i, (ACC)v.x[i] - hi, a, shift, fused) * a);
-}
-
-static inline ALWAYS_INLINE void NAME(grad_frozen_row)(T *to, NAME(values) v, int64_t len,
-                                                       const ACC *coef, int64_t stride, int fused)
-{
-    const ACC *a = coef, *hi = a + stride, *shift = coef + MASK_SHIFT * stride;
-#pragma omp simd
-    for (int64_t i = 0; i < len; i++) {
-        const ACC z_hi = fused & ACTIVATION ? hi[i] : (ACC)0;
-        const ACC z_shift = fused & ACTIVATION ? shift[i] : (ACC)0;
-        to[i] = (T)(NAME(g_of)(v, i, (ACC)v.x[i] - z_hi, a[i], z_shift, fused) * a[i]);
-    }
+    for (int l = 0; l < NAME(WIDTH); l++) dx[l] = g[l] * coef[l * by_column];
+    NAME(store_many)(to, dx, NAME(WIDTH));
 }

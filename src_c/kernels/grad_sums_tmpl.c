@@ -32,25 +32,38 @@ static inline ALWAYS_INLINE void NAME(add_grad_vectors)(lanes *restrict acc, NAM
     for (int l = 0; l < BNCORE_LANES; l++) a[l] = acc->a[l], b[l] = acc->b[l];
     for (int64_t i = 0; i + BNCORE_LANES <= len; i += BNCORE_LANES) {
         const NAME(values) v = NAME(values_at)(values, i, fused);
+        NAME(inputs) in;
+        ACC g[BNCORE_LANES];
         NAME(fetch_values)(v, ahead, LEVEL_1, fused);
+        NAME(take)(&in, v, BNCORE_LANES, fused);
+#pragma omp simd
+        for (int l = 0; l < BNCORE_LANES; l++)
+            g[l] = NAME(g_of)(v, in.dy[l], in.x[l] - m.hi, in.r[l], m.scale, m.shift, fused);
+        NAME(round_g)(g, BNCORE_LANES, fused);
+        if (fused & STORED) NAME(store_many)(v.dr, g, BNCORE_LANES);
 #pragma omp simd
         for (int l = 0; l < BNCORE_LANES; l++) {
-            const ACC value = NAME(g_of)(v, l, (ACC)v.x[l] - m.hi, m.scale, m.shift, fused);
-            const double g = (double)value;
-            if (fused & STORED) v.dr[l] = (T)value;
-            a[l] += g;
-            b[l] += g * ((double)v.x[l] - mean);
+            a[l] += (double)g[l];
+            b[l] += (double)g[l] * ((double)in.x[l] - mean);
         }
     }
     if (left) {
         const NAME(values) v = NAME(values_at)(values, len - BNCORE_LANES, fused);
+        NAME(inputs) in;
+        ACC value[BNCORE_LANES];
+        T stored[BNCORE_LANES];
+        NAME(take)(&in, v, BNCORE_LANES, fused);
+#pragma omp simd
+        for (int l = 0; l < BNCORE_LANES; l++)
+            value[l] = NAME(g_of)(v, in.dy[l], in.x[l] - m.hi, in.r[l], m.scale, m.shift, fused);
+        NAME(round_g)(value, BNCORE_LANES, fused);
+        NAME(store_many)(stored, value, BNCORE_LANES);
 #pragma omp simd
         for (int l = 0; l < BNCORE_LANES; l++) {
             const int last = l >= BNCORE_LANES - left;
-            const ACC value = NAME(g_of)(v, l, (ACC)v.x[l] - m.hi, m.scale, m.shift, fused);
-            const double g = last ? (double)value : 0.0;
-            const double d = last ? (double)v.x[l] - mean : 0.0;
-            if (fused & STORED) v.dr[l] = last ? (T)value : v.dr[l];
+            const double g = last ? (double)value[l] : 0.0;
+            const double d = last ? (double)in.x[l] - mean : 0.0;
+            if (fused & STORED) v.dr[l] = last ? stored[l] : v.dr[l];
             a[l] += g;
             b[l] += g * d;
         }
@@ -59,15 +72,28 @@ static inline ALWAYS_INLINE void NAME(add_grad_vectors)(lanes *restrict acc, NAM
     for (int l = 0; l < BNCORE_LANES; l++) acc->a[l] = a[l], acc->b[l] = b[l];
 }
 
+/* The gradient by z of one value, and its x. */
+typedef struct NAME(gradient) {
+    double value, x;
+} NAME(gradient);
+
+static inline ALWAYS_INLINE NAME(gradient)
+    NAME(gradient_at)(NAME(values) v, NAME(mask) m, int fused)
+{
+    const ACC x = NAME(load)(v.x[0]), r = fused & RESIDUAL ? NAME(load)(v.r[0]) : (ACC)0;
+    const ACC g = NAME(g_of)(v, NAME(load)(v.dy[0]), x - m.hi, r, m.scale, m.shift, fused);
+    const T stored = NAME(store)(g);
+    if (fused & STORED) v.dr[0] = stored;
+    return (NAME(gradient)){(double)(fused & ACTIVATION ? NAME(load)(stored) : g), (double)x};
+}
+
 static NOINLINE void NAME(add_short_grad_run)(lanes *acc, NAME(values) v, int64_t len, double mean,
                                               NAME(mask) m, int fused)
 {
     for (int64_t i = 0; i < len; i++) {
-        const ACC value = NAME(g_of)(v, i, (ACC)v.x[i] - m.hi, m.scale, m.shift, fused);
-        const double g = (double)value;
-        acc->a[BNCORE_LANES - len + i] += g;
-        acc->b[BNCORE_LANES - len + i] += g * ((double)v.x[i] - mean);
-        if (fused & STORED) v.dr[i] = (T)value;
+        const NAME(gradient) g = NAME(gradient_at)(NAME(values_at)(v, i, fused), m, fused);
+        acc->a[BNCORE_LANES - len + i] += g.value;
+        acc->b[BNCORE_LANES - len + i] += g.value * (g.x - mean);
     }
 }
 
@@ -136,14 +162,19 @@ static inline ALWAYS_INLINE void NAME(add_grad_strip)(NAME(grad_columns) * w, in
     }
     for (int r = 0; r < rows; r++) {
         const NAME(values) v = NAME(values_at)(values, r * stride + j, fused);
+        NAME(inputs) in;
+        ACC g[BNCORE_LANES];
         NAME(fetch_values)(v, AHEAD, LEVEL_2, fused);
+        NAME(take)(&in, v, BNCORE_LANES, fused);
+#pragma omp simd
+        for (int l = 0; l < BNCORE_LANES; l++)
+            g[l] = NAME(g_of)(v, in.dy[l], in.x[l] - hi[l], in.r[l], scale[l], shift[l], fused);
+        NAME(round_g)(g, BNCORE_LANES, fused);
+        if (fused & STORED) NAME(store_many)(v.dr, g, BNCORE_LANES);
 #pragma omp simd
         for (int l = 0; l < BNCORE_LANES; l++) {
-            const ACC value = NAME(g_of)(v, l, (ACC)v.x[l] - hi[l], scale[l], shift[l], fused);
-            const double g = (double)value;
-            if (fused & STORED) v.dr[l] = (T)value;
-            a[l] += g;
-            b[l] += g * ((double)v.x[l] - mean[l]);
+            a[l] += (double)g[l];
+            b[l] += (double)g[l] * ((double)in.x[l] - mean[l]);
         }
     }
 #pragma omp simd
@@ -161,11 +192,9 @@ static inline ALWAYS_INLINE void NAME(add_grad_rows)(NAME(grad_columns) * w, NAM
         const NAME(mask) m = NAME(mask_of)(w->mask + j, w->mask_stride, fused);
         for (int r = 0; r < rows; r++) {
             const NAME(values) v = NAME(values_at)(values, r * stride + j, fused);
-            const ACC value = NAME(g_of)(v, 0, v.x[0] - m.hi, m.scale, m.shift, fused);
-            const double g = (double)value;
-            w->a[j] += g;
-            w->b[j] += g * ((double)v.x[0] - w->mean[j]);
-            if (fused & STORED) v.dr[0] = value;
+            const NAME(gradient) g = NAME(gradient_at)(v, m, fused);
+            w->a[j] += g.value;
+            w->b[j] += g.value * (g.x - w->mean[j]);
         }
     }
 }

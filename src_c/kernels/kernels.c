@@ -1,9 +1,9 @@
 /* The kernels of one instruction set. This file is compiled once for each line of isa.def, with the flags of that
  * line and -DBNCORE_ISA_NAME=<name>, and always with -ffp-contract=off, so that all instruction sets give the same
  * bits. */
-#define ALWAYS_INLINE __attribute__((always_inline))
 #define NOINLINE __attribute__((noinline, cold))
 
+#include "storage.h"
 #include "stream.h"
 #include "welford.h"
 
@@ -17,6 +17,10 @@ enum {
     /* Rows: from so many columns on, streamed rows are taken ROW_TILE at a time. The coefficients of fewer columns stay
      * in L1 anyway. */
     TILED_COLS = 2048,
+    /* How many coefficients an elementwise kernel has; a mask makes them COEF_FIELDS. */
+    FIELDS_normalize = NORMALIZE_FIELDS,
+    FIELDS_grad_input = GRAD_INPUT_FIELDS,
+    FIELDS_grad_frozen = GRAD_FROZEN_FIELDS,
     AHEAD = 65536 /* rows: bytes from the current values to those that are prefetched */
 };
 
@@ -41,9 +45,20 @@ typedef struct running_columns {
 #undef ACC
 #undef NAME
 
+#define T uint16_t
+#define ACC float
+#define NAME(function) function##_f16
+#include "kernels_tmpl.c"
+#undef NAME
+#define NAME(function) function##_bf16
+#include "kernels_tmpl.c"
+#undef T
+#undef ACC
+#undef NAME
+
 #define STRING_(a) #a
 #define STRING(a) STRING_(a)
 
 extern const bncore_kernels JOIN(bncore_kernels, BNCORE_ISA_NAME);
-const bncore_kernels JOIN(bncore_kernels, BNCORE_ISA_NAME) = {STRING(BNCORE_ISA_NAME),
-                                                              {&kernel_set_f32, &kernel_set_f64}};
+const bncore_kernels JOIN(bncore_kernels, BNCORE_ISA_NAME) = {
+    STRING(BNCORE_ISA_NAME), {&kernel_set_f32, &kernel_set_f64, &kernel_set_f16, &kernel_set_bf16}};

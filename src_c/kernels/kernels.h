@@ -26,7 +26,7 @@ enum {
     GRAD_FROZEN_FIELDS = 1,
     MASK_SHIFT = 4,  /* the field of coefficients that a mask adds */
     COEF_FIELDS = 5, /* of coefficients with a mask */
-    REPEATED = 16
+    REPEATED = 32    /* as many values as a line of the caches can have */
 };
 
 /* A variant of a kernel is a sum of these, and an index of the table. */
@@ -115,7 +115,7 @@ typedef struct bncore_kernel_set {
 
 typedef struct bncore_kernels {
     const char *name;
-    const bncore_kernel_set *set[2]; /* by bncore_dtype */
+    const bncore_kernel_set *set[4]; /* by bncore_dtype */
 } bncore_kernels;
 
 /* Return the table in use; NULL while BNCORE_ISA names none. */

@@ -1,5 +1,8 @@
 /* All kernels for one storage type. kernels.c defines T, the type of the arithmetic (ACC) and NAME(), and includes
- * this file once per type. */
+ * this file once per type. NAME(load), NAME(store) and the like are in storage.h. */
+
+/* Elementwise kernels compute so many values at once. */
+enum { NAME(WIDTH) = LINE / sizeof(ACC) };
 
 /* The order matters: each uses those before it. */
 #include "activation_tmpl.c"

@@ -12,8 +12,9 @@ static inline ALWAYS_INLINE void NAME(add_vectors)(lanes *restrict acc, const T 
 #pragma omp simd
     for (int l = 0; l < BNCORE_LANES; l++) s[l] = acc->a[l], q[l] = acc->b[l];
     for (int64_t i = 0; i + BNCORE_LANES <= len; i += BNCORE_LANES) {
-        const T *restrict v = x + i;
-        fetch(v, ahead, LEVEL_1);
+        ACC v[BNCORE_LANES];
+        fetch(x + i, ahead, LEVEL_1);
+        NAME(load_many)(v, x + i, BNCORE_LANES);
 #pragma omp simd
         for (int l = 0; l < BNCORE_LANES; l++) {
             const double d = (double)v[l] - pivot;
@@ -22,7 +23,8 @@ static inline ALWAYS_INLINE void NAME(add_vectors)(lanes *restrict acc, const T 
         }
     }
     if (left) {
-        const T *restrict last = x + len - BNCORE_LANES;
+        ACC last[BNCORE_LANES];
+        NAME(load_many)(last, x + len - BNCORE_LANES, BNCORE_LANES);
 #pragma omp simd
         for (int l = 0; l < BNCORE_LANES; l++) {
             const double d = l >= BNCORE_LANES - left ? (double)last[l] - pivot : 0.0;
@@ -38,7 +40,7 @@ static inline ALWAYS_INLINE void NAME(add_vectors)(lanes *restrict acc, const T 
 static NOINLINE void NAME(add_short_run)(lanes *acc, const T *x, int64_t len, double pivot)
 {
     for (int64_t i = 0; i < len; i++) {
-        const double d = (double)x[i] - pivot;
+        const double d = (double)NAME(load)(x[i]) - pivot;
         acc->a[BNCORE_LANES - len + i] += d;
         acc->b[BNCORE_LANES - len + i] += d * d;
     }
@@ -61,9 +63,9 @@ static inline void NAME(add_run)(lanes *acc, const T *x, int64_t len, double piv
  * the mean of equal values is that value. */
 static inline double NAME(first_pivot)(const T *x, int64_t k, int64_t stride)
 {
-    const double x0 = (double)x[0];
+    const double x0 = (double)NAME(load)(x[0]);
     double sum = 0.0;
-    for (int64_t i = 1; i < k; i++) sum += (double)x[i * stride] - x0;
+    for (int64_t i = 1; i < k; i++) sum += (double)NAME(load)(x[i * stride]) - x0;
     const double pivot = x0 + sum / (double)k;
     return is_finite(pivot) ? pivot : 0.0;
 }
@@ -105,8 +107,9 @@ static inline void NAME(add_strip)(double *restrict s_, double *restrict q_,
 #pragma omp simd
     for (int l = 0; l < BNCORE_LANES; l++) s[l] = s_[l], q[l] = q_[l], pivot[l] = pivot_[l];
     for (int r = 0; r < rows; r++) {
-        const T *restrict v = x + r * stride;
-        fetch(v, AHEAD, LEVEL_2);
+        ACC v[BNCORE_LANES];
+        fetch(x + r * stride, AHEAD, LEVEL_2);
+        NAME(load_many)(v, x + r * stride, BNCORE_LANES);
 #pragma omp simd
         for (int l = 0; l < BNCORE_LANES; l++) {
             const double d = (double)v[l] - pivot[l];
@@ -126,7 +129,7 @@ static inline void NAME(add_rows)(running_columns *w, const double *pivot, const
         NAME(add_strip)(w->s + j, w->q + j, pivot + j, x + j, stride, rows);
     for (; j < cols; j++)
         for (int r = 0; r < rows; r++) {
-            const double d = (double)x[r * stride + j] - pivot[j];
+            const double d = (double)NAME(load)(x[r * stride + j]) - pivot[j];
             w->s[j] += d;
             w->q[j] += d * d;
         }
@@ -142,9 +145,10 @@ static void NAME(start_columns)(bncore_partial partial, double *restrict sum, co
     double *restrict Q = partial.at + RUNNING_Q * partial.stride;
     for (int64_t j = 0; j < t->cols; j++) sum[j] = 0.0;
     for (int64_t r = 1; r < k; r++)
-        for (int64_t j = 0; j < t->cols; j++) sum[j] += (double)x[r * t->stride + j] - (double)x[j];
+        for (int64_t j = 0; j < t->cols; j++)
+            sum[j] += (double)NAME(load)(x[r * t->stride + j]) - (double)NAME(load)(x[j]);
     for (int64_t j = 0; j < t->cols; j++) {
-        const double pivot = (double)x[j] + sum[j] / (double)k;
+        const double pivot = (double)NAME(load)(x[j]) + sum[j] / (double)k;
         pivot_[j] = is_finite(pivot) ? pivot : 0.0;
         S[j] = Q[j] = 0.0;
     }

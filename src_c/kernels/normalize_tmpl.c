@@ -33,21 +33,17 @@ static void NAME(mask_coefs)(void *coef, int64_t stride, int64_t n, const double
     NAME(normalize_fields)(a + stride, a, a + MASK_SHIFT * stride, n, mean, invstd, weight, bias);
 }
 
-/* One run of values, with coefficients of one channel (planes) or of one per value (rows). */
-static inline ALWAYS_INLINE void NAME(normalize_run)(T *to, NAME(values) v, int64_t len,
-                                                     const ACC *coef, int64_t stride, int fused)
+/* WIDTH values, as NAME(arithmetic) in traverse_tmpl.c says. */
+static inline ALWAYS_INLINE void NAME(normalize)(T *to, NAME(values) v, const ACC *coef,
+                                                 int64_t stride, int by_column, int fused)
 {
-    const ACC hi = coef[0], scale = coef[stride], shift = coef[2 * stride];
+    NAME(inputs) in;
+    ACC y[NAME(WIDTH)];
+    NAME(take)(&in, v, NAME(WIDTH), fused);
 #pragma omp simd
-    for (int64_t i = 0; i < len; i++)
-        to[i] = (T)NAME(y_of)(v, i, (ACC)v.x[i] - hi, scale, shift, fused);
-}
-
-static inline ALWAYS_INLINE void NAME(normalize_row)(T *to, NAME(values) v, int64_t len,
-                                                     const ACC *coef, int64_t stride, int fused)
-{
-    const ACC *hi = coef, *scale = hi + stride, *shift = scale + stride;
-#pragma omp simd
-    for (int64_t i = 0; i < len; i++)
-        to[i] = (T)NAME(y_of)(v, i, (ACC)v.x[i] - hi[i], scale[i], shift[i], fused);
+    for (int l = 0; l < NAME(WIDTH); l++) {
+        const ACC *k = coef + l * by_column;
+        y[l] = NAME(y_of)(v, in.x[l] - k[0], in.r[l], k[stride], k[2 * stride], fused);
+    }
+    NAME(store_many)(to, y, NAME(WIDTH));
 }

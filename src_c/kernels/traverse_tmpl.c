@@ -1,11 +1,39 @@
 /* The order in which an elementwise kernel for storage type T goes through memory, and how it writes. The arithmetic
- * is a NAME(run_function) of normalize_tmpl.c or grad_input_tmpl.c in the variant `fused`; both are constants here.
- * `to` may be an input itself, because value i of the result depends only on value i of the inputs. */
+ * is a function of normalize_tmpl.c or grad_input_tmpl.c in the variant `fused`; both are constants here. `to` may be
+ * an input itself, because value i of the result depends only on value i of the inputs. */
 
-typedef void NAME(run_function)(T *to, NAME(values) v, int64_t len, const ACC *coef, int64_t stride,
-                                int fused);
+/* Compute WIDTH values and write them to `to`, after all inputs were read. coef has one value per field (planes), or
+ * with by_column one per value (rows). */
+typedef void NAME(arithmetic)(T *to, NAME(values) v, const ACC *coef, int64_t stride, int by_column,
+                              int fused);
 
-enum { NAME(LINE) = LINE / sizeof(T) }; /* values of a line */
+/* The same for fewer than WIDTH values. */
+typedef void NAME(few_values)(T *to, NAME(values) v, int64_t len, const ACC *coef, int64_t stride);
+
+/* Copy fewer than WIDTH values; the others become 0. */
+static inline ALWAYS_INLINE const T *NAME(padded)(T to[NAME(WIDTH)], const T *from, int64_t len)
+{
+    for (int64_t l = 0; l < NAME(WIDTH); l++) to[l] = l < len ? from[l] : (T)0;
+    return to;
+}
+
+static inline ALWAYS_INLINE void NAME(few)(T *to, NAME(values) v, int64_t len, const ACC *coef,
+                                           int64_t stride, NAME(arithmetic) * compute,
+                                           int by_column, int fused)
+{
+    T dy[NAME(WIDTH)], x[NAME(WIDTH)], r[NAME(WIDTH)], result[NAME(WIDTH)];
+    if (fused & BACKWARD) v.dy = NAME(padded)(dy, v.dy, len);
+    v.x = NAME(padded)(x, v.x, len);
+    if (fused & RESIDUAL) v.r = NAME(padded)(r, v.r, len);
+    compute(result, v, coef, stride, by_column, fused);
+    for (int64_t l = 0; l < len; l++) to[l] = result[l];
+}
+
+static inline ALWAYS_INLINE void NAME(copy)(T *to, const T *from)
+{
+#pragma omp simd
+    for (int l = 0; l < NAME(WIDTH); l++) to[l] = from[l];
+}
 
 /* How many values lie between p and the next start of a line. */
 static inline int64_t NAME(to_line)(const T *p)
@@ -13,144 +41,193 @@ static inline int64_t NAME(to_line)(const T *p)
     return (int64_t)((LINE - (uintptr_t)p % LINE) % LINE / sizeof(T));
 }
 
-/* Write `runs` neighbouring runs of `len` values; whole lines pass the caches by. A line in which two runs meet is
- * computed with the coefficients of both. Three runs never meet in a line, because len >= LINE where there are
- * several runs. `ahead` is the distance in bytes at which the residual is prefetched, since, unlike x, no earlier
- * pass has read it. */
+/* Write one run of `len` values. Its last values, which do not fill a vector, are written with those before them; they
+ * are computed first of all, as long as all inputs are there. */
+static inline ALWAYS_INLINE void NAME(write_run)(T *to, NAME(values) v, int64_t len,
+                                                 const ACC *coef, int64_t stride,
+                                                 NAME(arithmetic) * compute,
+                                                 NAME(few_values) * compute_few, int fused)
+{
+    const int64_t tail = len - NAME(WIDTH), left = len % NAME(WIDTH);
+    T last[NAME(WIDTH)];
+    if (tail < 0) {
+        compute_few(to, v, len, coef, stride);
+        return;
+    }
+    if (left) compute(last, NAME(values_at)(v, tail, fused), coef, stride, 0, fused);
+    for (int64_t i = 0; i <= tail; i += NAME(WIDTH))
+        compute(to + i, NAME(values_at)(v, i, fused), coef, stride, 0, fused);
+    if (left) NAME(copy)(to + tail, last);
+}
+
+/* Write `runs` neighbouring runs of `len` values; whole lines pass the caches by. WIDTH values in which two runs meet
+ * are computed with the coefficients of both. Three runs never meet there, because len >= WIDTH where there are several
+ * runs. `ahead` is the distance in bytes at which the residual is prefetched, since, unlike x, no earlier pass has read
+ * it. */
 static inline ALWAYS_INLINE void NAME(stream_runs)(T *dst, NAME(values) v, int64_t runs,
                                                    int64_t len, int64_t ahead, const ACC *coef,
-                                                   int64_t stride, NAME(run_function) * run,
+                                                   int64_t stride, NAME(arithmetic) * compute,
+                                                   NAME(few_values) * compute_few, int fields,
                                                    int fused)
 {
-    int64_t i = bncore_min(NAME(to_line)(dst), len), end = len;
-    run(dst, v, i, coef, stride, fused);
+    int64_t i = 0, end = len, first = bncore_min(NAME(to_line)(dst), len);
+    for (; i < first; i += bncore_min(first - i, NAME(WIDTH) - 1))
+        compute_few(dst + i, NAME(values_at)(v, i, fused), bncore_min(first - i, NAME(WIDTH) - 1),
+                    coef, stride);
     for (int64_t c = 0; c < runs; c++, end += len) {
-        T line[NAME(LINE)], next[NAME(LINE)];
-        for (; i + NAME(LINE) <= end; i += NAME(LINE)) {
+        ACC k[COEF_FIELDS];
+        T values[NAME(WIDTH)], next[NAME(WIDTH)];
+        for (int f = 0; f < fields; f++) k[f] = coef[f * stride + c];
+        for (; i + NAME(WIDTH) <= end; i += NAME(WIDTH)) {
             if (fused & RESIDUAL) fetch(v.r + i, ahead, ONCE);
-            run(line, NAME(values_at)(v, i, fused), NAME(LINE), coef + c, stride, fused);
-            stream_line(dst + i, line);
+            compute(values, NAME(values_at)(v, i, fused), k, 1, 0, fused);
+            stream(dst + i, values, sizeof values);
         }
         if (i == end || c == runs - 1) continue;
         if (fused & RESIDUAL) fetch(v.r + i, ahead, ONCE);
-        run(line, NAME(values_at)(v, i, fused), NAME(LINE), coef + c, stride, fused);
-        run(next, NAME(values_at)(v, i, fused), NAME(LINE), coef + c + 1, stride, fused);
+        compute(values, NAME(values_at)(v, i, fused), k, 1, 0, fused);
+        compute(next, NAME(values_at)(v, i, fused), coef + c + 1, stride, 0, fused);
         const int here = (int)(end - i);
 #pragma omp simd
-        for (int l = 0; l < NAME(LINE); l++) line[l] = l < here ? line[l] : next[l];
-        stream_line(dst + i, line);
-        i += NAME(LINE);
+        for (int l = 0; l < NAME(WIDTH); l++) values[l] = l < here ? values[l] : next[l];
+        stream(dst + i, values, sizeof values);
+        i += NAME(WIDTH);
     }
-    run(dst + i, NAME(values_at)(v, i, fused), runs * len - i, coef + runs - 1, stride, fused);
+    if (i < runs * len)
+        compute_few(dst + i, NAME(values_at)(v, i, fused), runs * len - i, coef + runs - 1, stride);
 }
 
 /* The last image comes first, because the reduction read it last and it is still in the cache. Within an image,
  * memory is walked forwards. */
 static inline ALWAYS_INLINE void NAME(walk_planes)(const bncore_arrays *arrays, const ACC *coef,
                                                    int64_t stride, const bncore_planes *t,
-                                                   NAME(run_function) * run, int fused)
+                                                   NAME(arithmetic) * compute,
+                                                   NAME(few_values) * compute_few, int fields,
+                                                   int fused)
 {
     const NAME(values) values = NAME(values_of)(arrays);
     const int64_t ahead = residual_ahead(t, sizeof(T));
+    const int copied = fused & BACKWARD && fused & ACTIVATION ? COEF_FIELDS : fields;
     T *dst = arrays->dst;
     piece p;
     for (int64_t e = t->end; e > t->begin; e -= p.len) {
         p = piece_before(t, e);
-        if (arrays->stream && p.len == t->inner) {
-            NAME(stream_runs)(dst + p.offset, NAME(values_at)(values, p.offset, fused), t->channels,
-                              t->inner, ahead, coef, stride, run, fused);
+        if (arrays->stream) {
+            const int whole = p.len == t->inner;
+            for (int64_t c = 0; c < t->channels; c += whole ? t->channels : 1) {
+                const int64_t at = c * t->inner + p.offset;
+                NAME(stream_runs)(dst + at, NAME(values_at)(values, at, fused),
+                                  whole ? t->channels : 1, p.len, ahead, coef + c, stride, compute,
+                                  compute_few, copied, fused);
+            }
             continue;
         }
         for (int64_t c = 0; c < t->channels; c++) {
             const int64_t at = c * t->inner + p.offset;
-            const NAME(values) v = NAME(values_at)(values, at, fused);
-            if (arrays->stream)
-                NAME(stream_runs)(dst + at, v, 1, p.len, ahead, coef + c, stride, run, fused);
-            else
-                run(dst + at, v, p.len, coef + c, stride, fused);
+            ACC k[COEF_FIELDS];
+            for (int f = 0; f < copied; f++) k[f] = coef[f * stride + c];
+            NAME(write_run)(dst + at, NAME(values_at)(values, at, fused), p.len, k, 1, compute,
+                            compute_few, fused);
         }
     }
     if (arrays->stream) stream_end();
 }
 
-/* Write `rows` rows of whole lines, one line of columns at a time, so that its coefficients are loaded once for all
- * rows. */
+/* Write `rows` rows whose width is a multiple of WIDTH, WIDTH columns at a time, so that their coefficients are loaded
+ * once for all rows. */
 static inline ALWAYS_INLINE void NAME(walk_columns)(const bncore_arrays *arrays, int64_t at,
                                                     const ACC *coef, int64_t stride, int64_t cols,
-                                                    int rows, int stream, NAME(run_function) * run,
-                                                    int fused)
+                                                    int rows, int streamed,
+                                                    NAME(arithmetic) * compute, int fused)
 {
     const NAME(values) values = NAME(values_at)(NAME(values_of)(arrays), at, fused);
     T *dst = (T *)arrays->dst + at;
-    for (int64_t j = 0; j < cols; j += NAME(LINE)) {
-        T tile[ROW_TILE][NAME(LINE)];
+    for (int64_t j = 0; j < cols; j += NAME(WIDTH)) {
+        T tile[ROW_TILE][NAME(WIDTH)];
         for (int r = 0; r < rows; r++)
-            run(tile[r], NAME(values_at)(values, r * cols + j, fused), NAME(LINE), coef + j, stride,
-                fused);
+            compute(tile[r], NAME(values_at)(values, r * cols + j, fused), coef + j, stride, 1,
+                    fused);
         for (int r = 0; r < rows; r++) {
             T *to = dst + r * cols + j;
-            if (stream)
-                stream_line(to, tile[r]);
+            if (streamed)
+                stream(to, tile[r], sizeof tile[r]);
             else
-#pragma omp simd
-                for (int l = 0; l < NAME(LINE); l++) to[l] = tile[r][l];
+                NAME(copy)(to, tile[r]);
         }
     }
 }
 
 static inline ALWAYS_INLINE void NAME(walk_tiles)(const bncore_arrays *arrays, int64_t at,
                                                   const ACC *coef, int64_t stride, int64_t cols,
-                                                  int64_t rows, int stream,
-                                                  NAME(run_function) * run, int fused)
+                                                  int64_t rows, int streamed,
+                                                  NAME(arithmetic) * compute, int fused)
 {
     int64_t r = 0;
     for (; r + ROW_TILE <= rows; r += ROW_TILE)
-        NAME(walk_columns)(arrays, at + r * cols, coef, stride, cols, ROW_TILE, stream, run, fused);
+        NAME(walk_columns)(arrays, at + r * cols, coef, stride, cols, ROW_TILE, streamed, compute,
+                           fused);
     for (; r < rows; r++)
-        NAME(walk_columns)(arrays, at + r * cols, coef, stride, cols, 1, stream, run, fused);
+        NAME(walk_columns)(arrays, at + r * cols, coef, stride, cols, 1, streamed, compute, fused);
 }
 
-/* Stream rows that are at least a line wide, from the first whole line on. A line may hold the last columns of a row
+/* Write values first .. all - 1 of rows that are at least WIDTH values wide. WIDTH values may be the last columns of a row
  * and the first ones of the next row. The coefficients of those follow the coefficients of the last column, where
  * run.c repeats them. */
-static inline ALWAYS_INLINE void NAME(stream_rows)(const bncore_arrays *arrays, const ACC *coef,
-                                                   int64_t stride, const bncore_rows *t,
-                                                   NAME(run_function) * run, int fused)
+static inline ALWAYS_INLINE void NAME(walk_on)(const bncore_arrays *arrays, int64_t first,
+                                               int64_t all, const ACC *coef, int64_t stride,
+                                               int64_t cols, int streamed,
+                                               NAME(arithmetic) * compute,
+                                               NAME(few_values) * compute_few, int fused)
 {
     const NAME(values) v = NAME(values_of)(arrays);
     T *dst = arrays->dst;
-    const int64_t first = NAME(to_line)(dst), all = t->rows * t->cols;
-    int64_t i = first, column = first;
-    run(dst, v, first, coef, stride, fused);
-    if (t->cols % NAME(LINE) == 0 && t->cols >= TILED_COLS) {
+    int64_t i = first, column = first % cols;
+    for (; i + NAME(WIDTH) <= all; i += NAME(WIDTH)) {
+        T values[NAME(WIDTH)];
+        compute(values, NAME(values_at)(v, i, fused), coef + column, stride, 1, fused);
+        if (streamed)
+            stream(dst + i, values, sizeof values);
+        else
+            NAME(copy)(dst + i, values);
+        column += NAME(WIDTH);
+        column -= column >= cols ? cols : 0;
+    }
+    if (i < all) compute_few(dst + i, NAME(values_at)(v, i, fused), all - i, coef + column, stride);
+}
+
+/* Stream rows that are at least WIDTH values wide, from the first whole line on. */
+static inline ALWAYS_INLINE void NAME(stream_rows)(const bncore_arrays *arrays, const ACC *coef,
+                                                   int64_t stride, const bncore_rows *t,
+                                                   NAME(arithmetic) * compute,
+                                                   NAME(few_values) * compute_few, int fused)
+{
+    const int64_t all = t->rows * t->cols, first = bncore_min(NAME(to_line)(arrays->dst), all);
+    int64_t i = first;
+    NAME(walk_on)(arrays, 0, first, coef, stride, t->cols, 0, compute, compute_few, fused);
+    if (t->cols % (LINE / (int)sizeof(T)) == 0 && t->cols >= TILED_COLS) {
         const int64_t rows = t->rows - (first > 0);
-        NAME(walk_tiles)(arrays, first, coef + first, stride, t->cols, rows, 1, run, fused);
+        NAME(walk_tiles)(arrays, first, coef + first, stride, t->cols, rows, 1, compute, fused);
         i += rows * t->cols;
     }
-    for (; i + NAME(LINE) <= all; i += NAME(LINE)) {
-        T line[NAME(LINE)];
-        run(line, NAME(values_at)(v, i, fused), NAME(LINE), coef + column, stride, fused);
-        stream_line(dst + i, line);
-        column += NAME(LINE);
-        column -= column >= t->cols ? t->cols : 0;
-    }
-    run(dst + i, NAME(values_at)(v, i, fused), all - i, coef + column, stride, fused);
+    NAME(walk_on)(arrays, i, all, coef, stride, t->cols, 1, compute, compute_few, fused);
     stream_end();
 }
 
 static inline ALWAYS_INLINE void NAME(walk_rows)(const bncore_arrays *arrays, const ACC *coef,
                                                  int64_t stride, const bncore_rows *t,
-                                                 NAME(run_function) * run, int fused)
+                                                 NAME(arithmetic) * compute,
+                                                 NAME(few_values) * compute_few, int fused)
 {
-    if (arrays->stream && t->cols >= NAME(LINE)) {
-        NAME(stream_rows)(arrays, coef, stride, t, run, fused);
-        return;
-    }
-    if (t->cols % NAME(LINE) == 0) {
-        NAME(walk_tiles)(arrays, 0, coef, stride, t->cols, t->rows, 0, run, fused);
-        return;
-    }
+    const int64_t all = t->rows * t->cols;
     const NAME(values) v = NAME(values_of)(arrays);
-    for (int64_t at = 0; at < t->rows * t->cols; at += t->cols)
-        run((T *)arrays->dst + at, NAME(values_at)(v, at, fused), t->cols, coef, stride, fused);
+    if (t->cols < NAME(WIDTH))
+        for (int64_t at = 0; at < all; at += t->cols)
+            compute_few((T *)arrays->dst + at, NAME(values_at)(v, at, fused), t->cols, coef,
+                        stride);
+    else if (arrays->stream)
+        NAME(stream_rows)(arrays, coef, stride, t, compute, compute_few, fused);
+    else if (t->cols % NAME(WIDTH) == 0)
+        NAME(walk_tiles)(arrays, 0, coef, stride, t->cols, t->rows, 0, compute, fused);
+    else
+        NAME(walk_on)(arrays, 0, all, coef, stride, t->cols, 0, compute, compute_few, fused);
 }

@@ -65,6 +65,9 @@ typedef struct outputs {
 } outputs;
 
 size_t item_size(const test_case *c);
+double read_value(bncore_dtype dtype, const void *array, int64_t i);
+void write_value(bncore_dtype dtype, void *array, int64_t i, double value); /* rounds to dtype */
+double last_digit(bncore_dtype dtype, double value); /* the distance to the next larger size */
 int64_t values(const test_case *c);
 int is_backward(operation o);   /* it reads dy */
 int writes_array(operation o);  /* it writes y or dx */

@@ -7,6 +7,18 @@
 
 #include "cases.h"
 
+/* 16-bit data are computed with as float32, so float32's gates hold for them, and the rounding to dtype comes in
+ * addition. */
+static int is_float64(const test_case *c)
+{
+    return c->dtype == BNCORE_FLOAT64;
+}
+
+static int is_16_bit(const test_case *c)
+{
+    return c->dtype == BNCORE_FLOAT16 || c->dtype == BNCORE_BFLOAT16;
+}
+
 /* The gates of docs/numerics.md, which tests/tolerances.py explains. They are relative to the sizes that the page
  * names: |weight * xhat| + |bias| for forward, the largest term of dx for backward, and the sum of absolute values
  * for sums. */
@@ -32,7 +44,7 @@ typedef struct channel {
 
 static long double value(const test_case *c, const void *array, int64_t i)
 {
-    return c->dtype == BNCORE_FLOAT32 ? ((const float *)array)[i] : ((const double *)array)[i];
+    return read_value(c->dtype, array, i);
 }
 
 /* The place of value e of a channel. */
@@ -54,10 +66,10 @@ static int is_tame(const test_case *c, const inputs *in, int64_t ch)
     return 1;
 }
 
-/* The smallest subnormal number, which is the step of rounding there. */
+/* The smallest subnormal number of the arithmetic, which is the step of rounding there. */
 static long double smallest(const test_case *c)
 {
-    return c->dtype == BNCORE_FLOAT32 ? FLT_TRUE_MIN : DBL_TRUE_MIN;
+    return is_float64(c) ? DBL_TRUE_MIN : FLT_TRUE_MIN;
 }
 
 static void check_value(const test_case *c, const char *name, int64_t i, long double got,
@@ -66,6 +78,21 @@ static void check_value(const test_case *c, const char *name, int64_t i, long do
     if (!(fabsl(got - expected) <= allowed + 8.0L * smallest(c)))
         fail(c, "%s[%lld] is %.17Lg; the plain loop gives %.17Lg, and %.3Lg is allowed", name,
              (long long)i, got, expected, allowed);
+}
+
+/* Check a value of y or dx: `allowed` is for the arithmetic, before the result is rounded to dtype. */
+static void check_stored(const test_case *c, const char *name, int64_t i, long double got,
+                         long double expected, long double allowed)
+{
+    if (is_16_bit(c)) {
+        const long double largest = fabsl(expected) + allowed;
+        /* It may be an infinity, which stands for the next number after the largest. */
+        const double beyond = c->dtype == BNCORE_FLOAT16 ? 0x1p16 : 0x1p128;
+        if (isinf(got)) got = copysignl(beyond, got);
+        allowed += last_digit(c->dtype, (double)fminl(largest, beyond / 2.0L)) / 2.0L;
+        if (fabsl(expected) > beyond) expected = copysignl(beyond, expected);
+    }
+    check_value(c, name, i, got, expected, allowed);
 }
 
 /* ---- statistics ---- */
@@ -108,7 +135,7 @@ static channel channel_of(const test_case *c, const inputs *in, const outputs *o
 /* How far rounding the mean to x's type moves a result, before the shift makes up for it. */
 static long double of_mean(const test_case *c, const channel *k)
 {
-    const long double epsilon = c->dtype == BNCORE_FLOAT32 ? FLT_EPSILON : DBL_EPSILON;
+    const long double epsilon = is_float64(c) ? DBL_EPSILON : FLT_EPSILON;
     return fabsl(k->mean * k->scale) * epsilon;
 }
 
@@ -117,7 +144,7 @@ static long double of_mean(const test_case *c, const channel *k)
 static void check_forward(const test_case *c, const inputs *in, const outputs *out, int64_t ch,
                           const channel *k)
 {
-    const long double gate = c->dtype == BNCORE_FLOAT32 ? FORWARD_FLOAT32 : FORWARD_FLOAT64;
+    const long double gate = is_float64(c) ? FORWARD_FLOAT64 : FORWARD_FLOAT32;
     const long double slope = c->activation == BNCORE_LEAKY_RELU ? c->slope : 0.0L;
     for (int64_t e = 0; e < c->outer * c->inner; e++) {
         const int64_t i = place_of(c, ch, e);
@@ -130,11 +157,30 @@ static void check_forward(const test_case *c, const inputs *in, const outputs *o
         allowed += 8.0L * fabsl(k->scale) * smallest(c);
         if (c->activation) allowed *= 2.0L + 2.0L * fabsl(slope);
         const long double y = c->activation && z <= 0.0L ? slope * z : z;
-        check_value(c, "y", i, value(c, out->dst, i), y, allowed);
+        check_stored(c, "y", i, value(c, out->dst, i), y, allowed);
     }
 }
 
 /* ---- backward ---- */
+
+/* Forward's z before it is stored. 16-bit data are widened to float32 for it: a z that they would store as 0 need not be
+ * 0. */
+static void run_forward(const test_case *forward, const inputs *in, outputs *z)
+{
+    test_case wide = *forward;
+    inputs widened = *in;
+    if (is_16_bit(forward)) wide.dtype = BNCORE_FLOAT32;
+    widened.bytes = (size_t)values(&wide) * item_size(&wide);
+    widened.x = must_have(widened.bytes);
+    widened.residual = must_have(widened.bytes);
+    for (int64_t i = 0; i < values(&wide); i++) {
+        write_value(wide.dtype, widened.x, i, read_value(forward->dtype, in->x, i));
+        write_value(wide.dtype, widened.residual, i, read_value(forward->dtype, in->residual, i));
+    }
+    if (run_case(&wide, &widened, z) != BNCORE_OK) fail(&wide, "forward fails");
+    free(widened.x);
+    free(widened.residual);
+}
 
 /* The gradient by z, which is computed with the z of forward: the header promises that backward uses the same
  * operations. */
@@ -149,14 +195,13 @@ static void *masked_gradient(const test_case *c, const inputs *in)
     forward.activation = BNCORE_NO_ACTIVATION;
     forward.place = forward.dresidual_place = APART;
     forward.host = NO_HOST;
-    if (run_case(&forward, in, &z) != BNCORE_OK) fail(&forward, "forward fails");
+    run_forward(&forward, in, &z);
+    const bncore_dtype of_z = is_16_bit(c) ? BNCORE_FLOAT32 : c->dtype;
     for (int64_t i = 0; i < values(c); i++) {
-        if (!(value(c, z.dst, i) <= 0.0L)) continue;
-        const int leaky = c->activation == BNCORE_LEAKY_RELU;
-        if (c->dtype == BNCORE_FLOAT32)
-            ((float *)g)[i] = leaky ? (float)c->slope * ((float *)g)[i] : 0.0F;
-        else
-            ((double *)g)[i] = leaky ? c->slope * ((double *)g)[i] : 0.0;
+        if (!(read_value(of_z, z.dst, i) <= 0.0)) continue;
+        const double dy = read_value(c->dtype, g, i);
+        const double product = is_float64(c) ? c->slope * dy : (float)c->slope * (float)dy;
+        write_value(c->dtype, g, i, c->activation == BNCORE_LEAKY_RELU ? product : 0.0);
     }
     free_outputs(&z);
     return g;
@@ -186,7 +231,7 @@ static void check_sums(const test_case *c, const inputs *in, const outputs *out,
 static void check_dx(const test_case *c, const inputs *in, const outputs *out, const void *g,
                      int64_t ch, const channel *k)
 {
-    const long double gate = c->dtype == BNCORE_FLOAT32 ? GRADIENT_FLOAT32 : GRADIENT_FLOAT64;
+    const long double gate = is_float64(c) ? GRADIENT_FLOAT64 : GRADIENT_FLOAT32;
     const long double n = (long double)(c->outer * c->inner);
     const int given = c->operation == GRAD_INPUT, frozen = c->operation == INFER_BACKWARD;
     const long double sum_dy = given ? in->sum_dy[ch] : out->results[0][ch];
@@ -203,8 +248,8 @@ static void check_dx(const test_case *c, const inputs *in, const outputs *out, c
         /* A term, or the factor of x - mean, may be that small. */
         const long double deviation = fabsl(value(c, in->x, i) - k->mean);
         const long double steps = 8.0L * (fabsl(k->scale) + deviation) * smallest(c);
-        check_value(c, "dx", i, value(c, out->dst, i), dx,
-                    gate * (fabsl(k->scale) * largest + moved) + steps);
+        check_stored(c, "dx", i, value(c, out->dst, i), dx,
+                     gate * (fabsl(k->scale) * largest + moved) + steps);
     }
 }
 

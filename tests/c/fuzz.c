@@ -84,7 +84,7 @@ static test_case read_case(reader *r)
 {
     static const double slopes[] = {0.01, -1.5, 0.0, 0.25};
     test_case c = {.operation = (operation)below(r, OPERATIONS),
-                   .dtype = (bncore_dtype)below(r, 2),
+                   .dtype = (bncore_dtype)below(r, 4),
                    .outer = some_size(r),
                    .channels = some_size(r),
                    .inner = some_size(r),
@@ -113,13 +113,16 @@ static void overwrite(reader *r, const test_case *c, const inputs *in)
         for (int64_t i = 0; i < values(c) && r->left; i++) {
             char *at = (char *)arrays[k] + (size_t)i * item;
             const uint64_t bits = next(r, how == 1 ? 2 : item);
-            const double small = (double)(int16_t)bits / 64.0;
-            const float small_float = (float)small;
-            const uint32_t bits_of_float = (uint32_t)bits;
-            if (c->dtype == BNCORE_FLOAT32)
-                memcpy(at, how == 1 ? (const void *)&small_float : &bits_of_float, item);
+            const uint32_t low_half = (uint32_t)bits;
+            const uint16_t low_quarter = (uint16_t)bits;
+            if (how == 1)
+                write_value(c->dtype, arrays[k], i, (double)(int16_t)bits / 64.0);
             else
-                memcpy(at, how == 1 ? (const void *)&small : &bits, item);
+                memcpy(at,
+                       item == 2   ? (const void *)&low_quarter
+                       : item == 4 ? (const void *)&low_half
+                                   : &bits,
+                       item);
         }
 }
 
@@ -183,7 +186,9 @@ static int is_zero(const uint64_t *numbers, size_t count)
 static int is_struct(const bncore_problem *p)
 {
     const bncore_fusion *f = p->fusion;
-    if (p->size != sizeof *p || p->flags || !is_zero(p->reserved, sizeof p->reserved / 8)) return 0;
+    if (p->size != sizeof *p || p->flags & ~(uint32_t)BNCORE_FLOAT64_SUMS ||
+        !is_zero(p->reserved, sizeof p->reserved / 8))
+        return 0;
     return !f || (f->size == sizeof *f && is_zero(f->reserved, sizeof f->reserved / 8));
 }
 
@@ -192,7 +197,7 @@ static unsigned deserved(const bncore_problem *p)
 {
     unsigned bits = 0;
     if (!is_struct(p)) bits |= bit(BNCORE_ERROR_STRUCT);
-    if (p->dtype != BNCORE_FLOAT32 && p->dtype != BNCORE_FLOAT64) bits |= bit(BNCORE_ERROR_DTYPE);
+    if (p->dtype < BNCORE_FLOAT32 || p->dtype > BNCORE_BFLOAT16) bits |= bit(BNCORE_ERROR_DTYPE);
     if (!is_size(p)) bits |= bit(BNCORE_ERROR_SIZE);
     if (!(p->eps >= 0.0 && p->eps <= DBL_MAX)) bits |= bit(BNCORE_ERROR_EPS);
     if (p->n_threads < 1) bits |= bit(BNCORE_ERROR_THREADS);
@@ -200,7 +205,7 @@ static unsigned deserved(const bncore_problem *p)
     const bncore_fusion *f = p->fusion;
     if (f && (f->activation < BNCORE_NO_ACTIVATION || f->activation > BNCORE_LEAKY_RELU))
         bits |= bit(BNCORE_ERROR_FUSION);
-    const double most = p->dtype == BNCORE_FLOAT32 ? (double)FLT_MAX : DBL_MAX;
+    const double most = p->dtype == BNCORE_FLOAT64 ? DBL_MAX : (double)FLT_MAX;
     if (f && f->activation == BNCORE_LEAKY_RELU && !(fabs(f->slope) <= most))
         bits |= bit(BNCORE_ERROR_FUSION);
     return bits;
@@ -260,7 +265,7 @@ static void try_misaligned(reader *r)
 {
     bncore_problem p;
     const operation o = (operation)below(r, OPERATIONS);
-    bncore_problem_init(&p, sizeof p, (bncore_dtype)below(r, 2), 2, 3, 4);
+    bncore_problem_init(&p, sizeof p, (bncore_dtype)below(r, 4), 2, 3, 4);
     check_refused(o, &p, 1 + below(r, sizeof(double) - 1), bit(BNCORE_ERROR_ALIGNMENT));
 }
 

@@ -8,6 +8,19 @@
 
 #include "cases.h"
 
+/* The digits of a dtype's fraction, and the exponent of its subnormal numbers. */
+typedef struct format {
+    const char *name;
+    size_t bytes;
+    int digits, least;
+    double smallest; /* what SUBNORMAL contents are multiplied by */
+} format;
+
+static const format formats[] = {{"float32", 4, 23, -126, 0x1p-140},
+                                 {"float64", 8, 52, -1022, 0x1p-1060},
+                                 {"float16", 2, 10, -14, 0x1p-16},
+                                 {"bfloat16", 2, 7, -126, 0x1p-128}};
+
 static const char *const operation_names[OPERATIONS] = {
     "moments", "normalize", "train", "grad_sums", "grad_input", "train_backward", "infer_backward"};
 
@@ -21,8 +34,8 @@ _Noreturn void fail(const test_case *c, const char *what, ...)
             "\n  %s %s (%lld, %lld, %lld), eps %g, contents %d, seed %llu, weight %d, bias %d,\n"
             "  activation %d, slope %g, residual %d, dresidual %d, place %d, host %d, threads %d,\n"
             "  own scratch %d, shift %lld, instruction set %s\n",
-            operation_names[c->operation], c->dtype == BNCORE_FLOAT32 ? "float32" : "float64",
-            (long long)c->outer, (long long)c->channels, (long long)c->inner, c->eps, c->contents,
+            operation_names[c->operation], formats[c->dtype].name, (long long)c->outer,
+            (long long)c->channels, (long long)c->inner, c->eps, c->contents,
             (unsigned long long)c->seed, c->weight, c->bias, c->activation, c->slope, c->residual,
             c->dresidual, c->place, c->host, c->threads, c->own_scratch, (long long)c->shift,
             bncore_isa());
@@ -55,7 +68,55 @@ static double uniform(uint64_t *state)
 
 size_t item_size(const test_case *c)
 {
-    return c->dtype == BNCORE_FLOAT32 ? sizeof(float) : sizeof(double);
+    return formats[c->dtype].bytes;
+}
+
+double last_digit(bncore_dtype dtype, double value)
+{
+    const format *f = &formats[dtype];
+    const int exponent = value != 0.0 && isfinite(value) ? ilogb(value) : f->least;
+    return ldexp(1.0, (exponent > f->least ? exponent : f->least) - f->digits);
+}
+
+static double from_bits(const format *f, uint16_t bits)
+{
+    const int all = 0x7FFF >> f->digits, field = bits >> f->digits & all;
+    const int fraction = bits & ((1 << f->digits) - 1);
+    double size = ldexp(fraction + ldexp(field > 0, f->digits),
+                        f->least - f->digits + (field ? field - 1 : 0));
+    if (field == all) size = fraction ? NAN : INFINITY;
+    return bits >> 15 ? -size : size;
+}
+
+static uint16_t to_bits(bncore_dtype dtype, double value)
+{
+    const format *f = &formats[dtype];
+    const uint16_t infinity = (uint16_t)(0x7FFF >> f->digits << f->digits);
+    const uint16_t sign = signbit(value) ? 0x8000 : 0;
+    const double digit = last_digit(dtype, value), steps = nearbyint(fabs(value) / digit);
+    const double largest = from_bits(f, (uint16_t)(infinity - 1));
+    if (isnan(value)) return infinity | 1;
+    if (isinf(value) || steps * digit > largest) return sign | infinity;
+    /* A carry to the next exponent is right by itself. */
+    const int exponent = ilogb(digit) + f->digits - f->least;
+    return (uint16_t)(sign | ((exponent << f->digits) + (int)steps));
+}
+
+double read_value(bncore_dtype dtype, const void *array, int64_t i)
+{
+    if (dtype == BNCORE_FLOAT32) return ((const float *)array)[i];
+    if (dtype == BNCORE_FLOAT64) return ((const double *)array)[i];
+    return from_bits(&formats[dtype], ((const uint16_t *)array)[i]);
+}
+
+void write_value(bncore_dtype dtype, void *array, int64_t i, double value)
+{
+    if (dtype == BNCORE_FLOAT32)
+        ((float *)array)[i] = (float)value;
+    else if (dtype == BNCORE_FLOAT64)
+        ((double *)array)[i] = value;
+    else
+        ((uint16_t *)array)[i] = to_bits(dtype, value);
 }
 
 int64_t values(const test_case *c)
@@ -106,14 +167,13 @@ static double special(uint64_t *state)
 
 static double value_of(const test_case *c, int64_t channel, uint64_t *state)
 {
-    const double smallest = c->dtype == BNCORE_FLOAT32 ? 0x1p-140 : 0x1p-1060;
     switch (c->contents) {
     case CONSTANT:
         return 0.1 * (double)(channel + 1);
     case FAR_FROM_ZERO:
         return 1000.0 + uniform(state);
     case SUBNORMAL:
-        return smallest * uniform(state);
+        return formats[c->dtype].smallest * uniform(state);
     case SPECIAL:
         if (channel % 2 && random_bits(state) % 8 == 0) return special(state);
         return uniform(state);
@@ -127,10 +187,7 @@ static void *make_array(const test_case *c, uint64_t *state)
     void *array = must_have((size_t)values(c) * item_size(c));
     for (int64_t i = 0; i < values(c); i++) {
         const double value = value_of(c, i / c->inner % c->channels, state);
-        if (c->dtype == BNCORE_FLOAT32)
-            ((float *)array)[i] = (float)value;
-        else
-            ((double *)array)[i] = value;
+        write_value(c->dtype, array, i, value);
     }
     return array;
 }

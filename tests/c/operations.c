@@ -81,13 +81,15 @@ static test_case choose(const int64_t shape[3], operation o, bncore_dtype dtype,
 
 static void check_shape(const int64_t shape[3], uint64_t *random)
 {
-    const int rounds = shape[0] * shape[1] * shape[2] < 20000 ? 4 : 2;
+    const int small = shape[0] * shape[1] * shape[2] < 20000;
     for (int o = 0; o < OPERATIONS; o++)
-        for (int dtype = BNCORE_FLOAT32; dtype <= BNCORE_FLOAT64; dtype++)
+        for (int dtype = BNCORE_FLOAT32; dtype <= BNCORE_BFLOAT16; dtype++) {
+            const int full = dtype <= BNCORE_FLOAT64, rounds = (full ? 2 : 1) * (small ? 2 : 1);
             for (int round = 0; round < rounds; round++) {
                 const test_case c = choose(shape, (operation)o, (bncore_dtype)dtype, random);
                 check_case(&c, random);
             }
+        }
 }
 
 int main(void)

@@ -15,6 +15,7 @@
 
 #include "include/bncore.h"
 #include "kernels/kernels.h"
+#include "kernels/storage.h"
 
 enum {
     MOST_CHANNELS = BNCORE_GROUP,
@@ -94,7 +95,8 @@ static double random_value(void)
 /* A random value. If `wild`, it is sometimes an infinity, a NaN, a subnormal number or another special case. */
 static double random_or_special(int wild)
 {
-    static const double special[] = {0.0, -0.0, INFINITY, -INFINITY, NAN, 1e-40, -1e-42, 3e38, 1.0};
+    static const double special[] = {0.0,    -0.0, INFINITY, -INFINITY, NAN, 1e-40,
+                                     -1e-42, 3e38, 1e-6,     -65519.0,  1.0};
     if (!wild || random_int(0, 30)) return 3.0 * random_value() + 0.5;
     return special[random_int(0, sizeof special / sizeof special[0] - 1)];
 }
@@ -150,7 +152,7 @@ static tile random_tile(const kernel *k, int fixed)
     t.rows.stride = t.rows.cols;
     if (is_reduction(k) && !fixed && random_int(0, 1)) t.rows.stride += random_int(1, 100);
     t.rows.rows = fixed ? 196 : random_int(1, bncore_min(MOST_VALUES / t.rows.stride, 600));
-    t.offset = fixed ? 0 : random_int(0, 15);
+    t.offset = fixed ? 0 : random_int(0, 31);
     t.columns = k->rows ? t.rows.cols : t.planes.channels;
     t.values = k->rows ? t.rows.rows * t.rows.stride : images * t.planes.image_stride;
     t.step = random_int(0, 1) ? 1 : random_int(2, 5);
@@ -189,17 +191,50 @@ static double now(void)
 
 #include "plain.h"
 
+static const char *const dtype_names[] = {"float32", "float64", "float16", "bfloat16"};
+
 #define T float
+#define ACC float
+#define DTYPE BNCORE_FLOAT32
 #define NAME(function) function##_f32
 #include "check_tmpl.c"
 #undef T
+#undef ACC
+#undef DTYPE
 #undef NAME
 
 #define T double
+#define ACC double
+#define DTYPE BNCORE_FLOAT64
 #define NAME(function) function##_f64
 #include "check_tmpl.c"
 #undef T
+#undef ACC
+#undef DTYPE
 #undef NAME
+
+#define T uint16_t
+#define ACC float
+#define DTYPE BNCORE_FLOAT16
+#define NAME(function) function##_f16
+#include "check_tmpl.c"
+#undef DTYPE
+#undef NAME
+#define DTYPE BNCORE_BFLOAT16
+#define NAME(function) function##_bf16
+#include "check_tmpl.c"
+#undef T
+#undef ACC
+#undef DTYPE
+#undef NAME
+
+/* By bncore_dtype. */
+static void (*const check[])(const kernel *, const bncore_kernels *,
+                             const tile *) = {check_f32, check_f64, check_f16, check_bf16};
+static double (*const timing[])(const kernel *, const bncore_kernels *, const tile *,
+                                double *) = {time_f32, time_f64, time_f16, time_bf16};
+
+enum { DTYPES = sizeof check / sizeof check[0] };
 
 /* ---- the program ---- */
 
@@ -215,8 +250,7 @@ static void check_all(const options *o, const bncore_kernels *isa)
         if (!strstr(k->name, o->part)) continue;
         for (int n = 0; n < o->tiles; n++) {
             const tile t = random_tile(k, 0);
-            check_f32(k, isa, &t);
-            check_f64(k, isa, &t);
+            for (int dtype = 0; dtype < DTYPES; dtype++) check[dtype](k, isa, &t);
         }
     }
 }
@@ -226,17 +260,16 @@ static void time_all(const options *o, const bncore_kernels *const isas[], int c
     printf("\nns per value; in brackets GB/s of all arrays\n%-36s", "kernel");
     for (int i = 0; i < count; i++) printf("%20s", isas[i]->name);
     printf("\n");
-    for (int k = 0; k < 2 * KERNELS; k++) {
-        const kernel *timed = &all_kernels[k / 2];
+    for (int k = 0; k < DTYPES * KERNELS; k++) {
+        const kernel *timed = &all_kernels[k / DTYPES];
         if (!strstr(timed->name, o->part)) continue;
         char name[64];
-        snprintf(name, sizeof name, "%s %s", timed->name, k % 2 ? "float64" : "float32");
+        snprintf(name, sizeof name, "%s %s", timed->name, dtype_names[k % DTYPES]);
         printf("%-36s", name);
         const tile t = random_tile(timed, 1);
         for (int i = 0; i < count; i++) {
             double bytes;
-            const double ns =
-                k % 2 ? time_f64(timed, isas[i], &t, &bytes) : time_f32(timed, isas[i], &t, &bytes);
+            const double ns = timing[k % DTYPES](timed, isas[i], &t, &bytes);
             printf("%10.3f (%6.1f)", ns, bytes / ns);
         }
         printf("\n");
@@ -268,8 +301,8 @@ int main(int argc, char **argv)
         const int before = failures;
         state = seed; /* the same tiles for each */
         check_all(&o, isas[i]);
-        printf("%-10s %d kernels, float32 and float64, %d tiles each: %s\n", isas[i]->name, names,
-               o.tiles, failures == before ? "ok" : "FAILED");
+        printf("%-10s %d kernels, all dtypes, %d tiles each: %s\n", isas[i]->name, names, o.tiles,
+               failures == before ? "ok" : "FAILED");
     }
     if (names == 0) printf("no kernel has '%s' in its name\n", o.part);
     if (o.bench && failures == 0) time_all(&o, isas, count);

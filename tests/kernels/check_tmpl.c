@@ -1,18 +1,18 @@
-/* Checks every kernel for storage type T, which is the type of the arithmetic, too. check_kernels.c defines T and
- * NAME() and includes this file once per type. */
+/* Checks every kernel for storage type T and arithmetic in ACC. check_kernels.c defines T, ACC, DTYPE and NAME() and
+ * includes this file once per dtype. */
 
 /* ---- memory ---- */
 
 typedef struct NAME(arrays) {
     T dy[MOST_VALUES + 4 * AROUND], x[MOST_VALUES + 4 * AROUND], r[MOST_VALUES + 4 * AROUND];
-    T coef[COEF_FIELDS * (MOST_COLS + COEF_GAP)], mask[COEF_FIELDS * (MOST_COLS + COEF_GAP)];
+    ACC coef[COEF_FIELDS * (MOST_COLS + COEF_GAP)], mask[COEF_FIELDS * (MOST_COLS + COEF_GAP)];
 } NAME(arrays);
 
 /* Everything that a kernel may write. */
 typedef struct NAME(results) {
     T dst[MOST_VALUES + 4 * AROUND], dr[MOST_VALUES + 4 * AROUND];
     double partial[5 * MAX_FIELDS * MOST_COLS];
-    T coef[COEF_FIELDS * (MOST_COLS + COEF_GAP)];
+    ACC coef[COEF_FIELDS * (MOST_COLS + COEF_GAP)];
 } NAME(results);
 
 static NAME(arrays) NAME(in);
@@ -22,9 +22,9 @@ static void NAME(fill)(const tile *t, int wild)
 {
     NAME(arrays) *in = &NAME(in);
     for (int64_t i = 0; i < t->values + 2 * AROUND; i++) {
-        in->dy[i] = (T)random_or_special(wild);
-        in->x[i] = (T)random_or_special(wild);
-        in->r[i] = (T)random_or_special(wild);
+        in->dy[i] = NAME(store)((ACC)random_or_special(wild));
+        in->x[i] = NAME(store)((ACC)random_or_special(wild));
+        in->r[i] = NAME(store)((ACC)random_or_special(wild));
     }
     for (int64_t c = 0; c < t->columns; c++) {
         given.mean[c] = random_value(), given.var[c] = fabs(random_or_special(wild));
@@ -35,9 +35,9 @@ static void NAME(fill)(const tile *t, int wild)
     for (int f = 0; f < COEF_FIELDS; f++)
         for (int64_t c = 0; c < stride; c++) {
             const int64_t column = c < t->columns ? c : c - t->columns;
-            T *coef = in->coef + f * stride, *mask = in->mask + f * stride;
-            coef[c] = c < t->columns ? (T)random_value() : coef[column % t->columns];
-            mask[c] = c < t->columns ? (T)random_value() : mask[column % t->columns];
+            ACC *coef = in->coef + f * stride, *mask = in->mask + f * stride;
+            coef[c] = c < t->columns ? (ACC)random_value() : coef[column % t->columns];
+            mask[c] = c < t->columns ? (ACC)random_value() : mask[column % t->columns];
         }
     for (int64_t c = 0; c < MOST_COLS; c++) {
         const int empty = random_int(0, 4) == 0; /* a partial result of no value */
@@ -92,7 +92,7 @@ static bncore_arrays NAME(arrays_of)(const tile *t, NAME(results) * to, int fuse
 static void NAME(run_elementwise)(const kernel *k, const bncore_kernel_set *s, const tile *t,
                                   const bncore_arrays *a)
 {
-    const T *coef = NAME(in).coef;
+    const ACC *coef = NAME(in).coef;
     const int64_t stride = t->columns + COEF_GAP;
     switch (k->operation) {
     case normalize:
@@ -170,7 +170,16 @@ static void NAME(run)(const kernel *k, const bncore_kernel_set *s, const tile *t
 static int NAME(same)(const T *a, const T *b, int64_t n)
 {
     for (int64_t i = 0; i < n; i++)
-        if (memcmp(a + i, b + i, sizeof(T)) != 0 && !(isnan(a[i]) && isnan(b[i]))) return 0;
+        if (memcmp(a + i, b + i, sizeof(T)) != 0 &&
+            !(isnan(NAME(load)(a[i])) && isnan(NAME(load)(b[i]))))
+            return 0;
+    return 1;
+}
+
+static int NAME(same_coefs)(const ACC *a, const ACC *b, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        if (memcmp(a + i, b + i, sizeof(ACC)) != 0 && !(isnan(a[i]) && isnan(b[i]))) return 0;
     return 1;
 }
 
@@ -183,8 +192,8 @@ static int NAME(same_doubles)(const double *a, const double *b, int64_t n)
 
 static void NAME(check)(const kernel *k, const bncore_kernels *isa, const tile *t)
 {
-    const bncore_kernel_set *s = isa->set[sizeof(T) == sizeof(double)];
-    const char *dtype = sizeof(T) == sizeof(double) ? "float64" : "float32";
+    const bncore_kernel_set *s = isa->set[DTYPE];
+    const char *dtype = dtype_names[DTYPE];
     NAME(results) *got = &NAME(got), *want = &NAME(want);
     const int64_t all = t->values + 2 * AROUND;
     NAME(fill)(t, random_int(0, 2) == 0);
@@ -196,7 +205,7 @@ static void NAME(check)(const kernel *k, const bncore_kernels *isa, const tile *
     if (!NAME(same)(got->dr, want->dr, all)) fail(k, isa->name, dtype, t, "dresidual differs");
     if (!NAME(same_doubles)(got->partial, want->partial, 5 * MAX_FIELDS * MOST_COLS))
         fail(k, isa->name, dtype, t, "the results per channel differ");
-    if (!NAME(same)(got->coef, want->coef, COEF_FIELDS * (MOST_COLS + COEF_GAP)))
+    if (!NAME(same_coefs)(got->coef, want->coef, COEF_FIELDS * (MOST_COLS + COEF_GAP)))
         fail(k, isa->name, dtype, t, "the coefficients differ");
 }
 
@@ -225,7 +234,7 @@ static int NAME(array_count)(const kernel *k)
 /* Nanoseconds per value, or per channel, in the best of several runs. *bytes: how many bytes of arrays a value takes. */
 static double NAME(time)(const kernel *k, const bncore_kernels *isa, const tile *t, double *bytes)
 {
-    const bncore_kernel_set *s = isa->set[sizeof(T) == sizeof(double)];
+    const bncore_kernel_set *s = isa->set[DTYPE];
     const int arrays = NAME(array_count)(k);
     const int64_t values = k->rows ? t->rows.rows * t->rows.cols
                                    : (t->planes.end - t->planes.begin) * t->planes.channels;

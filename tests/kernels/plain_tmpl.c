@@ -1,51 +1,52 @@
-/* Computes what the kernels compute, for storage type T, in plain loops: one value, one channel, one block after the
+/* Computes what the kernels compute, for storage type T and arithmetic in ACC, in plain loops: one value, one channel, one block after the
  * other. The order of additions is the one that partition.h fixes. A run is added to 16 lanes, and its remainder to
  * the last lanes. The lanes are flushed after BNCORE_BLOCK values, and a column after BNCORE_ROW_BLOCK rows. */
 
 /* ---- one value ---- */
 
 typedef struct NAME(value) {
-    T dy, x, r;
-    T slope;
+    ACC dy, x, r;
+    ACC slope;
     int relu; /* exactly 0 on the negative side */
 } NAME(value);
 
 static NAME(value) NAME(value_at)(const bncore_arrays *a, int64_t i, int leaky)
 {
     const T *dy = a->dy, *x = a->x, *r = a->residual;
-    return (NAME(value)){dy[i], x[i], r ? r[i] : (T)0, (T)a->slope, !leaky};
+    return (NAME(value)){NAME(load)(dy[i]), NAME(load)(x[i]), r ? NAME(load)(r[i]) : (ACC)0,
+                         (ACC)a->slope, !leaky};
 }
 
-static T NAME(activate)(NAME(value) v, T z, T value)
+static ACC NAME(activate)(NAME(value) v, ACC z, ACC value)
 {
-    if (!(z <= (T)0)) return value;
-    return v.relu ? (T)0 : v.slope * value;
+    if (!(z <= (ACC)0)) return value;
+    return v.relu ? (ACC)0 : v.slope * value;
 }
 
-static T NAME(plain_z)(NAME(value) v, T hi, T scale, T shift, int fused)
+static ACC NAME(plain_z)(NAME(value) v, ACC hi, ACC scale, ACC shift, int fused)
 {
-    const T z = (v.x - hi) * scale + shift;
+    const ACC z = (v.x - hi) * scale + shift;
     return fused & RESIDUAL ? z + v.r : z;
 }
 
-static T NAME(plain_y)(NAME(value) v, const T *coef, int64_t stride, int fused)
+static ACC NAME(plain_y)(NAME(value) v, const ACC *coef, int64_t stride, int fused)
 {
-    const T z = NAME(plain_z)(v, coef[0], coef[stride], coef[2 * stride], fused);
+    const ACC z = NAME(plain_z)(v, coef[0], coef[stride], coef[2 * stride], fused);
     return fused & ACTIVATION ? NAME(activate)(v, z, z) : z;
 }
 
-/* The gradient by z; coef has the mask's fields a, hi and shift. */
-static T NAME(plain_g)(NAME(value) v, const T *coef, int64_t stride, int fused)
+/* The gradient by z, as dresidual stores it; coef has the mask's fields a, hi and shift. */
+static ACC NAME(plain_g)(NAME(value) v, const ACC *coef, int64_t stride, int fused)
 {
     if (!(fused & ACTIVATION)) return v.dy;
-    const T z = NAME(plain_z)(v, coef[stride], coef[0], coef[MASK_SHIFT * stride], fused);
-    return NAME(activate)(v, z, v.dy);
+    const ACC z = NAME(plain_z)(v, coef[stride], coef[0], coef[MASK_SHIFT * stride], fused);
+    return NAME(load)(NAME(store)(NAME(activate)(v, z, v.dy)));
 }
 
-static T NAME(plain_dx)(NAME(value) v, const T *coef, int64_t stride, int fused, int frozen)
+static ACC NAME(plain_dx)(NAME(value) v, const ACC *coef, int64_t stride, int fused, int frozen)
 {
-    const T a = coef[0], hi = coef[stride], k = coef[2 * stride], c = coef[3 * stride];
-    const T g = NAME(plain_g)(v, coef, stride, fused);
+    const ACC a = coef[0], hi = coef[stride], k = coef[2 * stride], c = coef[3 * stride];
+    const ACC g = NAME(plain_g)(v, coef, stride, fused);
     return frozen ? g * a : ((g + (v.x - hi) * k) + c) * a;
 }
 
@@ -54,13 +55,14 @@ static T NAME(plain_dx)(NAME(value) v, const T *coef, int64_t stride, int fused,
 static void NAME(one)(const kernel *k, const tile *t, const bncore_arrays *a, int64_t i, int64_t c)
 {
     const int64_t stride = t->columns + COEF_GAP;
-    const T *coef = NAME(in).coef + c;
+    const ACC *coef = NAME(in).coef + c;
     const NAME(value) v = NAME(value_at)(a, i, t->leaky);
     T *dst = a->dst;
     if (k->operation == normalize)
-        dst[i] = NAME(plain_y)(v, coef, stride, k->fused);
+        dst[i] = NAME(store)(NAME(plain_y)(v, coef, stride, k->fused));
     else
-        dst[i] = NAME(plain_dx)(v, coef, stride, k->fused, k->operation == grad_frozen);
+        dst[i] =
+            NAME(store)(NAME(plain_dx)(v, coef, stride, k->fused, k->operation == grad_frozen));
 }
 
 static void NAME(plain_elementwise)(const kernel *k, const tile *t, const bncore_arrays *a)
@@ -88,8 +90,8 @@ static void NAME(addends)(const kernel *k, const tile *t, const bncore_arrays *a
         add[1] = d * d;
         return;
     }
-    const T g = NAME(plain_g)(v, NAME(in).mask + c, t->columns + COEF_GAP, k->fused);
-    if (k->fused & STORED) ((T *)a->dresidual)[i] = g;
+    const ACC g = NAME(plain_g)(v, NAME(in).mask + c, t->columns + COEF_GAP, k->fused);
+    if (k->fused & STORED) ((T *)a->dresidual)[i] = NAME(store)(g);
     add[0] = (double)g;
     add[1] = (double)g * d;
 }
@@ -98,9 +100,10 @@ static void NAME(addends)(const kernel *k, const tile *t, const bncore_arrays *a
 static double NAME(pivot)(const bncore_arrays *a, int64_t i, int64_t count, int64_t step)
 {
     const T *x = a->x;
+    const double first = (double)NAME(load)(x[i]);
     double sum = 0.0;
-    for (int64_t n = 1; n < count; n++) sum += (double)x[i + n * step] - (double)x[i];
-    const double pivot = (double)x[i] + sum / (double)count;
+    for (int64_t n = 1; n < count; n++) sum += (double)NAME(load)(x[i + n * step]) - first;
+    const double pivot = first + sum / (double)count;
     return isfinite(pivot) ? pivot : 0.0;
 }
 
@@ -161,17 +164,17 @@ static void NAME(plain_reduction)(const kernel *k, const tile *t, const bncore_a
 
 /* ---- per channel ---- */
 
-static void NAME(plain_normalize_coefs)(T *hi, T *scale, T *shift, int64_t c, double weight,
+static void NAME(plain_normalize_coefs)(ACC *hi, ACC *scale, ACC *shift, int64_t c, double weight,
                                         double bias)
 {
     const double mean = given.mean[c];
-    *hi = (T)mean;
-    *scale = (T)(weight * given.var[c]);
+    *hi = (ACC)mean;
+    *scale = (ACC)(weight * given.var[c]);
     const double lo = mean - (double)*hi;
-    *shift = (T)(lo == 0.0 ? bias : bias - lo * (double)*scale);
+    *shift = (ACC)(lo == 0.0 ? bias : bias - lo * (double)*scale);
 }
 
-static void NAME(plain_coefs)(const kernel *k, const tile *t, T *coef)
+static void NAME(plain_coefs)(const kernel *k, const tile *t, ACC *coef)
 {
     const int64_t stride = t->columns + COEF_GAP;
     for (int64_t c = 0; c < t->columns; c++, coef++) {
@@ -183,14 +186,14 @@ static void NAME(plain_coefs)(const kernel *k, const tile *t, T *coef)
         if (k->operation == mask_coefs)
             NAME(plain_normalize_coefs)(coef + stride, coef, coef + MASK_SHIFT * stride, c, weight,
                                         bias);
-        if (k->operation == grad_frozen_coefs) coef[0] = (T)(weight * invstd);
+        if (k->operation == grad_frozen_coefs) coef[0] = (ACC)(weight * invstd);
         if (k->operation != grad_input_coefs) continue;
         const double shift = -(given.sum_dy[c] / t->count);
-        coef[0] = (T)(weight * invstd);
-        coef[stride] = (T)given.mean[c];
-        coef[2 * stride] = (T)(-invstd * (given.sum_dy_xhat[c] / t->count));
+        coef[0] = (ACC)(weight * invstd);
+        coef[stride] = (ACC)given.mean[c];
+        coef[2 * stride] = (ACC)(-invstd * (given.sum_dy_xhat[c] / t->count));
         const double lo = given.mean[c] - (double)coef[stride];
-        coef[3 * stride] = (T)(lo == 0.0 ? shift : shift - lo * (double)coef[2 * stride]);
+        coef[3 * stride] = (ACC)(lo == 0.0 ? shift : shift - lo * (double)coef[2 * stride]);
     }
 }
 

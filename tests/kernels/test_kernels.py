@@ -48,12 +48,12 @@ def test_every_kernel_agrees_with_a_plain_loop(check_kernels):
     lines = printed(check_kernels, "--tiles", 6, "--seed", 20).splitlines()
     assert [line.split()[0] for line in lines] == list(native_module().available_isas())
     for line in lines:
-        assert re.fullmatch(r"\w+ +39 kernels, float32 and float64, 6 tiles each: ok", line), line
+        assert re.fullmatch(r"\w+ +39 kernels, all dtypes, 6 tiles each: ok", line), line
 
 
 def test_the_kernels_are_timed_by_name(check_kernels):
     table = printed(check_kernels, "--bench", "--tiles", 1, "normalize_rows_plain")
-    for dtype in ("float32", "float64"):
+    for dtype in ("float32", "float64", "float16", "bfloat16"):
         assert re.search(rf"^normalize_rows_plain {dtype} .*\d\.\d+ \( *\d+\.\d\)", table, re.M)
 
 
@@ -74,6 +74,19 @@ def test_a_kernel_with_other_bits_is_found(tmp_path):
     )
     assert done.returncode == 1
     assert "FAILED grad_input_planes_plain float32 baseline: dst differs" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "isa", native_module().available_isas() if "native" in FOUND.names() else []
+)
+def test_conversions_are_right_in_every_instruction_set(tmp_path, isa):
+    levels = (ROOT / "src_c/kernels/isa.def").read_text()
+    flags = re.search(rf'^BNCORE_ISA\({isa}, "(.*?)"', levels, re.M)[1].split()
+    program = tmp_path / "storage"
+    printed(
+        COMPILER, *CFLAGS, "-O3", "-fopenmp-simd", *flags, HERE / "storage.c", "-lm", "-o", program
+    )
+    assert int(re.fullmatch(r"(\d+) conversions: right\n", printed(program))[1]) > 6_000_000
 
 
 def test_kernels_that_cannot_stream_are_not_asked_to(tmp_path):
