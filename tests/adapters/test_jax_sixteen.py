@@ -134,23 +134,19 @@ def test_values_and_first_gradients_are_those_of_float32_rounded_once(rng, dtype
 
 
 @every_type
-@pytest.mark.parametrize("order", [2, 3])
-def test_gradients_of_gradients(rng, dtype, order):
+def test_gradients_of_gradients(rng, dtype):
     """They compute with float32 as well, and differ by the roundings of what they pass on."""
     given = apart(rng, dtype)
     results = []
     for function in (by_bncore, formula):
 
         def loss(given, function=function):
-            return (function(given, np.float32).astype(np.float32) ** 3).sum()
+            return 0.02 * (function(given, np.float32).astype(np.float32) ** 3).sum()
 
-        for _ in range(order - 1):
-            gradient = jax.grad(loss)
+        def squares(given, loss=loss):
+            return sum((a.astype(np.float32) ** 2).sum() for a in jax.grad(loss)(given))
 
-            def loss(given, gradient=gradient):
-                return sum((a.astype(np.float32) ** 2).mean() for a in gradient(given))
-
-        results.append(jax.jit(jax.grad(loss))(given))
+        results.append(jax.jit(jax.grad(squares))(given))
     for got, want in zip(*results, strict=True):
         assert got.dtype == dtype
         assert ulps(got, want, dtype) <= tolerances.JAX_SIXTEEN_AGAIN_ULP
