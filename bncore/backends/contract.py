@@ -4,10 +4,15 @@ A backend is a module with these names.  It checks no arguments, because `bncore
 has checked them before.
 
 x, dy, y, dx are C-contiguous, aligned, native-endian arrays of shape (outer, channels, inner), not
-empty, all of one dtype, float32 or float64.  mean, var, m2, sum_dy, sum_dy_xhat are C-contiguous
-float64 arrays of shape (channels,); so are weight and bias, which may also be None.  eps >= 0,
-n_threads >= 1.  Outputs come first and are written in place.  y may be the same memory as x or a
-residual, and dx the same as x, dy or a residual.
+empty, all of one dtype: float64, float32, float16, or uint16, which stands for the bits of
+bfloat16.  mean, var, m2, sum_dy, sum_dy_xhat are C-contiguous float64 arrays of shape (channels,);
+so are weight and bias, which may also be None.  eps >= 0, n_threads >= 1.  Outputs come first and
+are written in place.  y may be the same memory as x or a residual, and dx the same as x, dy or a
+residual.
+
+Elementwise arithmetic is float64 for float64 data and float32 for all others.  What is stored in 16
+bits is rounded from float32, to nearest, ties to even; subnormal numbers are kept, and NaN stays
+NaN.
 
 All backends give the same bits, for any number of threads; `docs/numerics.md` states the order of
 operations.
@@ -20,8 +25,8 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-# (outer, channels, inner), float32 or float64
-Data: TypeAlias = npt.NDArray[np.floating[Any]]
+# (outer, channels, inner), float64, float32, float16 or uint16
+Data: TypeAlias = npt.NDArray[Any]
 # (channels,), float64
 Stat: TypeAlias = npt.NDArray[np.float64]
 
@@ -30,9 +35,9 @@ class Fusion(Protocol):
     """The operations fused with batch norm: y = activation(z), z = bn(x) + residual.
 
     z <= 0 is the negative side: there relu gives 0, and leaky relu gives slope * z with the slope
-    rounded to x's dtype.  NaN counts as the positive side.  Backward computes z again by the same
-    operations.  In every formula it replaces dy by g, which is 0 or slope * dy on the negative side
-    and dy on the positive side.
+    rounded to the type of the arithmetic.  NaN counts as the positive side.  Backward computes z
+    again by the same operations.  In every formula it replaces dy by g, which is 0 or slope * dy on
+    the negative side and dy on the positive side, rounded to x's dtype.
     """
 
     @property
@@ -41,7 +46,7 @@ class Fusion(Protocol):
 
     @property
     def slope(self) -> float:
-        """Return the slope of "leaky_relu", which is finite in x's dtype."""
+        """Return the slope of "leaky_relu", which is finite in the type of the arithmetic."""
 
     @property
     def residual(self) -> Data | None:
@@ -63,8 +68,14 @@ class Backend(Protocol):
     def name(self) -> str:
         """Return "native", "numba" or "numpy"."""
 
-    def moments(self, mean: Stat, m2: Stat, x: Data, n_threads: int, /) -> None:
-        """Compute the mean and the sum of squared deviations of every channel."""
+    def moments(
+        self, mean: Stat, m2: Stat, x: Data, n_threads: int, float64_sums: bool = False, /
+    ) -> None:
+        """Compute the mean and the sum of squared deviations of every channel.
+
+        float64_sums adds up all terms in float64, where data of 16 bits would otherwise be added
+        up in short chains of float32.  It changes nothing for other data.
+        """
 
     def normalize(
         self,

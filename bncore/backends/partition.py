@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from bncore.backends.contract import Fusion
 
-Data: TypeAlias = NDArray[np.floating[Any]]  # x, y, dy, dx: float32 or float64
+Data: TypeAlias = NDArray[Any]  # x, y, dy, dx: as `contract.Data`
 Stat: TypeAlias = NDArray[np.float64]  # one value per channel, or per column
 
 LANES = 16  # planes: the number of partial sums of a channel that run side by side
@@ -140,6 +140,16 @@ def _rows(outer: int, channels: int, inner: int) -> Rows:
 
 def _ceil_div(a: int, b: int) -> int:
     return -(-a // b)
+
+
+def computed_in(data: Data) -> type[np.floating[Any]]:
+    """Return the type of elementwise arithmetic on these data."""
+    return np.float64 if data.dtype == np.float64 else np.float32
+
+
+def in_chains(data: Data, float64_sums: bool = False) -> bool:
+    """Tell whether sums over these data are made in short chains of float32 terms."""
+    return data.itemsize == 2 and not float64_sums
 
 
 # In backward the two Python backends handle a fusion by masking dy first.

@@ -21,7 +21,7 @@ import operations
 import variants
 from arrays import FLOATS
 from bncore import backends
-from bncore.backends.numba import sums
+from bncore.backends.numba import gradients, sums
 from bncore.backends.numba.operations import Operations, in_order
 from bncore.backends.partition import Planes, Rows, geometry
 
@@ -134,7 +134,7 @@ def test_no_sum_of_squares_is_negative_when_the_pivot_moves(shape, zeros, block)
     runs[block:] = 9.0 * TINY
     with specification():
         expected = merged(x)
-    state = sums.flush((0.0, 0.0, 0.0, 0.0), -TINY * (block - zeros), 0.0, block)
+    state = sums.flush((0.0, 0.0, 0.0, 0.0), -TINY * (block - zeros), 0.0, block, x, False)
     assert state[3] == 0.0
     assert (expected["m2"] > 0.0).all()
     assert_every_backend_gives(expected, lambda: merged(x))
@@ -274,8 +274,9 @@ def test_values_that_do_not_fill_the_lanes_go_to_the_last_ones():
     squares = np.arange(16.0) ** 2
     squares[11:] += values[16:] ** 2
     s, q, a, b = np.zeros((4, 16))
-    sums.add_squares(s, q, values, 0.0)
-    sums.add_products(a, b, values, values, 0.0)
+    zero = np.zeros(16)
+    sums.add_squares(s, q, values, zero, False)
+    gradients.add_products(a, b, values, values, zero, zero, False)
     assert s.tolist() == a.tolist() == lanes.tolist()
     assert q.tolist() == b.tolist() == squares.tolist()
 

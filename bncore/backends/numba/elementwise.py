@@ -2,14 +2,16 @@
 
 `sums.py` says what this text is, and what its kernels take.  Coefficients are computed in float64
 and rounded once, when they are stored: ``coefficients[k, channel]`` has the type that the
-arithmetic is done in.  An output may be the very memory of an input.
+arithmetic is done in, which is float32 for data of 16 bits.  A result is rounded to the storage
+type when it is written.  An output may be the very memory of an input.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from bncore.backends.numba.sums import inverse_std
+from bncore.backends.numba.gradients import inverse_std
+from bncore.backends.numba.storage import stored, value
 from bncore.backends.partition import Data, Stat
 
 PLAIN, RELU, LEAKY = 0, 1, 2  # the activation
@@ -33,14 +35,14 @@ def gradient(dy: Any, x: Any, hi: Any, of_dy: Any, of_x: Any, shift: Any) -> Any
     return ((dy + (x - hi) * of_x) + shift) * of_dy
 
 
-def activated(z: Any, value: Any, slope: Any, kind: int) -> Any:
-    """Take `value`, or what the activation leaves of it where z <= 0; `slope` is 0 for relu.
+def activated(z: Any, number: Any, slope: Any, kind: int) -> Any:
+    """Take `number`, or what the activation leaves of it where z <= 0; `slope` is 0 for relu.
 
     The comparison is false for NaN, which stays.
     """
     if kind == PLAIN or not z <= 0.0:
-        return value
-    return value * slope if kind == LEAKY else slope
+        return number
+    return number * slope if kind == LEAKY else slope
 
 
 # Their coefficients; tasks are channels
@@ -117,7 +119,7 @@ def planes_normalize(
         hi, scale, shift = coefficients[:, first // inner % coefficients.shape[1]]
         out, values = y[first:stop], x[first:stop]
         for i in range(len(out)):
-            out[i] = normalized(values[i], hi, scale, shift)
+            out[i] = stored(normalized(value(values[i]), hi, scale, shift), out)
         first = stop
 
 
@@ -130,7 +132,8 @@ def planes_grad_input(
         hi, of_dy, of_x, shift = coefficients[:, first // inner % coefficients.shape[1]]
         out, grads, values = dx[first:stop], dy[first:stop], x[first:stop]
         for i in range(len(out)):
-            out[i] = gradient(grads[i], values[i], hi, of_dy, of_x, shift)
+            g, v = value(grads[i]), value(values[i])
+            out[i] = stored(gradient(g, v, hi, of_dy, of_x, shift), out)
         first = stop
 
 
@@ -154,10 +157,11 @@ def planes_activate(
         grads, values = dy[first:stop], x[first:stop]
         to, added = out[first:stop], residual[first:stop]
         for i in range(len(to)):
-            z = normalized(values[i], hi, scale, shift)
+            z = normalized(value(values[i]), hi, scale, shift)
             if given & ADDED:
-                z = z + added[i]
-            to[i] = activated(z, grads[i] if given & BACKWARD else z, slope, kind)
+                z = z + value(added[i])
+            number = value(grads[i]) if given & BACKWARD else z
+            to[i] = stored(activated(z, number, slope, kind), to)
         first = stop
 
 
@@ -171,7 +175,7 @@ def rows_normalize(first: int, last: int, y: Data, x: Data, coefficients: Data) 
     for left in range(first * len(hi), min(last * len(hi), len(x)), len(hi)):
         out, values = y[left : left + len(hi)], x[left : left + len(hi)]
         for j in range(len(out)):
-            out[j] = normalized(values[j], hi[j], scale[j], shift[j])
+            out[j] = stored(normalized(value(values[j]), hi[j], scale[j], shift[j]), out)
 
 
 def rows_grad_input(first: int, last: int, dx: Data, dy: Data, x: Data, coefficients: Data) -> None:
@@ -182,7 +186,8 @@ def rows_grad_input(first: int, last: int, dx: Data, dy: Data, x: Data, coeffici
         right = left + len(hi)
         out, grads, values = dx[left:right], dy[left:right], x[left:right]
         for j in range(len(out)):
-            out[j] = gradient(grads[j], values[j], hi[j], of_dy[j], of_x[j], shift[j])
+            g, v = value(grads[j]), value(values[j])
+            out[j] = stored(gradient(g, v, hi[j], of_dy[j], of_x[j], shift[j]), out)
 
 
 def rows_activate(
@@ -204,7 +209,8 @@ def rows_activate(
         grads, values = dy[left:right], x[left:right]
         to, added = out[left:right], residual[left:right]
         for j in range(len(to)):
-            z = normalized(values[j], hi[j], scale[j], shift[j])
+            z = normalized(value(values[j]), hi[j], scale[j], shift[j])
             if given & ADDED:
-                z = z + added[j]
-            to[j] = activated(z, grads[j] if given & BACKWARD else z, slope, kind)
+                z = z + value(added[j])
+            number = value(grads[j]) if given & BACKWARD else z
+            to[j] = stored(activated(z, number, slope, kind), to)

@@ -13,9 +13,10 @@ from inspect import isfunction
 from typing import Any
 
 import numba
-from numba.extending import register_jitable
+from numba.extending import overload, register_jitable
+from numba.np.numpy_support import as_dtype
 
-from bncore.backends.numba import elementwise, sums
+from bncore.backends.numba import elementwise, gradients, storage, sums
 from bncore.backends.numba.operations import Operations
 from bncore.backends.numba.threads import spread
 
@@ -23,10 +24,37 @@ if numba.config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set, and this backend would be slower than NumPy's")
 
 # Kernels call the other functions of the specification, which have no decorators in its text.
-for _module in (sums, elementwise):
-    for _name, _function in vars(_module).items():
-        if isfunction(_function) and _function.__module__ == _module.__name__:
+# Two of them look up a function by the storage type, which is known when a kernel is compiled.
+BY_TYPE = storage.value, storage.stored
+
+for _module in (storage, sums, gradients, elementwise):
+    for _function in filter(isfunction, vars(_module).values()):
+        if _function.__module__ == _module.__name__ and _function not in BY_TYPE:
             register_jitable(error_model="numpy")(_function)
+
+
+def reading(element: Any) -> Callable[[Any], Any]:
+    """Give Numba the function that reads elements of this Numba type."""
+    read = storage.READ[as_dtype(element).type]
+
+    def value(element: Any) -> Any:
+        return read(element)
+
+    return value
+
+
+def rounding(number: Any, array: Any) -> Callable[[Any, Any], Any]:
+    """Give Numba the function that rounds to elements of an array of this Numba type."""
+    round_to = storage.ROUND[as_dtype(array.dtype).type]
+
+    def stored(number: Any, array: Any) -> Any:
+        return round_to(number)
+
+    return stored
+
+
+overload(storage.value)(reading)
+overload(storage.stored)(rounding)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The operations of the contract, composed of the kernels of `sums.py` and `elementwise.py`.
+"""The operations of the contract, composed of the kernels of `sums.py` and its neighbours.
 
 `Operations` chooses the geometry, makes the arrays that kernels share, and says which kernels run
 over how many tasks.  How they run is given: `in_order` calls them as plain Python, and `jit.py`
@@ -13,9 +13,18 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from bncore.backends.contract import Fusion
-from bncore.backends.numba import elementwise, sums
+from bncore.backends.numba import elementwise, gradients, sums
 from bncore.backends.numba.threads import useful
-from bncore.backends.partition import Data, Planes, Rows, Stat, geometry, unfused_gradient
+from bncore.backends.partition import (
+    Data,
+    Planes,
+    Rows,
+    Stat,
+    computed_in,
+    geometry,
+    in_chains,
+    unfused_gradient,
+)
 
 # run(n_threads, n_tasks, kernel, *arguments) runs a kernel over all its tasks.
 Run: TypeAlias = Callable[..., None]
@@ -34,23 +43,32 @@ def columns(values: Data, geo: Rows) -> Data:
     return np.tile(values.repeat(geo.inner, axis=-1), geo.repeat)
 
 
+def flat(array: Data) -> Data:
+    """Give all values of an array in a row; those of float16 as the bits that `storage` reads."""
+    values = array.reshape(-1)
+    return values.view(np.int16) if values.dtype == np.float16 else values
+
+
 class Operations:
     """The seven functions of `bncore.backends.contract.Backend`, by kernels that `run` calls."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
 
-    def moments(self, mean: Stat, m2: Stat, x: Data, n_threads: int) -> None:
+    def moments(
+        self, mean: Stat, m2: Stat, x: Data, n_threads: int, float64_sums: bool = False
+    ) -> None:
         """Write the mean of every channel, and the sum of squares about it."""
         geo, threads = geometry(*x.shape), useful(n_threads, x.size)
+        chained = in_chains(x, float64_sums)
         if isinstance(geo, Planes):
             parts, inner = np.empty((geo.n_segments, 4, geo.channels)), 1
             tasks, shape = geo.n_segments * geo.channels, (geo.inner, geo.segment_len)
-            self.run(threads, tasks, sums.planes_moments, parts, x.reshape(-1), *shape)
+            self.run(threads, tasks, sums.planes_moments, parts, flat(x), *shape, chained)
         else:
             parts, inner = np.empty((geo.n_segments, 4, geo.width)), geo.inner
             tasks = geo.n_segments * max(geo.width // sums.STRIP, 1)
-            self.run(threads, tasks, sums.rows_moments, parts, x.reshape(-1), geo.segment_rows)
+            self.run(threads, tasks, sums.rows_moments, parts, flat(x), geo.segment_rows, chained)
         self.run(1, len(mean), sums.merge_moments, mean, m2, parts, inner)
 
     def grad_sums(
@@ -66,17 +84,24 @@ class Operations:
     ) -> None:
         """Write sum(dy) and sum(dy * xhat) of every channel."""
         geo, threads = geometry(*x.shape), useful(n_threads, x.size)
-        flat = dy.reshape(-1), x.reshape(-1)
+        chained = in_chains(x)
+        invstd = np.empty_like(mean)
+        self.run(1, len(mean), gradients.inverse_stds, invstd, var, float(eps))
+        arrays = flat(dy), flat(x)
         if isinstance(geo, Planes):
             parts, inner = np.empty((geo.n_segments, 2, geo.channels)), 1
-            tasks, shape = geo.n_segments * geo.channels, (geo.inner, geo.segment_len)
-            self.run(threads, tasks, sums.planes_grad_sums, parts, *flat, mean, *shape)
+            tasks, rest = geo.n_segments * geo.channels, (geo.inner, geo.segment_len, chained)
+            kernel = gradients.planes_grad_sums
+            self.run(threads, tasks, kernel, parts, *arrays, mean, invstd, *rest)
         else:
             parts, inner = np.empty((geo.n_segments, 2, geo.width)), geo.inner
-            tasks, means = geo.n_segments * max(geo.width // sums.STRIP, 1), columns(mean, geo)
-            self.run(threads, tasks, sums.rows_grad_sums, parts, *flat, means, geo.segment_rows)
-        outputs = sum_dy, sum_dy_xhat
-        self.run(1, len(mean), sums.add_grad_sums, *outputs, parts, var, float(eps), inner)
+            tasks = geo.n_segments * max(geo.width // sums.STRIP, 1)
+            given = columns(mean, geo), columns(invstd, geo), geo.segment_rows, chained
+            self.run(threads, tasks, gradients.rows_grad_sums, parts, *arrays, *given)
+        results, statistics = (sum_dy, sum_dy_xhat), (mean, invstd)
+        self.run(
+            1, len(mean), gradients.add_grad_sums, *results, parts, *statistics, inner, chained
+        )
 
     def normalize(
         self,
@@ -102,7 +127,7 @@ class Operations:
         self, x: Data, mean: Stat, var: Stat, weight: Stat | None, bias: Stat | None, eps: float
     ) -> Data:
         """Compute those of `normalize`."""
-        coefficients = np.empty((3, len(mean)), x.dtype)
+        coefficients = np.empty((3, len(mean)), computed_in(x))
         weight = np.ones_like(mean) if weight is None else weight
         bias = np.zeros_like(mean) if bias is None else bias
         given = mean, var, weight, bias, float(eps)
@@ -124,7 +149,7 @@ class Operations:
         if residual is not None:
             given += elementwise.ADDED
         arrays = out, x if dy is None else dy, x, x if residual is None else residual
-        slope = x.dtype.type(fusion.slope if fusion.activation == "leaky_relu" else 0.0)
+        slope = computed_in(x)(fusion.slope if fusion.activation == "leaky_relu" else 0.0)
         rest = slope, KINDS[fusion.activation], given
         kernels = elementwise.planes_activate, elementwise.rows_activate
         self.elementwise(kernels, arrays, coefficients, rest, n_threads)
@@ -160,12 +185,12 @@ class Operations:
         """Run the kernel for planes or that for rows over arrays of one shape."""
         size = arrays[0].size
         geo, threads = geometry(*arrays[0].shape), useful(n_threads, size)
-        flat = [array.reshape(-1) for array in arrays]
         if isinstance(geo, Planes):
-            self.run(threads, size, kernels[0], *flat, coefficients, *rest, geo.inner)
+            self.run(threads, size, kernels[0], *map(flat, arrays), coefficients, *rest, geo.inner)
         else:
             wide = np.tile(columns(coefficients, geo), max(sums.STRIP // geo.width, 1))
-            self.run(threads, -(-size // wide.shape[1]), kernels[1], *flat, wide, *rest)
+            tasks = -(-size // wide.shape[1])
+            self.run(threads, tasks, kernels[1], *map(flat, arrays), wide, *rest)
 
     def grad_input(
         self,
@@ -182,7 +207,7 @@ class Operations:
         n_threads: int,
     ) -> None:
         """Write ``dx = weight * invstd * (dy - sum_dy / count - xhat * sum_dy_xhat / count)``."""
-        coefficients = np.empty((4, len(mean)), x.dtype)
+        coefficients = np.empty((4, len(mean)), computed_in(x))
         weight = np.ones_like(mean) if weight is None else weight
         given = mean, var, weight, sum_dy, sum_dy_xhat, float(count), float(eps)
         self.run(1, len(mean), elementwise.gradient_coefficients, coefficients, *given)
@@ -245,7 +270,7 @@ class Operations:
         """Write the gradients of `normalize` by given statistics, which are constants."""
         dy = self.masked(dx, dy, x, mean, var, weight, eps, fusion, n_threads)
         self.grad_sums(sum_dy, sum_dy_xhat, dy, x, mean, var, eps, n_threads)
-        coefficients = np.empty((3, len(mean)), x.dtype)
+        coefficients = np.empty((3, len(mean)), computed_in(x))
         given = var, np.ones_like(mean) if weight is None else weight, float(eps)
         self.run(1, len(mean), elementwise.scale_coefficients, coefficients, *given)
         kernels = elementwise.planes_normalize, elementwise.rows_normalize

@@ -1,12 +1,12 @@
 """The sums of docs/numerics.md in plain loops: moments and gradient sums.
 
-This file and `elementwise.py` are the specification that runs.  Run as they are, they are what the
-tests compare every backend with; compiled by Numba (`jit.py`), they are the backend for machines
-without a compiler.  All backends follow the order of the operations that stands here.
+This file, `storage.py` and `elementwise.py` are the specification that runs.  Run as they are, they
+are what the tests compare every backend with; compiled by Numba (`jit.py`), they are the backend
+for machines without a compiler.  All backends follow the order of the operations that stands here.
 
-Arrays of data are flat: x, dy, y, dx are float32 or float64.  Statistics and sums are float64.
-A *kernel* takes a range of tasks, `first` to `last`, and then its arrays, outputs first.  No two
-tasks write to the same place, so any thread may do any of them.
+Arrays of data are flat: x, dy, y, dx are of a storage type (`storage.py`).  Statistics and sums are
+float64.  A *kernel* takes a range of tasks, `first` to `last`, and then its arrays, outputs first.
+No two tasks write to the same place, so any thread may do any of them.
 
 `parts` holds what a segment leaves of each column, ``parts[segment, field, column]``.  A column is
 a channel in planes; in rows it is a column of the virtual matrix (`partition.Rows`).
@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from bncore.backends.numba.storage import stored, value
 from bncore.backends.partition import BLOCK, LANES, PIVOT_ROWS, ROW_BLOCK, Data, Stat
 
 # Of a running state about a pivot p: n values, p, the sum S of x - p, the sum Q of (x - p)**2.
@@ -26,28 +27,85 @@ State: TypeAlias = tuple[Any, Any, Any, Any]
 
 STRIP = 1024  # columns of a task in rows: their sums stay in the first-level cache
 
+CHAIN = 8  # terms of a chain
+LEAST, MOST = 2.0**-80, 2.0**80  # the mean square of deviations whose squares float32 can hold
+
+
+# Chains: float32 terms are added in a tree, and its sum is added in float64
+
+
+def add_chains(totals: Stat, terms: Data) -> None:
+    """Add rows of terms, each as long as `totals`, in chains of 8, one of 4 and one of the rest.
+
+    Terms that do not fill a row are those of the last totals.
+    """
+    width = len(totals)
+    rest = len(terms) % width
+    whole = len(terms) - rest
+    at = 0
+    while whole - at >= 8 * width:
+        for j in range(width):
+            low, high = tree(terms, at + j, width), tree(terms, at + 4 * width + j, width)
+            totals[j] += np.float64(low + high)
+        at += 8 * width
+    if whole - at >= 4 * width:
+        for j in range(width):
+            totals[j] += np.float64(tree(terms, at + j, width))
+        at += 4 * width
+    if at < len(terms):
+        last = np.zeros(4 * width, np.float32)
+        last[: whole - at] = terms[at:whole]
+        last[4 * width - rest :] = terms[whole:]
+        for j in range(width):
+            totals[j] += np.float64(tree(last, j, width))
+
+
+def tree(terms: Data, at: int, step: int) -> Any:
+    """Add four terms."""
+    first, second = terms[at] + terms[at + step], terms[at + 2 * step] + terms[at + 3 * step]
+    return first + second
+
 
 # Moments: blocked Welford
 
 
-def first_pivot(values: Data) -> Any:
+def first_pivot(values: Data, chained: bool) -> Any:
     """Average the first values of a segment; 0 where that is not finite."""
-    first = np.float64(values[0])
+    first = np.float64(value(values[0]))
     total = 0.0
     for i in range(1, len(values)):
-        total += np.float64(values[i]) - first
-    pivot = first + total / len(values)
+        total += np.float64(value(values[i])) - first
+    pivot = storable(first + total / len(values), values, chained)
     return pivot if np.isfinite(pivot) else 0.0
 
 
-def flush(state: State, block_s: Any, block_q: Any, count: int) -> State:
+def storable(pivot: Any, x: Data, chained: bool) -> Any:
+    """Round a pivot to a number of x's type if x - pivot is computed in float32."""
+    return np.float64(value(stored(np.float32(pivot), x))) if chained else pivot
+
+
+def first_scale(values: Data, pivot: Any) -> Any:
+    """Compute the mean square of the first values' deviations."""
+    total = 0.0
+    for i in range(len(values)):
+        d = np.float64(value(values[i])) - pivot
+        total += d * d
+    return total / len(values)
+
+
+def fits(scale: Any) -> Any:
+    """Tell whether float32 can hold the squares of deviations with this mean square."""
+    return LEAST <= scale <= MOST  # false for NaN
+
+
+def flush(state: State, block_s: Any, block_q: Any, count: int, x: Data, chained: bool) -> State:
     """Add the sums of a block of `count` values, then move the pivot to the mean so far.
 
     The pivot stays where the mean is not finite: there is a NaN or Inf, or a sum overflowed.
     """
     n, p, s, q = state
     n, s, q = n + count, s + block_s, q + block_q
-    new_p = p + s / n
+    new_p = storable(p + s / n, x, chained)
     if not np.isfinite(new_p):
         return n, p, s, q
     t = new_p - p
@@ -116,23 +174,48 @@ def fold(lanes: Stat) -> Any:
     return total
 
 
-def add_squares(s: Stat, q: Stat, values: Data, pivot: Any) -> None:
-    """Add a piece: value i to lane i % LANES, the values that do not fill the lanes to the last."""
-    rest = len(values) % LANES
-    whole = len(values) - rest
-    for i in range(0, whole, LANES):
-        for lane in range(len(s)):
-            d = np.float64(values[i + lane]) - pivot
-            s[lane] += d
-            q[lane] += d * d
-    for i in range(rest):
-        d = np.float64(values[whole + i]) - pivot
-        s[LANES - rest + i] += d
-        q[LANES - rest + i] += d * d
+def add_squares(s: Stat, q: Stat, values: Data, pivots: Stat, chained: bool) -> None:
+    """Add a piece to its totals: value i to total i % width, those that are left to the last."""
+    width = len(s)
+    if not chained:
+        for at in range(0, len(values), width):
+            skip = max(at + width - len(values), 0)
+            for j in range(skip, width):
+                d = np.float64(value(values[at + j - skip])) - pivots[j]
+                s[j] += d
+                q[j] += d * d
+        return
+    d_terms, p = np.empty(len(values), np.float32), pivots.astype(np.float32)
+    for at in range(0, len(values), width):
+        for j in range(min(width, len(values) - at)):  # all lanes have the same pivot
+            d_terms[at + j] = value(values[at + j]) - p[j]
+    add_chains(s, d_terms)
+    add_chains(q, d_terms * d_terms)
+
+
+def add_block(
+    s: Stat,
+    q: Stat,
+    x: Data,
+    c: int,
+    channels: int,
+    inner: int,
+    e: int,
+    end: int,
+    pivot: Any,
+    chained: bool,
+) -> int:
+    """Add the pieces of a block to the lanes; return the number of its values."""
+    count, pivots = 0, np.full(LANES, pivot)
+    while count < BLOCK and e + count < end:
+        values = piece(x, c, channels, inner, e + count, end)
+        add_squares(s, q, values, pivots, chained)
+        count += len(values)
+    return count
 
 
 def planes_moments(
-    first: int, last: int, parts: Stat, x: Data, inner: int, segment_len: int
+    first: int, last: int, parts: Stat, x: Data, inner: int, segment_len: int, chained: bool
 ) -> None:
     """Take the moments of segments; task = segment * channels + channel."""
     channels = parts.shape[2]
@@ -140,159 +223,83 @@ def planes_moments(
     s, q = np.zeros(LANES), np.zeros(LANES)
     for task in range(first, last):
         k, c = task // channels, task % channels
-        e, end, pending = k * segment_len, min((k + 1) * segment_len, count), 0
-        state = 0.0, first_pivot(piece(x, c, channels, inner, e, end)[:LANES]), 0.0, 0.0
+        e, end = k * segment_len, min((k + 1) * segment_len, count)
+        values = piece(x, c, channels, inner, e, end)[:LANES]
+        state = 0.0, first_pivot(values, chained), 0.0, 0.0
+        scale = first_scale(values, state[1])
         while e < end:
-            values = piece(x, c, channels, inner, e, end)
-            add_squares(s, q, values, state[1])
-            e += len(values)
-            pending += len(values)
-            if pending >= BLOCK or e == end:
-                state = flush(state, fold(s), fold(q), pending)
-                pending = 0
+            short = chained and fits(scale)
+            block = x, c, channels, inner, e, end, state[1]
+            added = add_block(s, q, *block, short)
+            block_s, block_q = fold(s), fold(q)
+            if short and not np.isfinite(block_q):  # a square left the range of float32
+                add_block(s, q, *block, False)
+                block_s, block_q = fold(s), fold(q)
+            state = flush(state, block_s, block_q, added, x, chained)
+            scale = state[3] / state[0]
+            e += added
         parts[k, 0, c], parts[k, 1, c], parts[k, 2, c], parts[k, 3, c] = close(state)
 
 
 # Rows: every column of the virtual matrix is one sequential sum
 
 
-def rows_moments(first: int, last: int, parts: Stat, x: Data, segment_rows: int) -> None:
+def rows_moments(
+    first: int, last: int, parts: Stat, x: Data, segment_rows: int, chained: bool
+) -> None:
     """Take the moments of segments; task = segment * strips + strip."""
     width = parts.shape[2]
     strips = max(width // STRIP, 1)
     for task in range(first, last):
         k, j0 = task // strips, task % strips * STRIP
         j1 = width if task % strips == strips - 1 else j0 + STRIP
-        n, pivots = parts[k, 0][j0:j1], parts[k, 1][j0:j1]
-        sums, squares = parts[k, 2][j0:j1], parts[k, 3][j0:j1]
         begin, end = k * segment_rows, min((k + 1) * segment_rows, -(-len(x) // width))
-        for j in range(j1 - j0):
-            column = x[begin * width + j0 + j : min(end * width, len(x)) : width][:PIVOT_ROWS]
-            n[j] = sums[j] = squares[j] = 0.0
-            pivots[j] = first_pivot(column) if len(column) > 0 else 0.0
-        s, q = np.zeros(j1 - j0), np.zeros(j1 - j0)
-        for block in range(begin, end, ROW_BLOCK):
-            stop = min(block + ROW_BLOCK, end)
-            columns = j1 - j0
-            for row in range(block, stop):
-                line = x[row * width + j0 : min(row * width + j1, len(x))]
-                columns = len(line)  # the last row of all may be short
-                for j in range(columns):
-                    d = np.float64(line[j]) - pivots[j]
-                    s[j] += d
-                    q[j] += d * d
-            for j in range(j1 - j0):
-                rows = stop - block - (j >= columns)
-                if rows > 0:
-                    n[j], pivots[j], sums[j], squares[j] = flush(
-                        (n[j], pivots[j], sums[j], squares[j]), s[j], q[j], rows
-                    )
-            s[:] = 0.0
-            q[:] = 0.0
-        for j in range(j1 - j0):
-            n[j], pivots[j], sums[j], squares[j] = close((n[j], pivots[j], sums[j], squares[j]))
+        middle = longer(len(x), width, j0, j1, end)
+        strip_moments(parts[k, :, j0:middle], x[j0:], width, begin, end, chained)
+        strip_moments(parts[k, :, middle:j1], x[middle:], width, begin, end - 1, chained)
 
 
-# Gradient sums: the same walk with sum(dy) and sum(dy * (x - mean)), and no pivot that moves
+def longer(size: int, width: int, j0: int, j1: int, end: int) -> int:
+    """Return the first of columns j0 to j1 that ends before the last row, which may be short."""
+    return min(max(size - (end - 1) * width, j0), j1)
 
 
-def add_products(a: Stat, b: Stat, grads: Data, values: Data, mean: Any) -> None:
-    """Add a piece to the lanes, as `add_squares` does."""
-    rest = len(values) % LANES
-    whole = len(values) - rest
-    for i in range(0, whole, LANES):
-        for lane in range(len(a)):
-            g = np.float64(grads[i + lane])
-            a[lane] += g
-            b[lane] += g * (np.float64(values[i + lane]) - mean)
-    for i in range(rest):
-        g = np.float64(grads[whole + i])
-        a[LANES - rest + i] += g
-        b[LANES - rest + i] += g * (np.float64(values[whole + i]) - mean)
+def lines(x: Data, width: int, columns: int, row: int, stop: int) -> Data:
+    """Copy the first columns of some rows, one row after the other."""
+    values = np.empty((stop - row) * columns, x.dtype)
+    for k in range(stop - row):
+        at = (row + k) * width
+        values[k * columns : (k + 1) * columns] = x[at : at + columns]
+    return values
 
 
-def planes_grad_sums(
-    first: int,
-    last: int,
-    parts: Stat,
-    dy: Data,
-    x: Data,
-    means: Stat,
-    inner: int,
-    segment_len: int,
-) -> None:
-    """Take the gradient sums of segments; task = segment * channels + channel."""
-    channels = parts.shape[2]
-    count = len(x) // channels
-    a, b = np.zeros(LANES), np.zeros(LANES)
-    for task in range(first, last):
-        k, c = task // channels, task % channels
-        e, end, pending = k * segment_len, min((k + 1) * segment_len, count), 0
-        parts[k, 0, c] = parts[k, 1, c] = 0.0
-        while e < end:
-            values = piece(x, c, channels, inner, e, end)
-            add_products(a, b, piece(dy, c, channels, inner, e, end), values, means[c])
-            e += len(values)
-            pending += len(values)
-            if pending >= BLOCK or e == end:
-                parts[k, 0, c] += fold(a)
-                parts[k, 1, c] += fold(b)
-                pending = 0
-
-
-def rows_grad_sums(
-    first: int, last: int, parts: Stat, dy: Data, x: Data, means: Stat, segment_rows: int
-) -> None:
-    """Take the gradient sums of segments; task = segment * strips + strip."""
-    width = parts.shape[2]
-    strips = max(width // STRIP, 1)
-    for task in range(first, last):
-        k, j0 = task // strips, task % strips * STRIP
-        j1 = width if task % strips == strips - 1 else j0 + STRIP
-        mean = means[j0:j1]
-        begin, end = k * segment_rows, min((k + 1) * segment_rows, -(-len(x) // width))
-        parts[k, :, j0:j1] = 0.0
-        a, b = np.zeros(j1 - j0), np.zeros(j1 - j0)
-        for block in range(begin, end, ROW_BLOCK):
-            for row in range(block, min(block + ROW_BLOCK, end)):
-                at, stop = row * width + j0, min(row * width + j1, len(x))
-                grads, values = dy[at:stop], x[at:stop]
-                for j in range(len(grads)):
-                    g = np.float64(grads[j])
-                    a[j] += g
-                    b[j] += g * (np.float64(values[j]) - mean[j])
-            for j in range(j1 - j0):
-                parts[k, 0, j0 + j] += a[j]
-                parts[k, 1, j0 + j] += b[j]
-            a[:] = 0.0
-            b[:] = 0.0
-
-
-def add_grad_sums(
-    first: int,
-    last: int,
-    sum_dy: Stat,
-    sum_dy_xhat: Stat,
-    parts: Stat,
-    var: Stat,
-    eps: float,
-    inner: int,
-) -> None:
-    """Add the segments of each column, then the columns of channels first to last."""
-    for c in range(first, last):
-        a = b = 0.0
-        for left in range(c * inner, parts.shape[2], len(sum_dy) * inner):
-            for j in range(left, left + inner):
-                column_a = column_b = 0.0
-                for part in parts:
-                    column_a += part[0, j]
-                    column_b += part[1, j]
-                a += column_a
-                b += column_b
-        sum_dy[c] = a
-        sum_dy_xhat[c] = b * inverse_std(var[c], eps)
-
-
-def inverse_std(var: Any, eps: float) -> Any:
-    """Compute 1 / sqrt(var + eps)."""
-    return 1.0 / np.sqrt(np.float64(var + eps))
+def strip_moments(parts: Stat, x: Data, width: int, begin: int, end: int, chained: bool) -> None:
+    """Take the moments of the first columns of x, whose rows from `begin` to `end` are whole."""
+    columns = parts.shape[1]
+    if columns == 0:
+        return
+    n, pivots, sums, squares = parts[0], parts[1], parts[2], parts[3]
+    s, q, scales = np.zeros(columns), np.zeros(columns), np.zeros(columns)
+    parts[:] = 0.0
+    for j in range(columns if begin < end else 0):
+        values = x[begin * width + j : end * width : width][:PIVOT_ROWS]
+        pivots[j] = first_pivot(values, chained)
+        scales[j] = first_scale(values, pivots[j])
+    for block in range(begin, end, ROW_BLOCK):
+        stop = min(block + ROW_BLOCK, end)
+        for row in range(block, stop, CHAIN):
+            values = lines(x, width, columns, row, min(row + CHAIN, stop))
+            add_squares(s, q, values, pivots, chained)
+        for j in range(columns):
+            if chained and not (fits(scales[j]) and np.isfinite(q[j])):
+                s[j] = q[j] = 0.0
+                values = lines(x[j:], width, 1, block, stop)
+                add_squares(s[j : j + 1], q[j : j + 1], values, pivots[j : j + 1], False)
+            n[j], pivots[j], sums[j], squares[j] = flush(
+                (n[j], pivots[j], sums[j], squares[j]), s[j], q[j], stop - block, x, chained
+            )
+            scales[j] = squares[j] / n[j]
+        s[:] = 0.0
+        q[:] = 0.0
+    for j in range(columns):
+        n[j], pivots[j], sums[j], squares[j] = close((n[j], pivots[j], sums[j], squares[j]))

@@ -15,24 +15,23 @@ from collections.abc import Iterator
 import numpy as np
 
 from bncore.backends.contract import Fusion
-from bncore.backends.numpy.statistics import (
-    TILE,
-    Partial,
+from bncore.backends.numpy.gradients import (
     add_columns,
-    channel_groups,
-    column_strips,
-    merge_columns,
     planes_grad_sums,
-    planes_moments,
     rows_grad_sums,
-    rows_moments,
+    scaled,
 )
+from bncore.backends.numpy.order import TILE, channel_groups, column_strips
+from bncore.backends.numpy.statistics import Partial, merge_columns, planes_moments, rows_moments
+from bncore.backends.numpy.storage import computed, store
 from bncore.backends.partition import (
     Data,
     Planes,
     Rows,
     Stat,
+    computed_in,
     geometry,
+    in_chains,
     unfused_gradient,
 )
 
@@ -74,7 +73,7 @@ def tile_slices(outer: int, channels: int, inner: int) -> Iterator[tuple[slice, 
 
 
 # The coefficients of the elementwise formulas are computed in float64; assigning them to an array
-# of the storage type rounds them once.
+# of the type that is computed in rounds them once.
 
 
 def inverse_std(var: Stat, eps: float) -> Stat:
@@ -87,10 +86,10 @@ def normalize_coefficients(
 ) -> tuple[Data, Data, Data]:
     """Return hi, scale and shift of ``y = (x - hi) * scale + shift``.
 
-    `hi` is the mean rounded to the storage type.  The rounding error times the scale is added to
+    `hi` is the mean, rounded.  The rounding error times the scale is added to
     the shift.  So x is centered before it is scaled, and nothing is lost.
     """
-    hi, scale, shift = np.empty((3, len(mean)), x.dtype)
+    hi, scale, shift = np.empty((3, len(mean)), computed_in(x))
     constant = np.zeros_like(mean) if bias is None else bias
     invstd = inverse_std(var, eps)
     hi[:] = mean
@@ -132,18 +131,18 @@ def gradient_coefficients(
 
 
 @np.errstate(all="ignore")
-def moments(mean: Stat, m2: Stat, x: Data, n_threads: int) -> None:
+def moments(mean: Stat, m2: Stat, x: Data, n_threads: int, float64_sums: bool = False) -> None:
     """Write the mean of every channel, and the sum of squared deviations from it."""
-    geo = geometry(*x.shape)
+    geo, chained = geometry(*x.shape), in_chains(x, float64_sums)
     if isinstance(geo, Planes):
         planes = x.reshape(geo.outer, geo.channels, geo.inner)
         for group in channel_groups(geo):
-            total = planes_moments(planes[:, group], geo)
+            total = planes_moments(planes[:, group], geo, chained)
             mean[group], m2[group] = total.pivot + total.offset, total.m2
     else:
         columns = Partial(*np.empty((4, geo.width)))
-        for strip in column_strips(geo):
-            columns[strip] = rows_moments(x.reshape(-1), geo, strip)
+        for strip, rows in column_strips(geo):
+            columns[strip] = rows_moments(x.reshape(-1), geo, strip, rows, chained)
         total = merge_columns(columns, geo)
         mean[:], m2[:] = total.pivot + total.offset, total.m2
 
@@ -160,21 +159,25 @@ def grad_sums(
     n_threads: int,
 ) -> None:
     """Write sum(dy) and sum(dy * xhat) of every channel."""
-    geo = geometry(*x.shape)
+    geo, chained = geometry(*x.shape), in_chains(x)
+    invstd = inverse_std(var, eps)
     if isinstance(geo, Planes):
         shape = geo.outer, geo.channels, geo.inner
         for group in channel_groups(geo):
-            g, d = dy.reshape(shape)[:, group], x.reshape(shape)[:, group]
-            sum_dy[group], sum_dy_xhat[group] = planes_grad_sums(g, d, mean[group], geo)
+            g, values = dy.reshape(shape)[:, group], x.reshape(shape)[:, group]
+            sum_dy[group], sum_dy_xhat[group] = planes_grad_sums(
+                g, values, mean[group], invstd[group], geo, chained
+            )
     else:
-        means = np.tile(mean.repeat(geo.inner), geo.repeat)
+        means, invstds = (np.tile(v.repeat(geo.inner), geo.repeat) for v in (mean, invstd))
         a, b = np.empty((2, geo.width))
-        for strip in column_strips(geo):
+        for strip, rows in column_strips(geo):
+            g, values = dy.reshape(-1), x.reshape(-1)
             a[strip], b[strip] = rows_grad_sums(
-                dy.reshape(-1), x.reshape(-1), means[strip], geo, strip
+                g, values, means[strip], invstds[strip], geo, strip, rows, chained
             )
         sum_dy[:], sum_dy_xhat[:] = add_columns(a, geo), add_columns(b, geo)
-    sum_dy_xhat *= inverse_std(var, eps)
+    sum_dy_xhat[:] = scaled(sum_dy_xhat, sum_dy, mean, invstd, chained)
 
 
 @np.errstate(all="ignore")
@@ -195,10 +198,8 @@ def normalize(
         activate(y, None, x, fusion, coefficients)
         return
     for tile in tiles(geometry(*x.shape), (y, x), coefficients):
-        out, value, hi, sc, shift = tile
-        np.subtract(value, hi, out=out)
-        out *= sc
-        out += shift
+        out, value, hi, scale, shift = tile
+        store(out, (computed(value) - hi) * scale + shift)
 
 
 def activate(
@@ -208,10 +209,10 @@ def activate(
     arrays = [out, x, *(a for a in (dy, fusion.residual) if a is not None)]
     for tile in tiles(geometry(*x.shape), tuple(arrays), coefficients):
         to, value, *rest, hi, scale, shift = tile
-        z = (value - hi) * scale + shift
+        z = (computed(value) - hi) * scale + shift
         if fusion.residual is not None:
-            z += rest[-1]
-        to[...] = activated(fusion, z, z if dy is None else rest[0])
+            z += computed(rest[-1])
+        store(to, activated(fusion, z, z if dy is None else computed(rest[0])))
 
 
 def masked(
@@ -258,16 +259,14 @@ def grad_input(
     n_threads: int,
 ) -> None:
     """Write ``dx = weight * invstd * (dy - sum_dy / count - xhat * sum_dy_xhat / count)``."""
-    hi, of_dy, of_x, shift = np.empty((4, len(mean)), x.dtype)
+    hi, of_dy, of_x, shift = np.empty((4, len(mean)), computed_in(x))
     weight = np.ones_like(mean) if weight is None else weight
     invstd = inverse_std(var, eps)
     gradient_coefficients(hi, of_dy, of_x, shift, mean, invstd, weight, sum_dy, sum_dy_xhat, count)
     for tile in tiles(geometry(*x.shape), (dx, dy, x), (hi, of_dy, of_x, shift)):
         out, g, value, hi, of_dy, of_x, shift = tile
-        from_x = (value - hi) * of_x  # computed before dx is written, because dx may be x
-        np.add(g, from_x, out=out)
-        out += shift
-        out *= of_dy
+        from_x = (computed(value) - hi) * of_x
+        store(out, ((computed(g) + from_x) + shift) * of_dy)
 
 
 @np.errstate(all="ignore")
@@ -326,6 +325,6 @@ def infer_backward(
     dy = masked(dx, dy, x, mean, var, weight, eps, fusion)
     grad_sums(sum_dy, sum_dy_xhat, dy, x, mean, var, eps, n_threads)
     weight = np.ones_like(mean) if weight is None else weight
-    of_dy = (weight * inverse_std(var, eps)).astype(x.dtype)
+    of_dy = (weight * inverse_std(var, eps)).astype(computed_in(x))
     for out, g, scale in tiles(geometry(*x.shape), (dx, dy), (of_dy,)):
-        np.multiply(g, scale, out=out)
+        store(out, computed(g) * scale)

@@ -1,0 +1,149 @@
+"""The gradient sums of docs/numerics.md in plain loops: those of dy and of dy * xhat.
+
+They walk as the moments in `sums.py` do, but no pivot moves.  Wide terms are dy and dy * (x - mean)
+in float64, and the sum of products is scaled by invstd at the end.  Terms in chains, of data of 16
+bits, are dy and dy * ((x - hi) * r) in float32, where hi and r are mean and invstd, rounded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bncore.backends.numba.storage import value
+from bncore.backends.numba.sums import CHAIN, STRIP, add_chains, fold, lines, longer, piece
+from bncore.backends.partition import BLOCK, LANES, ROW_BLOCK, Data, Stat
+
+
+def inverse_std(var: Any, eps: float) -> Any:
+    """Compute 1 / sqrt(var + eps)."""
+    return 1.0 / np.sqrt(np.float64(var + eps))
+
+
+def inverse_stds(first: int, last: int, invstd: Stat, var: Stat, eps: float) -> None:
+    """Compute it for every channel."""
+    for c in range(first, last):
+        invstd[c] = inverse_std(var[c], eps)
+
+
+def add_products(
+    a: Stat, b: Stat, dy: Data, x: Data, means: Stat, invstds: Stat, chained: bool
+) -> None:
+    """Add a piece to its totals, as `add_squares` does."""
+    width = len(a)
+    if not chained:
+        for at in range(0, len(x), width):
+            skip = max(at + width - len(x), 0)
+            for j in range(skip, width):
+                g = np.float64(value(dy[at + j - skip]))
+                a[j] += g
+                b[j] += g * (np.float64(value(x[at + j - skip])) - means[j])
+        return
+    g_terms, w_terms = np.empty(len(x), np.float32), np.empty(len(x), np.float32)
+    hi, r = means.astype(np.float32), invstds.astype(np.float32)
+    for at in range(0, len(x), width):
+        for j in range(min(width, len(x) - at)):
+            h = (value(x[at + j]) - hi[j]) * r[j]
+            g_terms[at + j] = value(dy[at + j])
+            w_terms[at + j] = g_terms[at + j] * h
+    add_chains(a, g_terms)
+    add_chains(b, w_terms)
+
+
+def planes_grad_sums(
+    first: int,
+    last: int,
+    parts: Stat,
+    dy: Data,
+    x: Data,
+    means: Stat,
+    invstds: Stat,
+    inner: int,
+    segment_len: int,
+    chained: bool,
+) -> None:
+    """Take the gradient sums of segments; task = segment * channels + channel."""
+    channels = parts.shape[2]
+    count = len(x) // channels
+    a, b = np.zeros(LANES), np.zeros(LANES)
+    for task in range(first, last):
+        k, c = task // channels, task % channels
+        e, end, pending = k * segment_len, min((k + 1) * segment_len, count), 0
+        mean, invstd = np.full(LANES, means[c]), np.full(LANES, invstds[c])
+        parts[k, 0, c] = parts[k, 1, c] = 0.0
+        while e < end:
+            grads = piece(dy, c, channels, inner, e, end)
+            add_products(a, b, grads, piece(x, c, channels, inner, e, end), mean, invstd, chained)
+            e += len(grads)
+            pending += len(grads)
+            if pending >= BLOCK or e == end:
+                parts[k, 0, c] += fold(a)
+                parts[k, 1, c] += fold(b)
+                pending = 0
+
+
+def rows_grad_sums(
+    first: int,
+    last: int,
+    parts: Stat,
+    dy: Data,
+    x: Data,
+    means: Stat,
+    invstds: Stat,
+    segment_rows: int,
+    chained: bool,
+) -> None:
+    """Take the gradient sums of segments; task = segment * strips + strip."""
+    width = parts.shape[2]
+    strips = max(width // STRIP, 1)
+    for task in range(first, last):
+        k, j0 = task // strips, task % strips * STRIP
+        j1 = width if task % strips == strips - 1 else j0 + STRIP
+        begin, end = k * segment_rows, min((k + 1) * segment_rows, -(-len(x) // width))
+        middle = longer(len(x), width, j0, j1, end)
+        parts[k, :, j0:j1] = 0.0
+        for left, right, stop in ((j0, middle, end), (middle, j1, end - 1)):
+            columns, a, b = right - left, np.zeros(right - left), np.zeros(right - left)
+            mean, invstd = means[left:right], invstds[left:right]
+            for block in range(begin, stop if columns > 0 else begin, ROW_BLOCK):
+                block_end = min(block + ROW_BLOCK, stop)
+                for row in range(block, block_end, CHAIN):
+                    rows = width, columns, row, min(row + CHAIN, block_end)
+                    grads, values = lines(dy[left:], *rows), lines(x[left:], *rows)
+                    add_products(a, b, grads, values, mean, invstd, chained)
+                for j in range(columns):
+                    parts[k, 0, left + j] += a[j]
+                    parts[k, 1, left + j] += b[j]
+                a[:] = 0.0
+                b[:] = 0.0
+
+
+def add_grad_sums(
+    first: int,
+    last: int,
+    sum_dy: Stat,
+    sum_dy_xhat: Stat,
+    parts: Stat,
+    mean: Stat,
+    invstd: Stat,
+    inner: int,
+    chained: bool,
+) -> None:
+    """Add the segments of each column, then the columns of channels first to last."""
+    for c in range(first, last):
+        a = b = 0.0
+        for left in range(c * inner, parts.shape[2], len(sum_dy) * inner):
+            for j in range(left, left + inner):
+                column_a = column_b = 0.0
+                for part in parts:
+                    column_a += part[0, j]
+                    column_b += part[1, j]
+                a += column_a
+                b += column_b
+        sum_dy[c] = a
+        if not chained:
+            sum_dy_xhat[c] = b * invstd[c]
+        else:  # the products are scaled already; take away what the rounding of the mean added
+            lo = mean[c] - np.float64(np.float32(mean[c]))
+            sum_dy_xhat[c] = b - (lo * np.float64(np.float32(invstd[c]))) * a

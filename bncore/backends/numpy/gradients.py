@@ -1,0 +1,89 @@
+"""Gradient sums of the NumPy backend, in the one fixed order."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bncore.backends.numpy.order import add_rows, add_to_lanes, blocks, fold, virtual_rows
+from bncore.backends.partition import LANES, ROW_BLOCK, Data, Planes, Rows, Stat
+
+
+def terms_of(g: Data, values: Data, mean: Stat, invstd: Stat, chained: bool) -> tuple[Data, Data]:
+    """Return the terms of both sums.
+
+    Those in chains, for data of 16 bits, are scaled by the rounded invstd; wide ones are not scaled
+    before they are added.
+    """
+    if chained:
+        return g, g * ((values - mean.astype(np.float32)) * invstd.astype(np.float32))
+    wide = g.astype(np.float64)
+    return wide, wide * (values - mean)
+
+
+def planes_grad_sums(
+    dy: Data, x: Data, mean: Stat, invstd: Stat, geo: Planes, chained: bool
+) -> tuple[Stat, Stat]:
+    """Add both terms of these channels."""
+    channels = x.shape[1]
+    a_total = b_total = np.zeros(channels)
+    given = mean[:, np.newaxis], invstd[:, np.newaxis], chained
+    for k in range(geo.n_segments):
+        a_segment, b_segment = np.zeros(channels), np.zeros(channels)
+        for block, _ in blocks(geo, k):
+            a = b = np.zeros((channels, LANES))
+            for piece in block:
+                g, values = piece.of(dy, slice(None)), piece.of(x, slice(None))
+                terms = terms_of(g, values, *given)
+                a, b = add_to_lanes(a, terms[0]), add_to_lanes(b, terms[1])
+            a_segment += fold(a)
+            b_segment += fold(b)
+        a_total = a_total + a_segment
+        b_total = b_total + b_segment
+    return a_total, b_total
+
+
+def rows_grad_sums(
+    dy: Data,
+    x: Data,
+    mean: Stat,
+    invstd: Stat,
+    geo: Rows,
+    columns: slice,
+    rows: int,
+    chained: bool,
+) -> tuple[Stat, Stat]:
+    """Add both terms of these columns of the virtual matrix; `mean`, `invstd` are per column."""
+    zero = np.zeros_like(mean)
+    a_total = b_total = zero
+    for k in range(geo.n_segments):
+        a_segment, b_segment = zero.copy(), zero.copy()
+        begin, end = geo.segment(k)
+        end = min(end, rows)
+        for row in range(begin, end, ROW_BLOCK):
+            block = geo, columns, row, min(row + ROW_BLOCK, end)
+            terms = terms_of(
+                virtual_rows(dy, *block), virtual_rows(x, *block), mean, invstd, chained
+            )
+            a_segment += add_rows(zero, terms[0])
+            b_segment += add_rows(zero, terms[1])
+        a_total = a_total + a_segment
+        b_total = b_total + b_segment
+    return a_total, b_total
+
+
+def add_columns(columns: Stat, geo: Rows) -> Stat:
+    """Add the columns of each channel from left to right."""
+    cube = columns.reshape(geo.repeat, geo.channels, geo.inner)
+    total = cube[0, :, 0]
+    for j in range(1, geo.repeat * geo.inner):
+        total = total + cube[j // geo.inner, :, j % geo.inner]
+    return total
+
+
+def scaled(b: Stat, a: Stat, mean: Stat, invstd: Stat, chained: bool) -> Stat:
+    """Scale the sums of products; in chains that is done, and what hi lost is taken away."""
+    if not chained:
+        return b * invstd
+    lo = mean - mean.astype(np.float32)
+    result: Stat = b - (lo * invstd.astype(np.float32)) * a
+    return result
