@@ -56,8 +56,8 @@ template <int exponent_bits> struct Sixteen {
             /* Below the normal numbers, each step of the exponent takes one more digit away. */
             const int smallest = 1 - bias, digits = 52 - mantissa_bits;
             const int drop = digits + std::max(smallest - exponent, 0);
-            const std::uint64_t fraction = (magnitude & ((std::uint64_t{1} << 52) - 1)) |
-                                           std::uint64_t{1} << 52;
+            const std::uint64_t fraction =
+                (magnitude & ((std::uint64_t{1} << 52) - 1)) | std::uint64_t{1} << 52;
             made = drop > 53 ? 0 : shifted(fraction, drop);
             /* `made` has the leading one of a normal number, which counts as one step of the exponent. A carry out of
              * the mantissa is one step, too, and out of the largest number it gives infinity. */
@@ -83,9 +83,12 @@ inline std::size_t bytes_of(bncore_dtype dtype)
 {
     switch (dtype) {
     case BNCORE_FLOAT16:
-    case BNCORE_BFLOAT16: return 2;
-    case BNCORE_FLOAT32: return 4;
-    default: return 8;
+    case BNCORE_BFLOAT16:
+        return 2;
+    case BNCORE_FLOAT32:
+        return 4;
+    default:
+        return 8;
     }
 }
 
@@ -103,8 +106,11 @@ inline std::vector<double> widened(bncore_dtype dtype, const void *from, std::si
     case BNCORE_BFLOAT16:
         std::transform(sixteen, sixteen + count, values.begin(), Bfloat16::widened);
         break;
-    case BNCORE_FLOAT32: std::copy(single, single + count, values.begin()); break;
-    default: std::copy(wide, wide + count, values.begin());
+    case BNCORE_FLOAT32:
+        std::copy(single, single + count, values.begin());
+        break;
+    default:
+        std::copy(wide, wide + count, values.begin());
     }
     return values;
 }
@@ -124,7 +130,8 @@ inline void store(bncore_dtype dtype, void *to, const std::vector<double> &value
         std::transform(values.begin(), values.end(), static_cast<float *>(to),
                        [](double value) { return static_cast<float>(value); });
         break;
-    default: std::copy(values.begin(), values.end(), static_cast<double *>(to));
+    default:
+        std::copy(values.begin(), values.end(), static_cast<double *>(to));
     }
 }
 

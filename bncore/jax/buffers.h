@@ -23,10 +23,14 @@ namespace
 inline bncore_dtype dtype_of(const xla::ffi::AnyBuffer &buffer)
 {
     switch (buffer.element_type()) {
-    case xla::ffi::F16: return BNCORE_FLOAT16;
-    case xla::ffi::BF16: return BNCORE_BFLOAT16;
-    case xla::ffi::F32: return BNCORE_FLOAT32;
-    default: return BNCORE_FLOAT64;
+    case xla::ffi::F16:
+        return BNCORE_FLOAT16;
+    case xla::ffi::BF16:
+        return BNCORE_BFLOAT16;
+    case xla::ffi::F32:
+        return BNCORE_FLOAT32;
+    default:
+        return BNCORE_FLOAT64;
     }
 }
 

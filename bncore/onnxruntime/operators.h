@@ -125,13 +125,23 @@ struct Operator : OrtCustomOp {
     Types types;
 };
 
+template <typename Kind> ONNXTensorElementDataType input_type(const Types &types, std::size_t i)
+{
+    if (i == Kind::MEAN || i == Kind::VAR) return types.t2;
+    return i == Kind::SCALE || i == Kind::BIAS ? types.t1 : types.t;
+}
+
 inline bncore_dtype dtype_of(ONNXTensorElementDataType type)
 {
     switch (type) {
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16: return BNCORE_FLOAT16;
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16: return BNCORE_BFLOAT16;
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT: return BNCORE_FLOAT32;
-    default: return BNCORE_FLOAT64;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
+        return BNCORE_FLOAT16;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16:
+        return BNCORE_BFLOAT16;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT:
+        return BNCORE_FLOAT32;
+    default:
+        return BNCORE_FLOAT64;
     }
 }
 
@@ -272,12 +282,6 @@ struct Forward {
 
     static bool is_array(std::size_t output) { return output == Y; }
 
-    static ONNXTensorElementDataType input_type(const Types &types, std::size_t i)
-    {
-        if (i == MEAN || i == VAR) return types.t2;
-        return i == SCALE || i == BIAS ? types.t1 : types.t;
-    }
-
     // What backward takes is not rounded.
     static ONNXTensorElementDataType output_type(const Types &types, std::size_t i)
     {
@@ -348,12 +352,6 @@ struct Backward {
         {DY, DX}, {X, DX}, {RESIDUAL, DX}, {RESIDUAL, DRESIDUAL}, {DY, DRESIDUAL}};
 
     static bool is_array(std::size_t output) { return output == DX || output == DRESIDUAL; }
-
-    static ONNXTensorElementDataType input_type(const Types &types, std::size_t i)
-    {
-        if (i == MEAN || i == VAR) return types.t2;
-        return i == SCALE || i == BIAS ? types.t1 : types.t;
-    }
 
     static ONNXTensorElementDataType output_type(const Types &types, std::size_t i)
     {

@@ -180,7 +180,7 @@ template <typename Kind> struct Described {
         op.GetInputTypeCount = [](const OrtCustomOp *) -> std::size_t { return Kind::INPUTS; };
         op.GetOutputTypeCount = [](const OrtCustomOp *) -> std::size_t { return Kind::OUTPUTS; };
         op.GetInputType = [](const OrtCustomOp *o, std::size_t i) {
-            return Kind::input_type(self(o).types, i);
+            return input_type<Kind>(self(o).types, i);
         };
         op.GetOutputType = [](const OrtCustomOp *o, std::size_t i) {
             return Kind::output_type(self(o).types, i);
