@@ -270,7 +270,7 @@ def extensions() -> list[Extension]:
         Extension(
             "bncore.backends.native.binding",
             ["bncore/backends/native/binding.pyx"],
-            include_dirs=["src_c/include", numpy.get_include()],
+            include_dirs=["src_c", "src_c/include", numpy.get_include()],
             depends=[str(path) for path in Path("src_c").rglob("*.*")],
             define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
         )

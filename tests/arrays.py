@@ -13,7 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+try:
+    from ml_dtypes import bfloat16
+except ImportError:
+    bfloat16 = None
+
 FLOATS = (np.float32, np.float64)
+SIXTEEN_BITS = (np.float16,) if bfloat16 is None else (np.float16, bfloat16)
 Shape = tuple[int, ...]
 Rng = np.random.Generator
 

@@ -66,12 +66,24 @@ def run(rank: int, world: int, folder: Path) -> None:
     found["evaluated"] = model(torch.from_numpy(x[0, part])).detach().numpy()
     for name, value in layer.state_dict().items():
         found[name] = value.numpy()
+    found |= short(x[0, part], dy[0, part])
     try:
         model.train()(torch.zeros(int(rank == 0), SHAPE[1], 1, 1).double())
     except ValueError as error:
         found["one value"] = np.array(str(error))
     np.savez(folder / f"{world}-{rank}.npz", **found)
     dist.destroy_process_group()
+
+
+def short(x: np.ndarray, dy: np.ndarray) -> dict[str, np.ndarray]:
+    """Take a step in bfloat16, with parameters and running statistics in float16."""
+    layer = bncore.torch.SyncBatchNorm(SHAPE[1], EPS, dtype=torch.float16)
+    leaf = torch.from_numpy(x).bfloat16().requires_grad_()
+    y = layer(leaf)
+    y.backward(torch.from_numpy(dy).bfloat16())
+    tensors = {"y": y, "dx": leaf.grad, "dweight": layer.weight.grad, "mean": layer.running_mean}
+    found = {f"short {name}": t.detach().double().numpy() for name, t in tensors.items()}
+    return found | {"short dtypes": np.array([str(t.dtype) for t in tensors.values()])}
 
 
 def forked(rank: int, world: int, folder: Path) -> int:

@@ -10,10 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bncore.arguments import layout
+from bncore.arguments import bfloat16, layout
+from bncore.arguments.bfloat16 import is_bfloat16
+from bncore.arguments.dlpack import from_dlpack
 from bncore.arguments.float_environment import silent_arithmetic
-from bncore.arguments.layout import NATIVE_DTYPES, Array
+from bncore.arguments.layout import Array
 from bncore.arguments.scalars import shown
+
+DATA_DTYPES = "float16, bfloat16, float32 or float64"
 
 
 def _holds_mask(value: object) -> bool:
@@ -70,7 +74,7 @@ def plain_array(name: str, value: object) -> npt.NDArray[Any]:
         if hasattr(type(value), "__dlpack__"):
             if getattr(value, "is_neg", bool)():  # PyTorch gives the memory without the minus sign
                 raise TypeError("the view negates its memory; call tensor.resolve_neg() first")
-            return np.from_dlpack(value)  # type: ignore[arg-type]  # no copy
+            return from_dlpack(value)  # no copy
         array = np.asarray(value)
         if hasattr(type(value), "__array_interface__"):
             _require_inside_buffer(array)
@@ -91,22 +95,33 @@ def dtype_shown(value: object, array: npt.NDArray[Any]) -> str:
 
 
 def data_array(name: str, value: object) -> Array:
-    """Return `value` as a float32 or float64 array of any layout and byte order."""
+    """Return `value` as an array of a dtype of x, in any layout and byte order."""
     array = plain_array(name, value)
-    if array.dtype.char not in NATIVE_DTYPES:
-        raise TypeError(f"{name}: expected float32 or float64, got {dtype_shown(value, array)}")
+    if layout.native_dtype(array.dtype) is None:
+        raise TypeError(f"{name}: expected {DATA_DTYPES}, got {dtype_shown(value, array)}")
     return array
 
 
+def is_floating(dtype: np.dtype[Any]) -> bool:
+    """Tell whether this is a real floating dtype."""
+    return dtype.kind == "f" or is_bfloat16(dtype)
+
+
 def cast(array: Array, dtype: npt.DTypeLike) -> Array:
-    """Return `array` as C-contiguous memory of `dtype`, rounded without warnings.
+    """Return `array` as C-contiguous memory of `dtype`, rounded once and without warnings.
 
     It is not copied if it is that already.
     """
     if array.dtype == dtype:
         return np.ascontiguousarray(array)
+    to = np.dtype(dtype)
     with silent_arithmetic():
-        return np.ascontiguousarray(array, dtype=dtype)
+        if is_bfloat16(array.dtype):
+            array = bfloat16.as_float32(array)
+        if is_bfloat16(to):
+            rounded: Any = bfloat16.rounded(array).astype(bfloat16.bits_dtype(to))
+            return np.ascontiguousarray(rounded.view(to))
+        return np.ascontiguousarray(array, dtype=to)
 
 
 def writable_array(name: str, value: object) -> npt.NDArray[Any]:

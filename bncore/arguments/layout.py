@@ -8,13 +8,45 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from bncore.arguments.bfloat16 import bits, in_native_order, is_bfloat16
+
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 
-# The dtypes of x by their characters, in native byte order.
-NATIVE_DTYPES: dict[str, np.dtype[Any]] = {"f": np.dtype(np.float32), "d": np.dtype(np.float64)}
+# The dtypes of x that NumPy has, by their characters, in native byte order.
+NATIVE_DTYPES: dict[str, np.dtype[Any]] = {
+    "e": np.dtype(np.float16),
+    "f": np.dtype(np.float32),
+    "d": np.dtype(np.float64),
+}
 
 # How much work np.shares_memory may do; if that is not enough, we assume an overlap.
 OVERLAP_WORK: Any = 1 << 16
+
+
+def native_dtype(dtype: np.dtype[Any]) -> np.dtype[Any] | None:
+    """Return a dtype of x in native byte order, or None if x cannot have this dtype."""
+    known = NATIVE_DTYPES.get(dtype.char)
+    if known is None and is_bfloat16(dtype):
+        return in_native_order(dtype)
+    return known
+
+
+def statistic_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype of results per channel that have no other: x's, or float32 for 16 bits."""
+    return NATIVE_DTYPES["f"] if dtype.itemsize == 2 else dtype
+
+
+def dtype_of(array: npt.NDArray[Any]) -> np.dtype[Any]:
+    """Return the dtype of an x, or of an array like it, in native byte order."""
+    found = native_dtype(array.dtype)
+    assert found is not None  # data_array has checked it
+    return found
+
+
+def has_dtype(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> bool:
+    """Tell whether an array has this dtype of x, in any byte order."""
+    found = native_dtype(array.dtype)
+    return found is not None and found == dtype  # NumPy takes None for float64
 
 
 def memory_order(array: npt.NDArray[Any]) -> tuple[int, ...]:
@@ -76,7 +108,8 @@ def block(array: Array, order: tuple[int, ...]) -> Array:
     view = array.transpose(order)
     if readable(view):
         return view
-    return np.array(view, dtype=NATIVE_DTYPES[view.dtype.char], order="C")
+    copy: Array = np.array(bits(view), dtype=bits(view).dtype.newbyteorder("="), order="C")
+    return copy.view(dtype_of(view))
 
 
 def in_one_block(array: Array) -> Array:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bncore.arguments.arrays import cast, dtype_shown, plain_array
+from bncore.arguments.arrays import cast, dtype_shown, is_floating, plain_array
 from bncore.arguments.layout import Array
 
 Stat: TypeAlias = npt.NDArray[np.float64]
@@ -37,7 +37,7 @@ def vector(name: str, value: object, size: int | None, axis: object = None) -> A
     If the size is that of a channel axis, `axis` names this axis for the message.
     """
     array = plain_array(name, value)
-    if array.dtype.kind != "f":
+    if not is_floating(array.dtype):
         raise TypeError(f"{name}: expected a real floating dtype, got {dtype_shown(value, array)}")
     if array.ndim != 1:
         raise ValueError(f"{name}: expected 1 dimension, got shape {array.shape}")

@@ -2,7 +2,7 @@
 
 An array that is one contiguous block of memory, with its axes in any order, is viewed as
 (outer, channels, inner).  The order comes from the strides, not from the shape, so an NCHW-shaped
-view of NHWC memory is (N*H*W, C, 1) and is not copied.
+view of NHWC memory is (N*H*W, C, 1) and is not copied.  Kernels get bfloat16 as its bits in uint16.
 
 Every message reads "<argument>: expected <what>, got <what>".  Functions here write to nothing
 that the caller owns, except `Output.finish`, which is called last.
@@ -17,7 +17,8 @@ import numpy as np
 
 from bncore.arguments import layout
 from bncore.arguments.arrays import cast, data_array, memory_of, writable_array
-from bncore.arguments.layout import NATIVE_DTYPES, Array
+from bncore.arguments.bfloat16 import bits, in_native_order
+from bncore.arguments.layout import Array
 from bncore.arguments.parameters import NoParameter, Parameter, Stat, parameter
 from bncore.arguments.scalars import one_axis, option, real
 
@@ -35,7 +36,7 @@ class Output:
 
     Attributes
     ----------
-    values : the array that the kernel writes to, in x's canonical shape
+    values : the array that the kernel writes to, in x's canonical shape; uint16 for bfloat16
     memory : the caller's memory, in x's shape
     """
 
@@ -88,7 +89,7 @@ class Problem:
 
     Attributes
     ----------
-    x : (outer, channels, inner) array, C-contiguous, aligned, native-endian
+    x : (outer, channels, inner) array, C-contiguous, aligned, native-endian; uint16 for bfloat16
         x's own memory if it is one contiguous block, otherwise one copy in x's memory order.  The
         copy is made on first access, so that a caller who only checks arguments makes none.
     array : x's memory in its shape, a view that nobody else has
@@ -112,7 +113,7 @@ class Problem:
         at = order.index(channel_axis)
         sizes = layout.canonical([array.shape[i] for i in order], at, at + 1)
         self.shape = array.shape
-        self.dtype: np.dtype[Any] = NATIVE_DTYPES[array.dtype.char]
+        self.dtype = layout.dtype_of(array)
         self.channels = sizes.channels
         self.count = sizes.values_per_channel
         self._axis = axis
@@ -126,8 +127,12 @@ class Problem:
     def x(self) -> Array:
         """The values of x in the shape that the kernels take."""
         if self._canonical is None:
-            self._canonical = layout.block(self.array, self._order).reshape(self._sizes)
+            self._canonical = self._kernel_view(layout.block(self.array, self._order))
         return self._canonical
+
+    def _kernel_view(self, block: Array) -> Array:
+        """Return an array of x's size, with its axes in x's memory order, as kernels take it."""
+        return bits(block).reshape(self._sizes)
 
     @property
     def empty(self) -> bool:
@@ -150,18 +155,18 @@ class Problem:
         array = memory_of(data_array(name, value))
         if array.shape != self.shape:
             raise ValueError(f"{name}: expected shape {self.shape}, got {array.shape}")
-        if array.dtype.char != self.dtype.char:
+        if not layout.has_dtype(array, self.dtype):
             raise TypeError(f"{name}: expected {self.dtype}, got {array.dtype}")
         return array
 
     def _like_x(self, name: str, value: object) -> tuple[Array, Array]:
         """Return such an argument in x's canonical shape (copied if necessary), and as passed."""
         array = self.like_x(name, value)
-        return layout.block(array, self._order).reshape(self._sizes), array
+        return self._kernel_view(layout.block(array, self._order)), array
 
     def fusion(self, activation: object, negative_slope: object, residual: object) -> Fusion:
         """Check the activation and the residual, and return them as a `Fusion`."""
-        largest = float(np.finfo(self.dtype).max)
+        largest = float(np.finfo(self.statistic_dtype).max)
         name = option("activation", activation, ACTIVATIONS)
         slope = real("negative_slope", negative_slope, 0.0, largest)
         if residual is None:
@@ -176,10 +181,17 @@ class Problem:
         """Return a per-channel argument that may be None."""
         return NoParameter() if value is None else self.parameter(name, value)
 
+    @property
+    def statistic_dtype(self) -> np.dtype[Any]:
+        """The dtype of results per channel that have no other."""
+        return layout.statistic_dtype(self.dtype)
+
     def parameter_gradient(self, total: Stat, parameter: Parameter | NoParameter) -> Array:
-        """Return a per-channel sum in the parameter's dtype, or in x's without a parameter."""
+        """Return a per-channel sum in the parameter's dtype, or `statistic_dtype` without one."""
         source = parameter.source
-        return cast(total, self.dtype if source is None else source.dtype.newbyteorder("="))
+        return cast(
+            total, self.statistic_dtype if source is None else in_native_order(source.dtype)
+        )
 
     def zeros(self) -> Stat:
         """Return a new per-channel array of zeros."""
@@ -201,7 +213,7 @@ class Problem:
         """
         if out is None:
             new = self.new_array(allocate)
-            return Output(new, new, new.transpose(self._order).reshape(self._sizes))
+            return Output(new, new, self._kernel_view(new.transpose(self._order)))
         return self._target(out, self.require_output(out, dy, parameters, residual))
 
     def require_output(
@@ -246,7 +258,7 @@ class Problem:
     ) -> Array:
         """Return the memory of an output, which must be one of `itself` or overlap no input."""
         array = writable_array(name, value)
-        if array.dtype.char != self.dtype.char:
+        if not layout.has_dtype(array, self.dtype):
             raise TypeError(f"{name}: expected {self.dtype}, got {array.dtype}")
         if array.shape != self.shape:
             raise ValueError(f"{name}: expected shape {self.shape}, got {array.shape}")
@@ -272,9 +284,9 @@ class Problem:
         """Return memory of x's shape as an output, with a temporary if kernels cannot write it."""
         view = memory.transpose(self._order)
         if layout.readable(view):
-            return Output(returned, memory, view.reshape(self._sizes))
-        staged: Array = np.empty(view.shape, self.dtype)
-        return Output(returned, memory, staged.reshape(self._sizes), (view, staged))
+            return Output(returned, memory, self._kernel_view(view))
+        staged: Array = bits(np.empty(view.shape, self.dtype))
+        return Output(returned, memory, self._kernel_view(staged), (bits(view), staged))
 
     def new_array(self, allocate: Allocate = np.empty) -> Array:
         """Return a new array of x's shape and dtype in x's memory order."""

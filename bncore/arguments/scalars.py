@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+from typing import Any
 
 import numpy as np
 
@@ -86,6 +87,21 @@ def several_axes(axis: object, ndim: int) -> tuple[int, ...]:
     if len(set(axes)) < len(axes):
         raise ValueError(f"axis: expected every axis once, got {axis}")
     return axes
+
+
+def float64_sums(name: str, value: object) -> bool:
+    """Return whether a `dtype` asks for sums in float64; it must be None or float64."""
+    if value is None:
+        return False
+    try:
+        dtype: np.dtype[Any] = np.dtype(value)  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        got = shown(value)
+    else:
+        if dtype == np.float64:
+            return True
+        got = str(dtype)
+    raise TypeError(f"{name}: expected None or float64, got {got}")
 
 
 def option(name: str, value: object, options: tuple[str, ...]) -> str | None:

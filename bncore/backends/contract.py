@@ -178,10 +178,11 @@ class FastPath(Protocol):
 
     A public function calls its fast function first.  If every argument is already canonical, the
     fast function computes the result of the public function.  An argument is canonical if it is an
-    exact, aligned, native-endian ndarray of float32 or float64 in a memory order that needs no
-    copy, an exact int or float, or None where None is allowed.  If an argument is not canonical,
-    the fast function returns None before it writes anything.  `bncore.arguments` then checks the
-    same arguments, and converts them or raises.  So every rule about arguments stands in one place.
+    exact, aligned, native-endian ndarray of float32, float64, float16 or bfloat16 (with its own
+    dtype) in a memory order that needs no copy, an exact int or float, or None where None is
+    allowed.  If an argument is not canonical, the fast function returns None before it writes
+    anything.  `bncore.arguments` then checks the same arguments, and converts them or raises.  So
+    every rule about arguments stands in one place.
 
     `moments` are passed as their three fields.  The returned `mean` and `m2`, or `sum_dy` and
     `sum_dy_xhat`, are new, read-only arrays.
@@ -263,7 +264,7 @@ class FastPath(Protocol):
         """Compute `batch_norm_infer_backward`; return dx, dweight and dbias."""
 
     def fast_moments(
-        self, x: object, axis: object, n_threads: int, /
+        self, x: object, axis: object, n_threads: int, float64_sums: bool, /
     ) -> tuple[int, Stat, Stat] | None:
         """Compute `moments`; return count, mean and m2."""
 
@@ -316,9 +317,16 @@ class FastPath(Protocol):
         """Compute `grad_input`."""
 
     def fast_mean_var(
-        self, x: object, axis: object, correction: object, keepdims: object, n_threads: int, /
+        self,
+        x: object,
+        axis: object,
+        correction: object,
+        keepdims: object,
+        n_threads: int,
+        float64_sums: bool,
+        /,
     ) -> tuple[Any, Any] | None:
-        """Compute `mean_var`; return mean and variance."""
+        """Compute `mean_var`; return mean and variance, in float64 with `float64_sums`."""
 
     def fast_running(
         self,

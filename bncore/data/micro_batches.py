@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from bncore.arguments import layout, scalars
 from bncore.arguments.arrays import cast, data_array
+from bncore.arguments.bfloat16 import in_native_order
 from bncore.arguments.parameters import vector
 from bncore.functions.steps import grad_input, grad_sums, moments, normalize
 from bncore.runtime.threads import resolve
@@ -46,7 +47,8 @@ class MicroBatches:
     sums : GradSums
         The gradient sums of the pieces so far.
     dweight, dbias : (C,) ndarray
-        Gradients, in weight's dtype, or in that of the pieces if there is no weight.
+        Gradients, in weight's dtype.  Without a weight they have the dtype of the pieces, or
+        float32 if that has 16 bits.
 
     Notes
     -----
@@ -122,8 +124,10 @@ class MicroBatches:
         return self._parameter_gradient(self._whole_sums().sum_dy)
 
     def _parameter_gradient(self, total: npt.NDArray[np.float64]) -> Array:
-        dtype: Any = self._dtype if self._weight is None else self._weight.dtype.newbyteorder("=")
-        return cast(total, dtype)
+        if self._weight is not None:
+            return cast(total, in_native_order(self._weight.dtype))
+        assert self._dtype is not None  # there are sums, so there is a piece
+        return cast(total, layout.statistic_dtype(self._dtype))
 
     def _whole_sums(self) -> GradSums:
         """Return the sums, which must cover as many values as the moments do."""
@@ -157,7 +161,7 @@ class MicroBatches:
                 )
         merged = found if self._moments is None else self._moments.merge(found)
         # This is one step, which nothing can interrupt.  The same holds below.
-        vars(self).update(_moments=merged, _dtype=layout.NATIVE_DTYPES[array.dtype.char])
+        vars(self).update(_moments=merged, _dtype=layout.dtype_of(array))
         return merged
 
     def normalize(self, x: npt.ArrayLike, *, out: Array | None = None) -> Array:
@@ -187,7 +191,7 @@ class MicroBatches:
     def _piece(self, x: npt.ArrayLike) -> Array:
         """Return a piece as an array, which must have the first piece's dtype."""
         array = data_array("x", x)
-        if self._dtype is not None and array.dtype.char != self._dtype.char:
+        if self._dtype is not None and not layout.has_dtype(array, self._dtype):
             raise TypeError(f"x: expected {self._dtype} as in the first piece, got {array.dtype}")
         return array
 

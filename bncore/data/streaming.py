@@ -30,6 +30,7 @@ def merged_moments(
     pieces: Iterable[npt.ArrayLike | Moments],
     *,
     axis: SupportsIndex = 1,
+    dtype: npt.DTypeLike | None = None,
     n_threads: int | None = None,
 ) -> Moments:
     """Compute the moments of all pieces together, reading one piece after the other.
@@ -40,7 +41,7 @@ def merged_moments(
         Micro-batches, chunks of a file, or moments that other processes computed.  Arrays are as
         `moments` takes them, and all have the same number of channels.  It may be a generator: the
         function asks for every piece once, and drops it before the next.
-    axis, n_threads
+    axis, dtype, n_threads
         As in `moments`.
 
     Returns
@@ -69,11 +70,11 @@ def merged_moments(
     """
     if not isinstance(pieces, Iterable):
         raise TypeError(f"pieces: expected an iterable, got {scalars.shown(pieces)}")
+    scalars.float64_sums("dtype", dtype)  # even if all pieces are moments already
+    options: dict[str, Any] = {"axis": axis, "dtype": dtype, "n_threads": n_threads}
     total: Moments | None = None
     for piece in pieces:
-        found = (
-            piece if isinstance(piece, Moments) else moments(piece, axis=axis, n_threads=n_threads)
-        )
+        found = piece if isinstance(piece, Moments) else moments(piece, **options)
         if total is not None and found.mean.shape != total.mean.shape:
             raise ValueError(
                 f"pieces: expected {total.mean.shape[0]} channels as in the first piece, "
@@ -219,6 +220,7 @@ def stream_moments(
     axis: SupportsIndex = 1,
     block_bytes: int = BLOCK_BYTES,
     progress: bool | Advance = False,
+    dtype: npt.DTypeLike | None = None,
     n_threads: int | None = None,
 ) -> Moments:
     """Compute the moments of an array that may be larger than memory, block by block.
@@ -229,7 +231,7 @@ def stream_moments(
 
     Parameters
     ----------
-    x : array_like of float32 or float64, of 2 or more dimensions
+    x : array_like of float16, bfloat16, float32 or float64, of 2 or more dimensions
         An array in any memory order.  It is copied block by block if it is not contiguous, is
         unaligned or has a foreign byte order.
     axis : int, default 1
@@ -239,6 +241,8 @@ def stream_moments(
     progress : bool or callable, default False
         True shows a progress bar of rich.  A function, such as the ``update`` of a tqdm bar, is
         called with the number of bytes of every finished block.
+    dtype : None or numpy.float64, default None
+        What the values are summed in, as in `moments`.
     n_threads : int, optional
         The largest number of threads to use; `get_num_threads()` by default.
 
@@ -276,11 +280,13 @@ def stream_moments(
     array = data_array("x", x)
     if array.ndim < 2:
         raise ValueError(f"x: expected at least 2 dimensions, got {array.ndim}")
+    scalars.float64_sums("dtype", dtype)
     channel_axis = scalars.one_axis(axis, array.ndim)
     size = scalars.integer_at_least("block_bytes", block_bytes, LEAST_BLOCK_BYTES)
     advancing = _advancing(progress, array.nbytes)
+    options: dict[str, Any] = {"dtype": dtype, "n_threads": n_threads}
     if array.size == 0:
-        return moments(array, axis=channel_axis, n_threads=n_threads)
+        return moments(array, axis=channel_axis, **options)
     blocks, pages = Blocks(array, channel_axis, size), Pages(array)
     found: dict[int, Moments] = {}  # by the first channel of a range of channels
     with advancing as advance:
@@ -290,7 +296,7 @@ def stream_moments(
             (channels, block), after = after, next(waiting, None)
             if after is not None:
                 pages.expect(after[1])
-            part = moments(block, axis=blocks.axis, n_threads=n_threads)
+            part = moments(block, axis=blocks.axis, **options)
             pages.drop(block)
             before = found.get(channels.start)
             found[channels.start] = part if before is None else before.merge(part)

@@ -8,8 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bncore.arguments import scalars
-from bncore.arguments.arrays import dtype_shown, plain_array
+from bncore.arguments.arrays import cast, dtype_shown, is_floating, plain_array
+from bncore.arguments.bfloat16 import in_native_order
 from bncore.arguments.float_environment import silent_arithmetic
+from bncore.arguments.layout import memory_order
 from bncore.arguments.parameters import parameter
 
 Array = npt.NDArray[np.floating[Any]]
@@ -104,7 +106,7 @@ def fold_into_linear(
     Parameters
     ----------
     weight : 2-D array_like of float
-        The linear layer's weight.
+        The linear layer's weight, of any real floating dtype.
     bias : (O,) array_like of float or None
         The linear layer's bias.
     mean, var, bn_weight, bn_bias, eps
@@ -158,7 +160,7 @@ def fold_into_conv(
     Parameters
     ----------
     weight : 3-D to 5-D array_like of float
-        The weight of a convolution in one to three dimensions.
+        The weight of a convolution in one to three dimensions, of any real floating dtype.
     bias : (O,) array_like of float or None
         The convolution's bias.
     mean, var, bn_weight, bn_bias, eps
@@ -253,14 +255,16 @@ def _folded(
     with silent_arithmetic():
         product = array.astype(np.float64, order="K") * scale.reshape(shape)
         moved = (before - norm.mean) * norm.scale + norm.bias
-        dtype = array.dtype.newbyteorder("=")
-        return product.astype(dtype, order="K"), moved.astype(dtype)
+    dtype = in_native_order(array.dtype)
+    order = memory_order(product)
+    inverse = sorted(range(array.ndim), key=order.__getitem__)
+    return cast(product.transpose(order), dtype).transpose(inverse), cast(moved, dtype)
 
 
 def _weight(value: object, ranks: tuple[int, int]) -> Array:
     """Return a layer's weight as a real floating array; refuse a wrong number of axes."""
     array = plain_array("weight", value)
-    if array.dtype.kind != "f":
+    if not is_floating(array.dtype):
         raise TypeError(f"weight: expected a real floating dtype, got {dtype_shown(value, array)}")
     if not ranks[0] <= array.ndim <= ranks[1]:
         expected = f"{ranks[0]}" if ranks[0] == ranks[1] else f"{ranks[0]} to {ranks[1]}"

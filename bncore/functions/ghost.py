@@ -57,7 +57,7 @@ def ghost_batch_norm(
 
     Parameters
     ----------
-    x : array_like of float32 or float64, of 2 or more dimensions
+    x : array_like of float16, bfloat16, float32 or float64, of 2 or more dimensions
         As in `batch_norm_train`.  If axis 0 is not the slowest in memory, each virtual batch is
         copied.
     size : int

@@ -16,6 +16,7 @@ from bncore.arguments import scalars
 from bncore.arguments.float_environment import silent_arithmetic
 from bncore.backends import current
 from bncore.functions.sample_groups import SampleGroups
+from bncore.functions.sixteen_bits import in_float32, store
 from bncore.runtime import buffer_pool
 from bncore.runtime.threads import resolve
 from bncore.statistics import Moments, Stat, checked_moments, trusted_moments, variance
@@ -45,7 +46,7 @@ def group_norm(
 
     Parameters
     ----------
-    x : array_like of float32 or float64, of 2 or more dimensions
+    x : array_like of float16, bfloat16, float32 or float64, of 2 or more dimensions
         Samples lie along axis 0.  x is not copied if every sample is one contiguous block in any
         memory order and the samples follow one another; otherwise it is copied once.
     groups : int
@@ -155,7 +156,8 @@ def group_norm_backward(
         `out`, or a new array of x's shape and dtype, in x's memory order.  If samples are
         interleaved in x's memory, the new array holds one sample after another.
     dweight, dbias : (C,) ndarray
-        Summed over samples in float64, in weight's dtype, or in x's if there is no weight.
+        Summed over samples in float64, in weight's dtype.  Without a weight they have x's dtype, or
+        float32 if that has 16 bits.
 
     Raises
     ------
@@ -165,7 +167,8 @@ def group_norm_backward(
     Notes
     -----
     The kernel divides by the weight.  If a weight is 0 or below 2**-20 of the largest, the function
-    therefore writes weight * dy to a temporary array of x's size first.
+    therefore writes weight * dy to a temporary array first: of x's size, and in float32 if x has 16
+    bits.
 
     References
     ----------
@@ -222,10 +225,13 @@ def _backward(
             )
         else:
             kernels.grad_sums(sum_dy, sum_dy_xhat, slope, given, *statistics, eps, threads)
-            row, slope, shared = _weighted(row, slope, sums, g.wide)
+            row, weighted, shared = _weighted(row, slope, sums, g.wide)
+            target = result
+            if weighted.dtype != slope.dtype:  # it was computed in float32, and so is dx
+                given, result = in_float32(given), np.empty_like(weighted)
             kernels.grad_input(
                 result,
-                slope,
+                weighted,
                 given,
                 *statistics,
                 shared[0],
@@ -235,6 +241,7 @@ def _backward(
                 eps,
                 threads,
             )
+            store(target, result)
         with silent_arithmetic():
             dbias += sums[0].reshape(-1, g.channels).sum(axis=0)
             dweight += sums[1].reshape(-1, g.channels).sum(axis=0)
@@ -257,7 +264,8 @@ def _weighted(
         sizes = np.abs(row)
         if sizes.min() >= LEAST_WEIGHT * sizes.max() and sizes.min() > 0.0:
             return row, dy, shared / row
-        return None, (dy * row[:, None]).astype(dy.dtype), shared
+        slope = in_float32(dy)
+        return None, (slope * row[:, None]).astype(slope.dtype), shared
 
 
 def instance_norm(

@@ -38,7 +38,7 @@ def batch_norm_infer(
 
     Parameters
     ----------
-    x : array_like of float32 or float64, of 2 or more dimensions
+    x : array_like of float16, bfloat16, float32 or float64, of 2 or more dimensions
         See `batch_norm_train` for layouts and copies.
     mean, var : (C,) array_like of float
         Statistics per channel, of any real floating dtype, read as float64.  The mean is in x's
@@ -153,7 +153,7 @@ def batch_norm_infer_backward(
     dy : array_like
         Gradient of the loss with respect to y, of x's shape and dtype.  It is copied once if its
         memory order differs from x's.
-    x : array_like of float32 or float64
+    x : array_like of float16, bfloat16, float32 or float64
         The input of the forward call.  See `batch_norm_train` for layouts and copies.
     mean, var, weight, axis, eps, n_threads
         As in the forward call.
@@ -169,7 +169,8 @@ def batch_norm_infer_backward(
         `out`, or a new array of x's shape, dtype and memory order.
     dweight, dbias : (C,) ndarray
         ``sum(dy * xhat)`` and ``sum(dy)`` per channel, ``xhat = (x - mean) / sqrt(var + eps)``;
-        summed in float64, in weight's dtype, or in x's if there is no weight.
+        summed in float64, in weight's dtype.  Without a weight they have x's dtype, or float32 if
+        that has 16 bits.
 
     Raises
     ------

@@ -2,7 +2,8 @@
 
 The kernels take one weight per mean and variance.  Layer norm therefore needs two kernel calls: the
 first normalizes, and its channels are the rows; the second applies the weights, and its channels
-are the columns.  Both work on a few rows at a time, so that the rows stay in cache.
+are the columns.  Both work on a few rows at a time, so that the rows stay in cache.  Rows of 16-bit
+values are converted to float32 for both calls, so that the results are rounded once.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from bncore.arguments.float_environment import silent_arithmetic
 from bncore.arguments.parameters import NoParameter, Parameter, parameter
 from bncore.arguments.problem import Problem
 from bncore.backends import current
+from bncore.functions.sixteen_bits import in_float32, store
 from bncore.runtime import buffer_pool
 from bncore.runtime.threads import resolve
 from bncore.statistics import Moments, Stat, checked_moments, trusted_moments
@@ -53,7 +55,8 @@ class Rows:
 
     def __iter__(self) -> Iterator[slice]:
         """Yield ranges of rows, one for each pair of kernel calls."""
-        each = max(CHUNK_BYTES // (self.width * self.problem.dtype.itemsize), 1)
+        size = layout.statistic_dtype(self.problem.dtype).itemsize
+        each = max(CHUNK_BYTES // (self.width * size), 1)
         for start in range(0, self.number, each):
             yield slice(start, min(start + each, self.number))
 
@@ -95,7 +98,7 @@ def layer_norm(
 
     Parameters
     ----------
-    x : array_like of float32 or float64, of 2 or more dimensions
+    x : array_like of float16, bfloat16, float32 or float64, of 2 or more dimensions
         It is copied once if it is not C-contiguous, aligned and in native byte order.
     weight, bias : array_like of float, of shape ``x.shape[axis:]``, optional
         gamma and beta; 1 and 0 if they are None.
@@ -149,14 +152,16 @@ def layer_norm(
     plain = gamma.values is None and beta.values is None
     zeros, ones = np.zeros(r.width), np.ones(r.width)
     for rows in () if p.empty else r:
-        result = r.of(y.values, rows)
-        lines = _lines(result), mean[rows], m2[rows], _lines(r.of(p.x, rows))
-        kernels.train(*lines, None, None, eps, threads)
+        target, given = r.of(y.values, rows), r.of(p.x, rows)
+        wide = in_float32(given)
+        result = target if wide is given else wide
+        kernels.train(_lines(result), mean[rows], m2[rows], _lines(wide), None, None, eps, threads)
         if not plain:
             columns = _columns(result)
             kernels.normalize(
                 columns, columns, zeros, ones, gamma.values, beta.values, 0.0, threads
             )
+        store(target, result)
     return y.finish(), trusted_moments(r.width, mean, m2)
 
 
@@ -192,8 +197,8 @@ def layer_norm_backward(
     dx : ndarray
         `out`, or a new C-contiguous array.
     dweight, dbias : ndarray of shape ``x.shape[axis:]``
-        Summed in float64 (of products of values in x's dtype), in weight's dtype, or in x's where
-        there is no weight.
+        Summed in float64, in weight's dtype.  Without a weight they have x's dtype, or float32 if
+        that has 16 bits.
 
     Raises
     ------
@@ -202,9 +207,9 @@ def layer_norm_backward(
 
     Notes
     -----
-    ``weight * dy`` is rounded to x's dtype before it is summed over a row, and xhat is rounded
-    before dweight is summed.  The error of a float32 gradient is therefore relative to the sum of
-    the absolute values of its terms.
+    ``weight * dy`` is rounded to x's dtype (to float32 if x has 16 bits) before it is summed over a
+    row, and xhat is rounded before dweight is summed.  The error of a float32 gradient is therefore
+    relative to the sum of the absolute values of its terms.
 
     References
     ----------
@@ -234,7 +239,9 @@ def layer_norm_backward(
     zeros, ones = np.zeros(r.width), np.ones(r.width)
     mean, var = found.mean, found.var()
     for rows in () if p.empty else r:
-        given, slope, result = (r.of(values, rows) for values in (p.x, gradient, dx.values))
+        target = r.of(dx.values, rows)
+        given, slope = (in_float32(r.of(values, rows)) for values in (p.x, gradient))
+        result = target if given.dtype == target.dtype else given
         statistics = mean[rows], var[rows]
         scratch = np.empty_like(given)
         kernels.normalize(
@@ -256,6 +263,7 @@ def layer_norm_backward(
         kernels.train_backward(
             _lines(result), *unused, _lines(slope), _lines(given), *statistics, None, eps, threads
         )
+        store(target, result)
     return dx.finish(), _parameter(p, r, dweight, gamma), _parameter(p, r, dbias, gamma)
 
 

@@ -9,10 +9,13 @@ import numpy.typing as npt
 
 from bncore.arguments import layout, scalars
 from bncore.arguments.arrays import cast, data_array
+from bncore.arguments.bfloat16 import bits
 from bncore.arguments.parameters import Stat
 from bncore.backends import current
 from bncore.runtime.threads import resolve
 from bncore.statistics import variance
+
+FLOAT64: np.dtype[Any] = np.dtype(np.float64)
 
 
 class Reduction:
@@ -20,15 +23,15 @@ class Reduction:
 
     Attributes
     ----------
-    x : (outer, kept, inner) array, C-contiguous, aligned, native-endian
+    x : (outer, kept, inner) array, C-contiguous, aligned, native-endian; uint16 for bfloat16
         x's own memory if the kept axes lie together in it, otherwise one copy.
-    dtype : x's dtype in native byte order
+    dtype : the dtype of the results: x's in native byte order, or float64
     count : the number of values that are reduced to one
     """
 
     __slots__ = ("_kept", "_shape", "_squeezed", "count", "dtype", "x")
 
-    def __init__(self, x: object, axis: object, keepdims: object) -> None:
+    def __init__(self, x: object, axis: object, keepdims: object, in_float64: bool = False) -> None:
         array = data_array("x", x)
         shape = array.shape
         reduced = set(scalars.several_axes(axis, array.ndim))
@@ -43,9 +46,9 @@ class Reduction:
         sizes = [shape[i] for i in order]
         canonical = layout.canonical(sizes, first, first + len(kept))
         ones = tuple(i for i in range(array.ndim) if shape[i] == 1)
-        values = layout.block(array, (*ones, *order))
+        values = bits(layout.block(array, (*ones, *order)))
         self.x: layout.Array = values.reshape(canonical)
-        self.dtype: np.dtype[Any] = layout.NATIVE_DTYPES[array.dtype.char]
+        self.dtype = FLOAT64 if in_float64 else layout.dtype_of(array)
         self.count = canonical.values_per_channel
         self._kept = kept
         self._squeezed = [shape[i] for i in kept]
@@ -66,15 +69,16 @@ def mean_var(
     axis: SupportsIndex | tuple[SupportsIndex, ...] | None = None,
     correction: float = 0,
     keepdims: bool = False,
+    dtype: npt.DTypeLike | None = None,
     n_threads: int | None = None,
 ) -> tuple[Any, Any]:
-    """Compute mean and variance over some axes, in one pass and in float64.
+    """Compute mean and variance over some axes, in one pass.
 
     It replaces ``x.mean(axis), x.var(axis)``.
 
     Parameters
     ----------
-    x : array_like of float32 or float64
+    x : array_like of float16, bfloat16, float32 or float64
         It is copied once if it is not one contiguous block (in any memory order), is unaligned, has
         a foreign byte order, or if the axes that are kept do not lie together in memory.
     axis : int or tuple of int, optional
@@ -83,19 +87,23 @@ def mean_var(
         The variance is the sum of squared deviations divided by ``n - correction``.
     keepdims : bool, default False
         Keep the reduced axes, with size 1.
+    dtype : None or numpy.float64, default None
+        The dtype of the results, and what 16-bit values are summed in, as in `moments`.  With None
+        the results have x's dtype, as NumPy's.
     n_threads : int, optional
         The largest number of threads to use; `get_num_threads()` by default.
 
     Returns
     -------
-    mean, var : ndarray or scalar, of x's dtype
+    mean, var : ndarray or scalar, of x's dtype or of `dtype`
         NaN if there is no value.  If n is not above `correction`, the variance is NaN, or inf if
         the squared deviations are not all 0.  There is no warning.
 
     Raises
     ------
     TypeError, ValueError
-        If x is not float32 or float64, or an axis is given twice or does not exist in x.
+        If x has another dtype, an axis is given twice or does not exist in x, or `dtype` is neither
+        None nor float64.
 
     Examples
     --------
@@ -107,14 +115,17 @@ def mean_var(
     backend = current()
     fast = backend.fast
     threads = resolve(n_threads)
+    exact = dtype is not None and scalars.float64_sums("dtype", dtype)
     if fast is not None:
-        done: tuple[Any, Any] | None = fast.fast_mean_var(x, axis, correction, keepdims, threads)
+        done: tuple[Any, Any] | None = fast.fast_mean_var(
+            x, axis, correction, keepdims, threads, exact
+        )
         if done is not None:
             return done
-    r = Reduction(x, axis, keepdims)
+    r = Reduction(x, axis, keepdims, exact)
     correction = scalars.real("correction", correction)
     size = r.x.shape[1]
     mean, m2 = np.full(size, np.nan), np.full(size, np.nan)
     if r.x.size:
-        backend.kernels.moments(mean, m2, r.x, threads)
+        backend.kernels.moments(mean, m2, r.x, threads, exact)
     return r.result(mean), r.result(variance(r.count, m2, correction))

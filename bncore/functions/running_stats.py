@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bncore.arguments import layout, scalars
-from bncore.arguments.arrays import writable_array
+from bncore.arguments.arrays import cast, writable_array
 from bncore.arguments.float_environment import silent_arithmetic
-from bncore.arguments.parameters import vector
+from bncore.arguments.parameters import float64, vector
 from bncore.backends import current
 from bncore.statistics import Moments, Stat, given_moments
 
@@ -30,7 +30,8 @@ def update_running_stats(
     Parameters
     ----------
     running_mean, running_var : (C,) ndarray, writable, of any real floating dtype and stride
-        Changed in place.  They must not overlap each other.
+        Changed in place.  They must not overlap each other.  With 16 bits they lose small updates:
+        prefer float32 or float64.
     moments : Moments
         The moments of the batch.  If their count is 0, nothing changes.
     momentum : float, default 0.1
@@ -106,5 +107,5 @@ def update_running_stats(
 
 def _moved(old: npt.NDArray[Any], batch: Stat, momentum: float) -> npt.NDArray[Any]:
     """Compute the new running value in float64, and round it to the dtype of the old one."""
-    new = (1.0 - momentum) * old.astype(np.float64) + momentum * batch
-    return new.astype(old.dtype)
+    new = (1.0 - momentum) * float64(old) + momentum * batch
+    return cast(new, old.dtype)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncore.arguments.problem import Problem
-from bncore.arguments.scalars import real
+from bncore.arguments.scalars import float64_sums, real
 from bncore.backends import current
 from bncore.runtime import buffer_pool
 from bncore.runtime.threads import resolve
@@ -31,15 +31,26 @@ from bncore.statistics import (
 Array = npt.NDArray[np.floating[Any]]
 
 
-def moments(x: npt.ArrayLike, *, axis: SupportsIndex = 1, n_threads: int | None = None) -> Moments:
+def moments(
+    x: npt.ArrayLike,
+    *,
+    axis: SupportsIndex = 1,
+    dtype: npt.DTypeLike | None = None,
+    n_threads: int | None = None,
+) -> Moments:
     """Compute count, mean and sum of squared deviations of every channel, in one pass.
 
     Parameters
     ----------
-    x : array_like of float32 or float64, of 2 or more dimensions
+    x : array_like of float16, bfloat16, float32 or float64, of 2 or more dimensions
         See `batch_norm_train` for layouts and copies.
     axis : int, default 1
         The channel axis.
+    dtype : None or numpy.float64, default None
+        What the values are summed in.  With None, values of 16 bits are summed in float32, a few at
+        a time, and then in float64: the variance is right to 2**-22.  With float64 they are summed
+        in float64 from the start, which takes longer and gives the last digits.  float32 and
+        float64 are summed in float64 in either case.
     n_threads : int, optional
         The largest number of threads to use; `get_num_threads()` by default.
 
@@ -51,8 +62,8 @@ def moments(x: npt.ArrayLike, *, axis: SupportsIndex = 1, n_threads: int | None 
     Raises
     ------
     TypeError, ValueError
-        If x is not float32 or float64 or has fewer than 2 dimensions, or `axis` is not an axis of
-        x.
+        If x has another dtype or fewer than 2 dimensions, `axis` is not an axis of x, or `dtype` is
+        neither None nor float64.
 
     References
     ----------
@@ -70,14 +81,15 @@ def moments(x: npt.ArrayLike, *, axis: SupportsIndex = 1, n_threads: int | None 
     backend = current()
     fast = backend.fast
     threads = resolve(n_threads)
+    exact = dtype is not None and float64_sums("dtype", dtype)
     if fast is not None:
-        done = fast.fast_moments(x, axis, threads)
+        done = fast.fast_moments(x, axis, threads, exact)
         if done is not None:
             return frozen_moments(done[0], done[1], done[2])
     p = Problem(x, axis)
     mean, m2 = p.zeros(), p.zeros()
     if not p.empty:
-        backend.kernels.moments(mean, m2, p.x, threads)
+        backend.kernels.moments(mean, m2, p.x, threads, exact)
     return trusted_moments(p.count, mean, m2)
 
 
@@ -117,7 +129,7 @@ def normalize(
 
     Parameters
     ----------
-    x : array_like of float32 or float64, of 2 or more dimensions
+    x : array_like of float16, bfloat16, float32 or float64, of 2 or more dimensions
         See `batch_norm_train` for layouts and copies.
     moments : Moments
         The moments of x, of a larger batch that x is a piece of, or of other data, such as a
@@ -192,7 +204,7 @@ def grad_sums(
     dy : array_like
         Gradient of the loss with respect to y, of x's shape and dtype.  It is copied once if its
         memory order differs from x's.
-    x : array_like of float32 or float64
+    x : array_like of float16, bfloat16, float32 or float64
         See `batch_norm_train` for layouts and copies.
     moments : Moments
         The moments that x was normalized by: those of x, or of a larger batch that x is a piece of.

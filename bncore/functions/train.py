@@ -42,10 +42,11 @@ def batch_norm_train(
 
     Parameters
     ----------
-    x : array_like of float32 or float64, of 2 or more dimensions
+    x : array_like of float16, bfloat16, float32 or float64, of 2 or more dimensions
         C is its size along `axis`.  Any memory order works without a copy, such as an NCHW-shaped
         view of NHWC memory.  An array is copied once if it is not one contiguous block (a slice,
-        a negative stride, a broadcast), is unaligned or has a foreign byte order.
+        a negative stride, a broadcast), is unaligned or has a foreign byte order.  bfloat16 is that
+        of ml_dtypes.  Values of 16 bits are converted to float32, and results are rounded once.
     weight, bias : (C,) array_like of float, optional
         gamma and beta, of any real floating dtype, read as float64; 1 and 0 if they are None.
     axis : int, default 1
@@ -63,7 +64,7 @@ def batch_norm_train(
         The activation, applied in the same pass.  If the value z before it is 0 or less, relu gives
         exactly 0 and leaky relu ``negative_slope * z``.  NaN stays NaN.
     negative_slope : float, default 0.01
-        The slope of leaky relu, rounded to x's dtype; >= 0.
+        The slope of leaky relu, rounded to x's dtype, or to float32 if that has 16 bits; >= 0.
     residual : array_like, optional
         An array of x's shape and dtype (it is not broadcast) that is added before the activation,
         in the same pass.  It is copied once if its memory order differs from x's.
@@ -79,7 +80,7 @@ def batch_norm_train(
     Raises
     ------
     TypeError
-        If x is not float32 or float64, `residual` is of another dtype, an array is masked, or an
+        If x has another dtype, `residual` has another dtype than x, an array is masked, or an
         argument has the wrong type.
     ValueError
         If x has fewer than 2 dimensions or exactly one value per channel, or an argument has the
@@ -169,7 +170,7 @@ def batch_norm_train_backward(
     dy : array_like
         Gradient of the loss with respect to y, of x's shape and dtype.  It is copied once if its
         memory order differs from x's.
-    x : array_like of float32 or float64
+    x : array_like of float16, bfloat16, float32 or float64
         The input of the forward call.  See `batch_norm_train` for layouts and copies.
     moments : Moments
         As `batch_norm_train` returned them for this x.
@@ -192,8 +193,8 @@ def batch_norm_train_backward(
     dx : ndarray
         `out`, or a new array of x's shape, dtype and memory order.
     dweight, dbias : (C,) ndarray
-        ``sum(dy * xhat)`` and ``sum(dy)`` per channel, summed in float64, in weight's dtype, or in
-        x's if there is no weight.
+        ``sum(dy * xhat)`` and ``sum(dy)`` per channel, summed in float64, in weight's dtype.
+        Without a weight they have x's dtype, or float32 if that has 16 bits.
 
     Raises
     ------

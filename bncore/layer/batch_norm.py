@@ -36,9 +36,10 @@ class BatchNorm(LayerCalls):
     affine : bool, "weight" or "bias", default True
         Which parameters the layer has.
     dtype : dtype, optional
-        The dtype of the parameters; if it is None, that of the first x.  The running statistics are
-        always float64: many small steps of ``momentum * difference`` add up, although float32 would
-        round each of them away, and ``1 / t`` of a cumulative average becomes small.
+        The dtype of the parameters, any real floating one.  If it is None, it is that of the first
+        x, or float32 if that has 16 bits.  The running statistics are always float64: many small
+        steps of ``momentum * difference`` add up, although float32 would round each of them away,
+        and ``1 / t`` of a cumulative average becomes small.
     correction : float from 0 to 1, default 1
         The correction of the running variance, m2 / (count - correction): 1 as in PyTorch, 0 as in
         Keras, Flax and ONNX.  The batch itself is always normalized by the population variance.
@@ -151,7 +152,8 @@ class BatchNorm(LayerCalls):
         """Return the arguments and the state dictionary of an equal layer of PyTorch.
 
         ``bn = torch.nn.BatchNorm2d(**arguments)``, then ``bn.load_state_dict({name:
-        torch.from_numpy(array) for name, array in state.items()})``.  The arrays are copies.  A
+        torch.from_numpy(array) for name, array in state.items()})``.  The arrays are copies.
+        PyTorch reads bfloat16 as ``torch.from_numpy(array.view("i2")).view(torch.bfloat16)``.  A
         layer with an activation is refused, because PyTorch's layer has none.
         """
         return interchange.to_torch(self)
@@ -266,7 +268,8 @@ class BatchNorm(LayerCalls):
         """Return the arguments and the initializers of an ONNX node for inference.
 
         ``onnx.helper.make_node(**node)``, and ``onnx.numpy_helper.from_array(array, name)`` for
-        each initializer.  If the layer has no weight or bias, they are written as 1 and 0.
+        each initializer.  If the layer has no weight or bias, they are written as 1 and 0.  With
+        16-bit parameters, mean and variance are written in float32.
 
         Parameters
         ----------

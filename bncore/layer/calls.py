@@ -47,7 +47,7 @@ class LayerCalls(LayerState):
 
         Parameters
         ----------
-        x : array_like of float32 or float64, of 2 or more dimensions
+        x : array_like of float16, bfloat16, float32 or float64, of 2 or more dimensions
             In training the layer keeps x itself, not a copy, until backward.  Do not change x or
             the parameters before.
         residual : array_like, optional
@@ -159,7 +159,7 @@ class LayerCalls(LayerState):
         """Take channels and dtype from the first x if the layer lacks them, and do the call."""
         p = problem.Problem(x, self.axis)
         channels = p.channels if self._channels is None else self._channels
-        self._build(channels, p.dtype if self._dtype is None else self._dtype)
+        self._build(channels, p.statistic_dtype if self._dtype is None else self._dtype)
         return self.forward(x, residual, out=out, update_stats=update_stats)
 
     def _count(self, x: Array) -> int:

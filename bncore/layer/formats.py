@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bncore.arguments.bfloat16 import bfloat16_dtype
+from bncore.arguments.dlpack import from_dlpack
 from bncore.arguments.scalars import shown
 
 AnyArray = npt.NDArray[Any]
@@ -30,17 +32,18 @@ ONNX_DTYPES: dict[int, np.dtype[Any]] = {
     1: np.dtype("<f4"),
     10: np.dtype("<f2"),
     11: np.dtype("<f8"),
+    16: np.dtype("<u2"),  # the bits of bfloat16
 }
+ONNX_BFLOAT16 = 16
 
 
 def as_array(value: Any) -> AnyArray:
-    """Return a tensor of any library as an array; bfloat16, which NumPy lacks, as float32."""
+    """Return a tensor of any library as an array."""
     if hasattr(value, "detach"):  # PyTorch's
         value = value.detach().cpu()
         if "bfloat16" in str(value.dtype):
-            value = value.float()
-    array = np.asarray(value)
-    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+            return from_dlpack(value)
+    return np.asarray(value)
 
 
 def from_tensor_proto(tensor: Any) -> AnyArray:
@@ -48,7 +51,7 @@ def from_tensor_proto(tensor: Any) -> AnyArray:
     dtype = ONNX_DTYPES.get(tensor.data_type)
     if dtype is None:
         raise TypeError(
-            f"initializers: expected {tensor.name} of float16, float32 or float64, "
+            f"initializers: expected {tensor.name} of float16, bfloat16, float32 or float64, "
             f"got the ONNX data type {tensor.data_type}"
         )
     if tensor.raw_data:
@@ -57,6 +60,8 @@ def from_tensor_proto(tensor: Any) -> AnyArray:
         values = np.array(tensor.int32_data, np.uint16).view(dtype)
     else:
         values = np.array(tensor.float_data if dtype.itemsize == 4 else tensor.double_data, dtype)
+    if tensor.data_type == ONNX_BFLOAT16:
+        values = values.view(bfloat16_dtype())
     return values.reshape(tuple(tensor.dims))
 
 

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from bncore.arguments.arrays import cast
+from bncore.arguments.layout import statistic_dtype
 from bncore.layer.formats import (
     FLAX,
     KERAS,
@@ -219,8 +221,11 @@ def to_onnx(
     _require_axis_1("to_onnx", layer)
     arrays = _arrays("to_onnx", layer, fill=True, running=True)
     dtype = arrays["weight"].dtype
+    wide = statistic_dtype(dtype)  # a variance may lie beyond the range of 16 bits
+    dtypes = (dtype, dtype, wide, wide)
     initializers = {
-        prefix + their: arrays[name].astype(dtype) for name, their in zip(OURS, ONNX, strict=True)
+        prefix + their: cast(arrays[name], to)
+        for name, their, to in zip(OURS, ONNX, dtypes, strict=True)
     }
     node = {
         "op_type": "BatchNormalization",

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bncore.arguments import problem, scalars
-from bncore.arguments.arrays import plain_array, writable_array
-from bncore.arguments.float_environment import silent_arithmetic
+from bncore.arguments.arrays import cast, is_floating, plain_array, writable_array
+from bncore.arguments.bfloat16 import bfloat16_dtype, in_native_order
 from bncore.arguments.parameters import vector
 
 Array = npt.NDArray[np.floating[Any]]
@@ -83,9 +83,8 @@ def array(name: str, doc: str) -> Any:
 
 
 def write(target: Array, values: Array) -> None:
-    """Write checked values, rounded without warnings."""
-    with silent_arithmetic():
-        np.copyto(target, values, casting="unsafe")
+    """Write checked values, rounded once and without warnings."""
+    np.copyto(target, cast(values, target.dtype))
 
 
 def axis(name: str, value: object) -> int:
@@ -153,10 +152,12 @@ def affine(value: object) -> tuple[str, ...]:
 
 def floating(name: str, value: Any) -> np.dtype[Any]:
     """Check that `value` is a real floating dtype, and return it in native byte order."""
+    if isinstance(value, str) and value == "bfloat16":
+        return bfloat16_dtype()  # NumPy knows the name only after ml_dtypes has been imported
     try:
-        dtype: np.dtype[Any] = np.dtype(value).newbyteorder("=")
+        dtype = in_native_order(np.dtype(value))
     except TypeError as error:
         raise TypeError(f"{name}: expected a dtype, got {scalars.shown(value)}") from error
-    if dtype.kind != "f":
+    if not is_floating(dtype):
         raise TypeError(f"{name}: expected a real floating dtype, got {dtype}")
     return dtype

@@ -9,9 +9,10 @@ from typing import Any, Literal, NamedTuple, Self, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-from bncore.arguments import scalars
+from bncore.arguments import layout, scalars
 from bncore.arguments.arrays import cast as cast_array
 from bncore.arguments.arrays import writable_array
+from bncore.arguments.bfloat16 import in_native_order
 from bncore.arguments.float_environment import default_environment
 from bncore.arguments.parameters import vector
 from bncore.layer import settings as ls
@@ -289,16 +290,18 @@ def cast(values: Array, like: Array) -> Array:
     """Return values in the dtype of another array, rounded without warnings."""
     if values.dtype == like.dtype:
         return values
-    return cast_array(values, like.dtype.newbyteorder("="))
+    return cast_array(values, in_native_order(like.dtype))
 
 
 def weight_for_sums(x: Array, weight: Array | None, bias: Array | None) -> Array | None:
     """Return the weight to pass to backward, in float64 if the gradients differ in dtype.
 
-    Backward returns both sums in weight's dtype, or in x's if there is no weight.  If that is not
-    the dtype of the bias, backward must return float64, so that each sum is rounded only once.
+    Backward returns both sums in weight's dtype.  Without a weight they have x's dtype, or float32
+    if that has 16 bits.  If the bias has another dtype, backward must return float64, so that each
+    sum is rounded only once.
     """
-    if bias is None or bias.dtype.char == (x if weight is None else weight).dtype.char:
+    dtype = layout.statistic_dtype(x.dtype) if weight is None else weight.dtype
+    if bias is None or bias.dtype.char == dtype.char:
         return weight
     return np.ones(bias.shape[0]) if weight is None else cast_array(weight, np.float64)
 

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncore.arguments import layout, scalars
+from bncore.arguments.bfloat16 import bits_dtype, is_bfloat16
 
 LEAST = 1 << 20  # bytes; the allocator itself reuses the memory of smaller arrays as well
 LINE = 64  # bytes; every block starts at the start of a cache line
@@ -40,7 +41,7 @@ class _Lease:
         self.__array_interface__ = {
             "version": 3,
             "shape": shape,
-            "typestr": dtype.str,
+            "typestr": bits_dtype(dtype).str if is_bfloat16(dtype) else dtype.str,
             "data": (block.ctypes.data + -block.ctypes.data % LINE, False),
         }
 
@@ -80,7 +81,8 @@ class Pool:
         block = self._find(size)
         if block is None:
             block = np.empty(size, np.uint8)
-        return np.asarray(_Lease(self, block, shape, dtype))
+        memory = np.asarray(_Lease(self, block, shape, dtype))
+        return memory.view(dtype)
 
     def give(self, block: Block) -> None:
         """Take a block back."""
@@ -209,7 +211,7 @@ def output(x: object, source: Pool | None = None) -> Any:
     pool = current if source is None else source
     if pool is None or type(x) is not np.ndarray or x.nbytes < LEAST:
         return None
-    dtype = layout.NATIVE_DTYPES.get(x.dtype.char)
+    dtype = layout.native_dtype(x.dtype)
     if dtype is None:  # the checks will refuse x
         return None
     order = layout.memory_order(x)

@@ -141,20 +141,19 @@ struct Given {
     {
         if (watched() || !all_ordinary(x, mean, var, weight, bias, residual, batches)) return false;
         const auto kind = x.scalar_type();
-        if ((kind != at::kFloat && kind != at::kDouble) || x.dim() < 2 || x.numel() == 0)
-            return false;
+        if (dtype_of(kind) < 0 || x.dim() < 2 || x.numel() == 0) return false;
         if (training ? x.numel() == x.size(1) || !(fused.eps > 0.0) ||
                            mean.has_value() != var.has_value()
                      : !(fused.eps >= 0.0) || !mean || !var)
             return false;
-        const double largest = kind == at::kFloat ? double(std::numeric_limits<float>::max())
-                                                  : std::numeric_limits<double>::max();
+        const double largest = kind == at::kDouble ? std::numeric_limits<double>::max()
+                                                   : double(std::numeric_limits<float>::max());
         if (!std::isfinite(fused.eps) || fused.activation < 0 ||
             !(fused.slope >= 0.0 && fused.slope <= largest))
             return false;
         for (const Optional *vector : {&mean, &var, &weight, &bias})
             if (*vector && ((*vector)->dim() != 1 || (*vector)->size(0) != x.size(1) ||
-                            (*vector)->scalar_type() != kind))
+                            dtype_of((*vector)->scalar_type()) < 0))
                 return false;
         for (const Optional *changed : {&mean, &var, &batches})
             if (*changed && ((*changed)->requires_grad() ||

@@ -35,13 +35,13 @@ def batch_norm(
 
     Parameters
     ----------
-    input : (N, C, ...) tensor of float32 or float64 on the CPU
+    input : (N, C, ...) tensor of float16, bfloat16, float32 or float64 on the CPU
         A tensor in any memory order; y has the same order.
     running_mean, running_var : (C,) tensor, optional
         The statistics that normalize in evaluation.  In training they are updated in place with
-        the batch's statistics.
+        the batch's statistics.  They may have any of input's dtypes, whichever input has.
     weight, bias : (C,) tensor, optional
-        gamma and beta; 1 and 0 if they are None.
+        gamma and beta; 1 and 0 if they are None.  They may have any of input's dtypes, too.
     training : bool, default False
         Whether to normalize by the batch's own statistics.
     momentum : float, default 0.1
@@ -59,8 +59,8 @@ def batch_norm(
     Raises
     ------
     NotImplementedError, RuntimeError, ValueError
-        The same errors, with the same texts, as PyTorch's function.  Nothing has been written in
-        that case.
+        The same errors, with the same texts, as PyTorch's function, which refuses more
+        combinations of dtypes.  Nothing has been written in that case.
 
     References
     ----------
@@ -113,7 +113,8 @@ def normalized(
     if not _traced():  # the compiler could not trace through these
         scalars.real("eps", eps, 0.0)
         scalars.option("activation", activation, problem.ACTIVATIONS)
-        scalars.real("negative_slope", negative_slope, 0.0, torch.finfo(x.dtype).max)
+        largest = torch.finfo(ops.ARITHMETIC[x.dtype]).max
+        scalars.real("negative_slope", negative_slope, 0.0, largest)
     weight, bias = _flat(weight), _flat(bias)
     fused = (weight, bias, residual, eps, activation, negative_slope)
     if not training:
@@ -177,7 +178,7 @@ def check(
     for parameter in (running_mean, running_var, weight, bias):
         if parameter is not None and (
             parameter.numel() != channels
-            or parameter.dtype is not x.dtype
+            or parameter.dtype not in ops.ARITHMETIC
             or parameter.device != x.device
         ):
             _refuse(x, channels, running_mean, running_var, weight, bias)
@@ -198,9 +199,9 @@ def _refuse(x: torch.Tensor, channels: int, *parameters: torch.Tensor | None) ->
             continue
         if given.numel() != channels:
             raise RuntimeError(f"{name} should contain {channels} elements not {given.numel()}")
-        if given.dtype is not x.dtype:
+        if given.dtype not in ops.ARITHMETIC:
             raise RuntimeError(
-                f"{name}: expected scalar type {ops.scalar_type(x)} "
+                f"{name}: expected scalar type Half, BFloat16, Float or Double "
                 f"but found {ops.scalar_type(given)}"
             )
         if given.device != x.device:

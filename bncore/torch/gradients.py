@@ -2,6 +2,7 @@
 
 The first gradients are fast operators of their own.  The second gradients are formulas in PyTorch's
 operations.  They use only x, dy and weight, so PyTorch can differentiate them again, to any order.
+Data of 16 bits is computed in float32 here, too, and rounded at the end.
 """
 
 from __future__ import annotations
@@ -92,6 +93,11 @@ def infer_backward(
 # Second
 
 
+def wide(values: torch.Tensor) -> torch.Tensor:
+    """Return values of 16 bits as float32, and any other values as they are."""
+    return values.to(ops.ARITHMETIC[values.dtype])
+
+
 class _Given(NamedTuple):
     """The gradients with respect to the results of a backward operator; each may be None."""
 
@@ -100,10 +106,16 @@ class _Given(NamedTuple):
     dbias: Grad
     dresidual: Grad
 
+    @classmethod
+    def of(cls, grads: tuple[Grad, ...], through: bool) -> _Given:
+        """Return the gradients that PyTorch passes; a residual's only if it was asked for."""
+        dx, dweight, dbias, dresidual = (None if g is None else wide(g) for g in grads[:4])
+        return cls(dx, dweight, dbias, dresidual if through else None)
+
 
 def along_channels(x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Return (C,) values so that they broadcast along x's channels."""
-    return values.to(x.dtype).reshape(1, -1, *[1] * (x.dim() - 2))
+    """Return (C,) values so that they broadcast along x's channels, in the dtype of arithmetic."""
+    return values.to(ops.ARITHMETIC[x.dtype]).reshape(1, -1, *[1] * (x.dim() - 2))
 
 
 def total(values: torch.Tensor) -> torch.Tensor:
@@ -166,17 +178,18 @@ def train_backward_backward(
     ``g = dy a`` with the activation's derivative a.  A gradient h of xhat gives ``r P(h)`` for x;
     ``dr/dx = -r^2 xhat / n``.
     """
-    dy, x, _, weight, bias, residual = ctx.saved_tensors
+    saved_dy, saved_x, _, weight, bias, residual = ctx.saved_tensors
     eps, activation, slope = ctx.fusion
-    given = _Given(grads[0], grads[1], grads[2], grads[3] if ctx.through else None)
+    given = _Given.of(grads, ctx.through)
+    dy, x = wide(saved_dy), wide(saved_x)
     n = count(x)
     r, xhat, project = projection(x, eps)
     w = torch.ones_like(r) if weight is None else along_channels(x, weight)
     a = None
     if activation is not None:
         with torch.no_grad():
-            y, _ = forward(x, weight, bias, residual, eps, activation, slope)
-        a = slope_of(y, activation, slope)
+            y, _ = forward(saved_x, weight, bias, residual, eps, activation, slope)
+        a = slope_of(wide(y), activation, slope)
     g = dy if a is None else dy * a
     to_g, to_xhat = _direct(given, g, xhat)
     to_weight: Grad = None
@@ -189,7 +202,8 @@ def train_backward_backward(
         to_xhat = to_xhat - r / n * (u * total(g * xhat) + g * total(u * xhat))
         to_x = -r * r * xhat / n * total(u * projected)
     to_x = to_x + r * project(to_xhat)
-    to_dy = to_g if a is None else to_g * a
+    to_dy = (to_g if a is None else to_g * a).to(saved_dy.dtype)
+    to_x = to_x.to(saved_x.dtype)
     if weight is None or to_weight is None:
         return to_dy, to_x, *(None,) * 8
     return to_dy, to_x, None, to_weight.to(weight.dtype), *(None,) * 6
@@ -199,27 +213,29 @@ def infer_backward_backward(
     ctx: Any, *grads: Grad, forward: Callable[..., Any] = ops.infer_op
 ) -> tuple[Any, ...]:
     """Differentiate ``dx = w r g``, ``dweight = sum(g xhat)``, ``dbias = sum(g)``, constant r."""
-    dy, x, mean, var, weight, bias, residual = ctx.saved_tensors
+    saved_dy, saved_x, mean, var, weight, bias, residual = ctx.saved_tensors
     eps, activation, slope = ctx.fusion
-    given = _Given(grads[0], grads[1], grads[2], grads[3] if ctx.through else None)
-    r = along_channels(x, torch.rsqrt(var + eps))
+    given = _Given.of(grads, ctx.through)
+    dy, x = wide(saved_dy), wide(saved_x)
+    r = along_channels(x, torch.rsqrt(var.double() + eps))
     xhat = (x - along_channels(x, mean)) * r
     w = torch.ones_like(r) if weight is None else along_channels(x, weight)
     a = None
     if activation is not None:
         with torch.no_grad():
-            y = forward(x, mean, var, weight, bias, residual, eps, activation, slope)
-        a = slope_of(y, activation, slope)
+            y = forward(saved_x, mean, var, weight, bias, residual, eps, activation, slope)
+        a = slope_of(wide(y), activation, slope)
     g = dy if a is None else dy * a
     to_g, to_xhat = _direct(given, g, xhat)
     to_weight: Grad = None
     if given.dx is not None:
         to_g = to_g + w * r * given.dx
         to_weight = (r * total(given.dx * g)).flatten()
-    to_dy = to_g if a is None else to_g * a
+    to_dy = (to_g if a is None else to_g * a).to(saved_dy.dtype)
+    to_x = (r * to_xhat).to(saved_x.dtype)
     if weight is None or to_weight is None:
-        return to_dy, r * to_xhat, *(None,) * 9
-    return to_dy, r * to_xhat, None, None, to_weight.to(weight.dtype), *(None,) * 6
+        return to_dy, to_x, *(None,) * 9
+    return to_dy, to_x, None, None, to_weight.to(weight.dtype), *(None,) * 6
 
 
 def _register() -> None:

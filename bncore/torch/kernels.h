@@ -15,12 +15,12 @@
 #include <ATen/core/Tensor.h>
 
 #include "bncore.h"
+#include "dtypes.h"
 #include "memory.h"
 
 namespace
 {
 
-using at::Tensor;
 using Optional = std::optional<Tensor>;
 using Text = std::optional<c10::string_view>;
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>; /* dx, dweight, dbias, dresidual */
@@ -70,7 +70,7 @@ class Environment
     Environment(const Environment &) = delete;
 };
 
-/* Float or double [channels] as double; NULL for none. The values live as long as this. */
+/* A parameter or statistic [channels] as double; NULL for none. The values live as long as this. */
 class Channels
 {
     std::vector<double> values_;
@@ -78,15 +78,7 @@ class Channels
   public:
     explicit Channels(const Optional &given)
     {
-        if (!given || !given->defined()) return;
-        const Tensor values = given->contiguous();
-        if (values.scalar_type() == at::kDouble) {
-            const double *from = values.const_data_ptr<double>();
-            values_.assign(from, from + values.numel());
-        } else {
-            const float *from = values.const_data_ptr<float>();
-            values_.assign(from, from + values.numel());
-        }
+        if (given && given->defined()) values_ = as_double(*given);
     }
     const double *get() const { return values_.empty() ? nullptr : values_.data(); }
 };
@@ -96,8 +88,8 @@ void check_channels(const char *name, const Optional &given, const Tensor &x)
     if (!given || !given->defined()) return;
     TORCH_CHECK_VALUE(given->dim() == 1 && given->size(0) == x.size(1), name, ": expected shape (",
                       x.size(1), ",), got ", given->sizes());
-    TORCH_CHECK_TYPE(given->scalar_type() == at::kFloat || given->scalar_type() == at::kDouble,
-                     name, ": expected Float or Double, got ", given->scalar_type());
+    TORCH_CHECK_TYPE(dtype_of(given->scalar_type()) >= 0, name, ": expected ", DTYPES, ", got ",
+                     given->scalar_type());
 }
 
 void check_like(const char *name, const Tensor &given, const Tensor &x)
@@ -160,8 +152,9 @@ struct Call {
 
     Call(const Tensor &x, const Fused &fused, const Optional &given)
     {
-        TORCH_CHECK_NOT_IMPLEMENTED(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
-                                    "\"batch_norm\" not implemented for '", x.scalar_type(), "'");
+        const int dtype = dtype_of(x.scalar_type());
+        TORCH_CHECK_NOT_IMPLEMENTED(dtype >= 0, "\"batch_norm\" not implemented for '",
+                                    x.scalar_type(), "'");
         TORCH_CHECK_VALUE(x.dim() >= 2, "x: expected at least 2 dimensions, got ", x.dim());
         /* The sizes of all axes: those that are slower in memory than the channels, the channels,
          * and the rest. The order within each group changes no product. */
@@ -177,8 +170,7 @@ struct Call {
         sizes.append(faster.begin(), faster.end());
         int64_t canonical[3];
         bncore_canonical(sizes.data(), static_cast<int>(x.dim()), at, at + 1, canonical);
-        bncore_problem_init(&problem, sizeof problem,
-                            x.scalar_type() == at::kFloat ? BNCORE_FLOAT32 : BNCORE_FLOAT64,
+        bncore_problem_init(&problem, sizeof problem, static_cast<bncore_dtype>(dtype),
                             canonical[0], canonical[1], canonical[2]);
         bncore_fusion_init(&fusion, sizeof fusion);
         problem.eps = fused.eps;
@@ -269,17 +261,10 @@ Gradients backward(decltype(&bncore_train_backward) run, const Tensor &dy, const
     if (!call.empty())
         require(run(&call.problem, dx.mutable_data_ptr(), sums.data(), sums.data() + channels,
                     gradient.const_data_ptr(), x.const_data_ptr(), mean, var, gamma.get()));
-    const auto kind = (weight && weight->defined() ? *weight : x).scalar_type();
-    Tensor dweight = vector({channels}, kind), dbias = vector({channels}, kind);
-    const auto put = [&](auto *to_weight, auto *to_bias) {
-        std::copy_n(sums.data(), channels, to_bias);
-        std::copy_n(sums.data() + channels, channels, to_weight);
-    };
-    if (kind == at::kFloat)
-        put(dweight.mutable_data_ptr<float>(), dbias.mutable_data_ptr<float>());
-    else
-        put(dweight.mutable_data_ptr<double>(), dbias.mutable_data_ptr<double>());
-    return {dx, dweight, dbias, dresidual};
+    const auto kind =
+        weight && weight->defined() ? weight->scalar_type() : arithmetic(x.scalar_type());
+    return {dx, as_vector(sums.data() + channels, channels, kind),
+            as_vector(sums.data(), channels, kind), dresidual};
 }
 
 void check_moments(const Tensor &moments, int64_t channels)
@@ -319,14 +304,16 @@ Gradients infer_backward(const Tensor &dy, const Tensor &x, const Tensor &mean, 
                     through);
 }
 
-template <typename T>
-void move(T *value, int64_t step, const double *batch, int64_t channels, double divisor,
-          double momentum)
+void move(const Tensor &running, const double *batch, double divisor, double momentum)
 {
     const double keep = 1.0 - momentum;
-    for (int64_t c = 0; c < channels; c++, value += step)
-        *value =
-            static_cast<T>(keep * static_cast<double>(*value) + momentum * (batch[c] / divisor));
+    by_type(running.scalar_type(), [&](auto *type) {
+        using T = std::remove_pointer_t<decltype(type)>;
+        T *value = running.mutable_data_ptr<T>();
+        for (int64_t c = 0; c < running.numel(); c++, value += running.stride(0))
+            *value =
+                rounded<T>(keep * static_cast<double>(*value) + momentum * (batch[c] / divisor));
+    });
 }
 
 /* In float64, rounded once, for any momentum; one value has the variance 0/0, as PyTorch has it. */
@@ -336,11 +323,10 @@ void update(const Tensor &running_mean, const Tensor &running_var, const Tensor 
     const int64_t channels = moments.size(-1);
     check_moments(moments, channels);
     for (const Tensor &running : {running_mean, running_var})
-        TORCH_CHECK_VALUE(
-            running.dim() == 1 && running.size(0) == channels &&
-                (running.scalar_type() == at::kFloat || running.scalar_type() == at::kDouble),
-            "running statistics: expected Float or Double of shape (", channels, ",), got ",
-            running.scalar_type(), " of ", running.sizes());
+        TORCH_CHECK_VALUE(running.dim() == 1 && running.size(0) == channels &&
+                              dtype_of(running.scalar_type()) >= 0,
+                          "running statistics: expected ", DTYPES, " of shape (", channels,
+                          ",), got ", running.scalar_type(), " of ", running.sizes());
     if (count == 0) return;
     const Environment environment;
     const Tensor batch = moments.contiguous();
@@ -348,12 +334,7 @@ void update(const Tensor &running_mean, const Tensor &running_var, const Tensor 
     double divisor = 1.0; /* of the mean */
     for (const Tensor &running : {running_mean, running_var}) {
         running.unsafeGetTensorImpl()->bump_version();
-        if (running.scalar_type() == at::kFloat)
-            move(running.mutable_data_ptr<float>(), running.stride(0), values, channels, divisor,
-                 momentum);
-        else
-            move(running.mutable_data_ptr<double>(), running.stride(0), values, channels, divisor,
-                 momentum);
+        move(running, values, divisor, momentum);
         values += channels;
         divisor = static_cast<double>(count - 1);
     }

@@ -17,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bncore.arguments import scalars
+from bncore.arguments import bfloat16, scalars
+from bncore.arguments.arrays import cast
+from bncore.arguments.parameters import Stat
 from bncore.runtime import buffer_pool
 from bncore.torch import compiled
 
@@ -44,14 +46,37 @@ _pool: buffer_pool.Pool | None = None  # used without the compiled part, which h
 
 
 def array(tensor: torch.Tensor) -> Array:
-    """Return a tensor's memory as an array, without a copy and without tracking gradients."""
-    values: Array = tensor.detach().numpy()
+    """Return a tensor's memory as an array, without a copy and without tracking gradients.
+
+    NumPy has no bfloat16, and ml_dtypes may be missing, so such an array has `bfloat16.PRIVATE`.
+    """
+    plain = tensor.detach()
+    values: Array
+    if plain.dtype is torch.bfloat16:
+        values = plain.view(torch.uint16).numpy().view(bfloat16.PRIVATE)
+    else:
+        values = plain.numpy()
     return values
+
+
+def tensor_of(values: Array) -> torch.Tensor:
+    """Return an array's memory as a tensor; this undoes `array`."""
+    if bfloat16.is_bfloat16(values.dtype):
+        return torch.from_numpy(bfloat16.bits(values)).view(torch.bfloat16)
+    return torch.from_numpy(values)
 
 
 def optional(tensor: torch.Tensor | None) -> Array | None:
     """Return a tensor's memory as an array; None for None."""
     return None if tensor is None else array(tensor)
+
+
+def rounded(values: Stat, dtype: torch.dtype) -> torch.Tensor:
+    """Return float64 values as a new tensor of a dtype, each rounded once."""
+    new = torch.empty(values.shape, dtype=dtype)
+    target = array(new)
+    target[...] = cast(values, target.dtype)
+    return new
 
 
 def output(x: torch.Tensor) -> torch.Tensor:
@@ -64,7 +89,7 @@ def output(x: torch.Tensor) -> torch.Tensor:
         return made
     if _pool is not None:
         pooled = buffer_pool.output(array(x), _pool)
-        if pooled is not None and (new := torch.from_numpy(pooled)).stride() == x.stride():
+        if pooled is not None and (new := tensor_of(pooled)).stride() == x.stride():
             return new
     new = torch.empty_like(x)
     if _madvise is not None and new.nbytes >= LARGE:

@@ -1,9 +1,10 @@
 """The operators: bncore's functions under ``torch.ops.bncore``, for CPU and meta tensors.
 
-x is (N, C, ...), float32 or float64, in any memory order.  ``moments`` is a (2, C) float64 tensor
-with the mean and the sum of squared deviations of each channel.  Parameters are (C,) or None.  All
-operators except `update_running_stats_` are functional.  The fused operations (`activation`,
-`negative_slope`, `residual`) are as in `bncore.batch_norm_train`.
+x is (N, C, ...), in any memory order.  ``moments`` is a (2, C) float64 tensor with the mean and the
+sum of squared deviations of each channel.  Parameters are (C,) or None.  x, and each parameter and
+statistic for itself, is float16, bfloat16, float32 or float64.  All operators except
+`update_running_stats_` are functional.  The fused operations (`activation`, `negative_slope`,
+`residual`) are as in `bncore.batch_norm_train`.
 
 A call uses ``torch.get_num_threads()`` threads.  The gradients are in `gradients.py`.
 """
@@ -18,11 +19,12 @@ import torch
 from torch.autograd import forward_ad
 
 import bncore
+from bncore.arguments.arrays import cast
 from bncore.arguments.float_environment import silent_arithmetic
 from bncore.arguments.layout import canonical
 from bncore.statistics import Moments, trusted_moments
 from bncore.torch import compiled
-from bncore.torch.memory import array, in_order_of, optional, output
+from bncore.torch.memory import array, in_order_of, optional, output, tensor_of
 
 NAMESPACE = "bncore"
 
@@ -55,11 +57,25 @@ library = torch.library.Library(NAMESPACE, "DEF")
 Gradients: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
+# The dtypes of x and of parameters, and of the arithmetic on data of each of them.
+ARITHMETIC = {
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+}
+
+
 def checked(x: torch.Tensor) -> torch.Tensor:
     """Return x if there are kernels for its dtype; otherwise raise PyTorch's error."""
-    if x.dtype not in (torch.float32, torch.float64):
+    if x.dtype not in ARITHMETIC:
         raise NotImplementedError(f"\"batch_norm\" not implemented for '{scalar_type(x)}'")
     return x
+
+
+def gradient_dtype(x: torch.Tensor, weight: torch.Tensor | None) -> torch.dtype:
+    """Return the dtype of the gradients by weight and bias."""
+    return ARITHMETIC[checked(x).dtype] if weight is None else weight.dtype
 
 
 def values_per_channel(x: torch.Tensor) -> int:
@@ -151,7 +167,7 @@ def batch_norm_train_backward(
         dresidual=array(dresidual) if residual_gradient else None,
         **fused(x, residual, activation, negative_slope),
     )
-    return dx, torch.from_numpy(dweight), torch.from_numpy(dbias), dresidual
+    return dx, tensor_of(dweight), tensor_of(dbias), dresidual
 
 
 def batch_norm_infer(
@@ -210,7 +226,7 @@ def batch_norm_infer_backward(
         dresidual=array(dresidual) if residual_gradient else None,
         **fused(x, residual, activation, negative_slope),
     )
-    return dx, torch.from_numpy(dweight), torch.from_numpy(dbias), dresidual
+    return dx, tensor_of(dweight), tensor_of(dbias), dresidual
 
 
 def update_running_stats_(
@@ -238,7 +254,7 @@ def move_running_stats(
         keep = 1.0 - momentum
         var = moments.m2 / max(count - 1, 0)
         for values, batch in zip(stats, (moments.mean, var), strict=True):
-            values[...] = keep * values.astype(np.float64) + momentum * batch
+            values[...] = cast(keep * cast(values, np.float64) + momentum * batch, values.dtype)
 
 
 # The same operators without values, for tracing: they give the results' shapes, dtypes and strides.
@@ -258,10 +274,10 @@ def gradient_shapes(
     x: torch.Tensor, weight: torch.Tensor | None, residual_gradient: bool
 ) -> Gradients:
     """Make tensors like the results of both backward operators."""
-    dtype = (x if weight is None else weight).dtype
+    dtype = gradient_dtype(x, weight)
     dweight, dbias = (x.new_empty(x.shape[1], dtype=dtype) for _ in range(2))
     dresidual = torch.empty_like(x) if residual_gradient else x.new_empty(0)
-    return torch.empty_like(checked(x)), dweight, dbias, dresidual
+    return torch.empty_like(x), dweight, dbias, dresidual
 
 
 def train_backward_shapes(

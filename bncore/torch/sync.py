@@ -15,11 +15,10 @@ import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
 import bncore
-from bncore.arguments.arrays import cast
 from bncore.statistics import GradSums, Moments
 from bncore.torch import eager, ops
 from bncore.torch.functional import check
-from bncore.torch.memory import Array, array, in_order_of, optional, output
+from bncore.torch.memory import Array, array, in_order_of, optional, output, rounded
 from bncore.torch.modules import AnyDimension
 
 __all__ = ["SyncBatchNorm"]
@@ -103,8 +102,9 @@ class _Synchronized(torch.autograd.Function):
             dx = output(x)
             total = added_sums(local, ctx.group)
             bncore.grad_input(*given, total, optional(weight), out=array(dx), **common)
+        dtype = ops.gradient_dtype(x, weight)
         dweight, dbias = (
-            torch.tensor(cast(values, given[1].dtype)) if needed else None
+            rounded(values, dtype) if needed else None
             for values, needed in zip(
                 (local.sum_dy_xhat, local.sum_dy), ctx.needs_input_grad[1:3], strict=True
             )

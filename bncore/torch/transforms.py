@@ -16,7 +16,7 @@ from torch._C._functorch import TransformType
 from torch.autograd import forward_ad
 
 from bncore.torch import compiled, gradients, ops
-from bncore.torch.gradients import Grad, along_channels, total
+from bncore.torch.gradients import Grad, along_channels, total, wide
 
 _compiling = torch.compiler.is_dynamo_compiling
 _innermost = torch._C._functorch.peek_interpreter_stack
@@ -31,6 +31,7 @@ def active() -> bool:
 
 
 # Forward mode: the tangents of the results, from the tangents of the arguments (which may be None).
+# Tangents of 16 bits are computed in float32, too, and rounded at the end.
 
 
 def _along(x: torch.Tensor, values: Grad) -> torch.Tensor | float:
@@ -43,21 +44,22 @@ def _tangent(
 ) -> torch.Tensor:
     """Return y's tangent: the sum of its parts times the activation's derivative."""
     _, activation, slope = ctx.fusion
-    parts = (from_x, xhat, residual)
-    tangent = sum((part for part in parts if part is not None), torch.zeros_like(y))
+    parts = [wide(part) for part in (from_x, xhat, residual) if part is not None]
+    tangent = sum(parts, torch.zeros_like(wide(y)))
     tangent = tangent + _along(y, to_bias)
-    a = gradients.slope_of(y.detach(), activation, slope)
-    return tangent if a is None else tangent * a
+    a = gradients.slope_of(wide(y.detach()), activation, slope)
+    return (tangent if a is None else tangent * a).to(y.dtype)
 
 
 def _train_tangent(ctx: Any, x_: Grad, weight_: Grad, bias_: Grad, residual_: Grad, *_: Any) -> Any:
     """Compute y's tangent from x's by backward's projection, which is its own transpose."""
     x, weight, _, _, y, moments = ctx.saved_tensors
+    x = wide(x)
     eps, _, slope = ctx.fusion
     plain = (None, None, eps, None, slope)
     from_x = scaled = None
     if x_ is not None:
-        from_x = TrainBackward.apply(x_, x, moments, weight, *plain, False)[0]
+        from_x = TrainBackward.apply(wide(x_), x, moments, weight, *plain, False)[0]
     if weight_ is not None:
         scaled = along_channels(x, weight_) * Train.apply(x, None, *plain)[0]
     return _tangent(ctx, y, from_x, scaled, bias_, residual_), None
@@ -75,11 +77,12 @@ def _infer_tangent(
 ) -> torch.Tensor:
     """Compute y's tangent with given statistics, which have no gradient and no tangent."""
     x, mean, var, weight, _, _, y = ctx.saved_tensors
+    x = wide(x)
     eps, _, slope = ctx.fusion
     plain = (None, None, eps, None, slope)
     from_x = scaled = None
     if x_ is not None:
-        from_x = InferBackward.apply(x_, x, mean, var, weight, *plain, False)[0]
+        from_x = InferBackward.apply(wide(x_), x, mean, var, weight, *plain, False)[0]
     if weight_ is not None:
         scaled = along_channels(x, weight_) * Infer.apply(x, mean, var, None, *plain)
     return _tangent(ctx, y, from_x, scaled, bias_, residual_)
@@ -90,26 +93,33 @@ def _gradient_tangents(
 ) -> tuple[Any, Any, Any, Any, Any]:
     """Return g, and the tangents of g, dweight, dbias and dresidual."""
     _, activation, slope = ctx.fusion
-    a = None if y is None else gradients.slope_of(y.detach(), activation, slope)
-    g, g_ = (v if a is None else v * a for v in (dy, _dense(dy, dy_)))
+    a = None if y is None else gradients.slope_of(wide(y.detach()), activation, slope)
+    g, g_ = (v if a is None else v * a for v in (wide(dy), _dense(dy, dy_)))
     dweight = total(g_ * xhat + g * xhat_).flatten()
-    dresidual = g_ if ctx.through else g_.new_zeros(0)
-    return g, g_, dweight, total(g_).flatten(), dresidual
+    dbias = total(g_).flatten()
+    return g, g_, dweight, dbias, g_ if ctx.through else g_.new_zeros(0)
+
+
+def _rounded(tangents: tuple[torch.Tensor, ...], results: list[torch.Tensor]) -> tuple[Any, ...]:
+    """Return tangents in the dtypes of the results that they belong to."""
+    return tuple(t.to(result.dtype) for t, result in zip(tangents, results, strict=True))
 
 
 def _dense(like: torch.Tensor, tangent: Grad) -> torch.Tensor:
-    return torch.zeros_like(like) if tangent is None else tangent
+    """Return a tangent in the dtype of arithmetic, or zeros like `like` for None."""
+    return wide(torch.zeros_like(like) if tangent is None else tangent)
 
 
 def _train_backward_tangent(
     ctx: Any, dy_: Grad, x_: Grad, _moments: Grad, weight_: Grad, *_: Any
 ) -> tuple[Any, ...]:
     """Differentiate ``dx = w r P(g)`` along x, dy and weight, in the notation of `gradients`."""
-    dy, x, _, weight, bias, residual, *_results = ctx.saved_tensors
+    dy, x, _, weight, bias, residual, *results = ctx.saved_tensors
     eps, activation, slope = ctx.fusion
     y = None
     if activation is not None:
         y = Train.apply(x, weight, bias, residual, eps, activation, slope)[0]
+    x = wide(x)
     n = gradients.count(x)
     r, xhat, project = gradients.projection(x, eps)
     xhat_ = r * project(_dense(x, x_))
@@ -117,22 +127,25 @@ def _train_backward_tangent(
     g, g_, *others = _gradient_tangents(ctx, dy, y, dy_, xhat, xhat_)
     projected = project(g)
     projected_ = project(g_) - xhat_ * total(g * xhat) / n - xhat * total(g * xhat_) / n
-    return _input_tangent(x, weight, weight_, (r, r_), (projected, projected_)), *others
+    dx = _input_tangent(x, weight, weight_, (r, r_), (projected, projected_))
+    return _rounded((dx, *others), results)
 
 
 def _infer_backward_tangent(
     ctx: Any, dy_: Grad, x_: Grad, _mean: Grad, _var: Grad, weight_: Grad, *_: Any
 ) -> tuple[Any, ...]:
     """Differentiate ``dx = w r g`` with constant r along x, dy and weight."""
-    dy, x, mean, var, weight, bias, residual, *_results = ctx.saved_tensors
+    dy, x, mean, var, weight, bias, residual, *results = ctx.saved_tensors
     eps, activation, slope = ctx.fusion
     y = None
     if activation is not None:
         y = Infer.apply(x, mean, var, weight, bias, residual, eps, activation, slope)
-    r = along_channels(x, torch.rsqrt(var + eps))
+    x = wide(x)
+    r = along_channels(x, torch.rsqrt(var.double() + eps))
     xhat = (x - along_channels(x, mean)) * r
     g, g_, *others = _gradient_tangents(ctx, dy, y, dy_, xhat, r * _dense(x, x_))
-    return _input_tangent(x, weight, weight_, (r, 0.0), (g, g_)), *others
+    dx = _input_tangent(x, weight, weight_, (r, 0.0), (g, g_))
+    return _rounded((dx, *others), results)
 
 
 def _input_tangent(

@@ -18,22 +18,25 @@ def data(rng):
 
 
 @pytest.mark.needs_torch
-def test_torch(data):
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_torch(data, dtype):
     torch = pytest.importorskip("torch")
     import bncore.torch
 
-    x, dy, weight, bias = map(torch.from_numpy, data)
+    kind = getattr(torch, dtype)
+    larger = torch.finfo(kind).smallest_normal / torch.finfo(torch.float32).smallest_normal
+    x, dy, weight, bias = ((torch.from_numpy(a).double() * larger).to(kind) for a in data)
     small = dy / 1024  # the gradients of weight and bias are subnormal, too
 
     def results(n_threads: int) -> list[bytes]:
         bncore.set_num_threads(n_threads)
         given = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
-        mean, var = torch.zeros(SHAPE[1]), torch.ones(SHAPE[1])
+        mean, var = torch.zeros(SHAPE[1], dtype=kind), torch.ones(SHAPE[1])
         y = bncore.torch.batch_norm(given[0], mean, var, *given[1:], training=True, eps=1e-30)
         y.backward(small)
         inferred = bncore.torch.batch_norm(x, mean, var, weight, bias)
         tensors = [y.detach(), inferred, mean, var, *(tensor.grad for tensor in given)]
-        return [tensor.numpy().tobytes() for tensor in tensors]
+        return [tensor.view(torch.uint8).numpy().tobytes() for tensor in tensors]
 
     try:
         expected = results(1)

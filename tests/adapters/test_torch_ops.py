@@ -51,8 +51,9 @@ def way(request, monkeypatch):
     return request.param
 
 
-def operator_calls(activation, with_residual):
-    x, dy, weight, bias, residual = tensors()
+def operator_calls(activation, with_residual, dtype=torch.float32):
+    x, dy, weight, bias, residual = tensors(dtype)
+    weight = weight.detach().float().requires_grad_()
     fused = (residual if with_residual else None, 1e-5, activation, 0.1)
     moments = ops.batch_norm_train(x, weight, bias, *fused)[1]
     stats = torch.zeros(C), torch.ones(C)
@@ -72,6 +73,14 @@ def operator_calls(activation, with_residual):
 def test_opcheck(name, activation, residual):
     op = getattr(torch.ops.bncore, name).default
     found = torch.library.opcheck(op, operator_calls(activation, residual)[name])
+    assert set(found.values()) == {"SUCCESS"}
+
+
+@pytest.mark.filterwarnings("ignore")  # of PyTorch's compiler
+@pytest.mark.parametrize("name", ["batch_norm_train", "batch_norm_infer_backward"])
+def test_opcheck_of_16_bits(name):
+    op = getattr(torch.ops.bncore, name).default
+    found = torch.library.opcheck(op, operator_calls("relu", True, torch.bfloat16)[name])
     assert set(found.values()) == {"SUCCESS"}
 
 
@@ -116,6 +125,45 @@ def test_training_gives_the_bits_of_numpy(way, activation, with_residual, dtype,
     for a, b in zip((*results, mean, var), (*expected, *running), strict=True):
         assert np.array_equal(a.detach().numpy(), b)
     assert mean._version == var._version == 1
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_16_bits_give_the_bits_of_numpy(way, training, dtype, memory_format):
+    """Parameters and statistics each have another dtype than x."""
+    x, dy, weight, bias, residual = tensors(dtype, memory_format, requires_grad=False)
+    weight, bias = weight.bfloat16(), bias.double()
+    running = torch.full((C,), 0.25, dtype=torch.float16), torch.full((C,), 2.0).bfloat16()
+    nx, ndy, nweight, nbias, nresidual, *nrunning = (
+        memory.array(t.clone()) for t in (x, dy, weight, bias, residual, *running)
+    )
+    fused = {"activation": "leaky_relu", "negative_slope": 0.1}
+    arrays = {"residual": nresidual, "dresidual": np.empty_like(nx), "bias": nbias, **fused}
+    if training:
+        y, moments = bncore.batch_norm_train(nx, nweight, nbias, residual=nresidual, **fused)
+        gradients = bncore.batch_norm_train_backward(ndy, nx, moments, nweight, **arrays)
+        bncore.update_running_stats(*nrunning, moments, momentum=0.3)
+    else:
+        y = bncore.batch_norm_infer(nx, *nrunning, nweight, nbias, residual=nresidual, **fused)
+        gradients = bncore.batch_norm_infer_backward(ndy, nx, *nrunning, nweight, **arrays)
+    *gradients, dbias = gradients
+    expected = [y, *gradients, arrays["dresidual"], *nrunning]
+
+    leaves = [t.requires_grad_() for t in (x, weight, bias, residual)]
+    got = bncore.torch.batch_norm(
+        x, *running, weight, bias, training, 0.3, residual=residual, **fused
+    )
+    dx, dweight, tbias, dresidual = torch.autograd.grad(got, leaves, dy)
+    for a, b in zip((got, dx, dweight, dresidual, *running), expected, strict=True):
+        b = memory.tensor_of(b)
+        assert a.dtype is b.dtype
+        assert torch.equal(a.detach().view(torch.int16), b.view(torch.int16))
+    # NumPy's functions do not ask for the dtype of the bias, so they give it that of the weight.
+    assert tbias.dtype is torch.float64
+    assert torch.equal(tbias, memory.tensor_of(dbias).double())
+    assert got.is_contiguous(memory_format=memory_format)
+    assert dx.is_contiguous(memory_format=memory_format)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -88,6 +88,30 @@ def test_statistics_are_the_same_bits_in_every_process(ranks, whole, name):
         assert np.array_equal(rank[name], ranks[0][name])
 
 
+def test_16_bits(ranks):
+    """Those of PyTorch's float64 arithmetic on the same stored values, and the dtypes given."""
+    x, dy, _ = torch_ranks.data()
+    leaf = torch.from_numpy(x[0]).bfloat16().double().requires_grad_()
+    mean, var = torch.zeros(torch_ranks.SHAPE[1]), torch.ones(torch_ranks.SHAPE[1])
+    weight = torch.ones_like(mean).double().requires_grad_()
+    expected = torch.nn.functional.batch_norm(
+        leaf, mean.double(), var.double(), weight, None, True, eps=torch_ranks.EPS
+    )
+    dx, dweight = torch.autograd.grad(
+        expected, (leaf, weight), torch.from_numpy(dy[0]).bfloat16().double()
+    )
+    for name, exact in (("y", expected), ("dx", dx)):
+        exact = exact.detach()
+        got = torch.from_numpy(np.concatenate([rank[f"short {name}"] for rank in ranks]))
+        torch.testing.assert_close(got.bfloat16(), exact.bfloat16())
+    total = sum(rank["short dweight"] for rank in ranks)
+    torch.testing.assert_close(torch.from_numpy(total).half(), dweight.half())
+    for rank in ranks:
+        assert list(rank["short dtypes"]) == ["torch.bfloat16"] * 2 + ["torch.float16"] * 2
+        assert np.array_equal(rank["short mean"], ranks[0]["short mean"])
+    assert np.abs(ranks[0]["short mean"] - 10.0).max() <= 0.1
+
+
 def test_one_value_in_all_is_refused_by_every_process(ranks):
     for rank in ranks:
         assert str(rank["one value"]).startswith("Expected more than 1 value per channel")

@@ -81,7 +81,7 @@ def arguments_of(name: str, *, fused: bool = True) -> Arguments:
     return {
         parameter: good[parameter]
         for parameter in inspect.signature(FUNCTIONS[name]).parameters
-        if fused or parameter not in FUSION
+        if parameter in good and (fused or parameter not in FUSION)
     }
 
 
@@ -167,11 +167,11 @@ def value(bad: Any) -> Callable[[Arguments], Any]:
 
 
 def data_cases(name: str) -> list[Bad]:
-    """Return the wrong values of x and dy."""
+    """Return the wrong values of x, and of dy and the residual beside an x of float64."""
     dtypes = {
         "int": np.int64,
         "bool": np.bool_,
-        "N13-N14-float16": np.float16,
+        "uint16": np.uint16,
         "longdouble": np.longdouble,
         "complex": np.complex128,
         "object": object,
@@ -306,6 +306,7 @@ BAD = [
     Bad("dy-S14-empty", "dy", value(np.ones((0, 128))), ValueError, "(0, 128)"),
     Bad("dy-broadcast", "dy", value(np.ones((1, C, 1))), ValueError, "(1, 3, 1)"),
     Bad("dy-float32", "dy", as_dtype("dy", np.float32), TypeError, "float32"),
+    Bad("dy-float16", "dy", as_dtype("dy", np.float16), TypeError, "float16"),
     *parameter_cases("weight", required=False),
     *parameter_cases("bias", required=False),
     *parameter_cases("mean", required=True),

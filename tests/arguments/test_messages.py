@@ -23,12 +23,13 @@ MESSAGES = [
     ),
     pytest.param(
         lambda: bncore.moments({"x": 1}),
-        "x: expected float32 or float64, got dict",
+        "x: expected float16, bfloat16, float32 or float64, got dict",
         id="dict-for-x",
     ),
     pytest.param(
         lambda: bncore.moments(X.astype(np.int64)),
-        "x: expected float32 or float64, got int64 (convert with .astype(np.float32))",
+        "x: expected float16, bfloat16, float32 or float64, "
+        "got int64 (convert with .astype(np.float32))",
         id="integer-x",
     ),
     pytest.param(
@@ -39,7 +40,7 @@ MESSAGES = [
     ),
     pytest.param(
         lambda: bncore.moments(X.astype(complex)),
-        "x: expected float32 or float64, got complex128",
+        "x: expected float16, bfloat16, float32 or float64, got complex128",
         id="complex-x",
     ),
     pytest.param(

@@ -110,7 +110,9 @@ def test_bad_options(options, error, message):
 def test_bad_arrays():
     with pytest.raises(ValueError, match=r"^x: expected at least 2 dimensions, got 1$"):
         bncore.stream_moments(np.ones(3))
-    with pytest.raises(TypeError, match=r"^x: expected float32 or float64, got int64"):
+    with pytest.raises(
+        TypeError, match=r"^x: expected float16, bfloat16, float32 or float64, got int64"
+    ):
         bncore.stream_moments(np.ones((3, 3), np.int64))
 
 

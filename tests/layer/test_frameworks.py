@@ -329,5 +329,36 @@ def test_a_model_of_bfloat16():
     layer = torch.nn.BatchNorm1d(2, dtype=torch.bfloat16)
     layer.weight.data[:] = torch.tensor([1.5, -2.0])
     ours = bncore.BatchNorm.from_torch(layer)
-    assert ours.weight.dtype == np.float32
+    assert ours.weight.dtype.name == "bfloat16"
     assert ours.weight.tolist() == [1.5, -2.0]
+    assert ours.running_var.dtype == np.float64
+    as_float32 = bncore.BatchNorm.from_torch(layer, dtype=np.float32)
+    assert as_float32.weight.dtype == np.float32
+    assert as_float32.weight.tolist() == [1.5, -2.0]
+    arguments, state = ours.to_torch()
+    back = torch.nn.BatchNorm1d(**arguments, dtype=torch.bfloat16)
+    back.load_state_dict(
+        {
+            name: torch.from_numpy(array.view("i2")).view(torch.bfloat16)
+            if array.dtype == ours.weight.dtype
+            else torch.from_numpy(array)
+            for name, array in state.items()
+        }
+    )
+    assert back.weight.tolist() == [1.5, -2.0]
+
+
+def test_models_of_bfloat16_of_the_other_libraries():
+    """Their arrays are those of ml_dtypes."""
+    keras = Keras().keras
+    jnp = pytest.importorskip("jax.numpy", reason="JAX is not installed")
+    layer = keras.layers.BatchNormalization(dtype="bfloat16")
+    layer.build((None, 2))
+    ours = bncore.BatchNorm.from_keras(layer)
+    variables = {
+        "params": {"scale": jnp.ones(2, "bfloat16"), "bias": np.zeros(2)},
+        "batch_stats": {"mean": np.zeros(2), "var": np.ones(2)},
+    }
+    for made in (ours, bncore.BatchNorm.from_flax(variables)):
+        assert made.weight.dtype.name == "bfloat16"
+        assert made.weight.tolist() == [1.0, 1.0]

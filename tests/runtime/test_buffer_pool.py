@@ -13,6 +13,7 @@ import pytest
 
 import bncore
 import calls
+from arrays import SIXTEEN_BITS
 from bncore.runtime import buffer_pool
 
 LARGE = (4, 64, 64, 64)  # 4 MiB of float32
@@ -146,7 +147,9 @@ def test_small_arrays_given_outputs_and_bad_input_are_not_the_pools(rng):
     x = large(rng)
     out = np.empty_like(x)
     assert bncore.batch_norm_train(x, out=out)[0] is out
-    with pytest.raises(TypeError, match="x: expected float32 or float64, got int64"):
+    with pytest.raises(
+        TypeError, match="x: expected float16, bfloat16, float32 or float64, got int64"
+    ):
         bncore.batch_norm_train(np.ones(LARGE, np.int64))
     with pytest.raises(ValueError, match="weight"):
         bncore.batch_norm_train(x, np.ones(3))
@@ -230,3 +233,19 @@ def test_a_call_while_the_lock_is_held_above_it_does_without(rng):
         assert buffer_pool.state()["idle_bytes"] == 0
         del y
     assert buffer_pool.state()["idle_bytes"] >= x.nbytes
+
+
+@pytest.mark.parametrize("dtype", SIXTEEN_BITS)
+def test_memory_of_16_bit_results_is_used_again(dtype):
+    x = np.ones((1 << 10, 1 << 10), dtype)
+    bncore.set_buffer_pool(1 << 24)
+    try:
+        places = set()
+        for view in (x, x[:, ::-1], x, x[:, ::-1]):
+            y = bncore.batch_norm_infer(view, np.zeros(1 << 10), np.ones(1 << 10), eps=0.0)
+            assert y.dtype == dtype and (y == 1.0).all() and not y.flags.owndata
+            places.add(y.ctypes.data)
+            del y
+        assert len(places) == 1
+    finally:
+        bncore.set_buffer_pool(None)

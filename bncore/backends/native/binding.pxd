@@ -5,9 +5,9 @@ from bncore.backends.native.c_bncore cimport (
     BNCORE_OK, BNCORE_ERROR_NULL, BNCORE_ERROR_SIZE, BNCORE_ERROR_DTYPE, BNCORE_ERROR_EPS,
     BNCORE_ERROR_THREADS, BNCORE_ERROR_COUNT, BNCORE_ERROR_SCRATCH, BNCORE_ERROR_MEMORY,
     BNCORE_ERROR_ISA, BNCORE_ERROR_FUSION, BNCORE_ERROR_EXECUTOR, BNCORE_ERROR_STRUCT,
-    BNCORE_ERROR_ALIGNMENT, BNCORE_FLOAT32, BNCORE_FLOAT64, BNCORE_NO_ACTIVATION, BNCORE_RELU,
-    BNCORE_LEAKY_RELU, bncore_activation, bncore_dtype, bncore_environment, bncore_executor,
-    bncore_fusion, bncore_problem, bncore_status,
+    BNCORE_ERROR_ALIGNMENT, BNCORE_FLOAT32, BNCORE_FLOAT64, BNCORE_FLOAT16, BNCORE_BFLOAT16,
+    BNCORE_FLOAT64_SUMS, BNCORE_NO_ACTIVATION, BNCORE_RELU, BNCORE_LEAKY_RELU, bncore_activation,
+    bncore_dtype, bncore_environment, bncore_executor, bncore_fusion, bncore_problem, bncore_status,
 )
 from libc.stdint cimport int32_t, int64_t
 

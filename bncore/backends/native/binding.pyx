@@ -146,6 +146,11 @@ def in_forked_child():
 
 # ---- the contract ----
 
+cdef extern from "numpy/arrayobject.h":
+    const int NPY_HALF
+    const int NPY_USERDEF
+
+
 cdef inline double *_doubles(cnp.ndarray array) noexcept nogil:
     return NULL if array is None else <double *>cnp.PyArray_DATA(array)
 
@@ -153,9 +158,15 @@ cdef inline double *_doubles(cnp.ndarray array) noexcept nogil:
 cdef bncore_problem _problem(cnp.ndarray x, double eps, int n_threads) noexcept:
     cdef bncore_problem p
     cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(x)
-    bncore_problem_init(&p, sizeof(bncore_problem),
-                        BNCORE_FLOAT32 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT else BNCORE_FLOAT64,
-                        shape[0], shape[1], shape[2])
+    cdef int number = cnp.PyArray_TYPE(x)
+    cdef bncore_dtype dtype = BNCORE_FLOAT64
+    if number == cnp.NPY_FLOAT:
+        dtype = BNCORE_FLOAT32
+    elif number == NPY_HALF:
+        dtype = BNCORE_FLOAT16
+    elif number == cnp.NPY_USHORT:
+        dtype = BNCORE_BFLOAT16
+    bncore_problem_init(&p, sizeof(bncore_problem), dtype, shape[0], shape[1], shape[2])
     p.eps = eps
     p.n_threads = n_threads
     return p
@@ -189,8 +200,9 @@ cdef _fuse(bncore_problem *p, bncore_fusion *f, object fusion):
     p.fusion = f
 
 
-def moments(cnp.ndarray mean, cnp.ndarray m2, cnp.ndarray x, int n_threads):
+def moments(cnp.ndarray mean, cnp.ndarray m2, cnp.ndarray x, int n_threads, bint float64_sums=False):
     cdef bncore_problem p = _problem(x, 0.0, n_threads)
+    p.flags = BNCORE_FLOAT64_SUMS if float64_sums else 0
     cdef bncore_status status
     with nogil:
         status = bncore_moments(&p, _doubles(mean), _doubles(m2), cnp.PyArray_DATA(x))
@@ -271,6 +283,7 @@ def infer_backward(cnp.ndarray dx, cnp.ndarray sum_dy, cnp.ndarray sum_dy_xhat, 
 
 # ---- the fast path ----
 
+include "fast_convert.pxi"
 include "fast_arguments.pxi"
 include "fast_calls.pxi"
 include "fast_steps.pxi"

@@ -5,10 +5,13 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 cdef extern from "bncore.h" nogil:
     const char *BNCORE_VERSION
     const int BNCORE_ABI_VERSION
+    const int BNCORE_FLOAT64_SUMS
 
     ctypedef enum bncore_dtype:
         BNCORE_FLOAT32
         BNCORE_FLOAT64
+        BNCORE_FLOAT16
+        BNCORE_BFLOAT16
 
     ctypedef enum bncore_status:
         BNCORE_OK

@@ -1,5 +1,5 @@
 # The arguments that the fast path (fast_calls.pxi, fast_steps.pxi) accepts as canonical: an exact, aligned,
-# native-endian ndarray of float32 or float64, contiguous in C order or channels-last; an exact int or float.
+# native-endian ndarray of a dtype of bncore.h, contiguous in C order or channels-last; an exact int or float.
 #
 # If an argument is refused here, bncore.arguments converts it or raises an error that explains what is wrong. The
 # functions are noexcept because they only look at types, sizes and addresses: nothing in them raises, so their callers
@@ -69,11 +69,8 @@ cdef inline bint _is_channels_last(cnp.ndarray x, int rank) noexcept:
 
 
 cdef inline bint _is_data(object x) noexcept:
-    """Tell whether `x` is a plain array of float32 or float64."""
-    if not _plain(x):
-        return False
-    cdef int kind = cnp.PyArray_TYPE(<cnp.ndarray>x)
-    return kind == cnp.NPY_FLOAT or kind == cnp.NPY_DOUBLE
+    """Tell whether `x` is a plain array of a dtype of bncore.h."""
+    return _plain(x) and _dtype(<cnp.ndarray>x) != UNKNOWN
 
 
 cdef inline int _axis(object axis_, int rank) noexcept:
@@ -113,8 +110,7 @@ cdef bint _split(Call *call, cnp.ndarray x, uint64_t kept, int n_threads) noexce
     if canonical[0] * canonical[2] < 1 or canonical[1] < 1:
         return False
     bncore_problem_init(&call.problem, sizeof(bncore_problem),
-                        BNCORE_FLOAT32 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT else BNCORE_FLOAT64,
-                        canonical[0], canonical[1], canonical[2])
+                        <bncore_dtype>_dtype(x), canonical[0], canonical[1], canonical[2])
     call.problem.n_threads = n_threads
     call.x = cnp.PyArray_DATA(x)
     call.many = NULL
@@ -214,7 +210,7 @@ cdef bint _fusion(Call *call, object activation, object slope, object residual, 
     if not PyFloat_CheckExact(slope):
         return False
     cdef double given = PyFloat_AS_DOUBLE(slope)
-    cdef double largest = FLT_MAX if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT else DBL_MAX
+    cdef double largest = DBL_MAX if call.problem.dtype == BNCORE_FLOAT64 else FLT_MAX
     if not 0.0 <= given <= largest:
         return False
     if activation is None and residual is None:
@@ -251,36 +247,6 @@ cdef bint _residual_gradient(Call *call, object dresidual_, cnp.ndarray x, objec
     return True
 
 
-cdef void _widen(double *to, const float *values, cnp.npy_intp n) noexcept nogil:
-    """Convert float32 to float64 in the floating-point environment of the kernels."""
-    cdef bncore_environment own
-    cdef cnp.npy_intp i
-    bncore_environment_enter(&own)
-    for i in range(n):
-        to[i] = values[i]
-    bncore_environment_leave(&own)
-
-
-cdef void _divide(double *to, const double *values, double divisor, cnp.npy_intp n) noexcept nogil:
-    """Divide in the floating-point environment of the kernels."""
-    cdef bncore_environment own
-    cdef cnp.npy_intp i
-    bncore_environment_enter(&own)
-    for i in range(n):
-        to[i] = values[i] / divisor
-    bncore_environment_leave(&own)
-
-
-cdef void _round(float *to, const double *values, cnp.npy_intp n) noexcept nogil:
-    """Convert float64 to float32 in the floating-point environment of the kernels."""
-    cdef bncore_environment own
-    cdef cnp.npy_intp i
-    bncore_environment_enter(&own)
-    for i in range(n):
-        to[i] = <float>values[i]
-    bncore_environment_leave(&own)
-
-
 cdef bint _parameter(Call *call, int which, object a_, object out) noexcept:
     """Put a (C,) parameter into call->given as float64; return False if it is not canonical. None is allowed."""
     cdef int64_t channels = call.problem.channels
@@ -295,13 +261,14 @@ cdef bint _parameter(Call *call, int which, object a_, object out) noexcept:
         return False
     if not _apart_or_none(out, a):
         return False
-    if cnp.PyArray_TYPE(a) == cnp.NPY_DOUBLE:
+    cdef int dtype = _dtype(a)
+    if dtype == BNCORE_FLOAT64:
         call.given[which] = <const double *>cnp.PyArray_DATA(a)
         return True
     to = _room(call, which)
     if to == NULL:
         return False
-    _widen(to, <const float *>cnp.PyArray_DATA(a), channels)
+    _widen(to, cnp.PyArray_DATA(a), dtype, channels)
     call.given[which] = to
     return True
 
@@ -337,13 +304,6 @@ cdef inline cnp.ndarray _per_channel(Call *call, int which):
     cdef cnp.ndarray result = cnp.PyArray_EMPTY(1, &channels, cnp.NPY_DOUBLE, 0)
     call.results[which] = _doubles(result)
     return result
-
-
-cdef inline cnp.ndarray _as_float32(cnp.ndarray values):
-    """Round an array of float64 without warnings; values that are too large become infinite."""
-    cdef cnp.ndarray rounded = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(values), cnp.PyArray_DIMS(values), cnp.NPY_FLOAT, 0)
-    _round(<float *>cnp.PyArray_DATA(rounded), _doubles(values), cnp.PyArray_SIZE(values))
-    return rounded
 
 
 cdef inline void _freeze(cnp.ndarray values) noexcept:

@@ -56,9 +56,12 @@ cdef tuple _backward(Call *call, kernel run, cnp.ndarray x, object weight, objec
     cdef cnp.ndarray dx = _output(call, out, x)
     cdef cnp.ndarray sum_dy = _per_channel(call, 0), sum_dy_xhat = _per_channel(call, 1)
     _run(call, run)
-    if cnp.PyArray_TYPE(x if weight is None else <cnp.ndarray>weight) == cnp.NPY_DOUBLE:
-        return dx, sum_dy_xhat, sum_dy
-    return dx, _as_float32(sum_dy_xhat), _as_float32(sum_dy)
+    cdef int dtype
+    if weight is not None:
+        dtype = _dtype(<cnp.ndarray>weight)
+    else:
+        dtype = BNCORE_FLOAT64 if call.problem.dtype == BNCORE_FLOAT64 else BNCORE_FLOAT32
+    return dx, _rounded(sum_dy_xhat, dtype), _rounded(sum_dy, dtype)
 
 
 def fast_train(x, weight, bias, axis, eps, out, int n_threads, activation=None, slope=0.0, residual=None):

@@ -18,11 +18,12 @@ cdef bncore_status _grad_input(const Call *c) noexcept nogil:
                              c.given[SUM_DY_XHAT], c.count, c.given[WEIGHT])
 
 
-def fast_moments(x, axis, int n_threads):
+def fast_moments(x, axis, int n_threads, bint float64_sums=False):
     """Compute moments; return (count, mean, m2), or None if an argument is not canonical."""
     cdef Call call
     if not _open(&call, x, axis, 0.0, n_threads):
         return None
+    call.problem.flags = BNCORE_FLOAT64_SUMS if float64_sums else 0
     cdef cnp.ndarray mean = _per_channel(&call, 0), m2 = _per_channel(&call, 1)
     _run(&call, _only_moments)
     _freeze(mean)
@@ -120,13 +121,13 @@ cdef bint _correction(object given, double *correction) noexcept:
     return not overflow and isfinite(correction[0])
 
 
-cdef object _reduced(cnp.ndarray values, int kind):
-    """Return values in x's dtype, or a scalar if there is a single value and no axis."""
-    cdef cnp.ndarray result = _as_float32(values) if kind == cnp.NPY_FLOAT else values
+cdef object _reduced(cnp.ndarray values, int dtype):
+    """Return values in a dtype, or a scalar if there is a single value and no axis."""
+    cdef cnp.ndarray result = _rounded(values, dtype)
     return result if cnp.PyArray_NDIM(result) else cnp.PyArray_ToScalar(cnp.PyArray_DATA(result), result)
 
 
-def fast_mean_var(x_, axis, correction_, keepdims, int n_threads):
+def fast_mean_var(x_, axis, correction_, keepdims, int n_threads, bint float64_sums=False):
     """Compute mean_var, or return None if an argument is not canonical or x would have to be copied."""
     cdef Call call
     cdef uint64_t reduced, kept = 0
@@ -152,10 +153,12 @@ def fast_mean_var(x_, axis, correction_, keepdims, int n_threads):
         left += 1
     if not _split(&call, x, kept, n_threads):
         return None
+    call.problem.flags = BNCORE_FLOAT64_SUMS if float64_sums else 0
     cdef cnp.ndarray mean = cnp.PyArray_EMPTY(left, sizes, cnp.NPY_DOUBLE, 0)
     cdef cnp.ndarray var = cnp.PyArray_EMPTY(left, sizes, cnp.NPY_DOUBLE, 0)
     call.results[0], call.results[1] = _doubles(mean), _doubles(var)
     _run(&call, _only_moments)
     values = _doubles(var)
     _divide(values, values, max(<double>_count(&call) - correction, 0.0), call.problem.channels)
-    return _reduced(mean, cnp.PyArray_TYPE(x)), _reduced(var, cnp.PyArray_TYPE(x))
+    cdef int dtype = BNCORE_FLOAT64 if float64_sums else call.problem.dtype
+    return _reduced(mean, dtype), _reduced(var, dtype)
