@@ -1,317 +1,263 @@
-"""A ResNet-50 before and after `bncore.torch.convert`: time, memory and error of a training step.
+"""Training steps of whole networks in PyTorch, before and after `bncore.torch.convert`.
 
-    python benchmarks/torch_model.py [--batch 8] [--size 224] [--threads 1] [--steps 5] [--write]
+    python benchmarks/torch_model.py [--quick] [--networks A,B] [--dtypes A,B] [--layouts A,B]
+        [--threads 1,2] [--modes eager,compiled] [--isa avx2] [--turns 3] [--steps 3] [--write]
     python benchmarks/torch_model.py --executors torch,own,openmp --threads 2 [--busy 2]
 
-The network is defined here (He et al., "Deep Residual Learning for Image Recognition", CVPR 2016,
-table 1), its weights are random.  Three networks of the same weights: PyTorch's batch norm; that
-after `convert`; and with `BatchNormReLU` and `BatchNormAddReLU` as well.  Time: of whole steps
-(forward and backward), in turns in one process, medians; the share of batch norm (with the ReLU and
-the addition, which the fused modules do too) by PyTorch's profiler.  Memory: the peak of a fresh
-process each.  Error: the largest differences of output and gradients from the same network in
-float64, relative to the largest value of the output and of all gradients.  --write puts table and
-picture into docs/.
+A step is forward, backward and SGD with momentum.  Each contestant has a process of its own, which
+runs some steps in a row while the others wait, and then the next has its turn: the first step of a
+turn is not timed, since it pays for memory and caches that others had in the meantime.  Contestants
+are PyTorch's batch norm, that after `convert`, and `BatchNormReLU` and `BatchNormAddReLU` besides,
+all with the same weights.  After the turns of eager networks come as many with PyTorch's profiler,
+which says how long each group of operations takes.  Then each process says how much memory its
+steps needed, and how far its results are from those of the same network in float64.
 
---executors measures something else: steps of the network after `convert` where each of these
-executors runs the loops of batch norm, in turns with the network of PyTorch's batch norm, beside as
-many busy processes as --busy says.  docs/decisions/0016-threads-in-pytorch.md has the outcome.
+Figures go into docs/data/torch_model.csv, those of a setting in the place of earlier ones of the
+same setting, so that a long measurement can be made in parts.  --write puts the tables of that file
+into docs/pytorch.md; with --turns 0 nothing is measured before.  --quick is a small run that shows
+whether everything works.  --executors compares who runs the loops of batch norm, beside as many
+busy processes as --busy says: docs/decisions/0016-threads-in-pytorch.md has the outcome.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
+import csv
+import itertools
 import json
-import math
-import re
+import os
 import subprocess
 import sys
-import time
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-import torch
-from torch import nn
-
-import bncore.torch
 from bncore.programs.bench.busy import busy
-from bncore.programs.bench.tables import Table
-from bncore.torch import compiled
-from steps import made_on
-from torch_step import PAGE, put
+from steps import made_on, put
+from torch_tables import DATA, PAGE, executors_table, tables
+from torch_worker import FORMATS
 
-KINDS = {
-    "torch.nn": "PyTorch",
-    "convert": "after `convert`",
-    "fused": "with fused modules",
-}
-LAYERS = ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2))  # width, blocks, first stride
+WORKER = Path(__file__).with_name("torch_worker.py")
+MODES = ("eager", "compiled")
 
 
-class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions with batch norm, and a shortcut."""
+@dataclass(frozen=True)
+class Setting:
+    """What all contestants of a comparison have in common."""
 
-    def __init__(self, inputs: int, width: int, stride: int, fused: bool) -> None:
-        super().__init__()
-        relu = bncore.torch.BatchNormReLU if fused else nn.BatchNorm2d
-        self.fused = fused
-        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
-        self.bn1 = relu(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
-        self.bn2 = relu(width)
-        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
-        self.bn3 = (bncore.torch.BatchNormAddReLU if fused else nn.BatchNorm2d)(4 * width)
-        self.shortcut = nn.Sequential()
-        if stride > 1 or inputs != 4 * width:
-            self.shortcut.append(nn.Conv2d(inputs, 4 * width, 1, stride, bias=False))
-            self.shortcut.append(nn.BatchNorm2d(4 * width))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.fused:
-            y = self.bn2(self.conv2(self.bn1(self.conv1(x))))
-            return self.bn3(self.conv3(y), self.shortcut(x))
-        y = torch.relu(self.bn1(self.conv1(x)))
-        y = torch.relu(self.bn2(self.conv2(y)))
-        return torch.relu(self.bn3(self.conv3(y)) + self.shortcut(x))
+    network: str
+    dtype: str
+    layout: str
+    threads: int
+    mode: str
+    isa: str  # "" is what bncore chooses
+    batch: int
+    size: int
 
 
-def resnet50(kind: str, stages: int = len(LAYERS)) -> nn.Module:
-    """Make the network, its batch norm of one of KINDS; the same state dict for all.
+@dataclass(frozen=True)
+class Contestant:
+    """One of torch_networks.KINDS, and the executor of bncore's loops, "" for its own choice."""
 
-    Fewer stages are the beginning of the network, with a smaller last layer.
-    """
-    fused = kind == "fused"
-    torch.manual_seed(0)
-    parts: list[nn.Module] = [nn.Conv2d(3, 64, 7, 2, 3, bias=False)]
-    if fused:
-        parts += [bncore.torch.BatchNormReLU(64), nn.Identity()]
-    else:
-        parts += [nn.BatchNorm2d(64), nn.ReLU()]
-    parts.append(nn.MaxPool2d(3, 2, 1))
-    inputs = 64
-    for width, blocks, stride in LAYERS[:stages]:
-        for block in range(blocks):
-            parts.append(Bottleneck(inputs, width, 1 if block else stride, fused))
-            inputs = 4 * width
-    parts += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 1000)]
-    network = nn.Sequential(*parts)
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return network if kind == "torch.nn" else bncore.torch.convert(network)
+    kind: str
+    executor: str = ""
 
 
-def batch(options: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images and labels."""
-    generator = torch.Generator().manual_seed(1)
-    images = torch.randn(options.batch, 3, options.size, options.size, generator=generator)
-    labels = torch.randint(1000, (options.batch,), generator=generator)
-    return images.to(memory_format=getattr(torch, options.memory_format)), labels
+class Refused(Exception):
+    """A network that cannot run in a setting, and why."""
 
 
-def step(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Forward and backward; returns the output."""
-    network.zero_grad(set_to_none=True)
-    output = network(images)
-    nn.functional.cross_entropy(output, labels).backward()
-    return output.detach()
+class Worker:
+    """A process that runs one network."""
+
+    def __init__(self, setting: Setting, contestant: Contestant, stages: int | None) -> None:
+        command = [sys.executable, str(WORKER), "--kind", contestant.kind]
+        for name in ("network", "dtype", "layout", "threads", "batch", "size"):
+            command += [f"--{name}", str(getattr(setting, name))]
+        if stages is not None:
+            command += ["--stages", str(stages)]
+        if setting.mode == "compiled":
+            command.append("--compiled")
+        environment = os.environ | {"OMP_NUM_THREADS": str(setting.threads)}
+        if setting.isa:
+            environment["BNCORE_ISA"] = setting.isa
+        if contestant.executor:
+            environment["BNCORE_EXECUTOR"] = contestant.executor
+        self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            command, env=environment, text=True, stderr=self.said,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+        self.said.close()
+
+    def ask(self, request: str) -> Any:
+        """Send a request and return the answer."""
+        assert self.process.stdin
+        assert self.process.stdout
+        try:
+            self.process.stdin.write(f"{request}\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:  # it could not begin; it said why
+            pass
+        answer = self.process.stdout.readline()
+        if answer:
+            return json.loads(answer)
+        self.process.wait()
+        self.said.seek(0)
+        raise Refused((self.said.read().strip().splitlines() or ["it ended"])[-1])
 
 
-def times(options: argparse.Namespace) -> dict[str, float]:
-    """Seconds of a step, in turns."""
-    images, labels = batch(options)
-    networks = {kind: resnet50(kind).to(memory_format=images_format(options)) for kind in KINDS}
-    taken: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    for turn in range(options.steps + 1):
-        for kind, network in networks.items():
-            start = time.perf_counter()
-            step(network, images, labels)
-            if turn:
-                taken[kind].append(time.perf_counter() - start)
-    return {kind: median(values) for kind, values in taken.items()}
+def spread(values: list[float]) -> tuple[float, float, float]:
+    """Return the median and the quartiles."""
+    if len(values) < 2:
+        return values[0], values[0], values[0]
+    low, _, high = quantiles(values, n=4, method="inclusive")
+    return median(values), low, high
 
 
-def by_executor(options: argparse.Namespace) -> Table:
-    """Steps of the same network with each executor, in turns: median, and 95th percentile."""
-    images, labels = batch(options)
-    kinds = ("torch.nn", "convert")
-    networks = {
-        kind: resnet50(kind, options.stages).to(memory_format=images_format(options))
-        for kind in kinds
-    }
-    set_executor = compiled.adapter.set_executor
-    ways = [("torch.nn", ""), *(("convert", name) for name in options.executors.split(","))]
-    taken: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
-    outputs = []
-    end = time.monotonic() + options.seconds
-    with busy(options.busy):
-        for turn in range(options.steps + 1):
-            if turn > 2 and time.monotonic() > end:
-                break
-            for kind, name in ways:
-                set_executor(name)
-                start = time.perf_counter()
-                output = step(networks[kind], images, labels)
-                seconds = time.perf_counter() - start
-                if turn:
-                    taken[kind, name].append(seconds)
-                elif kind == "convert":
-                    outputs.append(output)
-    set_executor("")
-    assert all(torch.equal(output, outputs[0]) for output in outputs), "executors differ in bits"
-    turns = len(taken[ways[0]])
-    made = Table(
-        "ResNet-50",
-        [f"{turns} turns", "executor", "step, ms", "95 %, ms", "of PyTorch's"],
-    )
-    first = median(taken[ways[0]])
-    for (kind, name), seconds in taken.items():
-        high = quantiles(seconds, n=20, method="inclusive")[-1]
-        cells = [f"{median(seconds) * 1e3:.0f}", f"{high * 1e3:.0f}"]
-        made.lines.append([KINDS[kind], name, *cells, f"{median(seconds) / first:.2f}"])
-    return made
-
-
-def images_format(options: argparse.Namespace) -> Any:
-    return getattr(torch, options.memory_format)
-
-
-NORMALIZING = re.compile(r"batch_norm|BatchNorm|relu|threshold|^Train|aten::add_?$")
-
-
-def share(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
-    """Part of a step that goes into batch norm, ReLU and additions."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        for _ in range(3):
-            step(network, images, labels)
-    events = profiled.key_averages()
-    everything = sum(event.self_cpu_time_total for event in events)
-    found = sum(e.self_cpu_time_total for e in events if NORMALIZING.search(e.key))
-    return found / everything
-
-
-def alone(kind: str, options: argparse.Namespace) -> dict[str, float]:
-    """Run steps in this process alone: the peak of its memory above that before them, the share."""
-    images, labels = batch(options)
-    network = resnet50(kind).to(memory_format=images_format(options))
-    before = high_water()
-    for _ in range(2):
-        step(network, images, labels)
-    found = {"MiB": (high_water() - before) / 1024}
-    return found | {"share": share(network, images, labels)}
-
-
-def high_water() -> int:
-    """KiB that this process had resident at most (getrusage would count its parent's, too)."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1))
-
-
-def errors(options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Largest differences from float64, relative to the tensor's largest value."""
-    images, labels = batch(options)
-    exact = resnet50("torch.nn").double()
-    state = copy.deepcopy(exact.state_dict())
-    expected = step(exact, images.double(), labels), [p.grad for p in exact.parameters()]
-    found = {}
-    for kind in KINDS:
-        network = resnet50(kind)
-        network.load_state_dict(state)
-        output = step(network, images, labels)
-        gradients = [p.grad for p in network.parameters()]
-        largest = max(float(gradient.abs().max()) for gradient in expected[1])
-        found[kind] = {
-            "output": difference(output, expected[0]) / float(expected[0].abs().max()),
-            "gradients": max(map(difference, gradients, expected[1])) / largest,
+def measure(
+    setting: Setting, contestants: list[Contestant], options: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one setting."""
+    taken: dict[Contestant, list[tuple[float, float]]] = {one: [] for one in contestants}
+    with ExitStack() as stack:
+        workers = {
+            one: stack.enter_context(Worker(setting, one, options.stages)) for one in contestants
         }
-    return found
+        stack.enter_context(busy(options.busy))
+        for _, one in itertools.product(range(options.turns), contestants):
+            if one not in workers:
+                continue
+            try:
+                taken[one] += workers[one].ask(f"steps {options.steps}")
+            except Refused as reason:
+                print(f"{setting}: {one.kind} does not run: {reason}", file=sys.stderr)
+                del workers[one], taken[one]
+        operations: dict[Contestant, list[dict[str, float]]] = {one: [] for one in workers}
+        profiled = setting.mode == "eager" and not options.executors
+        for _, one in itertools.product(range(options.turns if profiled else 0), workers):
+            operations[one].append(workers[one].ask(f"operations {options.steps}"))
+        for one, worker in workers.items():
+            found = {
+                "step": spread([seconds for seconds, _ in taken[one]]),
+                "processor": spread([seconds for _, seconds in taken[one]]),
+            }
+            if profiled:
+                for name in operations[one][0]:
+                    found[name] = spread([turn[name] for turn in operations[one]])
+                found["MiB"] = (worker.ask("memory"),) * 3
+                for name, error in worker.ask("errors").items():
+                    found[name] = (error,) * 3
+            for name, (middle, low, high) in found.items():
+                yield asdict(setting) | asdict(one) | {
+                    "quantity": name, "median": middle, "low": low, "high": high,
+                    "steps": len(taken[one]),
+                }  # fmt: skip
 
 
-def difference(got: torch.Tensor, exact: torch.Tensor) -> float:
-    """Return the largest difference of two tensors."""
-    return float((got.double() - exact).abs().max())
+COLUMNS = [
+    *(field.name for kind in (Setting, Contestant) for field in fields(kind)),
+    *("quantity", "median", "low", "high", "steps"),
+]
+KEY = [field.name for field in fields(Setting)]
 
 
-def table(found: dict[str, Any]) -> Table:
-    made = Table("ResNet-50", ["", *KINDS.values()])
-    seconds, first = found["seconds"], found["seconds"]["torch.nn"]
-    rows = {
-        "step": [f"{seconds[k] * 1e3:.0f} ms" for k in KINDS],
-        "of PyTorch's step": [f"{seconds[k] / first:.2f}" for k in KINDS],
-        "share of batch norm, ReLU, addition": [f"{found['alone'][k]['share']:.0%}" for k in KINDS],
-        "peak memory of the steps": [f"{found['alone'][k]['MiB']:.0f} MiB" for k in KINDS],
-    }
-    for part in ("output", "gradients"):
-        rows[f"largest error, {part}"] = [f"{found['errors'][k][part]:.1e}" for k in KINDS]
-    made.lines = [[name, *cells] for name, cells in rows.items()]
-    return made
+def read() -> list[dict[str, str]]:
+    """Return the rows that were measured before."""
+    if not DATA.exists():
+        return []
+    with DATA.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
-def picture(found: dict[str, Any], path: Path) -> None:
-    """Bars: a step, the part of batch norm in another colour."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 2.4), layout="constrained")
-    names = [name.replace("`", "") for name in KINDS.values()]
-    whole = [found["seconds"][kind] * 1e3 for kind in KINDS]
-    part = [w * found["alone"][kind]["share"] for w, kind in zip(whole, KINDS, strict=True)]
-    rest = [w - p for w, p in zip(whole, part, strict=True)]
-    axes.barh(names, rest, color="#b0b7bf", label="convolutions and the rest")
-    axes.barh(names, part, left=rest, color="#1f6fb4", label="batch norm, ReLU, addition")
-    axes.invert_yaxis()
-    axes.set_xlabel("training step, ms")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.45, 1.25), ncols=2, frameon=False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+def keep(rows: list[dict[str, Any]]) -> None:
+    """Write the rows of a setting, in the place of earlier ones."""
+    key = [str(rows[0][name]) for name in KEY]
+    others = [row for row in read() if [row[name] for name in KEY] != key]
+    everything = others + [{name: text(row[name]) for name in COLUMNS} for row in rows]
+    everything.sort(key=lambda row: [row[name] for name in KEY])  # rows of a setting keep order
+    with DATA.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(everything)
 
 
-def main() -> None:
+def text(value: Any) -> str:
+    """Write a figure with four digits, anything else as it is."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def listed(given: str) -> list[str]:
+    return given.split(",")
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--networks", type=listed, default=["resnet50", "mobilenet_v2"])
+    parser.add_argument("--dtypes", type=listed, default=["float32", "bfloat16"])
+    parser.add_argument("--layouts", type=listed, default=list(FORMATS))
+    parser.add_argument("--threads", type=listed, default=["1", "2"])
+    parser.add_argument("--modes", type=listed, default=list(MODES))
+    parser.add_argument("--kinds", type=listed, default=["torch", "convert", "fused"])
+    parser.add_argument("--isa", default="", help="BNCORE_ISA of the processes")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument(
-        "--memory-format", choices=["contiguous_format", "channels_last"],
-        default="contiguous_format",
-    )  # fmt: skip
+    parser.add_argument("--stages", type=int, help="the first of the network alone")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3, help="steps in a row")
+    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--write", action="store_true")
-    parser.add_argument("--executors", metavar="A,B", help="torch, own, openmp, serial")
-    parser.add_argument("--busy", type=int, default=0, help="busy processes, with --executors")
-    parser.add_argument("--stages", type=int, default=len(LAYERS), help="the first of the network")
-    parser.add_argument("--seconds", type=float, default=math.inf, help="no turn begins later")
-    parser.add_argument("--alone", choices=KINDS, help=argparse.SUPPRESS)  # in a process of its own
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    if options.alone:
-        print(json.dumps(alone(options.alone, options)))
-        return
-    if options.executors:
-        print(by_executor(options).markdown())
-        return
-    found: dict[str, Any] = {"errors": errors(options), "seconds": times(options)}
-    found["alone"] = {}
-    for kind in KINDS:
-        command = [sys.executable, __file__, *sys.argv[1:], "--alone", kind]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        found["alone"][kind] = json.loads(done.stdout.splitlines()[-1])
-    text = (
-        f"Batch {options.batch}, {options.size}×{options.size}, {options.threads} thread(s), "
-        f"{options.memory_format}, float32.\n\n{table(found).markdown()}\n\n{made_on('torch')}"
+    parser.add_argument(
+        "--executors", type=listed, metavar="A,B", help="torch, own, openmp, serial"
     )
-    print(text)
+    parser.add_argument("--busy", type=int, default=0, help="busy processes, with --executors")
+    options = parser.parse_args()
+    if options.quick:
+        options.batch, options.size, options.stages = 2, 64, 2
+        options.turns, options.steps, options.threads = 2, 1, ["1"]
+    if options.executors:
+        options.modes, options.dtypes = ["eager"], ["float32"]
+        options.layouts, options.networks = options.layouts[:1], options.networks[:1]
+    return options
+
+
+def main() -> None:
+    options = parse()
+    contestants = [Contestant(kind) for kind in options.kinds]
+    if options.executors:
+        contestants = [Contestant("torch")]
+        contestants += [Contestant("convert", name) for name in options.executors]
+    whole = not (options.executors or options.stages)  # else the figures are not for the page
+    settings = itertools.product(
+        options.networks, options.dtypes, options.layouts, options.threads, options.modes
+    )
+    for network, dtype, layout, threads, mode in settings if options.turns else ():
+        setting = Setting(
+            network, dtype, layout, int(threads), mode, options.isa, options.batch, options.size
+        )
+        rows = list(measure(setting, contestants, options))
+        if options.executors:
+            print(executors_table(rows).markdown())
+        else:
+            for table in tables([{name: text(row[name]) for name in COLUMNS} for row in rows]):
+                print(f"{table.markdown()}\n", flush=True)
+        if rows and whole:
+            keep(rows)
     if options.write:
-        put("model", text)
-        picture(found, PAGE.parent / "images" / "resnet50.png")
+        put(PAGE, "model", "\n\n".join([t.markdown() for t in tables(read())] + [made_on("torch")]))
 
 
 if __name__ == "__main__":

@@ -76,6 +76,10 @@ REORDERED_ULP = 1.0
 ONNX_RTOL = 1e-5
 ONNX_ATOL = 1e-6
 
+# ONNX's reference in float32 for a model of float16, in ulp of float16: half an ulp for the
+# rounding of y, and float32's roundings in the reference.
+ONNX_FLOAT16_ULP = 0.51
+
 # PyTorch in float64 as second oracle.
 TORCH_FLOAT64 = 1e-11
 
@@ -84,6 +88,14 @@ JAX_FLOAT64 = 1e-12
 
 # The same in float32, mean/std about 1: sums of a few hundred rounded products.
 JAX_FLOAT32 = 2e-5
+
+# The same in 16 bits, in ulp of the type at the largest value: float32's results, rounded once, are
+# the same number or neighbours.
+JAX_SIXTEEN_ULP = 1.0
+
+# Gradients of gradients pass on gradients that are rounded to 16 bits, up to a half ulp of each of
+# the terms that one more order multiplies by its number of uses.
+JAX_SIXTEEN_AGAIN_ULP = 4.0
 
 # Layers of other frameworks in float64, after ten steps: Flax takes E[x^2] - E[x]^2.
 FRAMEWORKS = 1e-12
@@ -119,3 +131,11 @@ LAYER_NORM_ULP = 4.0
 
 # Its dweight sums products with xhat as float32, which is within FORWARD_ULP; and one rounding.
 LAYER_NORM_SUMS_ULP = FORWARD_ULP + 1.0
+
+# Second gradients, tangents and two layers in a row of 16 bits, in ulp of the largest value: what
+# the first result lost when it was stored enters the second one.
+CHAINED_ULP = 4.0
+
+# Gradients of a network under autocast, relative to the errors of PyTorch's: both have the errors
+# of its convolutions, by far the most.
+AUTOCAST = 1.1

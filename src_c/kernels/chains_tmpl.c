@@ -51,7 +51,7 @@ static inline ALWAYS_INLINE void NAME(add_chain)(double *restrict a, double *res
                                                  NAME(term_function) * term, int fused)
 {
     NAME(add_chain_at)(a, b, about, 0, v, step, terms, term, fused);
-    if (CHAIN_WIDTH < BNCORE_LANES)
+    if ((int)CHAIN_WIDTH < (int)BNCORE_LANES)
         NAME(add_chain_at)(a, b, about, BNCORE_LANES - CHAIN_WIDTH, v, step, terms, term, fused);
 }
 
