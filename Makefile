@@ -44,7 +44,7 @@ COVERAGE_ARGS := --cov --cov-report=term
 endif
 
 NATIVE_SOURCES := setup.py $(wildcard src_c/* src_c/*/* bncore/__init__.pxd $(addprefix bncore/backends/native/*.,pyx pxd pxi))
-CLANG_FORMATTED := $(wildcard tests/c/*.[ch] tests/kernels/*.[ch] src_c/*.[ch] src_c/*/*.[ch] docs/*.c docs/examples/*.cpp bncore/*.cpp $(addprefix bncore/*/*.,h cpp))
+CLANG_FORMATTED := $(wildcard tests/c/*.[ch] tests/kernels/*.[ch] src_c/*.[ch] src_c/*/*.[ch] docs/*.c docs/examples/*.cpp bncore/*.h bncore/*.cpp $(addprefix bncore/*/*.,h cpp))
 BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'])")
 
 # pip must install into one environment at a time.
@@ -52,7 +52,8 @@ BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyprojec
 .DELETE_ON_ERROR:
 .PHONY: help demo test bench bench-peers bench-torch bench-jax bench-onnxruntime test-torch test-jax \
 	test-onnxruntime test-frameworks coverage lint format \
-	test-without-native test-freethreaded sanitize fuzz sdist-check check-kernels counts report judge study build clean
+	test-without-native test-freethreaded test-aarch64 sanitize fuzz sdist-check check-kernels counts report judge study \
+	build clean
 
 help: ## prints this list, as `make` alone does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -95,6 +96,9 @@ test-without-native: $(PURE)/.test ## tests the default backend without the exte
 
 sanitize: $(VENV)/.test ## tests the C library, the extension and the threads under the compiler's sanitizers
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" .ci/sanitize
+
+test-aarch64: ## tests the C library for aarch64 under emulation (needs a cross compiler and qemu-aarch64)
+	.ci/aarch64
 
 SECONDS ?= 60
 fuzz: build $(VENV)/.test ## makes random calls of the C interface and of the functions, 60 seconds each; SECONDS=600 for longer
@@ -211,7 +215,7 @@ $(VENV)/.build-tool: $(VENV)/.base
 
 # This is not an editable install: the tests test what was installed, so it is installed again whenever the package
 # changes. build/lib* of earlier builds would bring back modules that are deleted.
-$(PURE)/.test: pyproject.toml setup.py $(wildcard bncore/*.py bncore/*/*.py bncore/*/*/*.py bncore/*/*/*/*.py bncore/*/*/*.pyi bncore/*/*/*.json bncore/*.cpp bncore/*/*.cpp) | same-python-as-$(PURE)
+$(PURE)/.test: pyproject.toml setup.py $(wildcard bncore/*.py bncore/*/*.py bncore/*/*/*.py bncore/*/*/*/*.py bncore/*/*/*.pyi bncore/*/*/*.json bncore/*.h bncore/*.cpp bncore/*/*.h bncore/*/*.cpp) | same-python-as-$(PURE)
 	$(PYTHON) -m venv $(PURE)
 	rm -rf build/lib*
 	$(SKIP_NATIVE) $(PURE_PIP) install -q ".[test]"

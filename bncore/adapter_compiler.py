@@ -3,7 +3,7 @@
 A wheel cannot contain these parts, because each depends on the version of a framework that may not
 be installed.  The first import compiles, which takes seconds to half a minute and prints a line on
 stderr; later imports load the result.  The file's name contains a hash of everything that the file
-depends on: the source and the headers beside it, bncore's header, the path of its library, the
+depends on: the source and the headers beside it, bncore's headers, the path of its library, the
 framework, the machine, the compiler and its options.
 
 `bncore.adapter_cache` says which folder keeps the files, and which files may be loaded.
@@ -36,6 +36,7 @@ FLAGS = (
 )
 BESIDE = (".h", ".hpp", ".map")  # files that a source includes or that the linker reads
 LINKAGE = Path(__file__).with_name("adapter_linkage.cpp")
+VALUES = Path(__file__).with_name("adapter_values.h")  # what adapters share
 MISMATCH = "bncore_adapter_mismatch"  # the function of every adapter that reports a mismatch
 
 
@@ -69,7 +70,7 @@ def load(source: Path, framework: str, arguments: Sequence[str]) -> Adapter:
     Parameters
     ----------
     source : Path
-        A C++17 file.  It can include ``bncore.h`` and headers beside itself.
+        A C++17 file.  It can include ``bncore.h``, ``adapter_values.h`` and headers beside itself.
     framework : str
         The name and version of the framework, such as ``torch 2.13.0``.
     arguments : sequence of str
@@ -123,6 +124,7 @@ def _recipe(source: Path, framework: str, arguments: Sequence[str]) -> _Recipe:
         *compiler,
         *FLAGS,
         f"-I{bncore.get_include()}",
+        f"-I{VALUES.parent}",
         str(source),
         str(LINKAGE),
         *arguments,
@@ -134,7 +136,7 @@ def _recipe(source: Path, framework: str, arguments: Sequence[str]) -> _Recipe:
     version = _version(tuple(compiler))
     key = hashlib.sha256(f"{framework}\0{command}\0{machine}\0{version}".encode())
     beside = sorted(p for p in source.parent.iterdir() if p.suffix in BESIDE)
-    for file in (source, LINKAGE, *beside, Path(bncore.get_include(), "bncore.h")):
+    for file in (source, LINKAGE, VALUES, *beside, Path(bncore.get_include(), "bncore.h")):
         key.update(hashlib.sha256(file.read_bytes()).digest())
     return _Recipe(source, framework, command, f"{source.stem}-{key.hexdigest()[:20]}.so")
 

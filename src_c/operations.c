@@ -96,6 +96,19 @@ static void finish_sums(const operation *op, int64_t first, int64_t n, bncore_pa
     }
 }
 
+/* The same for sums of dy * (x - hi) * scale, where hi and scale are the mean and invstd, rounded to float32. */
+static void finish_chained_sums(const operation *op, int64_t first, int64_t n,
+                                bncore_partial partial, int64_t step)
+{
+    for (int64_t c = 0; c < n; c++) {
+        const double *from = partial.at + c * step;
+        const double mean = op->mean[first + c], lo = mean - (double)(float)mean;
+        const double scale = (double)(float)op->invstd[first + c];
+        op->results[0][first + c] = from[0];
+        op->results[1][first + c] = from[partial.stride] - (lo * scale) * from[0];
+    }
+}
+
 static const double *from_channel(const double *parameter, int64_t first)
 {
     return parameter ? parameter + first : NULL;
@@ -186,6 +199,7 @@ static void reduce_moments(operation *op, double *mean, double *m2)
     op->finish = finish_moments;
     op->results[0] = mean;
     op->results[1] = m2;
+    op->arrays.float64_sums = (op->problem->flags & BNCORE_FLOAT64_SUMS) != 0;
 }
 
 static void reduce_sums(operation *op, double *sum_dy, double *sum_dy_xhat, int variant)
@@ -194,7 +208,7 @@ static void reduce_sums(operation *op, double *sum_dy, double *sum_dy_xhat, int 
     op->reduce_planes = op->kernels->grad_sums_planes[variant];
     op->reduce_rows = op->kernels->grad_sums_rows[variant];
     op->merge = op->kernels->merge_sums;
-    op->finish = finish_sums;
+    op->finish = op->kernels->chained ? finish_chained_sums : finish_sums;
     op->results[0] = sum_dy;
     op->results[1] = sum_dy_xhat;
 }

@@ -56,6 +56,7 @@ static bncore_arrays arrays_before(const operation *op, int64_t offset, int64_t 
     bncore_arrays a = arrays_at(op, offset);
     a.mask = coef_at(op, column);
     a.mask_stride = op->coef_stride;
+    a.invstd = (op->column_invstd ? op->column_invstd : op->invstd) + column;
     return a;
 }
 
@@ -305,6 +306,10 @@ static void run_rows(operation *op)
             memcpy(op->column_mean, op->mean, (size_t)op->g.channels * sizeof(double));
             spread_over_columns(&op->g, op->column_mean, sizeof(double));
         }
+        if (op->column_invstd) {
+            memcpy(op->column_invstd, op->invstd, (size_t)op->g.channels * sizeof(double));
+            spread_over_columns(&op->g, op->column_invstd, sizeof(double));
+        }
         bncore_parallel_for(executor, op->g.segments * op->strips, op->threads, 0, task_reduce_rows,
                             op);
         finish_channels(op);
@@ -344,10 +349,18 @@ static int has_column_mean(const operation *op)
     return !op->g.planes && op->fields && op->mean;
 }
 
-/* Bytes of scratch for this operation. They are never more than bncore_scratch_doubles returns for its shape. */
+/* The same for invstd, which grad_sums reads in chains alone. */
+static int has_column_invstd(const operation *op)
+{
+    return has_column_mean(op) && op->kernels->chained;
+}
+
+/* Bytes of scratch for this operation. They are never more than bncore_scratch_doubles returns for its shape: where
+ * there is a column_invstd, the coefficients are float, and leave room for it. */
 static size_t scratch_bytes(const operation *op)
 {
-    const int64_t per_column = op->g.segments * op->fields + 1 + has_column_mean(op);
+    const int64_t per_column =
+        op->g.segments * op->fields + 1 + has_column_mean(op) + has_column_invstd(op);
     return coef_bytes(op) + (size_t)(columns(&op->g) * per_column) * sizeof(double);
 }
 
@@ -357,7 +370,8 @@ static void lay_out_scratch(operation *op, void *scratch)
     op->coef = scratch;
     op->invstd = (double *)((char *)scratch + coef_bytes(op));
     op->column_mean = has_column_mean(op) ? op->invstd + all : NULL;
-    op->partial = op->invstd + all + (op->column_mean ? all : 0);
+    op->column_invstd = has_column_invstd(op) ? op->invstd + 2 * all : NULL;
+    op->partial = op->invstd + all * (1 + has_column_mean(op) + has_column_invstd(op));
 }
 
 bncore_status bncore_run(operation *op)

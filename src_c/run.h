@@ -51,10 +51,11 @@ typedef struct operation {
     void *copy_of_dy; /* where dy is copied to before anything else; NULL: nowhere */
 
     /* Scratch. */
-    double *partial;     /* [segment][field][column] */
-    double *invstd;      /* [channel], once a variance is known */
-    double *column_mean; /* rows: the mean of each column's channel */
-    void *coef;          /* [field][column], fields coef_stride columns apart */
+    double *partial;       /* [segment][field][column] */
+    double *invstd;        /* [channel], once a variance is known */
+    double *column_mean;   /* rows: the mean of each column's channel */
+    double *column_invstd; /* rows of 16-bit values: the same of invstd */
+    void *coef;            /* [field][column], fields coef_stride columns apart */
     int64_t coef_stride;
 
     int64_t group, groups; /* planes: channels per task, tasks */

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as theirs
 
 import bncore.onnxruntime
 
+# What ONNX Runtime raises for a node whose types no operator has.
+REFUSED = (theirs.InvalidGraph, theirs.Fail, theirs.NotImplemented)
 Arrays = dict[str, np.ndarray | None]  # None: the input is left out
 EPS = float(np.float32(1e-5))  # attributes are float32
 OLD = float(np.float32(0.9))  # ONNX's momentum, the weight of the old value
@@ -70,6 +73,34 @@ def run(
     """The outputs that are named, in order."""
     given = {name: array for name, array in inputs.items() if array is not None}
     return session(model(op, inputs, outputs, **attributes), threads).run(None, given)
+
+
+def with_casts(made: onnx.ModelProto) -> onnx.ModelProto:
+    """Change a model for Python, which has no bfloat16: it takes float32 and gives float64.
+
+    Casts to bfloat16 stand before the node, and casts to float64, which are exact, behind it.
+    """
+    graph, types = made.graph, onnx.TensorProto
+    before, after = [], []
+    node = onnx.NodeProto.FromString(graph.node[0].SerializeToString())
+    for given in graph.input:
+        kind = given.type.tensor_type
+        if kind.elem_type == types.BFLOAT16:
+            kind.elem_type = types.FLOAT
+            before.append(_cast(given.name, f"{given.name}16", types.BFLOAT16))
+            at = list(node.input).index(given.name)
+            node.input[at] = f"{given.name}16"
+    for at, name in enumerate(node.output):
+        if name:
+            node.output[at] = f"{name}16"
+            after.append(_cast(f"{name}16", name, types.DOUBLE))
+    del graph.node[:]
+    graph.node.extend([*before, node, *after])
+    return made
+
+
+def _cast(name: str, to: str, kind: int) -> onnx.NodeProto:
+    return onnx.helper.make_node("Cast", [name], [to], to=kind)
 
 
 def forward_inputs(rng, shape, axis=1, dtype=np.float32) -> Arrays:

@@ -17,6 +17,20 @@ VARIANCE_FLOAT32 = 2.0**-22  # relative, float32 input
 VARIANCE_FLOAT64 = 1e-14  # relative, float64 input, NIST's sets
 GRADIENT_FLOAT64 = 1e-12  # relative to the largest term
 
+# The gates of 16-bit data, in steps of the type: one rounding of the result, where it lies, and
+# what the arithmetic adds, where the contract for float32 measures it. The bound of float32
+# gradients comes on top of the second one.
+FORWARD_SIXTEEN = 0.51
+GRADIENT_SIXTEEN = 0.52
+
+# Variance of 16-bit data, in roundings of float32: 6 in a square and its chain, times 16, which the
+# distance of a pivot from the mean of a block may weigh. The worst of tests measures 17.
+VARIANCE_BAD_SIXTEEN = 96.0
+
+# Gradient sums of 16-bit data, relative to the sum of |terms|: four roundings to float32 in a
+# product and its mean, three in a chain, and one where the result is stored.
+SUMS_SIXTEEN = 8 * EPS32
+
 # Statistics are float64 whatever the input is, so float32 input deserves far better than its gate:
 # this one fails as soon as one accumulator is float32. Summing 1e6 values in blocks measures below
 # 1e-15.
@@ -62,6 +76,10 @@ REORDERED_ULP = 1.0
 ONNX_RTOL = 1e-5
 ONNX_ATOL = 1e-6
 
+# ONNX's reference in float32 for a model of float16, in ulp of float16: half an ulp for the
+# rounding of y, and float32's roundings in the reference.
+ONNX_FLOAT16_ULP = 0.51
+
 # PyTorch in float64 as second oracle.
 TORCH_FLOAT64 = 1e-11
 
@@ -70,6 +88,14 @@ JAX_FLOAT64 = 1e-12
 
 # The same in float32, mean/std about 1: sums of a few hundred rounded products.
 JAX_FLOAT32 = 2e-5
+
+# The same in 16 bits, in ulp of the type at the largest value: float32's results, rounded once, are
+# the same number or neighbours.
+JAX_SIXTEEN_ULP = 1.0
+
+# Gradients of gradients pass on gradients that are rounded to 16 bits, up to a half ulp of each of
+# the terms that one more order multiplies by its number of uses.
+JAX_SIXTEEN_AGAIN_ULP = 4.0
 
 # Layers of other frameworks in float64, after ten steps: Flax takes E[x^2] - E[x]^2.
 FRAMEWORKS = 1e-12
@@ -105,3 +131,11 @@ LAYER_NORM_ULP = 4.0
 
 # Its dweight sums products with xhat as float32, which is within FORWARD_ULP; and one rounding.
 LAYER_NORM_SUMS_ULP = FORWARD_ULP + 1.0
+
+# Second gradients, tangents and two layers in a row of 16 bits, in ulp of the largest value: what
+# the first result lost when it was stored enters the second one.
+CHAINED_ULP = 4.0
+
+# Gradients of a network under autocast, relative to the errors of PyTorch's: both have the errors
+# of its convolutions, by far the most.
+AUTOCAST = 1.1

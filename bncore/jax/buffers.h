@@ -2,10 +2,12 @@
 #ifndef BNCORE_JAX_BUFFERS_H
 #define BNCORE_JAX_BUFFERS_H
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
+
+#include "adapter_values.h"
+#include "bncore.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -17,13 +19,28 @@
 namespace
 {
 
+/* A buffer of another type, such as the moments, is never asked for its dtype. */
+inline bncore_dtype dtype_of(const xla::ffi::AnyBuffer &buffer)
+{
+    switch (buffer.element_type()) {
+    case xla::ffi::F16:
+        return BNCORE_FLOAT16;
+    case xla::ffi::BF16:
+        return BNCORE_BFLOAT16;
+    case xla::ffi::F32:
+        return BNCORE_FLOAT32;
+    default:
+        return BNCORE_FLOAT64;
+    }
+}
+
 /* A buffer of XLA's that has a section for each example. */
 class ExampleBuffer
 {
   public:
     ExampleBuffer(const xla::ffi::AnyBuffer &buffer, int64_t own_dimensions)
         : memory_(static_cast<char *>(buffer.untyped_data())), sizes_(buffer.dimensions()),
-          wide_(buffer.element_type() == xla::ffi::F64), there_(buffer.element_count() > 0),
+          dtype_(dtype_of(buffer)), there_(buffer.element_count() > 0),
           leading_(sizes_.size() - static_cast<std::size_t>(own_dimensions))
     {
         if (!there_) return;
@@ -48,21 +65,15 @@ class ExampleBuffer
                           std::vector<double> &copy) const
     {
         const void *from = at(all, example);
-        if (!from || wide_) return static_cast<const double *>(from);
-        const auto *values = static_cast<const float *>(from);
-        copy.assign(values, values + bytes_ / static_cast<int64_t>(sizeof(float)));
+        if (!from || dtype_ == BNCORE_FLOAT64) return static_cast<const double *>(from);
+        const auto count = static_cast<std::size_t>(bytes_) / bncore_values::bytes_of(dtype_);
+        copy = bncore_values::widened(dtype_, from, count);
         return copy.data();
     }
 
     void store(const ExampleBuffer &all, int64_t example, const std::vector<double> &values) const
     {
-        void *to = at(all, example);
-        if (!to) return;
-        if (wide_)
-            std::copy(values.begin(), values.end(), static_cast<double *>(to));
-        else
-            std::transform(values.begin(), values.end(), static_cast<float *>(to),
-                           [](double value) { return static_cast<float>(value); });
+        if (void *to = at(all, example)) bncore_values::store(dtype_, to, values);
     }
 
     int64_t examples() const
@@ -75,7 +86,8 @@ class ExampleBuffer
   private:
     char *memory_;
     xla::ffi::AnyBuffer::Dimensions sizes_;
-    bool wide_, there_;
+    bncore_dtype dtype_;
+    bool there_;
     std::size_t leading_; /* dimensions; what is not there is not asked */
     int64_t bytes_ = 0;   /* of an example */
 };

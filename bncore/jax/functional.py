@@ -13,12 +13,15 @@ import numpy.typing as npt
 
 from bncore.arguments import scalars
 from bncore.arguments.problem import ACTIVATIONS
-from bncore.jax import ops
+from bncore.jax import formula, ops
 from bncore.jax.handlers import Settings
 
 # Jitted here, the functions take a fraction of the time if the caller does not jit them.
 _train = jax.jit(ops.train, static_argnums=0, inline=True)
 _infer = jax.jit(ops.infer, static_argnums=0, inline=True)
+
+# What bncore computes with: x, and also parameters and statistics without a conversion.
+DTYPES = (jnp.float16, jnp.bfloat16, np.float32, np.float64)
 
 Array: TypeAlias = jax.Array
 Given: TypeAlias = jax.Array | npt.NDArray[Any]
@@ -62,7 +65,7 @@ def batch_norm_train(
 
     Parameters
     ----------
-    x : array of float32 or float64, of 2 or more dimensions
+    x : array of float16, bfloat16, float32 or float64, of 2 or more dimensions
         C is its size along `axis`.
     weight, bias : (C,) array of float, optional
         gamma and beta; 1 and 0 if they are None.
@@ -89,6 +92,9 @@ def batch_norm_train(
 
     Notes
     -----
+    The dtypes of x, weight and bias are independent of one another, and a gradient has the dtype of
+    its argument.
+
     Gradients flow from y and from the moments to x, weight, bias and residual, in reverse mode and
     to any order.  Under `jax.vmap` every example is a batch of its own.
 
@@ -149,7 +155,7 @@ def batch_norm_infer(
 
     Parameters
     ----------
-    x : array of float32 or float64, of 2 or more dimensions
+    x : array of float16, bfloat16, float32 or float64, of 2 or more dimensions
         C is its size along `axis`.
     mean, var : (C,) array of float
         Statistics per channel; mean in x's unit, var in x's unit squared.
@@ -274,10 +280,11 @@ def _array(name: str, value: object) -> Array:
 
 
 def _data(name: str, value: object) -> Array:
-    """Return a float32 or float64 array."""
+    """Return an array with one of the dtypes that x may have."""
     array = _array(name, value)
-    if array.dtype not in (np.float32, np.float64):
-        raise TypeError(f"{name}: expected float32 or float64, got {array.dtype}")
+    if array.dtype not in DTYPES:
+        expected = "float16, bfloat16, float32 or float64"
+        raise TypeError(f"{name}: expected {expected}, got {array.dtype}")
     return array
 
 
@@ -287,7 +294,7 @@ def _settings(
     """Check the arguments that are not arrays, and return them."""
     if x.ndim < 2:
         raise ValueError(f"x: expected at least 2 dimensions, got {x.ndim}")
-    largest = float(jnp.finfo(x.dtype).max)
+    largest = float(jnp.finfo(formula.arithmetic(x.dtype)).max)
     return Settings(
         x.ndim,
         scalars.one_axis(axis, x.ndim),
@@ -308,16 +315,16 @@ def _vector(name: str, value: object, size: int, source: str = "") -> Array:
 
 
 def _parameters(x: Array, axis: SupportsIndex, **given: object) -> list[Array | None]:
-    """Return per-channel arguments as float64 or float32; each may be None.
+    """Return per-channel arguments with one of `DTYPES`; each may be None.
 
-    float32 represents shorter dtypes exactly.
+    Shorter dtypes, such as those of 8 bits, become float32, which represents them exactly.
     """
     size = x.shape[axis]
     source = f" ({size} channels along axis {axis})"
     found: list[Array | None] = []
     for name, value in given.items():
         array = None if value is None else _vector(name, value, size, source)
-        if array is not None and array.dtype not in (np.float32, np.float64):
+        if array is not None and array.dtype not in DTYPES:
             array = array.astype(np.float32)
         found.append(array)
     return found

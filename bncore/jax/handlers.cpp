@@ -2,9 +2,10 @@
  *
  * A call holds one example, or as many as jax.vmap made of it: then every buffer has leading dimensions, all the same
  * number of them, of size 1 where it is the same for all examples. x, dy, residual, y, dx and dresidual have settings.ndim
- * dimensions behind those, parameters and statistics one (channels), of float or double. The moments are
- * uint32[2, channels, 2], the bits of double[2, channels]: mean, then sum of squared deviations. JAX has no float64
- * unless it is told to. A buffer without elements stands for an argument or a result that is not there. */
+ * dimensions behind those, and one dtype of bncore_dtype. Parameters and statistics have one dimension (channels), and
+ * each has a dtype of its own. The moments are uint32[2, channels, 2], the bits of double[2, channels]: mean, then sum of
+ * squared deviations. JAX has no float64 unless it is told to. A buffer without elements stands for an argument or a
+ * result that is not there. */
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -136,9 +137,8 @@ class Call
         int64_t sizes[3];
         bncore_canonical(dimensions.begin() + first, static_cast<int>(settings.ndim), axis,
                          axis + 1, sizes);
-        const auto dtype = all.element_type() == ffi::F64 ? BNCORE_FLOAT64 : BNCORE_FLOAT32;
-        status_ =
-            bncore_problem_init(&problem_, sizeof problem_, dtype, sizes[0], sizes[1], sizes[2]);
+        status_ = bncore_problem_init(&problem_, sizeof problem_, dtype_of(all), sizes[0], sizes[1],
+                                      sizes[2]);
         problem_.eps = settings.eps;
         problem_.executor = names_an_executor() ? nullptr : &executor_;
         advise_large_pages(all);

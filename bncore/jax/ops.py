@@ -96,11 +96,15 @@ def _train_backward(settings: Settings, saved: Any, given: Any) -> tuple[Any, ..
     dy = _dense(dy)
     dx, dweight, dbias, dresidual = train_backward(settings, dy, x, bits, weight, bias, _read(kept))
     count = max(x.size // max(x.shape[settings.axis], 1), 1)
+    dtype = formula.arithmetic(x.dtype)
+    extra = []
     if not isinstance(dvar, SymbolicZero):
-        centered = x - formula.along(settings, mean.astype(x.dtype))
-        dx = dx + centered * formula.along(settings, (2.0 / count * dvar).astype(x.dtype))
+        centered = x.astype(dtype) - formula.along(settings, mean.astype(dtype))
+        extra.append(centered * formula.along(settings, (2.0 / count * dvar).astype(dtype)))
     if not isinstance(dmean, SymbolicZero):
-        dx = dx + formula.along(settings, (dmean / count).astype(x.dtype))
+        extra.append(formula.along(settings, (dmean / count).astype(dtype)))
+    if extra:
+        dx = sum(extra, dx.astype(dtype)).astype(x.dtype)
     return dx, dweight, dbias, dy if isinstance(kept, tuple) else dresidual
 
 
@@ -127,14 +131,14 @@ def train_backward(
 def _train_backward_forward(
     settings: Settings, dy: Array, x: Array, bits: Array, *rest: Optional
 ) -> tuple[Any, Any]:
-    return train_backward(settings, dy, x, bits, *rest), (dy, x, *rest)
+    return train_backward(settings, dy, x, bits, *rest), (dy, x, bits, *rest)
 
 
 def _train_backward_backward(settings: Settings, saved: Any, given: Any) -> tuple[Any, ...]:
-    dy, *arguments = saved
-    y = train(settings, *arguments)[0] if settings.activation else None
-    forward = partial(formula.train, settings, _negative(y))
-    to_dy, to_x, *rest = _again(forward, dy, arguments, given)
+    dy, x, bits, *rest = saved
+    negative = _negative(train_backward, settings, x, (bits,), *rest)
+    forward = partial(formula.train, settings, negative)
+    to_dy, to_x, *rest = _again(forward, dy, [x, *rest], given)
     return to_dy, to_x, None, *rest
 
 
@@ -144,9 +148,21 @@ train_backward.defvjp(_train_backward_forward, _train_backward_backward)
 # Gradients of gradients
 
 
-def _negative(y: Optional) -> Optional:
-    """Return where the activation acted, by the kernel's own arithmetic."""
-    return None if y is None else jax.lax.stop_gradient(y) <= 0
+def _negative(
+    backward: Any, settings: Settings, x: Array, statistics: tuple[Array, ...], *rest: Optional
+) -> Optional:
+    """Return where the activation acted, by the kernel's own arithmetic.
+
+    y does not tell: a small positive z becomes 0 where y is rounded to 16 bits.  But relu gives a
+    gradient of 1 the value 0 where z <= 0, and the kernel returns that as the residual's gradient.
+    """
+    if settings.activation is None:
+        return None
+    *parameters, residual = rest
+    given = x, *statistics, *parameters, jnp.zeros_like(x) if residual is None else residual
+    operands = jax.lax.stop_gradient((jnp.ones_like(x), *given))
+    passed: Array = backward(settings._replace(activation="relu"), *operands)[-1]
+    return passed == 0
 
 
 def _again(forward: Any, dy: Array, arguments: list[Optional], given: Any) -> tuple[Any, ...]:
@@ -217,8 +233,9 @@ def _infer_backward_forward(settings: Settings, *arguments: Optional) -> tuple[A
 
 def _infer_backward_backward(settings: Settings, saved: Any, given: Any) -> tuple[Any, ...]:
     dy, *arguments = saved
-    y = infer(settings, *arguments) if settings.activation else None
-    return _again(partial(formula.infer, settings, _negative(y)), dy, arguments, given)
+    x, mean, var, *rest = arguments
+    negative = _negative(infer_backward, settings, x, (mean, var), *rest)
+    return _again(partial(formula.infer, settings, negative), dy, arguments, given)
 
 
 infer_backward.defvjp(_infer_backward_forward, _infer_backward_backward)

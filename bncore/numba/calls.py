@@ -46,6 +46,10 @@ def _llvm_type(kind: Any) -> ir.Type:
 FIELDS = {name: index for index, (name, _) in enumerate(c_library.Problem._fields_)}
 PROBLEM = ir.LiteralStructType([_llvm_type(kind) for _, kind in c_library.Problem._fields_])
 DTYPES = {types.float32: 0, types.float64: 1}
+SIXTEEN_BITS = (
+    "Numba compiles no float16 for the CPU and knows no bfloat16: call bncore's functions outside "
+    "compiled code, or convert to float32"
+)
 
 canonical = njit(layout.canonical)
 
@@ -53,6 +57,8 @@ canonical = njit(layout.canonical)
 def _data_type(name: str, value: Any) -> Any:
     """Return the dtype of an array; refuse an array that the C functions cannot read."""
     wanted = f"{name}: expected a C-contiguous array of float32 or float64, got {value}"
+    if isinstance(value, types.Array) and value.dtype in (types.float16, types.uint16):
+        raise TypingError(f"{wanted}; {SIXTEEN_BITS}")
     if not isinstance(value, types.Array) or value.dtype not in DTYPES:
         raise TypingError(wanted)
     if value.layout != "C" or not value.aligned:

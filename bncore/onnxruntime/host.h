@@ -156,11 +156,6 @@ class Attributes
 
 // ---- tensors, when a kernel runs ----
 
-inline std::size_t bytes_of(ONNXTensorElementDataType type)
-{
-    return type == ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE ? sizeof(double) : sizeof(float);
-}
-
 struct Input {
     const void *data;
     Shape shape;

@@ -7,6 +7,7 @@
 
 #include <bncore.h>
 
+#include "adapter_values.h"
 #include "host.h"
 
 namespace bncore_ort
@@ -113,11 +114,36 @@ inline void require_channels(const char *name, const Shape &shape, std::int64_t 
 
 // ---- operators, kernels ----
 
+// The types of a node, named as in ONNX.
+struct Types {
+    ONNXTensorElementDataType t, t1, t2; // of arrays; of scale and bias; of mean and variance
+};
+
 struct Operator : OrtCustomOp {
     const OrtApi *api;
     int threads;
-    ONNXTensorElementDataType type, statistics; // of arrays and parameters; of what normalizes
+    Types types;
 };
+
+template <typename Kind> ONNXTensorElementDataType input_type(const Types &types, std::size_t i)
+{
+    if (i == Kind::MEAN || i == Kind::VAR) return types.t2;
+    return i == Kind::SCALE || i == Kind::BIAS ? types.t1 : types.t;
+}
+
+inline bncore_dtype dtype_of(ONNXTensorElementDataType type)
+{
+    switch (type) {
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
+        return BNCORE_FLOAT16;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16:
+        return BNCORE_BFLOAT16;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT:
+        return BNCORE_FLOAT32;
+    default:
+        return BNCORE_FLOAT64;
+    }
+}
 
 struct Kernel {
     const Operator *op;
@@ -199,38 +225,24 @@ class Call
     {
         const Input found = required(i, name);
         require_channels(name, found.shape, layout.channels, x.shape);
-        const std::size_t size = static_cast<std::size_t>(layout.channels);
-        if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE) {
-            const double *values = static_cast<const double *>(found.data);
-            return {values, values + size};
-        }
-        const float *values = static_cast<const float *>(found.data);
-        return {values, values + size};
+        const auto channels = static_cast<std::size_t>(layout.channels);
+        return bncore_values::widened(dtype_of(type), found.data, channels);
     }
 
     // The i-th output with one value per channel; nothing happens where nobody wants it.
     void put(std::size_t i, ONNXTensorElementDataType type, const std::vector<double> &values) const
     {
-        void *data = tensors.output(i, {layout.channels});
-        if (!data) return;
-        for (std::size_t c = 0; c < values.size(); c++) {
-            if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE)
-                static_cast<double *>(data)[c] = values[c];
-            else
-                static_cast<float *>(data)[c] = static_cast<float>(values[c]);
-        }
+        if (void *data = tensors.output(i, {layout.channels}))
+            bncore_values::store(dtype_of(type), data, values);
     }
 
     // Runs bncore with what is fused; does nothing with an empty X.
     template <typename Function> void run(const bncore_fusion &fusion, Function function)
     {
         if (layout.empty()) return;
-        const bncore_dtype dtype = kernel.op->type == ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE
-                                       ? BNCORE_FLOAT64
-                                       : BNCORE_FLOAT32;
         bncore_problem problem;
-        expect(bncore_problem_init(&problem, sizeof problem, dtype, layout.outer, layout.channels,
-                                   layout.inner));
+        expect(bncore_problem_init(&problem, sizeof problem, dtype_of(kernel.op->types.t),
+                                   layout.outer, layout.channels, layout.inner));
         problem.eps = kernel.settings.eps;
         problem.n_threads = kernel.op->threads;
         problem.executor = &pool.executor;
@@ -270,12 +282,11 @@ struct Forward {
 
     static bool is_array(std::size_t output) { return output == Y; }
 
-    static ONNXTensorElementDataType input_type(const Operator &op, std::size_t) { return op.type; }
-
     // What backward takes is not rounded.
-    static ONNXTensorElementDataType output_type(ONNXTensorElementDataType type, std::size_t i)
+    static ONNXTensorElementDataType output_type(const Types &types, std::size_t i)
     {
-        return i < SAVED_MEAN ? type : ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE;
+        if (i == Y) return types.t;
+        return i < SAVED_MEAN ? types.t2 : ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE;
     }
 
     static void check(const Settings &settings, const Attributes &node)
@@ -290,11 +301,11 @@ struct Forward {
     static void compute(Call &call)
     {
         const Settings &s = call.kernel.settings;
-        const ONNXTensorElementDataType type = call.kernel.op->type;
-        const std::vector<double> scale = call.parameter(SCALE, inputs[SCALE], type),
-                                  bias = call.parameter(BIAS, inputs[BIAS], type);
-        std::vector<double> mean = call.parameter(MEAN, inputs[MEAN], type),
-                            var = call.parameter(VAR, inputs[VAR], type);
+        const Types &types = call.kernel.op->types;
+        const std::vector<double> scale = call.parameter(SCALE, inputs[SCALE], types.t1),
+                                  bias = call.parameter(BIAS, inputs[BIAS], types.t1);
+        std::vector<double> mean = call.parameter(MEAN, inputs[MEAN], types.t2),
+                            var = call.parameter(VAR, inputs[VAR], types.t2);
         bncore_fusion fusion = fusion_of(s);
         fusion.residual = call.residual(RESIDUAL);
         const std::int64_t count = call.layout.count();
@@ -321,8 +332,8 @@ struct Forward {
             var[c] = kept * var[c] + moved * unbiased;
             m2[c] /= static_cast<double>(count);
         }
-        call.put(NEW_MEAN, type, mean);
-        call.put(NEW_VAR, type, var);
+        call.put(NEW_MEAN, types.t2, mean);
+        call.put(NEW_VAR, types.t2, var);
         call.put(SAVED_MEAN, ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE, batch_mean);
         call.put(SAVED_VAR, ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE, m2);
     }
@@ -342,14 +353,9 @@ struct Backward {
 
     static bool is_array(std::size_t output) { return output == DX || output == DRESIDUAL; }
 
-    static ONNXTensorElementDataType input_type(const Operator &op, std::size_t i)
+    static ONNXTensorElementDataType output_type(const Types &types, std::size_t i)
     {
-        return i == MEAN || i == VAR ? op.statistics : op.type;
-    }
-
-    static ONNXTensorElementDataType output_type(ONNXTensorElementDataType type, std::size_t)
-    {
-        return type;
+        return is_array(i) ? types.t : types.t1;
     }
 
     static void check(const Settings &, const Attributes &) {}
@@ -357,13 +363,13 @@ struct Backward {
     static void compute(Call &call)
     {
         const Settings &s = call.kernel.settings;
-        const Operator &op = *call.kernel.op;
+        const Types &types = call.kernel.op->types;
         const void *dy = call.like_x(DY, inputs[DY]).data;
-        const std::vector<double> scale = call.parameter(SCALE, inputs[SCALE], op.type),
-                                  mean = call.parameter(MEAN, inputs[MEAN], op.statistics),
-                                  var = call.parameter(VAR, inputs[VAR], op.statistics);
+        const std::vector<double> scale = call.parameter(SCALE, inputs[SCALE], types.t1),
+                                  mean = call.parameter(MEAN, inputs[MEAN], types.t2),
+                                  var = call.parameter(VAR, inputs[VAR], types.t2);
         std::vector<double> bias;
-        if (call.tensors.input(BIAS)) bias = call.parameter(BIAS, inputs[BIAS], op.type);
+        if (call.tensors.input(BIAS)) bias = call.parameter(BIAS, inputs[BIAS], types.t1);
         const void *residual = call.residual(RESIDUAL);
         if (s.activation != BNCORE_NO_ACTIVATION && bias.empty() && !scale.empty())
             refuse("B: expected a tensor where there is an activation, got none");
@@ -379,8 +385,8 @@ struct Backward {
             return backward(problem, dx, sum_dy.data(), sum_dy_xhat.data(), dy, call.x.data,
                             mean.data(), var.data(), scale.data());
         });
-        call.put(DSCALE, op.type, sum_dy_xhat);
-        call.put(DBIAS, op.type, sum_dy);
+        call.put(DSCALE, types.t1, sum_dy_xhat);
+        call.put(DBIAS, types.t1, sum_dy);
     }
 };
 

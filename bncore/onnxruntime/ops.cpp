@@ -76,15 +76,17 @@ Info per_channel(const OrtApi *api, std::int64_t channels, const char *symbol,
     return info;
 }
 
-// Of operators of one name ONNX Runtime asks the first alone, whatever the types of a node are. Only outputs that every
+// Of operators of one name ONNX Runtime asks the first alone, whatever the types of a node are. So the types of the
+// outputs come from the inputs: a value per channel is the gradient of scale or of B. Only outputs that every
 // node has get a shape: nothing tells which others are there, and older versions crash at one that is not. A size with
 // neither number nor symbol would become the number -1: an output that has it is left without a shape.
 template <typename Kind> void infer_shapes(const OrtApi *api, OrtShapeInferContext *context)
 {
-    OrtTensorTypeAndShapeInfo *of_x = nullptr; // the context's own
+    OrtTensorTypeAndShapeInfo *of_x = nullptr, *of_scale = nullptr; // the context's own
     ONNXTensorElementDataType type;
     check(api->ShapeInferContext_GetInputTypeShape(context, Kind::X, &of_x));
-    check(api->GetTensorElementType(of_x, &type));
+    check(api->ShapeInferContext_GetInputTypeShape(context, Kind::SCALE, &of_scale));
+    check(api->GetTensorElementType(of_scale, &type));
     const Shape shape = known_shape(api, of_x);
     if (shape.empty()) return;
     const Layout layout("X", shape, axis_of(api, context));
@@ -164,14 +166,12 @@ template <typename Kind> struct Described {
         return size;
     }
 
-    static Operator made(const OrtApi *api, int threads, ONNXTensorElementDataType type,
-                         ONNXTensorElementDataType statistics)
+    static Operator made(const OrtApi *api, int threads, const Types &types)
     {
         Operator op{};
         op.api = api;
         op.threads = threads;
-        op.type = type;
-        op.statistics = statistics;
+        op.types = types;
         op.version = api_version;
         op.GetName = [](const OrtCustomOp *) { return Kind::name; };
         op.GetExecutionProviderType = [](const OrtCustomOp *) {
@@ -180,10 +180,10 @@ template <typename Kind> struct Described {
         op.GetInputTypeCount = [](const OrtCustomOp *) -> std::size_t { return Kind::INPUTS; };
         op.GetOutputTypeCount = [](const OrtCustomOp *) -> std::size_t { return Kind::OUTPUTS; };
         op.GetInputType = [](const OrtCustomOp *o, std::size_t i) {
-            return Kind::input_type(self(o), i);
+            return input_type<Kind>(self(o).types, i);
         };
         op.GetOutputType = [](const OrtCustomOp *o, std::size_t i) {
-            return Kind::output_type(self(o).type, i);
+            return Kind::output_type(self(o).types, i);
         };
         op.GetInputCharacteristic = [](const OrtCustomOp *, std::size_t i) {
             return i < Kind::required_inputs ? INPUT_OUTPUT_REQUIRED : INPUT_OUTPUT_OPTIONAL;
@@ -222,15 +222,16 @@ struct Domain {
 
     Domain(const OrtApi *api, int threads)
     {
-        constexpr auto f32 = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-        constexpr auto f64 = ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE;
-        operators = {
-            Described<Forward>::made(api, threads, f32, f32),
-            Described<Forward>::made(api, threads, f64, f64),
-            Described<Backward>::made(api, threads, f32, f64),
-            Described<Backward>::made(api, threads, f32, f32),
-            Described<Backward>::made(api, threads, f64, f64),
-        };
+        constexpr ONNXTensorElementDataType types[] = {
+            ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE,
+            ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16};
+        // ONNX Runtime finds the types of the outputs by the operator whose input types are the node's.
+        for (const auto t : types)
+            for (const auto t1 : types)
+                for (const auto t2 : types) {
+                    operators.push_back(Described<Forward>::made(api, threads, {t, t1, t2}));
+                    operators.push_back(Described<Backward>::made(api, threads, {t, t1, t2}));
+                }
         check(api->CreateCustomOpDomain(domain_name, &domain));
         for (const Operator &op : operators) check(api->CustomOpDomain_Add(domain, &op));
     }

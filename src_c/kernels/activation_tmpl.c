@@ -74,3 +74,23 @@ static inline ALWAYS_INLINE void NAME(round_g)(ACC *g, int n, int fused)
 {
     if (fused & ACTIVATION) NAME(round_many)(g, n);
 }
+
+/* The coefficients of z for one channel. */
+typedef struct NAME(mask) {
+    ACC scale, hi, shift;
+} NAME(mask);
+
+/* coef has the fields of grad_input's coefficients. It is not read without an activation. */
+static inline ALWAYS_INLINE NAME(mask) NAME(mask_of)(const ACC *coef, int64_t stride, int fused)
+{
+    if (!(fused & ACTIVATION)) return (NAME(mask)){0};
+    return (NAME(mask)){coef[0], coef[stride], coef[MASK_SHIFT * stride]};
+}
+
+static inline ALWAYS_INLINE void NAME(fetch_values)(NAME(values) v, int64_t ahead, int where,
+                                                    int fused)
+{
+    if (fused & BACKWARD) fetch(v.dy, ahead, where);
+    fetch(v.x, ahead, where);
+    if (fused & RESIDUAL) fetch(v.r, ahead, where);
+}

@@ -1,26 +1,6 @@
 /* Backward, for storage type T: the two sums of Ioffe & Szegedy (2015), section 3. g is dy, or what an activation
  * leaves of it. `fused` is a constant, as in activation_tmpl.c. */
 
-/* The coefficients of z for one channel. */
-typedef struct NAME(mask) {
-    ACC scale, hi, shift;
-} NAME(mask);
-
-/* coef has the fields of grad_input's coefficients. It is not read without an activation. */
-static inline ALWAYS_INLINE NAME(mask) NAME(mask_of)(const ACC *coef, int64_t stride, int fused)
-{
-    if (!(fused & ACTIVATION)) return (NAME(mask)){0};
-    return (NAME(mask)){coef[0], coef[stride], coef[MASK_SHIFT * stride]};
-}
-
-static inline ALWAYS_INLINE void NAME(fetch_values)(NAME(values) v, int64_t ahead, int where,
-                                                    int fused)
-{
-    fetch(v.dy, ahead, where);
-    fetch(v.x, ahead, where);
-    if (fused & RESIDUAL) fetch(v.r, ahead, where);
-}
-
 /* Add to the lanes a (sum of g) and b (sum of g * (x - mean)). The last `left` values are added as in add_vectors. dr
  * may be the same memory as dy; values that an earlier vector stored there are then neither added nor stored again. */
 static inline ALWAYS_INLINE void NAME(add_grad_vectors)(lanes *restrict acc, NAME(values) values,

@@ -4,6 +4,8 @@
 #define NOINLINE __attribute__((noinline, cold))
 
 #include "storage.h"
+
+#include "chains.h"
 #include "stream.h"
 #include "welford.h"
 
@@ -30,6 +32,7 @@ typedef struct running_columns {
     double s[STRIP], q[STRIP];
 } running_columns;
 
+#define CHAINED 0
 #define T float
 #define ACC float
 #define NAME(function) function##_f32
@@ -46,6 +49,10 @@ typedef struct running_columns {
 #undef ACC
 #undef NAME
 
+#undef CHAINED
+
+/* The reductions of 16-bit values add in chains. */
+#define CHAINED 1
 #define T uint16_t
 #define ACC float
 #define NAME(function) function##_f16

@@ -2,7 +2,8 @@
  *
  * A reduction gives one partial result per channel (planes) or column (rows), with these fields:
  *   moments: {n, pivot, offset, m2}, where the mean is pivot + offset
- *   grad_sums: {sum of dy, sum of dy * (x - mean)}
+ *   grad_sums: {sum of dy, sum of dy * (x - mean)}; of 16-bit values {sum of dy, sum of dy * (x - hi) * scale}, where hi
+ *              and scale are the mean and 1 / sqrt(var + eps), rounded to float32
  * An elementwise kernel reads coefficients of the arithmetic type: field f of column c is coefficient[f * stride + c]. For
  * rows, the coefficients of the first REPEATED columns follow those of the last column once more.
  *   normalize: {hi, scale, shift}
@@ -69,10 +70,14 @@ typedef struct bncore_arrays {
     /* For grad_sums: the coefficients of the first column, whose fields lie mask_stride columns apart. */
     const void *mask;
     int64_t mask_stride;
+    /* For grad_sums of 16-bit values: 1 / sqrt(var + eps) of each channel (planes) or column (rows). */
+    const double *invstd;
+    int float64_sums; /* for moments of 16-bit values: add no value in float32 */
 } bncore_arrays;
 
 typedef struct bncore_kernel_set {
     size_t item, coef_item; /* bytes of a value, and of a coefficient */
+    int chained;            /* whether reductions add in chains of float32 */
     int streams;            /* whether this instruction set has stores that pass the caches by */
     void (*moments_planes)(bncore_partial partial, const bncore_arrays *a, const double *unused,
                            const bncore_planes *t);

@@ -10,8 +10,17 @@ enum {
 /* The order matters: each uses those before it. */
 #include "activation_tmpl.c"
 
-#include "grad_sums_tmpl.c"
 #include "moments_tmpl.c"
+#if CHAINED
+#include "chains_tmpl.c"
+
+#include "chain_grad_sums_tmpl.c"
+#include "chain_moments_tmpl.c"
+#define MOMENTS(layout) NAME(chained_moments_##layout)
+#else
+#include "grad_sums_tmpl.c"
+#define MOMENTS(layout) NAME(moments_##layout)
+#endif
 
 #include "grad_input_tmpl.c"
 #include "normalize_tmpl.c"
@@ -30,8 +39,9 @@ static const bncore_kernel_set NAME(kernel_set) = {
     .item = sizeof(T),
     .coef_item = sizeof(ACC),
     .streams = STREAMS,
-    .moments_planes = NAME(moments_planes),
-    .moments_rows = NAME(moments_rows),
+    .chained = CHAINED,
+    .moments_planes = MOMENTS(planes),
+    .moments_rows = MOMENTS(rows),
     .merge_moments = merge_moments,
     .merge_sums = merge_sums,
     .inverse_std = inverse_std,
@@ -44,3 +54,4 @@ static const bncore_kernel_set NAME(kernel_set) = {
 
 #undef BNCORE_SUMS
 #undef BNCORE_ELEMENTWISE
+#undef MOMENTS

@@ -135,6 +135,15 @@ static inline void NAME(add_rows)(running_columns *w, const double *pivot, const
         }
 }
 
+static inline void NAME(add_block)(running_columns *w, const double *pivot, const T *x,
+                                   int64_t stride, int64_t cols, int64_t rows)
+{
+    int64_t r = 0;
+    for (; r + ROW_TILE <= rows; r += ROW_TILE)
+        NAME(add_rows)(w, pivot, x + r * stride, stride, cols, ROW_TILE);
+    for (; r < rows; r++) NAME(add_rows)(w, pivot, x + r * stride, stride, cols, 1);
+}
+
 /* Start the running statistics of columns with a pivot as in first_pivot. The sums of differences are kept in `sum`. */
 static void NAME(start_columns)(bncore_partial partial, double *restrict sum, const T *x,
                                 const bncore_rows *t)
@@ -163,11 +172,7 @@ static void NAME(moments_strip)(bncore_partial partial, const T *x, const bncore
     for (int64_t block = 0; block < t->rows; block += BNCORE_ROW_BLOCK) {
         const int64_t rows = bncore_min(t->rows - block, BNCORE_ROW_BLOCK);
         for (int64_t j = 0; j < t->cols; j++) w.s[j] = w.q[j] = 0.0;
-        const T *v = x + block * t->stride;
-        int64_t r = 0;
-        for (; r + ROW_TILE <= rows; r += ROW_TILE)
-            NAME(add_rows)(&w, pivot, v + r * t->stride, t->stride, t->cols, ROW_TILE);
-        for (; r < rows; r++) NAME(add_rows)(&w, pivot, v + r * t->stride, t->stride, t->cols, 1);
+        NAME(add_block)(&w, pivot, x + block * t->stride, t->stride, t->cols, rows);
         flush_columns(partial, w.s, w.q, t->cols, (double)block, (double)rows);
     }
     finish_columns(partial, t->cols, (double)t->rows);

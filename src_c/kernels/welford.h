@@ -87,12 +87,9 @@ typedef struct running {
     double n, pivot, S, Q;
 } running;
 
-static inline running running_flush(running w, double s, double q, double n)
+/* Move the pivot of w to `moved`. */
+static inline running running_moved(running w, double moved)
 {
-    w.n += n;
-    w.S += s;
-    w.Q += q;
-    const double moved = w.pivot + w.S / w.n;
     const double t = moved - w.pivot, nt = w.n * t;
     const double Q = w.Q - t * (2.0 * w.S - nt);
     const double S = w.S - nt;
@@ -102,6 +99,14 @@ static inline running running_flush(running w, double s, double q, double n)
     w.S = ok ? S : w.S;
     w.Q = ok ? (Q < 0.0 ? 0.0 : Q) : w.Q;
     return w;
+}
+
+static inline running running_flush(running w, double s, double q, double n)
+{
+    w.n += n;
+    w.S += s;
+    w.Q += q;
+    return running_moved(w, w.pivot + w.S / w.n);
 }
 
 /* The partial result {n, pivot, offset, m2} of a segment. */

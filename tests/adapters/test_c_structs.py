@@ -154,9 +154,11 @@ def test_reserved_fields_of_a_problem_must_be_zero(field):
     assert statuses_of_all(p) == {"ERROR_STRUCT"}
 
 
-def test_flags_of_a_problem_must_be_zero():
+@pytest.mark.parametrize("bit", [1, 2, 31])
+def test_flags_that_are_not_defined_must_be_zero(bit):
+    """Bit 0 is BNCORE_FLOAT64_SUMS."""
     p = host.problem((4, 3, 5))
-    p.flags = 1
+    p.flags = 1 << bit
     assert statuses_of_all(p) == {"ERROR_STRUCT"}
 
 

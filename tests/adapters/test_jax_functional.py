@@ -19,27 +19,10 @@ import variants
 if "native" not in variants.FOUND.names():
     pytest.skip("bncore.jax needs the C library", allow_module_level=True)
 import bncore.jax as bj
+from jax_arrays import BY_FUSION, FUSIONS, LAYOUTS, Arrays, C, same, same_gradients
 
 pytestmark = pytest.mark.needs_jax
 
-C = 3
-LAYOUTS = [
-    ((4, C), 1),
-    ((4, C, 5), 1),
-    ((4, 5, C), -1),
-    ((2, C, 4, 5), 1),
-    ((2, 4, 5, C), -1),
-    ((C, 7, 2), 0),
-    ((2, 3, C, 2, 3), 2),
-]
-FUSIONS = [
-    {},
-    {"activation": "relu"},
-    {"activation": "leaky_relu", "negative_slope": 0.3, "residual": True},
-    {"residual": True},
-    {"activation": "relu", "residual": True},
-]
-BY_FUSION = ["plain", "relu", "leaky-residual", "residual", "relu-residual"]
 DTYPES = [np.float32, np.float64]
 
 
@@ -51,92 +34,6 @@ def _precision(request):
     jax.config.update("jax_enable_x64", with_x64)
     yield
     jax.config.update("jax_enable_x64", False)
-
-
-def same(got, want) -> None:
-    """Of the same dtype, shape and bits."""
-    got = np.asarray(got)
-    assert (got.dtype, got.shape) == (want.dtype, want.shape)
-    assert got.tobytes() == want.tobytes()
-
-
-class Arrays:
-    """Arguments of a call in NumPy, and what bncore makes of them."""
-
-    def __init__(self, rng, shape, axis, dtype, fusion=None, affine=True):
-        fusion = fusion or {}
-        self.axis = axis
-        self.x, self.dy, residual = (
-            rng.standard_normal(shape).astype(dtype) + dtype(2) for _ in range(3)
-        )
-        channels = shape[axis]
-        self.weight, self.bias, self.mean = rng.standard_normal((3, channels)).astype(dtype)
-        self.var = rng.uniform(0.5, 2.0, channels).astype(dtype)
-        if not affine:
-            self.weight = self.bias = None
-        self.residual = residual - dtype(2) if fusion.get("residual") else None
-        self.fused = {k: v for k, v in fusion.items() if k != "residual"} | {"axis": axis}
-
-    def train(self):
-        """y, moments, gradients by x, weight, bias and residual."""
-        fused = self.fused | {"residual": self.residual}
-        y, moments = bncore.batch_norm_train(self.x, self.weight, self.bias, **fused)
-        dresidual = np.empty_like(self.x)
-        gradients = bncore.batch_norm_train_backward(
-            self.dy, self.x, moments, self.weight, bias=self.bias, dresidual=dresidual, **fused
-        )
-        return y, moments, (*gradients, dresidual)
-
-    def infer(self):
-        """y, gradients by x, weight, bias and residual."""
-        fused = self.fused | {"residual": self.residual}
-        statistics = self.mean, self.var
-        y = bncore.batch_norm_infer(self.x, *statistics, self.weight, self.bias, **fused)
-        dresidual = np.empty_like(self.x)
-        gradients = bncore.batch_norm_infer_backward(
-            self.dy,
-            self.x,
-            *statistics,
-            self.weight,
-            bias=self.bias,
-            dresidual=dresidual,
-            **fused,
-        )
-        return y, (*gradients, dresidual)
-
-    def trained_by_jax(self, x, weight, bias, residual, dy):
-        """The same with bncore.jax."""
-
-        def forward(*given):
-            *most, residual = given
-            return bj.batch_norm_train(*most, residual=residual, **self.fused)
-
-        y, pull, moments = jax.vjp(forward, x, weight, bias, residual, has_aux=True)
-        return y, moments, pull(dy)
-
-    def inferred_by_jax(self, x, weight, bias, residual, dy):
-        """The same with bncore.jax."""
-
-        def forward(x, weight, bias, residual):
-            return bj.batch_norm_infer(
-                x, self.mean, self.var, weight, bias, residual=residual, **self.fused
-            )
-
-        y, pull = jax.vjp(forward, x, weight, bias, residual)
-        return y, pull(dy)
-
-    @property
-    def given(self):
-        return self.x, self.weight, self.bias, self.residual, self.dy
-
-
-def same_gradients(got, want, affine: bool, residual: bool) -> None:
-    there = (True, affine, affine, residual)
-    for one, expected, asked in zip(got, want, there, strict=True):
-        if asked:
-            same(one, expected)
-        else:
-            assert one is None
 
 
 # The same bits
@@ -190,13 +87,10 @@ def test_parameters_of_any_floating_dtype(rng, x64, kind):
     a = Arrays(rng, (4, C, 5), 1, np.float32)
     weight, bias = (jnp.asarray(v.astype(jnp.dtype(kind))) for v in (a.weight, a.bias))
     y, _, gradients = a.trained_by_jax(a.x, weight, bias, None, a.dy)
-    a.weight, a.bias = (np.asarray(v.astype("float32")) for v in (weight, bias))
+    a.weight, a.bias = (np.asarray(v) for v in (weight, bias))
     want, _, want_gradients = a.train()
     same(y, want)
-    for got, expected in zip(gradients[1:3], want_gradients[1:3], strict=True):
-        assert got.dtype == weight.dtype
-        short = weight.dtype if weight.dtype.itemsize < 4 else np.float32
-        same(np.asarray(got.astype("float32")), expected.astype(short).astype("float32"))
+    same_gradients(gradients, want_gradients, True, False)
 
 
 @pytest.mark.parametrize("x64", [True])
@@ -379,8 +273,13 @@ def test_running_statistics_move_as_in_numpy(rng, dtype, keywords):
 X = np.ones((4, C, 5), np.float32)
 V = np.ones(C, np.float32)
 TRAIN_ERRORS = [
-    ((X.astype(np.int32),), {}, TypeError, "x: expected float32 or float64, got int32"),
-    ((jnp.ones((4, 3), "bfloat16"),), {}, TypeError, "x: expected float32 or float64, got bfl"),
+    (
+        (X.astype(np.int32),),
+        {},
+        TypeError,
+        "x: expected float16, bfloat16, float32 or",
+    ),
+    ((jnp.ones((4, 3), "float8_e5m2"),), {}, TypeError, "or float64, got float8_e5m2"),
     (([[1.0, 2.0]],), {}, TypeError, "x: expected an array, got list"),
     ((None,), {}, TypeError, "x: expected an array, got None"),
     ((V,), {}, ValueError, "x: expected at least 2 dimensions, got 1"),
@@ -395,7 +294,7 @@ TRAIN_ERRORS = [
     ((X, V.astype(int)), {}, TypeError, "weight: expected a real floating dtype, got int"),
     ((X, V), {"axis": -1}, ValueError, "weight: expected shape (5,) (5 channels along axis -1)"),
     ((X,), {"residual": X[0]}, ValueError, "residual: expected shape (4, 3, 5), got (3, 5)"),
-    ((X,), {"residual": X > 0}, TypeError, "residual: expected float32 or float64, got bool"),
+    ((X,), {"residual": X > 0}, TypeError, "residual: expected float16, bfloat16, float32 or"),
     ((X[:1, :, 0],), {}, ValueError, "Expected more than 1 value per channel when training"),
 ]
 

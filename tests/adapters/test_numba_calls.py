@@ -226,8 +226,10 @@ def test_bad_arguments_are_refused(rng):
         (lambda x: np.moveaxis(x, 1, -1), "numpy.ascontiguousarray makes one"),
         (lambda x: x.astype(np.int32), "x: expected a C-contiguous array of float32 or float64"),
         (lambda x: x.reshape(-1), "x: expected 2 or more dimensions, got 1"),
+        (lambda x: x.astype(np.float16), "got array.float16, .*Numba compiles no float16 for the"),
+        (lambda x: x.view(np.uint16), "got array.uint16, .*or convert to float32"),
     ],
-    ids=["strided", "moved axis", "integers", "one dimension"],
+    ids=["strided", "moved axis", "integers", "one dimension", "float16", "bits of bfloat16"],
 )
 def test_a_type_that_does_not_fit_is_refused_at_compilation(rng, change, message):
     x = rng.standard_normal((5, 7, 3, 11)).astype(np.float32)

@@ -264,8 +264,9 @@ def test_the_pool_keeps_no_more_than_it_may():
         bncore.torch.set_buffer_pool(0.5)
 
 
-def test_results_from_the_pool(way):
-    x = torch.randn(2, 64, 64, 64)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_results_from_the_pool(way, dtype):
+    x = torch.randn(2, 64, 64, 64).to(dtype)
     bncore.torch.set_buffer_pool(1 << 24)
     try:
         places = set()

@@ -114,7 +114,8 @@ typedef struct tile {
     int64_t offset, values; /* of each array: what lies before it, and its length */
     int64_t columns;        /* results, parameters and coefficients */
     int64_t step;           /* merges */
-    int stream, leaky;
+    int stream, leaky, float64_sums;
+    int in_rows, uneven; /* uneven: columns hold values of very different size */
     place over;
     double count, eps;
 } tile;
@@ -130,6 +131,16 @@ static parameters given;
 static int is_reduction(const kernel *k)
 {
     return k->operation == moments || k->operation == grad_sums;
+}
+
+/* The size of value i of x: of a column that is constant, of some whose squares leave the range of float32, of outliers. */
+static double size_at(const tile *t, int64_t i)
+{
+    static const double sizes[] = {1.0, 0.0, 0x1p-50, 1.0, 0x1p45, 1.0, 0x1p-39, 1.0, 0x1p39};
+    const int64_t many = sizeof sizes / sizeof sizes[0];
+    if (!t->uneven || i < 0) return 1.0;
+    if (i % 997 == 996) return 0x1p70;
+    return sizes[(t->in_rows ? i % t->rows.stride : i / t->planes.inner) % many];
 }
 
 /* fixed: the tile that a kernel is timed with. */
@@ -159,6 +170,9 @@ static tile random_tile(const kernel *k, int fixed)
     t.over = fixed ? APART : (place)random_int(0, PLACES - 1);
     t.stream = fixed || t.over != APART ? 0 : (int)random_int(0, 1);
     t.leaky = (int)random_int(0, 1);
+    t.float64_sums = !fixed && random_int(0, 3) == 0;
+    t.in_rows = k->rows;
+    t.uneven = !fixed && random_int(0, 2) == 0;
     return t;
 }
 
@@ -255,6 +269,23 @@ static void check_all(const options *o, const bncore_kernels *isa)
     }
 }
 
+/* Runs of every length, so that chains end in every way. */
+static void check_lengths(const options *o, const bncore_kernels *isa)
+{
+    for (int i = 0; i < KERNELS; i++) {
+        const kernel *k = &all_kernels[i];
+        if (!is_reduction(k) || !strstr(k->name, o->part)) continue;
+        for (int len = 1; len <= 130 + BNCORE_LANES; len++) {
+            tile t = random_tile(k, 1);
+            t.planes = (bncore_planes){2, len, 3 * len, 0, 2 * len - len / 3};
+            t.rows = (bncore_rows){len, 19, 19};
+            t.columns = k->rows ? t.rows.cols : t.planes.channels;
+            t.values = k->rows ? 19 * len : 6 * len;
+            for (int dtype = 0; dtype < DTYPES; dtype++) check[dtype](k, isa, &t);
+        }
+    }
+}
+
 static void time_all(const options *o, const bncore_kernels *const isas[], int count)
 {
     printf("\nns per value; in brackets GB/s of all arrays\n%-36s", "kernel");
@@ -301,6 +332,7 @@ int main(int argc, char **argv)
         const int before = failures;
         state = seed; /* the same tiles for each */
         check_all(&o, isas[i]);
+        check_lengths(&o, isas[i]);
         printf("%-10s %d kernels, all dtypes, %d tiles each: %s\n", isas[i]->name, names, o.tiles,
                failures == before ? "ok" : "FAILED");
     }

@@ -23,7 +23,7 @@ static void NAME(fill)(const tile *t, int wild)
     NAME(arrays) *in = &NAME(in);
     for (int64_t i = 0; i < t->values + 2 * AROUND; i++) {
         in->dy[i] = NAME(store)((ACC)random_or_special(wild));
-        in->x[i] = NAME(store)((ACC)random_or_special(wild));
+        in->x[i] = NAME(store)((ACC)(random_or_special(wild) * size_at(t, i - AROUND - t->offset)));
         in->r[i] = NAME(store)((ACC)random_or_special(wild));
     }
     for (int64_t c = 0; c < t->columns; c++) {
@@ -84,7 +84,9 @@ static bncore_arrays NAME(arrays_of)(const tile *t, NAME(results) * to, int fuse
                            .residual = fused & RESIDUAL ? r + at : NULL,
                            .dresidual = fused & STORED ? to->dr + at : NULL,
                            .mask = in->mask,
-                           .mask_stride = t->columns + COEF_GAP};
+                           .mask_stride = t->columns + COEF_GAP,
+                           .invstd = given.var,
+                           .float64_sums = t->float64_sums};
 }
 
 /* ---- the kernel ---- */

@@ -27,21 +27,43 @@ static double fold(const double lanes[BNCORE_LANES])
 /* The two running sums of one channel or column; of moments, about a pivot that moves to the mean after every block. */
 typedef struct column {
     int moments;
+    int chains, chained; /* whether a block may be added in chains, and whether the next one is */
     double n, pivot, sum, more;
 } column;
 
-static void flush(column *w, double sum, double more, double n)
+/* Add the sums of a block of n values, and return the running mean. */
+static double flush(column *w, double sum, double more, double n)
 {
     w->n += n;
     w->sum += sum;
     w->more += more;
-    if (!w->moments) return;
-    const double pivot = w->pivot + w->sum / w->n, t = pivot - w->pivot, nt = w->n * t;
+    return w->pivot + w->sum / w->n;
+}
+
+static void move(column *w, double pivot)
+{
+    const double t = pivot - w->pivot, nt = w->n * t;
     if (!isfinite(pivot)) return;
     const double squares = w->more - t * (2.0 * w->sum - nt);
     w->pivot = pivot;
     w->more = squares < 0.0 ? 0.0 : squares;
     w->sum -= nt;
+}
+
+/* Whether squares of about this size are added in chains of float32. */
+static int in_range(double square)
+{
+    return square >= 0x1p-80 && square <= 0x1p80;
+}
+
+/* The sum of term f of up to eight values of a chain. */
+static float tree(float terms[8][2], int f)
+{
+    float sums[8];
+    for (int n = 0; n < 8; n++) sums[n] = terms[n][f];
+    for (int half = 1; half < 8; half *= 2)
+        for (int n = 0; n + half < 8; n += 2 * half) sums[n] = sums[n] + sums[n + half];
+    return sums[0];
 }
 
 /* The partial result, fields MOST_COLS apart. */

@@ -1,6 +1,7 @@
 /* Computes what the kernels compute, for storage type T and arithmetic in ACC, in plain loops: one value, one channel, one block after the
  * other. The order of additions is the one that partition.h fixes. A run is added to 16 lanes, and its remainder to
- * the last lanes. The lanes are flushed after BNCORE_BLOCK values, and a column after BNCORE_ROW_BLOCK rows. */
+ * the last lanes. The lanes are flushed after BNCORE_BLOCK values, and a column after BNCORE_ROW_BLOCK rows. 16-bit values
+ * are added in chains first. */
 
 /* ---- one value ---- */
 
@@ -96,6 +97,12 @@ static void NAME(addends)(const kernel *k, const tile *t, const bncore_arrays *a
     add[1] = (double)g * d;
 }
 
+/* v, rounded to a value of T. */
+static double NAME(nearest)(double v)
+{
+    return (double)NAME(load)(NAME(store)((ACC)v));
+}
+
 /* The first pivot of `count` values from i on, `step` apart. */
 static double NAME(pivot)(const bncore_arrays *a, int64_t i, int64_t count, int64_t step)
 {
@@ -107,27 +114,141 @@ static double NAME(pivot)(const bncore_arrays *a, int64_t i, int64_t count, int6
     return isfinite(pivot) ? pivot : 0.0;
 }
 
+/* The two terms of a value in a chain of float32. */
+static void NAME(terms)(const kernel *k, const tile *t, const bncore_arrays *a, int64_t i,
+                        int64_t c, double about, float terms[2])
+{
+    const NAME(value) v = NAME(value_at)(a, i, t->leaky);
+    const float x = (float)v.x;
+    if (k->operation == moments) {
+        terms[0] = x - (float)about;
+        terms[1] = terms[0] * terms[0];
+        return;
+    }
+    const float scale = (float)given.var[c];
+    const ACC g = NAME(plain_g)(v, NAME(in).mask + c, t->columns + COEF_GAP, k->fused);
+    if (k->fused & STORED) ((T *)a->dresidual)[i] = NAME(store)(g);
+    terms[0] = (float)g;
+    terms[1] = (float)g * ((x - (float)about) * scale);
+}
+
+/* Add `count` values, `step` apart, and then the value at `tail` (-1: there is none), as chains to the two sums. */
+static void NAME(add_chains)(const kernel *k, const tile *t, const bncore_arrays *a, int64_t i,
+                             int64_t count, int64_t step, int64_t tail, int64_t c, double about,
+                             double sums[2])
+{
+    while (count > 0 || tail >= 0) {
+        const int64_t now = count >= 8 ? 8 : count >= 4 ? 4 : count;
+        float terms[8][2] = {{0}};
+        for (int64_t n = 0; n < now; n++) NAME(terms)(k, t, a, i + n * step, c, about, terms[n]);
+        if (now < 4 && tail >= 0) {
+            NAME(terms)(k, t, a, tail, c, about, terms[3]);
+            tail = -1;
+        }
+        for (int f = 0; f < 2; f++) sums[f] += (double)tree(terms, f);
+        i += now * step;
+        count -= now;
+    }
+}
+
+/* The sums of values begin .. end - 1 of channel c, which are a block. */
+static void NAME(sum_plane_block)(const kernel *k, const tile *t, const bncore_arrays *a, int64_t c,
+                                  const column *w, int64_t begin, int64_t end, double sums[2])
+{
+    const bncore_planes *p = &t->planes;
+    double lanes[2][BNCORE_LANES] = {{0}}, add[2];
+    for (int64_t e = begin, len; e < end; e += len) {
+        len = bncore_min(run_length(p, e), BNCORE_BLOCK);
+        const int64_t whole = len / BNCORE_LANES, left = len % BNCORE_LANES;
+        for (int64_t lane = 0; lane < BNCORE_LANES; lane++) {
+            const int64_t i = plane_index(p, c, e) + lane;
+            const int64_t tail = lane >= BNCORE_LANES - left ? i + len - BNCORE_LANES : -1;
+            if (w->chained) {
+                double both[2] = {lanes[0][lane], lanes[1][lane]};
+                NAME(add_chains)(k, t, a, i, whole, BNCORE_LANES, tail, c, w->pivot, both);
+                lanes[0][lane] = both[0], lanes[1][lane] = both[1];
+                continue;
+            }
+            for (int64_t n = 0; n < whole + (tail >= 0); n++) {
+                NAME(addends)(k, t, a, n < whole ? i + n * BNCORE_LANES : tail, c, w->pivot, add);
+                for (int f = 0; f < 2; f++) lanes[f][lane] += add[f];
+            }
+        }
+    }
+    for (int f = 0; f < 2; f++) sums[f] = fold(lanes[f]);
+}
+
+/* The sums of rows begin .. end - 1 of column c, which are a block. */
+static void NAME(sum_row_block)(const kernel *k, const tile *t, const bncore_arrays *a, int64_t c,
+                                const column *w, int64_t begin, int64_t end, double sums[2])
+{
+    const int64_t stride = t->rows.stride;
+    double add[2];
+    sums[0] = sums[1] = 0.0;
+    if (w->chained) {
+        NAME(add_chains)(k, t, a, begin * stride + c, end - begin, stride, -1, c, w->pivot, sums);
+        return;
+    }
+    for (int64_t row = begin; row < end; row++) {
+        NAME(addends)(k, t, a, row * stride + c, c, w->pivot, add);
+        for (int f = 0; f < 2; f++) sums[f] += add[f];
+    }
+}
+
+/* Start the moments of `count` values from i on, `step` apart. */
+static void NAME(start)(column *w, const bncore_arrays *a, int64_t i, int64_t count, int64_t step)
+{
+    const T *x = a->x;
+    double squares = 0.0;
+    w->pivot = NAME(pivot)(a, i, count, step);
+    if (!w->chains) return;
+    w->pivot = NAME(nearest)(w->pivot);
+    if (!isfinite(w->pivot)) w->pivot = 0.0;
+    for (int64_t n = 0; n < count; n++) {
+        const double d = (double)NAME(load)(x[i + n * step]) - w->pivot;
+        squares += d * d;
+    }
+    w->chained = in_range(squares / (double)count);
+}
+
+/* Flush a block of n values with these sums. */
+static void NAME(flush)(column *w, const double sums[2], double n)
+{
+    const double pivot = flush(w, sums[0], sums[1], n);
+    if (!w->moments) return;
+    move(w, w->chains ? NAME(nearest)(pivot) : pivot);
+    w->chained = w->chains && in_range(w->more / w->n);
+}
+
+typedef void NAME(sum_block)(const kernel *k, const tile *t, const bncore_arrays *a, int64_t c,
+                             const column *w, int64_t begin, int64_t end, double sums[2]);
+
+/* Sum a block, and again in double where the squares have left the range of float32, or are more than 16 times those about
+ * the mean of the block. */
+static void NAME(add_block)(const kernel *k, const tile *t, const bncore_arrays *a, int64_t c,
+                            column *w, int64_t begin, int64_t end, NAME(sum_block) * sum)
+{
+    double sums[2];
+    sum(k, t, a, c, w, begin, end, sums);
+    const double n = (double)(end - begin);
+    const int near = 16.0 * (sums[0] * sums[0]) <= 15.0 * (n * sums[1]);
+    if (w->moments && w->chained && !(near && isfinite(sums[1]))) {
+        w->chained = 0;
+        sum(k, t, a, c, w, begin, end, sums);
+    }
+    NAME(flush)(w, sums, n);
+}
+
 static void NAME(sum_channel)(const kernel *k, const tile *t, const bncore_arrays *a, int64_t c,
                               column *w)
 {
     const bncore_planes *p = &t->planes;
-    double lanes[2][BNCORE_LANES] = {{0}}, add[2];
-    int64_t pending = 0;
     const int64_t first = bncore_min(run_length(p, p->begin), BNCORE_LANES);
-    if (k->operation == moments) w->pivot = NAME(pivot)(a, plane_index(p, c, p->begin), first, 1);
-    for (int64_t e = p->begin, len; e < p->end; e += len) {
-        len = bncore_min(run_length(p, e), BNCORE_BLOCK);
-        const int64_t whole = len / BNCORE_LANES * BNCORE_LANES, left = len - whole;
-        for (int64_t i = 0; i < len; i++) {
-            NAME(addends)(k, t, a, plane_index(p, c, e + i), c, w->pivot, add);
-            const int64_t lane = i < whole ? i % BNCORE_LANES : BNCORE_LANES - left + (i - whole);
-            for (int f = 0; f < 2; f++) lanes[f][lane] += add[f];
-        }
-        pending += len;
-        if (pending < BNCORE_BLOCK && e + len < p->end) continue;
-        flush(w, fold(lanes[0]), fold(lanes[1]), (double)pending);
-        memset(lanes, 0, sizeof lanes);
-        pending = 0;
+    if (w->moments) NAME(start)(w, a, plane_index(p, c, p->begin), first, 1);
+    for (int64_t begin = p->begin, e; begin < p->end; begin = e) {
+        for (e = begin; e < p->end && e - begin < BNCORE_BLOCK;)
+            e += bncore_min(run_length(p, e), BNCORE_BLOCK);
+        NAME(add_block)(k, t, a, c, w, begin, e, NAME(sum_plane_block));
     }
 }
 
@@ -135,25 +256,19 @@ static void NAME(sum_column)(const kernel *k, const tile *t, const bncore_arrays
                              column *w)
 {
     const bncore_rows *r = &t->rows;
-    if (k->operation == moments)
-        w->pivot = NAME(pivot)(a, c, bncore_min(r->rows, BNCORE_PIVOT_ROWS), r->stride);
-    for (int64_t block = 0; block < r->rows; block += BNCORE_ROW_BLOCK) {
-        const int64_t end = bncore_min(block + BNCORE_ROW_BLOCK, r->rows);
-        double sums[2] = {0.0, 0.0}, add[2];
-        for (int64_t row = block; row < end; row++) {
-            NAME(addends)(k, t, a, row * r->stride + c, c, w->pivot, add);
-            for (int f = 0; f < 2; f++) sums[f] += add[f];
-        }
-        flush(w, sums[0], sums[1], (double)(end - block));
-    }
+    if (w->moments) NAME(start)(w, a, c, bncore_min(r->rows, BNCORE_PIVOT_ROWS), r->stride);
+    for (int64_t block = 0; block < r->rows; block += BNCORE_ROW_BLOCK)
+        NAME(add_block)(k, t, a, c, w, block, bncore_min(block + BNCORE_ROW_BLOCK, r->rows),
+                        NAME(sum_row_block));
 }
 
 static void NAME(plain_reduction)(const kernel *k, const tile *t, const bncore_arrays *a,
                                   double *partial)
 {
     for (int64_t c = 0; c < t->columns; c++) {
-        column w = {.moments = k->operation == moments};
-        if (!w.moments) w.pivot = given.mean[c];
+        column w = {.moments = k->operation == moments, .chains = sizeof(T) == 2};
+        if (w.moments && t->float64_sums) w.chains = 0;
+        if (!w.moments) w.pivot = given.mean[c], w.chained = w.chains;
         if (k->rows)
             NAME(sum_column)(k, t, a, c, &w);
         else

@@ -98,6 +98,15 @@ def fits(scale: Any) -> Any:
     return LEAST <= scale <= MOST  # false for NaN
 
 
+def keeps_digits(block_s: Any, block_q: Any, count: int) -> Any:
+    """Tell whether the sums of a block in chains count; if not, it is added up in float64.
+
+    No square may have left the range of float32.  The squares about the pivot may be at most 16
+    times those about the block's own mean, because the rounding of the former hides the latter.
+    """
+    return np.isfinite(block_q) and 16.0 * (block_s * block_s) <= 15.0 * (count * block_q)
+
+
 def flush(state: State, block_s: Any, block_q: Any, count: int, x: Data, chained: bool) -> State:
     """Add the sums of a block of `count` values, then move the pivot to the mean so far.
 
@@ -232,7 +241,7 @@ def planes_moments(
             block = x, c, channels, inner, e, end, state[1]
             added = add_block(s, q, *block, short)
             block_s, block_q = fold(s), fold(q)
-            if short and not np.isfinite(block_q):  # a square left the range of float32
+            if short and not keeps_digits(block_s, block_q, added):
                 add_block(s, q, *block, False)
                 block_s, block_q = fold(s), fold(q)
             state = flush(state, block_s, block_q, added, x, chained)
@@ -291,7 +300,7 @@ def strip_moments(parts: Stat, x: Data, width: int, begin: int, end: int, chaine
             values = lines(x, width, columns, row, min(row + CHAIN, stop))
             add_squares(s, q, values, pivots, chained)
         for j in range(columns):
-            if chained and not (fits(scales[j]) and np.isfinite(q[j])):
+            if chained and not (fits(scales[j]) and keeps_digits(s[j], q[j], stop - block)):
                 s[j] = q[j] = 0.0
                 values = lines(x[j:], width, 1, block, stop)
                 add_squares(s[j : j + 1], q[j : j + 1], values, pivots[j : j + 1], False)

@@ -81,11 +81,12 @@ class Running:
         return cls(x, chained, n, pivot, s, q, total / len(first))
 
     def add_block(self, add: Add, count: int) -> None:
-        """Add a block of `count` values; those whose squares float32 cannot hold, in float64."""
+        """Add a block of `count` values; those that float32 cannot hold, in float64."""
         s, q = add(slice(None), self.p, self.chained)
         if self.chained:
             fits = (self.scale >= LEAST) & (self.scale <= MOST) & np.isfinite(q)
-            others = np.flatnonzero(~fits)
+            near = 16.0 * (s * s) <= 15.0 * (count * q)  # the pivot to the block's mean
+            others = np.flatnonzero(~(fits & near))
             if len(others) > 0:
                 s[others], q[others] = add(others, self.p[others], False)
         self.flush(s, q, count)
