@@ -1,6 +1,8 @@
 /* Backward, for storage type T: the two sums of Ioffe & Szegedy (2015), section 3. g is dy, or what an activation
  * leaves of it. `fused` is a constant, as in activation_tmpl.c. */
 
+/* Where g is dy itself, it is taken from memory as double, as x is (load_doubles in storage.h). */
+
 /* Add to the lanes a (sum of g) and b (sum of g * (x - mean)). The last `left` values are added as in add_vectors. dr
  * may be the same memory as dy; values that an earlier vector stored there are then neither added nor stored again. */
 static inline ALWAYS_INLINE void NAME(add_grad_vectors)(lanes *restrict acc, NAME(values) values,
@@ -14,7 +16,10 @@ static inline ALWAYS_INLINE void NAME(add_grad_vectors)(lanes *restrict acc, NAM
         const NAME(values) v = NAME(values_at)(values, i, fused);
         NAME(inputs) in;
         ACC g[BNCORE_LANES];
+        double x[BNCORE_LANES], dy[BNCORE_LANES];
         NAME(fetch_values)(v, ahead, LEVEL_1, fused);
+        NAME(load_doubles)(x, v.x, BNCORE_LANES);
+        NAME(load_doubles)(dy, v.dy, BNCORE_LANES);
         NAME(take)(&in, v, BNCORE_LANES, fused);
 #pragma omp simd
         for (int l = 0; l < BNCORE_LANES; l++)
@@ -23,8 +28,9 @@ static inline ALWAYS_INLINE void NAME(add_grad_vectors)(lanes *restrict acc, NAM
         if (fused & STORED) NAME(store_many)(v.dr, g, BNCORE_LANES);
 #pragma omp simd
         for (int l = 0; l < BNCORE_LANES; l++) {
-            a[l] += (double)g[l];
-            b[l] += (double)g[l] * ((double)in.x[l] - mean);
+            const double value = fused & ACTIVATION ? (double)g[l] : dy[l];
+            a[l] += value;
+            b[l] += value * (x[l] - mean);
         }
     }
     if (left) {
@@ -144,7 +150,10 @@ static inline ALWAYS_INLINE void NAME(add_grad_strip)(NAME(grad_columns) * w, in
         const NAME(values) v = NAME(values_at)(values, r * stride + j, fused);
         NAME(inputs) in;
         ACC g[BNCORE_LANES];
+        double x[BNCORE_LANES], dy[BNCORE_LANES];
         NAME(fetch_values)(v, AHEAD, LEVEL_2, fused);
+        NAME(load_doubles)(x, v.x, BNCORE_LANES);
+        NAME(load_doubles)(dy, v.dy, BNCORE_LANES);
         NAME(take)(&in, v, BNCORE_LANES, fused);
 #pragma omp simd
         for (int l = 0; l < BNCORE_LANES; l++)
@@ -153,8 +162,9 @@ static inline ALWAYS_INLINE void NAME(add_grad_strip)(NAME(grad_columns) * w, in
         if (fused & STORED) NAME(store_many)(v.dr, g, BNCORE_LANES);
 #pragma omp simd
         for (int l = 0; l < BNCORE_LANES; l++) {
-            a[l] += (double)g[l];
-            b[l] += (double)g[l] * ((double)in.x[l] - mean[l]);
+            const double value = fused & ACTIVATION ? (double)g[l] : dy[l];
+            a[l] += value;
+            b[l] += value * (x[l] - mean[l]);
         }
     }
 #pragma omp simd

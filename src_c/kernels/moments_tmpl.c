@@ -12,22 +12,22 @@ static inline ALWAYS_INLINE void NAME(add_vectors)(lanes *restrict acc, const T 
 #pragma omp simd
     for (int l = 0; l < BNCORE_LANES; l++) s[l] = acc->a[l], q[l] = acc->b[l];
     for (int64_t i = 0; i + BNCORE_LANES <= len; i += BNCORE_LANES) {
-        ACC v[BNCORE_LANES];
+        double v[BNCORE_LANES];
         fetch(x + i, ahead, LEVEL_1);
-        NAME(load_many)(v, x + i, BNCORE_LANES);
+        NAME(load_doubles)(v, x + i, BNCORE_LANES);
 #pragma omp simd
         for (int l = 0; l < BNCORE_LANES; l++) {
-            const double d = (double)v[l] - pivot;
+            const double d = v[l] - pivot;
             s[l] += d;
             q[l] += d * d;
         }
     }
     if (left) {
-        ACC last[BNCORE_LANES];
-        NAME(load_many)(last, x + len - BNCORE_LANES, BNCORE_LANES);
+        double last[BNCORE_LANES];
+        NAME(load_doubles)(last, x + len - BNCORE_LANES, BNCORE_LANES);
 #pragma omp simd
         for (int l = 0; l < BNCORE_LANES; l++) {
-            const double d = l >= BNCORE_LANES - left ? (double)last[l] - pivot : 0.0;
+            const double d = l >= BNCORE_LANES - left ? last[l] - pivot : 0.0;
             s[l] += d;
             q[l] += d * d;
         }
@@ -107,12 +107,12 @@ static inline void NAME(add_strip)(double *restrict s_, double *restrict q_,
 #pragma omp simd
     for (int l = 0; l < BNCORE_LANES; l++) s[l] = s_[l], q[l] = q_[l], pivot[l] = pivot_[l];
     for (int r = 0; r < rows; r++) {
-        ACC v[BNCORE_LANES];
+        double v[BNCORE_LANES];
         fetch(x + r * stride, AHEAD, LEVEL_2);
-        NAME(load_many)(v, x + r * stride, BNCORE_LANES);
+        NAME(load_doubles)(v, x + r * stride, BNCORE_LANES);
 #pragma omp simd
         for (int l = 0; l < BNCORE_LANES; l++) {
-            const double d = (double)v[l] - pivot[l];
+            const double d = v[l] - pivot[l];
             s[l] += d;
             q[l] += d * d;
         }

@@ -15,7 +15,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__F16C__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 
@@ -103,6 +103,27 @@ static inline ALWAYS_INLINE void narrow_many(uint16_t *to, const uint32_t *from,
 BNCORE_STORED_AS_IS(float, f32)
 BNCORE_STORED_AS_IS(double, f64)
 #undef BNCORE_STORED_AS_IS
+
+/* Sums take values as doubles. GCC would load float32 values once as they are, and convert the upper half of each vector
+ * from a register, which takes two instructions more than a conversion from memory. */
+static inline ALWAYS_INLINE void load_doubles_f32(double *to, const float *from, int n)
+{
+    int l = 0;
+#if defined(__AVX512F__)
+    for (; l < n; l += 8) _mm512_storeu_pd(to + l, _mm512_cvtps_pd(_mm256_loadu_ps(from + l)));
+#elif defined(__AVX__)
+    for (; l < n; l += 4) _mm256_storeu_pd(to + l, _mm256_cvtps_pd(_mm_loadu_ps(from + l)));
+#else
+#pragma omp simd
+    for (l = 0; l < n; l++) to[l] = (double)from[l];
+#endif
+}
+
+static inline ALWAYS_INLINE void load_doubles_f64(double *to, const double *from, int n)
+{
+#pragma omp simd
+    for (int l = 0; l < n; l++) to[l] = from[l];
+}
 
 /* ---- coefficients: a double in the type of the arithmetic ---- */
 
@@ -323,5 +344,16 @@ static inline ALWAYS_INLINE void round_many_f16(float *values, int n)
     store_many_f16(stored, values, n);
     load_many_f16(values, stored, n);
 }
+
+#define BNCORE_LOAD_DOUBLES(name)                                                                  \
+    static inline ALWAYS_INLINE void load_doubles_##name(double *to, const uint16_t *from, int n)  \
+    {                                                                                              \
+        float values[MOST_MANY];                                                                   \
+        load_many_##name(values, from, n);                                                         \
+        _Pragma("omp simd") for (int l = 0; l < n; l++) to[l] = (double)values[l];                 \
+    }
+BNCORE_LOAD_DOUBLES(f16)
+BNCORE_LOAD_DOUBLES(bf16)
+#undef BNCORE_LOAD_DOUBLES
 
 #endif
