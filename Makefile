@@ -56,7 +56,7 @@ BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyprojec
 	build clean
 
 help: ## prints this list, as `make` alone does
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: build $(VENV)/.demo $(VENV)/.study ## measures accuracy and time on real data, trains a network, and runs a small study
 	$(PY) -m bncore demo
@@ -117,7 +117,7 @@ bench: build $(VENV)/.suite ## times single operations in pytest-benchmark; BENC
 bench-peers: build $(VENV)/.suite $(VENV)/.peers ## times single operations of bncore and of every peer (installs them)
 	$(BENCH) --peers all --threads 1,2 $(BENCH_ARGS)
 
-bench-torch: build $(VENV)/.suite $(VENV)/.torch ## times bncore.torch against PyTorch: steps of a layer and of a ResNet-50 (installs it); BENCH_ARGS=--write for docs/pytorch.md
+bench-torch: build $(VENV)/.suite $(VENV)/.torch ## times bncore.torch against PyTorch: steps of a layer and of whole networks (installs it); BENCH_ARGS=--write for docs/pytorch.md
 	$(PY) benchmarks/torch_step.py $(BENCH_ARGS)
 	$(PY) benchmarks/torch_model.py $(BENCH_ARGS)
 

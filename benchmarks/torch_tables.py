@@ -41,22 +41,33 @@ def grouped(rows: Iterable[Row]) -> dict[str, Quantities]:
 def tables(rows: list[Row]) -> list[Table]:
     """Make the tables of the page."""
     found = grouped(rows)
-    return [steps_table(found), operations_table(found), needs_table(found)]
+    made = [steps_table(found), operations_table(found), needs_table(found)]
+    return [table for table in made if table.lines]
 
 
 def steps_table(found: dict[str, Quantities]) -> Table:
-    """Milliseconds of a step, and how many times a contestant's time PyTorch's takes."""
-    table = Table("training step, ms", ["training step, ms", *KINDS.values()])
+    """Milliseconds of a step, and how many times a contestant's time PyTorch's takes.
+
+    The last columns say the same of the processor's time, which other programs disturb less.
+    """
+    others = [kind for kind in KINDS if kind != "torch"]
+    head = ["training step, ms", *KINDS.values()]
+    table = Table("steps", [*head, *(f"processor's time, {KINDS[kind]}" for kind in others)])
     for name, kinds in found.items():
         cells = []
         for kind in KINDS:
             step = kinds.get(kind, {}).get("step")
-            ratio = ""
-            if step and kind != "torch" and "torch" in kinds:
-                ratio = f" ({kinds['torch']['step'] / step:.2f}×)"
+            ratio = f" ({times(kinds, kind, 'step')})" if step and kind != "torch" else ""
             cells.append(f"{step * 1e3:.0f}{ratio}" if step else "")
+        cells += [times(kinds, kind, "processor") for kind in others]
         table.lines.append([name, *cells])
     return table
+
+
+def times(kinds: Quantities, kind: str, quantity: str) -> str:
+    """Say how many times a contestant's time PyTorch's takes; nothing if one is missing."""
+    own, other = (kinds.get(one, {}).get(quantity) for one in (kind, "torch"))
+    return f"{other / own:.2f}×" if own and other else ""
 
 
 def operations_table(found: dict[str, Quantities]) -> Table:

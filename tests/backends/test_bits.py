@@ -15,7 +15,7 @@ import pytest
 import arrays
 import bncore
 import operations
-from arrays import EDGE_SHAPES, FLOATS, LAYOUTS, THREADED_SHAPES
+from arrays import EDGE_SHAPES, FLOATS, LAYOUTS, SIXTEEN_BITS, THREADED_SHAPES
 
 THREADS = (1, 2, 3, 4, 7)
 BIT_LAYOUTS = [
@@ -55,6 +55,33 @@ def test_threads(backend, shape, dtype):
         assert operations.differences(got, expected) == [], n_threads
 
 
+@pytest.mark.parametrize("dtype", SIXTEEN_BITS)
+@pytest.mark.parametrize("shape", [(3, 2, 90001), (16000, 19), (8, 16, 60, 31)], ids=str)
+def test_16_bits(backend, shape, dtype):
+    """Threads, layouts and alignments in turn, on work for several threads."""
+    for index in range(len(BIT_LAYOUTS)):
+        case, expected = reference(shape, dtype, index)
+        for n_threads in (1, 4):
+            got = operations.run_all(case, n_threads=n_threads)
+            assert operations.differences(got, expected) == [], (index, n_threads)
+        for elements in (1, 7, 16, 31):
+            check_offset(case, expected, "train", elements, [2])
+            check_offset(case, expected, "train_backward", elements, [3])
+
+
+@pytest.mark.parametrize("dtype", SIXTEEN_BITS)
+def test_edge_shapes_in_16_bits(backend, dtype):
+    """Chains that end in 8, 4, or fewer values, with values beside the lanes or not."""
+    shapes = [(3, 2, 16 * k + rest) for k in (1, 3, 4, 7, 8, 13) for rest in (0, 5)]
+    shapes += [(n, 300) for n in (3, 4, 7, 8, 13, 258)] + [(16 * n + 5, 3) for n in (8, 13)]
+    for shape in shapes:
+        case = operations.make_case(np.random.default_rng(19), shape, dtype)
+        with bncore.use_backend("numpy"):
+            expected = operations.run_all(case, n_threads=1)
+        got = operations.run_all(operations.replace(case), n_threads=3)
+        assert operations.differences(got, expected) == [], shape
+
+
 @pytest.mark.parametrize("index", range(len(BIT_LAYOUTS)), ids=[str(e) for e in BIT_LAYOUTS])
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_layouts_and_threads(backend, dtype, index):
@@ -75,7 +102,7 @@ def check_offset(case, expected, name, elements, threads):
     shifted = case.rebuilt(lambda array: moved(array, elements))
     options = {}
     if name in operations.WRITING:  # output and input need not be aligned alike
-        options["out"] = moved(case.x, 15 - elements)
+        options["out"] = moved(case.x, 31 - elements if case.x.itemsize == 2 else 15 - elements)
     for n_threads in threads:
         results = operations.ALL[name](shifted, n_threads=n_threads, **options)
         for key, value in results.items():

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
+import arrays
 import bncore
 from bncore.arguments import float_environment
 from calls import CALLS
@@ -61,7 +62,8 @@ def state(value: int):
 
 def subnormal(rng, shape, dtype) -> np.ndarray:
     """Values around the least normal number of the dtype, most of them below it."""
-    return (rng.standard_normal(shape) * float(np.finfo(dtype).tiny) / 4).astype(dtype)
+    tiny = np.finfo(np.float32 if dtype == arrays.bfloat16 else dtype).tiny  # of one exponent range
+    return (rng.standard_normal(shape) * float(tiny) / 4).astype(dtype)
 
 
 class Everything:
@@ -93,7 +95,7 @@ class Everything:
         return [np.asarray(value).tobytes() for value in (*values, running_mean, running_var)]
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [*arrays.FLOATS, *arrays.SIXTEEN_BITS])
 @pytest.mark.parametrize("value", STATES.values(), ids=STATES)
 def test_the_bits_of_every_backend(backend, rng, dtype, value):
     data = Everything(rng, dtype, (16, 24, 28, 28) if backend.name == "native" else (4, 24, 9, 9))
