@@ -90,9 +90,7 @@ def call_all(library: str) -> None:
     for function, shape, dtype, fused in calls():
         outer, channels, inner = shape
         sizes = map(ctypes.c_int64, shape)
-        native.bncore_problem_init(
-            ctypes.byref(problem), of_problem, DTYPES[dtype][0], *sizes
-        )
+        native.bncore_problem_init(ctypes.byref(problem), of_problem, DTYPES[dtype][0], *sizes)
         n = outer * channels * inner
         memory = {
             "x": array(DTYPES[dtype][1], bits_of(dtype)) * (n // 11 + 1),
