@@ -56,7 +56,7 @@ BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyprojec
 	build clean
 
 help: ## prints this list, as `make` alone does
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: build $(VENV)/.demo $(VENV)/.study ## measures accuracy and time on real data, trains a network, and runs a small study
 	$(PY) -m bncore demo

@@ -26,7 +26,8 @@ ISAS = ("avx2", "baseline")
 
 # (outer, channels, inner): planes, short planes, rows of whole vectors and others, narrow rows.
 SHAPES = [(4, 8, 784), (8, 16, 49), (256, 64, 1), (64, 300, 1), (2048, 3, 1)]
-DTYPES = ("float", "double")
+# The types of bncore.h, with their numbers there, and what holds a value of each in `array`.
+DTYPES = {"float": (0, "f"), "double": (1, "d"), "float16": (2, "H"), "bfloat16": (3, "H")}
 # Functions of bncore.h, with their arguments after the problem: x's size, or one per channel.
 FUNCTIONS = {
     "bncore_moments": "ccx",
@@ -42,6 +43,7 @@ RELU = 1
 
 # Outputs past the caches: planes with lines in which two meet, and rows.
 STREAMED = [(64, 128, 784), (50176, 144, 1)]
+STREAMED_16 = (128, 128, 784)
 STREAMING = ("bncore_normalize", "bncore_train_backward")
 
 Call = tuple[str, tuple[int, int, int], str, bool]
@@ -51,7 +53,8 @@ def calls() -> list[Call]:
     small = [(f, shape, dtype, False) for f in FUNCTIONS for shape in SHAPES for dtype in DTYPES]
     small += [(f, shape, "float", False) for f in STREAMING for shape in STREAMED]
     small += [(f, shape, dtype, True) for f in FUSED for shape in SHAPES for dtype in DTYPES]
-    return small + [(f, shape, "float", True) for f in FUSED for shape in STREAMED]
+    small += [(f, shape, "float", True) for f in FUSED for shape in STREAMED]
+    return small + [(f, STREAMED_16, "bfloat16", False) for f in STREAMING]
 
 
 def names() -> list[str]:
@@ -59,6 +62,17 @@ def names() -> list[str]:
         f"{function}{', relu and residual' if fused else ''} {'x'.join(map(str, shape))} {dtype}"
         for function, shape, dtype, fused in calls()
     ]
+
+
+def bits_of(dtype: str) -> list[int]:
+    """0 to 10, in 16 bits as the bits that stand for them."""
+    import struct
+
+    if dtype == "float16":
+        return [struct.unpack("<H", struct.pack("<e", i))[0] for i in range(11)]
+    if dtype == "bfloat16":
+        return [struct.unpack("<I", struct.pack("<f", i))[0] >> 16 for i in range(11)]
+    return list(range(11))
 
 
 def call_all(library: str) -> None:
@@ -76,12 +90,10 @@ def call_all(library: str) -> None:
     for function, shape, dtype, fused in calls():
         outer, channels, inner = shape
         sizes = map(ctypes.c_int64, shape)
-        native.bncore_problem_init(
-            ctypes.byref(problem), of_problem, int(dtype == "double"), *sizes
-        )
+        native.bncore_problem_init(ctypes.byref(problem), of_problem, DTYPES[dtype][0], *sizes)
         n = outer * channels * inner
         memory = {
-            "x": array(dtype[0], range(11)) * (n // 11 + 1),
+            "x": array(DTYPES[dtype][1], bits_of(dtype)) * (n // 11 + 1),
             "c": array("d", [1.0]) * channels,
         }
         given = [memory[a][:] for a in FUNCTIONS[function] + "xxc"]

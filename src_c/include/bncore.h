@@ -108,7 +108,8 @@ typedef enum bncore_activation {
 typedef struct bncore_fusion {
     uint32_t size;      /* sizeof(bncore_fusion) in the header that the caller was compiled with */
     int32_t activation; /* bncore_activation */
-    double slope;       /* of BNCORE_LEAKY_RELU; finite. It is rounded to double or float, as computed with */
+    double
+        slope; /* of BNCORE_LEAKY_RELU; finite. It is rounded to double or float, as computed with */
     const void *residual; /* of the shape and dtype of x; NULL: there is none */
     /* For backward: of the shape and dtype of x. It may be the same memory as dy or residual, and must share no memory
      * with x and dx. NULL: it is not wanted. */

@@ -12,6 +12,8 @@
 #ifndef BNCORE_STORAGE_H
 #define BNCORE_STORAGE_H
 
+#include "../arithmetic.h"
+
 #include <stdint.h>
 #include <string.h>
 

@@ -211,17 +211,14 @@ static inline ALWAYS_INLINE void NAME(walk_on)(const bncore_arrays *arrays, int6
     int64_t i = first, column = first % cols;
     const int width = streamed ? NAME(IN_LINE) : NAME(WIDTH);
     for (; i + width <= all; i += width) {
-        T values[NAME(IN_LINE)];
+        T values[NAME(IN_LINE)], *to = streamed ? values : dst + i;
         if (streamed) NAME(fetch_ahead)(NAME(values_at)(v, i, fused), fused);
         for (int p = 0; p < width; p += NAME(WIDTH)) {
-            compute(values + p, NAME(values_at)(v, i + p, fused), coef + column, stride, 1, fused);
+            compute(to + p, NAME(values_at)(v, i + p, fused), coef + column, stride, 1, fused);
             column += NAME(WIDTH);
             column -= column >= cols ? cols : 0;
         }
-        if (streamed)
-            NAME(stream_parts)(dst + i, values, NAME(PARTS));
-        else
-            NAME(copy)(dst + i, values);
+        if (streamed) NAME(stream_parts)(dst + i, values, NAME(PARTS));
     }
     if (streamed && all - i >= NAME(WIDTH)) {
         compute(dst + i, NAME(values_at)(v, i, fused), coef + column, stride, 1, fused);
