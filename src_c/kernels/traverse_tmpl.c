@@ -51,6 +51,14 @@ static inline ALWAYS_INLINE void NAME(stream_parts)(T *dst, const T *values, int
     for (int p = 0; p < parts; p++) stream(dst + p * NAME(WIDTH), values + p * NAME(WIDTH), part);
 }
 
+/* How many values lie between p and the next start of WIDTH values in a line. There are fewer than WIDTH, and so a run that
+ * meets another one is longer. */
+static inline int64_t NAME(to_part)(const T *p)
+{
+    const uintptr_t part = NAME(WIDTH) * sizeof(T);
+    return (int64_t)((part - (uintptr_t)p % part) % part / sizeof(T));
+}
+
 /* How many values lie between p and the next start of a line. */
 static inline int64_t NAME(to_line)(const T *p)
 {
@@ -86,16 +94,15 @@ static inline ALWAYS_INLINE void NAME(stream_runs)(T *dst, NAME(values) v, int64
                                                    NAME(few_values) * compute_few, int fields,
                                                    int fused)
 {
-    int64_t i = 0, end = len, first = bncore_min(NAME(to_line)(dst), len);
-    for (; i < first; i += bncore_min(first - i, NAME(WIDTH) - 1))
-        compute_few(dst + i, NAME(values_at)(v, i, fused), bncore_min(first - i, NAME(WIDTH) - 1),
-                    coef, stride);
+    const int64_t line = NAME(to_line)(dst);
+    int64_t i = bncore_min(NAME(to_part)(dst), len), end = len;
+    if (i) compute_few(dst, v, i, coef, stride);
     for (int64_t c = 0; c < runs; c++, end += len) {
         ACC k[COEF_FIELDS];
         T values[NAME(IN_LINE)], next[NAME(WIDTH)];
         for (int f = 0; f < fields; f++) k[f] = coef[f * stride + c];
         while (i + NAME(WIDTH) <= end) {
-            if ((i - first) % NAME(IN_LINE) == 0)
+            if ((i - line) % NAME(IN_LINE) == 0)
                 for (; i + NAME(IN_LINE) <= end; i += NAME(IN_LINE)) {
                     if (fused & RESIDUAL) fetch(v.r + i, ahead, ONCE);
                     NAME(fetch_ahead)(NAME(values_at)(v, i, fused), fused);
