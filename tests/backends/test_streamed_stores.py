@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import arrays
+import bncore
 import operations
 from arrays import FLOATS
 from variants import FOUND
@@ -59,6 +60,19 @@ def test_streamed_output_has_the_bits_of_one_in_place(streaming, shape, dtype, r
             got = operations.WRITING[name](case, out=out, n_threads=n_threads)
             assert operations.differences(got, expected) == [], (name, place, n_threads)
             assert got.get("y", got.get("dx")).ctypes.data == before
+
+
+@pytest.mark.parametrize("shape", [(54, 9001, 17), (51, 2501, 7, 7), (120003, 66)], ids=str)
+def test_streamed_output_of_16_bits(streaming, shape, rng):
+    """A line holds 32 values: planes may be shorter, so that three meet in a line."""
+    x = rng.standard_normal(shape, np.float32).astype(np.float16)
+    mean, var = rng.standard_normal((2, shape[1])) ** 2
+    in_place = x.copy()
+    bncore.batch_norm_infer(in_place, mean, var, out=in_place)
+    for place, n_threads in ((0, 1), (3, 1), (20, 2), (31, 3)):
+        out = arrays.offset_by(np.full_like(x, np.nan), place)
+        bncore.batch_norm_infer(x, mean, var, out=out, n_threads=n_threads)
+        assert arrays.same_bits(out, in_place), (place, n_threads)
 
 
 @pytest.mark.parametrize("activation", ["relu", None])
