@@ -96,7 +96,8 @@ static void finish_sums(const operation *op, int64_t first, int64_t n, bncore_pa
     }
 }
 
-/* The same for sums of dy * (x - hi) * scale, where hi and scale are the mean and invstd, rounded to float32. */
+/* The same for sums of dy * (x - hi) * scale, where hi and scale are the mean and invstd, rounded to float32. What the
+ * rounding of the mean added is taken away, unless an infinite sum of dy would make NaN of it. */
 static void finish_chained_sums(const operation *op, int64_t first, int64_t n,
                                 bncore_partial partial, int64_t step)
 {
@@ -105,7 +106,8 @@ static void finish_chained_sums(const operation *op, int64_t first, int64_t n,
         const double mean = op->mean[first + c], lo = mean - (double)(float)mean;
         const double scale = (double)(float)op->invstd[first + c];
         op->results[0][first + c] = from[0];
-        op->results[1][first + c] = from[partial.stride] - (lo * scale) * from[0];
+        const int exact = lo == 0.0 || !isfinite(from[0]);
+        op->results[1][first + c] = from[partial.stride] - (exact ? 0.0 : (lo * scale) * from[0]);
     }
 }
 

@@ -188,3 +188,16 @@ def test_the_sums_of_bad_data_in_float64_are_exact(backend):
     moments = bncore.moments(x, dtype=np.float64)
     for m2, exact in zip(moments.m2, oracle.channel_moments(x), strict=True):
         assert oracle.relative_error(m2, exact.m2) <= tolerances.VARIANCE_OUTLIER
+
+
+@pytest.mark.parametrize("dtype", SIXTEEN_BITS)
+@pytest.mark.parametrize("mean", [0.0, 0.3, 0.7])
+def test_an_infinite_gradient_gives_infinite_sums(backend, dtype, mean):
+    """As in float32: nothing makes NaN of it where x is not the mean."""
+    x, dy = np.full((1, 1, 64), 2.0), np.ones((1, 1, 64))
+    dy[0, 0, 5] = np.inf
+    given = np.array([mean]), np.ones(1)
+    x, dy = x.astype(dtype), dy.astype(dtype)
+    _, dweight, dbias = bncore.batch_norm_infer_backward(dy, x, *given, None)
+    assert dweight == np.inf
+    assert dbias == np.inf

@@ -146,4 +146,6 @@ def add_grad_sums(
             sum_dy_xhat[c] = b * invstd[c]
         else:  # the products are scaled already; take away what the rounding of the mean added
             lo = mean[c] - np.float64(np.float32(mean[c]))
-            sum_dy_xhat[c] = b - (lo * np.float64(np.float32(invstd[c]))) * a
+            exact = lo == 0.0 or not np.isfinite(a)  # an infinite sum would make NaN of it
+            added = 0.0 if exact else (lo * np.float64(np.float32(invstd[c]))) * a
+            sum_dy_xhat[c] = b - added

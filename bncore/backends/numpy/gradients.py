@@ -81,9 +81,13 @@ def add_columns(columns: Stat, geo: Rows) -> Stat:
 
 
 def scaled(b: Stat, a: Stat, mean: Stat, invstd: Stat, chained: bool) -> Stat:
-    """Scale the sums of products; in chains that is done, and what hi lost is taken away."""
+    """Scale the sums of products; in chains that is done, and what hi lost is taken away.
+
+    An infinite sum of dy would make NaN of it, and has nothing taken away.
+    """
     if not chained:
         return b * invstd
     lo = mean - mean.astype(np.float32)
-    result: Stat = b - (lo * invstd.astype(np.float32)) * a
+    exact = (lo == 0.0) | ~np.isfinite(a)
+    result: Stat = b - np.where(exact, 0.0, (lo * invstd.astype(np.float32)) * a)
     return result
