@@ -19,6 +19,12 @@ static int64_t item_of(int32_t dtype)
 {
     switch (dtype) {
     case BNCORE_FLOAT32:
+    case BNCORE_UINT8: /* y has floats */
+    case BNCORE_INT8:
+    case BNCORE_UINT16:
+    case BNCORE_INT16:
+    case BNCORE_UINT32:
+    case BNCORE_INT32:
         return sizeof(float);
     case BNCORE_FLOAT64:
         return sizeof(double);

@@ -49,6 +49,8 @@ COMPUTING = (
     "grad_input",
     "train_backward",
     "infer_backward",
+    "integer_moments",
+    "integer_normalize",
 )
 
 

@@ -51,6 +51,8 @@ typedef struct running_columns {
 
 #undef CHAINED
 
+#include "integers_kernels.c"
+
 /* The reductions of 16-bit values add in chains. */
 #define CHAINED 1
 #define T uint16_t
@@ -69,4 +71,6 @@ typedef struct running_columns {
 
 extern const bncore_kernels JOIN(bncore_kernels, BNCORE_ISA_NAME);
 const bncore_kernels JOIN(bncore_kernels, BNCORE_ISA_NAME) = {
-    STRING(BNCORE_ISA_NAME), {&kernel_set_f32, &kernel_set_f64, &kernel_set_f16, &kernel_set_bf16}};
+    STRING(BNCORE_ISA_NAME),
+    {&kernel_set_f32, &kernel_set_f64, &kernel_set_f16, &kernel_set_bf16},
+    {&integer_set_u8, &integer_set_u16, &integer_set_u32}};

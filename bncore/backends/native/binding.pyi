@@ -30,6 +30,8 @@ grad_sums = _backend.grad_sums
 grad_input = _backend.grad_input
 train_backward = _backend.train_backward
 infer_backward = _backend.infer_backward
+integer_moments = _backend.integer_moments
+integer_normalize = _backend.integer_normalize
 
 _fast_path: FastPath
 in_float32 = _fast_path.in_float32

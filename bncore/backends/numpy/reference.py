@@ -15,12 +15,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from bncore.backends.contract import Fusion
+from bncore.backends.integers import normalize_blocks
 from bncore.backends.numpy.gradients import (
     add_columns,
     planes_grad_sums,
     rows_grad_sums,
     scaled,
 )
+from bncore.backends.numpy.integers import integer_moments as integer_moments
 from bncore.backends.numpy.order import TILE, channel_groups, column_strips
 from bncore.backends.numpy.statistics import Partial, merge_columns, planes_moments, rows_moments
 from bncore.backends.numpy.storage import computed, store
@@ -32,6 +34,7 @@ from bncore.backends.partition import (
     computed_in,
     geometry,
     in_chains,
+    tile_slices,
     unfused_gradient,
 )
 
@@ -52,24 +55,13 @@ def tiles(
     for shape in shapes:
         end = begin + shape[0] * shape[1] * shape[2]
         views = [array[begin:end].reshape(shape) for array in flat]
-        for tile in tile_slices(*shape):
+        for tile in tile_slices(*shape, TILE):
             per_channel = tile[1]
             yield (
                 *(view[tile] for view in views),
                 *(c[: shape[1]][per_channel, np.newaxis] for c in coefficients),
             )
         begin = end
-
-
-def tile_slices(outer: int, channels: int, inner: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Cut a 3-D array into tiles of at most TILE values, each as contiguous as it can be."""
-    i_step = max(1, min(inner, TILE))
-    c_step = max(1, min(channels, TILE // i_step))
-    o_step = max(1, TILE // (i_step * c_step))
-    for o in range(0, outer, o_step):
-        for c in range(0, channels, c_step):
-            for i in range(0, inner, i_step):
-                yield slice(o, o + o_step), slice(c, c + c_step), slice(i, i + i_step)
 
 
 # The coefficients of the elementwise formulas are computed in float64; assigning them to an array
@@ -200,6 +192,22 @@ def normalize(
     for tile in tiles(geometry(*x.shape), (y, x), coefficients):
         out, value, hi, scale, shift = tile
         store(out, (computed(value) - hi) * scale + shift)
+
+
+@np.errstate(all="ignore")
+def integer_normalize(
+    y: Data,
+    x: Data,
+    mean: Stat,
+    var: Stat,
+    weight: Stat | None,
+    bias: Stat | None,
+    eps: float,
+    n_threads: int,
+    fusion: Fusion | None = None,
+) -> None:
+    """Write y of `normalize` for an x of integers."""
+    normalize_blocks(normalize, y, x, mean, var, weight, bias, eps, n_threads, fusion)
 
 
 def activate(
