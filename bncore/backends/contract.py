@@ -130,13 +130,16 @@ class Backend(Protocol):
         var: Stat,
         sum_dy: Stat,
         sum_dy_xhat: Stat,
-        count: float,
+        count: Stat,
         weight: Stat | None,
         eps: float,
         n_threads: int,
         /,
     ) -> None:
-        """Compute dx = weight * invstd * (dy - (sum_dy + xhat * sum_dy_xhat) / count)."""
+        """Compute dx = weight * invstd * (dy - (sum_dy + xhat * sum_dy_xhat) / count).
+
+        count has the number of values of each channel.
+        """
 
     def train_backward(
         self,

@@ -244,14 +244,14 @@ def grad_sums(cnp.ndarray sum_dy, cnp.ndarray sum_dy_xhat, cnp.ndarray dy, cnp.n
 
 
 def grad_input(cnp.ndarray dx, cnp.ndarray dy, cnp.ndarray x, cnp.ndarray mean, cnp.ndarray var,
-               cnp.ndarray sum_dy, cnp.ndarray sum_dy_xhat, double count, cnp.ndarray weight, double eps,
+               cnp.ndarray sum_dy, cnp.ndarray sum_dy_xhat, cnp.ndarray count, cnp.ndarray weight, double eps,
                int n_threads):
     cdef bncore_problem p = _problem(x, eps, n_threads)
     cdef bncore_status status
     with nogil:
         status = bncore_grad_input(&p, cnp.PyArray_DATA(dx), cnp.PyArray_DATA(dy), cnp.PyArray_DATA(x),
-                                   _doubles(mean), _doubles(var), _doubles(sum_dy), _doubles(sum_dy_xhat), count,
-                                   _doubles(weight))
+                                   _doubles(mean), _doubles(var), _doubles(sum_dy), _doubles(sum_dy_xhat),
+                                   _doubles(count), _doubles(weight))
     _check(status)
 
 
