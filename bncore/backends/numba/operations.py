@@ -249,7 +249,7 @@ class Operations:
         """Write the gradients of `train`."""
         dy = self.masked(dx, dy, x, mean, var, weight, eps, fusion, n_threads)
         self.grad_sums(sum_dy, sum_dy_xhat, dy, x, mean, var, eps, n_threads)
-        count = np.full_like(mean, x.size // len(mean))
+        count = np.full(len(mean), float(x.size // len(mean)))
         given = mean, var, sum_dy, sum_dy_xhat, count, weight, eps
         self.grad_input(dx, dy, x, *given, n_threads)
 

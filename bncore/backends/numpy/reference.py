@@ -303,7 +303,7 @@ def train_backward(
     """Write the gradients of `train`."""
     dy = masked(dx, dy, x, mean, var, weight, eps, fusion)
     grad_sums(sum_dy, sum_dy_xhat, dy, x, mean, var, eps, n_threads)
-    count = np.full_like(mean, x.size // len(mean))
+    count = np.full(len(mean), float(x.size // len(mean)))
     grad_input(dx, dy, x, mean, var, sum_dy, sum_dy_xhat, count, weight, eps, n_threads)
 
 
