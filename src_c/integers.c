@@ -27,9 +27,9 @@ static void finish_integers(const operation *op, int64_t first, int64_t n, bncor
     for (int64_t c = 0; c < n; c++) {
         const double *from = partial.at + c * step;
         wide_moments(&op->results[0][first + c], &op->results[1][first + c],
-                    wide_at(from, partial.stride),
-                    wide_at(from + 2 * partial.stride, partial.stride), (uint64_t)op->g.n,
-                    op->arrays.integers->flip);
+                     wide_at(from, partial.stride),
+                     wide_at(from + 2 * partial.stride, partial.stride), (uint64_t)op->g.n,
+                     op->arrays.integers->flip);
     }
 }
 
@@ -113,7 +113,7 @@ void bncore_read_integers(operation *op, const bncore_kernels *kernels)
 {
     const int type = op->problem->dtype - BNCORE_UINT8;
     bncore_integers *integers = &op->integers;
-    integers->set = kernels->integer_set[type / 2];
+    integers->set = &kernels->integer_sets[type / 2];
     op->x_item = integers->set->item;
     integers->flip = type % 2 ? (uint32_t)1 << (8 * op->x_item - 1) : 0;
     integers->centered = op->x_item == sizeof(uint32_t);

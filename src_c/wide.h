@@ -93,8 +93,8 @@ static inline double wide_rounded(bncore_wide whole, uint64_t rest, uint64_t n)
 
 /* Set the mean and m2 of n unsigned integers that have these sums and are larger by `flip` than the integers meant. With
  * sum = a * n + rest, m2 = squares - a * (sum + rest) - rest^2 / n, where all but the last quotient are integers. */
-static inline void wide_moments(double *mean, double *m2, bncore_wide sum, bncore_wide squares, uint64_t n,
-                        uint64_t flip)
+static inline void wide_moments(double *mean, double *m2, bncore_wide sum, bncore_wide squares,
+                                uint64_t n, uint64_t flip)
 {
     uint64_t rest, left;
     const uint64_t a = wide_divide(sum, n, &rest);

@@ -236,7 +236,7 @@ def _backward(
                 *statistics,
                 shared[0],
                 shared[1],
-                float(g.count),
+                np.full(len(sum_dy), float(g.count)),
                 row,
                 eps,
                 threads,

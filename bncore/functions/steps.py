@@ -350,7 +350,7 @@ def grad_input(
             moments.var(),
             sums.sum_dy,
             sums.sum_dy_xhat,
-            float(moments.count),
+            np.full(p.channels, float(moments.count)),
             gamma.values,
             eps,
             threads,

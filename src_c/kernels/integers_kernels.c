@@ -88,3 +88,10 @@ static void load_u32(float *restrict to, const void *from, int64_t n, uint32_t f
 #undef SUM
 #undef HALF
 #undef NAME
+
+#define SET(T, name) {sizeof(T), sum_planes_##name, sum_rows_##name, load_##name}
+
+extern const bncore_integer_set JOIN(bncore_integers, BNCORE_ISA_NAME)[3];
+const bncore_integer_set JOIN(bncore_integers, BNCORE_ISA_NAME)[3] = {
+    SET(uint8_t, u8), SET(uint16_t, u16), SET(uint32_t, u32)};
+#undef SET

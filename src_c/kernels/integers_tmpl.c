@@ -76,7 +76,8 @@ static void NAME(sum_rows)(bncore_partial partial, const bncore_arrays *a, const
     const int64_t cols = fold * t->cols, rows = t->rows / fold, rest = t->rows % fold;
     clear_sums(partial, t->cols);
     for (int64_t j = 0; j < cols; j += NAME(COLUMNS)) {
-        const bncore_partial strip = {partial.at + j, partial.stride}; /* the only one, if fold > 1 */
+        const bncore_partial strip = {partial.at + j,
+                                      partial.stride}; /* the only one, if fold > 1 */
         NAME(sum_columns)(strip, t->cols, x + j, bncore_min(cols - j, NAME(COLUMNS)),
                           fold * t->stride, rows, flip);
     }
@@ -113,10 +114,3 @@ static void NAME(sum_planes)(bncore_partial partial, const bncore_arrays *a, con
             NAME(sum_run)(partial, c, x + c * t->inner + p.offset, p.len, flip);
     }
 }
-
-static const bncore_integer_set NAME(integer_set) = {
-    .item = sizeof(T),
-    .sum_planes = NAME(sum_planes),
-    .sum_rows = NAME(sum_rows),
-    .load = NAME(load),
-};

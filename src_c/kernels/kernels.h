@@ -114,9 +114,10 @@ typedef struct bncore_kernel_set {
     /* What a mask needs of the coefficients of backward: the fields a, hi and MASK_SHIFT, as in normalize_coefs. */
     void (*mask_coefs)(void *coef, int64_t stride, int64_t n, const double *mean,
                        const double *invstd, const double *weight, const double *bias);
+    /* counts NULL: `count` for every channel. */
     void (*grad_input_coefs)(void *coef, int64_t stride, int64_t n, const double *mean,
                              const double *invstd, const double *weight, const double *sum_dy,
-                             const double *sum_dy_xhat, double count);
+                             const double *sum_dy_xhat, const double *counts, double count);
     void (*grad_frozen_coefs)(void *coef, int64_t n, const double *invstd, const double *weight);
 } bncore_kernel_set;
 
@@ -146,8 +147,8 @@ typedef struct bncore_integers {
 
 typedef struct bncore_kernels {
     const char *name;
-    const bncore_kernel_set *set[4];          /* by bncore_dtype */
-    const bncore_integer_set *integer_set[3]; /* by bncore_integer / 2 */
+    const bncore_kernel_set *set[4];        /* by bncore_dtype */
+    const bncore_integer_set *integer_sets; /* of 8, 16 and 32 bits */
 } bncore_kernels;
 
 /* Return the table in use; NULL while BNCORE_ISA names none. */
