@@ -65,6 +65,7 @@ static bncore_status start_any(operation *op, const bncore_problem *p, void *dst
     if (!kernels) return BNCORE_ERROR_ISA;
     if (bncore_executor_init() != BNCORE_OK) return BNCORE_ERROR_EXECUTOR;
     const int integers = p->dtype >= BNCORE_UINT8;
+    if (integers && p->weights) return BNCORE_ERROR_DTYPE;
     const bncore_kernel_set *set = kernels->set[integers ? BNCORE_FLOAT32 : p->dtype];
     *op = (operation){.problem = p,
                       .kernels = set,
@@ -268,7 +269,7 @@ static bncore_status run(operation *op)
     if (op->g.n > 0 && op->g.channels > 0) return bncore_run(op);
     for (int i = 0; i < 2; i++)
         for (int64_t c = 0; op->results[i] && c < op->g.channels; c++)
-            op->results[i][c] = i == 0 && op->finish == finish_moments ? (double)NAN : 0.0;
+            op->results[i][c] = i == 0 && op->fields == MOMENTS_FIELDS ? (double)NAN : 0.0;
     return BNCORE_OK;
 }
 

@@ -212,7 +212,8 @@ static inline void bncore_canonical(const int64_t *sizes, int rank, int start, i
 BNCORE_API size_t bncore_scratch_size(const bncore_problem *problem);
 
 /* Compute for each channel, over its n = outer * inner values, the mean and m2, the sum of the squared deviations
- * from the mean. Where n = 0, they are NaN and 0. Of integers they are the exact mean and m2, each rounded once. */
+ * from the mean. Where n = 0, they are NaN and 0. Of integers they are the exact mean and m2, each rounded once;
+ * integers take no weights. */
 BNCORE_API bncore_status bncore_moments(const bncore_problem *problem, double *mean, double *m2,
                                         const void *x);
 
