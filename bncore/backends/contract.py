@@ -1,12 +1,11 @@
-"""The interface of every backend: functions over canonical arrays.
+"""The interface of every backend: seven functions over canonical arrays.
 
 A backend is a module with these names.  It checks no arguments, because `bncore.arguments.problem`
 has checked them before.
 
 x, dy, y, dx are C-contiguous, aligned, native-endian arrays of shape (outer, channels, inner), not
 empty, all of one dtype: float64, float32, float16, or uint16, which stands for the bits of
-bfloat16.  The two functions for integers take an x of integers instead, and y and a residual are
-float32.  mean, var, m2, sum_dy, sum_dy_xhat are C-contiguous float64 arrays of shape (channels,);
+bfloat16.  mean, var, m2, sum_dy, sum_dy_xhat are C-contiguous float64 arrays of shape (channels,);
 so are weight and bias, which may also be None.  eps >= 0, n_threads >= 1.  Outputs come first and
 are written in place.  y may be the same memory as x or a residual, and dx the same as x, dy or a
 residual.
@@ -28,8 +27,6 @@ import numpy.typing as npt
 
 # (outer, channels, inner), float64, float32, float16 or uint16
 Data: TypeAlias = npt.NDArray[Any]
-# (outer, channels, inner), signed or unsigned integers of 8, 16 or 32 bits
-Integers: TypeAlias = npt.NDArray[Any]
 # (channels,), float64
 Stat: TypeAlias = npt.NDArray[np.float64]
 
@@ -217,28 +214,6 @@ class Backend(Protocol):
         /,
     ) -> None:
         """Compute `grad_sums` and dx = dy * weight / sqrt(var + eps)."""
-
-    def integer_moments(self, mean: Stat, m2: Stat, x: Integers, n_threads: int, /) -> None:
-        """Compute the exact mean and sum of squared deviations, each rounded once."""
-
-    def integer_normalize(
-        self,
-        y: npt.NDArray[np.float32],
-        x: Integers,
-        mean: Stat,
-        var: Stat,
-        weight: Stat | None,
-        bias: Stat | None,
-        eps: float,
-        n_threads: int,
-        fusion: Fusion | None = None,
-        /,
-    ) -> None:
-        """Compute `normalize` for x as float32, to which integers of 8 and 16 bits convert exactly.
-
-        Those of 32 bits become x - c in float64, with c = float32(mean), which is rounded to
-        float32 and normalized with the mean mean - c.  y has no memory of x.
-        """
 
 
 class FastPath(Protocol):
