@@ -43,9 +43,9 @@ static inline ALWAYS_INLINE void NAME(sum_block)(NAME(columns) * w, const T *x, 
     for (int64_t j = 0; j < cols; j++) w->x[j] = w->lower[j] = 0;
     for (int64_t j = 0; HALF && j < cols; j++) w->upper[j] = 0;
     for (; r + SUM_TILE <= rows; r += SUM_TILE) {
-        for (int ahead = SUM_TILE; ahead < 2 * SUM_TILE; ahead++)
+        for (int64_t next = r + SUM_TILE; next < r + 2 * SUM_TILE; next++)
             for (int64_t j = 0; j < cols; j += LINE / (int)sizeof(T))
-                fetch(x + (r + ahead) * stride + j, SUM_AHEAD, LEVEL_1);
+                fetch(x, (next * stride + j) * (int64_t)sizeof(T) + SUM_AHEAD, LEVEL_1);
         NAME(add_tile)(w, x + r * stride, cols, stride, SUM_TILE, flip);
     }
     for (; r < rows; r++) NAME(add_tile)(w, x + r * stride, cols, stride, 1, flip);
