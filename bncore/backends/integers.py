@@ -60,7 +60,8 @@ def normalize_blocks(
     if not is_narrow(x):
         center[:] = mean.astype(np.float32)
         mean = mean - center
-    for block in tile_slices(*x.shape, BLOCK):
+    outer, channels_in_all, inner = x.shape
+    for block in tile_slices(outer, channels_in_all, inner, BLOCK):
         channels = block[1]
         if is_narrow(x):
             values = x[block].astype(np.float32)
