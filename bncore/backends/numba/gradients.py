@@ -172,7 +172,9 @@ def add_grad_sums(
                 a += column_a
                 b += column_b
         sum_dy[c] = a
-        if not chained:
+        if mean[c] != mean[c]:  # b is NaN, or 0 if all values are left out
+            sum_dy_xhat[c] = b
+        elif not chained:
             sum_dy_xhat[c] = b * invstd[c]
         else:  # the products are scaled already; take away what the rounding of the mean added
             lo = mean[c] - np.float64(np.float32(mean[c]))

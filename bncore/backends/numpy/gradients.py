@@ -102,11 +102,12 @@ def add_columns(columns: Stat, geo: Rows) -> Stat:
 def scaled(b: Stat, a: Stat, mean: Stat, invstd: Stat, chained: bool) -> Stat:
     """Scale the sums of products; in chains that is done, and what hi lost is taken away.
 
-    An infinite sum of dy would make NaN of it, and has nothing taken away.
+    An infinite sum of dy would make NaN of it, and has nothing taken away.  Where the mean is NaN,
+    the sum is NaN, or 0 if all values are left out, and stays.
     """
     if not chained:
-        return b * invstd
+        return np.where(np.isnan(mean), b, b * invstd)
     lo = mean - mean.astype(np.float32)
-    exact = (lo == 0.0) | ~np.isfinite(a)
+    exact = (lo == 0.0) | ~np.isfinite(a) | np.isnan(mean)
     result: Stat = b - np.where(exact, 0.0, (lo * invstd.astype(np.float32)) * a)
     return result
