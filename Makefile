@@ -157,11 +157,14 @@ check-kernels: build ## compares each compiled kernel with a plain loop, by name
 counts: build ## counts the instructions of a few calls, and compares them with the recorded ones (needs valgrind)
 	$(PY) benchmarks/counts.py
 
+# Without optimization, which takes most of the time and which `make build` tests.
 sdist-check: $(VENV)/.build-tool ## builds the sdist, installs it in a clean environment, and makes one call
 	rm -rf dist .venv-sdist
 	$(PY) -m build --sdist
 	$(PYTHON) -m venv .venv-sdist
-	.venv-sdist/bin/python -m pip --disable-pip-version-check install --no-cache-dir -q dist/bncore-*.tar.gz
+	printf '#!/bin/sh\nexec %s "$$@" -O0\n' '$(CC)' >.venv-sdist/bin/quick-cc
+	chmod +x .venv-sdist/bin/quick-cc
+	CC=$(CURDIR)/.venv-sdist/bin/quick-cc .venv-sdist/bin/python -m pip --disable-pip-version-check install --no-cache-dir -q dist/bncore-*.tar.gz
 	cd .venv-sdist && bin/python ../.ci/one_call.py
 
 # Numba checks only whether the file of a kernel itself has changed. So its cache is removed if another file has.
