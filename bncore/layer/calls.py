@@ -245,9 +245,10 @@ class LayerCalls(LayerState):
         before that step; if it is not reached, they get their old values back.
         """
         changes: dict[str, Any] = {"_saved": self._kept(x, residual, moments)}
-        if moments.count:
+        some = bool(moments.count.any())  # values, in any channel
+        if some:
             changes["moments"] = moments
-        if not moments.count or not track or (self._on_nonfinite == "skip" and not finite(moments)):
+        if not some or not track or (self._on_nonfinite == "skip" and not finite(moments)):
             vars(self).update(changes)
             return
         tracked = self._num_batches_tracked

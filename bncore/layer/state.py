@@ -306,14 +306,20 @@ def weight_for_sums(x: Array, weight: Array | None, bias: Array | None) -> Array
     return np.ones(bias.shape[0]) if weight is None else cast_array(weight, np.float64)
 
 
+def _not_finite(moments: Moments) -> npt.NDArray[np.bool_]:
+    """Tell of every channel whether its mean or variance is NaN or infinite, given a value."""
+    bad: npt.NDArray[np.bool_] = ~(np.isfinite(moments.mean) & np.isfinite(moments.m2))
+    return bad & (moments.count > 0.0)
+
+
 def finite(moments: Moments) -> bool:
-    """Tell whether every mean and variance is finite."""
-    return bool(np.isfinite(moments.mean).all() and np.isfinite(moments.m2).all())
+    """Tell whether the mean and variance of every channel that has a value are finite."""
+    return not _not_finite(moments).any()
 
 
 def require_finite(moments: Moments) -> None:
     """Refuse a batch with a mean or variance that is NaN or infinite."""
-    bad = ~(np.isfinite(moments.mean) & np.isfinite(moments.m2))
+    bad = _not_finite(moments)
     if bad.any():
         raise FloatingPointError(
             f"x: expected finite mean and variance, got NaN or infinity in channel {bad.argmax()} "
