@@ -61,15 +61,52 @@ class Fusion(Protocol):
         """Return the bias of the forward call, which backward needs, or None for 0."""
 
 
+class Weights(Protocol):
+    """How much each value counts: weights w >= 0, where a mask is 0 and 1.
+
+    A value with w = 0 takes no part in the statistics, whatever it is.  With W = sum of w, mean =
+    sum of w * x / W and m2 = sum of w * (x - mean)**2; where W = 0, mean is NaN and m2 is 0.
+    Backward *skips* a value, and gives dx = 0 for it, if w = 0 and either `fill` is given or g = 0.
+    `normalize` and `infer_backward` take weights for `fill` and what is skipped.
+    """
+
+    @property
+    def values(self) -> npt.NDArray[Any] | None:
+        """Return the weights, C-contiguous and aligned, or None if all are 1.
+
+        uint8 of 0 and 1, or float64, finite and >= 0; shape (outer, 1, inner), shared by all
+        channels, or (outer, channels, inner).
+        """
+
+    @property
+    def omit_nan(self) -> bool:
+        """Tell whether a value of x that is NaN has the weight 0."""
+
+    @property
+    def fill(self) -> float | None:
+        """Return what y is where w = 0, and dresidual is 0; or None for the formula's value."""
+
+    @property
+    def count(self) -> Stat:
+        """Return W: an output of `moments` and `train`, an input of `train_backward`."""
+
+
 class Backend(Protocol):
-    """The functions of a backend module."""
+    """The functions of a backend module; without weights all w are 1, and W is outer * inner."""
 
     @property
     def name(self) -> str:
         """Return "native", "numba" or "numpy"."""
 
     def moments(
-        self, mean: Stat, m2: Stat, x: Data, n_threads: int, float64_sums: bool = False, /
+        self,
+        mean: Stat,
+        m2: Stat,
+        x: Data,
+        n_threads: int,
+        float64_sums: bool = False,
+        weights: Weights | None = None,
+        /,
     ) -> None:
         """Compute the mean and the sum of squared deviations of every channel.
 
@@ -88,6 +125,7 @@ class Backend(Protocol):
         eps: float,
         n_threads: int,
         fusion: Fusion | None = None,
+        weights: Weights | None = None,
         /,
     ) -> None:
         """Compute y = (x - mean) * weight / sqrt(var + eps) + bias, and the fused operations."""
@@ -103,9 +141,10 @@ class Backend(Protocol):
         eps: float,
         n_threads: int,
         fusion: Fusion | None = None,
+        weights: Weights | None = None,
         /,
     ) -> None:
-        """Give the same bits as `moments`, then `normalize` with var = m2 / (outer * inner)."""
+        """Give the same bits as `moments`, then `normalize` with var = m2 / W."""
 
     def grad_sums(
         self,
@@ -117,6 +156,7 @@ class Backend(Protocol):
         var: Stat,
         eps: float,
         n_threads: int,
+        weights: Weights | None = None,
         /,
     ) -> None:
         """Sum dy and dy * xhat over every channel, with xhat = (x - mean) / sqrt(var + eps)."""
@@ -130,13 +170,14 @@ class Backend(Protocol):
         var: Stat,
         sum_dy: Stat,
         sum_dy_xhat: Stat,
-        count: float,
+        count: Stat,
         weight: Stat | None,
         eps: float,
         n_threads: int,
+        weights: Weights | None = None,
         /,
     ) -> None:
-        """Compute dx = weight * invstd * (dy - (sum_dy + xhat * sum_dy_xhat) / count)."""
+        """Compute dx = weight * invstd * (dy - w * (sum_dy + xhat * sum_dy_xhat) / count)."""
 
     def train_backward(
         self,
@@ -151,9 +192,10 @@ class Backend(Protocol):
         eps: float,
         n_threads: int,
         fusion: Fusion | None = None,
+        weights: Weights | None = None,
         /,
     ) -> None:
-        """Give the same bits as `grad_sums`, then `grad_input` with count = outer * inner."""
+        """Give the same bits as `grad_sums`, then `grad_input` with count = W."""
 
     def infer_backward(
         self,
@@ -168,6 +210,7 @@ class Backend(Protocol):
         eps: float,
         n_threads: int,
         fusion: Fusion | None = None,
+        weights: Weights | None = None,
         /,
     ) -> None:
         """Compute `grad_sums` and dx = dy * weight / sqrt(var + eps)."""

@@ -200,7 +200,15 @@ cdef _fuse(bncore_problem *p, bncore_fusion *f, object fusion):
     p.fusion = f
 
 
-def moments(cnp.ndarray mean, cnp.ndarray m2, cnp.ndarray x, int n_threads, bint float64_sums=False):
+cdef int _without(object weights) except -1:
+    if weights is not None:
+        raise NotImplementedError("weights: expected None, since the C core does not take them yet")
+    return 0
+
+
+def moments(cnp.ndarray mean, cnp.ndarray m2, cnp.ndarray x, int n_threads, bint float64_sums=False,
+            weights=None):
+    _without(weights)
     cdef bncore_problem p = _problem(x, 0.0, n_threads)
     p.flags = BNCORE_FLOAT64_SUMS if float64_sums else 0
     cdef bncore_status status
@@ -210,7 +218,9 @@ def moments(cnp.ndarray mean, cnp.ndarray m2, cnp.ndarray x, int n_threads, bint
 
 
 def normalize(cnp.ndarray y, cnp.ndarray x, cnp.ndarray mean, cnp.ndarray var, cnp.ndarray weight,
-              cnp.ndarray bias, double eps, int n_threads, fusion=None):
+              cnp.ndarray bias, double eps, int n_threads, fusion=None,
+              weights=None):
+    _without(weights)
     cdef bncore_problem p = _problem(x, eps, n_threads)
     cdef bncore_fusion f
     cdef bncore_status status
@@ -222,7 +232,9 @@ def normalize(cnp.ndarray y, cnp.ndarray x, cnp.ndarray mean, cnp.ndarray var, c
 
 
 def train(cnp.ndarray y, cnp.ndarray mean, cnp.ndarray m2, cnp.ndarray x, cnp.ndarray weight,
-          cnp.ndarray bias, double eps, int n_threads, fusion=None):
+          cnp.ndarray bias, double eps, int n_threads, fusion=None,
+          weights=None):
+    _without(weights)
     cdef bncore_problem p = _problem(x, eps, n_threads)
     cdef bncore_fusion f
     cdef bncore_status status
@@ -234,7 +246,8 @@ def train(cnp.ndarray y, cnp.ndarray mean, cnp.ndarray m2, cnp.ndarray x, cnp.nd
 
 
 def grad_sums(cnp.ndarray sum_dy, cnp.ndarray sum_dy_xhat, cnp.ndarray dy, cnp.ndarray x, cnp.ndarray mean,
-              cnp.ndarray var, double eps, int n_threads):
+              cnp.ndarray var, double eps, int n_threads, weights=None):
+    _without(weights)
     cdef bncore_problem p = _problem(x, eps, n_threads)
     cdef bncore_status status
     with nogil:
@@ -244,19 +257,22 @@ def grad_sums(cnp.ndarray sum_dy, cnp.ndarray sum_dy_xhat, cnp.ndarray dy, cnp.n
 
 
 def grad_input(cnp.ndarray dx, cnp.ndarray dy, cnp.ndarray x, cnp.ndarray mean, cnp.ndarray var,
-               cnp.ndarray sum_dy, cnp.ndarray sum_dy_xhat, double count, cnp.ndarray weight, double eps,
-               int n_threads):
+               cnp.ndarray sum_dy, cnp.ndarray sum_dy_xhat, cnp.ndarray count, cnp.ndarray weight, double eps,
+               int n_threads, weights=None):
+    _without(weights)
     cdef bncore_problem p = _problem(x, eps, n_threads)
     cdef bncore_status status
     with nogil:
         status = bncore_grad_input(&p, cnp.PyArray_DATA(dx), cnp.PyArray_DATA(dy), cnp.PyArray_DATA(x),
-                                   _doubles(mean), _doubles(var), _doubles(sum_dy), _doubles(sum_dy_xhat), count,
-                                   _doubles(weight))
+                                   _doubles(mean), _doubles(var), _doubles(sum_dy), _doubles(sum_dy_xhat),
+                                   _doubles(count)[0], _doubles(weight))
     _check(status)
 
 
 def train_backward(cnp.ndarray dx, cnp.ndarray sum_dy, cnp.ndarray sum_dy_xhat, cnp.ndarray dy, cnp.ndarray x,
-                   cnp.ndarray mean, cnp.ndarray var, cnp.ndarray weight, double eps, int n_threads, fusion=None):
+                   cnp.ndarray mean, cnp.ndarray var, cnp.ndarray weight, double eps, int n_threads, fusion=None,
+                   weights=None):
+    _without(weights)
     cdef bncore_problem p = _problem(x, eps, n_threads)
     cdef bncore_fusion f
     cdef bncore_status status
@@ -269,7 +285,9 @@ def train_backward(cnp.ndarray dx, cnp.ndarray sum_dy, cnp.ndarray sum_dy_xhat, 
 
 
 def infer_backward(cnp.ndarray dx, cnp.ndarray sum_dy, cnp.ndarray sum_dy_xhat, cnp.ndarray dy, cnp.ndarray x,
-                   cnp.ndarray mean, cnp.ndarray var, cnp.ndarray weight, double eps, int n_threads, fusion=None):
+                   cnp.ndarray mean, cnp.ndarray var, cnp.ndarray weight, double eps, int n_threads, fusion=None,
+                   weights=None):
+    _without(weights)
     cdef bncore_problem p = _problem(x, eps, n_threads)
     cdef bncore_fusion f
     cdef bncore_status status

@@ -80,17 +80,17 @@ def gradient_coefficients(
     weight: Stat,
     sum_dy: Stat,
     sum_dy_xhat: Stat,
-    count: float,
+    count: Stat,
     eps: float,
 ) -> None:
     """Fill hi, of_dy, of_x and shift of `gradient`."""
     hi, of_dy, of_x, shift = coefficients
     for c in range(first, last):
         invstd = inverse_std(var[c], eps)
-        constant = -(sum_dy[c] / count)
+        constant = -(sum_dy[c] / count[c])
         hi[c] = mean[c]
         of_dy[c] = weight[c] * invstd
-        of_x[c] = -invstd * (sum_dy_xhat[c] / count)
+        of_x[c] = -invstd * (sum_dy_xhat[c] / count[c])
         lo = mean[c] - hi[c]
         shift[c] = constant if lo == 0.0 else constant - lo * of_x[c]
 

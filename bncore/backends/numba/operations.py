@@ -201,7 +201,7 @@ class Operations:
         var: Stat,
         sum_dy: Stat,
         sum_dy_xhat: Stat,
-        count: float,
+        count: Stat,
         weight: Stat | None,
         eps: float,
         n_threads: int,
@@ -209,7 +209,7 @@ class Operations:
         """Write ``dx = weight * invstd * (dy - sum_dy / count - xhat * sum_dy_xhat / count)``."""
         coefficients = np.empty((4, len(mean)), computed_in(x))
         weight = np.ones_like(mean) if weight is None else weight
-        given = mean, var, weight, sum_dy, sum_dy_xhat, float(count), float(eps)
+        given = mean, var, weight, sum_dy, sum_dy_xhat, count, float(eps)
         self.run(1, len(mean), elementwise.gradient_coefficients, coefficients, *given)
         kernels = elementwise.planes_grad_input, elementwise.rows_grad_input
         self.elementwise(kernels, (dx, dy, x), coefficients, (), n_threads)
@@ -249,7 +249,7 @@ class Operations:
         """Write the gradients of `train`."""
         dy = self.masked(dx, dy, x, mean, var, weight, eps, fusion, n_threads)
         self.grad_sums(sum_dy, sum_dy_xhat, dy, x, mean, var, eps, n_threads)
-        count = float(x.size // len(mean))
+        count = np.full(len(mean), float(x.size // len(mean)))
         given = mean, var, sum_dy, sum_dy_xhat, count, weight, eps
         self.grad_input(dx, dy, x, *given, n_threads)
 

@@ -109,7 +109,7 @@ def gradient_coefficients(
     weight: Stat,
     sum_dy: Stat,
     sum_dy_xhat: Stat,
-    count: float,
+    count: Stat,
 ) -> None:
     """Fill the coefficients of ``dx = ((dy + (x - hi) * of_x) + shift) * of_dy``.
 
@@ -253,7 +253,7 @@ def grad_input(
     var: Stat,
     sum_dy: Stat,
     sum_dy_xhat: Stat,
-    count: float,
+    count: Stat,
     weight: Stat | None,
     eps: float,
     n_threads: int,
@@ -303,7 +303,7 @@ def train_backward(
     """Write the gradients of `train`."""
     dy = masked(dx, dy, x, mean, var, weight, eps, fusion)
     grad_sums(sum_dy, sum_dy_xhat, dy, x, mean, var, eps, n_threads)
-    count = float(x.size // len(mean))
+    count = np.full(len(mean), float(x.size // len(mean)))
     grad_input(dx, dy, x, mean, var, sum_dy, sum_dy_xhat, count, weight, eps, n_threads)
 
 
