@@ -206,7 +206,7 @@ def test_no_values_no_moments(backend, shape):
     moments = bncore.moments(np.empty(shape, np.float32))
     values = int(np.prod([n for a, n in enumerate(shape) if a != 1]))
     assert (moments.count == values).all()
-    np.testing.assert_array_equal(moments.mean, np.zeros(shape[1]))
+    np.testing.assert_array_equal(moments.mean, np.full(shape[1], np.nan))
     np.testing.assert_array_equal(moments.m2, np.zeros(shape[1]))
     if values == 0:
         assert np.isnan(moments.var()).all()
