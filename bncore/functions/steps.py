@@ -88,7 +88,8 @@ def moments(
     if fast is not None:
         done = fast.fast_moments(x, axis, threads, exact)
         if done is not None:
-            return frozen_moments(done[0], done[1], done[2])
+            count, mean, m2 = done
+            return frozen_moments(count, mean, m2)
     p = Problem(x, axis)
     mean, m2 = p.no_means(), p.zeros()
     if not p.empty:

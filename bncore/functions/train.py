@@ -133,19 +133,20 @@ def batch_norm_train(
             x, weight, bias, axis, eps, out, threads, activation, negative_slope, residual
         )
         if done is not None:
-            return done[0], frozen_moments(*done[1:])
+            y, count, mean, m2 = done
+            return y, frozen_moments(count, mean, m2)
     p = Problem(x, axis)
     gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
     eps = real("eps", eps, 0.0)
     fusion = p.fusion(activation, negative_slope, residual)
     p.require_batch()
-    y = p.output(out, parameters=(gamma, beta), residual=fusion.source)
+    to = p.output(out, parameters=(gamma, beta), residual=fusion.source)
     mean, m2 = p.no_means(), p.zeros()
     if not p.empty:
         backend.kernels.train(
-            y.values, mean, m2, p.x, gamma.values, beta.values, eps, threads, fusion.asked()
+            to.values, mean, m2, p.x, gamma.values, beta.values, eps, threads, fusion.asked()
         )
-    return y.finish(), trusted_moments(counts_of(p.count, p.channels), mean, m2)
+    return to.finish(), trusted_moments(counts_of(p.count, p.channels), mean, m2)
 
 
 def batch_norm_train_backward(

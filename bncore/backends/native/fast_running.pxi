@@ -39,7 +39,7 @@ def fast_running(running_mean, running_var, cnp.ndarray count, cnp.ndarray mean,
     if not (PyFloat_CheckExact(momentum_) and _running(running_mean, channels) and _running(running_var, channels)
             and _apart(<cnp.ndarray>running_mean, running_var) and _corrected(correction_, &correction)):
         return None
-    cdef double momentum = PyFloat_AS_DOUBLE(momentum_), keep
+    cdef double momentum = PyFloat_AS_DOUBLE(momentum_), keep, old_mean, old_var, new_mean, new_var
     if not 0.0 <= momentum <= 1.0:
         return None
     cdef double *to_mean = _doubles(running_mean)
@@ -53,9 +53,11 @@ def fast_running(running_mean, running_var, cnp.ndarray count, cnp.ndarray mean,
     cdef bncore_environment own
     bncore_environment_enter(&own)
     keep = 1.0 - momentum
-    for c in range(channels):
-        if counts[c] > 0.0:
-            to_mean[c] = keep * to_mean[c] + momentum * batch_mean[c]
-            to_var[c] = keep * to_var[c] + momentum * (batch_m2[c] / (counts[c] - correction))
+    for c in range(channels):  # selects values, so that the compiler can make vectors of the channels
+        old_mean, old_var = to_mean[c], to_var[c]
+        new_mean = keep * old_mean + momentum * batch_mean[c]
+        new_var = keep * old_var + momentum * (batch_m2[c] / (counts[c] - correction))
+        to_mean[c] = new_mean if counts[c] > 0.0 else old_mean
+        to_var[c] = new_var if counts[c] > 0.0 else old_var
     bncore_environment_leave(&own)
     return True
