@@ -26,7 +26,7 @@ class Moments(NamedTuple):
         Sums of squared deviations from the mean, in x's unit squared.
     """
 
-    count: Any  # type: ignore[assignment]  # tuple has a method with this name
+    count: Any
     mean: Any
     m2: Any
 

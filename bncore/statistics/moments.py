@@ -262,8 +262,8 @@ def concatenated(runs: Sequence[Moments]) -> Moments:
     if len(runs) == 1:
         return runs[0]
     low = np.concatenate([np.broadcast_to(run._low, run.mean.shape) for run in runs])
-    joined = (np.concatenate([getattr(run, name) for run in runs]) for name in FIELDS)
-    return trusted_moments(*joined, low)
+    count, mean, m2 = (np.concatenate([getattr(run, name) for run in runs]) for name in FIELDS)
+    return trusted_moments(count, mean, m2, low)
 
 
 def given_moments(name: str, value: object) -> Moments:
