@@ -143,4 +143,4 @@ def mean_var(
     mean, m2 = np.full(size, np.nan), np.full(size, np.nan)
     if r.x.size:
         integers.moments(backend.kernels, mean, m2, r.x, threads, exact, r.scale)
-    return r.result(mean), r.result(variance(r.count, m2, correction))
+    return r.result(mean), r.result(variance(float(r.count), m2, correction))
