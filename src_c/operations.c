@@ -1,5 +1,4 @@
-/* The public operations. Each chooses a reduction, an elementwise pass, and the arithmetic per channel between the
- * two. */
+/* The public operations. Each chooses a reduction, an elementwise pass, and the arithmetic per channel between. */
 #include <math.h>
 
 #include "run.h"
@@ -24,8 +23,8 @@ static bncore_status check_data(const operation *op, int count, const void *cons
     if (op->g.n == 0 || op->g.channels == 0) return BNCORE_OK;
     for (int i = 0; i < count; i++) {
         if (!arrays[i]) return BNCORE_ERROR_NULL;
-        const size_t item = arrays[i] == op->arrays.x ? op->x_item : op->item;
-        if (misaligned(arrays[i], item)) return BNCORE_ERROR_ALIGNMENT;
+        if (misaligned(arrays[i], arrays[i] == op->arrays.x ? op->x_item : op->item))
+            return BNCORE_ERROR_ALIGNMENT;
     }
     return BNCORE_OK;
 }
@@ -65,7 +64,6 @@ static bncore_status start_any(operation *op, const bncore_problem *p, void *dst
     if (!kernels) return BNCORE_ERROR_ISA;
     if (bncore_executor_init() != BNCORE_OK) return BNCORE_ERROR_EXECUTOR;
     const int integers = p->dtype >= BNCORE_UINT8;
-    if (integers && p->weights) return BNCORE_ERROR_DTYPE;
     const bncore_kernel_set *set = kernels->set[integers ? BNCORE_FLOAT32 : p->dtype];
     *op = (operation){.problem = p,
                       .kernels = set,
