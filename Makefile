@@ -69,10 +69,13 @@ test: build $(VENV)/.test ## runs the test suite, doctests included
 coverage: ## runs the test suite; fails if it reaches less than 95 % of the lines
 	@$(MAKE) test COVERAGE=1
 
+# The files that have tests with a marker: to collect all others takes longer than some of these tests.
+WITH = $$(grep -lr --include='test_*.py' 'mark\.$(1)' tests)
+
 # The tests whose results could depend on whether bncore.torch has its compiled part.
 BOTH_WAYS := ops modules gradients suites transforms
 test-torch: build $(VENV)/.test $(VENV)/.torch ## tests bncore.torch, and compares with PyTorch (installs it)
-	$(EXPECT) $(PY) -m pytest -m needs_torch tests $(SPREAD_FILES) $(PYTEST_ARGS)
+	$(EXPECT) $(PY) -m pytest -m needs_torch $(call WITH,needs_torch) $(SPREAD_FILES) $(PYTEST_ARGS)
 	BNCORE_TORCH_COMPILED=0 $(EXPECT) $(PY) -m pytest $(addprefix tests/adapters/test_torch_,$(addsuffix .py,$(BOTH_WAYS))) $(SPREAD_FILES) $(PYTEST_ARGS)
 
 test-onnxruntime: build $(VENV)/.test $(VENV)/.onnxruntime ## tests bncore.onnxruntime in sessions of ONNX Runtime (installs it)
@@ -82,7 +85,7 @@ test-jax: build $(VENV)/.test $(VENV)/.jax ## compares bncore.jax with the NumPy
 	$(EXPECT) $(PY) -m pytest tests/adapters/test_jax_*.py $(SPREAD_FILES) $(PYTEST_ARGS)
 
 test-frameworks: build $(VENV)/.test $(VENV)/.frameworks ## compares BatchNorm with the layers of PyTorch, Keras and Flax (installs them)
-	$(EXPECT) $(PY) -m pytest -m needs_frameworks tests $(PYTEST_ARGS)
+	$(EXPECT) $(PY) -m pytest -m needs_frameworks $(call WITH,needs_frameworks) $(PYTEST_ARGS)
 
 # The tests that run on the backend that is the default. Most tests of the functions and of the backends name their backend and run
 # on Numba and NumPy in `make test` already; the checkout, the programs and the builds are the same with and without the extension.
