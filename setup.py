@@ -21,8 +21,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 SOURCES = [
-    "dispatch.c", "environment.c", "learning.c", "library.c", "operations.c", "parallel_for.c",
-    "partition.c", "problem.c", "run.c", "schedule.c", "workers.c",
+    "arguments.c", "dispatch.c", "environment.c", "learning.c", "library.c", "operations.c",
+    "parallel_for.c", "partition.c", "problem.c", "run.c", "schedule.c", "workers.c",
 ]  # fmt: skip
 # They stand behind the user's flags (CFLAGS), and cancel those that would change a result.
 STRICT_FLAGS = [

@@ -2,77 +2,7 @@
  * two. */
 #include <math.h>
 
-#include "run.h"
-
-/* ---- arguments ---- */
-
-typedef struct double_in_struct {
-    char before;
-    double value;
-} double_in_struct;
-
-enum { DOUBLE_ALIGNMENT = offsetof(double_in_struct, value) }; /* 32-bit x86: 4 */
-
-static int misaligned(const void *array, size_t alignment)
-{
-    return (uintptr_t)array % alignment != 0;
-}
-
-/* Check arrays of x's size. Where they hold no value, they may be NULL, and nobody looks at them. */
-static bncore_status check_data(const operation *op, int count, const void *const arrays[])
-{
-    if (op->g.n == 0 || op->g.channels == 0) return BNCORE_OK;
-    for (int i = 0; i < count; i++) {
-        if (!arrays[i]) return BNCORE_ERROR_NULL;
-        if (misaligned(arrays[i], op->item)) return BNCORE_ERROR_ALIGNMENT;
-    }
-    return BNCORE_OK;
-}
-
-/* Check arrays that may be NULL: double[channels], or scratch. */
-static bncore_status check_optional(int count, const void *const arrays[])
-{
-    for (int i = 0; i < count; i++)
-        if (misaligned(arrays[i], DOUBLE_ALIGNMENT)) return BNCORE_ERROR_ALIGNMENT;
-    return BNCORE_OK;
-}
-
-/* Check arrays of double[channels], which may be NULL where there is no channel. */
-static bncore_status check_channels(const operation *op, int count, const void *const arrays[])
-{
-    for (int i = 0; i < count; i++)
-        if (!arrays[i] && op->g.channels) return BNCORE_ERROR_NULL;
-    return check_optional(count, arrays);
-}
-
-static bncore_status check_counts(const operation *op, const double *count)
-{
-    for (int64_t c = 0; c < op->g.channels; c++)
-        if (!(count[c] > 0.0 || (op->problem->weights && count[c] == 0.0)))
-            return BNCORE_ERROR_COUNT;
-    return BNCORE_OK;
-}
-
-/* Check the problem, with its residual, dresidual, bias and scratch, and begin *op with it. */
-static bncore_status start(operation *op, const bncore_problem *p, void *dst, const void *dy,
-                           const void *x)
-{
-    bncore_geometry g;
-    const bncore_status status = bncore_problem_open(p, &g);
-    if (status != BNCORE_OK) return status;
-    const bncore_kernels *kernels = bncore_kernels_now();
-    if (!kernels) return BNCORE_ERROR_ISA;
-    if (bncore_executor_init() != BNCORE_OK) return BNCORE_ERROR_EXECUTOR;
-    *op = (operation){.problem = p,
-                      .kernels = kernels->set[p->dtype],
-                      .g = g,
-                      .arrays = {.dst = dst, .dy = dy, .x = x},
-                      .item = kernels->set[p->dtype]->item};
-    const bncore_fusion *f = p->fusion;
-    if (f && (misaligned(f->residual, op->item) || misaligned(f->dresidual, op->item)))
-        return BNCORE_ERROR_ALIGNMENT;
-    return check_optional(2, (const void *[]){p->scratch, f ? f->bias : NULL});
-}
+#include "arguments.h"
 
 /* ---- per channel ---- */
 
@@ -81,8 +11,10 @@ static void finish_moments(const operation *op, int64_t first, int64_t n, bncore
 {
     for (int64_t c = 0; c < n; c++) {
         const double *from = partial.at + c * step;
-        op->results[0][first + c] = from[partial.stride] + from[2 * partial.stride];
+        const double mean = from[partial.stride] + from[2 * partial.stride];
+        op->results[0][first + c] = from[0] == 0.0 ? (double)NAN : mean;
         op->results[1][first + c] = from[3 * partial.stride];
+        if (op->count) op->count[first + c] = from[0];
     }
 }
 
@@ -135,8 +67,12 @@ static void normalize_by_var(const operation *op, int64_t first, int64_t n)
 
 static void normalize_by_moments(const operation *op, int64_t first, int64_t n)
 {
-    op->kernels->inverse_std(op->invstd + first, n, op->results[1] + first, (double)op->g.n,
-                             op->problem->eps);
+    const double *m2 = op->results[1] + first, eps = op->problem->eps;
+    if (!op->count)
+        op->kernels->inverse_std(op->invstd + first, n, m2, (double)op->g.n, eps);
+    else
+        for (int64_t c = 0; c < n; c++)
+            op->invstd[first + c] = 1.0 / sqrt(m2[c] / op->count[first + c] + eps);
     set_normalize(op, first, n, op->results[0]);
 }
 
@@ -164,13 +100,15 @@ static void set_mask(const operation *op, int64_t first, int64_t n)
 
 /* ---- fusion ---- */
 
-/* Take the activation and the residual from the problem's fusion. Returns the variant of the kernels for them. */
+/* Take the activation and the residual from the problem's fusion. Returns the variant of the kernels for them. Weighted
+ * kernels compute without an activation as if it changed nothing. */
 static int fuse(operation *op)
 {
     const bncore_fusion *f = op->problem->fusion;
     op->arrays.slope = f->activation == BNCORE_LEAKY_RELU ? f->slope : 0.0;
     op->arrays.least = f->activation == BNCORE_LEAKY_RELU ? -INFINITY : INFINITY;
     op->arrays.residual = f->residual;
+    if (!f->activation) bncore_without_activation(&op->arrays);
     return (f->activation ? ACTIVATION : 0) + (f->residual ? RESIDUAL : 0);
 }
 
@@ -179,7 +117,8 @@ static int fuse(operation *op)
 static int fuse_backward(operation *op)
 {
     const bncore_fusion *f = op->problem->fusion;
-    if (!f->activation) {
+    const int fills = op->weighting.filled && f->dresidual;
+    if (!f->activation && !fills) {
         if (f->dresidual != op->arrays.dy) op->copy_of_dy = f->dresidual;
         return 0;
     }
@@ -203,6 +142,10 @@ static void reduce_moments(operation *op, double *mean, double *m2)
     op->results[0] = mean;
     op->results[1] = m2;
     op->arrays.float64_sums = (op->problem->flags & BNCORE_FLOAT64_SUMS) != 0;
+    if (!op->weighted) return;
+    op->reduce_planes = op->kernels->weighted_moments_planes;
+    op->reduce_rows = op->kernels->weighted_moments_rows;
+    op->count = op->problem->weights->count;
 }
 
 static void reduce_sums(operation *op, double *sum_dy, double *sum_dy_xhat, int variant)
@@ -214,6 +157,10 @@ static void reduce_sums(operation *op, double *sum_dy, double *sum_dy_xhat, int 
     op->finish = op->kernels->chained ? finish_chained_sums : finish_sums;
     op->results[0] = sum_dy;
     op->results[1] = sum_dy_xhat;
+    if (!op->weighted) return;
+    const int all = variant ? ACTIVATION | RESIDUAL | STORED : 0;
+    op->reduce_planes = op->kernels->weighted_grad_sums_planes[all];
+    op->reduce_rows = op->kernels->weighted_grad_sums_rows[all];
 }
 
 static void apply_normalize(operation *op, void (*set_coefs)(const operation *, int64_t, int64_t))
@@ -221,8 +168,20 @@ static void apply_normalize(operation *op, void (*set_coefs)(const operation *, 
     const int variant = op->problem->fusion ? fuse(op) : 0;
     op->apply_planes = op->kernels->normalize_planes[variant];
     op->apply_rows = op->kernels->normalize_rows[variant];
+    if (op->weighting.filled) {
+        op->apply_planes = op->kernels->weighted_normalize_planes;
+        op->apply_rows = op->kernels->weighted_normalize_rows;
+    }
     op->coef_fields = NORMALIZE_FIELDS;
     op->set_coefs = set_coefs;
+}
+
+/* The gradient by x of weighted values. Its kernel computes z in any case. */
+static void apply_weighted_gradient(operation *op)
+{
+    op->apply_planes = op->kernels->weighted_grad_input_planes;
+    op->apply_rows = op->kernels->weighted_grad_input_rows;
+    op->set_mask = set_mask;
 }
 
 /* counts NULL: every channel has g.n values. */
@@ -236,6 +195,7 @@ static void apply_grad_input(operation *op, const double *sum_dy, const double *
     op->sum_dy = sum_dy;
     op->sum_dy_xhat = sum_dy_xhat;
     op->counts = counts;
+    if (op->weighted) apply_weighted_gradient(op);
 }
 
 static void given(operation *op, const double *mean, const double *var, const double *weight,
@@ -254,6 +214,7 @@ static bncore_status run(operation *op)
     for (int i = 0; i < 2; i++)
         for (int64_t c = 0; op->results[i] && c < op->g.channels; c++)
             op->results[i][c] = i == 0 && op->finish == finish_moments ? (double)NAN : 0.0;
+    for (int64_t c = 0; op->count && c < op->g.channels; c++) op->count[c] = 0.0;
     return BNCORE_OK;
 }
 
@@ -262,9 +223,10 @@ static bncore_status run(operation *op)
 bncore_status bncore_moments(const bncore_problem *p, double *mean, double *m2, const void *x)
 {
     operation op;
-    bncore_status status = start(&op, p, NULL, NULL, x);
-    if (status == BNCORE_OK) status = check_data(&op, 1, (const void *[]){x});
-    if (status == BNCORE_OK) status = check_channels(&op, 2, (const void *[]){mean, m2});
+    bncore_status status = bncore_start(&op, p, NULL, NULL, x);
+    if (status == BNCORE_OK) status = bncore_check_data(&op, 1, (const void *[]){x});
+    if (status == BNCORE_OK) status = bncore_check_channels(&op, 2, (const void *[]){mean, m2});
+    if (status == BNCORE_OK) status = bncore_check_count(&op);
     if (status != BNCORE_OK) return status;
     reduce_moments(&op, mean, m2);
     return run(&op);
@@ -274,10 +236,10 @@ bncore_status bncore_normalize(const bncore_problem *p, void *y, const void *x, 
                                const double *var, const double *weight, const double *bias)
 {
     operation op;
-    bncore_status status = start(&op, p, y, NULL, x);
-    if (status == BNCORE_OK) status = check_data(&op, 2, (const void *[]){y, x});
-    if (status == BNCORE_OK) status = check_channels(&op, 2, (const void *[]){mean, var});
-    if (status == BNCORE_OK) status = check_optional(2, (const void *[]){weight, bias});
+    bncore_status status = bncore_start(&op, p, y, NULL, x);
+    if (status == BNCORE_OK) status = bncore_check_data(&op, 2, (const void *[]){y, x});
+    if (status == BNCORE_OK) status = bncore_check_channels(&op, 2, (const void *[]){mean, var});
+    if (status == BNCORE_OK) status = bncore_check_optional(2, (const void *[]){weight, bias});
     if (status != BNCORE_OK) return status;
     given(&op, mean, var, weight, bias);
     apply_normalize(&op, normalize_by_var);
@@ -288,10 +250,11 @@ bncore_status bncore_train(const bncore_problem *p, void *y, double *mean, doubl
                            const void *x, const double *weight, const double *bias)
 {
     operation op;
-    bncore_status status = start(&op, p, y, NULL, x);
-    if (status == BNCORE_OK) status = check_data(&op, 2, (const void *[]){y, x});
-    if (status == BNCORE_OK) status = check_channels(&op, 2, (const void *[]){mean, m2});
-    if (status == BNCORE_OK) status = check_optional(2, (const void *[]){weight, bias});
+    bncore_status status = bncore_start(&op, p, y, NULL, x);
+    if (status == BNCORE_OK) status = bncore_check_data(&op, 2, (const void *[]){y, x});
+    if (status == BNCORE_OK) status = bncore_check_channels(&op, 2, (const void *[]){mean, m2});
+    if (status == BNCORE_OK) status = bncore_check_optional(2, (const void *[]){weight, bias});
+    if (status == BNCORE_OK) status = bncore_check_count(&op);
     if (status != BNCORE_OK) return status;
     given(&op, NULL, NULL, weight, bias);
     reduce_moments(&op, mean, m2);
@@ -303,10 +266,10 @@ bncore_status bncore_grad_sums(const bncore_problem *p, double *sum_dy, double *
                                const void *dy, const void *x, const double *mean, const double *var)
 {
     operation op;
-    bncore_status status = start(&op, p, NULL, dy, x);
-    if (status == BNCORE_OK) status = check_data(&op, 2, (const void *[]){dy, x});
+    bncore_status status = bncore_start(&op, p, NULL, dy, x);
+    if (status == BNCORE_OK) status = bncore_check_data(&op, 2, (const void *[]){dy, x});
     if (status == BNCORE_OK)
-        status = check_channels(&op, 4, (const void *[]){mean, var, sum_dy, sum_dy_xhat});
+        status = bncore_check_channels(&op, 4, (const void *[]){mean, var, sum_dy, sum_dy_xhat});
     if (status != BNCORE_OK) return status;
     given(&op, mean, var, NULL, NULL);
     reduce_sums(&op, sum_dy, sum_dy_xhat, 0);
@@ -319,11 +282,11 @@ static bncore_status start_gradient(operation *op, const bncore_problem *p, void
                                     const void *x, const double *mean, const double *var,
                                     const double *weight)
 {
-    bncore_status status = start(op, p, dx, dy, x);
-    if (status == BNCORE_OK) status = check_data(op, 3, (const void *[]){dx, dy, x});
+    bncore_status status = bncore_start(op, p, dx, dy, x);
+    if (status == BNCORE_OK) status = bncore_check_data(op, 3, (const void *[]){dx, dy, x});
     if (status == BNCORE_OK)
-        status = check_channels(op, 4, (const void *[]){mean, var, sum_dy, sum_dy_xhat});
-    if (status == BNCORE_OK) status = check_optional(1, (const void *[]){weight});
+        status = bncore_check_channels(op, 4, (const void *[]){mean, var, sum_dy, sum_dy_xhat});
+    if (status == BNCORE_OK) status = bncore_check_optional(1, (const void *[]){weight});
     if (status == BNCORE_OK) given(op, mean, var, weight, NULL);
     return status;
 }
@@ -336,8 +299,8 @@ bncore_status bncore_grad_input(const bncore_problem *p, void *dx, const void *d
     operation op;
     bncore_status status =
         start_gradient(&op, p, dx, sum_dy, sum_dy_xhat, dy, x, mean, var, weight);
-    if (status == BNCORE_OK) status = check_channels(&op, 1, (const void *[]){count});
-    if (status == BNCORE_OK) status = check_counts(&op, count);
+    if (status == BNCORE_OK) status = bncore_check_channels(&op, 1, (const void *[]){count});
+    if (status == BNCORE_OK) status = bncore_check_counts(&op, count);
     if (status != BNCORE_OK) return status;
     apply_grad_input(&op, sum_dy, sum_dy_xhat, count);
     return run(&op);
@@ -360,10 +323,11 @@ bncore_status bncore_train_backward(const bncore_problem *p, void *dx, double *s
                                     const double *mean, const double *var, const double *weight)
 {
     operation op;
-    const bncore_status status =
+    bncore_status status =
         start_backward(&op, p, dx, sum_dy, sum_dy_xhat, dy, x, mean, var, weight);
+    if (status == BNCORE_OK) status = bncore_check_count(&op);
     if (status != BNCORE_OK) return status;
-    apply_grad_input(&op, sum_dy, sum_dy_xhat, NULL);
+    apply_grad_input(&op, sum_dy, sum_dy_xhat, op.weighted ? p->weights->count : NULL);
     return run(&op);
 }
 
@@ -380,5 +344,7 @@ bncore_status bncore_infer_backward(const bncore_problem *p, void *dx, double *s
     op.apply_rows = op.kernels->grad_frozen_rows[op.masked];
     op.coef_fields = GRAD_FROZEN_FIELDS;
     op.set_coefs = set_grad_frozen;
+    op.weighting.frozen = op.weighted;
+    if (op.weighted) apply_weighted_gradient(&op);
     return run(&op);
 }

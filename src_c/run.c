@@ -47,6 +47,8 @@ static bncore_arrays arrays_at(const operation *op, int64_t offset)
     a.x = moved(a.x, bytes);
     a.residual = moved(a.residual, bytes);
     a.dresidual = (void *)moved(a.dresidual, bytes);
+    a.weighting = op->weighted ? &op->weighting : NULL;
+    a.at = offset;
     return a;
 }
 
@@ -64,7 +66,10 @@ static bncore_arrays arrays_before(const operation *op, int64_t offset, int64_t 
 static bncore_arrays arrays_after(const operation *op, int64_t offset)
 {
     bncore_arrays a = arrays_at(op, offset);
-    if (a.dresidual) a.dy = a.dresidual;
+    if (!a.dresidual) return a;
+    a.dy = a.dresidual;
+    a.residual = NULL;
+    bncore_without_activation(&a);
     return a;
 }
 
@@ -386,6 +391,7 @@ bncore_status bncore_run(operation *op)
     if (!scratch) return BNCORE_ERROR_MEMORY;
     const bncore_float_env own = bncore_float_env_enter();
     lay_out_scratch(op, scratch);
+    if (op->weighting.frozen) memset(op->coef, 0, coef_bytes(op)); /* of which it uses a part */
     bncore_schedule(op);
     if (op->copy_of_dy) copy_dy(op);
     if (op->var) op->kernels->inverse_std(op->invstd, op->g.channels, op->var, 1.0, p->eps);

@@ -1,25 +1,63 @@
 /* What is fused with batch norm: z = bn(x) + residual, and its activation, for storage type T and arithmetic in ACC.
  * `fused` is a sum of variants (kernels.h) and a constant wherever these functions are inlined. */
 
-/* Where the values of a run begin. dy is used with BACKWARD only, r with RESIDUAL, and dr with STORED. */
+/* Where the values of a run begin. dy is used with BACKWARD only, r with RESIDUAL, dr with STORED, and the rest with
+ * WEIGHTED: flags that tell which values have weight, the distance of one vector or row of them to the next, whether a
+ * gradient counts without weight, and weights for the gradient by x. With WEIGHTED r and dr may be NULL. */
 typedef struct NAME(values) {
     const T *dy, *x, *r;
     T *dr;
     ACC slope, least;
+    const uint8_t *flags;
+    const ACC *weights;
+    int64_t flags_step;
+    int unfilled, steady; /* steady: r is the same for every row */
 } NAME(values);
 
 static inline ALWAYS_INLINE NAME(values) NAME(values_of)(const bncore_arrays *a)
 {
-    return (NAME(values)){a->dy, a->x, a->residual, a->dresidual, (ACC)a->slope, (ACC)a->least};
+    return (NAME(values)){.dy = a->dy,
+                          .x = a->x,
+                          .r = a->residual,
+                          .dr = a->dresidual,
+                          .slope = (ACC)a->slope,
+                          .least = (ACC)a->least};
 }
 
 static inline ALWAYS_INLINE NAME(values) NAME(values_at)(NAME(values) v, int64_t i, int fused)
 {
     if (fused & BACKWARD) v.dy += i;
     v.x += i;
-    if (fused & RESIDUAL) v.r += i;
-    if (fused & STORED) v.dr += i;
+    if (fused & RESIDUAL && !(fused & WEIGHTED && !v.r)) v.r += i;
+    if (fused & STORED && !(fused & WEIGHTED && !v.dr)) v.dr += i;
+    if (fused & WEIGHTED && v.flags) v.flags += i;
     return v;
+}
+
+/* The n-th vector or row from v on; they lie `step` values apart. */
+static inline ALWAYS_INLINE NAME(values)
+    NAME(values_after)(NAME(values) v, int n, int64_t step, int fused)
+{
+    const NAME(values) to = NAME(values_at)(v, n * step, fused);
+    if (!(fused & WEIGHTED)) return to;
+    const T *dy = to.dy, *x = to.x, *r = v.steady ? v.r : to.r;
+    v.dy = dy, v.x = x, v.r = r, v.dr = to.dr;
+    v.flags += n * v.flags_step;
+    return v;
+}
+
+/* Whether a value takes part in the sums, and its gradient g in dx. */
+static inline ALWAYS_INLINE int NAME(takes_part)(NAME(values) v, int l, ACC g, int fused)
+{
+    return !(fused & WEIGHTED) || v.flags[l] | (v.unfilled & (g != (ACC)0));
+}
+
+/* Make 0 of the gradients that take no part. Where values are not filled, they are 0 already. */
+static inline ALWAYS_INLINE void NAME(fill_gradients)(ACC *g, NAME(values) v, int n, int fused)
+{
+    if (!(fused & WEIGHTED)) return;
+#pragma omp simd
+    for (int l = 0; l < n; l++) g[l] = v.flags[l] | v.unfilled ? g[l] : (ACC)0;
 }
 
 /* The first values of a run, in the type of the arithmetic. */

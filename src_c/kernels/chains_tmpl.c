@@ -26,18 +26,18 @@ static inline ALWAYS_INLINE void NAME(add_chain_at)(double *restrict a, double *
     chain_terms sum, other, third, fourth;
     v = NAME(values_at)(v, h, fused);
     term(&sum, about, h, v, 0, fused);
-    term(&other, about, h, NAME(values_at)(v, step, fused), 0, fused);
+    term(&other, about, h, NAME(values_after)(v, 1, step, fused), 0, fused);
     add_terms(&sum, &other);
-    term(&other, about, h, NAME(values_at)(v, 2 * step, fused), 0, fused);
-    term(&third, about, h, NAME(values_at)(v, 3 * step, fused), 0, fused);
+    term(&other, about, h, NAME(values_after)(v, 2, step, fused), 0, fused);
+    term(&third, about, h, NAME(values_after)(v, 3, step, fused), 0, fused);
     add_terms(&other, &third);
     add_terms(&sum, &other);
     if (terms == CHAIN) {
-        term(&other, about, h, NAME(values_at)(v, 4 * step, fused), 0, fused);
-        term(&third, about, h, NAME(values_at)(v, 5 * step, fused), 0, fused);
+        term(&other, about, h, NAME(values_after)(v, 4, step, fused), 0, fused);
+        term(&third, about, h, NAME(values_after)(v, 5, step, fused), 0, fused);
         add_terms(&other, &third);
-        term(&third, about, h, NAME(values_at)(v, 6 * step, fused), 0, fused);
-        term(&fourth, about, h, NAME(values_at)(v, 7 * step, fused), 0, fused);
+        term(&third, about, h, NAME(values_after)(v, 6, step, fused), 0, fused);
+        term(&fourth, about, h, NAME(values_after)(v, 7, step, fused), 0, fused);
         add_terms(&third, &fourth);
         add_terms(&other, &third);
         add_terms(&sum, &other);
@@ -66,10 +66,10 @@ static inline ALWAYS_INLINE void NAME(add_rest_at)(double *restrict a, double *r
     v = NAME(values_at)(v, h, fused);
     tail = NAME(values_at)(tail, h, fused);
     term(&sum, about, h, v, 0, fused);
-    term(&other, about, h, NAME(values_at)(v, whole > 1 ? step : 0, fused),
+    term(&other, about, h, NAME(values_after)(v, whole > 1, step, fused),
          whole > 1 ? 0 : BNCORE_LANES, fused);
     add_terms(&sum, &other);
-    term(&other, about, h, NAME(values_at)(v, whole > 2 ? 2 * step : 0, fused),
+    term(&other, about, h, NAME(values_after)(v, whole > 2 ? 2 : 0, step, fused),
          whole > 2 ? 0 : BNCORE_LANES, fused);
     term(&third, about, h, tail, BNCORE_LANES - left, fused);
     add_terms(&other, &third);

@@ -7,6 +7,7 @@
 
 #include "chains.h"
 #include "stream.h"
+#include "weights.h"
 #include "welford.h"
 
 #define JOIN_(a, b) a##_##b
@@ -15,7 +16,9 @@
 enum {
     STRIP =
         1024, /* rows: the sums of so many columns stay in L1 and L2 with the data, and fit the stack */
-    ROW_TILE = 4, /* rows: rows that are added between a load and a store of these sums */
+    WEIGHTED_STRIP = 256, /* the same with weights, which take a part of the stack */
+    MOST_ROWS = 8,        /* rows: a chain */
+    ROW_TILE = 4,         /* rows: rows that are added between a load and a store of these sums */
     /* Rows: from so many columns on, streamed rows are taken ROW_TILE at a time. The coefficients of fewer columns stay
      * in L1 anyway. */
     TILED_COLS = 2048,
@@ -27,9 +30,9 @@ enum {
     AHEAD = 65536        /* rows: bytes from the current values to those that are prefetched */
 };
 
-/* Rows: the sums s and q of STRIP columns in the current block. */
+/* Rows: the sums of some columns in the current block. */
 typedef struct running_columns {
-    double s[STRIP], q[STRIP];
+    double *s, *q;
 } running_columns;
 
 #define CHAINED 0

@@ -166,7 +166,8 @@ static void NAME(start_columns)(bncore_partial partial, double *restrict sum, co
 /* Reduce up to STRIP columns, so that their sums stay in L1 and L2 with the data. */
 static void NAME(moments_strip)(bncore_partial partial, const T *x, const bncore_rows *t)
 {
-    running_columns w;
+    double s[STRIP], q[STRIP];
+    running_columns w = {s, q};
     const double *pivot = partial.at + RUNNING_PIVOT * partial.stride;
     NAME(start_columns)(partial, w.s, x, t);
     for (int64_t block = 0; block < t->rows; block += BNCORE_ROW_BLOCK) {
