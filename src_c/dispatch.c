@@ -10,7 +10,13 @@
 #include "include/bncore.h"
 #include "kernels/kernels.h"
 
-#define BNCORE_ISA(name, flags, supported) extern const bncore_kernels bncore_kernels_##name;
+#define BNCORE_ISA(name, flags, supported)                                                         \
+    extern const bncore_kernel_set bncore_kernels_f32_##name, bncore_kernels_f64_##name,           \
+        bncore_kernels_f16_##name, bncore_kernels_bf16_##name;                                     \
+    static const bncore_kernels kernels_##name = {                                                 \
+        #name,                                                                                     \
+        {&bncore_kernels_f32_##name, &bncore_kernels_f64_##name, &bncore_kernels_f16_##name,       \
+         &bncore_kernels_bf16_##name}};
 #include "kernels/isa.def"
 #undef BNCORE_ISA
 
@@ -39,7 +45,7 @@ static int list_available(const bncore_kernels *available[MOST_ISAS])
     __builtin_cpu_init();
 #endif
 #define BNCORE_ISA(name, flags, supported)                                                         \
-    if (supported) available[count++] = &bncore_kernels_##name;
+    if (supported) available[count++] = &kernels_##name;
 #include "kernels/isa.def"
 #undef BNCORE_ISA
     return count;

@@ -12,7 +12,11 @@ from bncore.torch.modules import (
     BatchNorm3d,
     BatchNormAddReLU,
     BatchNormReLU,
+    LazyBatchNorm1d,
+    LazyBatchNorm2d,
+    LazyBatchNorm3d,
 )
+from bncore.torch.report import report
 from bncore.torch.sync import SyncBatchNorm
 
 __all__ = [
@@ -21,9 +25,13 @@ __all__ = [
     "BatchNorm3d",
     "BatchNormAddReLU",
     "BatchNormReLU",
+    "LazyBatchNorm1d",
+    "LazyBatchNorm2d",
+    "LazyBatchNorm3d",
     "SyncBatchNorm",
     "batch_norm",
     "convert",
+    "report",
     "revert",
     "set_buffer_pool",
 ]

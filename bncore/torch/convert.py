@@ -2,90 +2,103 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch.nn import Module
 
-from bncore.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, of_same_state
+from bncore.torch import classes, wrapped
+from bncore.torch.modules import Normalizing
+from bncore.torch.report import checked, report, target
 from bncore.torch.sync import SyncBatchNorm
 
 __all__ = ["convert", "revert"]
 
-PAIRS: dict[type[Module], type[Module]] = {
-    torch.nn.BatchNorm1d: BatchNorm1d,
-    torch.nn.BatchNorm2d: BatchNorm2d,
-    torch.nn.BatchNorm3d: BatchNorm3d,
-    torch.nn.SyncBatchNorm: SyncBatchNorm,
-}
-BACK = {own: theirs for theirs, own in PAIRS.items()}
-CAME_FROM = "_bncore_came_from"  # the class that became a SyncBatchNorm
+CAME_FROM = "_bncore_came_from"  # what a module that became a SyncBatchNorm was
+GROUP = "process_group"
 
 
-def convert(model: Module, *, sync: bool = False, process_group: Any = None) -> Module:
-    """Replace PyTorch's batch norm modules by bncore's, in the model itself.
+def convert(
+    model: Module, *, sync: bool = False, process_group: Any = None, verbose: bool = False
+) -> Module:
+    """Let bncore compute a model's batch norm layers: PyTorch's modules and subclasses of them.
 
-    Parameters and buffers stay the same tensors, so optimizers keep working.  Hooks, modes and the
-    state dict do not change.  Subclasses of PyTorch's modules that are not PyTorch's own are not
-    replaced, because they may compute something else.
+    The modules change in place, by their class alone.  So everything that refers to them still
+    does, and parameters, buffers, hooks, modes, flags, wrapped forwards, compiled calls and the
+    state dict stay.  A subclass that is not PyTorch's own becomes a subclass of itself with
+    bncore's forward, if it has no forward of its own.  `report` says what was left alone and why.
 
     Parameters
     ----------
     model : Module
-        Changed in place, unless it is a batch norm itself.
+        Changed in place.
     sync : bool, default False
         Whether every batch norm becomes a `SyncBatchNorm`.
     process_group : optional
         The process group of the `SyncBatchNorm` modules; None for all processes.
+    verbose : bool, default False
+        Whether to print the report.
 
     Returns
     -------
     Module
-        `model`, or what takes its place.
+        `model`.
 
     Raises
     ------
     TypeError
         If `model` is not a module.
 
+    Warns
+    -----
+    UserWarning
+        If no layer of the model is bncore's afterwards.
+
     Examples
     --------
     >>> import torch
     >>> import bncore.torch
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
+    >>> norm = model[1]
     >>> type(bncore.torch.convert(model)[1])
     <class 'bncore.torch.modules.BatchNorm2d'>
+    >>> model[1] is norm
+    True
     >>> type(bncore.torch.revert(model)[1])
     <class 'torch.nn.modules.batchnorm.BatchNorm2d'>
     """
-
-    def replaced(module: Module) -> Module:
-        kind = type(module)
-        if sync and (kind in PAIRS or kind in BACK) and kind is not SyncBatchNorm:
-            new = of_same_state(SyncBatchNorm, module)
-            if kind is not torch.nn.SyncBatchNorm:
-                setattr(new, CAME_FROM, BACK.get(kind, kind))
-                new.process_group = process_group
-            return new
-        return of_same_state(PAIRS[kind], module) if kind in PAIRS else module
-
-    return _everywhere(model, replaced)
+    for module in checked(model).modules():
+        try:
+            kind = target(module, sync=sync)
+        except classes.NotConvertible:
+            continue
+        if kind is not type(module):
+            _convert(module, kind, process_group)
+    if verbose or not any(isinstance(module, Normalizing) for module in model.modules()):
+        found = report(model)
+        if not found.converted:
+            warnings.warn(f"nothing was converted: {found}", UserWarning, stacklevel=2)
+        if verbose:
+            print(found)
+    return model
 
 
 def revert(model: Module) -> Module:
-    """Replace bncore's modules by PyTorch's batch norm; this undoes `convert`.
+    """Let PyTorch compute a model's batch norm layers again; this undoes `convert`.
 
-    `BatchNormReLU` and `BatchNormAddReLU` are kept, because PyTorch has no single module for them.
+    The modules get back their classes, and their forwards that were wrapped.  `BatchNormReLU` and
+    `BatchNormAddReLU` are kept, because PyTorch has no single module for them.
 
     Parameters
     ----------
     model : Module
-        Changed in place, unless it is a batch norm itself.
+        Changed in place.
 
     Returns
     -------
     Module
-        `model`, or what takes its place.
+        `model`.
 
     Raises
     ------
@@ -99,27 +112,44 @@ def revert(model: Module) -> Module:
     >>> bncore.torch.revert(bncore.torch.BatchNorm1d(2, eps=1e-3))
     BatchNorm1d(2, eps=0.001, momentum=0.1, affine=True, bias=True, track_running_stats=True)
     """
-
-    def replaced(module: Module) -> Module:
-        kind = type(module)
-        if kind not in BACK:
-            return module
-        theirs = module.__dict__.get(CAME_FROM, BACK[kind])
-        new = of_same_state(theirs, module)
-        if new.__dict__.pop(CAME_FROM, None) is not None:
-            del new.process_group
-        return new
-
-    return _everywhere(model, replaced)
+    for module in checked(model).modules():
+        _revert(module)
+    return model
 
 
-def _everywhere(model: object, replaced: Any) -> Module:
-    """Replace modules in a model; a module in several places gets one common replacement."""
-    if not isinstance(model, Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    new: dict[Module, Module] = {module: replaced(module) for module in model.modules()}
-    for parent in new:
-        for name, child in parent._modules.items():
-            if child is not None and new[child] is not child:
-                parent._modules[name] = new[child]
-    return new[model]
+def _convert(module: Module, kind: type[Module], process_group: Any) -> None:
+    """Give a module a class of bncore."""
+    if isinstance(module, Normalizing):  # it has to become a synchronized one
+        _revert(module)
+    before = type(module)
+    _become(module, kind)
+    wrapped.exchange(module, before.forward, kind.forward)
+    if issubclass(kind, SyncBatchNorm) and not issubclass(before, torch.nn.SyncBatchNorm):
+        kept = {GROUP: module.__dict__[GROUP]} if GROUP in module.__dict__ else {}
+        module.__dict__[CAME_FROM] = before, kept
+        module.__dict__[GROUP] = process_group
+
+
+def _revert(module: Module) -> None:
+    """Give a module back the class that `convert` found, if it has one of bncore."""
+    before = type(module)
+    kind = classes.original(before)
+    came_from = module.__dict__.get(CAME_FROM)
+    if came_from is not None and before is SyncBatchNorm:
+        kind = came_from[0]
+        if issubclass(kind, torch.nn.modules.lazy.LazyModuleMixin):
+            kind = kind.cls_to_become  # it has seen its first input since
+    if kind is before:
+        return
+    _become(module, kind)
+    wrapped.restore(module, before.forward, kind.forward)
+    if came_from is not None:
+        del module.__dict__[CAME_FROM]
+        if GROUP in came_from[1]:
+            module.__dict__[GROUP] = came_from[1][GROUP]
+        else:
+            del module.__dict__[GROUP]
+
+
+def _become(module: Module, kind: type[Module]) -> None:
+    object.__setattr__(module, "__class__", kind)  # somebody's own __setattr__ may do other things

@@ -122,7 +122,7 @@ class SyncBatchNorm(AnyDimension):
 
     Parameters
     ----------
-    num_features, eps, momentum, affine, track_running_stats, process_group, device, dtype
+    num_features, eps, momentum, affine, track_running_stats, process_group, device, dtype, bias
         As in `torch.nn.SyncBatchNorm`.
 
     Notes
@@ -150,11 +150,15 @@ class SyncBatchNorm(AnyDimension):
         process_group: Any = None,
         device: Any = None,
         dtype: Any = None,
+        *,
+        bias: bool = True,
     ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias
+        )
         self.process_group = process_group
 
-    def _compute(
+    def _bncore_compute(
         self,
         input: torch.Tensor,
         mean: torch.Tensor | None,
@@ -168,7 +172,7 @@ class SyncBatchNorm(AnyDimension):
     ) -> torch.Tensor:
         together = dist.is_available() and dist.is_initialized() and self.training
         if not together or dist.get_world_size(self.process_group) == 1:
-            return super()._compute(
+            return super()._bncore_compute(
                 input, mean, var, weight, bias, batch, momentum, residual, batches
             )
         check(input, mean, var, weight, bias, residual, True, self.eps, alone=False)

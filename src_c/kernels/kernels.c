@@ -1,6 +1,13 @@
 /* The kernels of one instruction set. This file is compiled once for each line of isa.def, with the flags of that
  * line and -DBNCORE_ISA_NAME=<name>, and always with -ffp-contract=off, so that all instruction sets give the same
- * bits. */
+ * bits. With -DBNCORE_STORAGE=<number of a bncore_dtype> it holds the kernels of this storage type alone: a build that
+ * compiles the four apart can use more processors. */
+#ifndef BNCORE_STORAGE
+#define STORED_AS(dtype) 1
+#else
+#define STORED_AS(dtype) (BNCORE_STORAGE == (dtype))
+#endif
+
 #define NOINLINE __attribute__((noinline, cold))
 
 #include "storage.h"
@@ -36,6 +43,7 @@ typedef struct running_columns {
 } running_columns;
 
 #define CHAINED 0
+#if STORED_AS(0)
 #define T float
 #define ACC float
 #define NAME(function) function##_f32
@@ -43,7 +51,9 @@ typedef struct running_columns {
 #undef T
 #undef ACC
 #undef NAME
+#endif
 
+#if STORED_AS(1)
 #define T double
 #define ACC double
 #define NAME(function) function##_f64
@@ -51,25 +61,20 @@ typedef struct running_columns {
 #undef T
 #undef ACC
 #undef NAME
-
+#endif
 #undef CHAINED
 
 /* The reductions of 16-bit values add in chains. */
 #define CHAINED 1
 #define T uint16_t
 #define ACC float
+#if STORED_AS(2)
 #define NAME(function) function##_f16
 #include "kernels_tmpl.c"
 #undef NAME
+#endif
+
+#if STORED_AS(3)
 #define NAME(function) function##_bf16
 #include "kernels_tmpl.c"
-#undef T
-#undef ACC
-#undef NAME
-
-#define STRING_(a) #a
-#define STRING(a) STRING_(a)
-
-extern const bncore_kernels JOIN(bncore_kernels, BNCORE_ISA_NAME);
-const bncore_kernels JOIN(bncore_kernels, BNCORE_ISA_NAME) = {
-    STRING(BNCORE_ISA_NAME), {&kernel_set_f32, &kernel_set_f64, &kernel_set_f16, &kernel_set_bf16}};
+#endif

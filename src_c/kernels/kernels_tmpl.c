@@ -44,7 +44,8 @@ enum {
 #define BNCORE_ELEMENTWISE(operation, variant, fused, reads)                                       \
     BNCORE_SUMS(operation, variant, fused, reads)
 
-static const bncore_kernel_set NAME(kernel_set) = {
+extern const bncore_kernel_set JOIN(NAME(bncore_kernels), BNCORE_ISA_NAME);
+const bncore_kernel_set JOIN(NAME(bncore_kernels), BNCORE_ISA_NAME) = {
     .item = sizeof(T),
     .coef_item = sizeof(ACC),
     .streams = STREAMS,

@@ -170,6 +170,7 @@ def test_cmake_compiles_as_setup_does():
     assert listed("OPTIONAL_FLAGS") == setup_constant("OPTIONAL_FLAGS")
     assert listed("X86_FLAGS") == setup_constant("X86_FLAGS")
     assert listed("STRICT_FLAGS") == setup_constant("STRICT_FLAGS")
+    assert listed("STORAGE_TYPES") == setup_constant("STORAGE_TYPES")
     said_otherwise = {"-std=c11", "-O3", "-fvisibility=hidden"}  # by properties of the targets
     assert set(listed("FLAGS")) == set(setup_constant("FLAGS")) - said_otherwise
     assert 'set(CMAKE_C_FLAGS_RELEASE "-O3")' in text

@@ -1,0 +1,173 @@
+"""Which class of bncore stands for which class of PyTorch, or of somebody else, and back.
+
+A module is converted by its class alone: the object stays.  The class that it gets is one of
+bncore's public classes, or for somebody's own subclass a subclass of that, in which only the
+forward is bncore's.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import sys
+import types
+import weakref
+from typing import Any
+
+import torch
+from torch.nn import Module
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bncore.torch import modules
+from bncore.torch.modules import Normalizing
+from bncore.torch.sync import SyncBatchNorm
+
+PAIRS: dict[type[Module], type[Module]] = {
+    torch.nn.BatchNorm1d: modules.BatchNorm1d,
+    torch.nn.BatchNorm2d: modules.BatchNorm2d,
+    torch.nn.BatchNorm3d: modules.BatchNorm3d,
+    torch.nn.LazyBatchNorm1d: modules.LazyBatchNorm1d,
+    torch.nn.LazyBatchNorm2d: modules.LazyBatchNorm2d,
+    torch.nn.LazyBatchNorm3d: modules.LazyBatchNorm3d,
+    torch.nn.SyncBatchNorm: SyncBatchNorm,
+}
+BACK = {own: theirs for theirs, own in PAIRS.items()}
+ORIGIN = "_bncore_origin"  # of a class that is made here: the class that it stands for
+
+_Key = tuple[type[Module], bool]
+_made: weakref.WeakValueDictionary[_Key, type[Module]] = weakref.WeakValueDictionary()
+
+
+class NotConvertible(Exception):
+    """There is no class of bncore for a class; the text says why."""
+
+
+def counterpart(kind: type[Module], sync: bool) -> type[Module]:
+    """Return the class of bncore that stands for a class; a class of bncore stands for itself.
+
+    Parameters
+    ----------
+    kind : type
+        The class of any module.
+    sync : bool
+        Whether the result has to synchronize its statistics.
+
+    Raises
+    ------
+    NotConvertible
+        If there is none.
+    """
+    if issubclass(kind, Normalizing):
+        if not sync or issubclass(kind, SyncBatchNorm):
+            return kind
+        theirs = original(kind)
+        if theirs is kind:
+            raise NotConvertible(f"{kind.__name__} has no synchronized form")
+        return counterpart(theirs, sync)
+    if not issubclass(kind, _BatchNorm):
+        raise NotConvertible(f"{kind.__name__} is no batch norm of torch.nn")
+    if kind in PAIRS and not (sync and "cls_to_become" in vars(kind)):
+        return SyncBatchNorm if sync else PAIRS[kind]
+    if _is_made_by_torch(kind):
+        return _rebuilt(kind, [counterpart(b, sync) if _normalizes(b) else b for b in _bases(kind)])
+    synchronized = issubclass(kind, torch.nn.SyncBatchNorm)
+    theirs = torch.nn.SyncBatchNorm if synchronized else _BatchNorm
+    if kind.forward is not theirs.forward:
+        raise NotConvertible(f"{kind.__name__} has a forward of its own")
+    return _subclass(kind, sync or synchronized)
+
+
+def original(kind: type[Module]) -> type[Module]:
+    """Return the class that a class of bncore stands for, or the class itself if there is none."""
+    if kind in BACK:
+        return BACK[kind]
+    if not issubclass(kind, Normalizing):
+        return kind
+    if ORIGIN in vars(kind) and not _is_changed(kind):
+        found: type[Module] = vars(kind)[ORIGIN]
+        return found
+    if _is_made_by_torch(kind):
+        bases = [original(b) if _normalizes(b) else b for b in _bases(kind)]
+        return kind if bases == _bases(kind) else _rebuilt(kind, bases)
+    return kind
+
+
+def _bases(kind: type[Module]) -> list[type[Module]]:
+    return list(kind.__bases__)
+
+
+def _normalizes(kind: type) -> bool:
+    return issubclass(kind, _BatchNorm)
+
+
+# Subclasses of somebody else: Made -> Normalizing -> theirs.
+
+
+def _subclass(kind: type[Module], sync: bool) -> type[Module]:
+    """Make the subclass of a class in which the forward is bncore's."""
+    if (kind, sync) in _made:
+        return _made[kind, sync]
+    base = SyncBatchNorm if sync else Normalizing
+
+    def fill(body: dict[str, Any]) -> None:
+        body.update(
+            __module__=__name__,
+            __qualname__=kind.__qualname__,
+            __doc__=kind.__doc__,
+            __reduce_ex__=_reduced,
+            _bncore_sync=sync,
+        )
+        body[ORIGIN] = kind
+        if becomes := getattr(kind, "cls_to_become", None):  # of a lazy class
+            body["cls_to_become"] = counterpart(becomes, sync)
+
+    try:
+        made = types.new_class(kind.__name__, (base, kind), {}, fill)
+    except Exception as error:  # somebody's metaclass or __init_subclass__ may refuse anything
+        raise NotConvertible(f"{kind.__name__} cannot have a subclass: {error}") from error
+    _made[kind, sync] = made
+    return made
+
+
+def _reduced(self: Any, protocol: Any) -> Any:
+    """Pickle a module whose class nobody can import: by the class that it stands for."""
+    kind: Any = next(k for k in type(self).__mro__ if vars(k).get("__reduce_ex__") is _reduced)
+    make, arguments, *rest = super(kind, self).__reduce_ex__(protocol)
+    if make is copyreg.__newobj__ and arguments[0] is kind:  # type: ignore[attr-defined]
+        arguments = (vars(kind)[ORIGIN], vars(kind)["_bncore_sync"], *arguments[1:])
+        make = _remade
+    return make, arguments, *rest
+
+
+def _remade(kind: type[Module], sync: bool, *arguments: Any) -> Module:
+    """Make an empty object of the class that stands for a class, for pickle and copy."""
+    cls = counterpart(kind, sync)
+    made: Module = cls.__new__(cls, *arguments)
+    return made
+
+
+# Classes that PyTorch makes for single modules: parametrized and sharded ones.  PyTorch looks for
+# the class of before in a certain place, so the class is made again with other bases.
+
+
+def _is_made_by_torch(kind: type) -> bool:
+    if not kind.__module__.startswith("torch."):
+        return False
+    return getattr(sys.modules.get(kind.__module__), kind.__name__, None) is not kind
+
+
+def _rebuilt(kind: type[Module], bases: list[type[Module]]) -> type[Module]:
+    body = _body(kind)
+    meta: Any = type(kind)
+    made: type[Module] = meta(kind.__name__, tuple(bases), body)
+    setattr(made, ORIGIN, kind)
+    return made
+
+
+def _body(kind: type) -> dict[str, Any]:
+    left_out = {"__dict__", "__weakref__", "__slotnames__", ORIGIN}  # the third is of copyreg
+    return {name: value for name, value in vars(kind).items() if name not in left_out}
+
+
+def _is_changed(kind: type) -> bool:
+    """Tell whether PyTorch has put something into a class since it was made again."""
+    return _is_made_by_torch(kind) and _body(kind) != _body(vars(kind)[ORIGIN])

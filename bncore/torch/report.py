@@ -1,0 +1,134 @@
+"""What `convert` has converted in a model, and what it leaves alone and why."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch.nn import Module
+from torch.nn.modules.batchnorm import _NormBase
+
+from bncore.torch import classes, wrapped
+from bncore.torch.modules import Normalizing
+
+__all__ = ["Layer", "Report", "report"]
+
+
+class Layer(NamedTuple):
+    """A normalizing layer of a model.
+
+    Attributes
+    ----------
+    name : str
+        Its name in ``model.named_modules()``; the model itself has the name "".
+    kind : str
+        The name of its class.
+    reason : str or None
+        Why `convert` leaves it alone; None if it is bncore's.
+    """
+
+    name: str
+    kind: str
+    reason: str | None
+
+
+class Report(NamedTuple):
+    """What `report` has found.
+
+    Attributes
+    ----------
+    converted, left : tuple of Layer
+        The layers that bncore computes, and those that it does not.
+    """
+
+    converted: tuple[Layer, ...]
+    left: tuple[Layer, ...]
+
+    def __str__(self) -> str:
+        count = len(self.converted) + len(self.left)
+        lines = [f"bncore.torch computes {len(self.converted)} of {count} normalizing layers"]
+        lines += [f"  {layer.name or '(the model)'}: {layer.kind}" for layer in self.converted]
+        lines += [
+            f"  {layer.name or '(the model)'}: left alone, because {layer.reason}"
+            for layer in self.left
+        ]
+        return "\n".join(lines)
+
+
+def report(model: Module) -> Report:
+    """Say which normalizing layers of a model bncore computes, and why it leaves others alone.
+
+    A layer that normalizes is a batch norm of PyTorch, a subclass of one, or a module whose class
+    has "Norm" in its name.
+
+    Parameters
+    ----------
+    model : Module
+        A model, before or after `convert`; nothing in it changes.
+
+    Returns
+    -------
+    Report
+        Two lists of layers; ``print`` shows both.
+
+    Raises
+    ------
+    TypeError
+        If `model` is not a module.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import bncore.torch
+    >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(8), torch.nn.LayerNorm(8))
+    >>> print(bncore.torch.report(bncore.torch.convert(model)))
+    bncore.torch computes 1 of 2 normalizing layers
+      0: bncore.torch.BatchNorm1d
+      1: left alone, because LayerNorm is no batch norm of torch.nn
+    """
+    converted, left = [], []
+    for name, module in checked(model).named_modules():
+        if isinstance(module, Normalizing):
+            converted.append(Layer(name, module._get_name(), None))
+        elif isinstance(module, _NormBase) or "norm" in _name(module).lower():
+            left.append(Layer(name, _name(module), reason(module)))
+    return Report(tuple(converted), tuple(left))
+
+
+def checked(model: object) -> Module:
+    """Return a model, or raise TypeError if it is something else."""
+    if not isinstance(model, Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    return model
+
+
+def reason(module: Module) -> str:
+    """Say why `convert` leaves a module alone."""
+    try:
+        target(module, sync=False)
+    except classes.NotConvertible as error:
+        return str(error)
+    return "convert has not seen it"
+
+
+def target(module: Module, *, sync: bool) -> type[Module]:
+    """Return the class that `convert` gives to a module.
+
+    Raises
+    ------
+    NotConvertible
+        If it gives it none.
+    """
+    kind = type(module)
+    found = classes.counterpart(kind, sync)
+    if found is not kind and wrapped.leads_elsewhere(module, kind.forward):
+        raise classes.NotConvertible(
+            f"this {kind.__name__} has a forward of its own, which does not seem to call "
+            "that of its class"
+        )
+    return found
+
+
+def _name(module: Module) -> str:
+    """Return the name of a module's class; that of a scripted one before it was scripted."""
+    name: str = getattr(module, "original_name", type(module).__name__)
+    return name
