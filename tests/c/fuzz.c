@@ -309,14 +309,12 @@ static void check_nulls(operation o, const bncore_problem *p)
 
 static void change_weights(reader *r, bncore_weights *w)
 {
-    int32_t *const numbers[] = {&w->dtype,  &w->per_channel, &w->omit_nan,
-                                &w->filled, &w->unused,      (int32_t *)&w->size};
-    const uint64_t which = below(r, 8);
-    if (which < sizeof numbers / sizeof *numbers)
+    int32_t *const numbers[] = {&w->dtype, &w->per_channel, &w->omit_nan, &w->filled, &w->unused};
+    const uint64_t which = below(r, 6);
+    if (which < 5)
         *numbers[which] = below(r, 2) ? (int32_t)below(r, 3) : (int32_t)any_size(r);
-    else if (which == 6)
+    else
         w->reserved[below(r, sizeof w->reserved / 8)] = next(r, 8);
-    if (w->size > sizeof *w) w->size = sizeof *w; /* the call would read the memory behind it */
 }
 
 static void try_anything(reader *r)
