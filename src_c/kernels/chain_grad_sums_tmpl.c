@@ -172,7 +172,9 @@ static inline ALWAYS_INLINE void NAME(sum_strip)(bncore_partial partial, NAME(gr
             const int chain = NAME(chain_rows)(rows - r);
             if (fused & WEIGHTED)
                 NAME(lay_out_flags)(&w->flags, v.x, (block + r) * t->stride, t, chain);
-            if (chain == CHAIN)
+            if (fused & WEIGHTED)
+                NAME(add_grad_rows)(w, v, t->stride, t->cols, chain, fused);
+            else if (chain == CHAIN)
                 NAME(add_grad_rows)(w, v, t->stride, t->cols, CHAIN, fused);
             else if (chain == CHAIN / 2)
                 NAME(add_grad_rows)(w, v, t->stride, t->cols, CHAIN / 2, fused);

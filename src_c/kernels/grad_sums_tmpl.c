@@ -249,7 +249,9 @@ static inline ALWAYS_INLINE void NAME(sum_strip)(bncore_partial partial, NAME(gr
             const NAME(values) here = NAME(values_at)(v, r * t->stride, fused);
             if (fused & WEIGHTED)
                 NAME(lay_out_flags)(&w->flags, here.x, (block + r) * t->stride, t, tile);
-            if (tile == ROW_TILE)
+            if (fused & WEIGHTED)
+                NAME(add_grad_rows)(w, here, t->stride, t->cols, tile, fused);
+            else if (tile == ROW_TILE)
                 NAME(add_grad_rows)(w, here, t->stride, t->cols, ROW_TILE, fused);
             else
                 NAME(add_grad_rows)(w, here, t->stride, t->cols, 1, fused);

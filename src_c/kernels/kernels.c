@@ -9,6 +9,8 @@
 #endif
 
 #define NOINLINE __attribute__((noinline, cold))
+/* For what is called often, but not from the innermost loop: a copy for each caller would take the compiler long. */
+#define ONCE_ONLY __attribute__((noinline))
 
 #include "storage.h"
 

@@ -135,8 +135,8 @@ static inline void NAME(add_rows)(running_columns *w, const double *pivot, const
         }
 }
 
-static inline void NAME(add_block)(running_columns *w, const double *pivot, const T *x,
-                                   int64_t stride, int64_t cols, int64_t rows)
+static ONCE_ONLY void NAME(add_block)(running_columns *w, const double *pivot, const T *x,
+                                      int64_t stride, int64_t cols, int64_t rows)
 {
     int64_t r = 0;
     for (; r + ROW_TILE <= rows; r += ROW_TILE)

@@ -70,7 +70,7 @@ static inline void NAME(write_first)(NAME(writer) * w, int64_t n)
 }
 
 /* Write all values, or those of whole lines if they are streamed. */
-static void NAME(write_lines)(NAME(writer) * w)
+static ONCE_ONLY void NAME(write_lines)(NAME(writer) * w)
 {
     if (!w->stream) {
         NAME(write_first)(w, w->pending);
@@ -87,7 +87,7 @@ static void NAME(write_lines)(NAME(writer) * w)
 }
 
 /* Go on at `to`, which may be where the last values end. */
-static inline void NAME(write_at)(NAME(writer) * w, T *to)
+static ONCE_ONLY void NAME(write_at)(NAME(writer) * w, T *to)
 {
     if (w->to + w->pending == to) return;
     NAME(write_first)(w, w->pending);
@@ -107,8 +107,8 @@ static inline void NAME(start_weights)(NAME(weight_buffer) * b)
     for (int i = 0; i < MOST_WEIGHTS; i++) b->weights[i] = (ACC)1;
 }
 
-static inline const ACC *NAME(next_weights)(NAME(weight_buffer) * b, const bncore_weighting *w,
-                                            int64_t at, int64_t len)
+static ONCE_ONLY const ACC *NAME(next_weights)(NAME(weight_buffer) * b, const bncore_weighting *w,
+                                               int64_t at, int64_t len)
 {
     if (!w->doubles) return b->weights;
     const double *from = doubles_of(b->room, w, at, len);
@@ -116,21 +116,21 @@ static inline const ACC *NAME(next_weights)(NAME(weight_buffer) * b, const bncor
     return b->weights;
 }
 
-/* Compute fewer than WIDTH values. */
-static inline ALWAYS_INLINE void NAME(weighted_few)(T *to, NAME(values) v, int64_t len,
-                                                    const ACC *coef, int64_t stride, int by_column,
-                                                    ACC fill, int frozen,
-                                                    NAME(weighted_arithmetic) * compute,
-                                                    int backward)
-{
+/* Copies of fewer than WIDTH values, so that a vector can be computed. */
+typedef struct NAME(copies) {
     T dy[NAME(WIDTH)], x[NAME(WIDTH)], r[NAME(WIDTH)];
     uint8_t flags[NAME(WIDTH)];
-    if (backward) v.dy = NAME(padded)(dy, v.dy, len);
-    v.x = NAME(padded)(x, v.x, len);
-    v.r = NAME(padded)(r, v.r, len);
-    for (int64_t l = 0; l < NAME(WIDTH); l++) flags[l] = l < len ? v.flags[l] : 0;
-    v.flags = flags;
-    compute(to, v, coef, stride, by_column, fill, frozen);
+} NAME(copies);
+
+static NOINLINE NAME(values)
+    NAME(copied)(NAME(copies) * to, NAME(values) v, int64_t len, int backward)
+{
+    if (backward) v.dy = NAME(padded)(to->dy, v.dy, len);
+    v.x = NAME(padded)(to->x, v.x, len);
+    v.r = NAME(padded)(to->r, v.r, len);
+    for (int64_t l = 0; l < NAME(WIDTH); l++) to->flags[l] = l < len ? v.flags[l] : 0;
+    v.flags = to->flags;
+    return v;
 }
 
 /* Compute the n values v. The last ones, which do not fill a vector, are computed with those before them. */
@@ -142,15 +142,14 @@ static inline ALWAYS_INLINE void NAME(compute_some)(NAME(writer) * w, NAME(value
 {
     const int fused = NAME(EVERYTHING) | (backward ? BACKWARD : 0);
     T *to = w->values + w->pending;
-    if (n < NAME(WIDTH)) {
-        NAME(weighted_few)(to, v, n, coef, stride, by_column, fill, frozen, compute, backward);
-    } else {
-        for (int64_t i = 0; i < n; i += NAME(WIDTH)) {
-            const int64_t at = bncore_min(i, n - NAME(WIDTH));
-            NAME(values) here = NAME(values_at)(v, at, fused);
-            here.weights += at;
-            compute(to + at, here, coef + at * by_column, stride, by_column, fill, frozen);
-        }
+    NAME(copies) copies;
+    if (n < NAME(WIDTH)) v = NAME(copied)(&copies, v, n, backward);
+    const int64_t tail = bncore_max(n - NAME(WIDTH), 0);
+    for (int64_t i = 0; i < n; i += NAME(WIDTH)) {
+        const int64_t at = bncore_min(i, tail);
+        NAME(values) here = NAME(values_at)(v, at, fused);
+        here.weights += at;
+        compute(to + at, here, coef + at * by_column, stride, by_column, fill, frozen);
     }
     w->pending += n;
     NAME(write_lines)(w);
@@ -167,7 +166,7 @@ typedef struct NAME(weighted_walk) {
     int frozen;
 } NAME(weighted_walk);
 
-static void NAME(start_walk)(NAME(weighted_walk) * w, const bncore_arrays *a)
+static NOINLINE void NAME(start_walk)(NAME(weighted_walk) * w, const bncore_arrays *a)
 {
     w->writer.to = a->dst;
     w->writer.pending = 0;

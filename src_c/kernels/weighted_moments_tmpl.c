@@ -52,8 +52,8 @@ typedef struct NAME(weighted_channel) {
     int chained, ones;      /* 16-bit values: whether the block is added in chains */
 } NAME(weighted_channel);
 
-static void NAME(add_weights)(NAME(weighted_channel) * c, const T *x, const double *weights,
-                              int64_t len)
+static ONCE_ONLY void NAME(add_weights)(NAME(weighted_channel) * c, const T *x,
+                                        const double *weights, int64_t len)
 {
     const int64_t whole = len / BNCORE_LANES * BNCORE_LANES;
     for (int64_t i = 0; i < len; i += BNCORE_LANES) {
@@ -80,8 +80,8 @@ static void NAME(add_weights)(NAME(weighted_channel) * c, const T *x, const doub
     }
 }
 
-static void NAME(add_flags)(NAME(weighted_channel) * c, const T *x, const uint8_t *flags,
-                            int64_t len, int64_t ahead)
+static ONCE_ONLY void NAME(add_flags)(NAME(weighted_channel) * c, const T *x, const uint8_t *flags,
+                                      int64_t len, int64_t ahead)
 {
     const int64_t count = count_flags(flags, len);
     c->count += count;
@@ -116,7 +116,8 @@ static void NAME(add_weighted_run)(NAME(weighted_channel) * c, const bncore_weig
 }
 
 /* The first value of a channel in the segment that has weight; t->end: none has. */
-static int64_t NAME(first_weighted)(const bncore_arrays *a, const bncore_planes *t, int64_t c)
+static NOINLINE int64_t NAME(first_weighted)(const bncore_arrays *a, const bncore_planes *t,
+                                             int64_t c)
 {
     const T *x = (const T *)a->x + c * t->inner;
     for (int64_t e = t->begin; e < t->end;) {
@@ -130,8 +131,8 @@ static int64_t NAME(first_weighted)(const bncore_arrays *a, const bncore_planes 
 }
 
 /* Start a channel with its first pivot. */
-static void NAME(start_weighted)(NAME(weighted_channel) * channel, const bncore_arrays *a,
-                                 const bncore_planes *t, int64_t c)
+static NOINLINE void NAME(start_weighted)(NAME(weighted_channel) * channel, const bncore_arrays *a,
+                                          const bncore_planes *t, int64_t c)
 {
     *channel = (NAME(weighted_channel)){.empty = 1};
     const int64_t e = NAME(first_weighted)(a, t, c);
@@ -152,8 +153,8 @@ static void NAME(start_weighted)(NAME(weighted_channel) * channel, const bncore_
 
 #if CHAINED
 /* Whether all weights of values begin .. end - 1 of a channel are 1. */
-static int NAME(all_ones)(const bncore_arrays *a, const bncore_planes *t, int64_t c, int64_t begin,
-                          int64_t end)
+static ONCE_ONLY int NAME(all_ones)(const bncore_arrays *a, const bncore_planes *t, int64_t c,
+                                    int64_t begin, int64_t end)
 {
     const bncore_weighting *w = a->weighting;
     for (int64_t e = begin; e < end;) {
@@ -180,8 +181,8 @@ static void NAME(choose_chains)(NAME(weighted_channel) * channels, const bncore_
 }
 
 /* Flush the block as flush_chained does; its weights are all 1. */
-static void NAME(flush_ones)(NAME(weighted_channel) * channel, const bncore_arrays *a,
-                             const bncore_planes *t, int64_t c, int64_t begin, int64_t end)
+static NOINLINE void NAME(flush_ones)(NAME(weighted_channel) * channel, const bncore_arrays *a,
+                                      const bncore_planes *t, int64_t c, int64_t begin, int64_t end)
 {
     const double n = (double)(end - begin);
     lanes *acc = &channel->acc;
@@ -199,8 +200,9 @@ static void NAME(flush_ones)(NAME(weighted_channel) * channel, const bncore_arra
 #endif
 
 /* Flush the block of values begin .. end - 1. */
-static void NAME(flush_weighted)(NAME(weighted_channel) * channel, const bncore_arrays *a,
-                                 const bncore_planes *t, int64_t c, int64_t begin, int64_t end)
+static ONCE_ONLY void NAME(flush_weighted)(NAME(weighted_channel) * channel, const bncore_arrays *a,
+                                           const bncore_planes *t, int64_t c, int64_t begin,
+                                           int64_t end)
 {
     const double n = a->weighting->doubles ? fold_lanes(channel->n) : (double)channel->count;
     const double s = fold_lanes(channel->acc.a), q = fold_lanes(channel->acc.b);
@@ -220,8 +222,8 @@ static void NAME(flush_weighted)(NAME(weighted_channel) * channel, const bncore_
     memset(channel->n, 0, sizeof channel->n);
 }
 
-static void NAME(add_piece)(NAME(weighted_channel) * channel, const bncore_arrays *a,
-                            const bncore_planes *t, int64_t c, int64_t e, int64_t ahead)
+static ONCE_ONLY void NAME(add_piece)(NAME(weighted_channel) * channel, const bncore_arrays *a,
+                                      const bncore_planes *t, int64_t c, int64_t e, int64_t ahead)
 {
     const piece p = piece_at(t, e, BNCORE_BLOCK);
     const T *x = (const T *)a->x + c * t->inner + p.offset;

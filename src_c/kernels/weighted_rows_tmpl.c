@@ -20,16 +20,15 @@ static inline NAME(some_rows) NAME(rows_from)(NAME(some_rows) t, int64_t r, int6
     return (NAME(some_rows)){t.x + r * t.stride, t.at + r * t.stride, t.stride, t.cols, rows};
 }
 
-/* Add `rows` rows to LANES columns from j on. */
+/* Add rows to LANES columns from j on. */
 static inline ALWAYS_INLINE void NAME(add_flagged_strip)(NAME(weighted_columns) * w, const T *x,
-                                                         int64_t stride, int64_t j, int first,
-                                                         int rows)
+                                                         int64_t stride, int64_t j, int64_t rows)
 {
     double s[BNCORE_LANES], q[BNCORE_LANES], pivot[BNCORE_LANES];
 #pragma omp simd
     for (int l = 0; l < BNCORE_LANES; l++)
         s[l] = w->s[j + l], q[l] = w->q[j + l], pivot[l] = w->pivot[j + l];
-    for (int r = first; r < first + rows; r++) {
+    for (int64_t r = 0; r < rows; r++) {
         double d[BNCORE_LANES];
         fetch(x + r * stride + j, AHEAD, LEVEL_2);
         NAME(load_doubles)(d, x + r * stride + j, BNCORE_LANES);
@@ -47,8 +46,8 @@ static inline ALWAYS_INLINE void NAME(add_flagged_strip)(NAME(weighted_columns) 
 }
 
 /* Add up to ROW_TILE rows whose weights are flags. */
-static void NAME(add_flagged_rows)(NAME(weighted_columns) * w, const bncore_weighting *weighting,
-                                   NAME(some_rows) t)
+static ONCE_ONLY void NAME(add_flagged_rows)(NAME(weighted_columns) * w,
+                                             const bncore_weighting *weighting, NAME(some_rows) t)
 {
     for (int64_t r = 0; r < t.rows; r++) {
         uint8_t *to = w->flags[r];
@@ -62,10 +61,7 @@ static void NAME(add_flagged_rows)(NAME(weighted_columns) * w, const bncore_weig
     }
     int64_t j = 0;
     for (; j + BNCORE_LANES <= t.cols; j += BNCORE_LANES)
-        if (t.rows == ROW_TILE)
-            NAME(add_flagged_strip)(w, t.x, t.stride, j, 0, ROW_TILE);
-        else
-            for (int r = 0; r < t.rows; r++) NAME(add_flagged_strip)(w, t.x, t.stride, j, r, 1);
+        NAME(add_flagged_strip)(w, t.x, t.stride, j, t.rows);
     for (; j < t.cols; j++)
         for (int64_t r = 0; r < t.rows; r++) {
             const double x = (double)NAME(load)(t.x[r * t.stride + j]);
@@ -76,8 +72,8 @@ static void NAME(add_flagged_rows)(NAME(weighted_columns) * w, const bncore_weig
 }
 
 /* Add a row whose weights are doubles. */
-static void NAME(add_weighted_row)(NAME(weighted_columns) * w, const T *x, const double *weights,
-                                   int64_t cols)
+static ONCE_ONLY void NAME(add_weighted_row)(NAME(weighted_columns) * w, const T *x,
+                                             const double *weights, int64_t cols)
 {
 #pragma omp simd
     for (int64_t j = 0; j < cols; j++) {
@@ -90,8 +86,8 @@ static void NAME(add_weighted_row)(NAME(weighted_columns) * w, const T *x, const
 }
 
 /* Add rows that have one flag each: those without weight add nothing. Returns how many have weight. */
-static int64_t NAME(add_whole_rows)(NAME(weighted_columns) * w, const uint8_t *flags,
-                                    NAME(some_rows) t)
+static ONCE_ONLY int64_t NAME(add_whole_rows)(NAME(weighted_columns) * w, const uint8_t *flags,
+                                              NAME(some_rows) t)
 {
     running_columns sums = {w->s, w->q};
     int64_t count = 0;
@@ -104,8 +100,8 @@ static int64_t NAME(add_whole_rows)(NAME(weighted_columns) * w, const uint8_t *f
     return count;
 }
 
-static void NAME(sum_weighted_block)(NAME(weighted_columns) * w, const bncore_weighting *weighting,
-                                     NAME(some_rows) t)
+static ONCE_ONLY void NAME(sum_weighted_block)(NAME(weighted_columns) * w,
+                                               const bncore_weighting *weighting, NAME(some_rows) t)
 {
     for (int64_t j = 0; j < t.cols; j++) w->s[j] = w->q[j] = w->n[j] = 0.0, w->count[j] = 0;
     if (weighting->values && !weighting->doubles && !weighting->omit_nan && weighting->inner == 1 &&
@@ -132,8 +128,8 @@ static void NAME(sum_weighted_block)(NAME(weighted_columns) * w, const bncore_we
 
 /* Start the running statistics of a column, and return the mean square of the values that made its first pivot; the
  * pivot of a column without weight is 0. */
-static double NAME(start_weighted_column)(bncore_partial partial, const bncore_arrays *a,
-                                          const bncore_rows *t, int64_t j)
+static NOINLINE double NAME(start_weighted_column)(bncore_partial partial, const bncore_arrays *a,
+                                                   const bncore_rows *t, int64_t j)
 {
     const bncore_weighting *w = a->weighting;
     const T *x = (const T *)a->x + j;
@@ -161,8 +157,9 @@ static double NAME(start_weighted_column)(bncore_partial partial, const bncore_a
 }
 
 /* Flush a block; `square` becomes the mean square so far. */
-static void NAME(flush_weighted_columns)(bncore_partial partial, const NAME(weighted_columns) * w,
-                                         double *square, int64_t cols, int float64_sums)
+static NOINLINE void NAME(flush_weighted_columns)(bncore_partial partial,
+                                                  const NAME(weighted_columns) * w, double *square,
+                                                  int64_t cols, int float64_sums)
 {
     double *n_ = partial.at, *pivot = n_ + RUNNING_PIVOT * partial.stride;
     double *S = n_ + RUNNING_S * partial.stride, *Q = n_ + RUNNING_Q * partial.stride;
@@ -183,7 +180,8 @@ static void NAME(flush_weighted_columns)(bncore_partial partial, const NAME(weig
 
 #if CHAINED
 /* Whether all weights of each column are 1. Returns whether those of all columns are. */
-static int NAME(find_ones)(uint8_t *ones, const bncore_weighting *weighting, NAME(some_rows) t)
+static ONCE_ONLY int NAME(find_ones)(uint8_t *ones, const bncore_weighting *weighting,
+                                     NAME(some_rows) t)
 {
     memset(ones, 1, (size_t)t.cols);
     for (int64_t r = 0; r < t.rows; r++) {
@@ -225,8 +223,8 @@ static void NAME(sum_chained_block)(NAME(weighted_columns) * w, const bncore_wei
 }
 #endif
 
-static void NAME(weighted_strip)(bncore_partial partial, const bncore_arrays *a,
-                                 const bncore_rows *t)
+static ONCE_ONLY void NAME(weighted_strip)(bncore_partial partial, const bncore_arrays *a,
+                                           const bncore_rows *t)
 {
     NAME(weighted_columns) w;
     double square[WEIGHTED_STRIP];

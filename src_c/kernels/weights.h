@@ -35,9 +35,9 @@ static inline int64_t shared_place(const bncore_weighting *w, int64_t at)
 }
 
 /* Repeat weights: the first one is that of value `at` of x, and the weights of a row are `inner` weights, once for each
- * channel. A weight has `item` bytes, a constant. */
-static inline ALWAYS_INLINE void repeat_weights(char *to, const bncore_weighting *w, int64_t at,
-                                                int64_t len, size_t item)
+ * channel. A weight has `item` bytes. */
+static ONCE_ONLY void repeat_weights(char *to, const bncore_weighting *w, int64_t at, int64_t len,
+                                     size_t item)
 {
     int64_t from = shared_place(w, at), in_run = at % w->inner, in_row = at % w->width;
     const char *values = w->values;
@@ -45,8 +45,11 @@ static inline ALWAYS_INLINE void repeat_weights(char *to, const bncore_weighting
         const int64_t run = bncore_min(w->inner - in_run, len - i);
         if (w->inner == 1) {
             const int64_t row = bncore_min(w->width - in_row, len - i);
-            for (int64_t l = 0; l < row; l++)
-                memcpy(to + (size_t)(i + l) * item, values + (size_t)from * item, item);
+            if (item == 1)
+                memset(to + i, values[from], (size_t)row);
+            else
+                for (int64_t l = 0; l < row; l++)
+                    ((double *)(void *)to)[i + l] = ((const double *)(const void *)values)[from];
             i += row;
             in_row = 0;
             from++;
@@ -65,8 +68,8 @@ static inline ALWAYS_INLINE void repeat_weights(char *to, const bncore_weighting
 }
 
 /* The flags of `len` values, at most MOST_WEIGHTS unless they lie in memory. They are written to `room` if they do not. */
-static inline const uint8_t *flags_of(uint8_t *room, const bncore_weighting *w, int64_t at,
-                                      int64_t len)
+static ONCE_ONLY const uint8_t *flags_of(uint8_t *room, const bncore_weighting *w, int64_t at,
+                                         int64_t len)
 {
     const uint8_t *bytes = w->values;
     if (!bytes) {
@@ -93,8 +96,8 @@ static inline const uint8_t *flags_of(uint8_t *room, const bncore_weighting *w, 
 }
 
 /* The weights of `len` values as doubles, where they are doubles. */
-static inline const double *doubles_of(double *room, const bncore_weighting *w, int64_t at,
-                                       int64_t len)
+static ONCE_ONLY const double *doubles_of(double *room, const bncore_weighting *w, int64_t at,
+                                          int64_t len)
 {
     if (!w->width) return (const double *)w->values + at;
     repeat_weights((char *)room, w, at, len, sizeof(double));
@@ -102,7 +105,7 @@ static inline const double *doubles_of(double *room, const bncore_weighting *w, 
 }
 
 /* How many of `len` flags are 1. Eight are added at once, as the bytes of a word. */
-static inline int64_t count_flags(const uint8_t *flags, int64_t len)
+static ONCE_ONLY int64_t count_flags(const uint8_t *flags, int64_t len)
 {
     enum { MOST = 255 };
     int64_t count = 0, i = 0;
