@@ -52,12 +52,17 @@ static inline ALWAYS_INLINE int NAME(takes_part)(NAME(values) v, int l, ACC g, i
     return !(fused & WEIGHTED) || v.flags[l] | (v.unfilled & (g != (ACC)0));
 }
 
-/* Make 0 of the gradients that take no part. Where values are not filled, they are 0 already. */
+/* The gradient of a value that may be filled. */
+static inline ALWAYS_INLINE ACC NAME(filled_g)(NAME(values) v, int l, ACC g, int fused)
+{
+    return !(fused & WEIGHTED) || v.flags[l] | v.unfilled ? g : (ACC)0;
+}
+
 static inline ALWAYS_INLINE void NAME(fill_gradients)(ACC *g, NAME(values) v, int n, int fused)
 {
     if (!(fused & WEIGHTED)) return;
 #pragma omp simd
-    for (int l = 0; l < n; l++) g[l] = v.flags[l] | v.unfilled ? g[l] : (ACC)0;
+    for (int l = 0; l < n; l++) g[l] = NAME(filled_g)(v, l, g[l], fused);
 }
 
 /* The first values of a run, in the type of the arithmetic. */

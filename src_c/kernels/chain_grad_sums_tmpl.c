@@ -35,7 +35,7 @@ static inline ALWAYS_INLINE void NAME(one_grad_term)(float *a, float *b, NAME(va
     const float x = NAME(load)(v.x[0]), r = fused & RESIDUAL ? NAME(load)(v.r[0]) : 0.0F;
     const float g = NAME(g_of)(v, NAME(load)(v.dy[0]), x - m.hi, r, m.scale, m.shift, fused);
     const int in = NAME(takes_part)(v, 0, g, fused);
-    const T stored = NAME(store)(in ? g : 0.0F);
+    const T stored = NAME(store)(NAME(filled_g)(v, 0, g, fused));
     if (fused & STORED && !(fused & WEIGHTED && !v.dr)) v.dr[0] = stored;
     *a = in ? (fused & ACTIVATION ? NAME(load)(stored) : g) : 0.0F;
     *b = in ? *a * ((x - hi) * scale) : 0.0F;

@@ -92,7 +92,7 @@ static inline ALWAYS_INLINE NAME(gradient)
     const ACC x = NAME(load)(v.x[0]), r = fused & RESIDUAL ? NAME(load)(v.r[0]) : (ACC)0;
     const ACC g = NAME(g_of)(v, NAME(load)(v.dy[0]), x - m.hi, r, m.scale, m.shift, fused);
     const int in = NAME(takes_part)(v, 0, g, fused);
-    const T stored = NAME(store)(in ? g : (ACC)0);
+    const T stored = NAME(store)(NAME(filled_g)(v, 0, g, fused));
     if (fused & STORED && !(fused & WEIGHTED && !v.dr)) v.dr[0] = stored;
     const ACC value = fused & ACTIVATION ? NAME(load)(stored) : g;
     return (NAME(gradient)){in ? (double)value : 0.0, (double)x, in};

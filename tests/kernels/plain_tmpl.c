@@ -22,7 +22,7 @@ static void NAME(addends)(const kernel *k, const tile *t, const bncore_arrays *a
     const ACC g = NAME(plain_g)(v, NAME(in).mask + c, t->columns + COEF_GAP, k->fused);
     const int skipped = NAME(is_skipped)(v, g);
     if (k->fused & STORED && a->dresidual)
-        ((T *)a->dresidual)[i] = NAME(store)(skipped ? (ACC)0 : g);
+        ((T *)a->dresidual)[i] = NAME(store)(v.w == 0.0 && !v.unfilled ? (ACC)0 : g);
     add[0] = skipped ? 0.0 : (double)g;
     add[1] = skipped ? 0.0 : (double)g * ((double)v.x - about);
 }
@@ -64,7 +64,7 @@ static void NAME(terms)(const kernel *k, const tile *t, const bncore_arrays *a, 
     const ACC g = NAME(plain_g)(v, NAME(in).mask + c, t->columns + COEF_GAP, k->fused);
     const int skipped = NAME(is_skipped)(v, g);
     if (k->fused & STORED && a->dresidual)
-        ((T *)a->dresidual)[i] = NAME(store)(skipped ? (ACC)0 : g);
+        ((T *)a->dresidual)[i] = NAME(store)(v.w == 0.0 && !v.unfilled ? (ACC)0 : g);
     terms[0] = skipped ? 0.0F : (float)g;
     terms[1] = skipped ? 0.0F : (float)g * ((x - (float)about) * scale);
 }
