@@ -71,10 +71,8 @@ def assert_same(got, expected, where=...):
         assert arrays.same_bits(one, other), name
 
 
-@pytest.fixture(params=variants.FOUND.present, ids=str)
+@pytest.fixture(params=[v for v in variants.FOUND.present if v.name == "native"], ids=str)
 def variant(request):
-    if request.param.name != "native":
-        pytest.skip("this file is about the native backend")
     with request.param.active():
         yield
 
