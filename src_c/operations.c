@@ -176,12 +176,11 @@ static void apply_normalize(operation *op, void (*set_coefs)(const operation *, 
     op->set_coefs = set_coefs;
 }
 
-/* The gradient by x of weighted values. Its kernel computes z in any case. */
+/* The gradient by x of weighted values. */
 static void apply_weighted_gradient(operation *op)
 {
-    op->apply_planes = op->kernels->weighted_grad_input_planes;
-    op->apply_rows = op->kernels->weighted_grad_input_rows;
-    op->set_mask = set_mask;
+    op->apply_planes = op->kernels->weighted_grad_input_planes[op->masked != 0];
+    op->apply_rows = op->kernels->weighted_grad_input_rows[op->masked != 0];
 }
 
 /* counts NULL: every channel has g.n values. */

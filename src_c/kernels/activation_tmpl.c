@@ -2,16 +2,18 @@
  * `fused` is a sum of variants (kernels.h) and a constant wherever these functions are inlined. */
 
 /* Where the values of a run begin. dy is used with BACKWARD only, r with RESIDUAL, dr with STORED, and the rest with
- * WEIGHTED: flags that tell which values have weight, the distance of one vector or row of them to the next, whether a
- * gradient counts without weight, and weights for the gradient by x. With WEIGHTED r and dr may be NULL. */
+ * WEIGHTED: flags that tell which values have weight, weights for the gradient by x, and whether a gradient counts without
+ * weight. With WEIGHTED dr may be NULL, and r and flags may be vectors that stand for all others (r_by, flags_by: 0, else
+ * 1). */
 typedef struct NAME(values) {
     const T *dy, *x, *r;
     T *dr;
     ACC slope, least;
     const uint8_t *flags;
     const ACC *weights;
-    int64_t flags_step;
-    int unfilled, steady; /* steady: r is the same for every row */
+    int64_t r_by, flags_by,
+        flags_step; /* flags_step: from one vector or row of flags to the next */
+    int unfilled;
 } NAME(values);
 
 static inline ALWAYS_INLINE NAME(values) NAME(values_of)(const bncore_arrays *a)
@@ -28,9 +30,9 @@ static inline ALWAYS_INLINE NAME(values) NAME(values_at)(NAME(values) v, int64_t
 {
     if (fused & BACKWARD) v.dy += i;
     v.x += i;
-    if (fused & RESIDUAL && !(fused & WEIGHTED && !v.r)) v.r += i;
+    if (fused & RESIDUAL) v.r += fused & WEIGHTED ? i * v.r_by : i;
     if (fused & STORED && !(fused & WEIGHTED && !v.dr)) v.dr += i;
-    if (fused & WEIGHTED && v.flags) v.flags += i;
+    if (fused & WEIGHTED && v.flags) v.flags += i * v.flags_by;
     return v;
 }
 
@@ -38,31 +40,31 @@ static inline ALWAYS_INLINE NAME(values) NAME(values_at)(NAME(values) v, int64_t
 static inline ALWAYS_INLINE NAME(values)
     NAME(values_after)(NAME(values) v, int n, int64_t step, int fused)
 {
-    const NAME(values) to = NAME(values_at)(v, n * step, fused);
-    if (!(fused & WEIGHTED)) return to;
-    const T *dy = to.dy, *x = to.x, *r = v.steady ? v.r : to.r;
-    v.dy = dy, v.x = x, v.r = r, v.dr = to.dr;
-    v.flags += n * v.flags_step;
-    return v;
+    NAME(values) to = NAME(values_at)(v, n * step, fused);
+    if (fused & WEIGHTED) to.flags = v.flags + n * v.flags_step;
+    return to;
 }
 
-/* Whether a value takes part in the sums, and its gradient g in dx. */
-static inline ALWAYS_INLINE int NAME(takes_part)(NAME(values) v, int l, ACC g, int fused)
+/* Whether a value with this flag takes part in the sums, and its gradient g in dx. */
+static inline ALWAYS_INLINE int NAME(takes_part)(NAME(values) v, ACC flag, ACC g)
 {
-    return !(fused & WEIGHTED) || v.flags[l] | (v.unfilled & (g != (ACC)0));
+    const ACC alone = v.unfilled ? g : (ACC)0;
+    return (flag != (ACC)0) | (alone != (ACC)0);
 }
 
-/* The gradient of a value that may be filled. */
-static inline ALWAYS_INLINE ACC NAME(filled_g)(NAME(values) v, int l, ACC g, int fused)
-{
-    return !(fused & WEIGHTED) || v.flags[l] | v.unfilled ? g : (ACC)0;
-}
-
+/* Make 0 of the gradients of n values that are filled; n is a constant and a multiple of 8. */
 static inline ALWAYS_INLINE void NAME(fill_gradients)(ACC *g, NAME(values) v, int n, int fused)
 {
-    if (!(fused & WEIGHTED)) return;
+    if (!(fused & WEIGHTED) || v.unfilled) return;
+    ACC flags[BNCORE_LANES];
+    NAME(load_flags)(flags, v.flags, n);
 #pragma omp simd
-    for (int l = 0; l < n; l++) g[l] = NAME(filled_g)(v, l, g[l], fused);
+    for (int l = 0; l < n; l++) g[l] = flags[l] != (ACC)0 ? g[l] : (ACC)0;
+}
+
+static inline ALWAYS_INLINE ACC NAME(filled_g)(NAME(values) v, ACC g, int fused)
+{
+    return !(fused & WEIGHTED) || v.flags[0] | v.unfilled ? g : (ACC)0;
 }
 
 /* The first values of a run, in the type of the arithmetic. */

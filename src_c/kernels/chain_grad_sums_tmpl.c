@@ -19,10 +19,13 @@ static inline ALWAYS_INLINE void NAME(grad_term)(chain_terms *to, const NAME(abo
 #pragma omp simd
         for (int l = 0; l < CHAIN_WIDTH; l++) v.dr[l] = h + l >= skip ? stored[l] : v.dr[l];
     }
+    float flags[CHAIN_WIDTH] = {0};
+    if (fused & WEIGHTED) NAME(load_flags)(flags, v.flags, CHAIN_WIDTH);
 #pragma omp simd
     for (int l = 0; l < CHAIN_WIDTH; l++) {
         const float xhat = (in.x[l] - about->centre[h + l]) * about->scale[h + l];
-        const int in = h + l >= skip && NAME(takes_part)(v, l, g[l], fused);
+        const int weighs = !(fused & WEIGHTED) || NAME(takes_part)(v, flags[l], g[l]);
+        const int in = (h + l >= skip) & weighs;
         to->a[l] = in ? g[l] : 0.0F;
         to->b[l] = in ? g[l] * xhat : 0.0F;
     }
@@ -34,8 +37,8 @@ static inline ALWAYS_INLINE void NAME(one_grad_term)(float *a, float *b, NAME(va
 {
     const float x = NAME(load)(v.x[0]), r = fused & RESIDUAL ? NAME(load)(v.r[0]) : 0.0F;
     const float g = NAME(g_of)(v, NAME(load)(v.dy[0]), x - m.hi, r, m.scale, m.shift, fused);
-    const int in = NAME(takes_part)(v, 0, g, fused);
-    const T stored = NAME(store)(NAME(filled_g)(v, 0, g, fused));
+    const int in = !(fused & WEIGHTED) || NAME(takes_part)(v, (float)v.flags[0], g);
+    const T stored = NAME(store)(NAME(filled_g)(v, g, fused));
     if (fused & STORED && !(fused & WEIGHTED && !v.dr)) v.dr[0] = stored;
     *a = in ? (fused & ACTIVATION ? NAME(load)(stored) : g) : 0.0F;
     *b = in ? *a * ((x - hi) * scale) : 0.0F;
@@ -73,12 +76,13 @@ static inline ALWAYS_INLINE void NAME(sum_planes)(bncore_partial partial,
                                                   const bncore_arrays *arrays, const double *mean,
                                                   const bncore_planes *t, int fused)
 {
-    const NAME(values) values = NAME(values_of)(arrays);
+    const NAME(values) values =
+        fused & WEIGHTED ? NAME(weighted_values_of)(arrays) : NAME(values_of)(arrays);
     const float *mask = arrays->mask;
     const int64_t ahead = bytes_ahead(t, sizeof(T));
     lanes acc[BNCORE_GROUP] = {0};
-    NAME(weighted_run) run;
-    if (fused & WEIGHTED) NAME(start_runs)(&run, arrays, fused);
+    NAME(run_flags) flags;
+    if (fused & WEIGHTED) NAME(start_runs)(&flags, arrays, 0);
     int64_t pending = 0;
     double *sum_a = partial.at, *sum_b = sum_a + partial.stride;
     for (int64_t c = 0; c < t->channels; c++) sum_a[c] = sum_b[c] = 0.0;
@@ -92,11 +96,11 @@ static inline ALWAYS_INLINE void NAME(sum_planes)(bncore_partial partial,
                 NAME(add_grad_run)(&acc[c], v, p.len, hi, scale, m, ahead, fused);
                 continue;
             }
-            NAME(start_run)(&run, v, NAME(plane_place)(arrays, t, c, e), p.len);
-            while (run.left > 0) {
-                const int64_t n = NAME(next_of_run)(&run);
-                NAME(add_grad_run)(&acc[c], NAME(take_from_run)(&run, n, fused), n, hi, scale, m,
-                                   ahead, fused);
+            const int64_t at = NAME(plane_place)(arrays, t, c, e);
+            for (int64_t i = 0, n; i < p.len; i += n) {
+                NAME(values) some = NAME(values_at)(v, i, fused);
+                n = NAME(next_flags)(&flags, &some, at + i, p.len - i);
+                NAME(add_grad_run)(&acc[c], some, n, hi, scale, m, ahead, fused);
             }
         }
         e += p.len;
@@ -193,12 +197,13 @@ static inline ALWAYS_INLINE void NAME(sum_strip)(bncore_partial partial, NAME(gr
 static inline ALWAYS_INLINE void NAME(sum_rows)(bncore_partial partial, const bncore_arrays *arrays,
                                                 const double *mean, const bncore_rows *t, int fused)
 {
-    const NAME(values) values = NAME(values_of)(arrays);
+    const NAME(values) values =
+        fused & WEIGHTED ? NAME(weighted_values_of)(arrays) : NAME(values_of)(arrays);
     const float *mask = arrays->mask;
     NAME(grad_columns) w;
-    const int64_t width = fused & WEIGHTED ? WEIGHTED_STRIP : STRIP;
     w.mask_stride = arrays->mask_stride;
-    if (fused & WEIGHTED) NAME(start_row_flags)(&w.flags, arrays);
+    if (fused & WEIGHTED) NAME(start_row_flags)(&w.flags, arrays, t);
+    const int64_t width = fused & WEIGHTED && !w.flags.in_rows ? WEIGHTED_STRIP : STRIP;
     for (int64_t j = 0; j < t->cols; j += width) {
         const bncore_rows strip = {t->rows, bncore_min(t->cols - j, width), t->stride};
         w.flags.at = arrays->at + j;

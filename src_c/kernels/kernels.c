@@ -35,8 +35,9 @@ enum {
     FIELDS_normalize = NORMALIZE_FIELDS,
     FIELDS_grad_input = GRAD_INPUT_FIELDS,
     FIELDS_grad_frozen = GRAD_FROZEN_FIELDS,
-    STREAM_AHEAD = 4096, /* bytes, for inputs of 16 bits while the output is streamed */
-    AHEAD = 65536        /* rows: bytes from the current values to those that are prefetched */
+    STREAM_AHEAD = 4096,   /* bytes, for inputs of 16 bits while the output is streamed */
+    WEIGHTED_AHEAD = 1024, /* bytes, for inputs of weighted elementwise kernels */
+    AHEAD = 65536          /* rows: bytes from the current values to those that are prefetched */
 };
 
 /* Rows: the sums of some columns in the current block. */
@@ -48,20 +49,24 @@ typedef struct running_columns {
 #if STORED_AS(0)
 #define T float
 #define ACC float
+#define MINUS_ZERO -0.0F
 #define NAME(function) function##_f32
 #include "kernels_tmpl.c"
 #undef T
 #undef ACC
+#undef MINUS_ZERO
 #undef NAME
 #endif
 
 #if STORED_AS(1)
 #define T double
 #define ACC double
+#define MINUS_ZERO -0.0
 #define NAME(function) function##_f64
 #include "kernels_tmpl.c"
 #undef T
 #undef ACC
+#undef MINUS_ZERO
 #undef NAME
 #endif
 #undef CHAINED
@@ -70,6 +75,7 @@ typedef struct running_columns {
 #define CHAINED 1
 #define T uint16_t
 #define ACC float
+#define MINUS_ZERO 0x8000
 #if STORED_AS(2)
 #define NAME(function) function##_f16
 #include "kernels_tmpl.c"

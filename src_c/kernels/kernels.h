@@ -136,15 +136,15 @@ typedef struct bncore_kernel_set {
     void (*grad_frozen_rows[ELEMENTWISE_VARIANTS])(const bncore_arrays *a, const void *coef,
                                                    int64_t stride, const bncore_rows *t);
 
-    /* With weights: normalize for weights that are filled, and both gradients by x. Everything may be fused. */
+    /* With weights: normalize for weights that are filled, and both gradients by x, without and with what may be fused. */
     void (*weighted_normalize_planes)(const bncore_arrays *a, const void *coef, int64_t stride,
                                       const bncore_planes *t);
     void (*weighted_normalize_rows)(const bncore_arrays *a, const void *coef, int64_t stride,
                                     const bncore_rows *t);
-    void (*weighted_grad_input_planes)(const bncore_arrays *a, const void *coef, int64_t stride,
-                                       const bncore_planes *t);
-    void (*weighted_grad_input_rows)(const bncore_arrays *a, const void *coef, int64_t stride,
-                                     const bncore_rows *t);
+    void (*weighted_grad_input_planes[2])(const bncore_arrays *a, const void *coef, int64_t stride,
+                                          const bncore_planes *t);
+    void (*weighted_grad_input_rows[2])(const bncore_arrays *a, const void *coef, int64_t stride,
+                                        const bncore_rows *t);
 
     /* For each of n channels: 1 / sqrt(var / divisor + eps), and the coefficients that are computed from it. weight and
      * bias may be NULL. */

@@ -80,10 +80,10 @@ static ONCE_ONLY void NAME(add_weights)(NAME(weighted_channel) * c, const T *x,
     }
 }
 
+/* Add a run of which `count` flags are 1. */
 static ONCE_ONLY void NAME(add_flags)(NAME(weighted_channel) * c, const T *x, const uint8_t *flags,
-                                      int64_t len, int64_t ahead)
+                                      int64_t len, int64_t count, int64_t ahead)
 {
-    const int64_t count = count_flags(flags, len);
     c->count += count;
     if (count == 0) return;
     if (count == len) {
@@ -105,13 +105,15 @@ static void NAME(add_weighted_run)(NAME(weighted_channel) * c, const bncore_weig
 {
     const int at_once = NAME(has_flags)(w);
     for (int64_t i = 0, n; i < len; i += n) {
-        uint8_t flags[MOST_WEIGHTS];
+        uint8_t room[MOST_WEIGHTS];
         double weights[MOST_WEIGHTS];
         n = at_once ? len : some_of(len - i);
-        if (w->doubles)
+        if (w->doubles) {
             NAME(add_weights)(c, x + i, NAME(weights_in)(weights, w, at + i, x + i, n), n);
-        else
-            NAME(add_flags)(c, x + i, NAME(flags_in)(flags, w, at + i, x + i, n), n, ahead);
+            continue;
+        }
+        const uint8_t *flags = NAME(flags_in)(room, w, at + i, x + i, n);
+        NAME(add_flags)(c, x + i, flags, n, count_flags(flags, n), ahead);
     }
 }
 
@@ -222,18 +224,32 @@ static ONCE_ONLY void NAME(flush_weighted)(NAME(weighted_channel) * channel, con
     memset(channel->n, 0, sizeof channel->n);
 }
 
-static ONCE_ONLY void NAME(add_piece)(NAME(weighted_channel) * channel, const bncore_arrays *a,
-                                      const bncore_planes *t, int64_t c, int64_t e, int64_t ahead)
+/* Add the pieces of all channels that begin with value e. Returns their length. */
+static ONCE_ONLY int64_t NAME(add_pieces)(NAME(weighted_channel) * channels, const bncore_arrays *a,
+                                          const bncore_planes *t, int64_t e, int64_t ahead)
 {
+    const bncore_weighting *w = a->weighting;
     const piece p = piece_at(t, e, BNCORE_BLOCK);
-    const T *x = (const T *)a->x + c * t->inner + p.offset;
+    const int64_t at = NAME(plane_place)(a, t, 0, e), apart = w->per_channel ? t->inner : 0;
+    const int shared = NAME(has_flags)(w) && !w->per_channel;
+    const uint8_t *flags = (const uint8_t *)w->values + at;
+    const int64_t count = shared ? count_flags(flags, p.len) : 0;
+    for (int64_t c = 0; c < t->channels; c++) {
+        NAME(weighted_channel) *channel = &channels[c];
+        const T *x = (const T *)a->x + c * t->inner + p.offset;
+        if (channel->empty) continue;
 #if CHAINED
-    if (channel->ones && channel->chained) {
-        NAME(chain_moments_run)(&channel->acc, x, p.len, (float)channel->w.pivot, ahead);
-        return;
-    }
+        if (channel->ones && channel->chained) {
+            NAME(chain_moments_run)(&channel->acc, x, p.len, (float)channel->w.pivot, ahead);
+            continue;
+        }
 #endif
-    NAME(add_weighted_run)(channel, a->weighting, NAME(plane_place)(a, t, c, e), x, p.len, ahead);
+        if (shared)
+            NAME(add_flags)(channel, x, flags, p.len, count, ahead);
+        else
+            NAME(add_weighted_run)(channel, w, at + c * apart, x, p.len, ahead);
+    }
+    return p.len;
 }
 
 static void NAME(weighted_moments_planes)(bncore_partial partial, const bncore_arrays *a,
@@ -249,9 +265,7 @@ static void NAME(weighted_moments_planes)(bncore_partial partial, const bncore_a
 #if CHAINED
         if (!a->float64_sums) NAME(choose_chains)(channels, a, t, begin, end);
 #endif
-        for (int64_t e = begin; e < end; e += piece_at(t, e, BNCORE_BLOCK).len)
-            for (int64_t c = 0; c < t->channels; c++)
-                if (!channels[c].empty) NAME(add_piece)(&channels[c], a, t, c, e, ahead);
+        for (int64_t e = begin; e < end;) e += NAME(add_pieces)(channels, a, t, e, ahead);
         for (int64_t c = 0; c < t->channels; c++)
             if (!channels[c].empty) NAME(flush_weighted)(&channels[c], a, t, c, begin, end);
     }

@@ -1,11 +1,15 @@
 /* Moments of weighted values in rows, for storage type T (weighted_moments_tmpl.c). The weights of some rows of up to
  * WEIGHTED_STRIP columns are laid out in memory first, unless every row has one weight. */
 
+/* Columns at a time where every row has one weight; sums in chains take more of the stack. */
+enum { NAME(WIDE_STRIP) = CHAINED ? WEIGHTED_STRIP : 2 * WEIGHTED_STRIP };
+
 /* The sums of a block. */
 typedef struct NAME(weighted_columns) {
-    double s[WEIGHTED_STRIP], q[WEIGHTED_STRIP], n[WEIGHTED_STRIP];
+    double s[NAME(WIDE_STRIP)], q[NAME(WIDE_STRIP)], n[NAME(WIDE_STRIP)];
     int16_t count[WEIGHTED_STRIP]; /* of flags */
     uint8_t flags[ROW_TILE][WEIGHTED_STRIP];
+    int64_t flags_by; /* 0: a vector of flags stands for a row */
     const double *pivot;
 } NAME(weighted_columns);
 
@@ -34,7 +38,7 @@ static inline ALWAYS_INLINE void NAME(add_flagged_strip)(NAME(weighted_columns) 
         NAME(load_doubles)(d, x + r * stride + j, BNCORE_LANES);
 #pragma omp simd
         for (int l = 0; l < BNCORE_LANES; l++) d[l] -= pivot[l];
-        keep_flagged(d, w->flags[r] + j);
+        keep_flagged(d, w->flags[r] + j * w->flags_by);
 #pragma omp simd
         for (int l = 0; l < BNCORE_LANES; l++) {
             s[l] += d[l];
@@ -45,9 +49,24 @@ static inline ALWAYS_INLINE void NAME(add_flagged_strip)(NAME(weighted_columns) 
     for (int l = 0; l < BNCORE_LANES; l++) w->s[j + l] = s[l], w->q[j + l] = q[l];
 }
 
-/* Add up to ROW_TILE rows whose weights are flags. */
-static ONCE_ONLY void NAME(add_flagged_rows)(NAME(weighted_columns) * w,
-                                             const bncore_weighting *weighting, NAME(some_rows) t)
+/* Add up to ROW_TILE rows whose flags are laid out. */
+static ONCE_ONLY void NAME(add_flagged_rows)(NAME(weighted_columns) * w, NAME(some_rows) t)
+{
+    int64_t j = 0;
+    for (; j + BNCORE_LANES <= t.cols; j += BNCORE_LANES)
+        NAME(add_flagged_strip)(w, t.x, t.stride, j, t.rows);
+    for (; j < t.cols; j++)
+        for (int64_t r = 0; r < t.rows; r++) {
+            const double x = (double)NAME(load)(t.x[r * t.stride + j]);
+            const double d = w->flags[r][j * w->flags_by] ? x - w->pivot[j] : 0.0;
+            w->s[j] += d;
+            w->q[j] += d * d;
+        }
+}
+
+/* Lay out the flags of up to ROW_TILE rows, and count them. */
+static ONCE_ONLY void NAME(lay_out_rows)(NAME(weighted_columns) * w,
+                                         const bncore_weighting *weighting, NAME(some_rows) t)
 {
     for (int64_t r = 0; r < t.rows; r++) {
         uint8_t *to = w->flags[r];
@@ -59,16 +78,6 @@ static ONCE_ONLY void NAME(add_flagged_rows)(NAME(weighted_columns) * w,
             w->count[j] = (int16_t)(w->count[j] + to[j]);
         }
     }
-    int64_t j = 0;
-    for (; j + BNCORE_LANES <= t.cols; j += BNCORE_LANES)
-        NAME(add_flagged_strip)(w, t.x, t.stride, j, t.rows);
-    for (; j < t.cols; j++)
-        for (int64_t r = 0; r < t.rows; r++) {
-            const double x = (double)NAME(load)(t.x[r * t.stride + j]);
-            const double d = w->flags[r][j] ? x - w->pivot[j] : 0.0;
-            w->s[j] += d;
-            w->q[j] += d * d;
-        }
 }
 
 /* Add a row whose weights are doubles. */
@@ -89,13 +98,14 @@ static ONCE_ONLY void NAME(add_weighted_row)(NAME(weighted_columns) * w, const T
 static ONCE_ONLY int64_t NAME(add_whole_rows)(NAME(weighted_columns) * w, const uint8_t *flags,
                                               NAME(some_rows) t)
 {
-    running_columns sums = {w->s, w->q};
     int64_t count = 0;
-    for (int64_t r = 0, end; r < t.rows; r = end) {
-        for (end = r + 1; end < t.rows && flags[end] == flags[r];) end++;
-        if (!flags[r]) continue;
-        NAME(add_block)(&sums, w->pivot, t.x + r * t.stride, t.stride, t.cols, end - r);
-        count += end - r;
+    for (int64_t r = 0; r < t.rows; r += ROW_TILE) {
+        const int64_t rows = bncore_min(t.rows - r, ROW_TILE);
+        for (int64_t i = 0; i < rows; i++) {
+            memcpy(w->flags[i], flags_of_row[flags[r + i]], BNCORE_LANES);
+            count += flags[r + i];
+        }
+        NAME(add_flagged_rows)(w, NAME(rows_from)(t, r, rows));
     }
     return count;
 }
@@ -103,14 +113,15 @@ static ONCE_ONLY int64_t NAME(add_whole_rows)(NAME(weighted_columns) * w, const 
 static ONCE_ONLY void NAME(sum_weighted_block)(NAME(weighted_columns) * w,
                                                const bncore_weighting *weighting, NAME(some_rows) t)
 {
-    for (int64_t j = 0; j < t.cols; j++) w->s[j] = w->q[j] = w->n[j] = 0.0, w->count[j] = 0;
-    if (weighting->values && !weighting->doubles && !weighting->omit_nan && weighting->inner == 1 &&
-        weighting->width == t.stride) {
+    for (int64_t j = 0; j < t.cols; j++) w->s[j] = w->q[j] = w->n[j] = 0.0;
+    w->flags_by = !has_row_flags(weighting, t.stride);
+    if (!w->flags_by) {
         const uint8_t *flags = (const uint8_t *)weighting->values + t.at / t.stride;
         const int64_t count = NAME(add_whole_rows)(w, flags, t);
         for (int64_t j = 0; j < t.cols; j++) w->n[j] = (double)count;
         return;
     }
+    memset(w->count, 0, sizeof w->count);
     if (weighting->doubles) {
         for (int64_t r = 0; r < t.rows; r++) {
             double room[WEIGHTED_STRIP];
@@ -120,9 +131,11 @@ static ONCE_ONLY void NAME(sum_weighted_block)(NAME(weighted_columns) * w,
         }
         return;
     }
-    for (int64_t r = 0; r < t.rows; r += ROW_TILE)
-        NAME(add_flagged_rows)(w, weighting,
-                               NAME(rows_from)(t, r, bncore_min(t.rows - r, ROW_TILE)));
+    for (int64_t r = 0; r < t.rows; r += ROW_TILE) {
+        const NAME(some_rows) rows = NAME(rows_from)(t, r, bncore_min(t.rows - r, ROW_TILE));
+        NAME(lay_out_rows)(w, weighting, rows);
+        NAME(add_flagged_rows)(w, rows);
+    }
     for (int64_t j = 0; j < t.cols; j++) w->n[j] = (double)w->count[j];
 }
 
@@ -154,6 +167,43 @@ static NOINLINE double NAME(start_weighted_column)(bncore_partial partial, const
     partial.at[RUNNING_PIVOT * partial.stride + j] = pivot;
     partial.at[RUNNING_Q * partial.stride + j] = 0.0;
     return square;
+}
+
+/* The same for all columns, where each row has one flag: the columns have their first rows in common. The sums of
+ * differences are kept in `sum`. */
+static ONCE_ONLY void NAME(start_columns_together)(bncore_partial partial, const bncore_arrays *a,
+                                                   const bncore_rows *t, double *restrict sum,
+                                                   double *restrict square)
+{
+    const uint8_t *flags = (const uint8_t *)a->weighting->values + a->at / t->stride;
+    double *restrict n = partial.at, *restrict pivot = n + RUNNING_PIVOT * partial.stride;
+    double *restrict S = n + RUNNING_S * partial.stride, *restrict Q =
+                                                             n + RUNNING_Q * partial.stride;
+    int64_t first = 0, count = 0;
+    while (first < t->rows && !flags[first]) first++;
+    const int64_t end = bncore_min(t->rows, first + BNCORE_PIVOT_ROWS);
+    const T *x = (const T *)a->x, *x0 = x + first * t->stride;
+    for (int64_t j = 0; j < t->cols; j++) n[j] = pivot[j] = S[j] = Q[j] = sum[j] = square[j] = 0.0;
+    for (int64_t r = first; r < end; r++) {
+        if (!flags[r]) continue;
+        count++;
+        for (int64_t j = 0; r > first && j < t->cols; j++)
+            sum[j] += (double)NAME(load)(x[r * t->stride + j]) - (double)NAME(load)(x0[j]);
+    }
+    for (int64_t j = 0; count && j < t->cols; j++) {
+        const double mean = (double)NAME(load)(x0[j]) + sum[j] / (double)count;
+        pivot[j] = is_finite(mean) ? mean : 0.0;
+    }
+#if CHAINED
+    if (!count || a->float64_sums) return;
+    for (int64_t j = 0; j < t->cols; j++) pivot[j] = NAME(rounded_pivot)(pivot[j]);
+    for (int64_t r = first; r < end; r++)
+        for (int64_t j = 0; flags[r] && j < t->cols; j++) {
+            const double d = (double)NAME(load)(x[r * t->stride + j]) - pivot[j];
+            square[j] += d * d;
+        }
+    for (int64_t j = 0; j < t->cols; j++) square[j] /= (double)count;
+#endif
 }
 
 /* Flush a block; `square` becomes the mean square so far. */
@@ -227,9 +277,13 @@ static ONCE_ONLY void NAME(weighted_strip)(bncore_partial partial, const bncore_
                                            const bncore_rows *t)
 {
     NAME(weighted_columns) w;
-    double square[WEIGHTED_STRIP];
+    double square[NAME(WIDE_STRIP)];
     w.pivot = partial.at + RUNNING_PIVOT * partial.stride;
-    for (int64_t j = 0; j < t->cols; j++) square[j] = NAME(start_weighted_column)(partial, a, t, j);
+    if (has_row_flags(a->weighting, t->stride))
+        NAME(start_columns_together)(partial, a, t, w.s, square);
+    else
+        for (int64_t j = 0; j < t->cols; j++)
+            square[j] = NAME(start_weighted_column)(partial, a, t, j);
     const NAME(some_rows) all = {a->x, a->at, t->stride, t->cols, t->rows};
     for (int64_t block = 0; block < t->rows; block += BNCORE_ROW_BLOCK) {
         const NAME(some_rows) rows =
@@ -258,8 +312,10 @@ static void NAME(weighted_moments_rows)(bncore_partial partial, const bncore_arr
                                         const double *unused, const bncore_rows *t)
 {
     (void)unused;
-    for (int64_t j = 0; j < t->cols; j += WEIGHTED_STRIP) {
-        const bncore_rows strip = {t->rows, bncore_min(t->cols - j, WEIGHTED_STRIP), t->stride};
+    const int64_t width =
+        has_row_flags(a->weighting, t->stride) ? NAME(WIDE_STRIP) : WEIGHTED_STRIP;
+    for (int64_t j = 0; j < t->cols; j += width) {
+        const bncore_rows strip = {t->rows, bncore_min(t->cols - j, width), t->stride};
         bncore_arrays here = *a;
         here.x = (const T *)a->x + j;
         here.at += j;

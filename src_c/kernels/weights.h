@@ -16,6 +16,16 @@ enum {
     MOST_WEIGHTS = SOME_WEIGHTS + MORE_WEIGHTS
 };
 
+/* A vector of flags for a row that has one flag. */
+static const uint8_t flags_of_row[2][BNCORE_LANES] = {
+    {0}, {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1}};
+
+/* Whether each row of `cols` values has one flag. */
+static inline int has_row_flags(const bncore_weighting *w, int64_t cols)
+{
+    return w->values && !w->doubles && !w->omit_nan && w->inner == 1 && w->width == cols;
+}
+
 /* How many of the `left` values of a run are taken next. */
 static inline int64_t some_of(int64_t left)
 {
@@ -122,6 +132,51 @@ static ONCE_ONLY int64_t count_flags(const uint8_t *flags, int64_t len)
     }
     for (; i < len; i++) count += flags[i];
     return count;
+}
+
+/* Flags as numbers of the arithmetic's type: a vector loop that mixes types of different size is not vectorized where a vector
+ * of the smaller ones would be longer than the loop. n is a constant and a multiple of 8. */
+static inline ALWAYS_INLINE void load_flags_f32(float *to, const uint8_t *flags, int n)
+{
+    int l = 0;
+#if defined(__AVX512F__)
+    for (; l + 16 <= n; l += 16)
+        _mm512_storeu_ps(to + l, _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(
+                                     _mm_loadu_si128((const void *)(flags + l)))));
+#endif
+#if defined(__AVX2__)
+    for (; l + 8 <= n; l += 8)
+        _mm256_storeu_ps(to + l, _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(
+                                     _mm_loadl_epi64((const void *)(flags + l)))));
+#endif
+    for (; l < n; l++) to[l] = flags[l];
+}
+
+static inline ALWAYS_INLINE void load_flags_f64(double *to, const uint8_t *flags, int n)
+{
+    int l = 0;
+#if defined(__AVX512F__)
+    for (; l + 8 <= n; l += 8)
+        _mm512_storeu_pd(to + l, _mm512_cvtepi32_pd(_mm256_cvtepu8_epi32(
+                                     _mm_loadl_epi64((const void *)(flags + l)))));
+#elif defined(__AVX2__)
+    for (; l + 4 <= n; l += 4) {
+        int32_t four;
+        memcpy(&four, flags + l, sizeof four);
+        _mm256_storeu_pd(to + l, _mm256_cvtepi32_pd(_mm_cvtepu8_epi32(_mm_cvtsi32_si128(four))));
+    }
+#endif
+    for (; l < n; l++) to[l] = flags[l];
+}
+
+static inline ALWAYS_INLINE void load_flags_f16(float *to, const uint8_t *flags, int n)
+{
+    load_flags_f32(to, flags, n);
+}
+
+static inline ALWAYS_INLINE void load_flags_bf16(float *to, const uint8_t *flags, int n)
+{
+    load_flags_f32(to, flags, n);
 }
 
 /* Make 0 of those of LANES values whose flag is 0. */

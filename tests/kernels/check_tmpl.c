@@ -125,9 +125,9 @@ static void NAME(run_elementwise)(const kernel *k, const bncore_kernel_set *s, c
         break;
     case weighted_grad_input:
         if (k->rows)
-            s->weighted_grad_input_rows(a, coef, stride, &t->rows);
+            s->weighted_grad_input_rows[k->fused != 0](a, coef, stride, &t->rows);
         else
-            s->weighted_grad_input_planes(a, coef, stride, &t->planes);
+            s->weighted_grad_input_planes[k->fused != 0](a, coef, stride, &t->planes);
         break;
     default:
         if (k->rows)
