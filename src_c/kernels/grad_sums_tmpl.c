@@ -11,6 +11,18 @@ static inline ALWAYS_INLINE void NAME(store_g)(NAME(values) v, ACC *g, int fused
     NAME(store_many)(v.dr, g, BNCORE_LANES);
 }
 
+/* Add LANES gradients and their products with d. */
+static inline ALWAYS_INLINE void NAME(add_products)(double *restrict a, double *restrict b,
+                                                    const double *restrict g,
+                                                    const double *restrict d)
+{
+#pragma omp simd
+    for (int l = 0; l < BNCORE_LANES; l++) {
+        a[l] += g[l];
+        b[l] += g[l] * d[l];
+    }
+}
+
 /* Add to the lanes a (sum of g) and b (sum of g * (x - mean)). The last `left` values are added as in add_vectors. dr
  * may be the same memory as dy; values that an earlier vector stored there are then neither added nor stored again. */
 static inline ALWAYS_INLINE void NAME(add_grad_vectors)(lanes *restrict acc, NAME(values) values,
@@ -40,11 +52,7 @@ static inline ALWAYS_INLINE void NAME(add_grad_vectors)(lanes *restrict acc, NAM
             x[l] -= mean;
         }
         if (fused & WEIGHTED) leave_out(dy, x, v.flags, v.unfilled);
-#pragma omp simd
-        for (int l = 0; l < BNCORE_LANES; l++) {
-            a[l] += dy[l];
-            b[l] += dy[l] * x[l];
-        }
+        NAME(add_products)(a, b, dy, x);
     }
     if (left) {
         const NAME(values) v = NAME(values_at)(values, len - BNCORE_LANES, fused);
@@ -70,11 +78,7 @@ static inline ALWAYS_INLINE void NAME(add_grad_vectors)(lanes *restrict acc, NAM
             for (int l = 0; l < BNCORE_LANES; l++)
                 v.dr[l] = l >= BNCORE_LANES - left ? stored[l] : v.dr[l];
         if (fused & WEIGHTED) leave_out(g, d, v.flags, v.unfilled);
-#pragma omp simd
-        for (int l = 0; l < BNCORE_LANES; l++) {
-            a[l] += g[l];
-            b[l] += g[l] * d[l];
-        }
+        NAME(add_products)(a, b, g, d);
     }
 #pragma omp simd
     for (int l = 0; l < BNCORE_LANES; l++) acc->a[l] = a[l], acc->b[l] = b[l];
@@ -206,11 +210,7 @@ static inline ALWAYS_INLINE void NAME(add_grad_strip)(NAME(grad_columns) * w, in
             x[l] -= mean[l];
         }
         if (fused & WEIGHTED) leave_out(dy, x, v.flags, v.unfilled);
-#pragma omp simd
-        for (int l = 0; l < BNCORE_LANES; l++) {
-            a[l] += dy[l];
-            b[l] += dy[l] * x[l];
-        }
+        NAME(add_products)(a, b, dy, x);
     }
 #pragma omp simd
     for (int l = 0; l < BNCORE_LANES; l++) w->a[j + l] = a[l], w->b[j + l] = b[l];
