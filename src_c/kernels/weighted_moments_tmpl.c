@@ -232,7 +232,7 @@ static ONCE_ONLY int64_t NAME(add_pieces)(NAME(weighted_channel) * channels, con
     const piece p = piece_at(t, e, BNCORE_BLOCK);
     const int64_t at = NAME(plane_place)(a, t, 0, e), apart = w->per_channel ? t->inner : 0;
     const int shared = NAME(has_flags)(w) && !w->per_channel;
-    const uint8_t *flags = (const uint8_t *)w->values + at;
+    const uint8_t *flags = shared ? (const uint8_t *)w->values + at : NULL;
     const int64_t count = shared ? count_flags(flags, p.len) : 0;
     for (int64_t c = 0; c < t->channels; c++) {
         NAME(weighted_channel) *channel = &channels[c];

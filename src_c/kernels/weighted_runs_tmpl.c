@@ -38,8 +38,10 @@ static inline ALWAYS_INLINE int64_t NAME(next_flags)(NAME(run_flags) * f, NAME(v
 {
     v->flags_by = !f->in_rows;
     v->flags_step = BNCORE_LANES;
-    v->flags = (const uint8_t *)f->weighting->values + at;
-    if (f->in_memory) return left;
+    if (f->in_memory) {
+        v->flags = (const uint8_t *)f->weighting->values + at;
+        return left;
+    }
     if (f->in_rows) {
         v->flags = flags_of_row[weight_of(f->weighting, shared_place(f->weighting, at)) != 0.0];
         return left;
