@@ -127,12 +127,11 @@ def normalized(
     else:
         y, moments = transforms.train(x, *fused)
         move = ops.update_op
-    count = ops.values_per_channel(x)
     if not _traced():
-        eager.track(move, running_mean, running_var, moments, count, momentum, batches)
+        eager.track(move, running_mean, running_var, moments, momentum, batches)
         return y
     if running_mean is not None:
-        move(running_mean, running_var, moments, count, momentum)
+        move(running_mean, running_var, moments, momentum)
     if batches is not None:
         batches.add_(1)
     return y
