@@ -18,7 +18,8 @@ bncore_status bncore_check_data(const operation *op, int count, const void *cons
     if (op->g.n == 0 || op->g.channels == 0) return BNCORE_OK;
     for (int i = 0; i < count; i++) {
         if (!arrays[i]) return BNCORE_ERROR_NULL;
-        if (misaligned(arrays[i], op->item)) return BNCORE_ERROR_ALIGNMENT;
+        if (misaligned(arrays[i], arrays[i] == op->arrays.x ? op->x_item : op->item))
+            return BNCORE_ERROR_ALIGNMENT;
     }
     return BNCORE_OK;
 }
@@ -68,8 +69,8 @@ bncore_status bncore_check_counts(const operation *op, const double *count)
     return BNCORE_OK;
 }
 
-bncore_status bncore_start(operation *op, const bncore_problem *p, void *dst, const void *dy,
-                           const void *x)
+bncore_status bncore_start_any(operation *op, const bncore_problem *p, void *dst, const void *dy,
+                               const void *x)
 {
     bncore_geometry g;
     const bncore_status status = bncore_problem_open(p, &g);
@@ -77,11 +78,15 @@ bncore_status bncore_start(operation *op, const bncore_problem *p, void *dst, co
     const bncore_kernels *kernels = bncore_kernels_now();
     if (!kernels) return BNCORE_ERROR_ISA;
     if (bncore_executor_init() != BNCORE_OK) return BNCORE_ERROR_EXECUTOR;
+    const int integers = p->dtype >= BNCORE_UINT8;
+    const bncore_kernel_set *set = kernels->set[integers ? BNCORE_FLOAT32 : p->dtype];
     *op = (operation){.problem = p,
-                      .kernels = kernels->set[p->dtype],
+                      .kernels = set,
                       .g = g,
                       .arrays = {.dst = dst, .dy = dy, .x = x},
-                      .item = kernels->set[p->dtype]->item};
+                      .item = set->item,
+                      .x_item = set->item};
+    if (integers) bncore_read_integers(op, kernels);
     bncore_without_activation(&op->arrays);
     if (p->weights) take_weights(op);
     const bncore_fusion *f = p->fusion;
@@ -91,4 +96,11 @@ bncore_status bncore_start(operation *op, const bncore_problem *p, void *dst, co
         misaligned(op->weighting.values, op->weighting.doubles ? DOUBLE_ALIGNMENT : 1))
         return BNCORE_ERROR_ALIGNMENT;
     return bncore_check_optional(2, (const void *[]){p->scratch, f ? f->bias : NULL});
+}
+
+bncore_status bncore_start(operation *op, const bncore_problem *p, void *dst, const void *dy,
+                           const void *x)
+{
+    const bncore_status status = bncore_start_any(op, p, dst, dy, x);
+    return status == BNCORE_OK && op->arrays.integers ? BNCORE_ERROR_DTYPE : status;
 }

@@ -4,7 +4,10 @@
 
 #include "run.h"
 
-/* Check the problem, with its fusion's and its weights' arrays and its scratch, and begin *op with it. */
+/* Check the problem, with its fusion's and its weights' arrays and its scratch, and begin *op with it: an operation that takes
+ * integers, too, or one that does not. */
+bncore_status bncore_start_any(operation *op, const bncore_problem *p, void *dst, const void *dy,
+                               const void *x);
 bncore_status bncore_start(operation *op, const bncore_problem *p, void *dst, const void *dy,
                            const void *x);
 

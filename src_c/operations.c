@@ -1,5 +1,4 @@
-/* The public operations. Each chooses a reduction, an elementwise pass, and the arithmetic per channel between the
- * two. */
+/* The public operations. Each chooses a reduction, an elementwise pass, and the arithmetic per channel between. */
 #include <math.h>
 
 #include "arguments.h"
@@ -144,6 +143,7 @@ static void reduce_moments(operation *op, double *mean, double *m2)
     op->results[0] = mean;
     op->results[1] = m2;
     op->arrays.float64_sums = (op->problem->flags & BNCORE_FLOAT64_SUMS) != 0;
+    if (op->arrays.integers) bncore_sum_integers(op);
     if (!op->weighted) return;
     op->reduce_planes = op->kernels->weighted_moments_planes;
     op->reduce_rows = op->kernels->weighted_moments_rows;
@@ -176,6 +176,7 @@ static void apply_normalize(operation *op, void (*set_coefs)(const operation *, 
     }
     op->coef_fields = NORMALIZE_FIELDS;
     op->set_coefs = set_coefs;
+    if (op->arrays.integers) bncore_normalize_integers(op);
 }
 
 /* The gradient by x of weighted values. */
@@ -214,7 +215,7 @@ static bncore_status run(operation *op)
     if (op->g.n > 0 && op->g.channels > 0) return bncore_run(op);
     for (int i = 0; i < 2; i++)
         for (int64_t c = 0; op->results[i] && c < op->g.channels; c++)
-            op->results[i][c] = i == 0 && op->finish == finish_moments ? (double)NAN : 0.0;
+            op->results[i][c] = i == 0 && op->fields == MOMENTS_FIELDS ? (double)NAN : 0.0;
     for (int64_t c = 0; op->count && c < op->g.channels; c++) op->count[c] = 0.0;
     return BNCORE_OK;
 }
@@ -224,7 +225,7 @@ static bncore_status run(operation *op)
 bncore_status bncore_moments(const bncore_problem *p, double *mean, double *m2, const void *x)
 {
     operation op;
-    bncore_status status = bncore_start(&op, p, NULL, NULL, x);
+    bncore_status status = bncore_start_any(&op, p, NULL, NULL, x);
     if (status == BNCORE_OK) status = bncore_check_data(&op, 1, (const void *[]){x});
     if (status == BNCORE_OK) status = bncore_check_channels(&op, 2, (const void *[]){mean, m2});
     if (status == BNCORE_OK) status = bncore_check_count(&op);
@@ -237,7 +238,7 @@ bncore_status bncore_normalize(const bncore_problem *p, void *y, const void *x, 
                                const double *var, const double *weight, const double *bias)
 {
     operation op;
-    bncore_status status = bncore_start(&op, p, y, NULL, x);
+    bncore_status status = bncore_start_any(&op, p, y, NULL, x);
     if (status == BNCORE_OK) status = bncore_check_data(&op, 2, (const void *[]){y, x});
     if (status == BNCORE_OK) status = bncore_check_channels(&op, 2, (const void *[]){mean, var});
     if (status == BNCORE_OK) status = bncore_check_optional(2, (const void *[]){weight, bias});

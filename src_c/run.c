@@ -44,11 +44,10 @@ static bncore_arrays arrays_at(const operation *op, int64_t offset)
     bncore_arrays a = op->arrays;
     a.dst = (void *)moved(a.dst, bytes);
     a.dy = moved(a.dy, bytes);
-    a.x = moved(a.x, bytes);
+    a.x = moved(a.x, (size_t)offset * op->x_item);
     a.residual = moved(a.residual, bytes);
     a.dresidual = (void *)moved(a.dresidual, bytes);
-    a.weighting = op->weighted ? &op->weighting : NULL;
-    a.at = offset;
+    a.weighting = &op->weighting, a.at = offset;
     return a;
 }
 
@@ -66,10 +65,7 @@ static bncore_arrays arrays_before(const operation *op, int64_t offset, int64_t 
 static bncore_arrays arrays_after(const operation *op, int64_t offset)
 {
     bncore_arrays a = arrays_at(op, offset);
-    if (!a.dresidual) return a;
-    a.dy = a.dresidual;
-    a.residual = NULL;
-    bncore_without_activation(&a);
+    if (a.dresidual) a.dy = a.dresidual;
     return a;
 }
 

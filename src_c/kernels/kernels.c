@@ -56,6 +56,9 @@ typedef struct running_columns {
 #undef ACC
 #undef MINUS_ZERO
 #undef NAME
+
+/* Integers are computed with as float. */
+#include "integers_kernels.c"
 #endif
 
 #if STORED_AS(1)

@@ -14,12 +14,14 @@ import numpy as np
 
 from bncore.backends import contract
 from bncore.backends.contract import Fusion
+from bncore.backends.integers import normalize_blocks
 from bncore.backends.numpy.gradients import (
     add_columns,
     planes_grad_sums,
     rows_grad_sums,
     scaled,
 )
+from bncore.backends.numpy.integers import integer_moments as integer_moments
 from bncore.backends.numpy.order import channel_groups, column_strips
 from bncore.backends.numpy.statistics import Partial, merge_columns, planes_moments, rows_moments
 from bncore.backends.numpy.storage import computed, store
@@ -185,6 +187,22 @@ def normalize(
         numbers = computed(value)
         result = (numbers - hi) * scale + shift
         store(out, result if w is None else w.filled(given, numbers, result))
+
+
+@np.errstate(all="ignore")
+def integer_normalize(
+    y: Data,
+    x: Data,
+    mean: Stat,
+    var: Stat,
+    weight: Stat | None,
+    bias: Stat | None,
+    eps: float,
+    n_threads: int,
+    fusion: Fusion | None = None,
+) -> None:
+    """Write y of `normalize` for an x of integers."""
+    normalize_blocks(normalize, y, x, mean, var, weight, bias, eps, n_threads, fusion)
 
 
 def activate(
