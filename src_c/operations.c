@@ -1,5 +1,6 @@
 /* The public operations. Each chooses a reduction, an elementwise pass, and the arithmetic per channel between. */
 #include <math.h>
+#include <string.h>
 
 #include "arguments.h"
 
@@ -89,6 +90,9 @@ static void set_grad_frozen(const operation *op, int64_t first, int64_t n)
 {
     op->kernels->grad_frozen_coefs(coef_at(op, first), n, op->invstd + first,
                                    from_channel(op->weight, first));
+    /* The weighted kernel reads the other fields of grad_input, too. */
+    for (int f = 1; op->weighted && f < GRAD_INPUT_FIELDS; f++)
+        memset(coef_at(op, f * op->coef_stride + first), 0, (size_t)n * op->kernels->coef_item);
 }
 
 /* Compute the coefficients of z as normalize_by_var does, so that z has the bits that it had in forward. */
@@ -344,7 +348,7 @@ bncore_status bncore_infer_backward(const bncore_problem *p, void *dx, double *s
     op.at_once = 1;
     op.apply_planes = op.kernels->grad_frozen_planes[op.masked];
     op.apply_rows = op.kernels->grad_frozen_rows[op.masked];
-    op.coef_fields = GRAD_FROZEN_FIELDS;
+    op.coef_fields = op.weighted ? GRAD_INPUT_FIELDS : GRAD_FROZEN_FIELDS;
     op.set_coefs = set_grad_frozen;
     op.weighting.frozen = op.weighted;
     if (op.weighted) apply_weighted_gradient(&op);

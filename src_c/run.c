@@ -387,7 +387,6 @@ bncore_status bncore_run(operation *op)
     if (!scratch) return BNCORE_ERROR_MEMORY;
     const bncore_float_env own = bncore_float_env_enter();
     lay_out_scratch(op, scratch);
-    if (op->weighting.frozen) memset(op->coef, 0, coef_bytes(op)); /* of which it uses a part */
     bncore_schedule(op);
     if (op->copy_of_dy) copy_dy(op);
     if (op->var) op->kernels->inverse_std(op->invstd, op->g.channels, op->var, 1.0, p->eps);
