@@ -90,8 +90,8 @@ static void set_grad_frozen(const operation *op, int64_t first, int64_t n)
 {
     op->kernels->grad_frozen_coefs(coef_at(op, first), n, op->invstd + first,
                                    from_channel(op->weight, first));
-    /* The weighted kernel reads the other fields of grad_input, too. */
-    for (int f = 1; op->weighted && f < GRAD_INPUT_FIELDS; f++)
+    /* The weighted kernel reads the other fields of grad_input, too. The first of them may be set for the mask. */
+    for (int f = op->set_mask ? 2 : 1; op->weighted && f < GRAD_INPUT_FIELDS; f++)
         memset(coef_at(op, f * op->coef_stride + first), 0, (size_t)n * op->kernels->coef_item);
 }
 
