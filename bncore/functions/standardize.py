@@ -45,9 +45,9 @@ def standardize(
 
     Parameters
     ----------
-    x : array_like of float16, bfloat16, float32 or float64, of 2 or more dimensions
-        In a table of samples by features, the features lie along axis 1.  See `batch_norm_train`
-        for layouts and copies.
+    x : array_like of 2 or more dimensions
+        A dtype that `batch_norm_infer` takes; integers give a float32 y.  In a table of samples by
+        features, the features lie along axis 1.
     moments : Moments, optional
         The moments to standardize by, such as those of the training data for test data; those of x
         by default.
@@ -86,7 +86,7 @@ def standardize(
     array([[1., 7., 0.],
            [3., 7., 0.]])
     """
-    array = data_array("x", x)
+    array = data_array("x", x, integers=True)
     counts: dict[str, Any] = {"where": where, "weights": weights, "nan_policy": nan_policy}
     options: dict[str, Any] = {"axis": axis, "n_threads": n_threads}
     if moments is None:

@@ -117,6 +117,38 @@ def test_any_rank_axes_and_masks(shape, data):
     np.testing.assert_allclose(var, spread, rtol=tolerances.WEIGHTED, atol=EPS64)
 
 
+@pytest.mark.parametrize("of_type", [np.uint8, np.int8, np.uint16, np.int32, bool])
+def test_integers_are_those_of_float64(backend, rng, of_type):
+    x = rng.integers(-100, 100, (7, 6, 40)).astype(of_type)
+    wide, mask, weights = x.astype(np.float64), rng.random((7, 1, 40)) < 0.7, rng.random((6, 1))
+    for given_names in (
+        {}, {"where": mask}, {"weights": weights}, {"nan_policy": "omit"}, {"nan_policy": "raise"},
+        {"where": mask, "nan_policy": "raise"},
+    ):  # fmt: skip
+        for axis in (None, 0, (0, 2)):
+            for function in (bncore.mean_var, bncore.var, bncore.std):
+                want = function(wide, axis=axis, **given_names)
+                np.testing.assert_allclose(function(x, axis=axis, **given_names), want, rtol=1e-13)
+                scaled = function(x, axis=axis, scale=0.5, **given_names)
+                half = function(wide * 0.5, axis=axis, **given_names)
+                np.testing.assert_allclose(scaled, half, rtol=1e-13)
+        found, want = bncore.moments(x, **given_names), bncore.moments(wide, **given_names)
+        for name in ("count", "mean", "m2"):
+            np.testing.assert_allclose(getattr(found, name), getattr(want, name), rtol=1e-13)
+
+
+def test_integers_are_filled_and_standardized(backend, rng):
+    x = rng.integers(0, 256, (5, 8, 9, 3), np.uint8)
+    where = rng.random((5, 8, 9, 1)) < 0.8
+    y, found = bncore.standardize(x, axis=-1, where=where, fill=-1.0)
+    want, _ = bncore.standardize(x.astype(np.float32), axis=-1, where=where, fill=-1.0)
+    assert y.dtype == np.float32 and (y == -1.0)[~where[..., 0]].all()
+    np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-5)
+    assert (found.count == where.sum()).all()
+    back = bncore.destandardize(y, found, axis=-1)
+    np.testing.assert_allclose(back[where[..., 0]], x[where[..., 0]], rtol=1e-5, atol=1e-4)
+
+
 # --------------------------------------------------------------------------------- ddof and out
 
 
