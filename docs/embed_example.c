@@ -1,4 +1,4 @@
-/* Normalize a small batch from C. docs/embedding.md has the commands that build it. */
+/* Normalize a small batch from C, and take the statistics of a part of it. docs/embedding.md has the commands that build it. */
 #include <stdio.h>
 
 #include "bncore.h"
@@ -25,5 +25,19 @@ int main(void)
     for (int c = 0; c < CHANNELS; c++)
         printf("channel %d: mean %.17g, variance %.17g, first value %.9g\n", c, mean[c],
                m2[c] / (IMAGES * PLANE), y[c * PLANE]);
+
+    uint8_t mask[IMAGES * PLANE]; /* one for all channels: the last image is padding */
+    double count[CHANNELS];
+    for (int i = 0; i < IMAGES * PLANE; i++) mask[i] = i < (IMAGES - 1) * PLANE;
+
+    bncore_weights weights;
+    bncore_weights_init(&weights, sizeof weights);
+    weights.values = mask;
+    weights.count = count;
+    problem.weights = &weights;
+    status = bncore_moments(&problem, mean, m2, x);
+    if (status != BNCORE_OK) return 1;
+    for (int c = 0; c < CHANNELS; c++)
+        printf("without padding: count %g, mean %.17g\n", count[c], mean[c]);
     return 0;
 }

@@ -1,90 +1,8 @@
 /* The public operations. Each chooses a reduction, an elementwise pass, and the arithmetic per channel between. */
 #include <math.h>
+#include <string.h>
 
-#include "run.h"
-
-/* ---- arguments ---- */
-
-typedef struct double_in_struct {
-    char before;
-    double value;
-} double_in_struct;
-
-enum { DOUBLE_ALIGNMENT = offsetof(double_in_struct, value) }; /* 32-bit x86: 4 */
-
-static int misaligned(const void *array, size_t alignment)
-{
-    return (uintptr_t)array % alignment != 0;
-}
-
-/* Check arrays of x's size. Where they hold no value, they may be NULL, and nobody looks at them. */
-static bncore_status check_data(const operation *op, int count, const void *const arrays[])
-{
-    if (op->g.n == 0 || op->g.channels == 0) return BNCORE_OK;
-    for (int i = 0; i < count; i++) {
-        if (!arrays[i]) return BNCORE_ERROR_NULL;
-        if (misaligned(arrays[i], arrays[i] == op->arrays.x ? op->x_item : op->item))
-            return BNCORE_ERROR_ALIGNMENT;
-    }
-    return BNCORE_OK;
-}
-
-/* Check arrays that may be NULL: double[channels], or scratch. */
-static bncore_status check_optional(int count, const void *const arrays[])
-{
-    for (int i = 0; i < count; i++)
-        if (misaligned(arrays[i], DOUBLE_ALIGNMENT)) return BNCORE_ERROR_ALIGNMENT;
-    return BNCORE_OK;
-}
-
-/* Check arrays of double[channels], which may be NULL where there is no channel. */
-static bncore_status check_channels(const operation *op, int count, const void *const arrays[])
-{
-    for (int i = 0; i < count; i++)
-        if (!arrays[i] && op->g.channels) return BNCORE_ERROR_NULL;
-    return check_optional(count, arrays);
-}
-
-static bncore_status check_counts(const operation *op, const double *count)
-{
-    for (int64_t c = 0; c < op->g.channels; c++)
-        if (!(count[c] > 0.0 || (op->problem->weights && count[c] == 0.0)))
-            return BNCORE_ERROR_COUNT;
-    return BNCORE_OK;
-}
-
-/* Check the problem, with its residual, dresidual, bias and scratch, and begin *op with it. */
-static bncore_status start_any(operation *op, const bncore_problem *p, void *dst, const void *dy,
-                               const void *x)
-{
-    bncore_geometry g;
-    const bncore_status status = bncore_problem_open(p, &g);
-    if (status != BNCORE_OK) return status;
-    const bncore_kernels *kernels = bncore_kernels_now();
-    if (!kernels) return BNCORE_ERROR_ISA;
-    if (bncore_executor_init() != BNCORE_OK) return BNCORE_ERROR_EXECUTOR;
-    const int integers = p->dtype >= BNCORE_UINT8;
-    const bncore_kernel_set *set = kernels->set[integers ? BNCORE_FLOAT32 : p->dtype];
-    *op = (operation){.problem = p,
-                      .kernels = set,
-                      .g = g,
-                      .arrays = {.dst = dst, .dy = dy, .x = x},
-                      .item = set->item,
-                      .x_item = set->item};
-    if (integers) bncore_read_integers(op, kernels);
-    const bncore_fusion *f = p->fusion;
-    if (f && (misaligned(f->residual, op->item) || misaligned(f->dresidual, op->item)))
-        return BNCORE_ERROR_ALIGNMENT;
-    return check_optional(2, (const void *[]){p->scratch, f ? f->bias : NULL});
-}
-
-/* The same for an operation that takes no integers. */
-static bncore_status start(operation *op, const bncore_problem *p, void *dst, const void *dy,
-                           const void *x)
-{
-    const bncore_status status = start_any(op, p, dst, dy, x);
-    return status == BNCORE_OK && op->arrays.integers ? BNCORE_ERROR_DTYPE : status;
-}
+#include "arguments.h"
 
 /* ---- per channel ---- */
 
@@ -93,8 +11,10 @@ static void finish_moments(const operation *op, int64_t first, int64_t n, bncore
 {
     for (int64_t c = 0; c < n; c++) {
         const double *from = partial.at + c * step;
-        op->results[0][first + c] = from[partial.stride] + from[2 * partial.stride];
+        const double mean = from[partial.stride] + from[2 * partial.stride];
+        op->results[0][first + c] = from[0] == 0.0 ? (double)NAN : mean;
         op->results[1][first + c] = from[3 * partial.stride];
+        if (op->count) op->count[first + c] = from[0];
     }
 }
 
@@ -149,8 +69,12 @@ static void normalize_by_var(const operation *op, int64_t first, int64_t n)
 
 static void normalize_by_moments(const operation *op, int64_t first, int64_t n)
 {
-    op->kernels->inverse_std(op->invstd + first, n, op->results[1] + first, (double)op->g.n,
-                             op->problem->eps);
+    const double *m2 = op->results[1] + first, eps = op->problem->eps;
+    if (!op->count)
+        op->kernels->inverse_std(op->invstd + first, n, m2, (double)op->g.n, eps);
+    else
+        for (int64_t c = 0; c < n; c++)
+            op->invstd[first + c] = 1.0 / sqrt(m2[c] / op->count[first + c] + eps);
     set_normalize(op, first, n, op->results[0]);
 }
 
@@ -166,6 +90,9 @@ static void set_grad_frozen(const operation *op, int64_t first, int64_t n)
 {
     op->kernels->grad_frozen_coefs(coef_at(op, first), n, op->invstd + first,
                                    from_channel(op->weight, first));
+    /* The weighted kernel reads the other fields of grad_input, too. The first of them may be set for the mask. */
+    for (int f = op->set_mask ? 2 : 1; op->weighted && f < GRAD_INPUT_FIELDS; f++)
+        memset(coef_at(op, f * op->coef_stride + first), 0, (size_t)n * op->kernels->coef_item);
 }
 
 /* Compute the coefficients of z as normalize_by_var does, so that z has the bits that it had in forward. */
@@ -178,13 +105,15 @@ static void set_mask(const operation *op, int64_t first, int64_t n)
 
 /* ---- fusion ---- */
 
-/* Take the activation and the residual from the problem's fusion. Returns the variant of the kernels for them. */
+/* Take the activation and the residual from the problem's fusion. Returns the variant of the kernels for them. Weighted
+ * kernels compute without an activation as if it changed nothing. */
 static int fuse(operation *op)
 {
     const bncore_fusion *f = op->problem->fusion;
     op->arrays.slope = f->activation == BNCORE_LEAKY_RELU ? f->slope : 0.0;
     op->arrays.least = f->activation == BNCORE_LEAKY_RELU ? -INFINITY : INFINITY;
     op->arrays.residual = f->residual;
+    if (!f->activation) bncore_without_activation(&op->arrays);
     return (f->activation ? ACTIVATION : 0) + (f->residual ? RESIDUAL : 0);
 }
 
@@ -193,7 +122,8 @@ static int fuse(operation *op)
 static int fuse_backward(operation *op)
 {
     const bncore_fusion *f = op->problem->fusion;
-    if (!f->activation) {
+    const int fills = op->weighting.filled && f->dresidual;
+    if (!f->activation && !fills) {
         if (f->dresidual != op->arrays.dy) op->copy_of_dy = f->dresidual;
         return 0;
     }
@@ -218,6 +148,10 @@ static void reduce_moments(operation *op, double *mean, double *m2)
     op->results[1] = m2;
     op->arrays.float64_sums = (op->problem->flags & BNCORE_FLOAT64_SUMS) != 0;
     if (op->arrays.integers) bncore_sum_integers(op);
+    if (!op->weighted) return;
+    op->reduce_planes = op->kernels->weighted_moments_planes;
+    op->reduce_rows = op->kernels->weighted_moments_rows;
+    op->count = op->problem->weights->count;
 }
 
 static void reduce_sums(operation *op, double *sum_dy, double *sum_dy_xhat, int variant)
@@ -229,6 +163,10 @@ static void reduce_sums(operation *op, double *sum_dy, double *sum_dy_xhat, int 
     op->finish = op->kernels->chained ? finish_chained_sums : finish_sums;
     op->results[0] = sum_dy;
     op->results[1] = sum_dy_xhat;
+    if (!op->weighted) return;
+    const int all = variant ? ACTIVATION | RESIDUAL | STORED : 0;
+    op->reduce_planes = op->kernels->weighted_grad_sums_planes[all];
+    op->reduce_rows = op->kernels->weighted_grad_sums_rows[all];
 }
 
 static void apply_normalize(operation *op, void (*set_coefs)(const operation *, int64_t, int64_t))
@@ -236,9 +174,20 @@ static void apply_normalize(operation *op, void (*set_coefs)(const operation *, 
     const int variant = op->problem->fusion ? fuse(op) : 0;
     op->apply_planes = op->kernels->normalize_planes[variant];
     op->apply_rows = op->kernels->normalize_rows[variant];
+    if (op->weighting.filled) {
+        op->apply_planes = op->kernels->weighted_normalize_planes;
+        op->apply_rows = op->kernels->weighted_normalize_rows;
+    }
     op->coef_fields = NORMALIZE_FIELDS;
     op->set_coefs = set_coefs;
     if (op->arrays.integers) bncore_normalize_integers(op);
+}
+
+/* The gradient by x of weighted values. */
+static void apply_weighted_gradient(operation *op)
+{
+    op->apply_planes = op->kernels->weighted_grad_input_planes[op->masked != 0];
+    op->apply_rows = op->kernels->weighted_grad_input_rows[op->masked != 0];
 }
 
 /* counts NULL: every channel has g.n values. */
@@ -252,6 +201,7 @@ static void apply_grad_input(operation *op, const double *sum_dy, const double *
     op->sum_dy = sum_dy;
     op->sum_dy_xhat = sum_dy_xhat;
     op->counts = counts;
+    if (op->weighted) apply_weighted_gradient(op);
 }
 
 static void given(operation *op, const double *mean, const double *var, const double *weight,
@@ -270,6 +220,7 @@ static bncore_status run(operation *op)
     for (int i = 0; i < 2; i++)
         for (int64_t c = 0; op->results[i] && c < op->g.channels; c++)
             op->results[i][c] = i == 0 && op->fields == MOMENTS_FIELDS ? (double)NAN : 0.0;
+    for (int64_t c = 0; op->count && c < op->g.channels; c++) op->count[c] = 0.0;
     return BNCORE_OK;
 }
 
@@ -278,9 +229,10 @@ static bncore_status run(operation *op)
 bncore_status bncore_moments(const bncore_problem *p, double *mean, double *m2, const void *x)
 {
     operation op;
-    bncore_status status = start_any(&op, p, NULL, NULL, x);
-    if (status == BNCORE_OK) status = check_data(&op, 1, (const void *[]){x});
-    if (status == BNCORE_OK) status = check_channels(&op, 2, (const void *[]){mean, m2});
+    bncore_status status = bncore_start_any(&op, p, NULL, NULL, x);
+    if (status == BNCORE_OK) status = bncore_check_data(&op, 1, (const void *[]){x});
+    if (status == BNCORE_OK) status = bncore_check_channels(&op, 2, (const void *[]){mean, m2});
+    if (status == BNCORE_OK) status = bncore_check_count(&op);
     if (status != BNCORE_OK) return status;
     reduce_moments(&op, mean, m2);
     return run(&op);
@@ -290,10 +242,10 @@ bncore_status bncore_normalize(const bncore_problem *p, void *y, const void *x, 
                                const double *var, const double *weight, const double *bias)
 {
     operation op;
-    bncore_status status = start_any(&op, p, y, NULL, x);
-    if (status == BNCORE_OK) status = check_data(&op, 2, (const void *[]){y, x});
-    if (status == BNCORE_OK) status = check_channels(&op, 2, (const void *[]){mean, var});
-    if (status == BNCORE_OK) status = check_optional(2, (const void *[]){weight, bias});
+    bncore_status status = bncore_start_any(&op, p, y, NULL, x);
+    if (status == BNCORE_OK) status = bncore_check_data(&op, 2, (const void *[]){y, x});
+    if (status == BNCORE_OK) status = bncore_check_channels(&op, 2, (const void *[]){mean, var});
+    if (status == BNCORE_OK) status = bncore_check_optional(2, (const void *[]){weight, bias});
     if (status != BNCORE_OK) return status;
     given(&op, mean, var, weight, bias);
     apply_normalize(&op, normalize_by_var);
@@ -304,10 +256,11 @@ bncore_status bncore_train(const bncore_problem *p, void *y, double *mean, doubl
                            const void *x, const double *weight, const double *bias)
 {
     operation op;
-    bncore_status status = start(&op, p, y, NULL, x);
-    if (status == BNCORE_OK) status = check_data(&op, 2, (const void *[]){y, x});
-    if (status == BNCORE_OK) status = check_channels(&op, 2, (const void *[]){mean, m2});
-    if (status == BNCORE_OK) status = check_optional(2, (const void *[]){weight, bias});
+    bncore_status status = bncore_start(&op, p, y, NULL, x);
+    if (status == BNCORE_OK) status = bncore_check_data(&op, 2, (const void *[]){y, x});
+    if (status == BNCORE_OK) status = bncore_check_channels(&op, 2, (const void *[]){mean, m2});
+    if (status == BNCORE_OK) status = bncore_check_optional(2, (const void *[]){weight, bias});
+    if (status == BNCORE_OK) status = bncore_check_count(&op);
     if (status != BNCORE_OK) return status;
     given(&op, NULL, NULL, weight, bias);
     reduce_moments(&op, mean, m2);
@@ -319,10 +272,10 @@ bncore_status bncore_grad_sums(const bncore_problem *p, double *sum_dy, double *
                                const void *dy, const void *x, const double *mean, const double *var)
 {
     operation op;
-    bncore_status status = start(&op, p, NULL, dy, x);
-    if (status == BNCORE_OK) status = check_data(&op, 2, (const void *[]){dy, x});
+    bncore_status status = bncore_start(&op, p, NULL, dy, x);
+    if (status == BNCORE_OK) status = bncore_check_data(&op, 2, (const void *[]){dy, x});
     if (status == BNCORE_OK)
-        status = check_channels(&op, 4, (const void *[]){mean, var, sum_dy, sum_dy_xhat});
+        status = bncore_check_channels(&op, 4, (const void *[]){mean, var, sum_dy, sum_dy_xhat});
     if (status != BNCORE_OK) return status;
     given(&op, mean, var, NULL, NULL);
     reduce_sums(&op, sum_dy, sum_dy_xhat, 0);
@@ -335,11 +288,11 @@ static bncore_status start_gradient(operation *op, const bncore_problem *p, void
                                     const void *x, const double *mean, const double *var,
                                     const double *weight)
 {
-    bncore_status status = start(op, p, dx, dy, x);
-    if (status == BNCORE_OK) status = check_data(op, 3, (const void *[]){dx, dy, x});
+    bncore_status status = bncore_start(op, p, dx, dy, x);
+    if (status == BNCORE_OK) status = bncore_check_data(op, 3, (const void *[]){dx, dy, x});
     if (status == BNCORE_OK)
-        status = check_channels(op, 4, (const void *[]){mean, var, sum_dy, sum_dy_xhat});
-    if (status == BNCORE_OK) status = check_optional(1, (const void *[]){weight});
+        status = bncore_check_channels(op, 4, (const void *[]){mean, var, sum_dy, sum_dy_xhat});
+    if (status == BNCORE_OK) status = bncore_check_optional(1, (const void *[]){weight});
     if (status == BNCORE_OK) given(op, mean, var, weight, NULL);
     return status;
 }
@@ -352,8 +305,8 @@ bncore_status bncore_grad_input(const bncore_problem *p, void *dx, const void *d
     operation op;
     bncore_status status =
         start_gradient(&op, p, dx, sum_dy, sum_dy_xhat, dy, x, mean, var, weight);
-    if (status == BNCORE_OK) status = check_channels(&op, 1, (const void *[]){count});
-    if (status == BNCORE_OK) status = check_counts(&op, count);
+    if (status == BNCORE_OK) status = bncore_check_channels(&op, 1, (const void *[]){count});
+    if (status == BNCORE_OK) status = bncore_check_counts(&op, count);
     if (status != BNCORE_OK) return status;
     apply_grad_input(&op, sum_dy, sum_dy_xhat, count);
     return run(&op);
@@ -376,10 +329,11 @@ bncore_status bncore_train_backward(const bncore_problem *p, void *dx, double *s
                                     const double *mean, const double *var, const double *weight)
 {
     operation op;
-    const bncore_status status =
+    bncore_status status =
         start_backward(&op, p, dx, sum_dy, sum_dy_xhat, dy, x, mean, var, weight);
+    if (status == BNCORE_OK) status = bncore_check_count(&op);
     if (status != BNCORE_OK) return status;
-    apply_grad_input(&op, sum_dy, sum_dy_xhat, NULL);
+    apply_grad_input(&op, sum_dy, sum_dy_xhat, op.weighted ? p->weights->count : NULL);
     return run(&op);
 }
 
@@ -394,7 +348,9 @@ bncore_status bncore_infer_backward(const bncore_problem *p, void *dx, double *s
     op.at_once = 1;
     op.apply_planes = op.kernels->grad_frozen_planes[op.masked];
     op.apply_rows = op.kernels->grad_frozen_rows[op.masked];
-    op.coef_fields = GRAD_FROZEN_FIELDS;
+    op.coef_fields = op.weighted ? GRAD_INPUT_FIELDS : GRAD_FROZEN_FIELDS;
     op.set_coefs = set_grad_frozen;
+    op.weighting.frozen = op.weighted;
+    if (op.weighted) apply_weighted_gradient(&op);
     return run(&op);
 }

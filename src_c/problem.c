@@ -105,7 +105,6 @@ bncore_status bncore_problem_open(const bncore_problem *p, bncore_geometry *g)
     status = p->weights ? check_weights(p->weights) : BNCORE_OK;
     if (status != BNCORE_OK) return status;
     if (p->weights && p->dtype >= BNCORE_UINT8) return BNCORE_ERROR_DTYPE;
-    if (p->weights) return BNCORE_ERROR_STRUCT; /* no operation knows them yet */
     *g = bncore_partition(p->outer, p->channels, p->inner);
     if (bncore_scratch_doubles(g) > PTRDIFF_MAX / (int64_t)sizeof(double)) return BNCORE_ERROR_SIZE;
     return BNCORE_OK;

@@ -47,6 +47,7 @@ static bncore_arrays arrays_at(const operation *op, int64_t offset)
     a.x = moved(a.x, (size_t)offset * op->x_item);
     a.residual = moved(a.residual, bytes);
     a.dresidual = (void *)moved(a.dresidual, bytes);
+    a.weighting = &op->weighting, a.at = offset;
     return a;
 }
 

@@ -21,6 +21,9 @@ typedef struct operation {
     const double *sum_dy, *sum_dy_xhat;
     const double *counts; /* NULL: g.n for every channel */
 
+    int weighted; /* whether there are weights */
+    bncore_weighting weighting;
+
     /* The reduction; fields is 0 where there is none. finish computes the results of channels first .. first + n - 1 from
      * columns 0, step, 2 step ... of partial. */
     int fields;
@@ -32,6 +35,7 @@ typedef struct operation {
     void (*finish)(const struct operation *op, int64_t first, int64_t n, bncore_partial partial,
                    int64_t step);
     double *results[2]; /* mean and m2, or sum_dy and sum_dy_xhat */
+    double *count; /* with mean and m2: where the count of each channel is written; NULL: nowhere */
 
     /* For the backward of an activation: sets what its mask adds to the coefficients of channels first .. first + n - 1,
      * for both passes. Otherwise NULL. */

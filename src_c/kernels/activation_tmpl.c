@@ -1,25 +1,70 @@
 /* What is fused with batch norm: z = bn(x) + residual, and its activation, for storage type T and arithmetic in ACC.
  * `fused` is a sum of variants (kernels.h) and a constant wherever these functions are inlined. */
 
-/* Where the values of a run begin. dy is used with BACKWARD only, r with RESIDUAL, and dr with STORED. */
+/* Where the values of a run begin. dy is used with BACKWARD only, r with RESIDUAL, dr with STORED, and the rest with
+ * WEIGHTED: flags that tell which values have weight, weights for the gradient by x, and whether a gradient counts without
+ * weight. With WEIGHTED dr may be NULL, and r and flags may be vectors that stand for all others (r_by, flags_by: 0, else
+ * 1). */
 typedef struct NAME(values) {
     const T *dy, *x, *r;
     T *dr;
     ACC slope, least;
+    const uint8_t *flags;
+    const ACC *weights;
+    int64_t r_by, flags_by,
+        flags_step; /* flags_step: from one vector or row of flags to the next */
+    int unfilled;
 } NAME(values);
 
 static inline ALWAYS_INLINE NAME(values) NAME(values_of)(const bncore_arrays *a)
 {
-    return (NAME(values)){a->dy, a->x, a->residual, a->dresidual, (ACC)a->slope, (ACC)a->least};
+    return (NAME(values)){.dy = a->dy,
+                          .x = a->x,
+                          .r = a->residual,
+                          .dr = a->dresidual,
+                          .slope = (ACC)a->slope,
+                          .least = (ACC)a->least};
 }
 
 static inline ALWAYS_INLINE NAME(values) NAME(values_at)(NAME(values) v, int64_t i, int fused)
 {
     if (fused & BACKWARD) v.dy += i;
     v.x += i;
-    if (fused & RESIDUAL) v.r += i;
-    if (fused & STORED) v.dr += i;
+    if (fused & RESIDUAL) v.r += fused & WEIGHTED ? i * v.r_by : i;
+    if (fused & STORED && !(fused & WEIGHTED && !v.dr)) v.dr += i;
+    if (fused & WEIGHTED && v.flags) v.flags += i * v.flags_by;
     return v;
+}
+
+/* The n-th vector or row from v on; they lie `step` values apart. */
+static inline ALWAYS_INLINE NAME(values)
+    NAME(values_after)(NAME(values) v, int n, int64_t step, int fused)
+{
+    NAME(values) to = NAME(values_at)(v, n * step, fused);
+    if (fused & WEIGHTED) to.flags = v.flags + n * v.flags_step;
+    return to;
+}
+
+/* Whether a value with this flag takes part in the sums, and its gradient g in dx. */
+static inline ALWAYS_INLINE int NAME(takes_part)(NAME(values) v, ACC flag, ACC g)
+{
+    const ACC alone = v.unfilled ? g : (ACC)0;
+    return (flag != (ACC)0) | (alone != (ACC)0);
+}
+
+/* Make 0 of the gradients of n values that are filled; n is a constant and a multiple of 8. */
+static inline ALWAYS_INLINE void NAME(fill_gradients)(ACC *g, NAME(values) v, int n, int fused)
+{
+    if (!(fused & WEIGHTED) || v.unfilled) return;
+    ACC flags[BNCORE_LANES];
+    NAME(load_flags)(flags, v.flags, n);
+#pragma omp simd
+    for (int l = 0; l < n; l++) g[l] = flags[l] != (ACC)0 ? g[l] : (ACC)0;
+}
+
+static inline ALWAYS_INLINE ACC NAME(filled_g)(NAME(values) v, ACC g, int fused)
+{
+    return !(fused & WEIGHTED) || v.flags[0] | v.unfilled ? g : (ACC)0;
 }
 
 /* The first values of a run, in the type of the arithmetic. */

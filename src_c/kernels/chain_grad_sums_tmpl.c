@@ -12,17 +12,22 @@ static inline ALWAYS_INLINE void NAME(grad_term)(chain_terms *to, const NAME(abo
         g[l] = NAME(g_of)(v, in.dy[l], in.x[l] - about->mask_hi[h + l], in.r[l],
                           about->mask_scale[h + l], about->mask_shift[h + l], fused);
     NAME(round_g)(g, CHAIN_WIDTH, fused);
-    if (fused & STORED) {
+    NAME(fill_gradients)(g, v, CHAIN_WIDTH, fused);
+    if (fused & STORED && !(fused & WEIGHTED && !v.dr)) {
         T stored[CHAIN_WIDTH];
         NAME(store_many)(stored, g, CHAIN_WIDTH);
 #pragma omp simd
         for (int l = 0; l < CHAIN_WIDTH; l++) v.dr[l] = h + l >= skip ? stored[l] : v.dr[l];
     }
+    float flags[CHAIN_WIDTH] = {0};
+    if (fused & WEIGHTED) NAME(load_flags)(flags, v.flags, CHAIN_WIDTH);
 #pragma omp simd
     for (int l = 0; l < CHAIN_WIDTH; l++) {
         const float xhat = (in.x[l] - about->centre[h + l]) * about->scale[h + l];
-        to->a[l] = h + l >= skip ? g[l] : 0.0F;
-        to->b[l] = h + l >= skip ? g[l] * xhat : 0.0F;
+        const int weighs = !(fused & WEIGHTED) || NAME(takes_part)(v, flags[l], g[l]);
+        const int in = (h + l >= skip) & weighs;
+        to->a[l] = in ? g[l] : 0.0F;
+        to->b[l] = in ? g[l] * xhat : 0.0F;
     }
 }
 
@@ -32,10 +37,11 @@ static inline ALWAYS_INLINE void NAME(one_grad_term)(float *a, float *b, NAME(va
 {
     const float x = NAME(load)(v.x[0]), r = fused & RESIDUAL ? NAME(load)(v.r[0]) : 0.0F;
     const float g = NAME(g_of)(v, NAME(load)(v.dy[0]), x - m.hi, r, m.scale, m.shift, fused);
-    const T stored = NAME(store)(g);
-    if (fused & STORED) v.dr[0] = stored;
-    *a = fused & ACTIVATION ? NAME(load)(stored) : g;
-    *b = *a * ((x - hi) * scale);
+    const int in = !(fused & WEIGHTED) || NAME(takes_part)(v, (float)v.flags[0], g);
+    const T stored = NAME(store)(NAME(filled_g)(v, g, fused));
+    if (fused & STORED && !(fused & WEIGHTED && !v.dr)) v.dr[0] = stored;
+    *a = in ? (fused & ACTIVATION ? NAME(load)(stored) : g) : 0.0F;
+    *b = in ? *a * ((x - hi) * scale) : 0.0F;
 }
 
 static NOINLINE void NAME(add_short_grad_run)(lanes *acc, NAME(values) v, int64_t len, float hi,
@@ -70,19 +76,33 @@ static inline ALWAYS_INLINE void NAME(sum_planes)(bncore_partial partial,
                                                   const bncore_arrays *arrays, const double *mean,
                                                   const bncore_planes *t, int fused)
 {
-    const NAME(values) values = NAME(values_of)(arrays);
+    const NAME(values) values =
+        fused & WEIGHTED ? NAME(weighted_values_of)(arrays) : NAME(values_of)(arrays);
     const float *mask = arrays->mask;
     const int64_t ahead = bytes_ahead(t, sizeof(T));
     lanes acc[BNCORE_GROUP] = {0};
+    NAME(run_flags) flags;
+    if (fused & WEIGHTED) NAME(start_runs)(&flags, arrays, 0);
     int64_t pending = 0;
     double *sum_a = partial.at, *sum_b = sum_a + partial.stride;
     for (int64_t c = 0; c < t->channels; c++) sum_a[c] = sum_b[c] = 0.0;
     for (int64_t e = t->begin; e < t->end;) {
         const piece p = piece_at(t, e, BNCORE_BLOCK);
-        for (int64_t c = 0; c < t->channels; c++)
-            NAME(add_grad_run)(&acc[c], NAME(values_at)(values, c * t->inner + p.offset, fused),
-                               p.len, (float)mean[c], (float)arrays->invstd[c],
-                               NAME(mask_of)(mask + c, arrays->mask_stride, fused), ahead, fused);
+        for (int64_t c = 0; c < t->channels; c++) {
+            const NAME(mask) m = NAME(mask_of)(mask + c, arrays->mask_stride, fused);
+            const NAME(values) v = NAME(values_at)(values, c * t->inner + p.offset, fused);
+            const float hi = (float)mean[c], scale = (float)arrays->invstd[c];
+            if (!(fused & WEIGHTED)) {
+                NAME(add_grad_run)(&acc[c], v, p.len, hi, scale, m, ahead, fused);
+                continue;
+            }
+            const int64_t at = NAME(plane_place)(arrays, t, c, e);
+            for (int64_t i = 0, n; i < p.len; i += n) {
+                NAME(values) some = NAME(values_at)(v, i, fused);
+                n = NAME(next_flags)(&flags, &some, at + i, p.len - i);
+                NAME(add_grad_run)(&acc[c], some, n, hi, scale, m, ahead, fused);
+            }
+        }
         e += p.len;
         pending += p.len;
         if (pending < BNCORE_BLOCK && e < t->end) continue;
@@ -101,6 +121,7 @@ typedef struct NAME(grad_columns) {
     const double *mean, *invstd;
     const float *mask;
     int64_t mask_stride;
+    NAME(row_flags) flags;
 } NAME(grad_columns);
 
 static inline ALWAYS_INLINE void NAME(add_grad_column)(NAME(grad_columns) * w, int64_t j,
@@ -110,8 +131,10 @@ static inline ALWAYS_INLINE void NAME(add_grad_column)(NAME(grad_columns) * w, i
     const NAME(mask) m = NAME(mask_of)(w->mask + j, w->mask_stride, fused);
     float a[CHAIN] = {0}, b[CHAIN] = {0};
     for (int r = 0; r < rows; r++)
-        NAME(one_grad_term)(a + r, b + r, NAME(values_at)(v, r * stride + j, fused),
-                            (float)w->mean[j], (float)w->invstd[j], m, fused);
+        NAME(one_grad_term)(
+            a + r, b + r,
+            NAME(row_values)(NAME(values_at)(v, r * stride + j, fused), &w->flags, r, j, fused),
+            (float)w->mean[j], (float)w->invstd[j], m, fused);
     w->a[j] += (double)chain_tree(a, rows);
     w->b[j] += (double)chain_tree(b, rows);
 }
@@ -122,7 +145,8 @@ static inline ALWAYS_INLINE void NAME(add_grad_rows)(NAME(grad_columns) * w, NAM
 {
     int64_t j = 0;
     for (; j + BNCORE_LANES <= cols; j += BNCORE_LANES) {
-        const NAME(values) v = NAME(values_at)(values, j, fused);
+        const NAME(values) v =
+            NAME(row_values)(NAME(values_at)(values, j, fused), &w->flags, 0, j, fused);
         NAME(about) about;
 #pragma omp simd
         for (int l = 0; l < BNCORE_LANES; l++) {
@@ -148,17 +172,21 @@ static inline ALWAYS_INLINE void NAME(sum_strip)(bncore_partial partial, NAME(gr
         const int64_t rows = bncore_min(t->rows - block, BNCORE_ROW_BLOCK);
         for (int64_t j = 0; j < t->cols; j++) w->a[j] = w->b[j] = 0.0;
         NAME(values) v = NAME(values_at)(values, block * t->stride, fused);
-        int64_t r = 0;
-        for (; r + CHAIN <= rows; r += CHAIN) {
-            NAME(add_grad_rows)(w, v, t->stride, t->cols, CHAIN, fused);
-            v = NAME(values_at)(v, CHAIN * t->stride, fused);
+        for (int64_t r = 0; r < rows;) {
+            const int chain = NAME(chain_rows)(rows - r);
+            if (fused & WEIGHTED)
+                NAME(lay_out_flags)(&w->flags, v.x, (block + r) * t->stride, t, chain);
+            if (fused & WEIGHTED)
+                NAME(add_grad_rows)(w, v, t->stride, t->cols, chain, fused);
+            else if (chain == CHAIN)
+                NAME(add_grad_rows)(w, v, t->stride, t->cols, CHAIN, fused);
+            else if (chain == CHAIN / 2)
+                NAME(add_grad_rows)(w, v, t->stride, t->cols, CHAIN / 2, fused);
+            else
+                NAME(add_grad_rows)(w, v, t->stride, t->cols, chain, fused);
+            v = NAME(values_at)(v, chain * t->stride, fused);
+            r += chain;
         }
-        if (r + CHAIN / 2 <= rows) {
-            NAME(add_grad_rows)(w, v, t->stride, t->cols, CHAIN / 2, fused);
-            v = NAME(values_at)(v, CHAIN / 2 * t->stride, fused);
-            r += CHAIN / 2;
-        }
-        if (r < rows) NAME(add_grad_rows)(w, v, t->stride, t->cols, (int)(rows - r), fused);
         for (int64_t j = 0; j < t->cols; j++) {
             sum_a[j] += w->a[j];
             sum_b[j] += w->b[j];
@@ -169,12 +197,16 @@ static inline ALWAYS_INLINE void NAME(sum_strip)(bncore_partial partial, NAME(gr
 static inline ALWAYS_INLINE void NAME(sum_rows)(bncore_partial partial, const bncore_arrays *arrays,
                                                 const double *mean, const bncore_rows *t, int fused)
 {
-    const NAME(values) values = NAME(values_of)(arrays);
+    const NAME(values) values =
+        fused & WEIGHTED ? NAME(weighted_values_of)(arrays) : NAME(values_of)(arrays);
     const float *mask = arrays->mask;
     NAME(grad_columns) w;
     w.mask_stride = arrays->mask_stride;
-    for (int64_t j = 0; j < t->cols; j += STRIP) {
-        const bncore_rows strip = {t->rows, bncore_min(t->cols - j, STRIP), t->stride};
+    if (fused & WEIGHTED) NAME(start_row_flags)(&w.flags, arrays, t);
+    const int64_t width = fused & WEIGHTED && !w.flags.in_rows ? WEIGHTED_STRIP : STRIP;
+    for (int64_t j = 0; j < t->cols; j += width) {
+        const bncore_rows strip = {t->rows, bncore_min(t->cols - j, width), t->stride};
+        w.flags.at = arrays->at + j;
         w.mean = mean + j;
         w.invstd = arrays->invstd + j;
         w.mask = mask ? mask + j : NULL;

@@ -251,7 +251,8 @@ static void NAME(flush_chained_columns)(bncore_partial partial, const running_co
 
 static void NAME(chained_strip)(bncore_partial partial, const T *x, const bncore_rows *t)
 {
-    running_columns w;
+    double s[STRIP], q[STRIP];
+    running_columns w = {s, q};
     const double *square = partial.at, *pivot = square + RUNNING_PIVOT * partial.stride;
     NAME(start_chained_columns)(partial, w.s, x, t);
     for (int64_t block = 0; block < t->rows; block += BNCORE_ROW_BLOCK) {

@@ -26,18 +26,18 @@ static inline ALWAYS_INLINE void NAME(add_chain_at)(double *restrict a, double *
     chain_terms sum, other, third, fourth;
     v = NAME(values_at)(v, h, fused);
     term(&sum, about, h, v, 0, fused);
-    term(&other, about, h, NAME(values_at)(v, step, fused), 0, fused);
+    term(&other, about, h, NAME(values_after)(v, 1, step, fused), 0, fused);
     add_terms(&sum, &other);
-    term(&other, about, h, NAME(values_at)(v, 2 * step, fused), 0, fused);
-    term(&third, about, h, NAME(values_at)(v, 3 * step, fused), 0, fused);
+    term(&other, about, h, NAME(values_after)(v, 2, step, fused), 0, fused);
+    term(&third, about, h, NAME(values_after)(v, 3, step, fused), 0, fused);
     add_terms(&other, &third);
     add_terms(&sum, &other);
     if (terms == CHAIN) {
-        term(&other, about, h, NAME(values_at)(v, 4 * step, fused), 0, fused);
-        term(&third, about, h, NAME(values_at)(v, 5 * step, fused), 0, fused);
+        term(&other, about, h, NAME(values_after)(v, 4, step, fused), 0, fused);
+        term(&third, about, h, NAME(values_after)(v, 5, step, fused), 0, fused);
         add_terms(&other, &third);
-        term(&third, about, h, NAME(values_at)(v, 6 * step, fused), 0, fused);
-        term(&fourth, about, h, NAME(values_at)(v, 7 * step, fused), 0, fused);
+        term(&third, about, h, NAME(values_after)(v, 6, step, fused), 0, fused);
+        term(&fourth, about, h, NAME(values_after)(v, 7, step, fused), 0, fused);
         add_terms(&third, &fourth);
         add_terms(&other, &third);
         add_terms(&sum, &other);
@@ -66,10 +66,10 @@ static inline ALWAYS_INLINE void NAME(add_rest_at)(double *restrict a, double *r
     v = NAME(values_at)(v, h, fused);
     tail = NAME(values_at)(tail, h, fused);
     term(&sum, about, h, v, 0, fused);
-    term(&other, about, h, NAME(values_at)(v, whole > 1 ? step : 0, fused),
+    term(&other, about, h, NAME(values_after)(v, whole > 1, step, fused),
          whole > 1 ? 0 : BNCORE_LANES, fused);
     add_terms(&sum, &other);
-    term(&other, about, h, NAME(values_at)(v, whole > 2 ? 2 * step : 0, fused),
+    term(&other, about, h, NAME(values_after)(v, whole > 2 ? 2 : 0, step, fused),
          whole > 2 ? 0 : BNCORE_LANES, fused);
     term(&third, about, h, tail, BNCORE_LANES - left, fused);
     add_terms(&other, &third);
@@ -102,6 +102,51 @@ static inline ALWAYS_INLINE void NAME(add_rest)(double *restrict a, double *rest
     }
 }
 
+/* Any chain: of 8, 4 or fewer vectors, and in the last case with the values of `tail` in its last `left` lanes. The terms are
+ * computed in a loop, so that weighted kernels do not take the compiler so long. */
+static inline ALWAYS_INLINE void NAME(add_any_chain)(double *restrict a, double *restrict b,
+                                                     const NAME(about) * about, NAME(values) v,
+                                                     int64_t step, int whole, NAME(values) tail,
+                                                     int left, NAME(term_function) * term,
+                                                     int fused)
+{
+    for (int h = 0; h < BNCORE_LANES; h += CHAIN_WIDTH) {
+        chain_terms t[CHAIN] = {0};
+        for (int i = 0; i < CHAIN; i++) {
+            const int last = left && i == CHAIN / 2 - 1;
+            if (i >= whole && !last) continue;
+            const NAME(values) from = last ? tail : NAME(values_after)(v, i, step, fused);
+            term(&t[i], about, h, NAME(values_at)(from, h, fused), last ? BNCORE_LANES - left : 0,
+                 fused);
+        }
+        for (int near = 1; near < CHAIN; near *= 2)
+            for (int i = 0; i < CHAIN; i += 2 * near) add_terms(&t[i], &t[i + near]);
+        widen_terms(a + h, b + h, &t[0]);
+    }
+}
+
+/* How many of the `left` rows of a block, or vectors of a run, make the next chain. */
+static inline int NAME(chain_rows)(int64_t left)
+{
+    return left >= CHAIN ? CHAIN : left >= CHAIN / 2 ? CHAIN / 2 : (int)left;
+}
+
+static inline ALWAYS_INLINE void NAME(any_chains)(double *restrict a, double *restrict b,
+                                                  const NAME(about) * about, NAME(values) values,
+                                                  int64_t len, int64_t ahead,
+                                                  NAME(term_function) * term, int fused)
+{
+    const NAME(values) end = NAME(values_at)(values, len - BNCORE_LANES, fused);
+    for (int64_t i = 0, n; i < len; i += n) {
+        const int whole = NAME(chain_rows)((len - i) / BNCORE_LANES);
+        const int left = whole < CHAIN / 2 ? (int)(len % BNCORE_LANES) : 0;
+        const NAME(values) v = NAME(values_at)(values, i, fused);
+        NAME(fetch_values)(v, ahead, LEVEL_1, fused);
+        NAME(add_any_chain)(a, b, about, v, BNCORE_LANES, whole, end, left, term, fused);
+        n = whole * BNCORE_LANES + left;
+    }
+}
+
 static inline ALWAYS_INLINE void NAME(fetch_chain)(NAME(values) v, int64_t ahead, int terms,
                                                    int fused)
 {
@@ -118,6 +163,10 @@ static inline ALWAYS_INLINE void NAME(chain_run)(lanes *restrict acc, const NAME
     double a[BNCORE_LANES], b[BNCORE_LANES];
 #pragma omp simd
     for (int l = 0; l < BNCORE_LANES; l++) a[l] = acc->a[l], b[l] = acc->b[l];
+    if (fused & WEIGHTED) {
+        NAME(any_chains)(acc->a, acc->b, about, values, len, ahead, term, fused);
+        return;
+    }
     NAME(values) v = values;
     int64_t i = 0;
     for (; i + MOST <= len; i += MOST) {
@@ -148,16 +197,12 @@ static inline ALWAYS_INLINE void NAME(chain_strip)(double *restrict a_, double *
     double a[BNCORE_LANES], b[BNCORE_LANES];
 #pragma omp simd
     for (int l = 0; l < BNCORE_LANES; l++) a[l] = a_[l], b[l] = b_[l];
-    if (rows >= CHAIN / 2)
+    if (fused & WEIGHTED)
+        NAME(add_any_chain)(a, b, about, v, stride, rows, v, 0, term, fused);
+    else if (rows >= CHAIN / 2)
         NAME(add_chain)(a, b, about, v, stride, rows, term, fused);
     else
         NAME(add_rest)(a, b, about, v, stride, rows, v, 0, term, fused);
 #pragma omp simd
     for (int l = 0; l < BNCORE_LANES; l++) a_[l] = a[l], b_[l] = b[l];
-}
-
-/* How many of the `left` rows of a block make the next chain. */
-static inline int NAME(chain_rows)(int64_t left)
-{
-    return left >= CHAIN ? CHAIN : left >= CHAIN / 2 ? CHAIN / 2 : (int)left;
 }

@@ -3,6 +3,26 @@
 
 /* Where g is dy itself, it is taken from memory as double, as x is (load_doubles in storage.h). */
 
+/* Store LANES gradients by z. */
+static inline ALWAYS_INLINE void NAME(store_g)(NAME(values) v, ACC *g, int fused)
+{
+    if (fused & WEIGHTED && !v.dr) return;
+    NAME(fill_gradients)(g, v, BNCORE_LANES, fused);
+    NAME(store_many)(v.dr, g, BNCORE_LANES);
+}
+
+/* Add LANES gradients and their products with d. */
+static inline ALWAYS_INLINE void NAME(add_products)(double *restrict a, double *restrict b,
+                                                    const double *restrict g,
+                                                    const double *restrict d)
+{
+#pragma omp simd
+    for (int l = 0; l < BNCORE_LANES; l++) {
+        a[l] += g[l];
+        b[l] += g[l] * d[l];
+    }
+}
+
 /* Add to the lanes a (sum of g) and b (sum of g * (x - mean)). The last `left` values are added as in add_vectors. dr
  * may be the same memory as dy; values that an earlier vector stored there are then neither added nor stored again. */
 static inline ALWAYS_INLINE void NAME(add_grad_vectors)(lanes *restrict acc, NAME(values) values,
@@ -25,13 +45,14 @@ static inline ALWAYS_INLINE void NAME(add_grad_vectors)(lanes *restrict acc, NAM
         for (int l = 0; l < BNCORE_LANES; l++)
             g[l] = NAME(g_of)(v, in.dy[l], in.x[l] - m.hi, in.r[l], m.scale, m.shift, fused);
         NAME(round_g)(g, BNCORE_LANES, fused);
-        if (fused & STORED) NAME(store_many)(v.dr, g, BNCORE_LANES);
+        if (fused & STORED) NAME(store_g)(v, g, fused);
 #pragma omp simd
         for (int l = 0; l < BNCORE_LANES; l++) {
-            const double value = fused & ACTIVATION ? (double)g[l] : dy[l];
-            a[l] += value;
-            b[l] += value * (x[l] - mean);
+            dy[l] = fused & ACTIVATION ? (double)g[l] : dy[l];
+            x[l] -= mean;
         }
+        if (fused & WEIGHTED) leave_out(dy, x, v.flags, v.unfilled);
+        NAME(add_products)(a, b, dy, x);
     }
     if (left) {
         const NAME(values) v = NAME(values_at)(values, len - BNCORE_LANES, fused);
@@ -43,24 +64,30 @@ static inline ALWAYS_INLINE void NAME(add_grad_vectors)(lanes *restrict acc, NAM
         for (int l = 0; l < BNCORE_LANES; l++)
             value[l] = NAME(g_of)(v, in.dy[l], in.x[l] - m.hi, in.r[l], m.scale, m.shift, fused);
         NAME(round_g)(value, BNCORE_LANES, fused);
+        NAME(fill_gradients)(value, v, BNCORE_LANES, fused);
         NAME(store_many)(stored, value, BNCORE_LANES);
+        double g[BNCORE_LANES], d[BNCORE_LANES];
 #pragma omp simd
         for (int l = 0; l < BNCORE_LANES; l++) {
             const int last = l >= BNCORE_LANES - left;
-            const double g = last ? (double)value[l] : 0.0;
-            const double d = last ? (double)in.x[l] - mean : 0.0;
-            if (fused & STORED) v.dr[l] = last ? stored[l] : v.dr[l];
-            a[l] += g;
-            b[l] += g * d;
+            g[l] = last ? (double)value[l] : 0.0;
+            d[l] = last ? (double)in.x[l] - mean : 0.0;
         }
+        if (fused & STORED && !(fused & WEIGHTED && !v.dr))
+#pragma omp simd
+            for (int l = 0; l < BNCORE_LANES; l++)
+                v.dr[l] = l >= BNCORE_LANES - left ? stored[l] : v.dr[l];
+        if (fused & WEIGHTED) leave_out(g, d, v.flags, v.unfilled);
+        NAME(add_products)(a, b, g, d);
     }
 #pragma omp simd
     for (int l = 0; l < BNCORE_LANES; l++) acc->a[l] = a[l], acc->b[l] = b[l];
 }
 
-/* The gradient by z of one value, and its x. */
+/* The gradient by z of one value, its x, and whether it takes part. */
 typedef struct NAME(gradient) {
     double value, x;
+    int in;
 } NAME(gradient);
 
 static inline ALWAYS_INLINE NAME(gradient)
@@ -68,9 +95,11 @@ static inline ALWAYS_INLINE NAME(gradient)
 {
     const ACC x = NAME(load)(v.x[0]), r = fused & RESIDUAL ? NAME(load)(v.r[0]) : (ACC)0;
     const ACC g = NAME(g_of)(v, NAME(load)(v.dy[0]), x - m.hi, r, m.scale, m.shift, fused);
-    const T stored = NAME(store)(g);
-    if (fused & STORED) v.dr[0] = stored;
-    return (NAME(gradient)){(double)(fused & ACTIVATION ? NAME(load)(stored) : g), (double)x};
+    const int in = !(fused & WEIGHTED) || NAME(takes_part)(v, (ACC)v.flags[0], g);
+    const T stored = NAME(store)(NAME(filled_g)(v, g, fused));
+    if (fused & STORED && !(fused & WEIGHTED && !v.dr)) v.dr[0] = stored;
+    const ACC value = fused & ACTIVATION ? NAME(load)(stored) : g;
+    return (NAME(gradient)){in ? (double)value : 0.0, (double)x, in};
 }
 
 static NOINLINE void NAME(add_short_grad_run)(lanes *acc, NAME(values) v, int64_t len, double mean,
@@ -79,7 +108,7 @@ static NOINLINE void NAME(add_short_grad_run)(lanes *acc, NAME(values) v, int64_
     for (int64_t i = 0; i < len; i++) {
         const NAME(gradient) g = NAME(gradient_at)(NAME(values_at)(v, i, fused), m, fused);
         acc->a[BNCORE_LANES - len + i] += g.value;
-        acc->b[BNCORE_LANES - len + i] += g.value * (g.x - mean);
+        acc->b[BNCORE_LANES - len + i] += g.value * (g.in ? g.x - mean : 0.0);
     }
 }
 
@@ -101,19 +130,32 @@ static inline ALWAYS_INLINE void NAME(sum_planes)(bncore_partial partial,
                                                   const bncore_arrays *arrays, const double *mean,
                                                   const bncore_planes *t, int fused)
 {
-    const NAME(values) values = NAME(values_of)(arrays);
+    const NAME(values) values =
+        fused & WEIGHTED ? NAME(weighted_values_of)(arrays) : NAME(values_of)(arrays);
     const ACC *mask = arrays->mask;
     const int64_t ahead = bytes_ahead(t, sizeof(T));
     lanes acc[BNCORE_GROUP] = {0};
+    NAME(run_flags) flags;
+    if (fused & WEIGHTED) NAME(start_runs)(&flags, arrays, 0);
     int64_t pending = 0;
     double *sum_a = partial.at, *sum_b = sum_a + partial.stride;
     for (int64_t c = 0; c < t->channels; c++) sum_a[c] = sum_b[c] = 0.0;
     for (int64_t e = t->begin; e < t->end;) {
         const piece p = piece_at(t, e, BNCORE_BLOCK);
-        for (int64_t c = 0; c < t->channels; c++)
-            NAME(add_grad_run)(&acc[c], NAME(values_at)(values, c * t->inner + p.offset, fused),
-                               p.len, mean[c], NAME(mask_of)(mask + c, arrays->mask_stride, fused),
-                               ahead, fused);
+        for (int64_t c = 0; c < t->channels; c++) {
+            const NAME(mask) m = NAME(mask_of)(mask + c, arrays->mask_stride, fused);
+            const NAME(values) v = NAME(values_at)(values, c * t->inner + p.offset, fused);
+            if (!(fused & WEIGHTED)) {
+                NAME(add_grad_run)(&acc[c], v, p.len, mean[c], m, ahead, fused);
+                continue;
+            }
+            const int64_t at = NAME(plane_place)(arrays, t, c, e);
+            for (int64_t i = 0, n; i < p.len; i += n) {
+                NAME(values) some = NAME(values_at)(v, i, fused);
+                n = NAME(next_flags)(&flags, &some, at + i, p.len - i);
+                NAME(add_grad_run)(&acc[c], some, n, mean[c], m, ahead, fused);
+            }
+        }
         e += p.len;
         pending += p.len;
         if (pending < BNCORE_BLOCK && e < t->end) continue;
@@ -132,6 +174,7 @@ typedef struct NAME(grad_columns) {
     const double *mean;
     const ACC *mask;
     int64_t mask_stride;
+    NAME(row_flags) flags;
 } NAME(grad_columns);
 
 static inline ALWAYS_INLINE void NAME(add_grad_strip)(NAME(grad_columns) * w, int64_t j,
@@ -147,7 +190,8 @@ static inline ALWAYS_INLINE void NAME(add_grad_strip)(NAME(grad_columns) * w, in
         a[l] = w->a[j + l], b[l] = w->b[j + l], mean[l] = w->mean[j + l];
     }
     for (int r = 0; r < rows; r++) {
-        const NAME(values) v = NAME(values_at)(values, r * stride + j, fused);
+        const NAME(values) v = NAME(row_values)(NAME(values_at)(values, r * stride + j, fused),
+                                                &w->flags, r, j, fused);
         NAME(inputs) in;
         ACC g[BNCORE_LANES];
         double x[BNCORE_LANES], dy[BNCORE_LANES];
@@ -159,13 +203,14 @@ static inline ALWAYS_INLINE void NAME(add_grad_strip)(NAME(grad_columns) * w, in
         for (int l = 0; l < BNCORE_LANES; l++)
             g[l] = NAME(g_of)(v, in.dy[l], in.x[l] - hi[l], in.r[l], scale[l], shift[l], fused);
         NAME(round_g)(g, BNCORE_LANES, fused);
-        if (fused & STORED) NAME(store_many)(v.dr, g, BNCORE_LANES);
+        if (fused & STORED) NAME(store_g)(v, g, fused);
 #pragma omp simd
         for (int l = 0; l < BNCORE_LANES; l++) {
-            const double value = fused & ACTIVATION ? (double)g[l] : dy[l];
-            a[l] += value;
-            b[l] += value * (x[l] - mean[l]);
+            dy[l] = fused & ACTIVATION ? (double)g[l] : dy[l];
+            x[l] -= mean[l];
         }
+        if (fused & WEIGHTED) leave_out(dy, x, v.flags, v.unfilled);
+        NAME(add_products)(a, b, dy, x);
     }
 #pragma omp simd
     for (int l = 0; l < BNCORE_LANES; l++) w->a[j + l] = a[l], w->b[j + l] = b[l];
@@ -181,10 +226,11 @@ static inline ALWAYS_INLINE void NAME(add_grad_rows)(NAME(grad_columns) * w, NAM
     for (; j < cols; j++) {
         const NAME(mask) m = NAME(mask_of)(w->mask + j, w->mask_stride, fused);
         for (int r = 0; r < rows; r++) {
-            const NAME(values) v = NAME(values_at)(values, r * stride + j, fused);
+            const NAME(values) v = NAME(row_values)(NAME(values_at)(values, r * stride + j, fused),
+                                                    &w->flags, r, j, fused);
             const NAME(gradient) g = NAME(gradient_at)(v, m, fused);
             w->a[j] += g.value;
-            w->b[j] += g.value * (g.x - w->mean[j]);
+            w->b[j] += g.value * (g.in ? g.x - w->mean[j] : 0.0);
         }
     }
 }
@@ -199,13 +245,19 @@ static inline ALWAYS_INLINE void NAME(sum_strip)(bncore_partial partial, NAME(gr
         const int64_t rows = bncore_min(t->rows - block, BNCORE_ROW_BLOCK);
         for (int64_t j = 0; j < t->cols; j++) w->a[j] = w->b[j] = 0.0;
         const NAME(values) v = NAME(values_at)(values, block * t->stride, fused);
-        int64_t r = 0;
-        for (; r + ROW_TILE <= rows; r += ROW_TILE)
-            NAME(add_grad_rows)(w, NAME(values_at)(v, r * t->stride, fused), t->stride, t->cols,
-                                ROW_TILE, fused);
-        for (; r < rows; r++)
-            NAME(add_grad_rows)(w, NAME(values_at)(v, r * t->stride, fused), t->stride, t->cols, 1,
-                                fused);
+        for (int64_t r = 0; r < rows;) {
+            const int tile = r + ROW_TILE <= rows ? ROW_TILE : 1;
+            const NAME(values) here = NAME(values_at)(v, r * t->stride, fused);
+            if (fused & WEIGHTED)
+                NAME(lay_out_flags)(&w->flags, here.x, (block + r) * t->stride, t, tile);
+            if (fused & WEIGHTED)
+                NAME(add_grad_rows)(w, here, t->stride, t->cols, tile, fused);
+            else if (tile == ROW_TILE)
+                NAME(add_grad_rows)(w, here, t->stride, t->cols, ROW_TILE, fused);
+            else
+                NAME(add_grad_rows)(w, here, t->stride, t->cols, 1, fused);
+            r += tile;
+        }
         for (int64_t j = 0; j < t->cols; j++) {
             sum_a[j] += w->a[j];
             sum_b[j] += w->b[j];
@@ -216,12 +268,16 @@ static inline ALWAYS_INLINE void NAME(sum_strip)(bncore_partial partial, NAME(gr
 static inline ALWAYS_INLINE void NAME(sum_rows)(bncore_partial partial, const bncore_arrays *arrays,
                                                 const double *mean, const bncore_rows *t, int fused)
 {
-    const NAME(values) values = NAME(values_of)(arrays);
+    const NAME(values) values =
+        fused & WEIGHTED ? NAME(weighted_values_of)(arrays) : NAME(values_of)(arrays);
     const ACC *mask = arrays->mask;
     NAME(grad_columns) w;
     w.mask_stride = arrays->mask_stride;
-    for (int64_t j = 0; j < t->cols; j += STRIP) {
-        const bncore_rows strip = {t->rows, bncore_min(t->cols - j, STRIP), t->stride};
+    if (fused & WEIGHTED) NAME(start_row_flags)(&w.flags, arrays, t);
+    const int64_t width = fused & WEIGHTED && !w.flags.in_rows ? WEIGHTED_STRIP : STRIP;
+    for (int64_t j = 0; j < t->cols; j += width) {
+        const bncore_rows strip = {t->rows, bncore_min(t->cols - j, width), t->stride};
+        w.flags.at = arrays->at + j;
         w.mean = mean + j;
         w.mask = mask ? mask + j : NULL;
         NAME(sum_strip)((bncore_partial){partial.at + j, partial.stride}, &w,

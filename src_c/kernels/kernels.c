@@ -9,11 +9,14 @@
 #endif
 
 #define NOINLINE __attribute__((noinline, cold))
+/* For what is called often, but not from the innermost loop: a copy for each caller would take the compiler long. */
+#define ONCE_ONLY __attribute__((noinline))
 
 #include "storage.h"
 
 #include "chains.h"
 #include "stream.h"
+#include "weights.h"
 #include "welford.h"
 
 #define JOIN_(a, b) a##_##b
@@ -22,7 +25,9 @@
 enum {
     STRIP =
         1024, /* rows: the sums of so many columns stay in L1 and L2 with the data, and fit the stack */
-    ROW_TILE = 4, /* rows: rows that are added between a load and a store of these sums */
+    WEIGHTED_STRIP = 256, /* the same with weights, which take a part of the stack */
+    MOST_ROWS = 8,        /* rows: a chain */
+    ROW_TILE = 4,         /* rows: rows that are added between a load and a store of these sums */
     /* Rows: from so many columns on, streamed rows are taken ROW_TILE at a time. The coefficients of fewer columns stay
      * in L1 anyway. */
     TILED_COLS = 2048,
@@ -30,23 +35,26 @@ enum {
     FIELDS_normalize = NORMALIZE_FIELDS,
     FIELDS_grad_input = GRAD_INPUT_FIELDS,
     FIELDS_grad_frozen = GRAD_FROZEN_FIELDS,
-    STREAM_AHEAD = 4096, /* bytes, for inputs of 16 bits while the output is streamed */
-    AHEAD = 65536        /* rows: bytes from the current values to those that are prefetched */
+    STREAM_AHEAD = 4096,   /* bytes, for inputs of 16 bits while the output is streamed */
+    WEIGHTED_AHEAD = 1024, /* bytes, for inputs of weighted elementwise kernels */
+    AHEAD = 65536          /* rows: bytes from the current values to those that are prefetched */
 };
 
-/* Rows: the sums s and q of STRIP columns in the current block. */
+/* Rows: the sums of some columns in the current block. */
 typedef struct running_columns {
-    double s[STRIP], q[STRIP];
+    double *s, *q;
 } running_columns;
 
 #define CHAINED 0
 #if STORED_AS(0)
 #define T float
 #define ACC float
+#define MINUS_ZERO -0.0F
 #define NAME(function) function##_f32
 #include "kernels_tmpl.c"
 #undef T
 #undef ACC
+#undef MINUS_ZERO
 #undef NAME
 
 /* Integers are computed with as float. */
@@ -56,10 +64,12 @@ typedef struct running_columns {
 #if STORED_AS(1)
 #define T double
 #define ACC double
+#define MINUS_ZERO -0.0
 #define NAME(function) function##_f64
 #include "kernels_tmpl.c"
 #undef T
 #undef ACC
+#undef MINUS_ZERO
 #undef NAME
 #endif
 #undef CHAINED
@@ -68,6 +78,7 @@ typedef struct running_columns {
 #define CHAINED 1
 #define T uint16_t
 #define ACC float
+#define MINUS_ZERO 0x8000
 #if STORED_AS(2)
 #define NAME(function) function##_f16
 #include "kernels_tmpl.c"

@@ -14,6 +14,7 @@
 #ifndef BNCORE_KERNELS_H
 #define BNCORE_KERNELS_H
 
+#include <math.h>
 #include <stddef.h>
 
 #include "../arithmetic.h"
@@ -37,6 +38,7 @@ enum {
     RESIDUAL = 2,   /* a residual is added before the activation */
     STORED = 4,     /* grad_sums: the masked gradient goes to dresidual */
     BACKWARD = 8,   /* only within the templates: the kernel reads dy */
+    WEIGHTED = 16,  /* only within the templates: the kernel reads weights */
     ELEMENTWISE_VARIANTS = 4,
     SUMS_VARIANTS = 8
 };
@@ -58,6 +60,17 @@ typedef struct bncore_partial {
     int64_t stride;
 } bncore_partial;
 
+/* The weights of a call (bncore_weights). Planes: the weights of a channel lie as its values do in x, or, where one weight is
+ * for all channels, one image after the other. Rows: they lie as the values of x do, or `inner` of them are repeated for all
+ * channels of an outer, which has `width` values; otherwise width is 0. */
+typedef struct bncore_weighting {
+    const void *values; /* uint8 or double; NULL: all are 1 */
+    int doubles, per_channel, omit_nan, filled;
+    int frozen; /* for grad_input: as grad_frozen */
+    int64_t width, inner;
+    double fill;
+} bncore_weighting;
+
 /* dst is y or dx, and dy is NULL in forward. stream: dst is too large for the caches, and it is no other array of the
  * call. The fields after it are for variants other than the plain one. */
 typedef struct bncore_arrays {
@@ -74,8 +87,18 @@ typedef struct bncore_arrays {
     /* For grad_sums of 16-bit values: 1 / sqrt(var + eps) of each channel (planes) or column (rows). */
     const double *invstd;
     int float64_sums; /* for moments of 16-bit values: add no value in float32 */
+    /* For weighted kernels, and the place of the arrays' first value in x. These kernels are not compiled for each variant: a
+     * residual or a dresidual that is NULL is left out, and a slope of 1 with a least of -infinity is no activation. */
+    const bncore_weighting *weighting;
+    int64_t at;
     const struct bncore_integers *integers; /* where x has integers */
 } bncore_arrays;
+
+static inline void bncore_without_activation(bncore_arrays *a)
+{
+    a->slope = 1.0;
+    a->least = -INFINITY;
+}
 
 typedef struct bncore_kernel_set {
     size_t item, coef_item; /* bytes of a value, and of a coefficient */
@@ -89,6 +112,15 @@ typedef struct bncore_kernel_set {
                                             const double *mean, const bncore_planes *t);
     void (*grad_sums_rows[SUMS_VARIANTS])(bncore_partial partial, const bncore_arrays *a,
                                           const double *mean, const bncore_rows *t);
+    /* The same with weights. */
+    void (*weighted_moments_planes)(bncore_partial partial, const bncore_arrays *a,
+                                    const double *unused, const bncore_planes *t);
+    void (*weighted_moments_rows)(bncore_partial partial, const bncore_arrays *a,
+                                  const double *unused, const bncore_rows *t);
+    void (*weighted_grad_sums_planes[SUMS_VARIANTS])(bncore_partial partial, const bncore_arrays *a,
+                                                     const double *mean, const bncore_planes *t);
+    void (*weighted_grad_sums_rows[SUMS_VARIANTS])(bncore_partial partial, const bncore_arrays *a,
+                                                   const double *mean, const bncore_rows *t);
     /* Merge `from` into `into`, in this order, for `cols` columns that lie `step` apart. Both have the same stride. */
     void (*merge_moments)(bncore_partial into, const double *from, int64_t cols, int64_t step);
     void (*merge_sums)(bncore_partial into, const double *from, int64_t cols, int64_t step);
@@ -105,6 +137,16 @@ typedef struct bncore_kernel_set {
                                                      int64_t stride, const bncore_planes *t);
     void (*grad_frozen_rows[ELEMENTWISE_VARIANTS])(const bncore_arrays *a, const void *coef,
                                                    int64_t stride, const bncore_rows *t);
+
+    /* With weights: normalize for weights that are filled, and both gradients by x, without and with what may be fused. */
+    void (*weighted_normalize_planes)(const bncore_arrays *a, const void *coef, int64_t stride,
+                                      const bncore_planes *t);
+    void (*weighted_normalize_rows)(const bncore_arrays *a, const void *coef, int64_t stride,
+                                    const bncore_rows *t);
+    void (*weighted_grad_input_planes[2])(const bncore_arrays *a, const void *coef, int64_t stride,
+                                          const bncore_planes *t);
+    void (*weighted_grad_input_rows[2])(const bncore_arrays *a, const void *coef, int64_t stride,
+                                        const bncore_rows *t);
 
     /* For each of n channels: 1 / sqrt(var / divisor + eps), and the coefficients that are computed from it. weight and
      * bias may be NULL. */

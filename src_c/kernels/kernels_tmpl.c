@@ -11,6 +11,10 @@ enum {
 #include "activation_tmpl.c"
 
 #include "moments_tmpl.c"
+
+#include "weights_tmpl.c"
+
+#include "weighted_runs_tmpl.c"
 #if CHAINED
 #include "chains_tmpl.c"
 
@@ -22,10 +26,15 @@ enum {
 #define MOMENTS(layout) NAME(moments_##layout)
 #endif
 
+#include "weighted_moments_tmpl.c"
+#include "weighted_rows_tmpl.c"
+
 #include "grad_input_tmpl.c"
 #include "normalize_tmpl.c"
 
 #include "traverse_tmpl.c"
+
+#include "weighted_elementwise_tmpl.c"
 
 #include "variants_tmpl.c"
 
@@ -43,6 +52,14 @@ const bncore_kernel_set JOIN(NAME(bncore_kernels), BNCORE_ISA_NAME) = {
     .chained = CHAINED,
     .moments_planes = MOMENTS(planes),
     .moments_rows = MOMENTS(rows),
+    .weighted_moments_planes = NAME(weighted_moments_planes),
+    .weighted_moments_rows = NAME(weighted_moments_rows),
+    .weighted_normalize_planes = NAME(weighted_normalize_planes_fused),
+    .weighted_normalize_rows = NAME(weighted_normalize_rows_fused),
+    .weighted_grad_input_planes = {NAME(weighted_grad_input_planes_plain),
+                                   NAME(weighted_grad_input_planes_fused)},
+    .weighted_grad_input_rows = {NAME(weighted_grad_input_rows_plain),
+                                 NAME(weighted_grad_input_rows_fused)},
     .merge_moments = merge_moments,
     .merge_sums = merge_sums,
     .inverse_std = inverse_std,

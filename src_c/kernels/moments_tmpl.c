@@ -135,8 +135,8 @@ static inline void NAME(add_rows)(running_columns *w, const double *pivot, const
         }
 }
 
-static inline void NAME(add_block)(running_columns *w, const double *pivot, const T *x,
-                                   int64_t stride, int64_t cols, int64_t rows)
+static ONCE_ONLY void NAME(add_block)(running_columns *w, const double *pivot, const T *x,
+                                      int64_t stride, int64_t cols, int64_t rows)
 {
     int64_t r = 0;
     for (; r + ROW_TILE <= rows; r += ROW_TILE)
@@ -166,7 +166,8 @@ static void NAME(start_columns)(bncore_partial partial, double *restrict sum, co
 /* Reduce up to STRIP columns, so that their sums stay in L1 and L2 with the data. */
 static void NAME(moments_strip)(bncore_partial partial, const T *x, const bncore_rows *t)
 {
-    running_columns w;
+    double s[STRIP], q[STRIP];
+    running_columns w = {s, q};
     const double *pivot = partial.at + RUNNING_PIVOT * partial.stride;
     NAME(start_columns)(partial, w.s, x, t);
     for (int64_t block = 0; block < t->rows; block += BNCORE_ROW_BLOCK) {

@@ -86,6 +86,10 @@ static inline ALWAYS_INLINE void narrow_many(uint16_t *to, const uint32_t *from,
     {                                                                                              \
         return stored;                                                                             \
     }                                                                                              \
+    static inline ALWAYS_INLINE uint8_t is_number_##name(T stored)                                 \
+    {                                                                                              \
+        return stored == stored;                                                                   \
+    }                                                                                              \
     static inline ALWAYS_INLINE T store_##name(T value)                                            \
     {                                                                                              \
         return value;                                                                              \
@@ -152,6 +156,11 @@ static inline ALWAYS_INLINE float coefficient_bf16(double value)
 
 /* ---- bfloat16: the upper half of a float32 ---- */
 
+static inline ALWAYS_INLINE uint8_t is_number_bf16(uint16_t stored)
+{
+    return (stored & 0x7FFF) <= 0x7F80;
+}
+
 static inline ALWAYS_INLINE float load_bf16(uint16_t stored)
 {
     return float_of((uint32_t)stored << 16);
@@ -198,6 +207,11 @@ static inline ALWAYS_INLINE void round_many_bf16(float *values, int n)
 }
 
 /* ---- float16 ---- */
+
+static inline ALWAYS_INLINE uint8_t is_number_f16(uint16_t stored)
+{
+    return (stored & 0x7FFF) <= 0x7C00;
+}
 
 /* In integer arithmetic. The exponents of the two types differ by 112; a float32 has 13 digits more. */
 static inline ALWAYS_INLINE float load_f16_by_integers(uint32_t stored)

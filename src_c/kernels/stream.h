@@ -1,4 +1,4 @@
-/* Stores that pass the caches by. Only this file and storage.h use intrinsics. */
+/* Stores that pass the caches by. Only this file, storage.h and weights.h use intrinsics. */
 #ifndef BNCORE_STREAM_H
 #define BNCORE_STREAM_H
 

@@ -170,6 +170,33 @@ def test_reserved_fields_of_a_fusion_must_be_zero(field):
     assert statuses_of_all(p) == {"ERROR_STRUCT"}
 
 
+def with_weights():
+    """A problem of shape (4, 3, 5) with weights that say nothing yet."""
+    library, p, weights = host.library(), host.problem((4, 3, 5)), c_library.Weights()
+    size = ctypes.c_size_t(ctypes.sizeof(weights))
+    assert library.bncore_weights_init(ctypes.byref(weights), size) == 0
+    p.weights = ctypes.pointer(weights)
+    assert library.bncore_scratch_size(ctypes.byref(p)) > 0
+    return p, weights
+
+
+ODD_WEIGHTS = [("size", 0), ("dtype", 2), ("dtype", -1), ("per_channel", 2), ("omit_nan", -1)]
+
+
+@pytest.mark.parametrize(("field", "value"), [*ODD_WEIGHTS, ("filled", 2), ("unused", 1)])
+def test_fields_of_weights_that_are_not_defined_are_refused(field, value):
+    p, weights = with_weights()
+    setattr(weights, field, value)
+    assert statuses_of_all(p) == {"ERROR_STRUCT"}
+
+
+@pytest.mark.parametrize("field", range(4))
+def test_reserved_fields_of_weights_must_be_zero(field):
+    p, weights = with_weights()
+    weights.reserved[field] = 1
+    assert statuses_of_all(p) == {"ERROR_STRUCT"}
+
+
 class LongerFusion(ctypes.Structure):
     """A caller that was compiled against a later header has a larger struct."""
 

@@ -12,8 +12,6 @@ import tolerances
 import weighted
 from arrays import FLOATS
 
-pytestmark = pytest.mark.usefixtures("weights_taken")
-
 SHAPES = [(5, 3, 49), (1, 2, 4103), (613, 3, 1), (70, 5, 3)]
 KINDS = [kind for kind in weighted.KINDS if kind != "late"]
 

@@ -17,8 +17,6 @@ import gates
 import operations
 import weighted
 
-pytestmark = pytest.mark.usefixtures("weights_taken")
-
 DTYPES = [np.float32, np.float64, np.float16, np.uint16]
 # Planes and rows of several blocks, segments and strips; work for several threads.
 SHAPES = [(2, 3, 45001), (16000, 19, 1), (3001, 33, 5)]

@@ -149,10 +149,11 @@ const bncore_executor *executor_of(host h)
 typedef struct arguments {
     bncore_problem problem;
     bncore_fusion fusion;
+    bncore_weights weights;
     void *dst, *dresidual;
     const void *x, *dy;
     const double *mean, *var, *weight, *bias, *sum_dy, *sum_dy_xhat, *count;
-    double *results[2];
+    double *results[2], *counted;
 } arguments;
 
 /* Arrays of x's size, and doubles per channel. */
@@ -166,6 +167,21 @@ static double *take_channels(memory *m, const test_case *c, const double *copy_o
     return take(m, (size_t)c->channels * sizeof(double), sizeof(double), copy_of);
 }
 
+static void fill_weights(const test_case *c, const inputs *in, memory *m, arguments *a)
+{
+    bncore_weights *w = &a->weights;
+    bncore_weights_init(w, sizeof *w);
+    w->dtype = weight_size(c) == 1 ? BNCORE_WEIGHT_UINT8 : BNCORE_WEIGHT_FLOAT64;
+    w->per_channel = c->weights == MASK_OF_X || c->weights == NUMBERS_OF_X;
+    w->omit_nan = c->omit_nan;
+    w->filled = c->filled;
+    w->fill = FILL;
+    if (c->weights != ONLY_NANS) w->values = take(m, weight_bytes(c), weight_size(c), in->weights);
+    if (gives_moments(c->operation)) w->count = a->counted = take_channels(m, c, NULL);
+    if (c->operation == TRAIN_BACKWARD) w->count = (double *)a->count;
+    a->problem.weights = w;
+}
+
 static void fill_inputs(const test_case *c, const inputs *in, memory *m, arguments *a)
 {
     a->x = take_array(in, m, c, in->x);
@@ -177,6 +193,7 @@ static void fill_inputs(const test_case *c, const inputs *in, memory *m, argumen
     a->count = take_channels(m, c, in->count);
     if (c->weight) a->weight = take_channels(m, c, in->weight);
     if (c->bias) a->bias = take_channels(m, c, in->bias);
+    if (c->weights) fill_weights(c, in, m, a);
     if (!takes_fusion(c->operation)) return;
     if (c->residual) a->fusion.residual = take_array(in, m, c, in->residual);
     a->fusion.activation = (int32_t)c->activation;
@@ -203,6 +220,7 @@ static void fill_arguments(const test_case *c, const inputs *in, memory *m, argu
     bncore_problem_init(&a->problem, sizeof a->problem, c->dtype, c->outer, c->channels, c->inner);
     bncore_fusion_init(&a->fusion, sizeof a->fusion);
     a->problem.eps = c->eps;
+    a->problem.flags = c->float64_sums ? BNCORE_FLOAT64_SUMS : 0;
     a->problem.n_threads = c->threads;
     a->problem.executor = executor_of(c->host);
     fill_inputs(c, in, m, a);
@@ -264,6 +282,7 @@ bncore_status run_case(const test_case *c, const inputs *in, outputs *out)
         out->dresidual = copy_of(a.dresidual, in->bytes);
         for (int i = 0; i < 2; i++)
             out->results[i] = copy_of(a.results[i], (size_t)c->channels * sizeof(double));
+        out->count = copy_of(a.counted, (size_t)c->channels * sizeof(double));
     }
     release(&m);
     return status;
@@ -274,6 +293,7 @@ void free_outputs(outputs *out)
     free(out->dst);
     free(out->dresidual);
     for (int i = 0; i < 2; i++) free(out->results[i]);
+    free(out->count);
     *out = (outputs){0};
 }
 
@@ -303,4 +323,6 @@ void check_same_bits(const test_case *c, const outputs *got, const outputs *expe
         at = first_difference(got->results[i], expected->results[i], c->channels, BNCORE_FLOAT64);
         if (at >= 0) fail(c, "channel %lld of result %d has other bits", (long long)at, i);
     }
+    at = first_difference(got->count, expected->count, c->channels, BNCORE_FLOAT64);
+    if (at >= 0) fail(c, "the count of channel %lld has other bits", (long long)at);
 }

@@ -30,6 +30,17 @@ typedef enum place { APART, OVER_X, OVER_DY, OVER_RESIDUAL, PLACES } place;
 /* What runs the tasks: the library, a host that takes them backwards, or a host with threads. */
 typedef enum host { NO_HOST, BACKWARDS, ON_THREADS, HOSTS } host;
 
+/* Masks and other weights, one for all channels or (of x) one for each value. */
+typedef enum weight_kind {
+    NO_WEIGHTS,
+    MASK,
+    MASK_OF_X,
+    NUMBERS,
+    NUMBERS_OF_X,
+    ONLY_NANS, /* all are 1 but for the NaNs of x */
+    WEIGHT_KINDS
+} weight_kind;
+
 typedef struct test_case {
     operation operation;
     bncore_dtype dtype;
@@ -41,6 +52,8 @@ typedef struct test_case {
     bncore_activation activation;
     double slope;
     int residual, dresidual; /* whether they are given */
+    weight_kind weights;
+    int omit_nan, filled, float64_sums;
 
     /* The settings that must not change any bit of the results. */
     place place, dresidual_place;
@@ -54,14 +67,16 @@ typedef struct test_case {
  * channel. They depend only on the sizes, dtype, contents and seed of the case. */
 typedef struct inputs {
     size_t bytes;
-    void *x, *dy, *residual;
+    void *x, *dy, *residual, *weights;
     double *mean, *var, *weight, *bias, *sum_dy, *sum_dy_xhat, *count;
 } inputs;
 
-/* The outputs of a case: y or dx, dresidual, and the two results per channel. NULL where the operation has none. */
+enum { FILL = 3 }; /* what y is where there is no weight and the weights are filled */
+
+/* The outputs of a case: y or dx, dresidual, the two results per channel, and the count of weights. NULL where the operation has none. */
 typedef struct outputs {
     void *dst, *dresidual;
-    double *results[2];
+    double *results[2], *count;
 } outputs;
 
 size_t item_size(const test_case *c);
@@ -74,10 +89,18 @@ int writes_array(operation o);  /* it writes y or dx */
 int gives_results(operation o); /* it writes two numbers per channel */
 int takes_fusion(operation o);  /* activation and residual mean something to it */
 int gives_dresidual(const test_case *c);
+int gives_moments(operation o);
 
 /* Resets the settings that the header forbids or that the operation does not have, so that any combination becomes
  * valid. */
 void make_valid(test_case *c);
+
+/* Weights: bytes of all and of one, that of value e of a channel, and how they are made. What has no weight becomes any
+ * number. */
+size_t weight_bytes(const test_case *c);
+size_t weight_size(const test_case *c);
+double weight_at(const test_case *c, const inputs *in, int64_t ch, int64_t e);
+void make_weights(const test_case *c, inputs *in, uint64_t *state);
 
 inputs make_inputs(const test_case *c);
 void free_inputs(inputs *in);

@@ -32,6 +32,7 @@ static int is_16_bit(const test_case *c)
     (128.0L * DBL_EPSILON) /* where a value is more than OUTLIER standard deviations away */
 #define VARIANCE_OUTLIER 1e-12L
 #define OUTLIER 4.0L
+#define OF_FARTHEST (16.0L * DBL_EPSILON) /* of the largest deviation, if there are weights */
 #define SUMS 1e-12L
 
 /* Data of 16 bits are added up in chains of float32 (docs/numerics.md has the error of each). */
@@ -59,12 +60,20 @@ static int64_t place_of(const test_case *c, int64_t ch, int64_t e)
     return (e / c->inner * c->channels + ch) * c->inner + e % c->inner;
 }
 
-/* Whether all values that are read for a channel are finite and so small that no formula overflows. */
+/* Whether a value of weight 0 is left out of the sums, and has no gradient. */
+static int is_skipped(const test_case *c, const inputs *in, const void *g, int64_t ch, int64_t e)
+{
+    if (weight_at(c, in, ch, e) != 0.0) return 0;
+    return c->filled || value(c, g, place_of(c, ch, e)) == 0.0L;
+}
+
+/* Whether all values that count for a channel are finite and so small that no formula overflows. */
 static int is_tame(const test_case *c, const inputs *in, int64_t ch)
 {
     const long double largest = 1e6L;
     for (int64_t e = 0; e < c->outer * c->inner; e++) {
         const int64_t i = place_of(c, ch, e);
+        if (is_skipped(c, in, in->dy, ch, e)) continue;
         if (!(fabsl(value(c, in->x, i)) < largest) || !(fabsl(value(c, in->dy, i)) < largest) ||
             !(fabsl(value(c, in->residual, i)) < largest))
             return 0;
@@ -105,38 +114,48 @@ static void check_stored(const test_case *c, const char *name, int64_t i, long d
 
 static void check_moments(const test_case *c, const inputs *in, const outputs *out, int64_t ch)
 {
-    const int64_t n = c->outer * c->inner;
-    long double sum = 0.0L, m2 = 0.0L, farthest = 0.0L;
-    if (n == 0) {
+    const int64_t values_of_all = c->outer * c->inner;
+    long double n = 0.0L, sum = 0.0L, m2 = 0.0L, farthest = 0.0L;
+    for (int64_t e = 0; e < values_of_all; e++) {
+        const long double w = weight_at(c, in, ch, e);
+        n += w;
+        if (w > 0.0L) sum += w * value(c, in->x, place_of(c, ch, e));
+    }
+    if (out->count) check_value(c, "count", ch, out->count[ch], n, SUMS * n);
+    if (n == 0.0L) {
         if (!isnan(out->results[0][ch])) fail(c, "mean[%lld] is a number", (long long)ch);
         check_value(c, "m2", ch, out->results[1][ch], 0.0L, 0.0L);
         return;
     }
-    for (int64_t e = 0; e < n; e++) sum += value(c, in->x, place_of(c, ch, e));
-    const long double mean = sum / (long double)n;
-    for (int64_t e = 0; e < n; e++) {
+    const long double mean = sum / n;
+    for (int64_t e = 0; e < values_of_all; e++) {
+        const long double w = weight_at(c, in, ch, e);
+        if (w == 0.0L) continue;
         const long double d = value(c, in->x, place_of(c, ch, e)) - mean;
-        m2 += d * d;
+        m2 += w * d * d;
         farthest = fmaxl(farthest, fabsl(d));
     }
-    const long double std = sqrtl(m2 / (long double)n);
+    const long double std = sqrtl(m2 / n);
     const int outlier = farthest > OUTLIER * std;
     const long double mean_gate = outlier ? MEAN_OUTLIER : MEAN;
     const long double of_chains = is_16_bit(c) ? MEAN_SIXTEEN * (std + farthest) : 0.0L;
+    /* Values of little weight may decide the first pivot, far from the others. */
+    const long double apart = c->weights >= NUMBERS ? OF_FARTHEST * farthest : 0.0L;
     check_value(c, "mean", ch, out->results[0][ch], mean,
-                mean_gate * (fabsl(mean) + std) + of_chains);
+                mean_gate * (fabsl(mean) + std) + of_chains + apart);
     /* A constant channel's deviations are the rounding of its mean. */
-    const long double rounding = (long double)n * (MEAN * mean) * (MEAN * mean);
+    const long double rounding = n * (MEAN * mean) * (MEAN * mean);
     const long double variance_gate = outlier ? VARIANCE_OUTLIER : VARIANCE;
     check_value(c, "m2", ch, out->results[1][ch], m2,
-                (is_16_bit(c) ? VARIANCE_SIXTEEN : variance_gate) * m2 + rounding);
+                (is_16_bit(c) ? VARIANCE_SIXTEEN : variance_gate) * m2 + rounding +
+                    n * apart * farthest);
 }
 
 /* The statistics that an operation normalizes with: those that were given, or those that it computed. */
 static channel channel_of(const test_case *c, const inputs *in, const outputs *out, int64_t ch)
 {
-    const long double n = (long double)(c->outer * c->inner);
     const int own = c->operation == TRAIN;
+    const long double n = own && out->count ? out->count[ch] : (long double)(c->outer * c->inner);
     const long double var = own ? out->results[1][ch] / n : in->var[ch];
     channel k = {.mean = own ? out->results[0][ch] : in->mean[ch],
                  .weight = c->weight ? in->weight[ch] : 1.0L,
@@ -162,6 +181,10 @@ static void check_forward(const test_case *c, const inputs *in, const outputs *o
     const long double slope = c->activation == BNCORE_LEAKY_RELU ? c->slope : 0.0L;
     for (int64_t e = 0; e < c->outer * c->inner; e++) {
         const int64_t i = place_of(c, ch, e);
+        if (weight_at(c, in, ch, e) == 0.0) {
+            if (c->filled) check_value(c, "y", i, value(c, out->dst, i), FILL, 0.0L);
+            continue;
+        }
         const long double scaled = (value(c, in->x, i) - k->mean) * k->scale;
         const long double residual = c->residual ? value(c, in->residual, i) : 0.0L;
         const long double z = scaled + k->bias + residual;
@@ -208,6 +231,7 @@ static void *masked_gradient(const test_case *c, const inputs *in)
     forward.operation = NORMALIZE;
     forward.activation = BNCORE_NO_ACTIVATION;
     forward.place = forward.dresidual_place = APART;
+    forward.weights = NO_WEIGHTS;
     forward.host = NO_HOST;
     run_forward(&forward, in, &z);
     const bncore_dtype of_z = is_16_bit(c) ? BNCORE_FLOAT32 : c->dtype;
@@ -230,6 +254,7 @@ static void check_sums(const test_case *c, const inputs *in, const outputs *out,
     long double sum = 0.0L, product = 0.0L, sum_size = 0.0L, product_size = 0.0L;
     for (int64_t e = 0; e < c->outer * c->inner; e++) {
         const int64_t i = place_of(c, ch, e);
+        if (is_skipped(c, in, g, ch, e)) continue;
         const long double xhat = (value(c, in->x, i) - k->mean) * k->invstd;
         const long double gradient = value(c, g, i);
         sum += gradient;
@@ -252,18 +277,24 @@ static void check_dx(const test_case *c, const inputs *in, const outputs *out, c
 {
     const long double gate = is_float64(c) ? GRADIENT_FLOAT64 : GRADIENT_FLOAT32;
     const int given = c->operation == GRAD_INPUT, frozen = c->operation == INFER_BACKWARD;
-    const long double n = given ? in->count[ch] : (long double)(c->outer * c->inner);
+    const int counted = given || (c->weights && c->operation == TRAIN_BACKWARD);
+    const long double n = counted ? in->count[ch] : (long double)(c->outer * c->inner);
     const long double sum_dy = given ? in->sum_dy[ch] : out->results[0][ch];
     const long double sum_dy_xhat = given ? in->sum_dy_xhat[ch] : out->results[1][ch];
     const long double shift = frozen ? 0.0L : sum_dy / n, slope = frozen ? 0.0L : sum_dy_xhat / n;
     for (int64_t e = 0; e < c->outer * c->inner; e++) {
         const int64_t i = place_of(c, ch, e);
+        const long double gradient = value(c, g, i), w = weight_at(c, in, ch, e);
+        if (w == 0.0L) { /* x does not matter there, even if it is no number */
+            const long double alone = is_skipped(c, in, g, ch, e) ? 0.0L : k->scale * gradient;
+            check_stored(c, "dx", i, value(c, out->dst, i), alone, gate * fabsl(alone));
+            continue;
+        }
         const long double xhat = (value(c, in->x, i) - k->mean) * k->invstd;
-        const long double gradient = value(c, g, i);
-        const long double dx = k->scale * (gradient - shift - xhat * slope);
+        const long double dx = k->scale * (gradient - w * (shift + xhat * slope));
         const long double largest =
-            fmaxl(fmaxl(fabsl(gradient), fabsl(shift)), fabsl(xhat * slope));
-        const long double moved = of_mean(c, k) * k->invstd * fabsl(slope);
+            fmaxl(fabsl(gradient), w * fmaxl(fabsl(shift), fabsl(xhat * slope)));
+        const long double moved = w * of_mean(c, k) * k->invstd * fabsl(slope);
         /* A term, or the factor of x - mean, may be that small. */
         const long double deviation = fabsl(value(c, in->x, i) - k->mean);
         const long double steps = 8.0L * (fabsl(k->scale) + deviation) * smallest(c);
@@ -273,10 +304,14 @@ static void check_dx(const test_case *c, const inputs *in, const outputs *out, c
 }
 
 /* dresidual is exact, because it is a copy or one product. */
-static void check_dresidual(const test_case *c, const outputs *out, const void *g)
+static void check_dresidual(const test_case *c, const inputs *in, const outputs *out, const void *g)
 {
     for (int64_t i = 0; i < values(c); i++) {
-        const long double got = value(c, out->dresidual, i), expected = value(c, g, i);
+        const int64_t ch = i / c->inner % c->channels;
+        const int64_t e = i / c->inner / c->channels * c->inner + i % c->inner;
+        const int none = c->filled && weight_at(c, in, ch, e) == 0.0;
+        const long double got = value(c, out->dresidual, i),
+                          expected = none ? 0.0L : value(c, g, i);
         if (got != expected && !(isnan(got) && isnan(expected)))
             fail(c, "dresidual[%lld] is %Lg, not %Lg", (long long)i, got, expected);
     }
@@ -285,11 +320,12 @@ static void check_dresidual(const test_case *c, const outputs *out, const void *
 void check_against_plain_loop(const test_case *c, const inputs *in, const outputs *out)
 {
     void *g = is_backward(c->operation) ? masked_gradient(c, in) : NULL;
-    if (out->dresidual) check_dresidual(c, out, g);
+    if (out->dresidual) check_dresidual(c, in, out, g);
     for (int64_t ch = 0; ch < c->channels; ch++) {
         if (!is_tame(c, in, ch)) continue;
         if (c->operation == MOMENTS || c->operation == TRAIN) check_moments(c, in, out, ch);
         if (c->operation == MOMENTS || c->outer * c->inner == 0) continue;
+        if (c->operation == TRAIN && out->count && out->count[ch] == 0.0) continue;
         const channel k = channel_of(c, in, out, ch);
         if (!(k.invstd < LARGEST_SCALE)) continue;
         if (c->operation == NORMALIZE || c->operation == TRAIN) check_forward(c, in, out, ch, &k);

@@ -96,7 +96,11 @@ static test_case read_case(reader *r)
                    .activation = (bncore_activation)below(r, 3),
                    .slope = slopes[below(r, 4)],
                    .residual = (int)below(r, 2),
-                   .dresidual = (int)below(r, 2)};
+                   .dresidual = (int)below(r, 2),
+                   .weights = below(r, 2) ? NO_WEIGHTS : (weight_kind)below(r, WEIGHT_KINDS),
+                   .omit_nan = (int)below(r, 2),
+                   .filled = (int)below(r, 2),
+                   .float64_sums = (int)below(r, 2)};
     if (!isfinite(c.eps)) c.eps = 1.0;
     shrink(&c);
     read_setting(r, &c);
@@ -182,13 +186,21 @@ static int is_zero(const uint64_t *numbers, size_t count)
     return 1;
 }
 
+static int is_weights(const bncore_weights *w)
+{
+    const int flags = w->per_channel >> 1 || w->omit_nan >> 1 || w->filled >> 1;
+    return w->size == sizeof *w && w->dtype >> 1 == 0 && !flags && !w->unused &&
+           is_zero(w->reserved, sizeof w->reserved / 8);
+}
+
 /* Whether the structs have the sizes of this header, and all fields that it reserves are zero. */
 static int is_struct(const bncore_problem *p)
 {
     const bncore_fusion *f = p->fusion;
-    if (p->size != sizeof *p || p->flags & ~(uint32_t)BNCORE_FLOAT64_SUMS ||
+    if (p->size != sizeof *p || p->flags & ~(uint32_t)BNCORE_FLOAT64_SUMS || p->unused ||
         !is_zero(p->reserved, sizeof p->reserved / 8))
         return 0;
+    if (p->weights && !is_weights(p->weights)) return 0;
     return !f || (f->size == sizeof *f && is_zero(f->reserved, sizeof f->reserved / 8));
 }
 
@@ -297,15 +309,27 @@ static void check_nulls(operation o, const bncore_problem *p)
         fail(&c, "a problem with values needs no scratch");
 }
 
+static void change_weights(reader *r, bncore_weights *w)
+{
+    int32_t *const numbers[] = {&w->dtype, &w->per_channel, &w->omit_nan, &w->filled, &w->unused};
+    const uint64_t which = below(r, 6);
+    if (which < 5)
+        *numbers[which] = below(r, 2) ? (int32_t)below(r, 3) : (int32_t)any_size(r);
+    else
+        w->reserved[below(r, sizeof w->reserved / 8)] = next(r, 8);
+}
+
 static void try_anything(reader *r)
 {
     const bncore_executor no_loop = {NULL, NULL};
     bncore_problem p;
     bncore_fusion f;
+    bncore_weights w;
     bncore_fusion_init(&f, sizeof f);
+    bncore_weights_init(&w, sizeof w);
     bncore_problem_init(&p, sizeof p, BNCORE_FLOAT32, 2, 3, 4);
     const operation o = (operation)below(r, OPERATIONS);
-    for (uint64_t changes = below(r, 4); changes < 4; changes++) switch (below(r, 12)) {
+    for (uint64_t changes = below(r, 4); changes < 4; changes++) switch (below(r, 13)) {
         case 0:
             p.outer = any_size(r);
             break;
@@ -338,6 +362,10 @@ static void try_anything(reader *r)
             break;
         case 10:
             f.reserved[below(r, sizeof f.reserved / 8)] = next(r, 8);
+            break;
+        case 11:
+            change_weights(r, &w);
+            p.weights = &w;
             break;
         default:
             f.activation = (int32_t)below(r, 2) ? (int32_t)below(r, 3) : (int32_t)any_size(r);

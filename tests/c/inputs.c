@@ -33,12 +33,13 @@ _Noreturn void fail(const test_case *c, const char *what, ...)
     fprintf(stderr,
             "\n  %s %s (%lld, %lld, %lld), eps %g, contents %d, seed %llu, weight %d, bias %d,\n"
             "  activation %d, slope %g, residual %d, dresidual %d, place %d, host %d, threads %d,\n"
-            "  own scratch %d, shift %lld, instruction set %s\n",
+            "  own scratch %d, shift %lld, weights %d, omit %d, filled %d, float64 sums %d,\n"
+            "  instruction set %s\n",
             operation_names[c->operation], formats[c->dtype].name, (long long)c->outer,
             (long long)c->channels, (long long)c->inner, c->eps, c->contents,
             (unsigned long long)c->seed, c->weight, c->bias, c->activation, c->slope, c->residual,
             c->dresidual, c->place, c->host, c->threads, c->own_scratch, (long long)c->shift,
-            bncore_isa());
+            c->weights, c->omit_nan, c->filled, c->float64_sums, bncore_isa());
     abort();
 }
 
@@ -144,6 +145,11 @@ int gives_results(operation o)
     return o != NORMALIZE && o != GRAD_INPUT;
 }
 
+int gives_moments(operation o)
+{
+    return o == MOMENTS || o == TRAIN;
+}
+
 int gives_dresidual(const test_case *c)
 {
     return c->dresidual && is_backward(c->operation) && takes_fusion(c->operation);
@@ -151,6 +157,8 @@ int gives_dresidual(const test_case *c)
 
 void make_valid(test_case *c)
 {
+    if (c->weights == ONLY_NANS) c->omit_nan = 1;
+    if (!c->weights) c->omit_nan = c->filled = 0;
     const int has[PLACES] = {1, 1, is_backward(c->operation),
                              c->residual && takes_fusion(c->operation)};
     if (!has[c->place] || !writes_array(c->operation)) c->place = APART;
@@ -214,13 +222,14 @@ inputs make_inputs(const test_case *c)
     in.sum_dy = make_parameter(c, 0.0, 3.0, &state);
     in.sum_dy_xhat = make_parameter(c, 0.0, 3.0, &state);
     in.count = make_parameter(c, 100.0, 50.0, &state);
+    if (c->weights) make_weights(c, &in, &state);
     return in;
 }
 
 void free_inputs(inputs *in)
 {
-    void *const all[] = {in->x,      in->dy,   in->residual, in->mean,        in->var,
-                         in->weight, in->bias, in->sum_dy,   in->sum_dy_xhat, in->count};
+    void *const all[] = {in->x,    in->dy,     in->residual,    in->mean,  in->var,    in->weight,
+                         in->bias, in->sum_dy, in->sum_dy_xhat, in->count, in->weights};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     *in = (inputs){0};
 }

@@ -97,6 +97,13 @@ static const test_case cases[] = {
     {.operation = MOMENTS, .outer = 4000, .channels = 100, .inner = 1, .threads = 3},
     {.operation = INFER_BACKWARD, .outer = 64, .channels = 700, .inner = 4, .threads = 2},
     {.operation = GRAD_INPUT, .outer = 50, .channels = 4000, .inner = 1, .threads = 2},
+    {.operation = TRAIN, .outer = 40, .channels = 300, .inner = 20, .threads = 4, .weights = MASK},
+    {.operation = TRAIN_BACKWARD,
+     .outer = 900,
+     .channels = 300,
+     .inner = 1,
+     .threads = 4,
+     .weights = NUMBERS_OF_X},
     {.operation = NORMALIZE, .outer = 8, .channels = 16, .inner = 900, .threads = 3},
 };
 enum { CASES = sizeof cases / sizeof *cases };

@@ -46,6 +46,7 @@ static void print_digest(const test_case *c, const outputs *out)
     uint64_t state = digest(0xcbf29ce484222325ULL, c->dtype, out->dst, values(c));
     state = digest(state, c->dtype, out->dresidual, values(c));
     for (int i = 0; i < 2; i++) state = digest(state, BNCORE_FLOAT64, out->results[i], c->channels);
+    state = digest(state, BNCORE_FLOAT64, out->count, c->channels);
     printf("operation %d, dtype %d, (%lld, %lld, %lld), seed %016llx: %016llx\n", c->operation,
            c->dtype, (long long)c->outer, (long long)c->channels, (long long)c->inner,
            (unsigned long long)c->seed, (unsigned long long)state);
@@ -109,6 +110,17 @@ static test_case choose(const int64_t shape[3], operation o, bncore_dtype dtype,
                        .threads = 1};
 }
 
+/* Give the case weights of some kind. */
+static void weigh(test_case *c, uint64_t *random)
+{
+    const uint64_t r = random_bits(random);
+    c->weights = (weight_kind)(1 + r % (WEIGHT_KINDS - 1));
+    c->omit_nan = r >> 8 & 1;
+    c->filled = r >> 9 & 1;
+    c->float64_sums = r >> 10 & 1;
+    make_valid(c);
+}
+
 static void check_shape(const int64_t shape[3], uint64_t *random)
 {
     const int small = shape[0] * shape[1] * shape[2] < 20000;
@@ -116,7 +128,9 @@ static void check_shape(const int64_t shape[3], uint64_t *random)
         for (int dtype = BNCORE_FLOAT32; dtype <= BNCORE_BFLOAT16; dtype++) {
             const int full = dtype <= BNCORE_FLOAT64, rounds = (full ? 2 : 1) * (small ? 2 : 1);
             for (int round = 0; round < rounds; round++) {
-                const test_case c = choose(shape, (operation)o, (bncore_dtype)dtype, random);
+                test_case c = choose(shape, (operation)o, (bncore_dtype)dtype, random);
+                check_case(&c, random);
+                weigh(&c, random);
                 check_case(&c, random);
             }
         }
@@ -132,6 +146,12 @@ int main(int argc, char **argv)
         check_case(&c, &random);
         c.operation = TRAIN_BACKWARD;
         check_case(&c, &random);
+        for (int kind = MASK; kind <= NUMBERS; kind++) {
+            c.operation = kind == MASK ? NORMALIZE : TRAIN_BACKWARD;
+            c.weights = (weight_kind)kind;
+            c.filled = kind != NUMBERS;
+            check_case(&c, &random);
+        }
     }
     if (!digests) printf("%ld calls: right, and the same bits in every setting\n", calls);
     return 0;

@@ -16,6 +16,7 @@
 #include "include/bncore.h"
 #include "kernels/kernels.h"
 #include "kernels/storage.h"
+#include "random.h"
 
 enum {
     MOST_CHANNELS = BNCORE_GROUP,
@@ -33,6 +34,10 @@ typedef enum operation {
     normalize,
     grad_input,
     grad_frozen,
+    weighted_moments,
+    weighted_grad_sums,
+    weighted_normalize,
+    weighted_grad_input,
     merge_moments,
     merge_sums,
     inverse_std,
@@ -58,6 +63,14 @@ static const kernel all_kernels[] = {
     {"moments_planes", moments, 0, 0},
     {"moments_rows", moments, 1, 0},
 #include "kernels/variants.def"
+    {"weighted_moments_planes", weighted_moments, 0, 0},
+    {"weighted_moments_rows", weighted_moments, 1, 0},
+    {"weighted_normalize_planes", weighted_normalize, 0, ACTIVATION | RESIDUAL},
+    {"weighted_normalize_rows", weighted_normalize, 1, ACTIVATION | RESIDUAL},
+    {"weighted_grad_input_planes_plain", weighted_grad_input, 0, 0},
+    {"weighted_grad_input_rows_plain", weighted_grad_input, 1, 0},
+    {"weighted_grad_input_planes_fused", weighted_grad_input, 0, ACTIVATION | RESIDUAL},
+    {"weighted_grad_input_rows_fused", weighted_grad_input, 1, ACTIVATION | RESIDUAL},
     {"merge_moments", merge_moments, 0, 0},
     {"merge_sums", merge_sums, 0, 0},
     {"inverse_std", inverse_std, 0, 0},
@@ -68,38 +81,6 @@ static const kernel all_kernels[] = {
 };
 
 enum { KERNELS = sizeof all_kernels / sizeof all_kernels[0] };
-
-/* ---- random numbers (Steele, Lea & Flood, 2014: SplitMix) ---- */
-
-static uint64_t state;
-
-static uint64_t random_bits(void)
-{
-    uint64_t z = state += 0x9E3779B97F4A7C15u;
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-    return z ^ (z >> 31);
-}
-
-/* From `least` to `most`, both included. */
-static int64_t random_int(int64_t least, int64_t most)
-{
-    return least + (int64_t)(random_bits() % (uint64_t)(most - least + 1));
-}
-
-static double random_value(void)
-{
-    return (double)(random_bits() >> 11) * 0x1p-52 - 1.0;
-}
-
-/* A random value. If `wild`, it is sometimes an infinity, a NaN, a subnormal number or another special case. */
-static double random_or_special(int wild)
-{
-    static const double special[] = {0.0,    -0.0, INFINITY, -INFINITY, NAN, 1e-40,
-                                     -1e-42, 3e38, 1e-6,     -65519.0,  1.0};
-    if (!wild || random_int(0, 30)) return 3.0 * random_value() + 0.5;
-    return special[random_int(0, sizeof special / sizeof special[0] - 1)];
-}
 
 /* ---- a tile, and what a kernel makes of it ---- */
 
@@ -118,6 +99,9 @@ typedef struct tile {
     int in_rows, uneven; /* uneven: columns hold values of very different size */
     place over;
     double count, eps;
+    bncore_weighting weighting;
+    int64_t at;        /* the place in x of the first value */
+    int without_fused; /* a weighted kernel has nothing to fuse */
 } tile;
 
 /* Parameters with one value per column, and partial results of several fields. */
@@ -129,9 +113,25 @@ typedef struct parameters {
 
 static parameters given;
 
+/* The weights of a tile. */
+static struct {
+    uint8_t flags[2 * MOST_VALUES];
+    double numbers[2 * MOST_VALUES];
+} weights_of_all;
+
+static int is_moments(const kernel *k)
+{
+    return k->operation == moments || k->operation == weighted_moments;
+}
+
+static int is_weighted(const kernel *k)
+{
+    return k->operation >= weighted_moments && k->operation <= weighted_grad_input;
+}
+
 static int is_reduction(const kernel *k)
 {
-    return k->operation == moments || k->operation == grad_sums;
+    return is_moments(k) || k->operation == grad_sums || k->operation == weighted_grad_sums;
 }
 
 /* The size of value i of x: of a column that is constant, of some whose squares leave the range of float32, of outliers. */
@@ -142,6 +142,34 @@ static double size_at(const tile *t, int64_t i)
     if (!t->uneven || i < 0) return 1.0;
     if (i % 997 == 996) return 0x1p70;
     return sizes[(t->in_rows ? i % t->rows.stride : i / t->planes.inner) % many];
+}
+
+/* Give the tile weights: runs of 1 and of 0, or any. */
+static void weigh(tile *t, int fixed)
+{
+    bncore_weighting *w = &t->weighting;
+    const int doubles = !fixed && random_int(0, 1), runs = (int)random_int(0, 2);
+    const int64_t every = random_int(2, 9), run = random_int(1, 5000);
+    for (int64_t i = 0; i < 2 * MOST_VALUES; i++) {
+        const int one = runs ? i / run % runs == 0 : random_int(0, every) > 0;
+        weights_of_all.flags[i] = (uint8_t)one;
+        weights_of_all.numbers[i] = one && !runs && random_int(0, 2) == 0 ? 1.5 : one;
+    }
+    *w = (bncore_weighting){.doubles = doubles,
+                            .per_channel = !fixed && random_int(0, 1),
+                            .omit_nan = !fixed && random_int(0, 1),
+                            .filled = fixed || random_int(0, 1),
+                            .frozen = !fixed && random_int(0, 1),
+                            .inner = 1,
+                            .fill = 0.75};
+    w->values = doubles ? (const void *)weights_of_all.numbers : weights_of_all.flags;
+    if (!doubles && !fixed && random_int(0, 3) == 0) w->values = NULL;
+    t->at = fixed || !t->in_rows || t->rows.rows == 1 ? 0 : t->rows.stride * random_int(0, 3);
+    if (!t->in_rows || w->per_channel) return;
+    w->inner = fixed || random_int(0, 1) ? 1 : random_int(2, 15);
+    w->width = w->inner > 1 || (!fixed && random_int(0, 1)) ? w->inner * random_int(1, 40)
+                                                            : t->rows.stride;
+    t->without_fused = (int)random_int(0, 1);
 }
 
 /* fixed: the tile that a kernel is timed with. */
@@ -174,6 +202,7 @@ static tile random_tile(const kernel *k, int fixed)
     t.float64_sums = !fixed && random_int(0, 3) == 0;
     t.in_rows = k->rows;
     t.uneven = !fixed && random_int(0, 2) == 0;
+    if (is_weighted(k)) weigh(&t, fixed);
     return t;
 }
 

@@ -76,18 +76,25 @@ static bncore_arrays NAME(arrays_of)(const tile *t, NAME(results) * to, int fuse
     if (t->over == OVER_X && !(fused & STORED)) x = NAME(shared)(t, output, x);
     if (t->over == OVER_DY) dy = NAME(shared)(t, output, dy);
     if (t->over == OVER_RESIDUAL && fused & RESIDUAL) r = NAME(shared)(t, output, r);
-    return (bncore_arrays){.dst = to->dst + at,
-                           .dy = dy + at,
-                           .x = x + at,
-                           .stream = t->stream,
-                           .slope = t->leaky ? 0.25 : 0.0,
-                           .least = t->leaky ? -INFINITY : INFINITY,
-                           .residual = fused & RESIDUAL ? r + at : NULL,
-                           .dresidual = fused & STORED ? to->dr + at : NULL,
-                           .mask = in->mask,
-                           .mask_stride = t->columns + COEF_GAP,
-                           .invstd = given.var,
-                           .float64_sums = t->float64_sums};
+    bncore_arrays a = (bncore_arrays){.dst = to->dst + at,
+                                      .dy = dy + at,
+                                      .x = x + at,
+                                      .stream = t->stream,
+                                      .slope = t->leaky ? 0.25 : 0.0,
+                                      .least = t->leaky ? -INFINITY : INFINITY,
+                                      .residual = fused & RESIDUAL ? r + at : NULL,
+                                      .dresidual = fused & STORED ? to->dr + at : NULL,
+                                      .mask = in->mask,
+                                      .mask_stride = t->columns + COEF_GAP,
+                                      .invstd = given.var,
+                                      .float64_sums = t->float64_sums};
+    if (!t->weighting.inner) return a;
+    a.weighting = &t->weighting;
+    a.at = t->at;
+    if (!t->without_fused) return a;
+    a.residual = a.dresidual = NULL;
+    bncore_without_activation(&a);
+    return a;
 }
 
 /* ---- the kernel ---- */
@@ -109,6 +116,18 @@ static void NAME(run_elementwise)(const kernel *k, const bncore_kernel_set *s, c
             s->grad_input_rows[k->fused](a, coef, stride, &t->rows);
         else
             s->grad_input_planes[k->fused](a, coef, stride, &t->planes);
+        break;
+    case weighted_normalize:
+        if (k->rows)
+            s->weighted_normalize_rows(a, coef, stride, &t->rows);
+        else
+            s->weighted_normalize_planes(a, coef, stride, &t->planes);
+        break;
+    case weighted_grad_input:
+        if (k->rows)
+            s->weighted_grad_input_rows[k->fused != 0](a, coef, stride, &t->rows);
+        else
+            s->weighted_grad_input_planes[k->fused != 0](a, coef, stride, &t->planes);
         break;
     default:
         if (k->rows)
@@ -137,6 +156,18 @@ static void NAME(run)(const kernel *k, const bncore_kernel_set *s, const tile *t
             s->grad_sums_rows[k->fused](partial, &a, p->mean, &t->rows);
         else
             s->grad_sums_planes[k->fused](partial, &a, p->mean, &t->planes);
+        break;
+    case weighted_moments:
+        if (k->rows)
+            s->weighted_moments_rows(partial, &a, NULL, &t->rows);
+        else
+            s->weighted_moments_planes(partial, &a, NULL, &t->planes);
+        break;
+    case weighted_grad_sums:
+        if (k->rows)
+            s->weighted_grad_sums_rows[k->fused](partial, &a, p->mean, &t->rows);
+        else
+            s->weighted_grad_sums_planes[k->fused](partial, &a, p->mean, &t->planes);
         break;
     case merge_moments:
         s->merge_moments(partial, p->from, few, t->step);
@@ -220,12 +251,16 @@ static int NAME(array_count)(const kernel *k)
     const int residual = (k->fused & RESIDUAL) != 0, stored = (k->fused & STORED) != 0;
     switch (k->operation) {
     case moments:
+    case weighted_moments:
         return 1;
     case grad_sums:
+    case weighted_grad_sums:
         return 2 + residual + stored;
     case normalize:
+    case weighted_normalize:
         return 2 + residual;
     case grad_input:
+    case weighted_grad_input:
         return 3 + residual;
     case grad_frozen: /* x is read for the mask alone */
         return k->fused ? 3 + residual : 2;

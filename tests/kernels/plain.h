@@ -28,6 +28,7 @@ static double fold(const double lanes[BNCORE_LANES])
 typedef struct column {
     int moments;
     int chains, chained; /* whether a block may be added in chains, and whether the next one is */
+    int empty;           /* no value has weight */
     double n, pivot, sum, more;
 } column;
 
@@ -72,6 +73,10 @@ static void store(const column *w, double *partial)
     if (!w->moments) {
         partial[0] = w->sum;
         partial[MOST_COLS] = w->more;
+        return;
+    }
+    if (w->empty) {
+        for (int f = 0; f < MAX_FIELDS; f++) partial[f * MOST_COLS] = 0.0;
         return;
     }
     const double offset = w->sum / w->n, m2 = w->more - w->sum * offset;

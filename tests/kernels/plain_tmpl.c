@@ -3,98 +3,28 @@
  * the last lanes. The lanes are flushed after BNCORE_BLOCK values, and a column after BNCORE_ROW_BLOCK rows. 16-bit values
  * are added in chains first. */
 
-/* ---- one value ---- */
-
-typedef struct NAME(value) {
-    ACC dy, x, r;
-    ACC slope;
-    int relu; /* exactly 0 on the negative side */
-} NAME(value);
-
-static NAME(value) NAME(value_at)(const bncore_arrays *a, int64_t i, int leaky)
-{
-    const T *dy = a->dy, *x = a->x, *r = a->residual;
-    return (NAME(value)){NAME(load)(dy[i]), NAME(load)(x[i]), r ? NAME(load)(r[i]) : (ACC)0,
-                         (ACC)a->slope, !leaky};
-}
-
-static ACC NAME(activate)(NAME(value) v, ACC z, ACC value)
-{
-    if (!(z <= (ACC)0)) return value;
-    return v.relu ? (ACC)0 : v.slope * value;
-}
-
-static ACC NAME(plain_z)(NAME(value) v, ACC hi, ACC scale, ACC shift, int fused)
-{
-    const ACC z = (v.x - hi) * scale + shift;
-    return fused & RESIDUAL ? z + v.r : z;
-}
-
-static ACC NAME(plain_y)(NAME(value) v, const ACC *coef, int64_t stride, int fused)
-{
-    const ACC z = NAME(plain_z)(v, coef[0], coef[stride], coef[2 * stride], fused);
-    return fused & ACTIVATION ? NAME(activate)(v, z, z) : z;
-}
-
-/* The gradient by z, as dresidual stores it; coef has the mask's fields a, hi and shift. */
-static ACC NAME(plain_g)(NAME(value) v, const ACC *coef, int64_t stride, int fused)
-{
-    if (!(fused & ACTIVATION)) return v.dy;
-    const ACC z = NAME(plain_z)(v, coef[stride], coef[0], coef[MASK_SHIFT * stride], fused);
-    return NAME(load)(NAME(store)(NAME(activate)(v, z, v.dy)));
-}
-
-static ACC NAME(plain_dx)(NAME(value) v, const ACC *coef, int64_t stride, int fused, int frozen)
-{
-    const ACC a = coef[0], hi = coef[stride], k = coef[2 * stride], c = coef[3 * stride];
-    const ACC g = NAME(plain_g)(v, coef, stride, fused);
-    return frozen ? g * a : ((g + (v.x - hi) * k) + c) * a;
-}
-
-/* ---- elementwise ---- */
-
-static void NAME(one)(const kernel *k, const tile *t, const bncore_arrays *a, int64_t i, int64_t c)
-{
-    const int64_t stride = t->columns + COEF_GAP;
-    const ACC *coef = NAME(in).coef + c;
-    const NAME(value) v = NAME(value_at)(a, i, t->leaky);
-    T *dst = a->dst;
-    if (k->operation == normalize)
-        dst[i] = NAME(store)(NAME(plain_y)(v, coef, stride, k->fused));
-    else
-        dst[i] =
-            NAME(store)(NAME(plain_dx)(v, coef, stride, k->fused, k->operation == grad_frozen));
-}
-
-static void NAME(plain_elementwise)(const kernel *k, const tile *t, const bncore_arrays *a)
-{
-    if (k->rows) {
-        for (int64_t i = 0; i < t->rows.rows * t->rows.cols; i++)
-            NAME(one)(k, t, a, i, i % t->rows.cols);
-        return;
-    }
-    for (int64_t c = 0; c < t->planes.channels; c++)
-        for (int64_t e = t->planes.begin; e < t->planes.end; e++)
-            NAME(one)(k, t, a, plane_index(&t->planes, c, e), c);
-}
+#include "plain_values_tmpl.c"
 
 /* ---- sums ---- */
 
-/* What a value adds to the two sums of its channel. With STORED it writes dresidual, too. */
+/* What a value adds to the two sums of its channel, and its weight. With STORED it writes dresidual, too. */
 static void NAME(addends)(const kernel *k, const tile *t, const bncore_arrays *a, int64_t i,
-                          int64_t c, double about, double add[2])
+                          int64_t c, double about, double add[3])
 {
-    const NAME(value) v = NAME(value_at)(a, i, t->leaky);
-    const double d = (double)v.x - about;
-    if (k->operation == moments) {
-        add[0] = d;
-        add[1] = d * d;
+    const NAME(value) v = NAME(value_at)(a, t, i);
+    const double d = v.w == 0.0 ? 0.0 : (double)v.x - about;
+    add[2] = v.w;
+    if (is_moments(k)) {
+        add[0] = v.w * d;
+        add[1] = v.w * d * d;
         return;
     }
     const ACC g = NAME(plain_g)(v, NAME(in).mask + c, t->columns + COEF_GAP, k->fused);
-    if (k->fused & STORED) ((T *)a->dresidual)[i] = NAME(store)(g);
-    add[0] = (double)g;
-    add[1] = (double)g * d;
+    const int skipped = NAME(is_skipped)(v, g);
+    if (k->fused & STORED && a->dresidual)
+        ((T *)a->dresidual)[i] = NAME(store)(v.w == 0.0 && !v.unfilled ? (ACC)0 : g);
+    add[0] = skipped ? 0.0 : (double)g;
+    add[1] = skipped ? 0.0 : (double)g * ((double)v.x - about);
 }
 
 /* v, rounded to a value of T. */
@@ -103,14 +33,19 @@ static double NAME(nearest)(double v)
     return (double)NAME(load)(NAME(store)((ACC)v));
 }
 
-/* The first pivot of `count` values from i on, `step` apart. */
-static double NAME(pivot)(const bncore_arrays *a, int64_t i, int64_t count, int64_t step)
+/* The first pivot of `count` values from i on, `step` apart; the first one has weight. */
+static double NAME(pivot)(const bncore_arrays *a, const tile *t, int64_t i, int64_t count,
+                          int64_t step)
 {
     const T *x = a->x;
     const double first = (double)NAME(load)(x[i]);
-    double sum = 0.0;
-    for (int64_t n = 1; n < count; n++) sum += (double)NAME(load)(x[i + n * step]) - first;
-    const double pivot = first + sum / (double)count;
+    double sum = 0.0, taken = 1.0;
+    for (int64_t n = 1; n < count; n++) {
+        if (NAME(plain_weight)(a, t, i + n * step) == 0.0) continue;
+        sum += (double)NAME(load)(x[i + n * step]) - first;
+        taken += 1.0;
+    }
+    const double pivot = first + sum / taken;
     return isfinite(pivot) ? pivot : 0.0;
 }
 
@@ -118,18 +53,20 @@ static double NAME(pivot)(const bncore_arrays *a, int64_t i, int64_t count, int6
 static void NAME(terms)(const kernel *k, const tile *t, const bncore_arrays *a, int64_t i,
                         int64_t c, double about, float terms[2])
 {
-    const NAME(value) v = NAME(value_at)(a, i, t->leaky);
+    const NAME(value) v = NAME(value_at)(a, t, i);
     const float x = (float)v.x;
-    if (k->operation == moments) {
+    if (is_moments(k)) {
         terms[0] = x - (float)about;
         terms[1] = terms[0] * terms[0];
         return;
     }
     const float scale = (float)given.var[c];
     const ACC g = NAME(plain_g)(v, NAME(in).mask + c, t->columns + COEF_GAP, k->fused);
-    if (k->fused & STORED) ((T *)a->dresidual)[i] = NAME(store)(g);
-    terms[0] = (float)g;
-    terms[1] = (float)g * ((x - (float)about) * scale);
+    const int skipped = NAME(is_skipped)(v, g);
+    if (k->fused & STORED && a->dresidual)
+        ((T *)a->dresidual)[i] = NAME(store)(v.w == 0.0 && !v.unfilled ? (ACC)0 : g);
+    terms[0] = skipped ? 0.0F : (float)g;
+    terms[1] = skipped ? 0.0F : (float)g * ((x - (float)about) * scale);
 }
 
 /* Add `count` values, `step` apart, and then the value at `tail` (-1: there is none), as chains to the two sums. */
@@ -153,10 +90,10 @@ static void NAME(add_chains)(const kernel *k, const tile *t, const bncore_arrays
 
 /* The sums of values begin .. end - 1 of channel c, which are a block. */
 static void NAME(sum_plane_block)(const kernel *k, const tile *t, const bncore_arrays *a, int64_t c,
-                                  const column *w, int64_t begin, int64_t end, double sums[2])
+                                  const column *w, int64_t begin, int64_t end, double sums[3])
 {
     const bncore_planes *p = &t->planes;
-    double lanes[2][BNCORE_LANES] = {{0}}, add[2];
+    double lanes[3][BNCORE_LANES] = {{0}}, add[3];
     for (int64_t e = begin, len; e < end; e += len) {
         len = bncore_min(run_length(p, e), BNCORE_BLOCK);
         const int64_t whole = len / BNCORE_LANES, left = len % BNCORE_LANES;
@@ -171,44 +108,47 @@ static void NAME(sum_plane_block)(const kernel *k, const tile *t, const bncore_a
             }
             for (int64_t n = 0; n < whole + (tail >= 0); n++) {
                 NAME(addends)(k, t, a, n < whole ? i + n * BNCORE_LANES : tail, c, w->pivot, add);
-                for (int f = 0; f < 2; f++) lanes[f][lane] += add[f];
+                for (int f = 0; f < 3; f++) lanes[f][lane] += add[f];
             }
         }
     }
-    for (int f = 0; f < 2; f++) sums[f] = fold(lanes[f]);
+    for (int f = 0; f < 3; f++) sums[f] = fold(lanes[f]);
 }
 
 /* The sums of rows begin .. end - 1 of column c, which are a block. */
 static void NAME(sum_row_block)(const kernel *k, const tile *t, const bncore_arrays *a, int64_t c,
-                                const column *w, int64_t begin, int64_t end, double sums[2])
+                                const column *w, int64_t begin, int64_t end, double sums[3])
 {
     const int64_t stride = t->rows.stride;
-    double add[2];
-    sums[0] = sums[1] = 0.0;
+    double add[3];
+    sums[0] = sums[1] = sums[2] = 0.0;
     if (w->chained) {
         NAME(add_chains)(k, t, a, begin * stride + c, end - begin, stride, -1, c, w->pivot, sums);
         return;
     }
     for (int64_t row = begin; row < end; row++) {
         NAME(addends)(k, t, a, row * stride + c, c, w->pivot, add);
-        for (int f = 0; f < 2; f++) sums[f] += add[f];
+        for (int f = 0; f < 3; f++) sums[f] += add[f];
     }
 }
 
 /* Start the moments of `count` values from i on, `step` apart. */
-static void NAME(start)(column *w, const bncore_arrays *a, int64_t i, int64_t count, int64_t step)
+static void NAME(start)(column *w, const bncore_arrays *a, const tile *t, int64_t i, int64_t count,
+                        int64_t step)
 {
     const T *x = a->x;
-    double squares = 0.0;
-    w->pivot = NAME(pivot)(a, i, count, step);
+    double squares = 0.0, taken = 0.0;
+    w->pivot = NAME(pivot)(a, t, i, count, step);
     if (!w->chains) return;
     w->pivot = NAME(nearest)(w->pivot);
     if (!isfinite(w->pivot)) w->pivot = 0.0;
     for (int64_t n = 0; n < count; n++) {
+        if (NAME(plain_weight)(a, t, i + n * step) == 0.0) continue;
         const double d = (double)NAME(load)(x[i + n * step]) - w->pivot;
         squares += d * d;
+        taken += 1.0;
     }
-    w->chained = in_range(squares / (double)count);
+    w->chained = in_range(squares / taken);
 }
 
 /* Flush a block of n values with these sums. */
@@ -221,16 +161,23 @@ static void NAME(flush)(column *w, const double sums[2], double n)
 }
 
 typedef void NAME(sum_block)(const kernel *k, const tile *t, const bncore_arrays *a, int64_t c,
-                             const column *w, int64_t begin, int64_t end, double sums[2]);
+                             const column *w, int64_t begin, int64_t end, double sums[3]);
 
 /* Sum a block, and again in double where the squares have left the range of float32, or are more than 16 times those about
  * the mean of the block. */
 static void NAME(add_block)(const kernel *k, const tile *t, const bncore_arrays *a, int64_t c,
-                            column *w, int64_t begin, int64_t end, NAME(sum_block) * sum)
+                            column *w, int64_t begin, int64_t end, NAME(sum_block) * sum, int ones)
 {
-    double sums[2];
-    sum(k, t, a, c, w, begin, end, sums);
     const double n = (double)(end - begin);
+    double sums[3];
+    if (w->moments && !ones) {
+        column wide = *w;
+        wide.chained = 0;
+        sum(k, t, a, c, &wide, begin, end, sums);
+        if (sums[2] != 0.0) NAME(flush)(w, sums, sums[2]);
+        return;
+    }
+    sum(k, t, a, c, w, begin, end, sums);
     const int near = 16.0 * (sums[0] * sums[0]) <= 15.0 * (n * sums[1]);
     if (w->moments && w->chained && !(near && isfinite(sums[1]))) {
         w->chained = 0;
@@ -243,12 +190,20 @@ static void NAME(sum_channel)(const kernel *k, const tile *t, const bncore_array
                               column *w)
 {
     const bncore_planes *p = &t->planes;
-    const int64_t first = bncore_min(run_length(p, p->begin), BNCORE_LANES);
-    if (w->moments) NAME(start)(w, a, plane_index(p, c, p->begin), first, 1);
+    int64_t first = p->begin;
+    while (first < p->end && NAME(plain_weight)(a, t, plane_index(p, c, first)) == 0.0) first++;
+    w->empty = w->moments && first == p->end;
+    if (w->empty) return;
+    if (w->moments)
+        NAME(start)(w, a, t, plane_index(p, c, first),
+                    bncore_min(run_length(p, first), BNCORE_LANES), 1);
     for (int64_t begin = p->begin, e; begin < p->end; begin = e) {
+        int ones = 1;
         for (e = begin; e < p->end && e - begin < BNCORE_BLOCK;)
             e += bncore_min(run_length(p, e), BNCORE_BLOCK);
-        NAME(add_block)(k, t, a, c, w, begin, e, NAME(sum_plane_block));
+        for (int64_t i = begin; i < e; i++)
+            ones &= NAME(plain_weight)(a, t, plane_index(p, c, i)) == 1.0;
+        NAME(add_block)(k, t, a, c, w, begin, e, NAME(sum_plane_block), ones);
     }
 }
 
@@ -256,17 +211,27 @@ static void NAME(sum_column)(const kernel *k, const tile *t, const bncore_arrays
                              column *w)
 {
     const bncore_rows *r = &t->rows;
-    if (w->moments) NAME(start)(w, a, c, bncore_min(r->rows, BNCORE_PIVOT_ROWS), r->stride);
-    for (int64_t block = 0; block < r->rows; block += BNCORE_ROW_BLOCK)
-        NAME(add_block)(k, t, a, c, w, block, bncore_min(block + BNCORE_ROW_BLOCK, r->rows),
-                        NAME(sum_row_block));
+    int64_t first = 0;
+    while (first < r->rows && NAME(plain_weight)(a, t, first * r->stride + c) == 0.0) first++;
+    w->empty = w->moments && first == r->rows;
+    if (w->empty) return;
+    if (w->moments)
+        NAME(start)(w, a, t, first * r->stride + c, bncore_min(r->rows - first, BNCORE_PIVOT_ROWS),
+                    r->stride);
+    for (int64_t block = 0; block < r->rows; block += BNCORE_ROW_BLOCK) {
+        const int64_t end = bncore_min(block + BNCORE_ROW_BLOCK, r->rows);
+        int ones = 1;
+        for (int64_t i = block; i < end; i++)
+            ones &= NAME(plain_weight)(a, t, i * r->stride + c) == 1.0;
+        NAME(add_block)(k, t, a, c, w, block, end, NAME(sum_row_block), ones);
+    }
 }
 
 static void NAME(plain_reduction)(const kernel *k, const tile *t, const bncore_arrays *a,
                                   double *partial)
 {
     for (int64_t c = 0; c < t->columns; c++) {
-        column w = {.moments = k->operation == moments, .chains = sizeof(T) == 2};
+        column w = {.moments = is_moments(k), .chains = sizeof(T) == 2};
         if (w.moments && t->float64_sums) w.chains = 0;
         if (!w.moments) w.pivot = given.mean[c], w.chained = w.chains;
         if (k->rows)
@@ -319,6 +284,8 @@ static void NAME(run_plainly)(const kernel *k, const tile *t, NAME(results) * to
     switch (k->operation) {
     case moments:
     case grad_sums:
+    case weighted_moments:
+    case weighted_grad_sums:
         NAME(plain_reduction)(k, t, &a, to->partial);
         break;
     case merge_moments:

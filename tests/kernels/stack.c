@@ -14,7 +14,7 @@ static const int64_t shapes[SHAPES][3] = {
 };
 
 typedef struct call {
-    int operation, dtype, threads, fused;
+    int operation, dtype, threads, fused, weights;
     const int64_t *shape;
     void *x, *y, *residual;
     double *given, *results;
@@ -26,6 +26,7 @@ static void *run(void *arg)
     call *c = arg;
     bncore_problem p;
     bncore_fusion f;
+    bncore_weights w;
     const int64_t n = c->shape[1];
     double *first = c->results, *second = first + n, *given = c->given;
     bncore_problem_init(&p, sizeof p, c->dtype, c->shape[0], n, c->shape[2]);
@@ -33,6 +34,12 @@ static void *run(void *arg)
     f.activation = BNCORE_RELU;
     f.residual = c->residual;
     p.fusion = c->fused ? &f : NULL;
+    bncore_weights_init(&w, sizeof w);
+    w.dtype = c->weights == 1 ? BNCORE_WEIGHT_UINT8 : BNCORE_WEIGHT_FLOAT64;
+    w.values = c->weights == 1 ? NULL : c->residual; /* zeros */
+    w.omit_nan = w.filled = 1;
+    w.count = second + n;
+    p.weights = c->weights ? &w : NULL;
     p.n_threads = c->threads;
     switch (c->operation) {
     case 0:
@@ -84,18 +91,19 @@ int main(void)
     const size_t most = 8 * 1500 * 1000;
     call c = {.x = calloc(1, most), .y = calloc(1, most), .residual = calloc(1, most)};
     c.given = malloc(1500 * sizeof(double));
-    c.results = malloc(2 * 1500 * sizeof(double));
+    c.results = malloc(3 * 1500 * sizeof(double));
     for (int i = 0; i < 1500; i++) c.given[i] = 1.0;
     const long of_thread = depth(rest, NULL);
     long deepest = 0;
     for (int i = 0; bncore_isa_available(i); i++) {
         bncore_isa_set(bncore_isa_available(i));
-        for (int n = 0; n < OPERATIONS * SHAPES * 8; n++) {
+        for (int n = 0; n < OPERATIONS * SHAPES * 24; n++) {
             c.operation = n % OPERATIONS;
             c.shape = shapes[n / OPERATIONS % SHAPES];
             c.dtype = n / (OPERATIONS * SHAPES) % 2;
             c.threads = 1 + n / (OPERATIONS * SHAPES * 2) % 2;
-            c.fused = n / (OPERATIONS * SHAPES * 4);
+            c.fused = n / (OPERATIONS * SHAPES * 4) % 2;
+            c.weights = n / (OPERATIONS * SHAPES * 8);
             const long took = depth(run, &c) - of_thread;
             if (c.status != BNCORE_OK) return 3;
             if (took > deepest) deepest = took;

@@ -200,18 +200,30 @@ cdef _fuse(bncore_problem *p, bncore_fusion *f, object fusion):
     p.fusion = f
 
 
-cdef int _without(object weights) except -1:
-    if weights is not None:
-        raise NotImplementedError("weights: expected None, since the C core does not take them yet")
-    return 0
+cdef _weigh(bncore_problem *p, bncore_weights *w, cnp.ndarray x, object weights):
+    """Write a Weights of contract.py to p; the caller must keep its arrays alive."""
+    if weights is None:
+        return
+    bncore_weights_init(w, sizeof(bncore_weights))
+    cdef object values = weights.values, fill = weights.fill
+    if values is not None:
+        w.dtype = BNCORE_WEIGHT_UINT8 if cnp.PyArray_TYPE(values) == cnp.NPY_UBYTE else BNCORE_WEIGHT_FLOAT64
+        w.per_channel = cnp.PyArray_DIM(values, 1) == cnp.PyArray_DIM(x, 1)
+        w.values = _data(values)
+    w.omit_nan = bool(weights.omit_nan)
+    if fill is not None:
+        w.filled, w.fill = True, fill
+    w.count = <double *>_data(weights.count)
+    p.weights = w
 
 
 def moments(cnp.ndarray mean, cnp.ndarray m2, cnp.ndarray x, int n_threads, bint float64_sums=False,
             weights=None):
-    _without(weights)
     cdef bncore_problem p = _problem(x, 0.0, n_threads)
     p.flags = BNCORE_FLOAT64_SUMS if float64_sums else 0
+    cdef bncore_weights w
     cdef bncore_status status
+    _weigh(&p, &w, x, weights)
     with nogil:
         status = bncore_moments(&p, _doubles(mean), _doubles(m2), cnp.PyArray_DATA(x))
     _check(status)
@@ -220,11 +232,12 @@ def moments(cnp.ndarray mean, cnp.ndarray m2, cnp.ndarray x, int n_threads, bint
 def normalize(cnp.ndarray y, cnp.ndarray x, cnp.ndarray mean, cnp.ndarray var, cnp.ndarray weight,
               cnp.ndarray bias, double eps, int n_threads, fusion=None,
               weights=None):
-    _without(weights)
     cdef bncore_problem p = _problem(x, eps, n_threads)
     cdef bncore_fusion f
+    cdef bncore_weights w
     cdef bncore_status status
     _fuse(&p, &f, fusion)
+    _weigh(&p, &w, x, weights)
     with nogil:
         status = bncore_normalize(&p, cnp.PyArray_DATA(y), cnp.PyArray_DATA(x), _doubles(mean), _doubles(var),
                                   _doubles(weight), _doubles(bias))
@@ -234,11 +247,12 @@ def normalize(cnp.ndarray y, cnp.ndarray x, cnp.ndarray mean, cnp.ndarray var, c
 def train(cnp.ndarray y, cnp.ndarray mean, cnp.ndarray m2, cnp.ndarray x, cnp.ndarray weight,
           cnp.ndarray bias, double eps, int n_threads, fusion=None,
           weights=None):
-    _without(weights)
     cdef bncore_problem p = _problem(x, eps, n_threads)
     cdef bncore_fusion f
+    cdef bncore_weights w
     cdef bncore_status status
     _fuse(&p, &f, fusion)
+    _weigh(&p, &w, x, weights)
     with nogil:
         status = bncore_train(&p, cnp.PyArray_DATA(y), _doubles(mean), _doubles(m2), cnp.PyArray_DATA(x),
                               _doubles(weight), _doubles(bias))
@@ -247,9 +261,10 @@ def train(cnp.ndarray y, cnp.ndarray mean, cnp.ndarray m2, cnp.ndarray x, cnp.nd
 
 def grad_sums(cnp.ndarray sum_dy, cnp.ndarray sum_dy_xhat, cnp.ndarray dy, cnp.ndarray x, cnp.ndarray mean,
               cnp.ndarray var, double eps, int n_threads, weights=None):
-    _without(weights)
     cdef bncore_problem p = _problem(x, eps, n_threads)
+    cdef bncore_weights w
     cdef bncore_status status
+    _weigh(&p, &w, x, weights)
     with nogil:
         status = bncore_grad_sums(&p, _doubles(sum_dy), _doubles(sum_dy_xhat), cnp.PyArray_DATA(dy),
                                   cnp.PyArray_DATA(x), _doubles(mean), _doubles(var))
@@ -259,9 +274,10 @@ def grad_sums(cnp.ndarray sum_dy, cnp.ndarray sum_dy_xhat, cnp.ndarray dy, cnp.n
 def grad_input(cnp.ndarray dx, cnp.ndarray dy, cnp.ndarray x, cnp.ndarray mean, cnp.ndarray var,
                cnp.ndarray sum_dy, cnp.ndarray sum_dy_xhat, cnp.ndarray count, cnp.ndarray weight, double eps,
                int n_threads, weights=None):
-    _without(weights)
     cdef bncore_problem p = _problem(x, eps, n_threads)
+    cdef bncore_weights w
     cdef bncore_status status
+    _weigh(&p, &w, x, weights)
     with nogil:
         status = bncore_grad_input(&p, cnp.PyArray_DATA(dx), cnp.PyArray_DATA(dy), cnp.PyArray_DATA(x),
                                    _doubles(mean), _doubles(var), _doubles(sum_dy), _doubles(sum_dy_xhat),
@@ -272,11 +288,12 @@ def grad_input(cnp.ndarray dx, cnp.ndarray dy, cnp.ndarray x, cnp.ndarray mean, 
 def train_backward(cnp.ndarray dx, cnp.ndarray sum_dy, cnp.ndarray sum_dy_xhat, cnp.ndarray dy, cnp.ndarray x,
                    cnp.ndarray mean, cnp.ndarray var, cnp.ndarray weight, double eps, int n_threads, fusion=None,
                    weights=None):
-    _without(weights)
     cdef bncore_problem p = _problem(x, eps, n_threads)
     cdef bncore_fusion f
+    cdef bncore_weights w
     cdef bncore_status status
     _fuse(&p, &f, fusion)
+    _weigh(&p, &w, x, weights)
     with nogil:
         status = bncore_train_backward(&p, cnp.PyArray_DATA(dx), _doubles(sum_dy), _doubles(sum_dy_xhat),
                                        cnp.PyArray_DATA(dy), cnp.PyArray_DATA(x), _doubles(mean), _doubles(var),
@@ -287,11 +304,12 @@ def train_backward(cnp.ndarray dx, cnp.ndarray sum_dy, cnp.ndarray sum_dy_xhat, 
 def infer_backward(cnp.ndarray dx, cnp.ndarray sum_dy, cnp.ndarray sum_dy_xhat, cnp.ndarray dy, cnp.ndarray x,
                    cnp.ndarray mean, cnp.ndarray var, cnp.ndarray weight, double eps, int n_threads, fusion=None,
                    weights=None):
-    _without(weights)
     cdef bncore_problem p = _problem(x, eps, n_threads)
     cdef bncore_fusion f
+    cdef bncore_weights w
     cdef bncore_status status
     _fuse(&p, &f, fusion)
+    _weigh(&p, &w, x, weights)
     with nogil:
         status = bncore_infer_backward(&p, cnp.PyArray_DATA(dx), _doubles(sum_dy), _doubles(sum_dy_xhat),
                                        cnp.PyArray_DATA(dy), cnp.PyArray_DATA(x), _doubles(mean), _doubles(var),

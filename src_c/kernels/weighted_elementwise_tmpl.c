@@ -1,0 +1,289 @@
+/* Elementwise kernels of weighted values, for storage type T. They compute some values of a run after the other into a
+ * buffer, which streams whole lines where the output passes the caches by. Everything may be fused: what is not there
+ * changes nothing (weighted_runs_tmpl.c, run.c). */
+
+enum { NAME(EVERYTHING) = ACTIVATION | RESIDUAL | WEIGHTED };
+
+/* ---- arithmetic, as normalize and grad_input have it ---- */
+
+/* Compute WIDTH values, of which `fill` replaces those without weight (frozen is not used). */
+static inline ALWAYS_INLINE void NAME(weighted_normalize)(T *to, NAME(values) v, const ACC *coef,
+                                                          int64_t stride, int by_column, ACC fill,
+                                                          int frozen, int fused)
+{
+    NAME(inputs) in;
+    ACC y[NAME(WIDTH)], flags[NAME(WIDTH)];
+    (void)frozen;
+    NAME(load_flags)(flags, v.flags, NAME(WIDTH));
+    NAME(take)(&in, v, NAME(WIDTH), fused);
+#pragma omp simd
+    for (int l = 0; l < NAME(WIDTH); l++) {
+        const ACC *k = coef + l * by_column;
+        const ACC plain = NAME(y_of)(v, in.x[l] - k[0], in.r[l], k[stride], k[2 * stride], fused);
+        y[l] = flags[l] != (ACC)0 ? plain : fill;
+    }
+    NAME(store_many)(to, y, NAME(WIDTH));
+}
+
+/* dx = ((g + w * ((x - hi) * k)) + w * shift) * a; where there is no weight or, if `frozen`, everywhere it is g * a, and 0
+ * where the value takes no part. */
+static inline ALWAYS_INLINE void NAME(weighted_grad_input)(T *to, NAME(values) v, const ACC *coef,
+                                                           int64_t stride, int by_column, ACC fill,
+                                                           int frozen, int fused)
+{
+    NAME(inputs) in;
+    ACC g[NAME(WIDTH)], dx[NAME(WIDTH)], flags[NAME(WIDTH)];
+    const ACC counts = frozen ? (ACC)0 : (ACC)1;
+    (void)fill;
+    NAME(load_flags)(flags, v.flags, NAME(WIDTH));
+    NAME(take)(&in, v, NAME(WIDTH), fused);
+    NAME(mask_gradients)(g, &in, v, coef, stride, by_column, fused);
+#pragma omp simd
+    for (int l = 0; l < NAME(WIDTH); l++) {
+        const ACC *k = coef + l * by_column;
+        const ACC w = v.weights[l], d = in.x[l] - k[stride];
+        const ACC sum = (g[l] + w * (d * k[2 * stride])) + w * k[3 * stride];
+        const ACC value = (flags[l] * counts != (ACC)0 ? sum : g[l]) * k[0];
+        dx[l] = NAME(takes_part)(v, flags[l], g[l]) ? value : (ACC)0;
+    }
+    NAME(store_many)(to, dx, NAME(WIDTH));
+}
+
+typedef void NAME(weighted_arithmetic)(T *to, NAME(values) v, const ACC *coef, int64_t stride,
+                                       int by_column, ACC fill, int frozen, int fused);
+
+/* ---- the output ---- */
+
+enum {
+    NAME(BUFFERED) = 256, /* values that are streamed at once, at least */
+    NAME(BUFFER) = 2 * NAME(BUFFERED) + NAME(IN_LINE) + NAME(WIDTH)
+};
+
+/* Streamed values that were computed, and not yet written to `to`. */
+typedef struct NAME(writer) {
+    T *to;
+    int64_t pending;
+    int stream;
+    T values[NAME(BUFFER)];
+} NAME(writer);
+
+/* Write the first n values to the caches, fewer than a line. */
+static inline void NAME(write_first)(NAME(writer) * w, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) w->to[i] = w->values[i];
+    w->to += n;
+    w->pending -= n;
+}
+
+/* Stream whole lines. What is left is less than a line. */
+static ONCE_ONLY void NAME(write_lines)(NAME(writer) * w)
+{
+    int64_t i = bncore_min(NAME(to_line)(w->to), w->pending);
+    NAME(write_first)(w, i);
+    T *to = w->to - i;
+    const int64_t all = i + w->pending;
+    for (; i + NAME(IN_LINE) <= all; i += NAME(IN_LINE))
+        NAME(stream_parts)(to + i, w->values + i, NAME(PARTS));
+    memmove(w->values, w->values + i, LINE);
+    w->to = to + i;
+    w->pending = all - i;
+}
+
+/* Count n more values in the buffer. */
+static inline void NAME(written)(NAME(writer) * w, int64_t n)
+{
+    w->pending += n;
+    if (w->pending >= NAME(BUFFERED)) NAME(write_lines)(w);
+}
+
+/* Write all values. */
+static ONCE_ONLY void NAME(write_rest)(NAME(writer) * w)
+{
+    NAME(write_lines)(w);
+    NAME(write_first)(w, w->pending);
+}
+
+/* ---- the inputs ---- */
+
+/* The weights of the values that were taken last; all are 1 if the weights are flags. */
+typedef struct NAME(weight_buffer) {
+    double room[MOST_WEIGHTS];
+    ACC weights[MOST_WEIGHTS];
+} NAME(weight_buffer);
+
+static ONCE_ONLY void NAME(next_weights)(NAME(weight_buffer) * b, const bncore_weighting *w,
+                                         int64_t at, int64_t len)
+{
+    const double *from = doubles_of(b->room, w, at, len);
+    for (int64_t i = 0; i < len; i++) b->weights[i] = (ACC)from[i];
+}
+
+/* Copies of fewer than WIDTH values, so that a vector can be computed. */
+typedef struct NAME(copies) {
+    T dy[NAME(WIDTH)], x[NAME(WIDTH)], r[NAME(WIDTH)];
+    uint8_t flags[NAME(WIDTH)];
+} NAME(copies);
+
+static NOINLINE NAME(values) NAME(copied)(NAME(copies) * to, NAME(values) v, int64_t len, int fused)
+{
+    if (fused & BACKWARD) v.dy = NAME(padded)(to->dy, v.dy, len);
+    v.x = NAME(padded)(to->x, v.x, len);
+    if (fused & RESIDUAL) v.r = NAME(padded)(to->r, v.r, len);
+    for (int64_t l = 0; l < NAME(WIDTH); l++) to->flags[l] = l < len ? v.flags[l] : 0;
+    v.flags = to->flags;
+    return v;
+}
+
+/* ---- traversal ---- */
+
+/* Everything that a kernel needs but its arithmetic. */
+typedef struct NAME(weighted_walk) {
+    NAME(writer) writer;
+    NAME(run_flags) flags;
+    NAME(weight_buffer) weights;
+    int64_t weights_by; /* as flags_by */
+    ACC fill;
+    int frozen;
+} NAME(weighted_walk);
+
+static NOINLINE void NAME(start_walk)(NAME(weighted_walk) * w, const bncore_arrays *a, int64_t cols)
+{
+    w->writer.to = a->dst;
+    w->writer.pending = 0;
+    w->writer.stream = a->stream;
+    w->weights_by = a->weighting->doubles;
+    w->fill = NAME(coefficient)(a->weighting->fill);
+    w->frozen = a->weighting->frozen;
+    NAME(start_runs)(&w->flags, a, cols);
+    for (int i = 0; i < BNCORE_LANES; i++) w->weights.weights[i] = (ACC)1;
+}
+
+static void NAME(end_walk)(NAME(weighted_walk) * w)
+{
+    if (!w->writer.stream) return;
+    NAME(write_rest)(&w->writer);
+    stream_end();
+}
+
+/* Compute a vector of the values v, which is not a whole one, and copy its `left` values to `to`. If there are values before
+ * them, `before` of these are computed once more; dst may hold their results already. */
+static inline ALWAYS_INLINE void NAME(compute_rest)(T *to, NAME(values) v, int64_t before,
+                                                    int64_t left, const ACC *coef, int64_t stride,
+                                                    int by_column, ACC fill, int frozen,
+                                                    NAME(weighted_arithmetic) * compute, int fused)
+{
+    T out[NAME(WIDTH)];
+    NAME(copies) copies;
+    if (before == 0) v = NAME(copied)(&copies, v, left, fused);
+    compute(out, v, coef, stride, by_column, fill, frozen, fused);
+    for (int64_t l = 0; l < left; l++) to[l] = out[before + l];
+}
+
+/* Compute the n values v, and write them to dst. */
+static inline ALWAYS_INLINE void NAME(compute_some)(NAME(weighted_walk) * w, T *dst, NAME(values) v,
+                                                    int64_t n, const ACC *coef, int64_t stride,
+                                                    int by_column,
+                                                    NAME(weighted_arithmetic) * compute, int fused)
+{
+    const ACC fill = w->fill;
+    const int frozen = w->frozen;
+    const int64_t weights_by = w->weights_by, left = n % NAME(WIDTH), whole = n - left;
+    for (int64_t i = 0, end; i < whole; i = end) {
+        T *to = w->writer.stream ? w->writer.values + w->writer.pending : dst + i;
+        end = w->writer.stream ? bncore_min(i + NAME(BUFFERED), whole) : whole;
+        T *at = to - i;
+        for (int64_t k = i; k < end; k += NAME(WIDTH)) {
+            NAME(values) here = NAME(values_at)(v, k, fused);
+            here.weights += k * weights_by;
+            NAME(fetch_values)(here, WEIGHTED_AHEAD, LEVEL_1, fused & ~RESIDUAL);
+            compute(at + k, here, coef + k * by_column, stride, by_column, fill, frozen, fused);
+        }
+        if (w->writer.stream) NAME(written)(&w->writer, end - i);
+    }
+    if (left == 0) return;
+    const int64_t before = whole ? NAME(WIDTH) - left : 0;
+    NAME(values) here = NAME(values_at)(v, whole - before, fused);
+    here.weights += (whole - before) * weights_by;
+    T *to = w->writer.stream ? w->writer.values + w->writer.pending : dst + whole;
+    NAME(compute_rest)(to, here, before, left, coef + (whole - before) * by_column, stride,
+                       by_column, fill, frozen, compute, fused);
+    if (w->writer.stream) NAME(written)(&w->writer, left);
+}
+
+/* Write a run of `len` values, of which the first has its weight at `at`. */
+static inline ALWAYS_INLINE void NAME(walk_run)(NAME(weighted_walk) * w, T *dst, NAME(values) v,
+                                                int64_t at, int64_t len, const ACC *coef,
+                                                int64_t stride, int by_column,
+                                                NAME(weighted_arithmetic) * compute, int fused)
+{
+    if (w->writer.stream && w->writer.to + w->writer.pending != dst) {
+        NAME(write_rest)(&w->writer);
+        w->writer.to = dst;
+    }
+    v.weights = w->weights.weights;
+    for (int64_t i = 0, n; i < len; i += n) {
+        NAME(values) some = NAME(values_at)(v, i, fused);
+        n = NAME(next_flags)(&w->flags, &some, at + i, len - i);
+        if (w->weights_by) NAME(next_weights)(&w->weights, w->flags.weighting, at + i, n);
+        NAME(compute_some)(w, dst + i, some, n, coef + i * by_column, stride, by_column, compute,
+                           fused);
+    }
+}
+
+/* The last image comes first, as in walk_planes. */
+static inline ALWAYS_INLINE void NAME(weighted_planes)(const bncore_arrays *a, const ACC *coef,
+                                                       int64_t stride, const bncore_planes *t,
+                                                       NAME(weighted_arithmetic) * compute,
+                                                       int fused)
+{
+    const NAME(values) values = NAME(weighted_values_of)(a);
+    NAME(weighted_walk) w;
+    NAME(start_walk)(&w, a, 0);
+    piece p;
+    for (int64_t e = t->end; e > t->begin; e -= p.len) {
+        p = piece_before(t, e);
+        const int64_t first = NAME(plane_place)(a, t, 0, e - p.len);
+        const int64_t apart = a->weighting->per_channel ? t->inner : 0;
+        for (int64_t c = 0; c < t->channels; c++) {
+            const int64_t i = c * t->inner + p.offset;
+            ACC k[COEF_FIELDS];
+            for (int f = 0; f < (fused & BACKWARD ? COEF_FIELDS : NORMALIZE_FIELDS); f++)
+                k[f] = coef[f * stride + c];
+            NAME(walk_run)(&w, (T *)a->dst + i, NAME(values_at)(values, i, fused),
+                           first + c * apart, p.len, k, 1, 0, compute, fused);
+        }
+    }
+    NAME(end_walk)(&w);
+}
+
+/* Every row is a run. */
+static inline ALWAYS_INLINE void NAME(weighted_rows)(const bncore_arrays *a, const ACC *coef,
+                                                     int64_t stride, const bncore_rows *t,
+                                                     NAME(weighted_arithmetic) * compute, int fused)
+{
+    const NAME(values) values = NAME(weighted_values_of)(a);
+    NAME(weighted_walk) w;
+    NAME(start_walk)(&w, a, t->cols);
+    for (int64_t r = 0; r < t->rows; r++) {
+        const int64_t i = r * t->cols;
+        NAME(walk_run)(&w, (T *)a->dst + i, NAME(values_at)(values, i, fused), a->at + i, t->cols,
+                       coef, stride, 1, compute, fused);
+    }
+    NAME(end_walk)(&w);
+}
+
+#define BNCORE_WEIGHTED(operation, variant, fused)                                                 \
+    static void NAME(operation##_planes_##variant)(const bncore_arrays *a, const void *coef,       \
+                                                   int64_t stride, const bncore_planes *t)         \
+    {                                                                                              \
+        NAME(weighted_planes)(a, coef, stride, t, NAME(operation), fused);                         \
+    }                                                                                              \
+    static void NAME(operation##_rows_##variant)(const bncore_arrays *a, const void *coef,         \
+                                                 int64_t stride, const bncore_rows *t)             \
+    {                                                                                              \
+        NAME(weighted_rows)(a, coef, stride, t, NAME(operation), fused);                           \
+    }
+BNCORE_WEIGHTED(weighted_normalize, fused, NAME(EVERYTHING))
+BNCORE_WEIGHTED(weighted_grad_input, plain, WEIGHTED | BACKWARD)
+BNCORE_WEIGHTED(weighted_grad_input, fused, NAME(EVERYTHING) | BACKWARD)
+#undef BNCORE_WEIGHTED

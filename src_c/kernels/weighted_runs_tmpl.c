@@ -1,0 +1,95 @@
+/* Runs of weighted values, for storage type T, as grad_sums and the elementwise kernels take them: as many values at a time
+ * as there are flags for. */
+
+/* A residual that changes nothing. */
+static const T NAME(no_residual)[BNCORE_LANES] = {
+    MINUS_ZERO, MINUS_ZERO, MINUS_ZERO, MINUS_ZERO, MINUS_ZERO, MINUS_ZERO, MINUS_ZERO, MINUS_ZERO,
+    MINUS_ZERO, MINUS_ZERO, MINUS_ZERO, MINUS_ZERO, MINUS_ZERO, MINUS_ZERO, MINUS_ZERO, MINUS_ZERO};
+
+static inline NAME(values) NAME(weighted_values_of)(const bncore_arrays *a)
+{
+    NAME(values) v = NAME(values_of)(a);
+    v.unfilled = !a->weighting->filled;
+    v.r_by = a->residual != NULL;
+    if (!a->residual) v.r = NAME(no_residual);
+    return v;
+}
+
+/* Where the flags of runs come from. */
+typedef struct NAME(run_flags) {
+    const bncore_weighting *weighting;
+    int in_memory; /* whether flags can be read as they are */
+    int in_rows;   /* whether each run has one flag */
+    uint8_t flags[MOST_WEIGHTS];
+} NAME(run_flags);
+
+/* Begin with the runs of a call; `cols` is the width of rows, or 0. */
+static inline void NAME(start_runs)(NAME(run_flags) * f, const bncore_arrays *a, int64_t cols)
+{
+    f->weighting = a->weighting;
+    f->in_memory = NAME(has_flags)(a->weighting);
+    f->in_rows = cols && has_row_flags(a->weighting, cols);
+}
+
+/* Take values of a run that has `left` of them, and give them flags; the weight of the first one is at `at`. Returns how many
+ * were taken. */
+static inline ALWAYS_INLINE int64_t NAME(next_flags)(NAME(run_flags) * f, NAME(values) * v,
+                                                     int64_t at, int64_t left)
+{
+    v->flags_by = !f->in_rows;
+    v->flags_step = BNCORE_LANES;
+    if (f->in_memory) {
+        v->flags = (const uint8_t *)f->weighting->values + at;
+        return left;
+    }
+    if (f->in_rows) {
+        v->flags = flags_of_row[weight_of(f->weighting, shared_place(f->weighting, at)) != 0.0];
+        return left;
+    }
+    const int64_t n = some_of(left);
+    v->flags = NAME(flags_in)(f->flags, f->weighting, at, v->x, n);
+    return n;
+}
+
+/* Rows: the flags of some rows of a strip. Where a row has one flag, a vector of it is enough. */
+typedef struct NAME(row_flags) {
+    const bncore_weighting *weighting;
+    int64_t at; /* the place in x of the first value of the strip */
+    int in_rows;
+    uint8_t flags[MOST_ROWS][WEIGHTED_STRIP];
+} NAME(row_flags);
+
+static inline void NAME(start_row_flags)(NAME(row_flags) * f, const bncore_arrays *a,
+                                         const bncore_rows *t)
+{
+    f->weighting = a->weighting;
+    f->in_rows = has_row_flags(a->weighting, t->stride);
+}
+
+/* Lay out the flags of rows whose first value lies `from` values behind the first one of the strip. */
+static inline void NAME(lay_out_flags)(NAME(row_flags) * f, const T *x, int64_t from,
+                                       const bncore_rows *t, int rows)
+{
+    for (int r = 0; r < rows; r++) {
+        uint8_t *to = f->flags[r];
+        const int64_t i = r * t->stride, at = f->at + from + i;
+        if (f->in_rows) {
+            const int flag = weight_of(f->weighting, shared_place(f->weighting, at)) != 0.0;
+            memcpy(to, flags_of_row[flag], sizeof flags_of_row[flag]);
+            continue;
+        }
+        const uint8_t *flags = NAME(flags_in)(to, f->weighting, at, x + i, t->cols);
+        if (flags != to) memcpy(to, flags, (size_t)t->cols);
+    }
+}
+
+/* The values v of row r and column j, with their flags. */
+static inline ALWAYS_INLINE NAME(values)
+    NAME(row_values)(NAME(values) v, const NAME(row_flags) * f, int r, int64_t j, int fused)
+{
+    if (!(fused & WEIGHTED)) return v;
+    v.flags_by = !f->in_rows;
+    v.flags = f->flags[r] + j * v.flags_by;
+    v.flags_step = WEIGHTED_STRIP;
+    return v;
+}

@@ -1,0 +1,244 @@
+/* The weights of a tile's values, before a NaN of x is looked for (weights_tmpl.c). A flag says whether a weight is not 0:
+ * the uint8 weights of a mask are such flags themselves. */
+#ifndef BNCORE_WEIGHTS_H
+#define BNCORE_WEIGHTS_H
+
+#include <string.h>
+
+#include "kernels.h"
+#include "storage.h"
+
+enum {
+    /* Weights are laid out in memory for so many values at a time, and for up to MORE_WEIGHTS more at the end of a run,
+     * so that its last chain is whole. */
+    SOME_WEIGHTS = 128,
+    MORE_WEIGHTS = 128,
+    MOST_WEIGHTS = SOME_WEIGHTS + MORE_WEIGHTS
+};
+
+/* A vector of flags for a row that has one flag. */
+static const uint8_t flags_of_row[2][BNCORE_LANES] = {
+    {0}, {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1}};
+
+/* Whether each row of `cols` values has one flag. */
+static inline int has_row_flags(const bncore_weighting *w, int64_t cols)
+{
+    return w->values && !w->doubles && !w->omit_nan && w->inner == 1 && w->width == cols;
+}
+
+/* How many of the `left` values of a run are taken next. */
+static inline int64_t some_of(int64_t left)
+{
+    return left < MOST_WEIGHTS ? left : SOME_WEIGHTS;
+}
+
+static inline double weight_of(const bncore_weighting *w, int64_t i)
+{
+    if (!w->values) return 1.0;
+    return w->doubles ? ((const double *)w->values)[i] : (double)((const uint8_t *)w->values)[i];
+}
+
+/* The place of the weight of value `at` of x, where one weight is for all channels of rows. */
+static inline int64_t shared_place(const bncore_weighting *w, int64_t at)
+{
+    return at / w->width * w->inner + at % w->inner;
+}
+
+/* Repeat weights: the first one is that of value `at` of x, and the weights of a row are `inner` weights, once for each
+ * channel. A weight has `item` bytes. */
+static ONCE_ONLY void repeat_weights(char *to, const bncore_weighting *w, int64_t at, int64_t len,
+                                     size_t item)
+{
+    int64_t from = shared_place(w, at), in_run = at % w->inner, in_row = at % w->width;
+    const char *values = w->values;
+    for (int64_t i = 0; i < len;) {
+        const int64_t run = bncore_min(w->inner - in_run, len - i);
+        if (w->inner == 1) {
+            const int64_t row = bncore_min(w->width - in_row, len - i);
+            if (item == 1)
+                memset(to + i, values[from], (size_t)row);
+            else
+                for (int64_t l = 0; l < row; l++)
+                    ((double *)(void *)to)[i + l] = ((const double *)(const void *)values)[from];
+            i += row;
+            in_row = 0;
+            from++;
+            continue;
+        }
+        memcpy(to + (size_t)i * item, values + (size_t)from * item, (size_t)run * item);
+        i += run;
+        in_row += run;
+        from += run;
+        in_run = 0;
+        if (in_row < w->width)
+            from -= w->inner;
+        else
+            in_row = 0;
+    }
+}
+
+/* The flags of `len` values, at most MOST_WEIGHTS unless they lie in memory. They are written to `room` if they do not. */
+static ONCE_ONLY const uint8_t *flags_of(uint8_t *room, const bncore_weighting *w, int64_t at,
+                                         int64_t len)
+{
+    const uint8_t *bytes = w->values;
+    if (!bytes) {
+        memset(room, 1, (size_t)len);
+        return room;
+    }
+    if (!w->doubles && !w->width) return bytes + at;
+    if (!w->doubles) {
+        repeat_weights((char *)room, w, at, len, 1);
+        return room;
+    }
+    enum { PART = 64 };
+    for (int64_t i = 0, n; i < len; i += n) {
+        double repeated[PART];
+        const double *values = (const double *)w->values + at + i;
+        n = bncore_min(len - i, PART);
+        if (w->width) {
+            repeat_weights((char *)repeated, w, at + i, n, sizeof(double));
+            values = repeated;
+        }
+        for (int64_t l = 0; l < n; l++) room[i + l] = values[l] != 0.0;
+    }
+    return room;
+}
+
+/* The weights of `len` values as doubles, where they are doubles. */
+static ONCE_ONLY const double *doubles_of(double *room, const bncore_weighting *w, int64_t at,
+                                          int64_t len)
+{
+    if (!w->width) return (const double *)w->values + at;
+    repeat_weights((char *)room, w, at, len, sizeof(double));
+    return room;
+}
+
+/* How many of `len` flags are 1. Eight are added at once, as the bytes of a word. */
+static ONCE_ONLY int64_t count_flags(const uint8_t *flags, int64_t len)
+{
+    enum { MOST = 255 };
+    int64_t count = 0, i = 0;
+    while (i + 8 <= len) {
+        const int64_t words = bncore_min((len - i) / 8, MOST);
+        uint64_t sum = 0;
+        for (int64_t k = 0; k < words; k++) {
+            uint64_t word;
+            memcpy(&word, flags + i + 8 * k, sizeof word);
+            sum += word;
+        }
+        for (int b = 0; b < 8; b++) count += (int64_t)(sum >> 8 * b & 0xFF);
+        i += 8 * words;
+    }
+    for (; i < len; i++) count += flags[i];
+    return count;
+}
+
+/* Flags as numbers of the arithmetic's type: a vector loop that mixes types of different size is not vectorized where a vector
+ * of the smaller ones would be longer than the loop. n is a constant and a multiple of 8. */
+static inline ALWAYS_INLINE void load_flags_f32(float *to, const uint8_t *flags, int n)
+{
+    int l = 0;
+#if defined(__AVX512F__)
+    for (; l + 16 <= n; l += 16)
+        _mm512_storeu_ps(to + l, _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(
+                                     _mm_loadu_si128((const void *)(flags + l)))));
+#endif
+#if defined(__AVX2__)
+    for (; l + 8 <= n; l += 8)
+        _mm256_storeu_ps(to + l, _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(
+                                     _mm_loadl_epi64((const void *)(flags + l)))));
+#endif
+    for (; l < n; l++) to[l] = flags[l];
+}
+
+static inline ALWAYS_INLINE void load_flags_f64(double *to, const uint8_t *flags, int n)
+{
+    int l = 0;
+#if defined(__AVX512F__)
+    for (; l + 8 <= n; l += 8)
+        _mm512_storeu_pd(to + l, _mm512_cvtepi32_pd(_mm256_cvtepu8_epi32(
+                                     _mm_loadl_epi64((const void *)(flags + l)))));
+#elif defined(__AVX2__)
+    for (; l + 4 <= n; l += 4) {
+        int32_t four;
+        memcpy(&four, flags + l, sizeof four);
+        _mm256_storeu_pd(to + l, _mm256_cvtepi32_pd(_mm_cvtepu8_epi32(_mm_cvtsi32_si128(four))));
+    }
+#endif
+    for (; l < n; l++) to[l] = flags[l];
+}
+
+static inline ALWAYS_INLINE void load_flags_f16(float *to, const uint8_t *flags, int n)
+{
+    load_flags_f32(to, flags, n);
+}
+
+static inline ALWAYS_INLINE void load_flags_bf16(float *to, const uint8_t *flags, int n)
+{
+    load_flags_f32(to, flags, n);
+}
+
+/* Make 0 of those of LANES values whose flag is 0. */
+static inline ALWAYS_INLINE void keep_flagged(double *values, const uint8_t *flags)
+{
+#if defined(__AVX512F__)
+    const __m128i bytes = _mm_loadu_si128((const void *)flags);
+    const __mmask16 kept = _mm_test_epi8_mask(bytes, bytes);
+    for (int l = 0; l < BNCORE_LANES; l += 8)
+        _mm512_storeu_pd(values + l,
+                         _mm512_maskz_mov_pd((__mmask8)(kept >> l), _mm512_loadu_pd(values + l)));
+#elif defined(__AVX2__)
+    for (int l = 0; l < BNCORE_LANES; l += 4) {
+        int32_t four;
+        memcpy(&four, flags + l, sizeof four);
+        const __m256i wide = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(four));
+        const __m256i none = _mm256_cmpeq_epi64(wide, _mm256_setzero_si256());
+        _mm256_storeu_pd(values + l,
+                         _mm256_andnot_pd(_mm256_castsi256_pd(none), _mm256_loadu_pd(values + l)));
+    }
+#else
+#pragma omp simd
+    for (int l = 0; l < BNCORE_LANES; l++) values[l] = flags[l] ? values[l] : 0.0;
+#endif
+}
+
+/* Make 0 of LANES gradients and the factors beside them where the flag is 0 and, if `unfilled`, the gradient is 0. */
+static inline ALWAYS_INLINE void leave_out(double *gradients, double *factors, const uint8_t *flags,
+                                           int unfilled)
+{
+#if defined(__AVX512F__)
+    const __m128i bytes = _mm_loadu_si128((const void *)flags);
+    const __mmask16 kept = _mm_test_epi8_mask(bytes, bytes);
+    const __mmask8 any = unfilled ? 0xFF : 0;
+    for (int l = 0; l < BNCORE_LANES; l += 8) {
+        const __m512d g = _mm512_loadu_pd(gradients + l);
+        const __mmask8 some = _mm512_mask_cmp_pd_mask(any, g, _mm512_setzero_pd(), _CMP_NEQ_UQ);
+        const __mmask8 in = (__mmask8)(kept >> l) | some;
+        _mm512_storeu_pd(gradients + l, _mm512_maskz_mov_pd(in, g));
+        _mm512_storeu_pd(factors + l, _mm512_maskz_mov_pd(in, _mm512_loadu_pd(factors + l)));
+    }
+#elif defined(__AVX2__)
+    const __m256d any = _mm256_castsi256_pd(_mm256_set1_epi64x(unfilled ? -1 : 0));
+    for (int l = 0; l < BNCORE_LANES; l += 4) {
+        int32_t four;
+        memcpy(&four, flags + l, sizeof four);
+        const __m256i wide = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(four));
+        const __m256i none = _mm256_cmpeq_epi64(wide, _mm256_setzero_si256());
+        const __m256d g = _mm256_loadu_pd(gradients + l);
+        const __m256d some = _mm256_and_pd(any, _mm256_cmp_pd(g, _mm256_setzero_pd(), _CMP_NEQ_UQ));
+        const __m256d out = _mm256_andnot_pd(some, _mm256_castsi256_pd(none));
+        _mm256_storeu_pd(gradients + l, _mm256_andnot_pd(out, g));
+        _mm256_storeu_pd(factors + l, _mm256_andnot_pd(out, _mm256_loadu_pd(factors + l)));
+    }
+#else
+#pragma omp simd
+    for (int l = 0; l < BNCORE_LANES; l++) {
+        const int in = flags[l] | (unfilled & (gradients[l] != 0.0));
+        gradients[l] = in ? gradients[l] : 0.0;
+        factors[l] = in ? factors[l] : 0.0;
+    }
+#endif
+}
+
+#endif
