@@ -56,7 +56,7 @@ typedef struct NAME(row_flags) {
     const bncore_weighting *weighting;
     int64_t at; /* the place in x of the first value of the strip */
     int in_rows;
-    uint8_t flags[MOST_ROWS][WEIGHTED_STRIP];
+    uint8_t flags[FLAGGED_ROWS][WEIGHTED_STRIP];
 } NAME(row_flags);
 
 static inline void NAME(start_row_flags)(NAME(row_flags) * f, const bncore_arrays *a,
