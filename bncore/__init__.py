@@ -7,17 +7,14 @@ from bncore.data.recalibrate import batch_norms, recalibrate
 from bncore.data.streaming import merged_moments, stream_moments
 from bncore.functions.fold import as_scale_shift, fold_into_conv, fold_into_linear
 from bncore.functions.ghost import ghost_batch_norm, ghost_batch_norm_backward
-from bncore.functions.group_norm import (
-    group_norm,
-    group_norm_backward,
-    instance_norm,
-    instance_norm_backward,
-)
+from bncore.functions.group_norm import group_norm, group_norm_backward
 from bncore.functions.infer import batch_norm_infer, batch_norm_infer_backward
+from bncore.functions.instance_norm import instance_norm, instance_norm_backward
 from bncore.functions.layer_norm import layer_norm, layer_norm_backward
-from bncore.functions.mean_var import mean_var
+from bncore.functions.mean_var import mean_var, std, var
 from bncore.functions.renorm import batch_renorm, batch_renorm_backward
 from bncore.functions.running_stats import update_running_stats
+from bncore.functions.standardize import destandardize, standardize
 from bncore.functions.steps import grad_input, grad_sums, moments, normalize
 from bncore.functions.train import batch_norm_train, batch_norm_train_backward
 from bncore.layer.batch_norm import BatchNorm
@@ -41,6 +38,7 @@ __all__ = [
     "batch_norms",
     "batch_renorm",
     "batch_renorm_backward",
+    "destandardize",
     "fold_into_conv",
     "fold_into_linear",
     "get_address",
@@ -66,9 +64,12 @@ __all__ = [
     "set_buffer_pool",
     "set_num_threads",
     "show_config",
+    "standardize",
+    "std",
     "stream_moments",
     "update_running_stats",
     "use_backend",
+    "var",
 ]
 
 _watch_threadpoolctl()

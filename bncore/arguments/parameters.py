@@ -6,7 +6,7 @@ The kernels read it as float64.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,14 @@ from bncore.arguments.arrays import cast, dtype_shown, is_floating, plain_array
 from bncore.arguments.layout import Array
 
 Stat: TypeAlias = npt.NDArray[np.float64]
+
+
+class Given(Protocol):
+    """An argument that an output must not overlap."""
+
+    @property
+    def source(self) -> npt.NDArray[Any] | None:
+        """Return the caller's array, or None if there is none."""
 
 
 class Parameter(NamedTuple):
@@ -58,3 +66,14 @@ def parameter(name: str, value: object, size: int | None, axis: object = None) -
     """Check an argument with one value per channel as `vector` does, and return it as float64."""
     source = vector(name, value, size, axis)
     return Parameter(float64(source), source)
+
+
+def variances(name: str, value: object, size: int | None, axis: object = None) -> Parameter:
+    """Check one variance per channel, which must not be negative, and return it as float64."""
+    given = parameter(name, value, size, axis)
+    if (given.values < 0.0).any():
+        at = int(np.argmax(given.values < 0.0))
+        raise ValueError(
+            f"{name}: expected variances >= 0, got {float(given.values[at])} for channel {at}"
+        )
+    return given

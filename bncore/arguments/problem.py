@@ -19,8 +19,16 @@ from bncore.arguments import layout
 from bncore.arguments.arrays import cast, data_array, is_integer, memory_of, writable_array
 from bncore.arguments.bfloat16 import bits, in_native_order
 from bncore.arguments.layout import Array
-from bncore.arguments.parameters import NoParameter, Parameter, Stat, parameter
+from bncore.arguments.parameters import (
+    Given,
+    NoParameter,
+    Parameter,
+    Stat,
+    parameter,
+    variances,
+)
 from bncore.arguments.scalars import one_axis, option, real
+from bncore.arguments.weights import GivenWeights, Place, channel_of_nan, given_weights
 
 # A function that makes a new array from a shape and a dtype, as `numpy.empty` does.
 Allocate: TypeAlias = Callable[[tuple[int, ...], np.dtype[Any]], Array]
@@ -100,7 +108,7 @@ class Problem:
     """
 
     __slots__ = (
-        "_axis", "_canonical", "_order", "_sizes", "_source",
+        "_at", "_axis", "_canonical", "_order", "_sizes", "_source",
         "array", "channels", "count", "dtype", "shape",
     )  # fmt: skip
 
@@ -125,6 +133,7 @@ class Problem:
         self.count = sizes.values_per_channel
         self._axis = axis
         self._order = order
+        self._at = at
         self._sizes = sizes
         self._source = array if source is None else source
         self.array = array
@@ -180,9 +189,31 @@ class Problem:
             return Fusion(name, slope)
         return Fusion(name, slope, *self._like_x("residual", residual))
 
+    def weights(
+        self, where: object, weights: object, nan_policy: object, fill: object = None
+    ) -> GivenWeights:
+        """Check the arguments that say which values count, and how much.
+
+        With ``nan_policy="raise"``, a NaN that counts is refused here.
+        """
+        axis = self._order[self._at]
+        place = Place(self.shape, self._order, (axis,), self._sizes)
+        given, policy = given_weights(place, where, weights, nan_policy, fill)
+        if policy == "raise" and not is_integer(self.array):
+            channel = channel_of_nan(self.x, given.values)
+            if channel is not None:
+                raise ValueError(
+                    f"x: expected no NaN with nan_policy='raise', got NaN in channel {channel}"
+                )
+        return given
+
     def parameter(self, name: str, value: object) -> Parameter:
         """Return an argument with one value per channel as float64."""
         return parameter(name, value, self.channels, self._axis)
+
+    def variance(self, name: str, value: object) -> Parameter:
+        """Return an argument with one variance per channel as float64."""
+        return variances(name, value, self.channels, self._axis)
 
     def optional(self, name: str, value: object) -> Parameter | NoParameter:
         """Return a per-channel argument that may be None."""
@@ -212,7 +243,7 @@ class Problem:
         self,
         out: object,
         dy: Array | None = None,
-        parameters: Iterable[Parameter | NoParameter] = (),
+        parameters: Iterable[Given] = (),
         residual: Array | None = None,
         allocate: Allocate = np.empty,
     ) -> Output:
@@ -231,7 +262,7 @@ class Problem:
         self,
         out: object,
         dy: Array | None = None,
-        parameters: Iterable[Parameter | NoParameter] = (),
+        parameters: Iterable[Given] = (),
         residual: Array | None = None,
     ) -> Array:
         """Return the memory of `out`, checked as `output` does."""
@@ -244,7 +275,7 @@ class Problem:
         dx: Output,
         dy: Array,
         residual: Array | None,
-        parameters: Iterable[Parameter | NoParameter],
+        parameters: Iterable[Given],
     ) -> Output | None:
         """Return the destination of the residual's gradient, or None if it is not wanted.
 
@@ -265,7 +296,7 @@ class Problem:
         value: object,
         itself: dict[str, Array | None],
         apart: dict[str, Array],
-        parameters: Iterable[Parameter | NoParameter],
+        parameters: Iterable[Given],
     ) -> Array:
         """Return the memory of an output, which must be one of `itself` or overlap no input."""
         array = writable_array(name, value)

@@ -38,16 +38,21 @@ def integer_at_least(name: str, value: object, least: int) -> int:
     return number
 
 
-def real(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
-    """Return `value` as a finite float between `low` and `high`, both included."""
+def real_or_nan(name: str, value: object) -> float:
+    """Return `value` as a float, which may be NaN or infinite."""
     # Test the exact type first, because isinstance with an abstract class takes the longest.
     known = type(value) is float or type(value) is int
     if not known and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
         raise TypeError(f"{name}: expected a real number, got {shown(value)}")
     try:
-        number = float(value)  # type: ignore[arg-type]
+        return float(value)  # type: ignore[arg-type]
     except OverflowError:
-        number = math.inf
+        return math.inf
+
+
+def real(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
+    """Return `value` as a finite float between `low` and `high`, both included."""
+    number = real_or_nan(name, value)
     if not (math.isfinite(number) and low <= number <= high):
         if high < math.inf:
             bounds = f" from {low:g} to {high:g}"

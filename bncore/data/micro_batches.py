@@ -12,9 +12,10 @@ from bncore.arguments import layout, scalars
 from bncore.arguments.arrays import cast, data_array
 from bncore.arguments.bfloat16 import in_native_order
 from bncore.arguments.parameters import vector
+from bncore.arguments.weights import NanPolicy, weights_of
 from bncore.functions.steps import grad_input, grad_sums, moments, normalize
 from bncore.runtime.threads import resolve
-from bncore.statistics import GradSums, Moments, Stat, counts_of, shown_count
+from bncore.statistics import GradSums, Moments
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -37,8 +38,9 @@ class MicroBatches:
     ----------
     weight, bias : (C,) array_like of float, optional
         gamma and beta, as in `batch_norm_train`.
-    axis, eps, n_threads
-        As in `batch_norm_train`.
+    axis, eps, n_threads, nan_policy, fill
+        As in `batch_norm_train`.  The methods take `where` and `weights` of a piece, which must be
+        the same in all four steps.
 
     Attributes
     ----------
@@ -84,17 +86,27 @@ class MicroBatches:
         axis: SupportsIndex = 1,
         eps: float = 1e-5,
         n_threads: int | None = None,
+        nan_policy: NanPolicy = "propagate",
+        fill: float | None = None,
     ) -> None:
         self._weight = None if weight is None else vector("weight", weight, None)
         size = None if self._weight is None else self._weight.shape[0]
         self._bias = None if bias is None else vector("bias", bias, size)
         resolve(n_threads)
-        self._common: dict[str, Any] = {"axis": axis, "n_threads": n_threads}
-        self._eps = scalars.real("eps", eps, 0.0)
+        given, _ = weights_of((), None, None, nan_policy, fill)
+        self._common: dict[str, Any] = {
+            "axis": axis, "n_threads": n_threads, "nan_policy": nan_policy
+        }  # fmt: skip
+        self._later: dict[str, Any] = {
+            "eps": scalars.real("eps", eps, 0.0),
+            "fill": given.fill,
+            **self._common,
+        }
         self._dtype: np.dtype[Any] | None = None
         self._moments: Moments | None = None
         self._sums: GradSums | None = None
-        self._summed: Stat | None = None  # the counts of the pieces whose gradients were added
+        self._added = self._summed = 0  # values per channel of which there are moments, and sums
+        self._weighs = nan_policy == "omit"  # whether some values may not count
         self._complete = False  # whether the moments were used, so that no piece may be added
 
     # Results so far
@@ -130,27 +142,29 @@ class MicroBatches:
         return cast(total, layout.statistic_dtype(self._dtype))
 
     def _whole_sums(self) -> GradSums:
-        """Return the sums, which must cover as many values of each channel as the moments do."""
-        sums, counts, summed = self.sums, self.moments.count, self._summed
-        assert summed is not None  # there are sums
-        wrong = summed != counts
-        if wrong.any():
-            at = int(np.argmax(wrong))
+        """Return the sums, which must cover as many values as the moments do."""
+        if self._sums is not None and self._summed != self._added:
             raise RuntimeError(
-                f"add_gradient: expected pieces of {shown_count(counts, at)} values per channel in "
-                f"all, as were added, got {shown_count(summed, at)} for channel {at}"
+                f"add_gradient: expected pieces of {self._added} values per channel in all, as "
+                f"were added, got {self._summed}"
             )
-        return sums
+        return self.sums
 
     # The four steps
 
-    def add(self, x: npt.ArrayLike) -> Moments:
+    def add(
+        self,
+        x: npt.ArrayLike,
+        *,
+        where: npt.ArrayLike | None = None,
+        weights: npt.ArrayLike | None = None,
+    ) -> Moments:
         """Add the moments of a piece, and return those of all pieces so far."""
         if self._sums is not None or self._complete:
             done = "normalize" if self._sums is None else "add_gradient"
             raise RuntimeError(f"add: expected no piece after {done}, got one")
         array = self._piece(x)
-        found = moments(array, **self._common)
+        found = moments(array, where=where, weights=weights, **self._common)
         channels = found.mean.shape[0]
         known = None if self._moments is None else self._moments.mean
         for own, source in (
@@ -164,34 +178,62 @@ class MicroBatches:
                 )
         merged = found if self._moments is None else self._moments.merge(found)
         # This is one step, which nothing can interrupt.  The same holds below.
-        vars(self).update(_moments=merged, _dtype=layout.dtype_of(array))
+        vars(self).update(
+            _moments=merged,
+            _dtype=layout.dtype_of(array),
+            _added=self._added + array.size // max(channels, 1),
+            _weighs=self._weighs or where is not None or weights is not None,
+        )
         return merged
 
-    def normalize(self, x: npt.ArrayLike, *, out: Array | None = None) -> Array:
+    def normalize(
+        self,
+        x: npt.ArrayLike,
+        *,
+        out: Array | None = None,
+        where: npt.ArrayLike | None = None,
+        weights: npt.ArrayLike | None = None,
+    ) -> Array:
         """Normalize a piece by the moments of all pieces; `out` may be the piece itself."""
         self._require_batch()
         given = self.moments, self._weight, self._bias
-        y = normalize(self._piece(x), *given, out=out, eps=self._eps, **self._common)
+        options = {**self._later, "where": where, "weights": weights}
+        y = normalize(self._piece(x), *given, out=out, **options)
         self._complete = True
         return y
 
-    def add_gradient(self, dy: npt.ArrayLike, x: npt.ArrayLike) -> GradSums:
+    def add_gradient(
+        self,
+        dy: npt.ArrayLike,
+        x: npt.ArrayLike,
+        *,
+        where: npt.ArrayLike | None = None,
+        weights: npt.ArrayLike | None = None,
+    ) -> GradSums:
         """Add the sums of a piece, and return those of all pieces so far."""
         self._require_batch()
         array = self._piece(x)
-        found = grad_sums(dy, array, self.moments, eps=self._eps, **self._common)
+        options = {**self._later, "where": where, "weights": weights}
+        found = grad_sums(dy, array, self.moments, **options)
         total = found if self._sums is None else self._sums + found
-        channels = found.sum_dy.shape[0]
-        counts = counts_of(array.size // max(channels, 1), channels)
-        summed = counts if self._summed is None else self._summed + counts
+        summed = self._summed + array.size // max(found.sum_dy.shape[0], 1)
         vars(self).update(_sums=total, _summed=summed)
         return total
 
-    def grad_input(self, dy: npt.ArrayLike, x: npt.ArrayLike, *, out: Array | None = None) -> Array:
+    def grad_input(
+        self,
+        dy: npt.ArrayLike,
+        x: npt.ArrayLike,
+        *,
+        out: Array | None = None,
+        where: npt.ArrayLike | None = None,
+        weights: npt.ArrayLike | None = None,
+    ) -> Array:
         """Compute dx of a piece from all sums; `out` may be `dy` or the piece itself."""
         sums = self._whole_sums()
         given = self._piece(x), self.moments, sums, self._weight
-        return grad_input(dy, *given, out=out, eps=self._eps, **self._common)
+        options = {**self._later, "where": where, "weights": weights}
+        return grad_input(dy, *given, out=out, **options)
 
     def _piece(self, x: npt.ArrayLike) -> Array:
         """Return a piece as an array, which must have the first piece's dtype."""
@@ -201,20 +243,28 @@ class MicroBatches:
         return array
 
     def _require_batch(self) -> None:
-        if (self.moments.count == 1.0).any():
+        if self.moments.count.size and self._added == 1 and not self._weighs:
             raise ValueError(
                 "Expected more than 1 value per channel when training, got 1 in all pieces"
             )
 
     # Both passes over all pieces
 
-    def forward(self, pieces: Iterable[npt.ArrayLike]) -> Iterator[Array]:
+    def forward(
+        self,
+        pieces: Iterable[npt.ArrayLike],
+        *,
+        where: Iterable[npt.ArrayLike] | None = None,
+        weights: Iterable[npt.ArrayLike] | None = None,
+    ) -> Iterator[Array]:
         """Compute the moments of all pieces immediately; return an iterator over their y.
 
         Parameters
         ----------
         pieces : iterable of array_like
             A list, or any object that gives the same pieces when it is iterated over again.
+        where, weights : iterable of array_like, optional
+            What counts in each piece, as in `batch_norm_train`; lists or such objects, too.
 
         Returns
         -------
@@ -232,17 +282,24 @@ class MicroBatches:
         if self._moments is not None:
             raise RuntimeError("forward: expected a new MicroBatches, got one with pieces added")
         repeatable("pieces", pieces)
+        before = self._weighs
         try:
-            for x in pieces:
-                self.add(x)
+            for x, counted in _counted(where, weights, pieces):
+                self.add(x, **counted)
             self._require_batch()
-            return (self.normalize(x) for x in pieces)
+            given = _counted(where, weights, pieces)
+            return (self.normalize(x, **counted) for x, counted in given)
         except BaseException:
-            vars(self).update(_moments=None, _dtype=None)
+            vars(self).update(_moments=None, _dtype=None, _added=0, _weighs=before)
             raise
 
     def backward(
-        self, dys: Iterable[npt.ArrayLike], pieces: Iterable[npt.ArrayLike]
+        self,
+        dys: Iterable[npt.ArrayLike],
+        pieces: Iterable[npt.ArrayLike],
+        *,
+        where: Iterable[npt.ArrayLike] | None = None,
+        weights: Iterable[npt.ArrayLike] | None = None,
     ) -> Iterator[Array]:
         """Compute the sums over all pieces immediately; return an iterator over their dx.
 
@@ -253,6 +310,8 @@ class MicroBatches:
         dys, pieces : iterable of array_like
             The gradients with respect to y, and the pieces of `forward`: lists, or objects that
             give the same arrays when they are iterated over again.
+        where, weights : iterable of array_like, optional
+            As in `forward`.
 
         Returns
         -------
@@ -263,12 +322,13 @@ class MicroBatches:
             raise RuntimeError("backward: expected no sums yet, got some of add_gradient")
         repeatable("dys", dys), repeatable("pieces", pieces)
         try:
-            for dy, x in zip(dys, pieces, strict=True):
-                self.add_gradient(dy, x)
+            for dy, x, counted in _counted(where, weights, dys, pieces):
+                self.add_gradient(dy, x, **counted)
             self._whole_sums()
-            return (self.grad_input(dy, x) for dy, x in zip(dys, pieces, strict=True))
+            given = _counted(where, weights, dys, pieces)
+            return (self.grad_input(dy, x, **counted) for dy, x, counted in given)
         except BaseException:
-            vars(self).update(_sums=None, _summed=None)
+            vars(self).update(_sums=None, _summed=0)
             raise
 
 
@@ -280,3 +340,14 @@ def repeatable(name: str, value: Iterable[Any]) -> Iterable[Any]:
             f"got {scalars.shown(value)}"
         )
     return value
+
+
+def _counted(
+    where: Iterable[Any] | None, weights: Iterable[Any] | None, *lists: Iterable[Any]
+) -> Iterator[tuple[Any, ...]]:
+    """Yield the items of the lists side by side, and with them `where` and `weights` by name."""
+    optional = {"where": where, "weights": weights}
+    given = {name: repeatable(name, v) for name, v in optional.items() if v is not None}
+    for items in zip(*lists, *given.values(), strict=True):
+        counted = dict(zip(given, items[len(lists) :], strict=True))
+        yield (*items[: len(lists)], counted)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from bncore.arguments import layout, scalars
 from bncore.arguments.arrays import data_array, integer_scale
+from bncore.arguments.weights import NanPolicy, broadcast, weights_of
 from bncore.functions.steps import moments
 from bncore.statistics import Moments, concatenated
 
@@ -103,10 +104,10 @@ class Blocks:
     axis : the position of the channel axis in memory order
     """
 
-    __slots__ = ("_run", "_split", "_view", "axis")
+    __slots__ = ("_order", "_run", "_split", "_view", "axis")
 
     def __init__(self, x: Array, channel_axis: int, block_bytes: int) -> None:
-        order = layout.memory_order(x)
+        self._order = order = layout.memory_order(x)
         self._view = x.transpose(order)
         self.axis = order.index(channel_axis)
         sizes = self._view.shape
@@ -114,8 +115,8 @@ class Blocks:
         self._split = next(k for k, slab in enumerate(slabs) if slab <= block_bytes)
         self._run = max(block_bytes // max(slabs[self._split], 1), 1)
 
-    def __iter__(self) -> Iterator[tuple[slice, Array]]:
-        """Yield the channels of each block, and the block."""
+    def __iter__(self) -> Iterator[tuple[slice, Array, tuple[slice, ...]]]:
+        """Yield the channels of each block, the block, and its place, the axes in memory order."""
         sizes = self._view.shape
         for index in np.ndindex(sizes[: self._split]):
             steps = [slice(i, i + 1) for i in index]
@@ -125,7 +126,11 @@ class Blocks:
                 channels = (
                     where[self.axis] if self.axis <= self._split else slice(0, sizes[self.axis])
                 )
-                yield channels, self._view[where]
+                yield channels, self._view[where], where
+
+    def of(self, whole: npt.NDArray[Any], place: tuple[slice, ...]) -> npt.NDArray[Any]:
+        """Return the part of another array of x's shape that lies at a block's place."""
+        return whole.transpose(self._order)[place]
 
 
 # Pages of a mapped file
@@ -226,6 +231,9 @@ def stream_moments(
     dtype: npt.DTypeLike | None = None,
     n_threads: int | None = None,
     scale: float | None = None,
+    where: npt.ArrayLike | None = None,
+    weights: npt.ArrayLike | None = None,
+    nan_policy: NanPolicy = "propagate",
 ) -> Moments:
     """Compute the moments of an array that may be larger than memory, block by block.
 
@@ -251,6 +259,9 @@ def stream_moments(
         The largest number of threads to use; `get_num_threads()` by default.
     scale : float, optional
         What integers are multiplied with, as in `moments`.
+    where, weights, nan_policy
+        As in `batch_norm_train`.  They are checked before x is read; a NaN that is not allowed is
+        found in its block.
 
     Returns
     -------
@@ -291,19 +302,29 @@ def stream_moments(
     channel_axis = scalars.one_axis(axis, array.ndim)
     size = scalars.integer_at_least("block_bytes", block_bytes, LEAST_BLOCK_BYTES)
     advancing = _advancing(progress, array.nbytes)
-    options: dict[str, Any] = {"dtype": dtype, "n_threads": n_threads, "scale": scale}
+    options: dict[str, Any] = {
+        "dtype": dtype, "n_threads": n_threads, "scale": scale, "nan_policy": nan_policy
+    }  # fmt: skip
+    weights_of(array.shape, where, weights, nan_policy, None)
     if array.size == 0:
         return moments(array, axis=channel_axis, **options)
     blocks, pages = Blocks(array, channel_axis, size), Pages(array)
+    given = {"where": where, "weights": weights}
+    counted = {
+        name: broadcast(name, value, array.shape)
+        for name, value in given.items()
+        if value is not None
+    }
     found: dict[int, Moments] = {}  # by the first channel of a range of channels
     with advancing as advance:
         waiting = iter(blocks)
         after = next(waiting, None)
         while after is not None:
-            (channels, block), after = after, next(waiting, None)
+            (channels, block, place), after = after, next(waiting, None)
             if after is not None:
                 pages.expect(after[1])
-            part = moments(block, axis=blocks.axis, **options)
+            own: dict[str, Any] = {name: blocks.of(whole, place) for name, whole in counted.items()}
+            part = moments(block, axis=blocks.axis, **options, **own)
             pages.drop(block)
             before = found.get(channels.start)
             found[channels.start] = part if before is None else before.merge(part)

@@ -12,7 +12,7 @@ from bncore.arguments.arrays import cast, dtype_shown, is_floating, plain_array
 from bncore.arguments.bfloat16 import in_native_order
 from bncore.arguments.float_environment import silent_arithmetic
 from bncore.arguments.layout import memory_order
-from bncore.arguments.parameters import parameter
+from bncore.arguments.parameters import parameter, variances
 
 Array = npt.NDArray[np.floating[Any]]
 Stat = npt.NDArray[np.float64]
@@ -80,7 +80,7 @@ class _BatchNorm:
     ) -> None:
         self.mean = _float64("mean", mean, None)
         self.channels = self.mean.shape[0]
-        spread = _float64("var", var, self.channels)
+        spread = variances("var", var, self.channels).values
         gamma = 1.0 if weight is None else _float64(f"{of}weight", weight, self.channels)
         self.bias: Stat = (
             np.zeros(self.channels) if bias is None else _float64(f"{of}bias", bias, self.channels)

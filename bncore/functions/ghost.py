@@ -11,10 +11,15 @@ import numpy.typing as npt
 from bncore.arguments import scalars
 from bncore.arguments.float_environment import silent_arithmetic
 from bncore.arguments.problem import Problem
-from bncore.functions.train import batch_norm_train, batch_norm_train_backward
+from bncore.arguments.weights import ALL_ONE, GivenWeights, NanPolicy, broadcast
+from bncore.functions.train import (
+    batch_norm_train,
+    batch_norm_train_backward,
+    require_own_counts,
+)
 from bncore.runtime import buffer_pool
 from bncore.runtime.threads import resolve
-from bncore.statistics import Moments, checked_moments, require_counts
+from bncore.statistics import Moments, checked_moments
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 
@@ -29,7 +34,10 @@ class VirtualBatches:
     x : x's memory in its shape
     slices : the slices of axis 0, one for each virtual batch
     counts : the number of values per channel in each virtual batch
+    weights : what counts in the whole x
     """
+
+    weights: GivenWeights = ALL_ONE
 
     def __init__(self, x: object, size: object, axis: object) -> None:
         self.problem = Problem(x, axis)
@@ -40,6 +48,22 @@ class VirtualBatches:
         self.slices = [slice(a, min(a + number, length)) for a in range(0, length, number)]
         each = self.problem.count // max(length, 1)
         self.counts = [(part.stop - part.start) * each for part in self.slices]
+
+    def count(
+        self, where: object, weights: object, nan_policy: object, fill: object
+    ) -> list[dict[str, Any]]:
+        """Check the arguments that say what counts; return them for each virtual batch."""
+        self.weights = self.problem.weights(where, weights, nan_policy, fill)
+        arrays = {"where": where, "weights": weights}
+        views = {
+            name: broadcast(name, value, self.x.shape)
+            for name, value in arrays.items()
+            if value is not None
+        }
+        fixed: dict[str, Any] = {"fill": self.weights.fill}
+        if self.weights.omit_nan:
+            fixed["nan_policy"] = "omit"
+        return [{name: view[part] for name, view in views.items()} | fixed for part in self.slices]
 
 
 def ghost_batch_norm(
@@ -52,6 +76,10 @@ def ghost_batch_norm(
     eps: float = 1e-5,
     out: Array | None = None,
     n_threads: int | None = None,
+    where: npt.ArrayLike | None = None,
+    weights: npt.ArrayLike | None = None,
+    nan_policy: NanPolicy = "propagate",
+    fill: float | None = None,
 ) -> tuple[Array, list[Moments]]:
     """Normalize virtual batches of a large batch, each by its own mean and variance.
 
@@ -63,7 +91,7 @@ def ghost_batch_norm(
     size : int
         The number of samples (along axis 0) in a virtual batch.  The last virtual batch holds the
         samples that are left.
-    weight, bias, axis, eps, out, n_threads
+    weight, bias, axis, eps, out, n_threads, where, weights, nan_policy, fill
         As in `batch_norm_train`; `axis` must not be 0.
 
     Returns
@@ -100,7 +128,8 @@ def ghost_batch_norm(
     gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
     options: dict[str, Any] = {"axis": axis, "eps": scalars.real("eps", eps, 0.0)}
     options["n_threads"] = resolve(n_threads)
-    if 1 in v.counts and p.channels:
+    counts = v.count(where, weights, nan_policy, fill)
+    if 1 in v.counts and p.channels and not v.weights.weighs:
         raise ValueError(
             "Expected more than 1 value per channel in every virtual batch, "
             f"got size {v.slices[-1].stop - v.slices[-1].start} of input size {p.shape}"
@@ -108,11 +137,13 @@ def ghost_batch_norm(
     y = (
         p.new_array(buffer_pool.empty)
         if out is None
-        else p.require_output(out, None, (gamma, beta))
+        else p.require_output(out, None, (gamma, beta, *v.weights.sources))
     )
     found = []
-    for part in v.slices:
-        _, moments = batch_norm_train(v.x[part], gamma.values, beta.values, out=y[part], **options)
+    for part, counted in zip(v.slices, counts, strict=True):
+        _, moments = batch_norm_train(
+            v.x[part], gamma.values, beta.values, out=y[part], **options, **counted
+        )
         found.append(moments)
     return y if out is None else out, found
 
@@ -128,6 +159,10 @@ def ghost_batch_norm_backward(
     eps: float = 1e-5,
     out: Array | None = None,
     n_threads: int | None = None,
+    where: npt.ArrayLike | None = None,
+    weights: npt.ArrayLike | None = None,
+    nan_policy: NanPolicy = "propagate",
+    fill: float | None = None,
 ) -> tuple[Array, Array, Array]:
     """Compute the gradients of `ghost_batch_norm`, one virtual batch after the other.
 
@@ -135,7 +170,7 @@ def ghost_batch_norm_backward(
     ----------
     moments, size
         The moments that `ghost_batch_norm` returned, and the size that it was given.
-    dy, x, weight, axis, eps, out, n_threads
+    dy, x, weight, axis, eps, out, n_threads, where, weights, nan_policy, fill
         As in `batch_norm_train_backward`.
 
     Returns
@@ -172,15 +207,17 @@ def ghost_batch_norm_backward(
         got = f"{len(moments)}" if isinstance(moments, Sequence) else scalars.shown(moments)
         raise ValueError(f"moments: expected a list of {len(v.slices)} Moments, got {got}")
     given = [checked_moments("moments", one, p.channels) for one in moments]
+    counts = v.count(where, weights, nan_policy, fill)
     for number, (one, count) in enumerate(zip(given, v.counts, strict=True)):
         place = f"virtual batch {number}, channel"
-        require_counts(one, one.count == count, f"counts {v.counts}", place)
-    dx = p.new_array(buffer_pool.empty) if out is None else p.require_output(out, source, (gamma,))
+        require_own_counts(one, count, v.weights, f"counts {v.counts}", place)
+    inputs = (gamma, *v.weights.sources)
+    dx = p.new_array(buffer_pool.empty) if out is None else p.require_output(out, source, inputs)
     wide = np.ones(p.channels) if gamma.values is None else gamma.values  # float64 sums
     dweight, dbias = p.zeros(), p.zeros()
-    for part, one in zip(v.slices, given, strict=True):
+    for part, one, counted in zip(v.slices, given, counts, strict=True):
         _, *sums = batch_norm_train_backward(
-            source[part], v.x[part], one, wide, out=dx[part], **options
+            source[part], v.x[part], one, wide, out=dx[part], **options, **counted
         )
         with silent_arithmetic():
             dweight += sums[0]

@@ -1,4 +1,4 @@
-"""Instance norm and group norm: the kernels of batch norm, with statistics per sample and group.
+"""Group norm: the kernels of batch norm, with statistics per sample and group.
 
 To compute the statistics, the groups of all samples are the channels of a batch norm.  To compute y
 and dx, every channel of every sample is a channel of a batch norm, and the channels of a group
@@ -14,9 +14,11 @@ import numpy.typing as npt
 
 from bncore.arguments import scalars
 from bncore.arguments.float_environment import silent_arithmetic
+from bncore.arguments.weights import NanPolicy
 from bncore.backends import current
 from bncore.functions.sample_groups import SampleGroups
 from bncore.functions.sixteen_bits import in_float32, store
+from bncore.functions.train import require_own_counts
 from bncore.runtime import buffer_pool
 from bncore.runtime.threads import resolve
 from bncore.statistics import (
@@ -24,7 +26,6 @@ from bncore.statistics import (
     Stat,
     checked_moments,
     counts_of,
-    require_counts,
     trusted_moments,
     variance,
 )
@@ -49,6 +50,10 @@ def group_norm(
     eps: float = 1e-5,
     out: Array | None = None,
     n_threads: int | None = None,
+    where: npt.ArrayLike | None = None,
+    weights: npt.ArrayLike | None = None,
+    nan_policy: NanPolicy = "propagate",
+    fill: float | None = None,
 ) -> tuple[Array, Moments]:
     """Normalize every group of channels of every sample by its own mean and variance.
 
@@ -65,7 +70,7 @@ def group_norm(
         gamma and beta of every channel.
     axis : int, default 1
         The channel axis; it must not be 0.
-    eps, out, n_threads
+    eps, out, n_threads, where, weights, nan_policy, fill
         As in `batch_norm_train`.
 
     Returns
@@ -99,10 +104,11 @@ def group_norm(
     array([1., 7.])
     """
     groups = scalars.integer_at_least("groups", groups, 1)
-    return _forward(x, groups, weight, bias, axis, eps, out, n_threads)
+    counted = where, weights, nan_policy, fill
+    return forward(x, groups, weight, bias, axis, eps, out, n_threads, counted)
 
 
-def _forward(
+def forward(
     x: object,
     groups: object,
     weight: object,
@@ -111,28 +117,37 @@ def _forward(
     eps: object,
     out: object,
     n_threads: SupportsIndex | None,
+    counted: tuple[object, object, object, object],
 ) -> tuple[Array, Moments]:
-    """Compute `group_norm`; if `groups` is None, every channel is a group."""
+    """Compute `group_norm`; if `groups` is None, every channel is a group.
+
+    `counted` is `where`, `weights`, `nan_policy` and `fill`.
+    """
     kernels, threads = current().kernels, resolve(n_threads)
     g = SampleGroups(x, axis, groups)
     p = g.problem
     gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
     eps = scalars.real("eps", eps, 0.0)
+    g.weigh(*counted)
     g.require_batch()
-    y = p.output(out, parameters=(gamma, beta), allocate=buffer_pool.empty)
+    inputs = (gamma, beta, *g.weights.sources)
+    y = p.output(out, parameters=inputs, allocate=buffer_pool.empty)
     number = g.samples * g.groups
-    means, m2s = np.full(number, np.nan), np.zeros(number)
+    means, m2s, counts = np.full(number, np.nan), np.zeros(number), counts_of(g.count, number)
     for chunk in () if p.empty else g:
         given, result = chunk.by_channel(p.x), chunk.by_channel(y.values)
-        mean, m2 = means[chunk.groups], m2s[chunk.groups]
+        mean, m2, count = (values[chunk.groups] for values in (means, m2s, counts))
         affine = chunk.tiled(gamma.values), chunk.tiled(beta.values)
         if g.wide == 1:
-            kernels.train(result, mean, m2, given, *affine, eps, threads)
+            own = chunk.weights_by_channel(count)
+            kernels.train(result, mean, m2, given, *affine, eps, threads, None, own)
             continue
-        kernels.moments(mean, m2, chunk.by_group(p.x), threads)
-        statistics = chunk.repeated(mean), chunk.repeated(variance(g.count, m2, 0))
-        kernels.normalize(result, given, *statistics, *affine, eps, threads)
-    return y.finish(), trusted_moments(counts_of(g.count, number), means, m2s)
+        own = chunk.weights_by_group(count)
+        kernels.moments(mean, m2, chunk.by_group(p.x), threads, False, own)
+        statistics = chunk.repeated(mean), chunk.repeated(variance(count, m2, 0))
+        filled = None if g.weights.fill is None else chunk.weights_by_channel(chunk.repeated(count))
+        kernels.normalize(result, given, *statistics, *affine, eps, threads, None, filled)
+    return y.finish(), trusted_moments(counts, means, m2s)
 
 
 def group_norm_backward(
@@ -146,6 +161,10 @@ def group_norm_backward(
     eps: float = 1e-5,
     out: Array | None = None,
     n_threads: int | None = None,
+    where: npt.ArrayLike | None = None,
+    weights: npt.ArrayLike | None = None,
+    nan_policy: NanPolicy = "propagate",
+    fill: float | None = None,
 ) -> tuple[Array, Array, Array]:
     """Compute the gradients of `group_norm`.
 
@@ -154,7 +173,7 @@ def group_norm_backward(
 
     Parameters
     ----------
-    dy, x, weight, axis, eps, out, n_threads
+    dy, x, weight, axis, eps, out, n_threads, where, weights, nan_policy, fill
         As in `batch_norm_train_backward`.
     moments, groups
         The moments that `group_norm` returned, and the groups that it was given.
@@ -194,10 +213,11 @@ def group_norm_backward(
     (array([-1.,  3.]), array([1., 3.]))
     """
     groups = scalars.integer_at_least("groups", groups, 1)
-    return _backward(dy, x, moments, groups, weight, axis, eps, out, n_threads)
+    counted = where, weights, nan_policy, fill
+    return backward(dy, x, moments, groups, weight, axis, eps, out, n_threads, counted)
 
 
-def _backward(
+def backward(
     dy: object,
     x: object,
     moments: object,
@@ -207,47 +227,43 @@ def _backward(
     eps: object,
     out: object,
     n_threads: SupportsIndex | None,
+    counted: tuple[object, object, object, object],
 ) -> tuple[Array, Array, Array]:
-    """Compute `group_norm_backward`; if `groups` is None, every channel is a group."""
+    """Compute `group_norm_backward`; the arguments are those of `forward`."""
     kernels, threads = current().kernels, resolve(n_threads)
     g = SampleGroups(x, axis, groups)
     p = g.problem
     gradient, source = p.gradient(dy)
     found = checked_moments("moments", moments, g.samples * g.groups)
-    fit = found.count == g.count
-    require_counts(found, fit, f"count {g.count}, the values per group of x", "group")
+    g.weigh(*counted)
+    whole = f"count {g.count}, the values per group of x"
+    require_own_counts(found, g.count, g.weights, whole, "group")
     gamma = p.optional("weight", weight)
     eps = scalars.real("eps", eps, 0.0)
-    dx = p.output(out, source, (gamma,), allocate=buffer_pool.empty)
+    dx = p.output(out, source, (gamma, *g.weights.sources), allocate=buffer_pool.empty)
     dbias, dweight = p.zeros(), p.zeros()
     means, variances, counts = found.mean, found.var(), found.count
     for chunk in () if p.empty else g:
         given, slope, result = map(chunk.by_channel, (p.x, gradient, dx.values))
         statistics = chunk.repeated(means[chunk.groups]), chunk.repeated(variances[chunk.groups])
         row = chunk.tiled(gamma.values)
+        count = chunk.repeated(counts[chunk.groups])
+        own = chunk.weights_by_channel(count)
         sum_dy, sum_dy_xhat = sums = np.zeros((2, given.shape[1]))
         if g.wide == 1:
             kernels.train_backward(
-                result, sum_dy, sum_dy_xhat, slope, given, *statistics, row, eps, threads
+                result, sum_dy, sum_dy_xhat, slope, given, *statistics, row, eps, threads, None, own
             )
         else:
-            kernels.grad_sums(sum_dy, sum_dy_xhat, slope, given, *statistics, eps, threads)
+            kernels.grad_sums(sum_dy, sum_dy_xhat, slope, given, *statistics, eps, threads, own)
             row, weighted, shared = _weighted(row, slope, sums, g.wide)
             target = result
             if weighted.dtype != slope.dtype:  # it was computed in float32, and so is dx
                 given, result = in_float32(given), np.empty_like(weighted)
             kernels.grad_input(
-                result,
-                weighted,
-                given,
-                *statistics,
-                shared[0],
-                shared[1],
-                chunk.repeated(counts[chunk.groups]),
-                row,
-                eps,
-                threads,
-            )
+                result, weighted, given, *statistics, shared[0], shared[1], count, row, eps,
+                threads, own,
+            )  # fmt: skip
             store(target, result)
         with silent_arithmetic():
             dbias += sums[0].reshape(-1, g.channels).sum(axis=0)
@@ -273,75 +289,3 @@ def _weighted(
             return row, dy, shared / row
         slope = in_float32(dy)
         return None, (slope * row[:, None]).astype(slope.dtype), shared
-
-
-def instance_norm(
-    x: npt.ArrayLike,
-    weight: npt.ArrayLike | None = None,
-    bias: npt.ArrayLike | None = None,
-    *,
-    axis: SupportsIndex = 1,
-    eps: float = 1e-5,
-    out: Array | None = None,
-    n_threads: int | None = None,
-) -> tuple[Array, Moments]:
-    """Normalize every channel of every sample by its own mean and variance.
-
-    `group_norm` with as many groups as channels; see there for results and errors.
-
-    Parameters
-    ----------
-    x, weight, bias, axis, eps, out, n_threads
-        As in `group_norm`.
-
-    References
-    ----------
-    D. Ulyanov, A. Vedaldi, V. Lempitsky, "Instance Normalization: The Missing Ingredient for Fast
-    Stylization", arXiv:1607.08022 (2016), equation 6.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import bncore
-    >>> y, moments = bncore.instance_norm(np.array([[[0.0, 2.0], [5.0, 9.0]]]), eps=0.0)
-    >>> y
-    array([[[-1.,  1.],
-            [-1.,  1.]]])
-    """
-    return _forward(x, None, weight, bias, axis, eps, out, n_threads)
-
-
-def instance_norm_backward(
-    dy: npt.ArrayLike,
-    x: npt.ArrayLike,
-    moments: Moments,
-    weight: npt.ArrayLike | None = None,
-    *,
-    axis: SupportsIndex = 1,
-    eps: float = 1e-5,
-    out: Array | None = None,
-    n_threads: int | None = None,
-) -> tuple[Array, Array, Array]:
-    """Compute the gradients of `instance_norm`.
-
-    `group_norm_backward` with as many groups as channels; see there for results and errors.
-
-    Parameters
-    ----------
-    dy, x, moments, weight, axis, eps, out, n_threads
-        As in `group_norm_backward`.
-
-    References
-    ----------
-    D. Ulyanov, A. Vedaldi, V. Lempitsky, arXiv:1607.08022 (2016), equation 6, differentiated.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import bncore
-    >>> x, dy = np.array([[[0.0, 2.0]]]), np.array([[[1.0, 3.0]]])
-    >>> y, moments = bncore.instance_norm(x, eps=0.0)
-    >>> bncore.instance_norm_backward(dy, x, moments, eps=0.0)[1:]
-    (array([2.]), array([4.]))
-    """
-    return _backward(dy, x, moments, None, weight, axis, eps, out, n_threads)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from bncore.arguments.arrays import integer_scale
 from bncore.arguments.problem import Problem
 from bncore.arguments.scalars import real
+from bncore.arguments.weights import PROPAGATE, NanPolicy
 from bncore.backends import current
 from bncore.functions import integers
 from bncore.runtime import buffer_pool
@@ -33,6 +34,10 @@ def batch_norm_infer(
     negative_slope: float = 0.01,
     residual: npt.ArrayLike | None = None,
     scale: float | None = None,
+    where: npt.ArrayLike | None = None,
+    weights: npt.ArrayLike | None = None,
+    nan_policy: NanPolicy = "propagate",
+    fill: float | None = None,
 ) -> Array:
     """Normalize every channel by a given mean and variance, such as the running statistics.
 
@@ -47,7 +52,8 @@ def batch_norm_infer(
         for layouts and copies.
     mean, var : (C,) array_like of float
         Statistics per channel, of any real floating dtype, read as float64.  The mean is in x's
-        unit, the variance in x's unit squared.  For integers that is the unit of ``x * scale``.
+        unit, the variance in x's unit squared and >= 0 or NaN.  For integers that is the unit of
+        ``x * scale``.
     weight, bias : (C,) array_like of float, optional
         gamma and beta; 1 and 0 if they are None.
     axis, eps, n_threads
@@ -60,6 +66,9 @@ def batch_norm_infer(
     scale : float, optional
         What integers are multiplied with, > 0: 1/255 makes numbers from 0 to 1 of pixels.  It goes
         into mean and weight, and costs nothing.  Only integers have a scale.
+    where, weights, nan_policy, fill
+        As in `batch_norm_train`; without `fill` they change nothing, because the statistics are
+        given.  "omit" with `fill` replaces NaN.
 
     Returns
     -------
@@ -69,12 +78,8 @@ def batch_norm_infer(
     Raises
     ------
     TypeError, ValueError
-        As `batch_norm_train`, but one value per channel is allowed; and if `scale` is not positive
-        or x has no integers.
-
-    Notes
-    -----
-    A negative variance is allowed: a channel with ``var + eps < 0`` becomes NaN.
+        As `batch_norm_train`, but one value per channel is allowed; and if a variance is negative,
+        or `scale` is not positive or x has no integers.
 
     References
     ----------
@@ -97,7 +102,8 @@ def batch_norm_infer(
     backend = current()
     fast = backend.fast
     threads = resolve(n_threads)
-    if fast is not None and scale is None:
+    plain = where is weights is fill is scale is None and nan_policy is PROPAGATE
+    if fast is not None and plain:
         y: Array | None = fast.fast_infer(
             x,
             mean,
@@ -116,15 +122,25 @@ def batch_norm_infer(
             return y
     p = Problem(x, axis, integers=True)
     factor = integer_scale(scale, p.array)
-    given = p.parameter("mean", mean), p.parameter("var", var)
+    given = p.parameter("mean", mean), p.variance("var", var)
     gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
     eps = real("eps", eps, 0.0)
     fusion = p.fusion(activation, negative_slope, residual)
-    result = p.output(out, parameters=(*given, gamma, beta), residual=fusion.source)
+    counted = p.weights(where, weights, nan_policy, fill)
+    inputs = (*given, gamma, beta, *counted.sources)
+    result = p.output(out, parameters=inputs, residual=fusion.source)
     if not p.empty:
         values = given[0].values, given[1].values, gamma.values, beta.values
         integers.normalize(
-            backend.kernels, result.values, p.x, *values, eps, threads, fusion.asked(), factor
+            backend.kernels,
+            result.values,
+            p.x,
+            *values,
+            eps,
+            threads,
+            fusion.asked(),
+            factor,
+            counted.filling(p.channels),
         )
     return result.finish()
 
@@ -145,6 +161,10 @@ def batch_norm_infer_backward(
     negative_slope: float = 0.01,
     residual: npt.ArrayLike | None = None,
     dresidual: Array | None = None,
+    where: npt.ArrayLike | None = None,
+    weights: npt.ArrayLike | None = None,
+    nan_policy: NanPolicy = "propagate",
+    fill: float | None = None,
 ) -> tuple[Array, Array, Array]:
     """Compute the gradients of `batch_norm_infer`; mean and var are constants.
 
@@ -163,7 +183,7 @@ def batch_norm_infer_backward(
     out : ndarray, optional
         A writable array of x's shape and dtype that receives dx.  It may be `dy`, `x` or
         `residual` itself.
-    bias, activation, negative_slope, residual, dresidual
+    bias, activation, negative_slope, residual, dresidual, where, weights, nan_policy, fill
         As in `batch_norm_train_backward`.
 
     Returns
@@ -203,7 +223,7 @@ def batch_norm_infer_backward(
     backend = current()
     fast = backend.fast
     threads = resolve(n_threads)
-    if fast is not None:
+    if fast is not None and where is weights is fill is None and nan_policy is PROPAGATE:
         gradients: tuple[Array, Array, Array] | None = fast.fast_infer_backward(
             dy, x, mean, var, weight, axis, eps, out, threads,
             bias, activation, negative_slope, residual, dresidual,
@@ -212,17 +232,19 @@ def batch_norm_infer_backward(
             return gradients
     p = Problem(x, axis)
     gradient, source = p.gradient(dy)
-    given = p.parameter("mean", mean), p.parameter("var", var)
+    given = p.parameter("mean", mean), p.variance("var", var)
     gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
     eps = real("eps", eps, 0.0)
     fusion = p.fusion(activation, negative_slope, residual)
-    dx = p.output(out, source, (*given, gamma, beta), fusion.source)
-    dr = p.residual_gradient(dresidual, dx, source, fusion.source, (*given, gamma, beta))
+    counted = p.weights(where, weights, nan_policy, fill)
+    inputs = (*given, gamma, beta, *counted.sources)
+    dx = p.output(out, source, inputs, fusion.source)
+    dr = p.residual_gradient(dresidual, dx, source, fusion.source, inputs)
     sum_dy, sum_dy_xhat = p.zeros(), p.zeros()
     if not p.empty:
         backend.kernels.infer_backward(
             dx.values, sum_dy, sum_dy_xhat, gradient, p.x, given[0].values, given[1].values,
-            gamma.values, eps, threads, fusion.backward(beta, dr),
+            gamma.values, eps, threads, fusion.backward(beta, dr), counted.record(p.zeros()),
         )  # fmt: skip
     if dr is not None:
         dr.finish()

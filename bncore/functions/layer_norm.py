@@ -9,7 +9,7 @@ values are converted to float32 for both calls, so that the results are rounded 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, SupportsIndex, TypeAlias
+from typing import Any, NamedTuple, SupportsIndex, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,10 @@ from bncore.arguments.arrays import data_array, plain_array
 from bncore.arguments.float_environment import silent_arithmetic
 from bncore.arguments.parameters import NoParameter, Parameter, parameter
 from bncore.arguments.problem import Problem
+from bncore.arguments.weights import ALL_ONE, GivenWeights, NanPolicy, Weights, is_nan, weights_of
 from bncore.backends import current
 from bncore.functions.sixteen_bits import in_float32, store
+from bncore.functions.train import require_own_counts
 from bncore.runtime import buffer_pool
 from bncore.runtime.threads import resolve
 from bncore.statistics import (
@@ -28,11 +30,23 @@ from bncore.statistics import (
     Stat,
     checked_moments,
     counts_of,
-    require_counts,
     trusted_moments,
 )
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
+
+
+class RowWeights(NamedTuple):
+    """The weights of some rows, for a kernel call over rows and for one over columns."""
+
+    lines: Weights | None = None
+    columns: Weights | None = None
+
+    @property
+    def filling(self) -> Weights | None:
+        """What `normalize` takes for the columns."""
+        return None if self.columns is None or self.columns.fill is None else self.columns
+
 
 CHUNK_BYTES = 1 << 19  # x, dy and two temporaries of this size fit in the second-level cache
 
@@ -46,7 +60,10 @@ class Rows:
         The problem of x in C order: x's own memory, or one copy.
     number, width : the number of rows, and of values in a row
     shape : the shape of the normalized axes
+    weights : what counts
     """
+
+    weights: GivenWeights = ALL_ONE
 
     def __init__(self, x: object, axis: object) -> None:
         array = data_array("x", x)
@@ -59,6 +76,7 @@ class Rows:
         self.problem = Problem(rows, 0, source=array)
         self.shape = array.shape[first:]
         _, self.number, self.width = layout.canonical(array.shape, 0, first)
+        self._lead = array.shape[:first]
 
     def __iter__(self) -> Iterator[slice]:
         """Yield ranges of rows, one for each pair of kernel calls."""
@@ -66,6 +84,37 @@ class Rows:
         each = max(CHUNK_BYTES // (self.width * size), 1)
         for start in range(0, self.number, each):
             yield slice(start, min(start + each, self.number))
+
+    def weigh(self, where: object, weights: object, nan_policy: object, fill: object) -> None:
+        """Check the arguments that say what counts; refuse a NaN if they say so."""
+        shape = self.problem.shape
+        self.weights, policy = weights_of(shape, where, weights, nan_policy, fill)
+        for rows in self if policy == "raise" and not self.problem.empty else ():
+            bad = is_nan(self.of(self.problem.x, rows))
+            if self.weights.values is not None:
+                bad &= self._values(rows) != 0
+            if bad.any():
+                at = rows.start + int(bad.any(axis=1).argmax())
+                raise ValueError(f"x: expected no NaN with nan_policy='raise', got NaN in row {at}")
+
+    def _values(self, rows: slice) -> Array:
+        """Return the weights of a range of rows."""
+        lead = np.unravel_index(np.arange(rows.start, rows.stop), self._lead)
+        every = np.broadcast_to(self.weights.values, self.problem.shape)  # type: ignore[arg-type]
+        return every[lead].reshape(-1, self.width)
+
+    def weights_of(self, given: Array, rows: slice, count: Stat) -> RowWeights:
+        """Return the weights of a range of rows, whose values are `given` and not uint16."""
+        w = self.weights
+        if not w.weighs:
+            return RowWeights()
+        values: Any = np.uint8(1) if w.values is None else self._values(rows)
+        if w.omit_nan:
+            values = np.where(np.isnan(given), values.dtype.type(0), values)
+        return RowWeights(
+            Weights(_lines(values), False, w.fill, count),
+            Weights(_columns(values), False, w.fill, np.zeros(self.width)),
+        )
 
     def of(self, values: Array, rows: slice) -> Array:
         """Return a range of rows of an array of x's size."""
@@ -100,6 +149,10 @@ def layer_norm(
     eps: float = 1e-5,
     out: Array | None = None,
     n_threads: int | None = None,
+    where: npt.ArrayLike | None = None,
+    weights: npt.ArrayLike | None = None,
+    nan_policy: NanPolicy = "propagate",
+    fill: float | None = None,
 ) -> tuple[Array, Moments]:
     """Normalize every sample over its last axes, with one weight per normalized element.
 
@@ -116,6 +169,8 @@ def layer_norm(
     out : ndarray, optional
         A writable array of x's shape and dtype that receives y.  It is `x` itself or does not
         overlap x.
+    where, weights, nan_policy, fill
+        As in `batch_norm_train`.
 
     Returns
     -------
@@ -153,23 +208,30 @@ def layer_norm(
     p = r.problem
     gamma, beta = r.optional("weight", weight), r.optional("bias", bias)
     eps = scalars.real("eps", eps, 0.0)
+    r.weigh(where, weights, nan_policy, fill)
     _require_row(r)
-    y = p.output(out, parameters=(gamma, beta), allocate=buffer_pool.empty)
-    mean, m2 = np.full(r.number, np.nan), np.zeros(r.number)
+    inputs = (gamma, beta, *r.weights.sources)
+    y = p.output(out, parameters=inputs, allocate=buffer_pool.empty)
+    mean, m2, count = np.full(r.number, np.nan), np.zeros(r.number), counts_of(r.width, r.number)
     plain = gamma.values is None and beta.values is None
     zeros, ones = np.zeros(r.width), np.ones(r.width)
     for rows in () if p.empty else r:
         target, given = r.of(y.values, rows), r.of(p.x, rows)
         wide = in_float32(given)
         result = target if wide is given else wide
-        kernels.train(_lines(result), mean[rows], m2[rows], _lines(wide), None, None, eps, threads)
+        own = r.weights_of(wide, rows, count[rows])
+        kernels.train(
+            _lines(result), mean[rows], m2[rows], _lines(wide), None, None, eps, threads, None,
+            own.lines,
+        )  # fmt: skip
         if not plain:
             columns = _columns(result)
             kernels.normalize(
-                columns, columns, zeros, ones, gamma.values, beta.values, 0.0, threads
-            )
+                columns, columns, zeros, ones, gamma.values, beta.values, 0.0, threads, None,
+                own.filling,
+            )  # fmt: skip
         store(target, result)
-    return y.finish(), trusted_moments(counts_of(r.width, r.number), mean, m2)
+    return y.finish(), trusted_moments(count, mean, m2)
 
 
 def layer_norm_backward(
@@ -182,6 +244,10 @@ def layer_norm_backward(
     eps: float = 1e-5,
     out: Array | None = None,
     n_threads: int | None = None,
+    where: npt.ArrayLike | None = None,
+    weights: npt.ArrayLike | None = None,
+    nan_policy: NanPolicy = "propagate",
+    fill: float | None = None,
 ) -> tuple[Array, Array, Array]:
     """Compute the gradients of `layer_norm`.
 
@@ -198,6 +264,8 @@ def layer_norm_backward(
         As `layer_norm` returned them for this x.
     out : ndarray, optional
         A writable array of x's shape and dtype that receives dx.  It may be `dy` or `x` itself.
+    where, weights, nan_policy, fill
+        As in `batch_norm_train_backward`.
 
     Returns
     -------
@@ -237,10 +305,11 @@ def layer_norm_backward(
     p = r.problem
     gradient, source = p.gradient(dy)
     found = checked_moments("moments", moments, r.number)
-    require_counts(found, found.count == r.width, f"count {r.width}", "row")
+    r.weigh(where, weights, nan_policy, fill)
+    require_own_counts(found, r.width, r.weights, f"count {r.width}", "row")
     gamma = r.optional("weight", weight)
     eps = scalars.real("eps", eps, 0.0)
-    dx = p.output(out, source, (gamma,), allocate=buffer_pool.empty)
+    dx = p.output(out, source, (gamma, *r.weights.sources), allocate=buffer_pool.empty)
     dbias, dweight = np.zeros(r.width), np.zeros(r.width)
     zeros, ones = np.zeros(r.width), np.ones(r.width)
     mean, var = found.mean, found.var()
@@ -249,14 +318,16 @@ def layer_norm_backward(
         given, slope = (in_float32(r.of(values, rows)) for values in (p.x, gradient))
         result = target if given.dtype == target.dtype else given
         statistics = mean[rows], var[rows]
+        own = r.weights_of(given, rows, found.count[rows])
         scratch = np.empty_like(given)
         kernels.normalize(
             _lines(scratch), _lines(given), *statistics, None, None, eps, threads
         )  # xhat
         sum_dy, sum_dy_xhat = np.zeros((2, r.width))
         kernels.grad_sums(
-            sum_dy, sum_dy_xhat, _columns(slope), _columns(scratch), zeros, ones, 0.0, threads
-        )
+            sum_dy, sum_dy_xhat, _columns(slope), _columns(scratch), zeros, ones, 0.0, threads,
+            own.columns,
+        )  # fmt: skip
         with silent_arithmetic():
             dbias += sum_dy
             dweight += sum_dy_xhat
@@ -267,15 +338,16 @@ def layer_norm_backward(
             slope = scratch
         unused = np.zeros(len(given)), np.zeros(len(given))
         kernels.train_backward(
-            _lines(result), *unused, _lines(slope), _lines(given), *statistics, None, eps, threads
-        )
+            _lines(result), *unused, _lines(slope), _lines(given), *statistics, None, eps, threads,
+            None, own.lines,
+        )  # fmt: skip
         store(target, result)
     return dx.finish(), _parameter(p, r, dweight, gamma), _parameter(p, r, dbias, gamma)
 
 
 def _require_row(r: Rows) -> None:
     """Refuse rows of one value, whose variance is always 0."""
-    if r.width == 1 and r.number:
+    if r.width == 1 and r.number and not r.weights.weighs:
         raise ValueError(f"Expected more than 1 value per row, got input size {r.problem.shape}")
 
 

@@ -93,7 +93,7 @@ def batch_renorm(
     p = Problem(x, axis)
     gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
     mean = p.parameter("running_mean", running_mean)
-    var = p.parameter("running_var", running_var)
+    var = p.variance("running_var", running_var)
     eps = scalars.real("eps", eps, 0.0)
     largest_r, largest_d = scalars.real("r_max", r_max, 1.0), scalars.real("d_max", d_max, 0.0)
     p.require_batch()

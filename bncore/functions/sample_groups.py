@@ -17,6 +17,7 @@ from bncore.arguments import layout, scalars
 from bncore.arguments.arrays import data_array
 from bncore.arguments.parameters import Stat
 from bncore.arguments.problem import Problem
+from bncore.arguments.weights import ALL_ONE, GivenWeights, Weights
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 
@@ -32,7 +33,10 @@ class SampleGroups:
         The problem of x, in which samples are slowest in memory.
     samples, groups, channels, count : the number of each, and of values per group
     wide : the number of channels of a group
+    weights : what counts
     """
+
+    weights: GivenWeights = ALL_ONE
 
     def __init__(self, x: object, axis: object, groups: object) -> None:
         source = array = data_array("x", x)
@@ -57,10 +61,17 @@ class SampleGroups:
         self._outer, self._inner = sample.outer, sample.inner
         self.count = sample.values_per_channel * self.wide
 
+    def weigh(self, where: object, weights: object, nan_policy: object, fill: object) -> None:
+        """Check the arguments that say what counts."""
+        self.weights = self.problem.weights(where, weights, nan_policy, fill)
+
     def __iter__(self) -> Iterator[SampleRange]:
-        """Yield a range of samples for each kernel call; its data fit in second-level cache."""
+        """Yield a range of samples for each kernel call; its data fit in second-level cache.
+
+        With weights there is one sample in each, so that its channels can share their weights.
+        """
         each = 1
-        if self._outer == 1:
+        if self._outer == 1 and not self.weights.weighs:
             size = self.problem.x.nbytes // self.samples
             each = self.samples if self.wide == 1 else max(CHUNK_BYTES // size, 1)
         for start in range(0, self.samples, each):
@@ -68,7 +79,7 @@ class SampleGroups:
 
     def require_batch(self) -> None:
         """Refuse groups of one value, whose variance is always 0."""
-        if self.count == 1 and not self.problem.empty:
+        if self.count == 1 and not (self.problem.empty or self.weights.weighs):
             raise ValueError(
                 f"Expected more than 1 value per group, got input size {self.problem.shape}"
             )
@@ -94,6 +105,24 @@ class SampleRange:
         g = self._whole
         mine = values.reshape(g.samples, -1)[self._samples]
         return mine.reshape(g._outer, self._number * rows, wide * g._inner)
+
+    def weights_by_channel(self, count: Stat) -> Weights | None:
+        """Return the weights of `by_channel`, of whose channels `count` is the sum."""
+        return self._weights(1, count)
+
+    def weights_by_group(self, count: Stat) -> Weights | None:
+        """Return the weights of `by_group`, of whose channels `count` is the sum."""
+        return self._weights(self._whole.wide, count)
+
+    def _weights(self, wide: int, count: Stat) -> Weights | None:
+        g = self._whole
+        if g.weights.values is None:
+            return g.weights.record(count)
+        mine = g.weights.values.reshape(g.samples, g._outer, -1, g._inner)[self._samples.start]
+        if wide > 1:
+            each = mine.repeat(wide, axis=1) if mine.shape[1] == 1 else mine
+            mine = each.reshape(g._outer, -1, wide * g._inner)
+        return g.weights._replace(values=mine).record(count)
 
     def repeated(self, values: Stat) -> Stat:
         """Repeat the value of each group once for every channel of the group."""

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from bncore.arguments.arrays import integer_scale
 from bncore.arguments.problem import Problem
 from bncore.arguments.scalars import float64_sums, real
+from bncore.arguments.weights import PROPAGATE, GivenWeights, NanPolicy
 from bncore.backends import current
 from bncore.functions import integers
 from bncore.runtime import buffer_pool
@@ -42,6 +43,9 @@ def moments(
     dtype: npt.DTypeLike | None = None,
     n_threads: int | None = None,
     scale: float | None = None,
+    where: npt.ArrayLike | None = None,
+    weights: npt.ArrayLike | None = None,
+    nan_policy: NanPolicy = "propagate",
 ) -> Moments:
     """Compute count, mean and sum of squared deviations of every channel, in one pass.
 
@@ -63,12 +67,14 @@ def moments(
     scale : float, optional
         What integers are multiplied with, > 0: 1/255 makes numbers from 0 to 1 of pixels.  The mean
         is multiplied with it, and m2 with its square.  Only integers have a scale.
+    where, weights, nan_policy
+        As in `batch_norm_train`.
 
     Returns
     -------
     Moments
         The moments, in float64.  With one value per channel m2 is 0.  Without values count is 0,
-        mean is NaN and m2 is 0.
+        mean is NaN and m2 is 0.  The count is the sum of the weights.
 
     Raises
     ------
@@ -93,33 +99,35 @@ def moments(
     fast = backend.fast
     threads = resolve(n_threads)
     exact = dtype is not None and float64_sums("dtype", dtype)
-    if fast is not None and scale is None:
+    if fast is not None and where is weights is scale is None and nan_policy is PROPAGATE:
         done = fast.fast_moments(x, axis, threads, exact)
         if done is not None:
             count, mean, m2 = done
             return frozen_moments(count, mean, m2)
     p = Problem(x, axis, integers=True)
     factor = integer_scale(scale, p.array)
-    mean, m2 = p.no_means(), p.zeros()
+    given = p.weights(where, weights, nan_policy)
+    mean, m2, count = p.no_means(), p.zeros(), counts_of(p.count, p.channels)
     if not p.empty:
-        integers.moments(backend.kernels, mean, m2, p.x, threads, exact, factor)
-    return trusted_moments(counts_of(p.count, p.channels), mean, m2)
+        own = given.record(count)
+        integers.moments(backend.kernels, mean, m2, p.x, threads, exact, factor, own)
+    return trusted_moments(count, mean, m2)
 
 
-def _given_moments(p: Problem, value: Moments) -> Moments:
+def _given_moments(p: Problem, value: Moments, given: GivenWeights) -> Moments:
     """Return moments that have x's channels, and a value in one of them if x has any."""
     moments = checked_moments("moments", value, p.channels)
-    if not p.empty and not moments.count.any():
+    if not (p.empty or given.weighs or moments.count.any()):
         raise ValueError(
             "moments: expected a count above 0 for an x that is not empty, got 0 for every channel"
         )
     return moments
 
 
-def _moments_of_all(p: Problem, value: Moments) -> Moments:
+def _moments_of_all(p: Problem, value: Moments, given: GivenWeights) -> Moments:
     """Return moments that can be those of x or of a larger batch that contains x."""
     moments = checked_moments("moments", value, p.channels)
-    fit = moments.count >= (0 if p.empty else p.count)
+    fit = moments.count >= (0 if p.empty or given.weighs else p.count)
     require_counts(moments, fit, f"count >= {p.count}, the values per channel of x")
     return moments
 
@@ -134,6 +142,10 @@ def normalize(
     eps: float = 1e-5,
     out: Array | None = None,
     n_threads: int | None = None,
+    where: npt.ArrayLike | None = None,
+    weights: npt.ArrayLike | None = None,
+    nan_policy: NanPolicy = "propagate",
+    fill: float | None = None,
 ) -> Array:
     """Normalize every channel by given moments: the second half of `batch_norm_train`.
 
@@ -148,8 +160,8 @@ def normalize(
         calibration set.  y is NaN in a channel whose count is 0.
     weight, bias : (C,) array_like of float, optional
         gamma and beta; 1 and 0 if they are None.
-    axis, eps, out, n_threads
-        As in `batch_norm_train`.
+    axis, eps, out, n_threads, where, weights, nan_policy, fill
+        As in `batch_norm_train`; what counts matters here for `fill` alone.
 
     Returns
     -------
@@ -183,20 +195,23 @@ def normalize(
     backend = current()
     fast = backend.fast
     threads = resolve(n_threads)
-    if fast is not None and type(moments) is Moments:
-        given = moments.count, moments.mean, moments.m2
-        done: Array | None = fast.fast_normalize(x, *given, weight, bias, axis, eps, out, threads)
+    plain = where is weights is fill is None and nan_policy is PROPAGATE
+    if fast is not None and type(moments) is Moments and plain:
+        three = moments.count, moments.mean, moments.m2
+        done: Array | None = fast.fast_normalize(x, *three, weight, bias, axis, eps, out, threads)
         if done is not None:
             return done
     p = Problem(x, axis)
-    moments = _given_moments(p, moments)
+    counted = p.weights(where, weights, nan_policy, fill)
+    moments = _given_moments(p, moments, counted)
     gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
     eps = real("eps", eps, 0.0)
-    y = p.output(out, parameters=(gamma, beta))
+    y = p.output(out, parameters=(gamma, beta, *counted.sources))
     if not p.empty:
         backend.kernels.normalize(
-            y.values, p.x, moments.mean, moments.var(), gamma.values, beta.values, eps, threads
-        )
+            y.values, p.x, moments.mean, moments.var(), gamma.values, beta.values, eps, threads,
+            None, counted.filling(p.channels),
+        )  # fmt: skip
     return y.finish()
 
 
@@ -208,6 +223,10 @@ def grad_sums(
     axis: SupportsIndex = 1,
     eps: float = 1e-5,
     n_threads: int | None = None,
+    where: npt.ArrayLike | None = None,
+    weights: npt.ArrayLike | None = None,
+    nan_policy: NanPolicy = "propagate",
+    fill: float | None = None,
 ) -> GradSums:
     """Sum dy and dy * xhat over every channel: the first half of `batch_norm_train_backward`.
 
@@ -222,6 +241,8 @@ def grad_sums(
         The moments that x was normalized by: those of x, or of a larger batch that x is a piece of.
     axis, eps, n_threads
         As in `batch_norm_train`.
+    where, weights, nan_policy, fill
+        As in `batch_norm_train_backward`.
 
     Returns
     -------
@@ -234,7 +255,8 @@ def grad_sums(
     ------
     TypeError, ValueError
         As `batch_norm_train_backward`, except that the counts of `moments` may be larger (but not
-        smaller) than the number of values that x has per channel.
+        smaller) than the number of values that x has per channel.  If some values count less or not
+        at all, the counts are not checked.
 
     References
     ----------
@@ -253,20 +275,23 @@ def grad_sums(
     backend = current()
     fast = backend.fast
     threads = resolve(n_threads)
-    if fast is not None and type(moments) is Moments:
-        given = moments.count, moments.mean, moments.m2
-        done = fast.fast_grad_sums(dy, x, *given, axis, eps, threads)
+    plain = where is weights is fill is None and nan_policy is PROPAGATE
+    if fast is not None and type(moments) is Moments and plain:
+        three = moments.count, moments.mean, moments.m2
+        done = fast.fast_grad_sums(dy, x, *three, axis, eps, threads)
         if done is not None:
             return frozen_sums(done[0], done[1])
     p = Problem(x, axis)
     gradient, _ = p.gradient(dy)
-    moments = _moments_of_all(p, moments)
+    counted = p.weights(where, weights, nan_policy, fill)
+    moments = _moments_of_all(p, moments, counted)
     eps = real("eps", eps, 0.0)
     sum_dy, sum_dy_xhat = p.zeros(), p.zeros()
     if not p.empty:
         backend.kernels.grad_sums(
-            sum_dy, sum_dy_xhat, gradient, p.x, moments.mean, moments.var(), eps, threads
-        )
+            sum_dy, sum_dy_xhat, gradient, p.x, moments.mean, moments.var(), eps, threads,
+            counted.record(moments.count),
+        )  # fmt: skip
     return trusted_sums(sum_dy, sum_dy_xhat)
 
 
@@ -281,11 +306,16 @@ def grad_input(
     eps: float = 1e-5,
     out: Array | None = None,
     n_threads: int | None = None,
+    where: npt.ArrayLike | None = None,
+    weights: npt.ArrayLike | None = None,
+    nan_policy: NanPolicy = "propagate",
+    fill: float | None = None,
 ) -> Array:
     """Compute dx from the sums: the second half of `batch_norm_train_backward`.
 
     ``dx = weight * invstd * (dy - (sum_dy + xhat * sum_dy_xhat) / n)``, with ``n = moments.count``,
-    ``invstd = 1 / sqrt(var + eps)`` and ``xhat = (x - mean) * invstd``.
+    ``invstd = 1 / sqrt(var + eps)`` and ``xhat = (x - mean) * invstd``.  A weight w stands before
+    the quotient.
 
     Parameters
     ----------
@@ -301,6 +331,8 @@ def grad_input(
         As in `batch_norm_train`.
     out : ndarray, optional
         A writable array of x's shape and dtype that receives dx.  It may be `dy` or `x` itself.
+    where, weights, nan_policy, fill
+        As in `batch_norm_train_backward`.
 
     Returns
     -------
@@ -332,30 +364,23 @@ def grad_input(
     backend = current()
     fast = backend.fast
     threads = resolve(n_threads)
-    if fast is not None and type(moments) is Moments and type(sums) is GradSums:
-        given = moments.count, moments.mean, moments.m2, sums.sum_dy, sums.sum_dy_xhat
-        done: Array | None = fast.fast_grad_input(dy, x, *given, weight, axis, eps, out, threads)
+    plain = where is weights is fill is None and nan_policy is PROPAGATE
+    if fast is not None and type(moments) is Moments and type(sums) is GradSums and plain:
+        five = moments.count, moments.mean, moments.m2, sums.sum_dy, sums.sum_dy_xhat
+        done: Array | None = fast.fast_grad_input(dy, x, *five, weight, axis, eps, out, threads)
         if done is not None:
             return done
     p = Problem(x, axis)
     gradient, source = p.gradient(dy)
-    moments = _moments_of_all(p, moments)
+    counted = p.weights(where, weights, nan_policy, fill)
+    moments = _moments_of_all(p, moments, counted)
     sums = checked_sums("sums", sums, p.channels)
     gamma = p.optional("weight", weight)
     eps = real("eps", eps, 0.0)
-    dx = p.output(out, source, (gamma,))
+    dx = p.output(out, source, (gamma, *counted.sources))
     if not p.empty:
         backend.kernels.grad_input(
-            dx.values,
-            gradient,
-            p.x,
-            moments.mean,
-            moments.var(),
-            sums.sum_dy,
-            sums.sum_dy_xhat,
-            moments.count,
-            gamma.values,
-            eps,
-            threads,
-        )
+            dx.values, gradient, p.x, moments.mean, moments.var(), sums.sum_dy, sums.sum_dy_xhat,
+            moments.count, gamma.values, eps, threads, counted.record(moments.count),
+        )  # fmt: skip
     return dx.finish()

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from bncore.arguments.problem import Problem
 from bncore.arguments.scalars import real
+from bncore.arguments.weights import PROPAGATE, GivenWeights, NanPolicy
 from bncore.backends import current
 from bncore.runtime import buffer_pool
 from bncore.runtime.threads import resolve
@@ -41,6 +42,10 @@ def batch_norm_train(
     activation: Literal["relu", "leaky_relu"] | None = None,
     negative_slope: float = 0.01,
     residual: npt.ArrayLike | None = None,
+    where: npt.ArrayLike | None = None,
+    weights: npt.ArrayLike | None = None,
+    nan_policy: NanPolicy = "propagate",
+    fill: float | None = None,
 ) -> tuple[Array, Moments]:
     """Normalize every channel of a batch by the batch's own mean and variance.
 
@@ -75,6 +80,19 @@ def batch_norm_train(
     residual : array_like, optional
         An array of x's shape and dtype (it is not broadcast) that is added before the activation,
         in the same pass.  It is copied once if its memory order differs from x's.
+    where : array_like of bool, optional
+        The values that count; it broadcasts against x, such as ``(N, 1, L)`` for padding.  Values
+        where it is False take no part in the statistics, whatever they are (NaN included).  If it
+        broadcasts over the channels, nothing of x's size is made.
+    weights : array_like of real numbers, optional
+        How often each value counts; finite, >= 0, and it broadcasts as `where` does.  A weight of 3
+        is the value three times.  With `where`, the weight is 0 where that is False.
+    nan_policy : {"propagate", "omit", "raise"}
+        "propagate" makes a channel with a NaN NaN, "omit" gives a NaN of x the weight 0, and
+        "raise" raises a ValueError if a NaN counts.
+    fill : float, optional
+        What y is where the weight is 0, NaN and infinity included.  Without it y is computed there
+        as everywhere.
 
     Returns
     -------
@@ -82,7 +100,8 @@ def batch_norm_train(
         `out`, or a new array of x's shape, dtype and memory order.
     moments : Moments
         Count, mean and sum of squared deviations per channel, in float64.  Pass them to
-        `batch_norm_train_backward` and `update_running_stats`.
+        `batch_norm_train_backward` and `update_running_stats`.  The count is the sum of the
+        weights.
 
     Raises
     ------
@@ -96,7 +115,9 @@ def batch_norm_train(
 
     Notes
     -----
-    An empty batch gives an empty y, and moments with count 0 and mean NaN.
+    An empty batch gives an empty y, and moments with count 0 and mean NaN.  With `where`, `weights`
+    or "omit", a channel in which only one value counts has variance 0, and one in which none counts
+    has count 0 and mean NaN; there y is NaN, or `fill`.
 
     References
     ----------
@@ -122,13 +143,21 @@ def batch_norm_train(
     >>> y
     array([[0., 1.],
            [1., 3.]])
+
+    Two sequences of lengths 2 and 1, in one padded array:
+
+    >>> sequences = np.array([[[1.0, 3.0]], [[5.0, np.nan]]])
+    >>> where = np.array([[[True, True]], [[True, False]]])
+    >>> y, moments = bncore.batch_norm_train(sequences, where=where, fill=0.0)
+    >>> moments.count, moments.mean, y[1]
+    (array([3.]), array([3.]), array([[1.22474258, 0.        ]]))
     """
     if out is None:
         out = buffer_pool.output(x)
     backend = current()
     fast = backend.fast
     threads = resolve(n_threads)
-    if fast is not None:
+    if fast is not None and where is weights is fill is None and nan_policy is PROPAGATE:
         done = fast.fast_train(
             x, weight, bias, axis, eps, out, threads, activation, negative_slope, residual
         )
@@ -139,14 +168,17 @@ def batch_norm_train(
     gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
     eps = real("eps", eps, 0.0)
     fusion = p.fusion(activation, negative_slope, residual)
-    p.require_batch()
-    to = p.output(out, parameters=(gamma, beta), residual=fusion.source)
-    mean, m2 = p.no_means(), p.zeros()
+    given = p.weights(where, weights, nan_policy, fill)
+    if not given.weighs:
+        p.require_batch()
+    to = p.output(out, parameters=(gamma, beta, *given.sources), residual=fusion.source)
+    mean, m2, count = p.no_means(), p.zeros(), counts_of(p.count, p.channels)
     if not p.empty:
         backend.kernels.train(
-            to.values, mean, m2, p.x, gamma.values, beta.values, eps, threads, fusion.asked()
-        )
-    return to.finish(), trusted_moments(counts_of(p.count, p.channels), mean, m2)
+            to.values, mean, m2, p.x, gamma.values, beta.values, eps, threads, fusion.asked(),
+            given.record(count),
+        )  # fmt: skip
+    return to.finish(), trusted_moments(count, mean, m2)
 
 
 def batch_norm_train_backward(
@@ -164,6 +196,10 @@ def batch_norm_train_backward(
     negative_slope: float = 0.01,
     residual: npt.ArrayLike | None = None,
     dresidual: Array | None = None,
+    where: npt.ArrayLike | None = None,
+    weights: npt.ArrayLike | None = None,
+    nan_policy: NanPolicy = "propagate",
+    fill: float | None = None,
 ) -> tuple[Array, Array, Array]:
     """Compute the gradients of `batch_norm_train`.
 
@@ -171,7 +207,8 @@ def batch_norm_train_backward(
     ``invstd = 1 / sqrt(var + eps)`` and ``xhat = (x - mean) * invstd``; the means are per channel.
     With an activation, dy is first multiplied by the activation's derivative.  The forward call
     stores no mask: this function computes the sign of the value before the activation again, with
-    the same operations as the forward call.
+    the same operations as the forward call.  With weights w and their sum W,
+    ``dx = weight * invstd * (dy - w / W * (sum(dy) + xhat * sum(dy * xhat)))``.
 
     Parameters
     ----------
@@ -195,6 +232,10 @@ def batch_norm_train_backward(
         A writable array of x's shape and dtype that receives the gradient with respect to the
         residual: dy times the activation's derivative, or dy itself without an activation.  It may
         be `dy` or `residual` itself, but must not overlap `x` or `out`.
+    where, weights, nan_policy, fill
+        As in the forward call.  With `fill`, y does not depend on x where the weight is 0, so dx is
+        0 there, and dy has no influence.  Without it, x has no influence where the weight and dy
+        are 0.
 
     Returns
     -------
@@ -248,7 +289,8 @@ def batch_norm_train_backward(
     backend = current()
     fast = backend.fast
     threads = resolve(n_threads)
-    if fast is not None and type(moments) is Moments:
+    plain = where is weights is fill is None and nan_policy is PROPAGATE
+    if fast is not None and type(moments) is Moments and plain:
         done = fast.fast_train_backward(
             dy, x, moments.count, moments.mean, moments.m2, weight, axis, eps, out, threads,
             bias, activation, negative_slope, residual, dresidual,
@@ -262,22 +304,34 @@ def batch_norm_train_backward(
     gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
     eps = real("eps", eps, 0.0)
     fusion = p.fusion(activation, negative_slope, residual)
-    require_counts(
-        moments,
-        moments.count == p.count,
-        f"count {p.count}, the values per channel of x (use grad_sums and grad_input for merged "
-        "moments)",
-    )
-    dx = p.output(out, source, (gamma, beta), fusion.source)
-    dr = p.residual_gradient(dresidual, dx, source, fusion.source, (gamma, beta))
+    given = p.weights(where, weights, nan_policy, fill)
+    whole = f"count {p.count}, the values per channel of x"
+    other = "for merged moments use grad_sums and grad_input"
+    require_own_counts(moments, p.count, given, f"{whole} ({other})")
+    inputs = (gamma, beta, *given.sources)
+    dx = p.output(out, source, inputs, fusion.source)
+    dr = p.residual_gradient(dresidual, dx, source, fusion.source, inputs)
     sum_dy, sum_dy_xhat = p.zeros(), p.zeros()
     if not p.empty:
         backend.kernels.train_backward(
             dx.values, sum_dy, sum_dy_xhat, gradient, p.x, moments.mean, moments.var(),
-            gamma.values, eps, threads, fusion.backward(beta, dr),
+            gamma.values, eps, threads, fusion.backward(beta, dr), given.record(moments.count),
         )  # fmt: skip
     if dr is not None:
         dr.finish()
     dweight = p.parameter_gradient(sum_dy_xhat, gamma)
     dbias = p.parameter_gradient(sum_dy, gamma)
     return dx.finish(), dweight, dbias
+
+
+def require_own_counts(
+    moments: Moments, number: int, given: GivenWeights, expected: str, place: str = "channel"
+) -> None:
+    """Refuse moments of other data: their counts are `number`, or at most that with a mask.
+
+    Nothing is known of the counts if there are weights other than 0 and 1.
+    """
+    if not given.weighs:
+        require_counts(moments, moments.count == number, expected, place)
+    elif given.counts_ones:
+        require_counts(moments, moments.count <= number, f"at most {expected}", place)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from bncore.arguments import layout, problem, scalars
 from bncore.arguments.arrays import data_array, memory_of
+from bncore.arguments.weights import PROPAGATE, NanPolicy
 from bncore.functions import steps
 from bncore.functions.infer import batch_norm_infer, batch_norm_infer_backward
 from bncore.functions.running_stats import update_running_stats
@@ -42,6 +43,10 @@ class LayerCalls(LayerState):
         *,
         out: Array | None = None,
         update_stats: bool = True,
+        where: npt.ArrayLike | None = None,
+        weights: npt.ArrayLike | None = None,
+        nan_policy: NanPolicy = "propagate",
+        fill: float | None = None,
     ) -> Array:
         """Normalize x by the statistics that the mode selects.
 
@@ -58,6 +63,9 @@ class LayerCalls(LayerState):
             keeps; in evaluation it may be x or the residual itself.
         update_stats : bool, default True
             If False, a training forward does not change the running statistics.
+        where, weights, nan_policy, fill
+            As in `batch_norm_train`; in training the layer keeps the arrays until backward.  In
+            evaluation and after `freeze`, what counts matters for `fill` alone.
 
         Returns
         -------
@@ -72,6 +80,11 @@ class LayerCalls(LayerState):
             If ``on_nonfinite`` is "raise" and a statistic is not finite.  Whatever was raised,
             nothing has been written or changed.
         """
+        counted: dict[str, Any] = {}
+        options = self._options
+        if not (where is weights is fill is None and nan_policy is PROPAGATE):
+            counted = {"where": where, "weights": weights, "nan_policy": nan_policy, "fill": fill}
+            options = options | counted
         if type(x) is not np.ndarray:
             x = data_array("x", x)
         if residual is not None and type(residual) is not np.ndarray:
@@ -79,18 +92,19 @@ class LayerCalls(LayerState):
         if update_stats is not True:
             update_stats = scalars.boolean("update_stats", update_stats)
         if not self._built:
-            return self._first(x, residual, out, update_stats)
+            return self._first(x, residual, out, update_stats, counted)
         count = self._count(x)
         if not self.training:
-            return self._evaluate(x, residual, out)
+            return self._evaluate(x, residual, out, options)
         if out is not None:
             self._require_apart(out, x, residual)
         if self._frozen or (count == 1 and self._on_single == "running"):
-            return self._by_running(x, residual, out)
-        if out is not None and update_stats and self._tracks:
+            return self._by_running(x, residual, out, options)
+        track = update_stats and self._tracks
+        if out is not None and track:
             self._require_writable(RUNNING)  # before y is written
-        y, moments = self._by_batch(x, residual, out, count)
-        self._take_over(x, residual, moments, update_stats and self._tracks)
+        y, moments = self._by_batch(x, residual, out, count, options, track)
+        self._take_over(x, residual, moments, track, options)
         return y
 
     def __call__(
@@ -100,9 +114,16 @@ class LayerCalls(LayerState):
         *,
         out: Array | None = None,
         update_stats: bool = True,
+        where: npt.ArrayLike | None = None,
+        weights: npt.ArrayLike | None = None,
+        nan_policy: NanPolicy = "propagate",
+        fill: float | None = None,
     ) -> Array:
         """Compute `forward`."""
-        return self.forward(x, residual, out=out, update_stats=update_stats)
+        return self.forward(
+            x, residual, out=out, update_stats=update_stats, where=where, weights=weights,
+            nan_policy=nan_policy, fill=fill,
+        )  # fmt: skip
 
     def backward(
         self, dy: npt.ArrayLike, *, out: Array | None = None, dresidual: Array | None = None
@@ -154,13 +175,18 @@ class LayerCalls(LayerState):
 
     @all_or_nothing
     def _first(
-        self, x: Array, residual: Array | None, out: Array | None, update_stats: bool
+        self,
+        x: Array,
+        residual: Array | None,
+        out: Array | None,
+        update_stats: bool,
+        counted: dict[str, Any],
     ) -> Array:
         """Take channels and dtype from the first x if the layer lacks them, and do the call."""
         p = problem.Problem(x, self.axis)
         channels = p.channels if self._channels is None else self._channels
         self._build(channels, p.statistic_dtype if self._dtype is None else self._dtype)
-        return self.forward(x, residual, out=out, update_stats=update_stats)
+        return self.forward(x, residual, out=out, update_stats=update_stats, **counted)
 
     def _count(self, x: Array) -> int:
         """Return x's number of values per channel; refuse an x that does not fit the layer."""
@@ -187,9 +213,11 @@ class LayerCalls(LayerState):
                     f"out: expected memory apart from {name}, which backward needs, got an overlap"
                 )
 
-    def _evaluate(self, x: Array, residual: Array | None, out: Array | None) -> Array:
+    def _evaluate(
+        self, x: Array, residual: Array | None, out: Array | None, options: dict[str, Any]
+    ) -> Array:
         """Normalize by the running statistics, or by the batch's if there are none."""
-        weight, bias, options = self._weight, self._bias, self._options
+        weight, bias = self._weight, self._bias
         if self._tracks:
             mean, var = self._running()
             y = batch_norm_infer(x, mean, var, weight, bias, out=out, residual=residual, **options)
@@ -198,53 +226,76 @@ class LayerCalls(LayerState):
         self._saved = EVALUATED
         return y
 
-    def _by_running(self, x: Array, residual: Array | None, out: Array | None) -> Array:
+    def _by_running(
+        self, x: Array, residual: Array | None, out: Array | None, options: dict[str, Any]
+    ) -> Array:
         """Normalize by the running statistics, and keep the arrays that backward needs."""
         mean, var = (array.copy() for array in self._running())
-        weight, bias, options = self._weight, self._bias, self._options
+        weight, bias = self._weight, self._bias
         y = batch_norm_infer(x, mean, var, weight, bias, out=out, residual=residual, **options)
-        self._saved = self._kept(x, residual, (mean, var))
+        self._saved = self._kept(x, residual, (mean, var), options)
         return y
 
     def _by_batch(
-        self, x: Array, residual: Array | None, out: Array | None, count: int
+        self,
+        x: Array,
+        residual: Array | None,
+        out: Array | None,
+        count: int,
+        options: dict[str, Any],
+        track: bool,
     ) -> tuple[Array, Moments]:
         """Normalize by the statistics of the batch."""
-        weight, bias, options = self._weight, self._bias, self._options
-        if self._on_nonfinite != "raise":
-            return batch_norm_train(x, weight, bias, out=out, residual=residual, **options)
-        if out is None:
-            y, moments = batch_norm_train(x, weight, bias, residual=residual, **options)
-            require_finite(moments)
+        weight, bias = self._weight, self._bias
+        refuses, weighs = self._on_nonfinite == "raise", options is not self._options
+        if out is None or not (refuses or weighs):
+            y, moments = batch_norm_train(x, weight, bias, out=out, residual=residual, **options)
+            if refuses:
+                require_finite(moments)
             return y, moments
-        # Compute the statistics first, because nothing may be written before we know that they are
-        # finite.  The two calls give the same bits as one.  If x must be copied, they share one
-        # copy.
-        if count <= 1:
+        # Compute the statistics first, because nothing may be written before we know that the
+        # layer takes them.  The two calls give the same bits as one.  If x must be copied, they
+        # share one copy.
+        if count <= 1 and not weighs:
             problem.Problem(x, options["axis"]).require_batch()
         x = layout.in_one_block(x)
-        moments = steps.moments(x, axis=options["axis"], n_threads=options["n_threads"])
-        require_finite(moments)
+        names = ("axis", "n_threads", "where", "weights", "nan_policy")
+        moments = steps.moments(x, **{name: options[name] for name in names if name in options})
+        if refuses:
+            require_finite(moments)
+        if track:
+            mean, var = (array.copy() for array in self._running())
+            update_running_stats(mean, var, moments, correction=self._correction)  # may raise
         y = batch_norm_infer(
             x, moments.mean, moments.var(), weight, bias, out=out, residual=residual, **options
         )
         return y, moments
 
     def _kept(
-        self, x: Array, residual: Array | None, statistics: Moments | tuple[Stat, Stat]
+        self,
+        x: Array,
+        residual: Array | None,
+        statistics: Moments | tuple[Stat, Stat],
+        options: dict[str, Any],
     ) -> Saved:
         """Return what backward needs; the residual only if there is an activation."""
-        options = self._options
         return Saved(options, x, None if options["activation"] is None else residual, statistics)
 
-    def _take_over(self, x: Array, residual: Array | None, moments: Moments, track: bool) -> None:
+    def _take_over(
+        self,
+        x: Array,
+        residual: Array | None,
+        moments: Moments,
+        track: bool,
+        options: dict[str, Any],
+    ) -> None:
         """Make all changes of a training forward to the layer, or none of them.
 
         An exception such as KeyboardInterrupt can come between any two steps.  All attributes
         change in one step, which nothing can interrupt.  The running statistics change in place
         before that step; if it is not reached, they get their old values back.
         """
-        changes: dict[str, Any] = {"_saved": self._kept(x, residual, moments)}
+        changes: dict[str, Any] = {"_saved": self._kept(x, residual, moments, options)}
         some = bool(moments.count.any())  # values, in any channel
         if some:
             changes["moments"] = moments

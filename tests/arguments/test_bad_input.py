@@ -81,7 +81,9 @@ def arguments_of(name: str, *, fused: bool = True) -> Arguments:
     return {
         parameter: good[parameter]
         for parameter in inspect.signature(FUNCTIONS[name]).parameters
-        if parameter in good and (fused or parameter not in FUSION)
+        if parameter in good
+        and (fused or parameter not in FUSION)
+        and (name, parameter) != ("mean_var", "out")  # a pair; test_var_std.py has its errors
     }
 
 
@@ -116,6 +118,7 @@ class Bad:
             name
             for name, function in FUNCTIONS.items()
             if self.argument in inspect.signature(function).parameters
+            and (name, self.argument) != ("mean_var", "out")
             and name not in ACCEPTED.get(self.id.rpartition("-")[2], ())
         ]
 

@@ -65,10 +65,31 @@ def test_eps_may_be_zero(backend, eps):
     assert np.isnan(y[:, 1]).all()  # 0 / 0, as the formula says
 
 
-def test_a_negative_variance_gives_nan_in_its_channel(backend):
+@pytest.mark.parametrize("var", [-1.0, -0.5e-5, -np.inf])
+def test_a_negative_variance_is_refused_before_anything_is_written(backend, var):
     x = np.array([[1.0, 5.0, 2.0], [3.0, 6.0, 4.0]])
-    y = bncore.batch_norm_infer(x, [2.0, 5.0, 2.0], [1.0, -1.0, -0.5e-5])
-    assert np.isnan(y).tolist() == [[False, True, False]] * 2
+    given = [1.0, np.nan, var]
+    out = np.full_like(x, 7.0)
+    weight = np.ones((3, 3))
+    for call in (
+        lambda: bncore.batch_norm_infer(x, np.ones(3), np.array(given), out=out),
+        lambda: bncore.batch_norm_infer(x, np.ones(3), given, out=out),
+        lambda: bncore.batch_norm_infer_backward(x, x, np.ones(3), np.array(given), out=out),
+        lambda: bncore.as_scale_shift(np.ones(3), given),
+        lambda: bncore.fold_into_linear(weight, None, np.ones(3), given),
+        lambda: bncore.batch_renorm(x, np.ones(3), given, out=out),
+    ):
+        with pytest.raises(
+            ValueError, match=r"var: expected variances >= 0, got -.* for channel 2"
+        ):
+            call()
+    assert (out == 7.0).all()
+
+
+def test_zero_and_nan_are_no_negative_variances(backend):
+    x = np.array([[1.0, 5.0], [3.0, 6.0]])
+    y = bncore.batch_norm_infer(x, np.zeros(2), np.array([-0.0, np.nan]), eps=1.0)
+    assert (y[:, 0] == x[:, 0]).all() and np.isnan(y[:, 1]).all()
 
 
 def test_parameters_may_share_memory_W5_W6(backend):

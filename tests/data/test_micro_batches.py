@@ -107,7 +107,7 @@ def started(*pieces):
     (lambda: MicroBatches([1.0], [1.0, 2.0]), ValueError, r"^bias: expected shape \(1,\), got"),
     (lambda: MicroBatches(eps=-1), ValueError, r"^eps: expected a finite number >= 0, got -1$"),
     (lambda: started(ONE, ONE).backward([ONE], [ONE]), RuntimeError,
-     r"^add_gradient: expected pieces of 4 values per channel in all, .*, got 2 for channel 0$"),
+     r"^add_gradient: expected pieces of 4 values per channel in all, .*, got 2$"),
     (lambda: started(ONE).backward([ONE, ONE], [ONE]), ValueError, r"^zip"),
     (lambda: started(ONE).dweight, RuntimeError, r"^sums: expected add_gradient of a piece"),
     (lambda: started(ONE).grad_input(ONE, ONE), RuntimeError, r"^sums: expected add_gradient"),
@@ -173,10 +173,10 @@ def test_every_step_wants_the_dtype_of_the_first_piece(step):
 def test_a_forgotten_piece_is_noticed_and_can_be_made_good(rng):
     x = rng.standard_normal((6, 2))
     batch = started(x[:3], x[3:])
-    with pytest.raises(RuntimeError, match=r"got 3 for channel 0$"):
+    with pytest.raises(RuntimeError, match=r"got 3$"):
         batch.backward([x[:3]], [x[:3]])
     batch.add_gradient(x[:3], x[:3])
-    with pytest.raises(RuntimeError, match=r"got 3 for channel 0$"):
+    with pytest.raises(RuntimeError, match=r"got 3$"):
         batch.dweight  # noqa: B018
     with pytest.raises(RuntimeError, match=r"^add: expected no piece after add_gradient"):
         batch.add(x)

@@ -74,11 +74,12 @@ def test_blocks_are_runs_of_memory_that_cover_it_once(shape, axis):
     x = np.arange(np.prod(shape), dtype=np.float64).reshape(shape)
     blocks = Blocks(x, axis, 4096)
     found = [*blocks]
-    assert all(block.nbytes <= 4096 and block.flags.c_contiguous for _, block in found)
-    np.testing.assert_array_equal(np.concatenate([b.ravel() for _, b in found]), x.ravel())
+    assert all(block.nbytes <= 4096 and block.flags.c_contiguous for _, block, _ in found)
+    np.testing.assert_array_equal(np.concatenate([b.ravel() for _, b, _ in found]), x.ravel())
     assert len(found) <= 2 * x.nbytes // 4096 + 2 * np.prod(shape[:2])
-    for channels, block in found:
+    for channels, block, place in found:
         assert channels.stop - channels.start == block.shape[axis]
+        assert np.shares_memory(blocks.of(x, place), block)
     assert_moments(bncore.stream_moments(x, axis=axis, block_bytes=4096), x, axis)
 
 

@@ -38,6 +38,8 @@ WITHOUT_ARRAYS = {
 FUNCTIONS = [name for name in bncore.__all__ if name not in WITHOUT_ARRAYS]
 PARAMETERS = {name: inspect.signature(getattr(bncore, name)).parameters for name in FUNCTIONS}
 
+REDUCING = {"mean_var", "var", "std"}
+
 # ---------------------------------------------------------------------------------- right arguments
 
 VALUES = ["normal", "shifted", "subnormal", "tiny_spread", "special", "constant"]
@@ -93,8 +95,26 @@ def right_arguments(draw: Callable, name: str) -> Arguments:
         values = rng.uniform(low, 2.0, channels).astype(of_type)
         return draw_view(draw, values, writable)
 
+    def broadcasting(values: Callable[[tuple[int, ...]], np.ndarray]) -> np.ndarray:
+        """An array that broadcasts against x: some axes have size 1, some may be missing."""
+        sizes = [draw(st.sampled_from([1, n])) for n in shape]
+        return draw_view(draw, values(tuple(sizes[draw(st.sampled_from([0, 0, 1])) :])))
+
+    def counted() -> Arguments:
+        """What counts; the extremes are NaN of x, everything and nothing."""
+        rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+        share = draw(st.sampled_from([0.0, 0.5, 0.9, 1.0]))
+        of_type = draw(st.sampled_from([np.float64, np.float32, np.int64, np.bool_]))
+        return {
+            "where": broadcasting(lambda sizes: rng.random(sizes) < share),
+            "weights": broadcasting(lambda sizes: rng.uniform(0.0, 3.0, sizes).astype(of_type)),
+            "nan_policy": draw(st.sampled_from(["propagate", "omit", "raise"])),
+            "fill": draw(st.sampled_from([0.0, -1, np.nan])),
+        }
+
     x = array()
     possible: Arguments = {
+        **(counted() if draw(st.booleans()) else {}),
         "x": x,
         "dy": array(),
         "weight": vector(),
@@ -116,6 +136,7 @@ def right_arguments(draw: Callable, name: str) -> Arguments:
         "size": draw(st.integers(1, 80)),
         "block_bytes": draw(st.integers(1, 4096)),
         "correction": draw(st.sampled_from([0, 1])),
+        "ddof": draw(st.sampled_from([0, 1])),
         "keepdims": draw(st.booleans()),
         "r_max": draw(st.sampled_from([1.0, 3.0])),
         "d_max": draw(st.sampled_from([0.0, 5.0])),
@@ -123,6 +144,8 @@ def right_arguments(draw: Callable, name: str) -> Arguments:
     }
     chosen = {}
     for key, parameter in PARAMETERS[name].items():
+        if key == "out" and name in REDUCING:
+            continue  # arrays of the result's shape
         if key == "moments":
             chosen[key] = saved_moments(name, possible)
         elif key == "sums":
@@ -171,7 +194,9 @@ def parts(value: object) -> list[np.ndarray]:
 
 
 def vars_of(value: object) -> tuple[str, ...]:
-    return ("mean", "m2") if isinstance(value, bncore.Moments) else ("sum_dy", "sum_dy_xhat")
+    return (
+        ("count", "mean", "m2") if isinstance(value, bncore.Moments) else ("sum_dy", "sum_dy_xhat")
+    )
 
 
 def call(name: str, arguments: Arguments) -> object:

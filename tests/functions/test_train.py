@@ -30,6 +30,7 @@ DEFAULTS = {
     "correction": 0,
     "keepdims": False,
     "negative_slope": 0.01,
+    "nan_policy": "propagate",
 }
 
 
@@ -42,7 +43,7 @@ def test_signature(name):
     assert all(p.kind is p.KEYWORD_ONLY for p in options)
     defaults = dict(DEFAULTS)
     if name == "mean_var":
-        defaults["axis"] = None
+        defaults |= {"axis": None, "correction": None}  # 0, as ddof
     if name == "update_running_stats":
         defaults["correction"] = 1
     assert {p.name: p.default for p in options} == {p.name: defaults.get(p.name) for p in options}

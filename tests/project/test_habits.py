@@ -27,7 +27,7 @@ def test_the_readme_is_short():
 
 
 def test_the_examples_of_the_guide_run():
-    whole, reduction, in_pieces, layer, half, integers = blocks_of("docs/guide.md", "python")
+    whole, reduction, in_pieces, layer, gaps, half, integers = blocks_of("docs/guide.md", "python")
     names: dict[str, object] = {}
     exec(compile(whole, "guide.md", "exec"), names)
     assert (names["moments"].count == 32 * 14 * 14).all()
@@ -39,6 +39,10 @@ def test_the_examples_of_the_guide_run():
         np.testing.assert_allclose(names[name], before, rtol=1e-4, atol=1e-6)
     exec(compile(layer, "guide.md", "exec"), names)
     assert names["layer"].frozen and names["saved"]["num_batches_tracked"] == 1
+    exec(compile(gaps, "guide.md", "exec"), names)
+    assert names["y"][2, 0, 3:].tolist() == [0.0] * 6
+    np.testing.assert_allclose(names["grid_without_gaps"], [[1, 5, 4], [3, 5, 4]])
+    np.testing.assert_allclose(names["mean"], 7100 / 700)
     exec(compile(half, "guide.md", "exec"), names)
     assert names["y16"].dtype == names["dx16"].dtype == np.float16
     assert names["dweight32"].dtype == np.float32

@@ -151,6 +151,15 @@ cdef inline double *_room(Call *call, int which) noexcept:
     return NULL if call.many == NULL else call.many + which * channels
 
 
+cdef inline bint _variances(const Call *call) noexcept:
+    """Tell whether no variance is negative."""
+    cdef int64_t c
+    for c in range(call.problem.channels):
+        if call.given[VAR][c] < 0.0:
+            return False
+    return True
+
+
 cdef inline bint _same_place(cnp.ndarray a, cnp.ndarray b) noexcept:
     """Tell whether two arrays have the same type, shape and strides."""
     cdef int i, rank = cnp.PyArray_NDIM(a)

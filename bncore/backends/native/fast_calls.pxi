@@ -94,7 +94,7 @@ def fast_infer(x, mean, var, weight, bias, axis, eps, out, int n_threads, activa
     try:
         if (not _output_fits(out, <cnp.ndarray>x, None) or not _parameter(&call, WEIGHT, weight, out)
                 or not _parameter(&call, BIAS, bias, out) or not _parameter(&call, MEAN, mean, out)
-                or not _parameter(&call, VAR, var, out)
+                or not _parameter(&call, VAR, var, out) or not _variances(&call)
                 or not _fusion(&call, activation, slope, residual, <cnp.ndarray>x, out)):
             return None
         y = _output(&call, out, <cnp.ndarray>x)
@@ -130,6 +130,7 @@ def fast_infer_backward(dy, x, mean, var, weight, axis, eps, out, int n_threads,
     try:
         if (not _fused_backward(&call, <cnp.ndarray>x, dy, weight, bias, out, activation, slope, residual, dresidual)
                 or not _parameter(&call, MEAN, mean, out) or not _parameter(&call, VAR, var, out)
+                or not _variances(&call)
                 or not _apart_or_none(dresidual, mean) or not _apart_or_none(dresidual, var)):
             return None
         return _backward(&call, _infer_backward, <cnp.ndarray>x, weight, out)

@@ -1,7 +1,7 @@
 # The fast path of update_running_stats; see fast_calls.pxi.
 
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
-from cpython.long cimport PyLong_CheckExact
+from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
 from libc.math cimport isfinite
 from libc.stdint cimport int64_t
 
@@ -22,13 +22,16 @@ cdef inline bint _running(object a_, cnp.npy_intp channels) noexcept:
 
 cdef bint _corrected(object given, double *correction) noexcept:
     """Read a correction; return False if it is not canonical or no double represents it."""
+    cdef int overflow = 0
+    cdef long long number
     if PyFloat_CheckExact(given):
         correction[0] = PyFloat_AS_DOUBLE(given)
-    elif PyLong_CheckExact(given) and -EXACT < given < EXACT:
-        correction[0] = <double>given
-    else:
+        return isfinite(correction[0])
+    if not PyLong_CheckExact(given):
         return False
-    return isfinite(correction[0])
+    number = PyLong_AsLongLongAndOverflow(given, &overflow)
+    correction[0] = <double>number
+    return not overflow and -EXACT < number < EXACT
 
 
 def fast_running(running_mean, running_var, cnp.ndarray count, cnp.ndarray mean, cnp.ndarray m2, momentum_,
