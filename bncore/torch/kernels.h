@@ -333,7 +333,7 @@ void update(const Tensor &running_mean, const Tensor &running_var, const Tensor 
     const double *values = batch.const_data_ptr<double>();
     double divisor = 1.0; /* of the mean */
     for (const Tensor &running : {running_mean, running_var}) {
-        running.unsafeGetTensorImpl()->bump_version();
+        if (!running.is_inference()) running.unsafeGetTensorImpl()->bump_version();
         move(running, values, divisor, momentum);
         values += channels;
         divisor = static_cast<double>(count - 1);

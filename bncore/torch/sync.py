@@ -176,7 +176,8 @@ class SyncBatchNorm(AnyDimension):
                 input, mean, var, weight, bias, batch, momentum, residual, batches
             )
         check(input, mean, var, weight, bias, residual, True, self.eps, alone=False)
-        y, moments, count = synchronized(input, weight, bias, self.eps, self.process_group)
+        given = (one if one is None else one.resolve_neg() for one in (input, weight, bias))
+        y, moments, count = synchronized(*given, self.eps, self.process_group)
         eager.track(ops.update_op, mean, var, moments, count, momentum, batches)
         return y
 
