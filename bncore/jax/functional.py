@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
+from jax import export
 
 from bncore.arguments import scalars
 from bncore.arguments.problem import ACTIVATIONS
 from bncore.jax import formula, ops
 from bncore.jax.handlers import Settings
+from bncore.jax.manual_axes import alike
 
 # Jitted here, the functions take a fraction of the time if the caller does not jit them.
 _train = jax.jit(ops.train, static_argnums=0, inline=True)
@@ -131,7 +133,8 @@ def batch_norm_train(
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {x.shape}"
         )
-    y, mean, var, _ = _train(settings, x, *arguments, _residual(x, residual))
+    given = alike(x, *arguments, _residual(x, residual))
+    y, mean, var, _ = _train(settings, *given)
     return y, Moments(count, mean, var)
 
 
@@ -197,7 +200,7 @@ def batch_norm_infer(
         if value is None:
             raise TypeError(f"{name}: expected an array, got None")
     arguments = _parameters(x, axis, mean=mean, var=var, weight=weight, bias=bias)
-    return _infer(settings, x, *arguments, _residual(x, residual))
+    return _infer(settings, *alike(x, *arguments, _residual(x, residual)))
 
 
 def update_running_stats(
@@ -256,12 +259,15 @@ def update_running_stats(
     old = [_vector(name, v, moments.mean.shape[0]) for name, v in given.items()]
     momentum = scalars.real("momentum", momentum, 0.0, 1.0)
     correction = scalars.real("correction", correction)
-    count = moments.count
-    if count == 0:
+    count: Any = moments.count
+    if export.is_symbolic_dim(count):  # known only when an exported function is called
+        count = jnp.asarray(count, moments.var.dtype)
+    elif count == 0:
         return old[0], old[1]
-    if count <= correction:
+    elif count <= correction:
         raise ValueError(f"moments: expected count > correction = {correction:g}, got {count}")
-    batch = moments.mean, moments.var * (count / (count - correction))
+    factor = count / (count - correction)
+    batch = moments.mean, moments.var * factor
     mean, var = (
         ((1.0 - momentum) * a.astype(b.dtype) + momentum * b).astype(a.dtype)
         for a, b in zip(old, batch, strict=True)
