@@ -9,13 +9,12 @@ from bncore.backends.native.c_bncore cimport (
     BNCORE_ERROR_SCRATCH, BNCORE_ERROR_MEMORY, BNCORE_ERROR_ISA, BNCORE_ERROR_FUSION,
     BNCORE_ERROR_EXECUTOR, BNCORE_ERROR_STRUCT, BNCORE_ERROR_ALIGNMENT,
     BNCORE_FLOAT32, BNCORE_FLOAT64, BNCORE_NO_ACTIVATION, BNCORE_RELU, BNCORE_LEAKY_RELU,
-    bncore_activation, bncore_dtype, bncore_environment, bncore_executor, bncore_fusion,
-    bncore_problem,
-    bncore_status,
+    BNCORE_WEIGHT_FLOAT64, BNCORE_WEIGHT_UINT8, bncore_activation, bncore_dtype, bncore_environment,
+    bncore_executor, bncore_fusion, bncore_problem, bncore_status, bncore_weights,
 )
 from bncore.backends.native.binding cimport (
-    bncore_problem_init, bncore_fusion_init, bncore_scratch_size, bncore_moments, bncore_normalize,
-    bncore_train,
+    bncore_problem_init, bncore_fusion_init, bncore_weights_init, bncore_scratch_size,
+    bncore_moments, bncore_normalize, bncore_train,
     bncore_grad_sums, bncore_grad_input, bncore_train_backward, bncore_infer_backward,
     bncore_status_string, bncore_version, bncore_abi_version, bncore_isa, bncore_isa_available,
     bncore_isa_set, bncore_isa_init, bncore_executor_choose, bncore_executor_init,

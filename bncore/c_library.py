@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bncore import backends
-from bncore.c_structs import PARALLEL_FOR, TASK, Executor, Fusion, Problem
+from bncore.c_structs import PARALLEL_FOR, TASK, Executor, Fusion, Problem, Weights
 from bncore.version import __version__
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Executor",
     "Fusion",
     "Problem",
+    "Weights",
     "compiler_flags",
     "get_address",
     "get_capsules",

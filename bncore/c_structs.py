@@ -34,6 +34,23 @@ class Fusion(ctypes.Structure):
     )
 
 
+class Weights(ctypes.Structure):
+    """``bncore_weights`` for ctypes; call ``bncore_weights_init`` first."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("dtype", ctypes.c_int32),
+        ("per_channel", ctypes.c_int32),
+        ("omit_nan", ctypes.c_int32),
+        ("filled", ctypes.c_int32),
+        ("unused", ctypes.c_int32),
+        ("values", ctypes.c_void_p),
+        ("count", ctypes.c_void_p),
+        ("fill", ctypes.c_double),
+        ("reserved", ctypes.c_uint64 * 4),
+    )
+
+
 class Problem(ctypes.Structure):
     """``bncore_problem`` for ctypes; call ``bncore_problem_init`` first."""
 
@@ -50,5 +67,7 @@ class Problem(ctypes.Structure):
         ("scratch", ctypes.c_void_p),
         ("scratch_size", ctypes.c_size_t),
         ("fusion", ctypes.POINTER(Fusion)),
-        ("reserved", ctypes.c_uint64 * 8),
+        ("weights", ctypes.POINTER(Weights)),
+        ("unused", ctypes.c_void_p),
+        ("reserved", ctypes.c_uint64 * 6),
     )

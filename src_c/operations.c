@@ -45,6 +45,14 @@ static bncore_status check_channels(const operation *op, int count, const void *
     return check_optional(count, arrays);
 }
 
+static bncore_status check_counts(const operation *op, const double *count)
+{
+    for (int64_t c = 0; c < op->g.channels; c++)
+        if (!(count[c] > 0.0 || (op->problem->weights && count[c] == 0.0)))
+            return BNCORE_ERROR_COUNT;
+    return BNCORE_OK;
+}
+
 /* Check the problem, with its residual, dresidual, bias and scratch, and begin *op with it. */
 static bncore_status start(operation *op, const bncore_problem *p, void *dst, const void *dy,
                            const void *x)
@@ -64,14 +72,6 @@ static bncore_status start(operation *op, const bncore_problem *p, void *dst, co
     if (f && (misaligned(f->residual, op->item) || misaligned(f->dresidual, op->item)))
         return BNCORE_ERROR_ALIGNMENT;
     return check_optional(2, (const void *[]){p->scratch, f ? f->bias : NULL});
-}
-
-static bncore_status run(operation *op)
-{
-    if (op->g.n > 0 && op->g.channels > 0) return bncore_run(op);
-    for (int i = 0; i < 2; i++)
-        for (int64_t c = 0; op->results[i] && c < op->g.channels; c++) op->results[i][c] = 0.0;
-    return BNCORE_OK;
 }
 
 /* ---- per channel ---- */
@@ -144,7 +144,8 @@ static void set_grad_input(const operation *op, int64_t first, int64_t n)
 {
     op->kernels->grad_input_coefs(coef_at(op, first), op->coef_stride, n, op->mean + first,
                                   op->invstd + first, from_channel(op->weight, first),
-                                  op->sum_dy + first, op->sum_dy_xhat + first, op->count);
+                                  op->sum_dy + first, op->sum_dy_xhat + first,
+                                  from_channel(op->counts, first), (double)op->g.n);
 }
 
 static void set_grad_frozen(const operation *op, int64_t first, int64_t n)
@@ -224,8 +225,9 @@ static void apply_normalize(operation *op, void (*set_coefs)(const operation *, 
     op->set_coefs = set_coefs;
 }
 
+/* counts NULL: every channel has g.n values. */
 static void apply_grad_input(operation *op, const double *sum_dy, const double *sum_dy_xhat,
-                             double count)
+                             const double *counts)
 {
     op->apply_planes = op->kernels->grad_input_planes[op->masked];
     op->apply_rows = op->kernels->grad_input_rows[op->masked];
@@ -233,7 +235,7 @@ static void apply_grad_input(operation *op, const double *sum_dy, const double *
     op->set_coefs = set_grad_input;
     op->sum_dy = sum_dy;
     op->sum_dy_xhat = sum_dy_xhat;
-    op->count = count;
+    op->counts = counts;
 }
 
 static void given(operation *op, const double *mean, const double *var, const double *weight,
@@ -243,6 +245,16 @@ static void given(operation *op, const double *mean, const double *var, const do
     op->var = var;
     op->weight = weight;
     op->bias = bias;
+}
+
+/* Run the operation. Statistics of no value are NaN and 0, and sums are 0. */
+static bncore_status run(operation *op)
+{
+    if (op->g.n > 0 && op->g.channels > 0) return bncore_run(op);
+    for (int i = 0; i < 2; i++)
+        for (int64_t c = 0; op->results[i] && c < op->g.channels; c++)
+            op->results[i][c] = i == 0 && op->finish == finish_moments ? (double)NAN : 0.0;
+    return BNCORE_OK;
 }
 
 /* ---- the public operations ---- */
@@ -318,13 +330,15 @@ static bncore_status start_gradient(operation *op, const bncore_problem *p, void
 
 bncore_status bncore_grad_input(const bncore_problem *p, void *dx, const void *dy, const void *x,
                                 const double *mean, const double *var, const double *sum_dy,
-                                const double *sum_dy_xhat, double count, const double *weight)
+                                const double *sum_dy_xhat, const double *count,
+                                const double *weight)
 {
     operation op;
-    const bncore_status status =
+    bncore_status status =
         start_gradient(&op, p, dx, sum_dy, sum_dy_xhat, dy, x, mean, var, weight);
+    if (status == BNCORE_OK) status = check_channels(&op, 1, (const void *[]){count});
+    if (status == BNCORE_OK) status = check_counts(&op, count);
     if (status != BNCORE_OK) return status;
-    if (!(count > 0.0)) return BNCORE_ERROR_COUNT;
     apply_grad_input(&op, sum_dy, sum_dy_xhat, count);
     return run(&op);
 }
@@ -349,7 +363,7 @@ bncore_status bncore_train_backward(const bncore_problem *p, void *dx, double *s
     const bncore_status status =
         start_backward(&op, p, dx, sum_dy, sum_dy_xhat, dy, x, mean, var, weight);
     if (status != BNCORE_OK) return status;
-    apply_grad_input(&op, sum_dy, sum_dy_xhat, (double)op.g.n);
+    apply_grad_input(&op, sum_dy, sum_dy_xhat, NULL);
     return run(&op);
 }
 

@@ -58,6 +58,17 @@ static bncore_status check_fusion(const bncore_fusion *f, int32_t dtype)
     return BNCORE_OK;
 }
 
+static bncore_status check_weights(const bncore_weights *w)
+{
+    const bncore_status status = check_struct(w, w->size, sizeof *w);
+    if (status != BNCORE_OK) return status;
+    if (w->unused || !all_zero(w->reserved, sizeof w->reserved)) return BNCORE_ERROR_STRUCT;
+    if (w->dtype != BNCORE_WEIGHT_UINT8 && w->dtype != BNCORE_WEIGHT_FLOAT64)
+        return BNCORE_ERROR_STRUCT;
+    const uint32_t flags = (uint32_t)w->per_channel | (uint32_t)w->omit_nan | (uint32_t)w->filled;
+    return flags > 1 ? BNCORE_ERROR_STRUCT : BNCORE_OK;
+}
+
 /* Whether the arrays fit the address space. Where the arrays hold no value, the parameters still have one per
  * channel. */
 static bncore_status check_sizes(const bncore_problem *p)
@@ -76,7 +87,7 @@ bncore_status bncore_problem_open(const bncore_problem *p, bncore_geometry *g)
     bncore_status status = check_struct(p, p->size, sizeof *p);
     if (status != BNCORE_OK) return status;
     if (p->flags & ~(uint32_t)BNCORE_FLOAT64_SUMS) return BNCORE_ERROR_STRUCT;
-    if (!all_zero(p->reserved, sizeof p->reserved)) return BNCORE_ERROR_STRUCT;
+    if (p->unused || !all_zero(p->reserved, sizeof p->reserved)) return BNCORE_ERROR_STRUCT;
     if (!item_of(p->dtype)) return BNCORE_ERROR_DTYPE;
     status = check_sizes(p);
     if (status != BNCORE_OK) return status;
@@ -85,6 +96,9 @@ bncore_status bncore_problem_open(const bncore_problem *p, bncore_geometry *g)
     if (p->executor && !p->executor->parallel_for) return BNCORE_ERROR_NULL;
     status = p->fusion ? check_fusion(p->fusion, p->dtype) : BNCORE_OK;
     if (status != BNCORE_OK) return status;
+    status = p->weights ? check_weights(p->weights) : BNCORE_OK;
+    if (status != BNCORE_OK) return status;
+    if (p->weights) return BNCORE_ERROR_STRUCT; /* no operation knows them yet */
     *g = bncore_partition(p->outer, p->channels, p->inner);
     if (bncore_scratch_doubles(g) > PTRDIFF_MAX / (int64_t)sizeof(double)) return BNCORE_ERROR_SIZE;
     return BNCORE_OK;
@@ -114,6 +128,15 @@ bncore_status bncore_fusion_init(bncore_fusion *fusion, size_t size)
     memset(fusion, 0, size);
     fusion->size = (uint32_t)size;
     return check_struct(fusion, fusion->size, sizeof *fusion);
+}
+
+bncore_status bncore_weights_init(bncore_weights *weights, size_t size)
+{
+    if (!weights) return BNCORE_ERROR_NULL;
+    if (size < sizeof *weights || size > LARGEST_STRUCT) return BNCORE_ERROR_STRUCT;
+    memset(weights, 0, size);
+    weights->size = (uint32_t)size;
+    return check_struct(weights, weights->size, sizeof *weights);
 }
 
 size_t bncore_scratch_size(const bncore_problem *problem)

@@ -18,7 +18,7 @@ typedef struct operation {
     /* What the caller gave per channel; NULL where the operation does not have it. */
     const double *mean, *var, *weight, *bias;
     const double *sum_dy, *sum_dy_xhat;
-    double count;
+    const double *counts; /* NULL: g.n for every channel */
 
     /* The reduction; fields is 0 where there is none. finish computes the results of channels first .. first + n - 1 from
      * columns 0, step, 2 step ... of partial. */

@@ -36,6 +36,12 @@ def backend(request):
         yield request.param
 
 
+@pytest.fixture
+def weights_taken(backend):
+    if not variants.takes_weights(backend):
+        pytest.skip("the C core does not take weights yet")
+
+
 @pytest.fixture(autouse=True)
 def _thread_count_restored():
     yield

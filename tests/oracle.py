@@ -67,7 +67,7 @@ def _weigh(binned: np.ndarray, power: int, low: int, shift: int) -> Fraction:
 class ExactMoments:
     """Exact moments of one channel."""
 
-    count: int
+    count: int | Fraction
     mean: Fraction
     m2: Fraction  # sum of squared deviations from the mean
 
@@ -86,6 +86,19 @@ def exact_moments(values: np.ndarray) -> ExactMoments:
 def channel_moments(x: np.ndarray) -> list[ExactMoments]:
     """`exact_moments` of every channel of x, channels on axis 1."""
     return [exact_moments(x[:, c]) for c in range(x.shape[1])]
+
+
+def weighted_moments(x: np.ndarray, w: np.ndarray) -> list[ExactMoments]:
+    """Sum of weights, mean and weighted squares of every channel; x is anything where w is 0."""
+    found = []
+    for c in range(x.shape[1]):
+        pairs = zip(x[:, c].ravel().tolist(), w[:, c].ravel().tolist(), strict=True)
+        exact = [(Fraction(value), Fraction(weight)) for value, weight in pairs if weight != 0.0]
+        total = sum((weight for _, weight in exact), Fraction(0))
+        mean = sum((value * weight for value, weight in exact), Fraction(0)) / total
+        squares = sum((weight * (value - mean) ** 2 for value, weight in exact), Fraction(0))
+        found.append(ExactMoments(total, mean, squares))
+    return found
 
 
 def relative_error(got: float, exact: Fraction) -> float:
@@ -129,7 +142,7 @@ class Centered:
 
     deviation: np.ndarray
     invstd: np.ndarray
-    count: int
+    count: np.ndarray
 
     @property
     def xhat(self) -> np.ndarray:
@@ -142,7 +155,7 @@ def centered(x: np.ndarray, moments: list[ExactMoments], eps: float) -> Centered
     low = _column([m[1] for m in means], x.ndim)
     var = _column([longdouble(m.var) for m in moments], x.ndim)
     invstd = 1 / np.sqrt(var + np.longdouble(eps))
-    count = moments[0].count if moments else 0
+    count = _column([longdouble(Fraction(m.count)) for m in moments], x.ndim)
     return Centered((x.astype(np.longdouble) - high) - low, invstd, count)
 
 
@@ -198,11 +211,13 @@ def backward(
     weight: np.ndarray | None = None,
     eps: float = 1e-5,
     frozen: bool = False,
+    weights: np.ndarray | float = 1.0,
 ) -> Backward:
     """Gradients of batch norm: Ioffe & Szegedy (2015), section 3, with the derivatives collected.
 
     dx = weight * invstd * (dy - sum(dy)/n - xhat * sum(dy * xhat)/n); with frozen statistics the
-    first term alone.
+    first term alone. With weights, the other terms are multiplied by the weight of the value, and n
+    is the sum of weights.
     """
     parts = centered(x, moments, eps)
     xhat = parts.xhat
@@ -212,8 +227,9 @@ def backward(
     factor = _parameter(weight, 1.0, x) * parts.invstd
     terms = [factor * g]
     if not frozen:
-        terms.append(-factor * xhat * _column(dweight / parts.count, x.ndim))
-        terms.append(-factor * _column(dbias / parts.count, x.ndim))
+        share = factor * weights / parts.count
+        terms.append(-share * xhat * _column(dweight, x.ndim))
+        terms.append(-share * _column(dbias, x.ndim))
     largest = np.abs(terms[0])
     for term in terms[1:]:
         largest = np.maximum(largest, np.abs(term))
@@ -254,11 +270,15 @@ def max_relative(got: np.ndarray, reference: np.ndarray, scale: np.ndarray) -> f
     return float(np.max(error[positive] / scale[positive], initial=0))
 
 
-def forward_error(y: np.ndarray, expected: Forward) -> float:
+def forward_error(y: np.ndarray, expected: Forward, where: np.ndarray | None = None) -> float:
     """What `tolerances.forward` bounds: float32 in ulp of the scale, float64 relative to it.
 
-    A saved mean is one double, so a float64 result may be off by some ulp of the mean besides.
+    `where` tells which values are compared; all of them by default. A saved mean is one double, so
+    a float64 result may be off by some ulp of the mean besides.
     """
+    if where is not None:
+        spacing = np.broadcast_to(expected.mean_ulp, y.shape)[where]
+        y, expected = y[where], Forward(expected.y[where], expected.scale[where], spacing)
     if y.dtype == np.float32:
         return max_ulp(y, expected.y, expected.scale)
     error = np.maximum(np.abs(y - expected.y) - tolerances.MEAN_ULP * expected.mean_ulp, 0)

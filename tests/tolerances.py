@@ -53,6 +53,10 @@ MEAN_ULP = 4.0
 # by `oracle.forward_error`).
 FORWARD_FLOAT64 = 1e-15
 
+# Weighted moments of float32 and float64 data against exact ones, relative: sums of products in
+# float64, of some thousand values.
+WEIGHTED = 1e-12
+
 # Moments of pieces, merged, against the moments of the whole: one rounding of the mean per piece.
 MERGED = 1e-13
 

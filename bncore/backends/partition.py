@@ -15,7 +15,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from bncore.backends.contract import Fusion
+from bncore.arguments.weights import Weights as GivenWeights
+from bncore.backends.contract import Fusion, Weights
 
 Data: TypeAlias = NDArray[Any]  # x, y, dy, dx: as `contract.Data`
 Stat: TypeAlias = NDArray[np.float64]  # one value per channel, or per column
@@ -155,22 +156,31 @@ def in_chains(data: Data, float64_sums: bool = False) -> bool:
 # In backward the two Python backends handle a fusion by masking dy first.
 
 
+def gradient_fill(weights: Weights | None) -> Weights | None:
+    """Return the weights for a gradient that is 0 where y is filled; None if y is not filled."""
+    if weights is None or weights.fill is None:
+        return None
+    return GivenWeights(weights.values, weights.omit_nan, 0.0, weights.count)
+
+
 def unfused_gradient(
     dx: Data,
     dy: Data,
     x: Data,
     fusion: Fusion | None,
     activate: Callable[[Data, Data, Fusion], None],
+    filled: bool = False,
 ) -> Data:
     """Return the gradient with respect to z, which ``activate(out, dy, fusion)`` writes to `out`.
 
     `out` is dresidual if it is wanted.  Otherwise it is dx, which is written last, or a temporary
-    array if dx is x.
+    array if dx is x.  If y is `filled`, `activate` writes 0 where the weight is 0; without an
+    activation only dresidual needs that.
     """
     if fusion is None:
         return dy
     target = fusion.dresidual
-    if fusion.activation is None:
+    if fusion.activation is None and not (filled and target is not None):
         if target is not None:
             target[...] = dy
         return dy

@@ -209,6 +209,7 @@ def grad_input(dy, x, moments, sums, weight=None, axis=1, eps=1e-5, n_threads=1)
     gamma = doubles(weight, channels, "weight: expected one value per channel of x")
     dx = np.empty_like(x)
     if x.size:
-        arrays = (dx, dy, x, mean, var, total, weighted, float(moments.count), gamma)
+        counts = np.full(channels, float(moments.count))
+        arrays = (dx, dy, x, mean, var, total, weighted, counts, gamma)
         checked(call("bncore_grad_input", x, axis, eps, n_threads, arrays))
     return dx

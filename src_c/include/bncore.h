@@ -68,7 +68,7 @@ typedef enum bncore_flag {
     STATUS(BNCORE_ERROR_DTYPE, 3, "dtype is not one of bncore_dtype")                                \
     STATUS(BNCORE_ERROR_EPS, 4, "eps is negative, infinite or NaN")                                  \
     STATUS(BNCORE_ERROR_THREADS, 5, "n_threads is below 1")                                          \
-    STATUS(BNCORE_ERROR_COUNT, 6, "count is not above 0")                                            \
+    STATUS(BNCORE_ERROR_COUNT, 6, "a count is not above 0, or, with weights, not 0 or more")         \
     STATUS(BNCORE_ERROR_SCRATCH, 7, "scratch is smaller than bncore_scratch_size() says")            \
     STATUS(BNCORE_ERROR_MEMORY, 8, "there is no memory for scratch")                                 \
     STATUS(BNCORE_ERROR_ISA, 9, "there is no such instruction set, or this processor lacks it")      \
@@ -118,10 +118,44 @@ typedef struct bncore_fusion {
     uint64_t reserved[4]; /* must be zero; fields of later versions will stand here */
 } bncore_fusion;
 
+typedef enum bncore_weight_dtype {
+    BNCORE_WEIGHT_UINT8 = 0,  /* 0 or 1: a mask */
+    BNCORE_WEIGHT_FLOAT64 = 1 /* finite, >= 0 */
+} bncore_weight_dtype;
+
+/* How much each value of x counts: as so many copies of it. A value of weight 0 takes no part in any statistic, whatever it
+ * is, a NaN included. With w for the weight of a value, and all sums over a channel,
+ *   count = sum(w), mean = sum(w * x) / count, m2 = sum(w * (x - mean)^2).
+ * A channel whose weights are all 0 has the count 0, the mean NaN and the m2 0.
+ *
+ * Forward computes y of every value, whatever its weight is, unless `filled` is set. Backward takes the gradient of every
+ * y, and gives dx = a * (g - w / count * (sum_dy + xhat * sum_dy_xhat)) with a = weight / sqrt(var + eps). But a value of
+ * weight 0 adds nothing to the sums and has dx = 0 if its g is 0 or `filled` is set. So what x holds there reaches no result
+ * unless the loss depends on that y.
+ *
+ * bncore_normalize and bncore_infer_backward, whose statistics are given, use the weights for this alone. Weights that are
+ * all 1 give the bits of a call without weights. No call checks the values. */
+typedef struct bncore_weights {
+    uint32_t size; /* sizeof(bncore_weights) in the header that the caller was compiled with */
+    int32_t dtype; /* bncore_weight_dtype, of values */
+    /* 0: the shape of values is (outer, 1, inner), one weight for all channels. 1: it is that of x. */
+    int32_t per_channel;
+    int32_t omit_nan;   /* 1: a NaN of x has the weight 0 */
+    int32_t filled;     /* 1: where the weight is 0, y is `fill`, and dx and dresidual are 0 */
+    int32_t unused;     /* must be zero */
+    const void *values; /* C-contiguous, aligned to the size of its values. NULL: all are 1 */
+    /* double[channels]: bncore_moments and bncore_train write the count of each channel, and bncore_train_backward reads
+     * it. The other operations do not look at it. */
+    double *count;
+    double fill;          /* is rounded as y is */
+    uint64_t reserved[4]; /* must be zero; fields of later versions will stand here */
+} bncore_weights;
+
 /* bncore_problem_init() fills this struct first; the caller then changes what it needs. A call refuses a struct that
  * was never initialized, and one whose reserved fields are not all zero, because it asks for something that this
  * version does not know (BNCORE_ERROR_STRUCT). A caller that was compiled with a later header may pass a longer
- * struct, as long as all fields that this version does not know are zero. The same holds for bncore_fusion. */
+ * struct, as long as all fields that this version does not know are zero. The same holds for bncore_fusion and
+ * bncore_weights. */
 typedef struct bncore_problem {
     uint32_t size; /* sizeof(bncore_problem) in the header that the caller was compiled with */
     int32_t dtype; /* bncore_dtype */
@@ -133,12 +167,14 @@ typedef struct bncore_problem {
     void *scratch;                   /* NULL: the call allocates scratch and frees it */
     size_t scratch_size;             /* bytes at scratch; at least bncore_scratch_size() */
     const bncore_fusion *fusion;     /* NULL: batch normalization alone */
-    uint64_t reserved[8];            /* must be zero; fields of later versions will stand here */
+    const bncore_weights *weights;   /* NULL: every value counts once */
+    const void *unused;              /* must be NULL */
+    uint64_t reserved[6];            /* must be zero; fields of later versions will stand here */
 } bncore_problem;
 
 /* Fill *problem, which has `size` = sizeof(bncore_problem) bytes, with the dtype and the sizes given, eps = 1e-5, one
- * thread, the process's executor, no scratch and no fusion; all else becomes zero. Returns the status that an operation
- * would return for this problem. */
+ * thread, the process's executor, no scratch, no fusion and no weights; all else becomes zero. Returns the status that an
+ * operation would return for this problem. */
 BNCORE_API bncore_status bncore_problem_init(bncore_problem *problem, size_t size,
                                              bncore_dtype dtype, int64_t outer, int64_t channels,
                                              int64_t inner);
@@ -146,6 +182,10 @@ BNCORE_API bncore_status bncore_problem_init(bncore_problem *problem, size_t siz
 /* Fill *fusion, which has `size` = sizeof(bncore_fusion) bytes: no activation, no residual; all else becomes zero.
  * Returns the status that an operation would return for this struct. */
 BNCORE_API bncore_status bncore_fusion_init(bncore_fusion *fusion, size_t size);
+
+/* Fill *weights, which has `size` = sizeof(bncore_weights) bytes: all weights are 1, and count is NULL; all else becomes
+ * zero. Returns the status that bncore_normalize would return for this struct. */
+BNCORE_API bncore_status bncore_weights_init(bncore_weights *weights, size_t size);
 
 /* Compute outer, channels and inner, in this order, of a contiguous array from the sizes of its axes. The axis that is
  * slowest in memory comes first. The channels are the axes from `start` up to, but not including, `stop`. The function
@@ -164,7 +204,7 @@ static inline void bncore_canonical(const int64_t *sizes, int rank, int start, i
 BNCORE_API size_t bncore_scratch_size(const bncore_problem *problem);
 
 /* Compute for each channel, over its n = outer * inner values, the mean and m2, the sum of the squared deviations
- * from the mean. Both are 0 where n = 0. */
+ * from the mean. Where n = 0, they are NaN and 0. */
 BNCORE_API bncore_status bncore_moments(const bncore_problem *problem, double *mean, double *m2,
                                         const void *x);
 
@@ -173,7 +213,8 @@ BNCORE_API bncore_status bncore_normalize(const bncore_problem *problem, void *y
                                           const double *mean, const double *var,
                                           const double *weight, const double *bias);
 
-/* Compute what bncore_moments and then bncore_normalize with var = m2 / n compute, with the same bits. */
+/* Compute what bncore_moments and then bncore_normalize with var = m2 / n compute, with the same bits. With weights, n
+ * is the count of each channel. */
 BNCORE_API bncore_status bncore_train(const bncore_problem *problem, void *y, double *mean,
                                       double *m2, const void *x, const double *weight,
                                       const double *bias);
@@ -185,14 +226,16 @@ BNCORE_API bncore_status bncore_grad_sums(const bncore_problem *problem, double 
                                           const double *mean, const double *var);
 
 /* dx = weight / sqrt(var + eps) * (dy - sum_dy / count - xhat * sum_dy_xhat / count). weight NULL: 1.
- * count, which is > 0, is the number of values per channel that the sums and the statistics were taken over. Where the
- * batch is spread over ranks or pieces, these are the values of all of them. */
+ * count is, for each channel, the number of values that the sums and the statistics were taken over, or the sum of their
+ * weights. Where the batch is spread over ranks or pieces, these are the values of all of them. A count is > 0; with
+ * weights it may be 0. */
 BNCORE_API bncore_status bncore_grad_input(const bncore_problem *problem, void *dx, const void *dy,
                                            const void *x, const double *mean, const double *var,
                                            const double *sum_dy, const double *sum_dy_xhat,
-                                           double count, const double *weight);
+                                           const double *count, const double *weight);
 
-/* Compute what bncore_grad_sums and then bncore_grad_input with count = outer * inner compute, with the same bits. */
+/* Compute what bncore_grad_sums and then bncore_grad_input with count = outer * inner, or the count of the weights,
+ * compute, with the same bits. */
 BNCORE_API bncore_status bncore_train_backward(const bncore_problem *problem, void *dx,
                                                double *sum_dy, double *sum_dy_xhat, const void *dy,
                                                const void *x, const double *mean, const double *var,

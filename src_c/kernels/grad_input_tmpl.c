@@ -7,16 +7,18 @@
 static void NAME(grad_input_coefs)(void *coef, int64_t stride, int64_t n,
                                    const double *restrict mean, const double *restrict invstd,
                                    const double *restrict weight, const double *restrict sum_dy,
-                                   const double *restrict sum_dy_xhat, double count)
+                                   const double *restrict sum_dy_xhat,
+                                   const double *restrict counts, double count)
 {
     ACC *restrict a_ = coef, *restrict hi = a_ + stride, *restrict k_ = hi + stride,
                   *restrict shift_ = k_ + stride;
 #pragma omp simd
     for (int64_t c = 0; c < n; c++) {
-        const double shift = -(sum_dy[c] / count);
+        const double of_all = counts ? counts[c] : count;
+        const double shift = -(sum_dy[c] / of_all);
         a_[c] = NAME(coefficient)(weight ? weight[c] * invstd[c] : invstd[c]);
         hi[c] = NAME(coefficient)(mean[c]);
-        k_[c] = NAME(coefficient)(-invstd[c] * (sum_dy_xhat[c] / count));
+        k_[c] = NAME(coefficient)(-invstd[c] * (sum_dy_xhat[c] / of_all));
         const double lo = mean[c] - (double)hi[c];
         shift_[c] = NAME(coefficient)(lo == 0.0 ? shift : shift - lo * (double)k_[c]);
     }

@@ -112,9 +112,10 @@ typedef struct bncore_kernel_set {
     /* What a mask needs of the coefficients of backward: the fields a, hi and MASK_SHIFT, as in normalize_coefs. */
     void (*mask_coefs)(void *coef, int64_t stride, int64_t n, const double *mean,
                        const double *invstd, const double *weight, const double *bias);
+    /* counts NULL: `count` for every channel. */
     void (*grad_input_coefs)(void *coef, int64_t stride, int64_t n, const double *mean,
                              const double *invstd, const double *weight, const double *sum_dy,
-                             const double *sum_dy_xhat, double count);
+                             const double *sum_dy_xhat, const double *counts, double count);
     void (*grad_frozen_coefs)(void *coef, int64_t n, const double *invstd, const double *weight);
 } bncore_kernel_set;
 

@@ -151,7 +151,7 @@ typedef struct arguments {
     bncore_fusion fusion;
     void *dst, *dresidual;
     const void *x, *dy;
-    const double *mean, *var, *weight, *bias, *sum_dy, *sum_dy_xhat;
+    const double *mean, *var, *weight, *bias, *sum_dy, *sum_dy_xhat, *count;
     double *results[2];
 } arguments;
 
@@ -174,6 +174,7 @@ static void fill_inputs(const test_case *c, const inputs *in, memory *m, argumen
     a->var = take_channels(m, c, in->var);
     a->sum_dy = take_channels(m, c, in->sum_dy);
     a->sum_dy_xhat = take_channels(m, c, in->sum_dy_xhat);
+    a->count = take_channels(m, c, in->count);
     if (c->weight) a->weight = take_channels(m, c, in->weight);
     if (c->bias) a->bias = take_channels(m, c, in->bias);
     if (!takes_fusion(c->operation)) return;
@@ -214,7 +215,6 @@ static void fill_arguments(const test_case *c, const inputs *in, memory *m, argu
 static bncore_status call(const test_case *c, const arguments *a)
 {
     const bncore_problem *p = &a->problem;
-    const int64_t n = c->outer * c->inner;
     switch (c->operation) {
     case MOMENTS:
         return bncore_moments(p, a->results[0], a->results[1], a->x);
@@ -226,7 +226,7 @@ static bncore_status call(const test_case *c, const arguments *a)
         return bncore_grad_sums(p, a->results[0], a->results[1], a->dy, a->x, a->mean, a->var);
     case GRAD_INPUT:
         return bncore_grad_input(p, a->dst, a->dy, a->x, a->mean, a->var, a->sum_dy, a->sum_dy_xhat,
-                                 n ? (double)n : 1.0, a->weight);
+                                 a->count, a->weight);
     case TRAIN_BACKWARD:
         return bncore_train_backward(p, a->dst, a->results[0], a->results[1], a->dy, a->x, a->mean,
                                      a->var, a->weight);

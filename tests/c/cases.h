@@ -55,7 +55,7 @@ typedef struct test_case {
 typedef struct inputs {
     size_t bytes;
     void *x, *dy, *residual;
-    double *mean, *var, *weight, *bias, *sum_dy, *sum_dy_xhat;
+    double *mean, *var, *weight, *bias, *sum_dy, *sum_dy_xhat, *count;
 } inputs;
 
 /* The outputs of a case: y or dx, dresidual, and the two results per channel. NULL where the operation has none. */

@@ -231,7 +231,7 @@ static bncore_status call(operation o, const bncore_problem *p, char *memory)
     case GRAD_SUMS:
         return bncore_grad_sums(p, first, second, in, in, in, in);
     case GRAD_INPUT:
-        return bncore_grad_input(p, dst, in, in, in, in, in, in, 1.0, in);
+        return bncore_grad_input(p, dst, in, in, in, in, in, in, in, in);
     case TRAIN_BACKWARD:
         return bncore_train_backward(p, dst, first, second, in, in, in, in, in);
     default:

@@ -213,13 +213,14 @@ inputs make_inputs(const test_case *c)
     in.bias = make_parameter(c, 0.0, 1.0, &state);
     in.sum_dy = make_parameter(c, 0.0, 3.0, &state);
     in.sum_dy_xhat = make_parameter(c, 0.0, 3.0, &state);
+    in.count = make_parameter(c, 100.0, 50.0, &state);
     return in;
 }
 
 void free_inputs(inputs *in)
 {
-    void *const all[] = {in->x,      in->dy,   in->residual, in->mean,       in->var,
-                         in->weight, in->bias, in->sum_dy,   in->sum_dy_xhat};
+    void *const all[] = {in->x,      in->dy,   in->residual, in->mean,        in->var,
+                         in->weight, in->bias, in->sum_dy,   in->sum_dy_xhat, in->count};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     *in = (inputs){0};
 }

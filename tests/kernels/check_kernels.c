@@ -123,7 +123,8 @@ typedef struct tile {
 /* Parameters with one value per column, and partial results of several fields. */
 typedef struct parameters {
     double mean[MOST_COLS], var[MOST_COLS], weight[MOST_COLS], bias[MOST_COLS];
-    double sum_dy[MOST_COLS], sum_dy_xhat[MOST_COLS], from[MAX_FIELDS * MOST_COLS];
+    double sum_dy[MOST_COLS], sum_dy_xhat[MOST_COLS], counts[MOST_COLS],
+        from[MAX_FIELDS * MOST_COLS];
 } parameters;
 
 static parameters given;

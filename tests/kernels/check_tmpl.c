@@ -30,6 +30,7 @@ static void NAME(fill)(const tile *t, int wild)
         given.mean[c] = random_value(), given.var[c] = fabs(random_or_special(wild));
         given.weight[c] = random_value(), given.bias[c] = random_value();
         given.sum_dy[c] = random_value(), given.sum_dy_xhat[c] = random_value();
+        given.counts[c] = 1.0 + fabs(random_or_special(wild));
     }
     const int64_t stride = t->columns + COEF_GAP;
     for (int f = 0; f < COEF_FIELDS; f++)
@@ -154,7 +155,7 @@ static void NAME(run)(const kernel *k, const bncore_kernel_set *s, const tile *t
         break;
     case grad_input_coefs:
         s->grad_input_coefs(to->coef, stride, n, p->mean, p->var, t->leaky ? p->weight : 0,
-                            p->sum_dy, p->sum_dy_xhat, t->count);
+                            p->sum_dy, p->sum_dy_xhat, t->leaky ? p->counts : 0, t->count);
         break;
     case grad_frozen_coefs:
         s->grad_frozen_coefs(to->coef, n, p->var, t->leaky ? p->weight : 0);

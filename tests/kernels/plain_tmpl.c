@@ -303,10 +303,11 @@ static void NAME(plain_coefs)(const kernel *k, const tile *t, ACC *coef)
                                         bias);
         if (k->operation == grad_frozen_coefs) coef[0] = (ACC)(weight * invstd);
         if (k->operation != grad_input_coefs) continue;
-        const double shift = -(given.sum_dy[c] / t->count);
+        const double count = t->leaky ? given.counts[c] : t->count;
+        const double shift = -(given.sum_dy[c] / count);
         coef[0] = (ACC)(weight * invstd);
         coef[stride] = (ACC)given.mean[c];
-        coef[2 * stride] = (ACC)(-invstd * (given.sum_dy_xhat[c] / t->count));
+        coef[2 * stride] = (ACC)(-invstd * (given.sum_dy_xhat[c] / count));
         const double lo = given.mean[c] - (double)coef[stride];
         coef[3 * stride] = (ACC)(lo == 0.0 ? shift : shift - lo * (double)coef[2 * stride]);
     }

@@ -6,8 +6,9 @@ from bncore.backends.native.c_bncore cimport (
     BNCORE_ERROR_THREADS, BNCORE_ERROR_COUNT, BNCORE_ERROR_SCRATCH, BNCORE_ERROR_MEMORY,
     BNCORE_ERROR_ISA, BNCORE_ERROR_FUSION, BNCORE_ERROR_EXECUTOR, BNCORE_ERROR_STRUCT,
     BNCORE_ERROR_ALIGNMENT, BNCORE_FLOAT32, BNCORE_FLOAT64, BNCORE_FLOAT16, BNCORE_BFLOAT16,
-    BNCORE_FLOAT64_SUMS, BNCORE_NO_ACTIVATION, BNCORE_RELU, BNCORE_LEAKY_RELU, bncore_activation,
-    bncore_dtype, bncore_environment, bncore_executor, bncore_fusion, bncore_problem, bncore_status,
+    BNCORE_FLOAT64_SUMS, BNCORE_NO_ACTIVATION, BNCORE_RELU, BNCORE_LEAKY_RELU,
+    BNCORE_WEIGHT_FLOAT64, BNCORE_WEIGHT_UINT8, bncore_activation, bncore_dtype, bncore_environment,
+    bncore_executor, bncore_fusion, bncore_problem, bncore_status, bncore_weights,
 )
 from libc.stdint cimport int32_t, int64_t
 
@@ -15,6 +16,7 @@ cdef bncore_status bncore_problem_init(bncore_problem *problem, size_t size, bnc
                                        int64_t outer, int64_t channels,
                                        int64_t inner) noexcept nogil
 cdef bncore_status bncore_fusion_init(bncore_fusion *fusion, size_t size) noexcept nogil
+cdef bncore_status bncore_weights_init(bncore_weights *weights, size_t size) noexcept nogil
 cdef size_t bncore_scratch_size(const bncore_problem *problem) noexcept nogil
 cdef bncore_status bncore_moments(const bncore_problem *problem, double *mean, double *m2,
                                   const void *x) noexcept nogil
@@ -29,7 +31,8 @@ cdef bncore_status bncore_grad_sums(const bncore_problem *problem, double *sum_d
                                     const double *mean, const double *var) noexcept nogil
 cdef bncore_status bncore_grad_input(const bncore_problem *problem, void *dx, const void *dy,
                                      const void *x, const double *mean, const double *var,
-                                     const double *sum_dy, const double *sum_dy_xhat, double count,
+                                     const double *sum_dy, const double *sum_dy_xhat,
+                                     const double *count,
                                      const double *weight) noexcept nogil
 cdef bncore_status bncore_train_backward(const bncore_problem *problem, void *dx, double *sum_dy,
                                          double *sum_dy_xhat, const void *dy, const void *x,

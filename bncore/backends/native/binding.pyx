@@ -265,7 +265,7 @@ def grad_input(cnp.ndarray dx, cnp.ndarray dy, cnp.ndarray x, cnp.ndarray mean, 
     with nogil:
         status = bncore_grad_input(&p, cnp.PyArray_DATA(dx), cnp.PyArray_DATA(dy), cnp.PyArray_DATA(x),
                                    _doubles(mean), _doubles(var), _doubles(sum_dy), _doubles(sum_dy_xhat),
-                                   _doubles(count)[0], _doubles(weight))
+                                   _doubles(count), _doubles(weight))
     _check(status)
 
 

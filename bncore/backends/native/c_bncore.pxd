@@ -49,6 +49,22 @@ cdef extern from "bncore.h" nogil:
         const double *bias
         uint64_t reserved[4]
 
+    ctypedef enum bncore_weight_dtype:
+        BNCORE_WEIGHT_UINT8
+        BNCORE_WEIGHT_FLOAT64
+
+    ctypedef struct bncore_weights:
+        uint32_t size
+        int32_t dtype
+        int32_t per_channel
+        int32_t omit_nan
+        int32_t filled
+        int32_t unused
+        const void *values
+        double *count
+        double fill
+        uint64_t reserved[4]
+
     ctypedef struct bncore_problem:
         uint32_t size
         int32_t dtype
@@ -62,7 +78,9 @@ cdef extern from "bncore.h" nogil:
         void *scratch
         size_t scratch_size
         const bncore_fusion *fusion
-        uint64_t reserved[8]
+        const bncore_weights *weights
+        const void *unused
+        uint64_t reserved[6]
 
     ctypedef struct bncore_environment:
         uint64_t saved[8]
@@ -71,6 +89,7 @@ cdef extern from "bncore.h" nogil:
     bncore_status bncore_problem_init(bncore_problem *problem, size_t size, bncore_dtype dtype,
                                       int64_t outer, int64_t channels, int64_t inner)
     bncore_status bncore_fusion_init(bncore_fusion *fusion, size_t size)
+    bncore_status bncore_weights_init(bncore_weights *weights, size_t size)
     size_t bncore_scratch_size(const bncore_problem *problem)
     bncore_status bncore_moments(const bncore_problem *problem, double *mean, double *m2,
                                  const void *x)
@@ -84,7 +103,8 @@ cdef extern from "bncore.h" nogil:
                                    const double *mean, const double *var)
     bncore_status bncore_grad_input(const bncore_problem *problem, void *dx, const void *dy,
                                     const void *x, const double *mean, const double *var,
-                                    const double *sum_dy, const double *sum_dy_xhat, double count,
+                                    const double *sum_dy, const double *sum_dy_xhat,
+                                    const double *count,
                                     const double *weight)
     bncore_status bncore_train_backward(const bncore_problem *problem, void *dx, double *sum_dy,
                                         double *sum_dy_xhat, const void *dy, const void *x,

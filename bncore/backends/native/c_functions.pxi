@@ -11,6 +11,9 @@ cdef bncore_status bncore_problem_init(bncore_problem *problem, size_t size, bnc
 cdef bncore_status bncore_fusion_init(bncore_fusion *fusion, size_t size) noexcept nogil:
     return c_bncore.bncore_fusion_init(fusion, size)
 
+cdef bncore_status bncore_weights_init(bncore_weights *weights, size_t size) noexcept nogil:
+    return c_bncore.bncore_weights_init(weights, size)
+
 cdef size_t bncore_scratch_size(const bncore_problem *problem) noexcept nogil:
     return c_bncore.bncore_scratch_size(problem)
 
@@ -35,7 +38,8 @@ cdef bncore_status bncore_grad_sums(const bncore_problem *problem, double *sum_d
 
 cdef bncore_status bncore_grad_input(const bncore_problem *problem, void *dx, const void *dy,
                                      const void *x, const double *mean, const double *var,
-                                     const double *sum_dy, const double *sum_dy_xhat, double count,
+                                     const double *sum_dy, const double *sum_dy_xhat,
+                                     const double *count,
                                      const double *weight) noexcept nogil:
     return c_bncore.bncore_grad_input(problem, dx, dy, x, mean, var, sum_dy, sum_dy_xhat, count,
                                       weight)

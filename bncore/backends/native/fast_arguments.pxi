@@ -30,6 +30,7 @@ cdef enum:  # the arguments of a call with one value per channel
     VAR
     SUM_DY
     SUM_DY_XHAT
+    COUNT
     PARAMETERS
 
 
@@ -40,7 +41,6 @@ cdef struct Call:
     const void *x
     const void *dy
     void *to                         # y or dx
-    double count                     # of the moments, where they are given
     double *results[2]               # mean and m2, or sum_dy and sum_dy_xhat
     const double *given[PARAMETERS]  # the caller's own memory where that is float64, else a copy in `few` or `many`
     double *many
@@ -281,7 +281,19 @@ cdef bint _moments(Call *call, int64_t count, object mean, object m2, object out
     if var == NULL or not _parameter(call, MEAN, mean, out) or not _parameter(call, VAR, m2, out):
         return False
     _divide(var, call.given[VAR], <double>count, call.problem.channels)
-    call.given[VAR], call.count = var, <double>count
+    call.given[VAR] = var
+    return True
+
+
+cdef bint _counts(Call *call, int64_t count) noexcept:
+    """Put the same count for every channel into call->given; return False if there is no memory."""
+    cdef double *to = _room(call, COUNT)
+    cdef int64_t c
+    if to == NULL:
+        return False
+    for c in range(call.problem.channels):
+        to[c] = <double>count
+    call.given[COUNT] = to
     return True
 
 

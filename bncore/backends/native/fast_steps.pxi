@@ -15,7 +15,7 @@ cdef bncore_status _grad_sums(const Call *c) noexcept nogil:
 
 cdef bncore_status _grad_input(const Call *c) noexcept nogil:
     return bncore_grad_input(&c.problem, c.to, c.dy, c.x, c.given[MEAN], c.given[VAR], c.given[SUM_DY],
-                             c.given[SUM_DY_XHAT], c.count, c.given[WEIGHT])
+                             c.given[SUM_DY_XHAT], c.given[COUNT], c.given[WEIGHT])
 
 
 def fast_moments(x, axis, int n_threads, bint float64_sums=False):
@@ -77,7 +77,7 @@ def fast_grad_input(dy, x, int64_t count, mean, m2, sum_dy, sum_dy_xhat, weight,
         if (count < _count(&call) or not _gradient(&call, dy, <cnp.ndarray>x)
                 or not _output_fits(out, <cnp.ndarray>x, dy) or not _parameter(&call, WEIGHT, weight, out)
                 or not _moments(&call, count, mean, m2, out) or not _parameter(&call, SUM_DY, sum_dy, out)
-                or not _parameter(&call, SUM_DY_XHAT, sum_dy_xhat, out)):
+                or not _parameter(&call, SUM_DY_XHAT, sum_dy_xhat, out) or not _counts(&call, count)):
             return None
         dx = _output(&call, out, <cnp.ndarray>x)
         _run(&call, _grad_input)

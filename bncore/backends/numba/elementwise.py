@@ -4,6 +4,8 @@
 and rounded once, when they are stored: ``coefficients[k, channel]`` has the type that the
 arithmetic is done in, which is float32 for data of 16 bits.  A result is rounded to the storage
 type when it is written.  An output may be the very memory of an input.
+
+`weights` is None if all weights are 1.  With weights, a value with weight 0 may be filled.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import Any
 
 from bncore.backends.numba.gradients import inverse_std
 from bncore.backends.numba.storage import stored, value
+from bncore.backends.numba.weighted import Counted, left_out, line_weights, piece_weights
 from bncore.backends.partition import Data, Stat
 
 PLAIN, RELU, LEAKY = 0, 1, 2  # the activation
@@ -35,6 +38,18 @@ def gradient(dy: Any, x: Any, hi: Any, of_dy: Any, of_x: Any, shift: Any) -> Any
     return ((dy + (x - hi) * of_x) + shift) * of_dy
 
 
+def weighted_gradient(
+    dy: Any, x: Any, w: Any, hi: Any, of_dy: Any, of_x: Any, shift: Any, filled: bool, frozen: bool
+) -> Any:
+    """Compute dx of a value with weight w; if `frozen`, the statistics are constants."""
+    if left_out(w, dy, filled):
+        return type(hi)(0.0)
+    if frozen or w == 0.0:
+        return dy * of_dy
+    w = type(hi)(w)
+    return ((dy + w * ((x - hi) * of_x)) + w * shift) * of_dy
+
+
 def activated(z: Any, number: Any, slope: Any, kind: int) -> Any:
     """Take `number`, or what the activation leaves of it where z <= 0; `slope` is 0 for relu.
 
@@ -43,6 +58,11 @@ def activated(z: Any, number: Any, slope: Any, kind: int) -> Any:
     if kind == PLAIN or not z <= 0.0:
         return number
     return number * slope if kind == LEAKY else slope
+
+
+def filled(number: Any, w: Any, weights: Counted) -> Any:
+    """Take the number, or the constant that stands where the weight is 0."""
+    return weights.fill if weights.filled and w == 0.0 else number
 
 
 # Their coefficients; tasks are channels
@@ -110,30 +130,67 @@ def scale_coefficients(
 # Planes: a run of `inner` values of one channel; tasks are values
 
 
+def run_weights(weights: Counted, values: Data, at: int, channels: int, inner: int) -> Stat:
+    """Give the weights of a part of a run that begins with value `at` of x."""
+    run = at // inner
+    return piece_weights(
+        weights, values, run % channels, inner, run // channels * inner + at % inner
+    )
+
+
 def planes_normalize(
-    first: int, last: int, y: Data, x: Data, coefficients: Data, inner: int
+    first: int,
+    last: int,
+    y: Data,
+    x: Data,
+    coefficients: Data,
+    weights: Counted | None,
+    inner: int,
 ) -> None:
     """Write y of `normalized`."""
+    channels = coefficients.shape[1]
     while first < last:
         stop = min((first // inner + 1) * inner, last)
-        hi, scale, shift = coefficients[:, first // inner % coefficients.shape[1]]
+        hi, scale, shift = coefficients[:, first // inner % channels]
         out, values = y[first:stop], x[first:stop]
-        for i in range(len(out)):
-            out[i] = stored(normalized(value(values[i]), hi, scale, shift), out)
+        if weights is None:
+            for i in range(len(out)):
+                out[i] = stored(normalized(value(values[i]), hi, scale, shift), out)
+        else:
+            w = run_weights(weights, values, first, channels, inner)
+            for i in range(len(out)):
+                number = normalized(value(values[i]), hi, scale, shift)
+                out[i] = stored(filled(number, w[i], weights), out)
         first = stop
 
 
 def planes_grad_input(
-    first: int, last: int, dx: Data, dy: Data, x: Data, coefficients: Data, inner: int
+    first: int,
+    last: int,
+    dx: Data,
+    dy: Data,
+    x: Data,
+    coefficients: Data,
+    weights: Counted | None,
+    frozen: bool,
+    inner: int,
 ) -> None:
-    """Write dx of `gradient`."""
+    """Write dx of `gradient`, or of `weighted_gradient`."""
+    channels = coefficients.shape[1]
     while first < last:
         stop = min((first // inner + 1) * inner, last)
-        hi, of_dy, of_x, shift = coefficients[:, first // inner % coefficients.shape[1]]
+        hi, of_dy, of_x, shift = coefficients[:, first // inner % channels]
         out, grads, values = dx[first:stop], dy[first:stop], x[first:stop]
-        for i in range(len(out)):
-            g, v = value(grads[i]), value(values[i])
-            out[i] = stored(gradient(g, v, hi, of_dy, of_x, shift), out)
+        if weights is None:
+            for i in range(len(out)):
+                g, v = value(grads[i]), value(values[i])
+                out[i] = stored(gradient(g, v, hi, of_dy, of_x, shift), out)
+        else:
+            w = run_weights(weights, values, first, channels, inner)
+            rest = hi, of_dy, of_x, shift, weights.filled, frozen
+            for i in range(len(out)):
+                number = weighted_gradient(value(grads[i]), value(values[i]), w[i], *rest)
+                out[i] = stored(number, out)
         first = stop
 
 
@@ -145,23 +202,29 @@ def planes_activate(
     x: Data,
     residual: Data,
     coefficients: Data,
+    weights: Counted | None,
     slope: Any,
     kind: int,
     given: int,
     inner: int,
 ) -> None:
     """Write y + residual, activated; or, given dy, dy by the sign of that sum."""
+    channels = coefficients.shape[1]
     while first < last:
         stop = min((first // inner + 1) * inner, last)
-        hi, scale, shift = coefficients[:, first // inner % coefficients.shape[1]]
+        hi, scale, shift = coefficients[:, first // inner % channels]
         grads, values = dy[first:stop], x[first:stop]
         to, added = out[first:stop], residual[first:stop]
+        w = None if weights is None else run_weights(weights, values, first, channels, inner)
         for i in range(len(to)):
             z = normalized(value(values[i]), hi, scale, shift)
             if given & ADDED:
                 z = z + value(added[i])
             number = value(grads[i]) if given & BACKWARD else z
-            to[i] = stored(activated(z, number, slope, kind), to)
+            number = activated(z, number, slope, kind)
+            if weights is not None and w is not None:
+                number = filled(number, w[i], weights)
+            to[i] = stored(number, to)
         first = stop
 
 
@@ -169,25 +232,49 @@ def planes_activate(
 # They are taken by index, since Numba does not know that what iteration gives is contiguous.
 
 
-def rows_normalize(first: int, last: int, y: Data, x: Data, coefficients: Data) -> None:
+def rows_normalize(
+    first: int, last: int, y: Data, x: Data, coefficients: Data, weights: Counted | None
+) -> None:
     """Write y of `normalized`."""
     hi, scale, shift = coefficients[0], coefficients[1], coefficients[2]
     for left in range(first * len(hi), min(last * len(hi), len(x)), len(hi)):
         out, values = y[left : left + len(hi)], x[left : left + len(hi)]
-        for j in range(len(out)):
-            out[j] = stored(normalized(value(values[j]), hi[j], scale[j], shift[j]), out)
+        if weights is None:
+            for j in range(len(out)):
+                out[j] = stored(normalized(value(values[j]), hi[j], scale[j], shift[j]), out)
+        else:
+            w = line_weights(weights, values, 0, len(hi), left // len(hi))
+            for j in range(len(out)):
+                number = normalized(value(values[j]), hi[j], scale[j], shift[j])
+                out[j] = stored(filled(number, w[j], weights), out)
 
 
-def rows_grad_input(first: int, last: int, dx: Data, dy: Data, x: Data, coefficients: Data) -> None:
-    """Write dx of `gradient`."""
+def rows_grad_input(
+    first: int,
+    last: int,
+    dx: Data,
+    dy: Data,
+    x: Data,
+    coefficients: Data,
+    weights: Counted | None,
+    frozen: bool,
+) -> None:
+    """Do as `planes_grad_input`."""
     hi, of_dy, of_x = coefficients[0], coefficients[1], coefficients[2]
     shift = coefficients[3]
     for left in range(first * len(hi), min(last * len(hi), len(x)), len(hi)):
         right = left + len(hi)
         out, grads, values = dx[left:right], dy[left:right], x[left:right]
-        for j in range(len(out)):
-            g, v = value(grads[j]), value(values[j])
-            out[j] = stored(gradient(g, v, hi[j], of_dy[j], of_x[j], shift[j]), out)
+        if weights is None:
+            for j in range(len(out)):
+                g, v = value(grads[j]), value(values[j])
+                out[j] = stored(gradient(g, v, hi[j], of_dy[j], of_x[j], shift[j]), out)
+        else:
+            w = line_weights(weights, values, 0, len(hi), left // len(hi))
+            for j in range(len(out)):
+                g, v = value(grads[j]), value(values[j])
+                rest = hi[j], of_dy[j], of_x[j], shift[j], weights.filled, frozen
+                out[j] = stored(weighted_gradient(g, v, w[j], *rest), out)
 
 
 def rows_activate(
@@ -198,6 +285,7 @@ def rows_activate(
     x: Data,
     residual: Data,
     coefficients: Data,
+    weights: Counted | None,
     slope: Any,
     kind: int,
     given: int,
@@ -208,9 +296,13 @@ def rows_activate(
         right = left + len(hi)
         grads, values = dy[left:right], x[left:right]
         to, added = out[left:right], residual[left:right]
+        w = None if weights is None else line_weights(weights, values, 0, len(hi), left // len(hi))
         for j in range(len(to)):
             z = normalized(value(values[j]), hi[j], scale[j], shift[j])
             if given & ADDED:
                 z = z + value(added[j])
             number = value(grads[j]) if given & BACKWARD else z
-            to[j] = stored(activated(z, number, slope, kind), to)
+            number = activated(z, number, slope, kind)
+            if weights is not None and w is not None:
+                number = filled(number, w[j], weights)
+            to[j] = stored(number, to)

@@ -3,6 +3,8 @@
 They walk as the moments in `sums.py` do, but no pivot moves.  Wide terms are dy and dy * (x - mean)
 in float64, and the sum of products is scaled by invstd at the end.  Terms in chains, of data of 16
 bits, are dy and dy * ((x - hi) * r) in float32, where hi and r are mean and invstd, rounded.
+
+With weights, both factors of a value that is left out are 0.  `weights` is None without.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import numpy as np
 
 from bncore.backends.numba.storage import value
 from bncore.backends.numba.sums import CHAIN, STRIP, add_chains, fold, lines, longer, piece
+from bncore.backends.numba.weighted import Counted, left_out, line_weights, piece_weights
 from bncore.backends.partition import BLOCK, LANES, ROW_BLOCK, Data, Stat
 
 
@@ -28,25 +31,38 @@ def inverse_stds(first: int, last: int, invstd: Stat, var: Stat, eps: float) -> 
 
 
 def add_products(
-    a: Stat, b: Stat, dy: Data, x: Data, means: Stat, invstds: Stat, chained: bool
+    a: Stat,
+    b: Stat,
+    dy: Data,
+    x: Data,
+    means: Stat,
+    invstds: Stat,
+    chained: bool,
+    w: Stat | None = None,
+    filled: bool = False,
 ) -> None:
-    """Add a piece to its totals, as `add_squares` does."""
+    """Add a piece to its totals, as `add_squares` does; w has the weights, or is None."""
     width = len(a)
     if not chained:
         for at in range(0, len(x), width):
             skip = max(at + width - len(x), 0)
             for j in range(skip, width):
-                g = np.float64(value(dy[at + j - skip]))
+                i = at + j - skip
+                g, d = np.float64(value(dy[i])), np.float64(value(x[i])) - means[j]
+                if w is not None and left_out(w[i], g, filled):
+                    g = d = np.float64(0.0)
                 a[j] += g
-                b[j] += g * (np.float64(value(x[at + j - skip])) - means[j])
+                b[j] += g * d
         return
     g_terms, w_terms = np.empty(len(x), np.float32), np.empty(len(x), np.float32)
     hi, r = means.astype(np.float32), invstds.astype(np.float32)
     for at in range(0, len(x), width):
         for j in range(min(width, len(x) - at)):
-            h = (value(x[at + j]) - hi[j]) * r[j]
-            g_terms[at + j] = value(dy[at + j])
-            w_terms[at + j] = g_terms[at + j] * h
+            i = at + j
+            g, h = value(dy[i]), (value(x[i]) - hi[j]) * r[j]
+            out = w is not None and left_out(w[i], g, filled)
+            g_terms[i] = np.float32(0.0) if out else g
+            w_terms[i] = np.float32(0.0) if out else g * h
     add_chains(a, g_terms)
     add_chains(b, w_terms)
 
@@ -59,6 +75,7 @@ def planes_grad_sums(
     x: Data,
     means: Stat,
     invstds: Stat,
+    weights: Counted | None,
     inner: int,
     segment_len: int,
     chained: bool,
@@ -73,8 +90,15 @@ def planes_grad_sums(
         mean, invstd = np.full(LANES, means[c]), np.full(LANES, invstds[c])
         parts[k, 0, c] = parts[k, 1, c] = 0.0
         while e < end:
-            grads = piece(dy, c, channels, inner, e, end)
-            add_products(a, b, grads, piece(x, c, channels, inner, e, end), mean, invstd, chained)
+            grads, values = (
+                piece(dy, c, channels, inner, e, end),
+                piece(x, c, channels, inner, e, end),
+            )
+            if weights is None:
+                add_products(a, b, grads, values, mean, invstd, chained)
+            else:
+                w = piece_weights(weights, values, c, inner, e)
+                add_products(a, b, grads, values, mean, invstd, chained, w, weights.filled)
             e += len(grads)
             pending += len(grads)
             if pending >= BLOCK or e == end:
@@ -91,6 +115,7 @@ def rows_grad_sums(
     x: Data,
     means: Stat,
     invstds: Stat,
+    weights: Counted | None,
     segment_rows: int,
     chained: bool,
 ) -> None:
@@ -111,7 +136,12 @@ def rows_grad_sums(
                 for row in range(block, block_end, CHAIN):
                     rows = width, columns, row, min(row + CHAIN, block_end)
                     grads, values = lines(dy[left:], *rows), lines(x[left:], *rows)
-                    add_products(a, b, grads, values, mean, invstd, chained)
+                    if weights is None:
+                        add_products(a, b, grads, values, mean, invstd, chained)
+                    else:
+                        w = line_weights(weights, values, left, columns, row)
+                        filled = weights.filled
+                        add_products(a, b, grads, values, mean, invstd, chained, w, filled)
                 for j in range(columns):
                     parts[k, 0, left + j] += a[j]
                     parts[k, 1, left + j] += b[j]
@@ -142,7 +172,9 @@ def add_grad_sums(
                 a += column_a
                 b += column_b
         sum_dy[c] = a
-        if not chained:
+        if mean[c] != mean[c]:  # b is NaN, or 0 if all values are left out
+            sum_dy_xhat[c] = b
+        elif not chained:
             sum_dy_xhat[c] = b * invstd[c]
         else:  # the products are scaled already; take away what the rounding of the mean added
             lo = mean[c] - np.float64(np.float32(mean[c]))

@@ -107,7 +107,7 @@ def keeps_digits(block_s: Any, block_q: Any, count: int) -> Any:
     return np.isfinite(block_q) and 16.0 * (block_s * block_s) <= 15.0 * (count * block_q)
 
 
-def flush(state: State, block_s: Any, block_q: Any, count: int, x: Data, chained: bool) -> State:
+def flush(state: State, block_s: Any, block_q: Any, count: Any, x: Data, chained: bool) -> State:
     """Add the sums of a block of `count` values, then move the pivot to the mean so far.
 
     The pivot stays where the mean is not finite: there is a NaN or Inf, or a sum overflowed.
@@ -147,7 +147,9 @@ def merge(a: State, b: State) -> State:
     return n, p_a, o_a + delta * ratio, (m_a + m_b) + (delta * delta) * (n_a * ratio)
 
 
-def merge_moments(first: int, last: int, mean: Stat, m2: Stat, parts: Stat, inner: int) -> None:
+def merge_moments(
+    first: int, last: int, count: Stat, mean: Stat, m2: Stat, parts: Stat, inner: int
+) -> None:
     """Merge the segments of each column, then the columns of channels first to last."""
     for c in range(first, last):
         total = (0.0, 0.0, 0.0, 0.0)
@@ -157,7 +159,8 @@ def merge_moments(first: int, last: int, mean: Stat, m2: Stat, parts: Stat, inne
                 for part in parts:
                     column = merge(column, (part[0, j], part[1, j], part[2, j], part[3, j]))
                 total = merge(total, column)
-        mean[c] = total[1] + total[2]
+        count[c] = total[0]
+        mean[c] = total[1] + total[2] if total[0] != 0.0 else np.nan
         m2[c] = total[3]
 
 

@@ -5,23 +5,36 @@ from __future__ import annotations
 import numpy as np
 
 from bncore.backends.numpy.order import add_rows, add_to_lanes, blocks, fold, virtual_rows
+from bncore.backends.numpy.weights import Weights
 from bncore.backends.partition import LANES, ROW_BLOCK, Data, Planes, Rows, Stat
 
 
-def terms_of(g: Data, values: Data, mean: Stat, invstd: Stat, chained: bool) -> tuple[Data, Data]:
-    """Return the terms of both sums.
+def terms_of(
+    g: Data, values: Data, mean: Stat, invstd: Stat, chained: bool, left_out: Data | None = None
+) -> tuple[Data, Data]:
+    """Return the terms of both sums, which are 0 where values are left out.
 
     Those in chains, for data of 16 bits, are scaled by the rounded invstd; wide ones are not scaled
     before they are added.
     """
     if chained:
-        return g, g * ((values - mean.astype(np.float32)) * invstd.astype(np.float32))
-    wide = g.astype(np.float64)
-    return wide, wide * (values - mean)
+        d = (values - mean.astype(np.float32)) * invstd.astype(np.float32)
+    else:
+        g, d = g.astype(np.float64), values - mean
+    if left_out is not None:
+        zero = g.dtype.type(0.0)
+        g, d = np.where(left_out, zero, g), np.where(left_out, zero, d)
+    return g, g * d
 
 
 def planes_grad_sums(
-    dy: Data, x: Data, mean: Stat, invstd: Stat, geo: Planes, chained: bool
+    dy: Data,
+    x: Data,
+    mean: Stat,
+    invstd: Stat,
+    geo: Planes,
+    chained: bool,
+    weights: Weights | None,
 ) -> tuple[Stat, Stat]:
     """Add both terms of these channels."""
     channels = x.shape[1]
@@ -33,7 +46,10 @@ def planes_grad_sums(
             a = b = np.zeros((channels, LANES))
             for piece in block:
                 g, values = piece.of(dy, slice(None)), piece.of(x, slice(None))
-                terms = terms_of(g, values, *given)
+                out = None
+                if weights is not None:
+                    out = weights.left_out(weights.of_piece(piece, slice(None), values), g)
+                terms = terms_of(g, values, *given, out)
                 a, b = add_to_lanes(a, terms[0]), add_to_lanes(b, terms[1])
             a_segment += fold(a)
             b_segment += fold(b)
@@ -51,6 +67,7 @@ def rows_grad_sums(
     columns: slice,
     rows: int,
     chained: bool,
+    weights: Weights | None,
 ) -> tuple[Stat, Stat]:
     """Add both terms of these columns of the virtual matrix; `mean`, `invstd` are per column."""
     zero = np.zeros_like(mean)
@@ -61,9 +78,11 @@ def rows_grad_sums(
         end = min(end, rows)
         for row in range(begin, end, ROW_BLOCK):
             block = geo, columns, row, min(row + ROW_BLOCK, end)
-            terms = terms_of(
-                virtual_rows(dy, *block), virtual_rows(x, *block), mean, invstd, chained
-            )
+            g, values, out = virtual_rows(dy, *block), virtual_rows(x, *block), None
+            if weights is not None:
+                lines = np.arange(row, block[3])[:, np.newaxis]
+                out = weights.left_out(weights.in_rows(lines, columns, values), g)
+            terms = terms_of(g, values, mean, invstd, chained, out)
             a_segment += add_rows(zero, terms[0])
             b_segment += add_rows(zero, terms[1])
         a_total = a_total + a_segment
@@ -83,11 +102,12 @@ def add_columns(columns: Stat, geo: Rows) -> Stat:
 def scaled(b: Stat, a: Stat, mean: Stat, invstd: Stat, chained: bool) -> Stat:
     """Scale the sums of products; in chains that is done, and what hi lost is taken away.
 
-    An infinite sum of dy would make NaN of it, and has nothing taken away.
+    An infinite sum of dy would make NaN of it, and has nothing taken away.  Where the mean is NaN,
+    the sum is NaN, or 0 if all values are left out, and stays.
     """
     if not chained:
-        return b * invstd
+        return np.where(np.isnan(mean), b, b * invstd)
     lo = mean - mean.astype(np.float32)
-    exact = (lo == 0.0) | ~np.isfinite(a)
+    exact = (lo == 0.0) | ~np.isfinite(a) | np.isnan(mean)
     result: Stat = b - np.where(exact, 0.0, (lo * invstd.astype(np.float32)) * a)
     return result

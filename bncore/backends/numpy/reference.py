@@ -10,10 +10,9 @@ is accepted and not used.  NaN and Inf give no warning.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
+from bncore.backends import contract
 from bncore.backends.contract import Fusion
 from bncore.backends.numpy.gradients import (
     add_columns,
@@ -21,55 +20,23 @@ from bncore.backends.numpy.gradients import (
     rows_grad_sums,
     scaled,
 )
-from bncore.backends.numpy.order import TILE, channel_groups, column_strips
+from bncore.backends.numpy.order import channel_groups, column_strips
 from bncore.backends.numpy.statistics import Partial, merge_columns, planes_moments, rows_moments
 from bncore.backends.numpy.storage import computed, store
+from bncore.backends.numpy.tiles import tiles
+from bncore.backends.numpy.weights import Weights
 from bncore.backends.partition import (
     Data,
     Planes,
-    Rows,
     Stat,
     computed_in,
     geometry,
+    gradient_fill,
     in_chains,
     unfused_gradient,
 )
 
 name = "numpy"
-
-
-def tiles(
-    geo: Planes | Rows, arrays: tuple[Data, ...], coefficients: tuple[Data, ...]
-) -> Iterator[tuple[Data, ...]]:
-    """Yield the same tile of every array, and the coefficients that broadcast against it."""
-    flat = [array.reshape(-1) for array in arrays]
-    if isinstance(geo, Planes):
-        shapes = [(geo.outer, geo.channels, geo.inner)]
-    else:
-        shapes = [(geo.full, geo.width, 1), (1, geo.short, 1)]
-        coefficients = tuple(np.tile(c.repeat(geo.inner), geo.repeat) for c in coefficients)
-    begin = 0
-    for shape in shapes:
-        end = begin + shape[0] * shape[1] * shape[2]
-        views = [array[begin:end].reshape(shape) for array in flat]
-        for tile in tile_slices(*shape):
-            per_channel = tile[1]
-            yield (
-                *(view[tile] for view in views),
-                *(c[: shape[1]][per_channel, np.newaxis] for c in coefficients),
-            )
-        begin = end
-
-
-def tile_slices(outer: int, channels: int, inner: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Cut a 3-D array into tiles of at most TILE values, each as contiguous as it can be."""
-    i_step = max(1, min(inner, TILE))
-    c_step = max(1, min(channels, TILE // i_step))
-    o_step = max(1, TILE // (i_step * c_step))
-    for o in range(0, outer, o_step):
-        for c in range(0, channels, c_step):
-            for i in range(0, inner, i_step):
-                yield slice(o, o + o_step), slice(c, c + c_step), slice(i, i + i_step)
 
 
 # The coefficients of the elementwise formulas are computed in float64; assigning them to an array
@@ -131,20 +98,31 @@ def gradient_coefficients(
 
 
 @np.errstate(all="ignore")
-def moments(mean: Stat, m2: Stat, x: Data, n_threads: int, float64_sums: bool = False) -> None:
+def moments(
+    mean: Stat,
+    m2: Stat,
+    x: Data,
+    n_threads: int,
+    float64_sums: bool = False,
+    weights: contract.Weights | None = None,
+) -> None:
     """Write the mean of every channel, and the sum of squared deviations from it."""
     geo, chained = geometry(*x.shape), in_chains(x, float64_sums)
+    w = Weights.of(weights, x, geo)
+    count = np.empty_like(mean) if weights is None else weights.count
     if isinstance(geo, Planes):
         planes = x.reshape(geo.outer, geo.channels, geo.inner)
         for group in channel_groups(geo):
-            total = planes_moments(planes[:, group], geo, chained)
-            mean[group], m2[group] = total.pivot + total.offset, total.m2
+            w_group = None if w is None else w.of_group(group)
+            total = planes_moments(planes[:, group], geo, chained, w_group)
+            count[group], mean[group], m2[group] = total.n, total.pivot + total.offset, total.m2
     else:
         columns = Partial(*np.empty((4, geo.width)))
         for strip, rows in column_strips(geo):
-            columns[strip] = rows_moments(x.reshape(-1), geo, strip, rows, chained)
+            columns[strip] = rows_moments(x.reshape(-1), geo, strip, rows, chained, w)
         total = merge_columns(columns, geo)
-        mean[:], m2[:] = total.pivot + total.offset, total.m2
+        count[:], mean[:], m2[:] = total.n, total.pivot + total.offset, total.m2
+    mean[count == 0.0] = np.nan
 
 
 @np.errstate(all="ignore")
@@ -157,16 +135,19 @@ def grad_sums(
     var: Stat,
     eps: float,
     n_threads: int,
+    weights: contract.Weights | None = None,
 ) -> None:
     """Write sum(dy) and sum(dy * xhat) of every channel."""
     geo, chained = geometry(*x.shape), in_chains(x)
+    w = Weights.of(weights, x, geo)
     invstd = inverse_std(var, eps)
     if isinstance(geo, Planes):
         shape = geo.outer, geo.channels, geo.inner
         for group in channel_groups(geo):
             g, values = dy.reshape(shape)[:, group], x.reshape(shape)[:, group]
+            w_group = None if w is None else w.of_group(group)
             sum_dy[group], sum_dy_xhat[group] = planes_grad_sums(
-                g, values, mean[group], invstd[group], geo, chained
+                g, values, mean[group], invstd[group], geo, chained, w_group
             )
     else:
         means, invstds = (np.tile(v.repeat(geo.inner), geo.repeat) for v in (mean, invstd))
@@ -174,7 +155,7 @@ def grad_sums(
         for strip, rows in column_strips(geo):
             g, values = dy.reshape(-1), x.reshape(-1)
             a[strip], b[strip] = rows_grad_sums(
-                g, values, means[strip], invstds[strip], geo, strip, rows, chained
+                g, values, means[strip], invstds[strip], geo, strip, rows, chained, w
             )
         sum_dy[:], sum_dy_xhat[:] = add_columns(a, geo), add_columns(b, geo)
     sum_dy_xhat[:] = scaled(sum_dy_xhat, sum_dy, mean, invstd, chained)
@@ -191,28 +172,42 @@ def normalize(
     eps: float,
     n_threads: int,
     fusion: Fusion | None = None,
+    weights: contract.Weights | None = None,
 ) -> None:
     """Write ``y = weight * (x - mean) / sqrt(var + eps) + bias``."""
     coefficients = normalize_coefficients(x, mean, var, weight, bias, eps)
     if fusion is not None:
-        activate(y, None, x, fusion, coefficients)
+        activate(y, None, x, fusion, coefficients, weights)
         return
-    for tile in tiles(geometry(*x.shape), (y, x), coefficients):
-        out, value, hi, scale, shift = tile
-        store(out, (computed(value) - hi) * scale + shift)
+    geo = geometry(*x.shape)
+    w = Weights.of(weights, x, geo)
+    for out, value, hi, scale, shift, given in tiles(geo, (y, x), coefficients, w):
+        numbers = computed(value)
+        result = (numbers - hi) * scale + shift
+        store(out, result if w is None else w.filled(given, numbers, result))
 
 
 def activate(
-    out: Data, dy: Data | None, x: Data, fusion: Fusion, coefficients: tuple[Data, ...]
+    out: Data,
+    dy: Data | None,
+    x: Data,
+    fusion: Fusion,
+    coefficients: tuple[Data, ...],
+    weights: contract.Weights | None,
 ) -> None:
     """Write the activation of z = (x - hi) * scale + shift + residual, or dy masked by z's sign."""
-    arrays = [out, x, *(a for a in (dy, fusion.residual) if a is not None)]
-    for tile in tiles(geometry(*x.shape), tuple(arrays), coefficients):
-        to, value, *rest, hi, scale, shift = tile
-        z = (computed(value) - hi) * scale + shift
+    arrays = (out, x, *(a for a in (dy, fusion.residual) if a is not None))
+    geo = geometry(*x.shape)
+    w = Weights.of(weights, x, geo)
+    for tile in tiles(geo, arrays, coefficients, w):
+        to, value, *rest = tile[: len(arrays)]
+        hi, scale, shift, given = tile[len(arrays) :]
+        numbers = computed(value)
+        z = (numbers - hi) * scale + shift
         if fusion.residual is not None:
             z += computed(rest[-1])
-        store(to, activated(fusion, z, z if dy is None else computed(rest[0])))
+        result = activated(fusion, z, z if dy is None else computed(rest[0]))
+        store(to, result if w is None else w.filled(given, numbers, result))
 
 
 def masked(
@@ -224,14 +219,16 @@ def masked(
     weight: Stat | None,
     eps: float,
     fusion: Fusion | None,
+    weights: contract.Weights | None,
 ) -> Data:
     """Return the gradient with respect to z, which replaces dy."""
+    zeros = gradient_fill(weights)
 
     def activate_dy(out: Data, dy: Data, fusion: Fusion) -> None:
         coefficients = normalize_coefficients(x, mean, var, weight, fusion.bias, eps)
-        activate(out, dy, x, fusion, coefficients)
+        activate(out, dy, x, fusion, coefficients, zeros)
 
-    return unfused_gradient(dx, dy, x, fusion, activate_dy)
+    return unfused_gradient(dx, dy, x, fusion, activate_dy, zeros is not None)
 
 
 def activated(fusion: Fusion, z: Data, value: Data) -> Data:
@@ -257,16 +254,34 @@ def grad_input(
     weight: Stat | None,
     eps: float,
     n_threads: int,
+    weights: contract.Weights | None = None,
 ) -> None:
     """Write ``dx = weight * invstd * (dy - sum_dy / count - xhat * sum_dy_xhat / count)``."""
     hi, of_dy, of_x, shift = np.empty((4, len(mean)), computed_in(x))
     weight = np.ones_like(mean) if weight is None else weight
     invstd = inverse_std(var, eps)
     gradient_coefficients(hi, of_dy, of_x, shift, mean, invstd, weight, sum_dy, sum_dy_xhat, count)
-    for tile in tiles(geometry(*x.shape), (dx, dy, x), (hi, of_dy, of_x, shift)):
-        out, g, value, hi, of_dy, of_x, shift = tile
-        from_x = (computed(value) - hi) * of_x
-        store(out, ((computed(g) + from_x) + shift) * of_dy)
+    geo = geometry(*x.shape)
+    w = Weights.of(weights, x, geo)
+    for tile in tiles(geo, (dx, dy, x), (hi, of_dy, of_x, shift), w):
+        out, g, value, hi, of_dy, of_x, shift, given = tile
+        numbers = computed(value)
+        from_x = (numbers - hi) * of_x
+        if w is None:
+            store(out, ((computed(g) + from_x) + shift) * of_dy)
+        else:
+            counted = w.counted(given, numbers)
+            store(out, weighted_gradient(w, counted, computed(g), from_x, of_dy, shift))
+
+
+def weighted_gradient(
+    weights: Weights, counted: Stat, g: Data, from_x: Data, of_dy: Data, shift: Data
+) -> Data:
+    """Return dx of weighted values: 0 if left out, and g * of_dy for others that do not count."""
+    w = counted.astype(g.dtype)
+    dx = ((g + w * from_x) + w * shift) * of_dy
+    dx = np.where(counted == 0.0, g * of_dy, dx)
+    return np.where(weights.left_out(counted, g), g.dtype.type(0.0), dx)
 
 
 @np.errstate(all="ignore")
@@ -280,10 +295,12 @@ def train(
     eps: float,
     n_threads: int,
     fusion: Fusion | None = None,
+    weights: contract.Weights | None = None,
 ) -> None:
     """Normalize x by its own moments, and write the moments."""
-    moments(mean, m2, x, n_threads)
-    normalize(y, x, mean, m2 / (x.size // len(mean)), weight, bias, eps, n_threads, fusion)
+    moments(mean, m2, x, n_threads, False, weights)
+    var = m2 / (x.size // len(mean) if weights is None else weights.count)
+    normalize(y, x, mean, var, weight, bias, eps, n_threads, fusion, weights)
 
 
 @np.errstate(all="ignore")
@@ -299,12 +316,14 @@ def train_backward(
     eps: float,
     n_threads: int,
     fusion: Fusion | None = None,
+    weights: contract.Weights | None = None,
 ) -> None:
     """Write the gradients of `train`."""
-    dy = masked(dx, dy, x, mean, var, weight, eps, fusion)
-    grad_sums(sum_dy, sum_dy_xhat, dy, x, mean, var, eps, n_threads)
-    count = np.full(len(mean), float(x.size // len(mean)))
-    grad_input(dx, dy, x, mean, var, sum_dy, sum_dy_xhat, count, weight, eps, n_threads)
+    dy = masked(dx, dy, x, mean, var, weight, eps, fusion, weights)
+    grad_sums(sum_dy, sum_dy_xhat, dy, x, mean, var, eps, n_threads, weights)
+    plain = np.full(len(mean), float(x.size // len(mean)))
+    sums = sum_dy, sum_dy_xhat, plain if weights is None else weights.count
+    grad_input(dx, dy, x, mean, var, *sums, weight, eps, n_threads, weights)
 
 
 @np.errstate(all="ignore")
@@ -320,11 +339,19 @@ def infer_backward(
     eps: float,
     n_threads: int,
     fusion: Fusion | None = None,
+    weights: contract.Weights | None = None,
 ) -> None:
     """Write the gradients of `normalize` with given statistics, which are constants."""
-    dy = masked(dx, dy, x, mean, var, weight, eps, fusion)
-    grad_sums(sum_dy, sum_dy_xhat, dy, x, mean, var, eps, n_threads)
+    dy = masked(dx, dy, x, mean, var, weight, eps, fusion, weights)
+    grad_sums(sum_dy, sum_dy_xhat, dy, x, mean, var, eps, n_threads, weights)
     weight = np.ones_like(mean) if weight is None else weight
     of_dy = (weight * inverse_std(var, eps)).astype(computed_in(x))
-    for out, g, scale in tiles(geometry(*x.shape), (dx, dy), (of_dy,)):
-        store(out, computed(g) * scale)
+    geo = geometry(*x.shape)
+    w = Weights.of(weights, x, geo)
+    for out, g, value, scale, given in tiles(geo, (dx, dy, x), (of_dy,), w):
+        slope = computed(g)
+        result = slope * scale
+        if w is not None:
+            counted = w.counted(given, computed(value))
+            result = np.where(w.left_out(counted, slope), slope.dtype.type(0.0), result)
+        store(out, result)
