@@ -53,12 +53,12 @@ BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyprojec
 .PHONY: help demo test bench bench-peers bench-torch bench-jax bench-onnxruntime test-torch test-jax \
 	test-onnxruntime test-frameworks coverage lint format \
 	test-without-native test-freethreaded test-aarch64 sanitize fuzz sdist-check check-kernels counts report judge study \
-	build clean
+	build installs clean
 
 help: ## prints this list, as `make` alone does
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: build $(VENV)/.demo $(VENV)/.study ## measures accuracy and time on real data, trains a network, and runs a small study
+demo: build $(VENV)/.study ## measures accuracy and time on real data, trains a network, and runs a small study
 	$(PY) -m bncore demo
 	$(PY) -m bncore study --plan small
 
@@ -69,10 +69,13 @@ test: build $(VENV)/.test ## runs the test suite, doctests included
 coverage: ## runs the test suite; fails if it reaches less than 95 % of the lines
 	@$(MAKE) test COVERAGE=1
 
+# The files that have tests with a marker: to collect all others takes longer than some of these tests.
+WITH = $$(grep -lr --include='test_*.py' 'mark\.$(1)' tests)
+
 # The tests whose results could depend on whether bncore.torch has its compiled part.
 BOTH_WAYS := ops modules gradients suites transforms
 test-torch: build $(VENV)/.test $(VENV)/.torch ## tests bncore.torch, and compares with PyTorch (installs it)
-	$(EXPECT) $(PY) -m pytest -m needs_torch tests $(SPREAD_FILES) $(PYTEST_ARGS)
+	$(EXPECT) $(PY) -m pytest -m needs_torch $(call WITH,needs_torch) $(SPREAD_FILES) $(PYTEST_ARGS)
 	BNCORE_TORCH_COMPILED=0 $(EXPECT) $(PY) -m pytest $(addprefix tests/adapters/test_torch_,$(addsuffix .py,$(BOTH_WAYS))) $(SPREAD_FILES) $(PYTEST_ARGS)
 
 test-onnxruntime: build $(VENV)/.test $(VENV)/.onnxruntime ## tests bncore.onnxruntime in sessions of ONNX Runtime (installs it)
@@ -82,7 +85,7 @@ test-jax: build $(VENV)/.test $(VENV)/.jax ## compares bncore.jax with the NumPy
 	$(EXPECT) $(PY) -m pytest tests/adapters/test_jax_*.py $(SPREAD_FILES) $(PYTEST_ARGS)
 
 test-frameworks: build $(VENV)/.test $(VENV)/.frameworks ## compares BatchNorm with the layers of PyTorch, Keras and Flax (installs them)
-	$(EXPECT) $(PY) -m pytest -m needs_frameworks tests $(PYTEST_ARGS)
+	$(EXPECT) $(PY) -m pytest -m needs_frameworks $(call WITH,needs_frameworks) $(PYTEST_ARGS)
 
 # The tests that run on the backend that is the default. Most tests of the functions and of the backends name their backend and run
 # on Numba and NumPy in `make test` already; the checkout, the programs and the builds are the same with and without the extension.
@@ -157,11 +160,14 @@ check-kernels: build ## compares each compiled kernel with a plain loop, by name
 counts: build ## counts the instructions of a few calls, and compares them with the recorded ones (needs valgrind)
 	$(PY) benchmarks/counts.py
 
+# Without optimization, which takes most of the time and which `make build` tests.
 sdist-check: $(VENV)/.build-tool ## builds the sdist, installs it in a clean environment, and makes one call
 	rm -rf dist .venv-sdist
 	$(PY) -m build --sdist
 	$(PYTHON) -m venv .venv-sdist
-	.venv-sdist/bin/python -m pip --disable-pip-version-check install --no-cache-dir -q dist/bncore-*.tar.gz
+	printf '#!/bin/sh\nexec %s "$$@" -O0\n' '$(CC)' >.venv-sdist/bin/quick-cc
+	chmod +x .venv-sdist/bin/quick-cc
+	CC=$(CURDIR)/.venv-sdist/bin/quick-cc .venv-sdist/bin/python -m pip --disable-pip-version-check install --no-cache-dir -q dist/bncore-*.tar.gz
 	cd .venv-sdist && bin/python ../.ci/one_call.py
 
 # Numba checks only whether the file of a kernel itself has changed. So its cache is removed if another file has.
@@ -194,7 +200,7 @@ $(VENV)/.base: pyproject.toml | same-python-as-$(VENV)
 	@touch $@
 
 # Installs the dependencies, and the checkout itself as an editable install. The rule above builds the extension.
-$(VENV)/.demo $(VENV)/.study $(VENV)/.test $(VENV)/.suite $(VENV)/.lint: $(VENV)/.%: $(VENV)/.base
+$(VENV)/.study $(VENV)/.test $(VENV)/.suite $(VENV)/.lint: $(VENV)/.%: $(VENV)/.base
 	$(SKIP_NATIVE) $(PIP) install -q --no-build-isolation -e ".[$*]"
 	@touch $@
 
@@ -212,6 +218,13 @@ $(VENV)/.onnxruntime: $(VENV)/.base .ci/onnxruntime_header
 $(VENV)/.build-tool: $(VENV)/.base
 	$(PIP) install -q build
 	@touch $@
+
+# One call of pip takes a tenth of the time of ten.
+EXTRAS := study test suite lint torch jax frameworks peers onnxruntime
+installs: $(VENV)/.base ## installs what any of these commands installs into .venv, at once
+	$(SKIP_NATIVE) $(PIP) install -q --no-build-isolation build -e ".[$$(echo $(EXTRAS) | tr ' ' ,)]"
+	.ci/onnxruntime_header $(VENV)/include
+	@touch $(addprefix $(VENV)/.,build-tool $(EXTRAS))
 
 # This is not an editable install: the tests test what was installed, so it is installed again whenever the package
 # changes. build/lib* of earlier builds would bring back modules that are deleted.

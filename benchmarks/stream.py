@@ -85,7 +85,7 @@ def main() -> None:
             taken, grown, moments = stream(x, options.threads)
             streams.append(taken)
             growth.append(grown)
-            assert moments.count == one.count * copies
+            assert (moments.count == one.count * copies).all()
             np.testing.assert_allclose(moments.mean, one.mean, rtol=1e-12)
             np.testing.assert_allclose(moments.var(), one.var(), rtol=1e-12)
         del x

@@ -31,4 +31,4 @@ def moments_of_file(path: Path, processes: int) -> bncore.Moments:
 
 if __name__ == "__main__":
     found = moments_of_file(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 2)
-    print(f"{found.count} values per channel\nmean {found.mean}\nstd  {found.std()}")
+    print(f"count {found.count}\nmean {found.mean}\nstd  {found.std()}")

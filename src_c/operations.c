@@ -86,13 +86,15 @@ static void finish_moments(const operation *op, int64_t first, int64_t n, bncore
     }
 }
 
+/* Where the mean is NaN, the sum of products is NaN, or 0 if backward leaves out all values, and stays as it is. */
 static void finish_sums(const operation *op, int64_t first, int64_t n, bncore_partial partial,
                         int64_t step)
 {
     for (int64_t c = 0; c < n; c++) {
         const double *from = partial.at + c * step;
         op->results[0][first + c] = from[0];
-        op->results[1][first + c] = from[partial.stride] * op->invstd[first + c];
+        op->results[1][first + c] =
+            from[partial.stride] * (isnan(op->mean[first + c]) ? 1.0 : op->invstd[first + c]);
     }
 }
 
@@ -106,7 +108,7 @@ static void finish_chained_sums(const operation *op, int64_t first, int64_t n,
         const double mean = op->mean[first + c], lo = mean - (double)(float)mean;
         const double scale = (double)(float)op->invstd[first + c];
         op->results[0][first + c] = from[0];
-        const int exact = lo == 0.0 || !isfinite(from[0]);
+        const int exact = lo == 0.0 || !isfinite(from[0]) || isnan(mean);
         op->results[1][first + c] = from[partial.stride] - (exact ? 0.0 : (lo * scale) * from[0]);
     }
 }

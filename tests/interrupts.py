@@ -72,7 +72,7 @@ def contents(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return (value.dtype.str, value.shape, value.tobytes())
     if isinstance(value, Moments):
-        return (value.count, contents(value.mean), contents(value.m2))
+        return (contents(value.count), contents(value.mean), contents(value.m2))
     if isinstance(value, GradSums):
         return (contents(value.sum_dy), contents(value.sum_dy_xhat))
     if isinstance(value, dict):

@@ -29,16 +29,24 @@ def test_running_variance_needs_more_values_than_the_correction(count):
     if count == 0:
         bncore.update_running_stats(mean, var, moments)
     else:
-        with pytest.raises(ValueError, match=r"^moments: expected count > correction = 1, got 1$"):
+        text = r"^moments: expected count > correction = 1, got 1 for channel 0$"
+        with pytest.raises(ValueError, match=text):
             bncore.update_running_stats(mean, var, moments)
     assert (mean == 0.0).all() and (var == 1.0).all()
 
 
 MOMENTS = [
     pytest.param("count", (-(2**63), np.ones(3), np.ones(3)), ValueError, id="S18-count"),
-    pytest.param("count", (2**63, np.ones(3), np.ones(3)), ValueError, id="count-huge"),
-    pytest.param("count", (2.0, np.ones(3), np.ones(3)), TypeError, id="count-float"),
+    pytest.param("count", (10**400, np.ones(3), np.ones(3)), ValueError, id="count-huge"),
+    pytest.param("count", (np.nan, np.ones(3), np.ones(3)), ValueError, id="count-nan"),
     pytest.param("count", (True, np.ones(3), np.ones(3)), TypeError, id="count-bool"),
+    pytest.param("count", ("2", np.ones(3), np.ones(3)), TypeError, id="count-text"),
+    pytest.param("count", (None, np.ones(3), np.ones(3)), TypeError, id="count-None"),
+    pytest.param("count", (2j, np.ones(3), np.ones(3)), TypeError, id="count-complex"),
+    pytest.param("count", (np.ones(3, bool), np.ones(3), np.ones(3)), TypeError, id="count-bools"),
+    pytest.param("count", (np.ma.ones(3), np.ones(3), np.ones(3)), TypeError, id="count-masked"),
+    pytest.param("count", (np.ones(2), np.ones(3), np.ones(3)), ValueError, id="count-short"),
+    pytest.param("count", (np.ones((1, 3)), np.ones(3), np.ones(3)), ValueError, id="count-rank2"),
     pytest.param("mean", (2, np.ones((2, 3)), np.ones(3)), ValueError, id="S18-mean-rank2"),
     pytest.param("mean", (2, np.ones(3, int), np.ones(3)), TypeError, id="mean-int"),
     pytest.param("m2", (2, np.ones(3), np.ones(2)), ValueError, id="m2-short"),
@@ -52,6 +60,14 @@ MOMENTS = [
 def test_moments_of_nonsense(argument, given, error):
     with pytest.raises(error, match=f"^{argument}: expected "):
         bncore.Moments(*given)
+
+
+@pytest.mark.parametrize("bad", [-1.0, -1e-300, np.nan, np.inf, -np.inf], ids=str)
+def test_the_channel_of_a_wrong_count_is_named(bad):
+    text = f"count: expected finite numbers >= 0, got {bad} for channel 2"
+    with pytest.raises(ValueError) as raised:
+        bncore.Moments([1.0, 0.0, bad, bad], np.ones(4), np.ones(4))
+    assert str(raised.value) == text
 
 
 def test_grad_sums_of_nonsense():

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+import bncore
 import bncore.torch
+from bncore.torch import sync
 
 SHAPE = (12, 5, 4, 3)
 EPS = 1e-5
@@ -34,6 +36,23 @@ def data() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rng.standard_normal((STEPS, *SHAPE)),
         rng.standard_normal((2, SHAPE[1])),
     )
+
+
+def ragged(world: int) -> list[list[np.ndarray]]:
+    """Values of each channel in each process: another number of them everywhere, or none."""
+    rng = np.random.default_rng(world)
+    numbers = rng.integers(0, 6, (world, 4)) * rng.integers(0, 2, (world, 4))
+    numbers[:, 0], numbers[0, 1] = 0, 3  # a channel without a value in all, and one with some
+    return [[rng.normal(1e3, 2.0, n) for n in row] for row in numbers]
+
+
+def merged(rank: int, world: int) -> dict[str, np.ndarray]:
+    """Merge moments whose channels have counts of their own in each process."""
+    mine = ragged(world)[rank]
+    means = [values.mean() if len(values) else 0.0 for values in mine]
+    m2s = [float(((values - m) ** 2).sum()) for values, m in zip(mine, means, strict=True)]
+    moments = sync.merged_moments(bncore.Moments(list(map(len, mine)), means, m2s), None)
+    return {f"ragged {name}": getattr(moments, name) for name in ("count", "mean", "m2")}
 
 
 def run(rank: int, world: int, folder: Path) -> None:
@@ -67,6 +86,7 @@ def run(rank: int, world: int, folder: Path) -> None:
     for name, value in layer.state_dict().items():
         found[name] = value.numpy()
     found |= short(x[0, part], dy[0, part])
+    found |= merged(rank, world)
     try:
         model.train()(torch.zeros(int(rank == 0), SHAPE[1], 1, 1).double())
     except ValueError as error:

@@ -197,6 +197,10 @@ class Problem:
         """Return a new per-channel array of zeros."""
         return np.zeros(self.channels)
 
+    def no_means(self) -> Stat:
+        """Return a new array of NaN for means: a channel without a value has this mean."""
+        return np.full(self.channels, np.nan)
+
     def output(
         self,
         out: object,

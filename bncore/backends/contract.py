@@ -227,8 +227,8 @@ class FastPath(Protocol):
     anything.  `bncore.arguments` then checks the same arguments, and converts them or raises.  So
     every rule about arguments stands in one place.
 
-    `moments` are passed as their three fields.  The returned `mean` and `m2`, or `sum_dy` and
-    `sum_dy_xhat`, are new, read-only arrays.
+    `moments` are passed as their three fields.  The returned `count`, `mean` and `m2`, or `sum_dy`
+    and `sum_dy_xhat`, are new, read-only arrays.
 
     `in_float32` and `store_float32` convert canonical arrays, much faster than NumPy does it.
     """
@@ -252,14 +252,14 @@ class FastPath(Protocol):
         slope: object,
         residual: object,
         /,
-    ) -> tuple[Data, int, Stat, Stat] | None:
+    ) -> tuple[Data, Stat, Stat, Stat] | None:
         """Compute `batch_norm_train`; return y, count, mean and m2."""
 
     def fast_train_backward(
         self,
         dy: object,
         x: object,
-        count: int,
+        count: Stat,
         mean: Stat,
         m2: Stat,
         weight: object,
@@ -316,13 +316,13 @@ class FastPath(Protocol):
 
     def fast_moments(
         self, x: object, axis: object, n_threads: int, float64_sums: bool, /
-    ) -> tuple[int, Stat, Stat] | None:
+    ) -> tuple[Stat, Stat, Stat] | None:
         """Compute `moments`; return count, mean and m2."""
 
     def fast_normalize(
         self,
         x: object,
-        count: int,
+        count: Stat,
         mean: Stat,
         m2: Stat,
         weight: object,
@@ -339,7 +339,7 @@ class FastPath(Protocol):
         self,
         dy: object,
         x: object,
-        count: int,
+        count: Stat,
         mean: Stat,
         m2: Stat,
         axis: object,
@@ -353,7 +353,7 @@ class FastPath(Protocol):
         self,
         dy: object,
         x: object,
-        count: int,
+        count: Stat,
         mean: Stat,
         m2: Stat,
         sum_dy: Stat,
@@ -383,7 +383,7 @@ class FastPath(Protocol):
         self,
         running_mean: object,
         running_var: object,
-        count: int,
+        count: Stat,
         mean: Stat,
         m2: Stat,
         momentum: object,

@@ -14,7 +14,7 @@ from bncore.arguments.bfloat16 import in_native_order
 from bncore.arguments.parameters import vector
 from bncore.functions.steps import grad_input, grad_sums, moments, normalize
 from bncore.runtime.threads import resolve
-from bncore.statistics import GradSums, Moments
+from bncore.statistics import GradSums, Moments, Stat, counts_of, shown_count
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -94,7 +94,7 @@ class MicroBatches:
         self._dtype: np.dtype[Any] | None = None
         self._moments: Moments | None = None
         self._sums: GradSums | None = None
-        self._summed = 0
+        self._summed: Stat | None = None  # the counts of the pieces whose gradients were added
         self._complete = False  # whether the moments were used, so that no piece may be added
 
     # Results so far
@@ -130,12 +130,15 @@ class MicroBatches:
         return cast(total, layout.statistic_dtype(self._dtype))
 
     def _whole_sums(self) -> GradSums:
-        """Return the sums, which must cover as many values as the moments do."""
-        sums, count = self.sums, self.moments.count
-        if self._summed != count:
+        """Return the sums, which must cover as many values of each channel as the moments do."""
+        sums, counts, summed = self.sums, self.moments.count, self._summed
+        assert summed is not None  # there are sums
+        wrong = summed != counts
+        if wrong.any():
+            at = int(np.argmax(wrong))
             raise RuntimeError(
-                f"add_gradient: expected pieces of {count} values per channel in all, as were "
-                f"added, got {self._summed}"
+                f"add_gradient: expected pieces of {shown_count(counts, at)} values per channel in "
+                f"all, as were added, got {shown_count(summed, at)} for channel {at}"
             )
         return sums
 
@@ -178,7 +181,9 @@ class MicroBatches:
         array = self._piece(x)
         found = grad_sums(dy, array, self.moments, eps=self._eps, **self._common)
         total = found if self._sums is None else self._sums + found
-        summed = self._summed + array.size // max(found.sum_dy.shape[0], 1)
+        channels = found.sum_dy.shape[0]
+        counts = counts_of(array.size // max(channels, 1), channels)
+        summed = counts if self._summed is None else self._summed + counts
         vars(self).update(_sums=total, _summed=summed)
         return total
 
@@ -196,7 +201,7 @@ class MicroBatches:
         return array
 
     def _require_batch(self) -> None:
-        if self.moments.count == 1:
+        if (self.moments.count == 1.0).any():
             raise ValueError(
                 "Expected more than 1 value per channel when training, got 1 in all pieces"
             )
@@ -263,7 +268,7 @@ class MicroBatches:
             self._whole_sums()
             return (self.grad_input(dy, x) for dy, x in zip(dys, pieces, strict=True))
         except BaseException:
-            vars(self).update(_sums=None, _summed=0)
+            vars(self).update(_sums=None, _summed=None)
             raise
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from bncore.arguments import scalars
 from bncore.layer.batch_norm import BatchNorm
 from bncore.layer.rollback import Before
@@ -186,7 +188,7 @@ def _pass(
         run(batch)
         for layer in layers:
             moments: Moments | None = layer.moments
-            if moments is None or moments.count == 0:
+            if moments is None or not moments.count.any():
                 continue
             if layer.on_nonfinite == "skip" and not finite(moments):
                 continue
@@ -198,6 +200,9 @@ def _pass(
     for layer in layers:
         if id(layer) in total:
             moments = total[id(layer)]
-            layer.running_mean, layer.running_var = moments.mean, moments.var(layer.correction)
+            some = moments.count > 0.0  # a channel without a value keeps what it has
+            mean, var = layer.running_mean, layer.running_var
+            layer.running_mean = np.where(some, moments.mean, mean)
+            layer.running_var = np.where(some, moments.var(layer.correction), var)
             layer.num_batches_tracked = merged[id(layer)]
     return total

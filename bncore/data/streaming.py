@@ -66,7 +66,7 @@ def merged_moments(
     >>> import numpy as np
     >>> import bncore
     >>> bncore.merged_moments(np.array([[start], [start + 2]]) for start in (0.0, 4.0))
-    Moments(count=4, mean=array([3.]), m2=array([20.]))
+    Moments(count=array([4.]), mean=array([3.]), m2=array([20.]))
     """
     if not isinstance(pieces, Iterable):
         raise TypeError(f"pieces: expected an iterable, got {scalars.shown(pieces)}")

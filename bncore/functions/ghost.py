@@ -14,7 +14,7 @@ from bncore.arguments.problem import Problem
 from bncore.functions.train import batch_norm_train, batch_norm_train_backward
 from bncore.runtime import buffer_pool
 from bncore.runtime.threads import resolve
-from bncore.statistics import Moments, checked_moments
+from bncore.statistics import Moments, checked_moments, require_counts
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 
@@ -172,11 +172,9 @@ def ghost_batch_norm_backward(
         got = f"{len(moments)}" if isinstance(moments, Sequence) else scalars.shown(moments)
         raise ValueError(f"moments: expected a list of {len(v.slices)} Moments, got {got}")
     given = [checked_moments("moments", one, p.channels) for one in moments]
-    for one, count in zip(given, v.counts, strict=True):
-        if one.count != count:
-            raise ValueError(
-                f"moments: expected counts {v.counts}, got {one.count} in {count}'s place"
-            )
+    for number, (one, count) in enumerate(zip(given, v.counts, strict=True)):
+        place = f"virtual batch {number}, channel"
+        require_counts(one, one.count == count, f"counts {v.counts}", place)
     dx = p.new_array(buffer_pool.empty) if out is None else p.require_output(out, source, (gamma,))
     wide = np.ones(p.channels) if gamma.values is None else gamma.values  # float64 sums
     dweight, dbias = p.zeros(), p.zeros()

@@ -19,7 +19,15 @@ from bncore.functions.sample_groups import SampleGroups
 from bncore.functions.sixteen_bits import in_float32, store
 from bncore.runtime import buffer_pool
 from bncore.runtime.threads import resolve
-from bncore.statistics import Moments, Stat, checked_moments, trusted_moments, variance
+from bncore.statistics import (
+    Moments,
+    Stat,
+    checked_moments,
+    counts_of,
+    require_counts,
+    trusted_moments,
+    variance,
+)
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 
@@ -112,7 +120,8 @@ def _forward(
     eps = scalars.real("eps", eps, 0.0)
     g.require_batch()
     y = p.output(out, parameters=(gamma, beta), allocate=buffer_pool.empty)
-    means, m2s = np.zeros((2, g.samples * g.groups))
+    number = g.samples * g.groups
+    means, m2s = np.full(number, np.nan), np.zeros(number)
     for chunk in () if p.empty else g:
         given, result = chunk.by_channel(p.x), chunk.by_channel(y.values)
         mean, m2 = means[chunk.groups], m2s[chunk.groups]
@@ -123,7 +132,7 @@ def _forward(
         kernels.moments(mean, m2, chunk.by_group(p.x), threads)
         statistics = chunk.repeated(mean), chunk.repeated(variance(g.count, m2, 0))
         kernels.normalize(result, given, *statistics, *affine, eps, threads)
-    return y.finish(), trusted_moments(g.count, means.copy(), m2s.copy())
+    return y.finish(), trusted_moments(counts_of(g.count, number), means, m2s)
 
 
 def group_norm_backward(
@@ -205,15 +214,13 @@ def _backward(
     p = g.problem
     gradient, source = p.gradient(dy)
     found = checked_moments("moments", moments, g.samples * g.groups)
-    if found.count != g.count:
-        raise ValueError(
-            f"moments: expected count {g.count}, the values per group of x, got {found.count}"
-        )
+    fit = found.count == g.count
+    require_counts(found, fit, f"count {g.count}, the values per group of x", "group")
     gamma = p.optional("weight", weight)
     eps = scalars.real("eps", eps, 0.0)
     dx = p.output(out, source, (gamma,), allocate=buffer_pool.empty)
     dbias, dweight = p.zeros(), p.zeros()
-    means, variances = found.mean, found.var()
+    means, variances, counts = found.mean, found.var(), found.count
     for chunk in () if p.empty else g:
         given, slope, result = map(chunk.by_channel, (p.x, gradient, dx.values))
         statistics = chunk.repeated(means[chunk.groups]), chunk.repeated(variances[chunk.groups])
@@ -236,7 +243,7 @@ def _backward(
                 *statistics,
                 shared[0],
                 shared[1],
-                np.full(len(sum_dy), float(g.count)),
+                chunk.repeated(counts[chunk.groups]),
                 row,
                 eps,
                 threads,

@@ -23,7 +23,14 @@ from bncore.backends import current
 from bncore.functions.sixteen_bits import in_float32, store
 from bncore.runtime import buffer_pool
 from bncore.runtime.threads import resolve
-from bncore.statistics import Moments, Stat, checked_moments, trusted_moments
+from bncore.statistics import (
+    Moments,
+    Stat,
+    checked_moments,
+    counts_of,
+    require_counts,
+    trusted_moments,
+)
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 
@@ -148,7 +155,7 @@ def layer_norm(
     eps = scalars.real("eps", eps, 0.0)
     _require_row(r)
     y = p.output(out, parameters=(gamma, beta), allocate=buffer_pool.empty)
-    mean, m2 = np.zeros(r.number), np.zeros(r.number)
+    mean, m2 = np.full(r.number, np.nan), np.zeros(r.number)
     plain = gamma.values is None and beta.values is None
     zeros, ones = np.zeros(r.width), np.ones(r.width)
     for rows in () if p.empty else r:
@@ -162,7 +169,7 @@ def layer_norm(
                 columns, columns, zeros, ones, gamma.values, beta.values, 0.0, threads
             )
         store(target, result)
-    return y.finish(), trusted_moments(r.width, mean, m2)
+    return y.finish(), trusted_moments(counts_of(r.width, r.number), mean, m2)
 
 
 def layer_norm_backward(
@@ -230,8 +237,7 @@ def layer_norm_backward(
     p = r.problem
     gradient, source = p.gradient(dy)
     found = checked_moments("moments", moments, r.number)
-    if found.count != r.width:
-        raise ValueError(f"moments: expected count {r.width}, got {found.count}")
+    require_counts(found, found.count == r.width, f"count {r.width}", "row")
     gamma = r.optional("weight", weight)
     eps = scalars.real("eps", eps, 0.0)
     dx = p.output(out, source, (gamma,), allocate=buffer_pool.empty)

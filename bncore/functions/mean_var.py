@@ -128,4 +128,4 @@ def mean_var(
     mean, m2 = np.full(size, np.nan), np.full(size, np.nan)
     if r.x.size:
         backend.kernels.moments(mean, m2, r.x, threads, exact)
-    return r.result(mean), r.result(variance(r.count, m2, correction))
+    return r.result(mean), r.result(variance(float(r.count), m2, correction))

@@ -14,7 +14,7 @@ from bncore.backends import current
 from bncore.functions.train import batch_norm_train_backward
 from bncore.runtime import buffer_pool
 from bncore.runtime.threads import resolve
-from bncore.statistics import Moments, Stat, trusted_moments
+from bncore.statistics import Moments, Stat, counts_of, trusted_moments
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 
@@ -98,10 +98,10 @@ def batch_renorm(
     largest_r, largest_d = scalars.real("r_max", r_max, 1.0), scalars.real("d_max", d_max, 0.0)
     p.require_batch()
     y = p.output(out, parameters=(gamma, beta, mean, var), allocate=buffer_pool.empty)
-    batch_mean, m2 = p.zeros(), p.zeros()
+    batch_mean, m2 = p.no_means(), p.zeros()
     if not p.empty:
         kernels.moments(batch_mean, m2, p.x, threads)
-    moments = trusted_moments(p.count, batch_mean, m2)
+    moments = trusted_moments(counts_of(p.count, p.channels), batch_mean, m2)
     if p.empty:
         return y.finish(), moments, Renorm(np.ones(p.channels), np.zeros(p.channels))
     with silent_arithmetic():

@@ -12,7 +12,7 @@ from bncore.arguments.arrays import cast, writable_array
 from bncore.arguments.float_environment import silent_arithmetic
 from bncore.arguments.parameters import float64, vector
 from bncore.backends import current
-from bncore.statistics import Moments, Stat, given_moments
+from bncore.statistics import Moments, Stat, given_moments, require_counts
 
 
 def update_running_stats(
@@ -33,19 +33,20 @@ def update_running_stats(
         Changed in place.  They must not overlap each other.  With 16 bits they lose small updates:
         prefer float32 or float64.
     moments : Moments
-        The moments of the batch.  If their count is 0, nothing changes.
+        The moments of the batch.  A channel whose count is 0 keeps its running statistics.
     momentum : float, default 0.1
         The weight of the *new* batch, from 0 to 1, as in PyTorch.  In Keras and ONNX the momentum
         is the weight of the old value.
     correction : float, default 1
-        The batch variance is m2 / (count - correction).  PyTorch uses 1; Keras and ONNX use 0.
+        The batch variance is m2 / (count - correction), with the count of each channel.  PyTorch
+        uses 1; Keras and ONNX use 0.
 
     Raises
     ------
     TypeError, ValueError
-        Where an argument is not as above, or `moments.count` is not above `correction`.  Nothing
-        has been written then, nor where another exception such as KeyboardInterrupt comes between
-        the two writes.
+        Where an argument is not as above, or a count that is not 0 is not above `correction`.
+        Nothing has been written then, nor where another exception such as KeyboardInterrupt comes
+        between the two writes.
 
     References
     ----------
@@ -85,16 +86,13 @@ def update_running_stats(
         raise ValueError("running_var: expected memory apart from running_mean, got an overlap")
     momentum = scalars.real("momentum", momentum, 0.0, 1.0)
     correction = scalars.real("correction", correction)
-    if moments.count == 0:
-        return
-    if moments.count <= correction:
-        raise ValueError(
-            f"moments: expected count > correction = {correction:g}, got {moments.count}"
-        )
+    empty = moments.count == 0.0
+    fit = empty | (moments.count > correction)
+    require_counts(moments, fit, f"count > correction = {correction:g}")
     var = moments.var(correction)
     with silent_arithmetic():
-        new_mean = _moved(to_mean, moments.mean, momentum)
-        new_var = _moved(to_var, var, momentum)
+        new_mean = _moved(to_mean, moments.mean, momentum, empty)
+        new_var = _moved(to_var, var, momentum, empty)
     before = to_mean.copy(), to_var.copy()
     try:
         to_mean[...] = new_mean
@@ -105,7 +103,13 @@ def update_running_stats(
         raise
 
 
-def _moved(old: npt.NDArray[Any], batch: Stat, momentum: float) -> npt.NDArray[Any]:
-    """Compute the new running value in float64, and round it to the dtype of the old one."""
-    new = (1.0 - momentum) * float64(old) + momentum * batch
-    return cast(new, old.dtype)
+def _moved(
+    old: npt.NDArray[Any], batch: Stat, momentum: float, empty: npt.NDArray[np.bool_]
+) -> npt.NDArray[Any]:
+    """Compute the new running values in float64, and round them to the dtype of the old ones.
+
+    Channels that are `empty` in the batch keep their old values.
+    """
+    new = cast((1.0 - momentum) * float64(old) + momentum * batch, old.dtype)
+    new[empty] = old[empty]
+    return new

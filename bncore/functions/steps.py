@@ -22,8 +22,10 @@ from bncore.statistics import (
     Moments,
     checked_moments,
     checked_sums,
+    counts_of,
     frozen_moments,
     frozen_sums,
+    require_counts,
     trusted_moments,
     trusted_sums,
 )
@@ -57,7 +59,8 @@ def moments(
     Returns
     -------
     Moments
-        The moments, in float64.  With one value per channel m2 is 0; without values count is 0.
+        The moments, in float64.  With one value per channel m2 is 0.  Without values count is 0,
+        mean is NaN and m2 is 0.
 
     Raises
     ------
@@ -76,7 +79,7 @@ def moments(
     >>> import numpy as np
     >>> import bncore
     >>> bncore.moments(np.array([[0.0, 1.0], [2.0, 5.0]]))
-    Moments(count=2, mean=array([1., 3.]), m2=array([2., 8.]))
+    Moments(count=array([2., 2.]), mean=array([1., 3.]), m2=array([2., 8.]))
     """
     backend = current()
     fast = backend.fast
@@ -85,30 +88,30 @@ def moments(
     if fast is not None:
         done = fast.fast_moments(x, axis, threads, exact)
         if done is not None:
-            return frozen_moments(done[0], done[1], done[2])
+            count, mean, m2 = done
+            return frozen_moments(count, mean, m2)
     p = Problem(x, axis)
-    mean, m2 = p.zeros(), p.zeros()
+    mean, m2 = p.no_means(), p.zeros()
     if not p.empty:
         backend.kernels.moments(mean, m2, p.x, threads, exact)
-    return trusted_moments(p.count, mean, m2)
+    return trusted_moments(counts_of(p.count, p.channels), mean, m2)
 
 
 def _given_moments(p: Problem, value: Moments) -> Moments:
-    """Return moments that have x's channels, and at least one value if x has any."""
+    """Return moments that have x's channels, and a value in one of them if x has any."""
     moments = checked_moments("moments", value, p.channels)
-    if moments.count == 0 and not p.empty:
-        raise ValueError("moments: expected count >= 1 for an x that is not empty, got 0")
+    if not p.empty and not moments.count.any():
+        raise ValueError(
+            "moments: expected a count above 0 for an x that is not empty, got 0 for every channel"
+        )
     return moments
 
 
 def _moments_of_all(p: Problem, value: Moments) -> Moments:
     """Return moments that can be those of x or of a larger batch that contains x."""
     moments = checked_moments("moments", value, p.channels)
-    if moments.count < p.count and not p.empty:
-        raise ValueError(
-            f"moments: expected count >= {p.count}, the values per channel of x, "
-            f"got {moments.count}"
-        )
+    fit = moments.count >= (0 if p.empty else p.count)
+    require_counts(moments, fit, f"count >= {p.count}, the values per channel of x")
     return moments
 
 
@@ -133,7 +136,7 @@ def normalize(
         See `batch_norm_train` for layouts and copies.
     moments : Moments
         The moments of x, of a larger batch that x is a piece of, or of other data, such as a
-        calibration set.
+        calibration set.  y is NaN in a channel whose count is 0.
     weight, bias : (C,) array_like of float, optional
         gamma and beta; 1 and 0 if they are None.
     axis, eps, out, n_threads
@@ -147,8 +150,8 @@ def normalize(
     Raises
     ------
     TypeError, ValueError
-        As `batch_norm_train`; and if `moments` has another number of channels, or count 0 although
-        x is not empty.  One value per channel is allowed.
+        As `batch_norm_train`; and if `moments` has another number of channels, or no value in any
+        channel although x is not empty.  One value per channel is allowed.
 
     References
     ----------
@@ -221,7 +224,7 @@ def grad_sums(
     Raises
     ------
     TypeError, ValueError
-        As `batch_norm_train_backward`, except that the count of `moments` may be larger (but not
+        As `batch_norm_train_backward`, except that the counts of `moments` may be larger (but not
         smaller) than the number of values that x has per channel.
 
     References
@@ -341,7 +344,7 @@ def grad_input(
             moments.var(),
             sums.sum_dy,
             sums.sum_dy_xhat,
-            np.full(p.channels, float(moments.count)),
+            moments.count,
             gamma.values,
             eps,
             threads,

@@ -17,7 +17,14 @@ from bncore.arguments.scalars import real
 from bncore.backends import current
 from bncore.runtime import buffer_pool
 from bncore.runtime.threads import resolve
-from bncore.statistics import Moments, checked_moments, frozen_moments, trusted_moments
+from bncore.statistics import (
+    Moments,
+    checked_moments,
+    counts_of,
+    frozen_moments,
+    require_counts,
+    trusted_moments,
+)
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -89,7 +96,7 @@ def batch_norm_train(
 
     Notes
     -----
-    An empty batch gives an empty y and ``moments.count == 0``.
+    An empty batch gives an empty y, and moments with count 0 and mean NaN.
 
     References
     ----------
@@ -126,19 +133,20 @@ def batch_norm_train(
             x, weight, bias, axis, eps, out, threads, activation, negative_slope, residual
         )
         if done is not None:
-            return done[0], frozen_moments(*done[1:])
+            y, count, mean, m2 = done
+            return y, frozen_moments(count, mean, m2)
     p = Problem(x, axis)
     gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
     eps = real("eps", eps, 0.0)
     fusion = p.fusion(activation, negative_slope, residual)
     p.require_batch()
-    y = p.output(out, parameters=(gamma, beta), residual=fusion.source)
-    mean, m2 = p.zeros(), p.zeros()
+    to = p.output(out, parameters=(gamma, beta), residual=fusion.source)
+    mean, m2 = p.no_means(), p.zeros()
     if not p.empty:
         backend.kernels.train(
-            y.values, mean, m2, p.x, gamma.values, beta.values, eps, threads, fusion.asked()
+            to.values, mean, m2, p.x, gamma.values, beta.values, eps, threads, fusion.asked()
         )
-    return y.finish(), trusted_moments(p.count, mean, m2)
+    return to.finish(), trusted_moments(counts_of(p.count, p.channels), mean, m2)
 
 
 def batch_norm_train_backward(
@@ -254,11 +262,12 @@ def batch_norm_train_backward(
     gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
     eps = real("eps", eps, 0.0)
     fusion = p.fusion(activation, negative_slope, residual)
-    if moments.count != p.count:
-        raise ValueError(
-            f"moments: expected count {p.count}, the values per channel of x, "
-            f"got {moments.count}; for merged moments use grad_sums and grad_input"
-        )
+    require_counts(
+        moments,
+        moments.count == p.count,
+        f"count {p.count}, the values per channel of x (use grad_sums and grad_input for merged "
+        "moments)",
+    )
     dx = p.output(out, source, (gamma, beta), fusion.source)
     dr = p.residual_gradient(dresidual, dx, source, fusion.source, (gamma, beta))
     sum_dy, sum_dy_xhat = p.zeros(), p.zeros()

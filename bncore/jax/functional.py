@@ -13,10 +13,12 @@ import numpy.typing as npt
 from jax import export
 
 from bncore.arguments import scalars
+from bncore.arguments.float_environment import silent_arithmetic
 from bncore.arguments.problem import ACTIVATIONS
 from bncore.jax import formula, ops
 from bncore.jax.handlers import Settings
 from bncore.jax.manual_axes import alike
+from bncore.statistics import shown_count
 
 # Jitted here, the functions take a fraction of the time if the caller does not jit them.
 _train = jax.jit(ops.train, static_argnums=0, inline=True)
@@ -29,22 +31,23 @@ Array: TypeAlias = jax.Array
 Given: TypeAlias = jax.Array | npt.NDArray[Any]
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["mean", "var"], meta_fields=["count"])
+@partial(jax.tree_util.register_dataclass, data_fields=["count", "mean", "var"], meta_fields=[])
 @dataclass(frozen=True)
 class Moments:
     """The statistics of a batch, which `batch_norm_train` returns; a pytree.
 
     Attributes
     ----------
-    count : int
-        The number of values per channel.  It is static, so it is known when a call is traced.
+    count : (C,) array
+        The number of values of every channel; float64 if JAX allows it (``jax_enable_x64``),
+        otherwise float32.  `batch_norm_train` knows it when it is traced and returns a NumPy array.
     mean : (C,) array
-        The mean in x's unit; float64 if JAX allows it (``jax_enable_x64``), otherwise float32.
+        The mean in x's unit, of the same dtype; NaN where count is 0.
     var : (C,) array
-        The population variance, in x's unit squared, of the same dtype.
+        The population variance, in x's unit squared, of the same dtype; NaN where count is 0.
     """
 
-    count: int
+    count: Given
     mean: Array
     var: Array
 
@@ -116,7 +119,7 @@ def batch_norm_train(
     [[-1. -1.]
      [ 1.  1.]]
     >>> print(moments.count, moments.mean, moments.var)
-    2 [1. 3.] [1. 4.]
+    [2. 2.] [1. 3.] [1. 4.]
 
     A gradient, compiled:
 
@@ -128,14 +131,18 @@ def batch_norm_train(
     x = _data("x", x)
     settings = _settings(x, axis, eps, activation, negative_slope)
     arguments = _parameters(x, axis, weight=weight, bias=bias)
-    count = x.size // max(x.shape[settings.axis], 1)
+    channels = x.shape[settings.axis]
+    count = x.size // max(channels, 1)
     if count == 1:
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {x.shape}"
         )
     given = alike(x, *arguments, _residual(x, residual))
     y, mean, var, _ = _train(settings, *given)
-    return y, Moments(count, mean, var)
+    dtype = ops.statistics_dtype()
+    if export.is_symbolic_dim(count):  # known only when an exported function is called
+        return y, Moments(jnp.full(channels, jnp.asarray(count, dtype)), mean, var)
+    return y, Moments(np.full(channels, count, dtype), mean, var)
 
 
 def batch_norm_infer(
@@ -220,7 +227,7 @@ def update_running_stats(
     running_mean, running_var : (C,) array of float
         The running statistics before this batch.
     moments : Moments
-        The moments of the batch.  If their count is 0, nothing changes.
+        The moments of the batch.  A channel whose count is 0 keeps its running statistics.
     momentum : float, default 0.1
         The weight of the *new* batch, from 0 to 1, as in PyTorch.  In Flax it is the weight of the
         old value.
@@ -235,7 +242,9 @@ def update_running_stats(
     Raises
     ------
     TypeError, ValueError
-        If an argument is not as described above, or `moments.count` is not above `correction`.
+        If an argument is not as described above, or a count that is not 0 is not above
+        `correction`.  While a call is traced, the counts of moments that are its arguments are not
+        known: then the running variance of such a channel becomes NaN or infinite.
 
     References
     ----------
@@ -259,20 +268,37 @@ def update_running_stats(
     old = [_vector(name, v, moments.mean.shape[0]) for name, v in given.items()]
     momentum = scalars.real("momentum", momentum, 0.0, 1.0)
     correction = scalars.real("correction", correction)
-    count: Any = moments.count
-    if export.is_symbolic_dim(count):  # known only when an exported function is called
-        count = jnp.asarray(count, moments.var.dtype)
-    elif count == 0:
-        return old[0], old[1]
-    elif count <= correction:
-        raise ValueError(f"moments: expected count > correction = {correction:g}, got {count}")
-    factor = count / (count - correction)
+    empty, factor = _correction(moments, correction)
     batch = moments.mean, moments.var * factor
-    mean, var = (
+    new = [
         ((1.0 - momentum) * a.astype(b.dtype) + momentum * b).astype(a.dtype)
         for a, b in zip(old, batch, strict=True)
-    )
-    return mean, var
+    ]
+    if isinstance(empty, jax.Array) or empty.any():
+        new = [jnp.where(empty, a, b) for a, b in zip(old, new, strict=True)]
+    return new[0], new[1]
+
+
+def _correction(moments: Moments, correction: float) -> tuple[Given, Given]:
+    """Return which channels have no value, and count / (count - correction).
+
+    They are NumPy arrays, and the counts are checked, unless they are being traced.
+    """
+    dtype = moments.mean.dtype
+    if isinstance(moments.count, jax.core.Tracer):
+        count = moments.count
+        return count == 0.0, (count / jnp.maximum(count - correction, 0.0)).astype(dtype)
+    count = np.broadcast_to(np.asarray(moments.count, np.float64), moments.mean.shape)
+    some = count > 0.0
+    low = some & (count <= correction)
+    if low.any():
+        at = int(np.argmax(low))
+        raise ValueError(
+            f"moments: expected count > correction = {correction:g}, "
+            f"got {shown_count(count, at)} for channel {at}"
+        )
+    with silent_arithmetic():
+        return ~some, (count / (count - correction)).astype(dtype)
 
 
 # Checks of arguments

@@ -70,7 +70,9 @@ class BatchNorm(LayerCalls):
     running_mean, running_var : (C,) ndarray of float64 or None
         The running statistics, initially 0 and 1.
     num_batches_tracked : int
-        The number of batches in the running statistics.
+        The number of batches in the running statistics.  A channel that has no value in a batch
+        keeps its running statistics, and the batch does not count for it; this is then the largest
+        number of any channel.
     moments : Moments or None
         The moments of the last training forward that used the batch's statistics.  An empty batch
         does not change them.

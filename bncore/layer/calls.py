@@ -16,6 +16,7 @@ from bncore.functions import steps
 from bncore.functions.infer import batch_norm_infer, batch_norm_infer_backward
 from bncore.functions.running_stats import update_running_stats
 from bncore.functions.train import batch_norm_train, batch_norm_train_backward
+from bncore.layer import averages
 from bncore.layer.rollback import all_or_nothing, copies, write_back
 from bncore.layer.settings import RUNNING, Array
 from bncore.layer.state import (
@@ -27,7 +28,6 @@ from bncore.layer.state import (
     finite,
     require_finite,
     weight_for_sums,
-    weight_of_new,
 )
 from bncore.statistics import Moments, Stat
 
@@ -245,20 +245,25 @@ class LayerCalls(LayerState):
         before that step; if it is not reached, they get their old values back.
         """
         changes: dict[str, Any] = {"_saved": self._kept(x, residual, moments)}
-        if moments.count:
+        some = bool(moments.count.any())  # values, in any channel
+        if some:
             changes["moments"] = moments
-        if not moments.count or not track or (self._on_nonfinite == "skip" and not finite(moments)):
+        if not some or not track or (self._on_nonfinite == "skip" and not finite(moments)):
             vars(self).update(changes)
             return
-        tracked = self._num_batches_tracked
-        changes["_num_batches_tracked"] = tracked + 1
-        momentum = weight_of_new(self._momentum, self._debias, tracked)
+        tracked, missed = self._num_batches_tracked, self._missed
+        new = averages.after(moments, tracked, missed)
+        changes["_num_batches_tracked"], changes["_missed"] = new
         mean, var = self._running()
         before = copies((mean, var))
         try:
-            update_running_stats(mean, var, moments, momentum=momentum, correction=self._correction)
+            for number, part in averages.by_batches(moments, tracked, missed):
+                momentum = averages.weight_of_new(self._momentum, self._debias, number)
+                update_running_stats(
+                    mean, var, part, momentum=momentum, correction=self._correction
+                )
             vars(self).update(changes)
         except BaseException:
-            if self._num_batches_tracked == tracked:
+            if self._saved is not changes["_saved"]:
                 write_back(before)
             raise

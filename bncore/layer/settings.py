@@ -119,6 +119,20 @@ def batches(name: str, value: object) -> int:
     return scalars.integer_at_least(name, value, 0)
 
 
+def batches_or_each(name: str, value: object, channels: int | None) -> int | npt.NDArray[np.int64]:
+    """Check a number of batches, or an array with one for each channel."""
+    if getattr(value, "shape", ()) == ():
+        return batches(name, value)
+    given = plain_array(name, value)
+    if given.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected integers >= 0, got {given.dtype}")
+    if given.shape != (channels,):
+        raise ValueError(f"{name}: expected an integer or shape ({channels},), got {given.shape}")
+    if (given < 0).any():
+        raise ValueError(f"{name}: expected integers >= 0, got {given.min()}")
+    return given.astype(np.int64)
+
+
 def activation(name: str, value: object) -> str | None:
     """Check the name of an activation, or None."""
     return scalars.option(name, value, problem.ACTIVATIONS)

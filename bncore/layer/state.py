@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple, Self, SupportsIndex
 
@@ -13,9 +12,10 @@ from bncore.arguments import layout, scalars
 from bncore.arguments.arrays import cast as cast_array
 from bncore.arguments.arrays import writable_array
 from bncore.arguments.bfloat16 import in_native_order
-from bncore.arguments.float_environment import default_environment
 from bncore.arguments.parameters import vector
+from bncore.layer import averages
 from bncore.layer import settings as ls
+from bncore.layer.averages import Numbers
 from bncore.layer.rollback import all_or_nothing
 from bncore.layer.settings import BATCHES, INITIAL, RUNNING, Array
 from bncore.statistics import Moments, Stat
@@ -48,6 +48,7 @@ class LayerState:
     _on_nonfinite: str
     _on_single: str
     _num_batches_tracked: int
+    _missed: Numbers | None = None  # how many of these batches each channel had no value in
     _weight: Array | None
     _bias: Array | None
     _running_mean: Stat | None
@@ -64,11 +65,19 @@ class LayerState:
     on_nonfinite = ls.setting(
         "on_nonfinite", ls.one_of("propagate", "skip", "raise"), "What to do with NaN or inf."
     )
-    num_batches_tracked = ls.setting(BATCHES, ls.batches, "Batches tracked.")
     weight = ls.array("weight", "gamma, or None.")
     bias = ls.array("bias", "beta, or None.")
     running_mean = ls.array("running_mean", "Running mean, or None; assigning copies.")
     running_var = ls.array("running_var", "Running variance, or None; assigning copies.")
+
+    @property
+    def num_batches_tracked(self) -> int:
+        """The number of batches in the running statistics; the largest one of any channel."""
+        return self._num_batches_tracked
+
+    @num_batches_tracked.setter
+    def num_batches_tracked(self, value: SupportsIndex) -> None:
+        self._set_batches(ls.batches(BATCHES, value))
 
     @property
     def on_single(self) -> str:
@@ -186,8 +195,15 @@ class LayerState:
         return (*self._affine, *((*RUNNING, BATCHES) if self._tracks else ()))
 
     def state_dict(self) -> dict[str, npt.NDArray[Any]]:
-        """Return copies of parameters and running statistics, under PyTorch's names."""
-        return {name: np.array(getattr(self, name)) for name in self._names()}
+        """Return copies of parameters and running statistics, under PyTorch's names.
+
+        ``num_batches_tracked`` has no dimension, as PyTorch's.  If some channels had no value in
+        some batches, it is an array with the number of batches of each channel.
+        """
+        state = {name: np.array(getattr(self, name)) for name in self._names()}
+        if self._missed is not None and BATCHES in state:
+            state[BATCHES] = self._num_batches_tracked - self._missed
+        return state
 
     @all_or_nothing
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -209,7 +225,7 @@ class LayerState:
             self._build(arrays[0].shape[0], dtype)
         for name, value in checked.items():
             if name == BATCHES:
-                self._num_batches_tracked = value
+                self._set_batches(value)
             else:
                 ls.write(getattr(self, name), value)
 
@@ -231,7 +247,12 @@ class LayerState:
         if self._running_mean is not None and self._running_var is not None:
             self._running_mean.fill(0.0)
             self._running_var.fill(1.0)
-        self._num_batches_tracked = 0
+        self._set_batches(0)
+
+    def _set_batches(self, value: int | Numbers) -> None:
+        """Set the number of batches, or that of each channel, in one step."""
+        tracked, missed = (value, None) if isinstance(value, int) else averages.apart(value)
+        vars(self).update(_num_batches_tracked=tracked, _missed=missed)
 
     def _require_writable(self, names: Iterable[str]) -> None:
         """Raise if somebody has made one of these arrays of the layer read-only."""
@@ -306,14 +327,20 @@ def weight_for_sums(x: Array, weight: Array | None, bias: Array | None) -> Array
     return np.ones(bias.shape[0]) if weight is None else cast_array(weight, np.float64)
 
 
+def _not_finite(moments: Moments) -> npt.NDArray[np.bool_]:
+    """Tell of every channel whether its mean or variance is NaN or infinite, given a value."""
+    bad: npt.NDArray[np.bool_] = ~(np.isfinite(moments.mean) & np.isfinite(moments.m2))
+    return bad & (moments.count > 0.0)
+
+
 def finite(moments: Moments) -> bool:
-    """Tell whether every mean and variance is finite."""
-    return bool(np.isfinite(moments.mean).all() and np.isfinite(moments.m2).all())
+    """Tell whether the mean and variance of every channel that has a value are finite."""
+    return not _not_finite(moments).any()
 
 
 def require_finite(moments: Moments) -> None:
     """Refuse a batch with a mean or variance that is NaN or infinite."""
-    bad = ~(np.isfinite(moments.mean) & np.isfinite(moments.m2))
+    bad = _not_finite(moments)
     if bad.any():
         raise FloatingPointError(
             f"x: expected finite mean and variance, got NaN or infinity in channel {bad.argmax()} "
@@ -341,41 +368,9 @@ def checked_state(
     checked: dict[str, Any] = {}
     for name in names:
         if name == BATCHES:
-            checked[name] = ls.batches(name, state[name])
+            checked[name] = ls.batches_or_each(name, state[name], channels)
         else:
             # Copy it, because it may be another array of the layer, which is written first.
             checked[name] = vector(name, state[name], channels).copy()
             channels = checked[name].shape[0]
     return checked
-
-
-# Averages
-
-
-def weight_of_new(momentum: float | None, debias: bool, tracked: int) -> float:
-    """Return the weight of a new batch in the running statistics.
-
-    It is ``momentum``.  If `momentum` is None, it is ``1 / t`` for the t-th batch, which gives the
-    mean over all batches.  With `debias`, it is ``momentum / (1 - (1 - momentum)**t)``, which gives
-    the moving average over batches alone, without the initial 0 and 1.
-
-    References
-    ----------
-    D. P. Kingma, J. Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, section 3, the
-    division by 1 - beta**t: with avg(t) = (1 - m) avg(t-1) + m b(t) and w(t) = 1 - (1 - m)**t, the
-    quotient q = avg / w obeys q(t) = q(t-1) + m / w(t) (b(t) - q(t-1)), for w(t) - m =
-    (1 - m) w(t-1).  So the running statistics themselves stay free of bias.
-
-    Examples
-    --------
-    >>> weight_of_new(0.1, False, 5), weight_of_new(None, False, 4), weight_of_new(0.5, True, 1)
-    (0.1, 0.2, 0.6666666666666666)
-    """
-    if momentum is not None and (not debias or momentum == 0.0):
-        return momentum
-    if momentum == 1.0 or tracked == 0:
-        return 1.0
-    with default_environment():
-        if momentum is None:
-            return 1.0 / (tracked + 1)
-        return momentum / -math.expm1((tracked + 1) * math.log1p(-momentum))

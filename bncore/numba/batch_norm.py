@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bncore.numba.calls import as_parameter, call, checked, doubles, same_as, sizes_of
-from bncore.numba.statistics import Moments, compiled, mean_var
+from bncore.numba.statistics import Moments, compiled, statistics
 
 
 @compiled
@@ -56,9 +56,9 @@ def batch_norm_train(x, weight=None, bias=None, axis=1, eps=1e-5, n_threads=1):
     beta = doubles(bias, channels, "bias: expected one value per channel of x")
     if count == 1:
         raise ValueError("x: expected more than one value per channel in training, got 1")
-    y, mean, m2 = np.empty_like(x), np.zeros(channels), np.zeros(channels)
+    y, mean, m2 = np.empty_like(x), np.full(channels, np.nan), np.zeros(channels)
     checked(call("bncore_train", x, axis, eps, n_threads, (y, mean, m2, x, gamma, beta)))
-    return y, Moments(count, mean, m2)
+    return y, Moments(np.full(channels, np.float64(count)), mean, m2)
 
 
 @compiled
@@ -90,7 +90,7 @@ def batch_norm_train_backward(dy, x, moments, weight=None, axis=1, eps=1e-5, n_t
     Raises
     ------
     ValueError
-        If dy does not have x's shape, or the moments have other channels or another count.
+        If dy does not have x's shape, or the moments have other channels or other counts.
 
     References
     ----------
@@ -109,8 +109,8 @@ def batch_norm_train_backward(dy, x, moments, weight=None, axis=1, eps=1e-5, n_t
     """
     channels, count = sizes_of(x, axis)
     same_as(dy, x)
-    mean, var = mean_var(moments, channels)
-    if moments.count != count:
+    given, mean, var = statistics(moments, channels)
+    if np.any(given != count):
         raise ValueError("moments: expected the count of x's values per channel, got another one")
     gamma = doubles(weight, channels, "weight: expected one value per channel of x")
     dx, sum_dy, sum_dy_xhat = np.empty_like(x), np.zeros(channels), np.zeros(channels)

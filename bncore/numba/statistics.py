@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 from numba import njit
 
 from bncore.numba.calls import doubles
@@ -17,15 +18,15 @@ class Moments(NamedTuple):
 
     Attributes
     ----------
-    count : int
-        The number of values per channel.
+    count : (C,) array of float64
+        The number of values of every channel.
     mean : (C,) array of float64
-        The mean of every channel, in x's unit.
+        The mean of every channel, in x's unit; NaN where count is 0.
     m2 : (C,) array of float64
         Sums of squared deviations from the mean, in x's unit squared.
     """
 
-    count: int  # type: ignore[assignment]  # tuple has a method with this name
+    count: Any
     mean: Any
     m2: Any
 
@@ -44,16 +45,18 @@ class GradSums(NamedTuple):
 
 
 @compiled
-def mean_var(moments, channels):
-    """Check that moments fit x, and return mean and variance as the C functions read them."""
+def statistics(moments, channels):
+    """Check that moments fit x; return count, mean and variance as the C functions read them."""
+    count = doubles(moments.count, channels, "moments: expected one count per channel of x")
     mean = doubles(moments.mean, channels, "moments: expected one mean per channel of x")
     m2 = doubles(moments.m2, channels, "moments: expected one m2 per channel of x")
-    return mean, m2 / max(moments.count, 1)
+    return count, mean, m2 / count
 
 
 @compiled
-def mean_var_of_all(x, moments, channels, count):
+def statistics_of_all(x, moments, channels, least):
     """Refuse moments that can be neither those of x nor those of a batch that contains x."""
-    if moments.count < count and x.size:
+    count, mean, var = statistics(moments, channels)
+    if x.size and np.any(count < least):
         raise ValueError("moments: expected the count of x's values per channel or more, got less")
-    return mean_var(moments, channels)
+    return count, mean, var

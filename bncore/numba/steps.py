@@ -6,7 +6,13 @@ import numpy as np
 
 from bncore.numba.batch_norm import batch_norm_infer
 from bncore.numba.calls import call, checked, doubles, same_as, sizes_of
-from bncore.numba.statistics import GradSums, Moments, compiled, mean_var, mean_var_of_all
+from bncore.numba.statistics import (
+    GradSums,
+    Moments,
+    compiled,
+    statistics,
+    statistics_of_all,
+)
 
 
 @compiled
@@ -45,13 +51,13 @@ def moments(x, axis=1, n_threads=1):
     >>> import bncore.numba as bn
     >>> x = np.array([[0.0, 1.0], [2.0, 5.0]])
     >>> count, mean, m2 = bn.moments(x)
-    >>> count, mean.tolist(), m2.tolist()
-    (2, [1.0, 3.0], [2.0, 8.0])
+    >>> count.tolist(), mean.tolist(), m2.tolist()
+    ([2.0, 2.0], [1.0, 3.0], [2.0, 8.0])
     """
     channels, count = sizes_of(x, axis)
-    mean, m2 = np.zeros(channels), np.zeros(channels)
+    mean, m2 = np.full(channels, np.nan), np.zeros(channels)
     checked(call("bncore_moments", x, axis, 0.0, n_threads, (mean, m2, x)))
-    return Moments(count, mean, m2)
+    return Moments(np.full(channels, np.float64(count)), mean, m2)
 
 
 @compiled
@@ -81,7 +87,7 @@ def normalize(x, moments, weight=None, bias=None, axis=1, eps=1e-5, n_threads=1)
     Raises
     ------
     ValueError
-        If the moments have other channels, or count 0 although x is not empty.
+        If the moments have other channels, or no value in any channel although x is not empty.
 
     References
     ----------
@@ -97,8 +103,8 @@ def normalize(x, moments, weight=None, bias=None, axis=1, eps=1e-5, n_threads=1)
     [[-1.0, -1.0], [1.0, 1.0]]
     """
     channels, _ = sizes_of(x, axis)
-    mean, var = mean_var(moments, channels)
-    if moments.count < 1 and x.size:
+    count, mean, var = statistics(moments, channels)
+    if x.size and not np.any(count > 0.0):
         raise ValueError("moments: expected a count above 0 for an x that is not empty, got less")
     return batch_norm_infer(x, mean, var, weight, bias, axis, eps, n_threads)
 
@@ -146,7 +152,7 @@ def grad_sums(dy, x, moments, axis=1, eps=1e-5, n_threads=1):
     """
     channels, count = sizes_of(x, axis)
     same_as(dy, x)
-    mean, var = mean_var_of_all(x, moments, channels, count)
+    _, mean, var = statistics_of_all(x, moments, channels, count)
     sum_dy, sum_dy_xhat = np.zeros(channels), np.zeros(channels)
     arrays = (sum_dy, sum_dy_xhat, dy, x, mean, var)
     checked(call("bncore_grad_sums", x, axis, eps, n_threads, arrays))
@@ -199,9 +205,9 @@ def grad_input(dy, x, moments, sums, weight=None, axis=1, eps=1e-5, n_threads=1)
     >>> bn.grad_input(dy, x, moments, bn.grad_sums(dy, x, moments)).tolist()
     [[0.0, 0.0], [0.0, 0.0]]
     """
-    channels, count = sizes_of(x, axis)
+    channels, least = sizes_of(x, axis)
     same_as(dy, x)
-    mean, var = mean_var_of_all(x, moments, channels, count)
+    count, mean, var = statistics_of_all(x, moments, channels, least)
     total = doubles(sums.sum_dy, channels, "sums: expected one sum_dy per channel of x")
     weighted = doubles(
         sums.sum_dy_xhat, channels, "sums: expected one sum_dy_xhat per channel of x"
@@ -209,7 +215,6 @@ def grad_input(dy, x, moments, sums, weight=None, axis=1, eps=1e-5, n_threads=1)
     gamma = doubles(weight, channels, "weight: expected one value per channel of x")
     dx = np.empty_like(x)
     if x.size:
-        counts = np.full(channels, float(moments.count))
-        arrays = (dx, dy, x, mean, var, total, weighted, counts, gamma)
+        arrays = (dx, dy, x, mean, var, total, weighted, count, gamma)
         checked(call("bncore_grad_input", x, axis, eps, n_threads, arrays))
     return dx

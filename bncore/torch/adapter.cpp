@@ -199,7 +199,7 @@ Tensor computed(const Given &given)
     Tensor y, moments;
     if (training) {
         std::tie(y, moments) = train(x, weight, bias, residual, fused);
-        if (mean) update(*mean, *var, moments, x.numel() / x.size(1), momentum);
+        if (mean) update(*mean, *var, moments, momentum);
     } else {
         y = infer(x, *mean, *var, weight, bias, residual, fused);
     }

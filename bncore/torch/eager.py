@@ -53,7 +53,6 @@ def track(
     running_mean: torch.Tensor | None,
     running_var: torch.Tensor | None,
     moments: torch.Tensor,
-    count: int,
     momentum: float,
     batches: torch.Tensor | None,
 ) -> None:
@@ -67,7 +66,7 @@ def track(
     before = [one.detach().clone() for one in changed] if alone else []
     try:
         if running_mean is not None:
-            move(running_mean, running_var, moments, count, momentum)
+            move(running_mean, running_var, moments, momentum)
         if batches is not None:
             batches.add_(1)
     except BaseException:

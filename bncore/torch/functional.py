@@ -132,12 +132,10 @@ def normalized(
         y, moments = transforms.train(x, *fused)
         move = ops.update_running_stats_ if _of_inference(running_mean) else ops.update_op
     if not _traced():
-        with ops.untraced():
-            count = ops.values_per_channel(x)
-        eager.track(move, running_mean, running_var, moments, count, momentum, batches)
+        eager.track(move, running_mean, running_var, moments, momentum, batches)
         return y
     if running_mean is not None:
-        move(running_mean, running_var, moments, ops.values_per_channel(x), momentum)
+        move(running_mean, running_var, moments, momentum)
     if batches is not None:
         batches.add_(1)
     return y

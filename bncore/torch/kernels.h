@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <limits>
 #include <string>
 #include <string_view>
 #include <tuple>
@@ -187,7 +188,8 @@ struct Call {
     }
     Call(const Call &) = delete;
 
-    bool empty() const { return problem.outer * problem.channels * problem.inner == 0; }
+    int64_t count() const { return problem.outer * problem.inner; }
+    bool empty() const { return count() * problem.channels == 0; }
 };
 
 void require(bncore_status status)
@@ -207,10 +209,12 @@ std::tuple<Tensor, Tensor> train(const Tensor &given, const Optional &weight, co
     check_channels("weight", weight, x);
     check_channels("bias", bias, x);
     const int64_t channels = x.size(1);
-    Tensor y = like(x), moments = vector({2, channels}, at::kDouble);
-    double *mean = moments.mutable_data_ptr<double>();
+    Tensor y = like(x), moments = vector({3, channels}, at::kDouble);
+    double *count = moments.mutable_data_ptr<double>(), *mean = count + channels;
+    std::fill_n(count, channels, static_cast<double>(call.count()));
     if (call.empty()) {
-        std::fill_n(mean, 2 * channels, 0.0);
+        std::fill_n(mean, channels, std::numeric_limits<double>::quiet_NaN());
+        std::fill_n(mean + channels, channels, 0.0);
         return {y, moments};
     }
     const Channels gamma(weight), beta(bias);
@@ -270,8 +274,8 @@ Gradients backward(decltype(&bncore_train_backward) run, const Tensor &dy, const
 void check_moments(const Tensor &moments, int64_t channels)
 {
     TORCH_CHECK_VALUE(moments.scalar_type() == at::kDouble && moments.dim() == 2 &&
-                          moments.size(0) == 2 && moments.size(1) == channels,
-                      "moments: expected Double of shape (2, ", channels, "), got ",
+                          moments.size(0) == 3 && moments.size(1) == channels,
+                      "moments: expected Double of shape (3, ", channels, "), got ",
                       moments.scalar_type(), " of ", moments.sizes());
 }
 
@@ -281,14 +285,14 @@ Gradients train_backward(const Tensor &dy, const Tensor &x, const Tensor &moment
 {
     at::AutoDispatchBelowADInplaceOrView guard;
     const Environment environment;
-    const int64_t channels = x.size(1), count = channels ? x.numel() / channels : 0;
+    const int64_t channels = x.size(1);
     check_moments(moments, channels);
-    const Channels mean(moments[0]);
-    const Tensor m2 = moments[1].contiguous();
-    std::vector<double> var(m2.const_data_ptr<double>(), m2.const_data_ptr<double>() + channels);
-    for (double &v : var) v /= static_cast<double>(count);
-    return backward(bncore_train_backward, dy, x, mean.get(), var.data(), weight, bias, residual,
-                    fused, through);
+    const Tensor batch = moments.contiguous();
+    const double *count = batch.const_data_ptr<double>(), *mean = count + channels;
+    std::vector<double> var(mean + channels, mean + 2 * channels);
+    for (int64_t c = 0; c < channels; c++) var[c] /= count[c];
+    return backward(bncore_train_backward, dy, x, mean, var.data(), weight, bias, residual, fused,
+                    through);
 }
 
 Gradients infer_backward(const Tensor &dy, const Tensor &x, const Tensor &mean, const Tensor &var,
@@ -304,21 +308,22 @@ Gradients infer_backward(const Tensor &dy, const Tensor &x, const Tensor &mean, 
                     through);
 }
 
-void move(const Tensor &running, const double *batch, double divisor, double momentum)
+/* Move a running statistic towards the batch's; channels without a value stay. */
+void move(const Tensor &running, const double *count, const double *batch, double momentum)
 {
     const double keep = 1.0 - momentum;
     by_type(running.scalar_type(), [&](auto *type) {
         using T = std::remove_pointer_t<decltype(type)>;
         T *value = running.mutable_data_ptr<T>();
         for (int64_t c = 0; c < running.numel(); c++, value += running.stride(0))
-            *value =
-                rounded<T>(keep * static_cast<double>(*value) + momentum * (batch[c] / divisor));
+            if (count[c] > 0.0)
+                *value = rounded<T>(keep * static_cast<double>(*value) + momentum * batch[c]);
     });
 }
 
 /* In float64, rounded once, for any momentum; one value has the variance 0/0, as PyTorch has it. */
 void update(const Tensor &running_mean, const Tensor &running_var, const Tensor &moments,
-            int64_t count, double momentum)
+            double momentum)
 {
     const int64_t channels = moments.size(-1);
     check_moments(moments, channels);
@@ -327,17 +332,16 @@ void update(const Tensor &running_mean, const Tensor &running_var, const Tensor 
                               dtype_of(running.scalar_type()) >= 0,
                           "running statistics: expected ", DTYPES, " of shape (", channels,
                           ",), got ", running.scalar_type(), " of ", running.sizes());
-    if (count == 0) return;
     const Environment environment;
     const Tensor batch = moments.contiguous();
-    const double *values = batch.const_data_ptr<double>();
-    double divisor = 1.0; /* of the mean */
-    for (const Tensor &running : {running_mean, running_var}) {
+    const double *count = batch.const_data_ptr<double>(), *mean = count + channels;
+    if (std::all_of(count, mean, [](double n) { return n == 0.0; })) return;
+    std::vector<double> var(mean + channels, mean + 2 * channels);
+    for (int64_t c = 0; c < channels; c++) var[c] /= std::max(count[c] - 1.0, 0.0);
+    for (const Tensor &running : {running_mean, running_var})
         if (!running.is_inference()) running.unsafeGetTensorImpl()->bump_version();
-        move(running, values, divisor, momentum);
-        values += channels;
-        divisor = static_cast<double>(count - 1);
-    }
+    move(running_mean, count, mean, momentum);
+    move(running_var, count, var.data(), momentum);
 }
 
 } // namespace

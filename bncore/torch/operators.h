@@ -56,14 +56,14 @@ Gradients infer_backward_op(const Tensor &dy, const Tensor &x, const Tensor &mea
 }
 
 void update_op(const Tensor &running_mean, const Tensor &running_var, const Tensor &moments,
-               int64_t count, double momentum)
+               double momentum)
 {
     for (const auto &[name, running] :
          {std::pair("running_mean", running_mean), std::pair("running_var", running_var)})
         TORCH_CHECK(!(at::GradMode::is_enabled() && running.requires_grad()),
                     "The operator of bncore is not differentiable with respect to argument '", name,
                     "'. This input cannot have requires_grad True.");
-    update(running_mean, running_var, moments, count, momentum);
+    update(running_mean, running_var, moments, momentum);
 }
 
 /* Called when Python imports the module, not when the library is loaded: until then the loader of adapters may still

@@ -1,6 +1,6 @@
 """The operators: bncore's functions under ``torch.ops.bncore``, for CPU and meta tensors.
 
-x is (N, C, ...), in any memory order.  ``moments`` is a (2, C) float64 tensor with the mean and the
+x is (N, C, ...), in any memory order.  ``moments`` is a (3, C) float64 tensor with count, mean and
 sum of squared deviations of each channel.  Parameters are (C,) or None.  x, and each parameter and
 statistic for itself, is float16, bfloat16, float32 or float64.  All operators except
 `update_running_stats_` are functional.  The fused operations (`activation`, `negative_slope`,
@@ -49,8 +49,7 @@ SCHEMAS = {
         f"bool residual_gradient) -> {GRADIENTS}"
     ),
     "update_running_stats_": (
-        "(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor moments, SymInt count, "
-        "float momentum) -> ()"
+        "(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor moments, float momentum) -> ()"
     ),
 }
 
@@ -111,16 +110,15 @@ def scalar_type(tensor: torch.Tensor) -> str:
     return kind.rpartition(".")[2].removesuffix("Tensor")
 
 
-def as_moments(x: torch.Tensor, moments: torch.Tensor) -> Moments:
-    """Return x's moments as a `bncore.Moments`."""
-    mean, m2 = array(moments)
-    return trusted_moments(values_per_channel(x) if x.numel() else 0, mean, m2)
+def as_moments(moments: torch.Tensor) -> Moments:
+    """Return moments as a `bncore.Moments`."""
+    return trusted_moments(*array(moments))
 
 
 def as_tensor(moments: Moments) -> torch.Tensor:
     """Return moments as one tensor, a copy because bncore's arrays are read-only."""
-    tensor = torch.empty((2, moments.mean.shape[0]), dtype=torch.float64, device="cpu")
-    array(tensor)[...] = moments.mean, moments.m2
+    tensor = torch.empty((3, moments.mean.shape[0]), dtype=torch.float64, device="cpu")
+    array(tensor)[...] = moments.count, moments.mean, moments.m2
     return tensor
 
 
@@ -180,7 +178,7 @@ def batch_norm_train_backward(
     _, dweight, dbias = bncore.batch_norm_train_backward(
         array(in_order_of(x, dy)),
         array(x),
-        as_moments(x, moments),
+        as_moments(moments),
         optional(weight),
         eps=eps,
         out=array(dx),
@@ -254,23 +252,21 @@ def update_running_stats_(
     running_mean: torch.Tensor,
     running_var: torch.Tensor,
     moments: torch.Tensor,
-    count: int,
     momentum: float,
 ) -> None:
     """Update running statistics in place with those of a batch."""
     for name, running in (("running_mean", running_mean), ("running_var", running_var)):
         if torch.is_grad_enabled() and running.requires_grad:
             raise RuntimeError(NOT_DIFFERENTIABLE.format("operator of bncore", name))
-    mean, m2 = array(moments)
-    move_running_stats(running_mean, running_var, trusted_moments(count, mean, m2), momentum)
+    move_running_stats(running_mean, running_var, as_moments(moments), momentum)
 
 
 def move_running_stats(
     running_mean: torch.Tensor, running_var: torch.Tensor, moments: Moments, momentum: float
 ) -> None:
     """Do what `bncore.update_running_stats` does, but with any momentum, as PyTorch allows."""
-    count = moments.count
-    if count == 0:
+    some = moments.count > 0.0
+    if not some.any():
         return
     stats = array(running_mean), array(running_var)
     torch.autograd.graph.increment_version(
@@ -278,22 +274,21 @@ def move_running_stats(
     )
     with silent_arithmetic():
         keep = 1.0 - momentum
-        var = moments.m2 / max(count - 1, 0)
-        for values, batch in zip(stats, (moments.mean, var), strict=True):
-            values[...] = cast(keep * cast(values, np.float64) + momentum * batch, values.dtype)
+        for values, batch in zip(stats, (moments.mean, moments.var(1)), strict=True):
+            new = cast(keep * cast(values, np.float64) + momentum * batch, values.dtype)
+            np.copyto(values, new, where=some)
 
 
 def update_negated_(
     running_mean: torch.Tensor,
     running_var: torch.Tensor,
     moments: torch.Tensor,
-    count: int,
     momentum: float,
 ) -> None:
     """Run `update_running_stats_` for views with a negative sign, which no kernel can write."""
     given = running_mean, running_var
     plain = [one.resolve_neg() for one in given]
-    update_op(*plain, moments.resolve_neg(), count, momentum)
+    update_op(*plain, moments.resolve_neg(), momentum)
     for one, new in zip(given, plain, strict=True):
         if one.is_neg():
             one.copy_(new)
@@ -304,7 +299,7 @@ def update_negated_(
 
 def train_shapes(x: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor]:
     """Make tensors like the results of `batch_norm_train`."""
-    return torch.empty_like(checked(x)), x.new_empty((2, x.shape[1]), dtype=torch.float64)
+    return torch.empty_like(checked(x)), x.new_empty((3, x.shape[1]), dtype=torch.float64)
 
 
 def infer_shapes(x: torch.Tensor, *_: object) -> torch.Tensor:

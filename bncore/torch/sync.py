@@ -34,11 +34,10 @@ def gathered(values: Array, group: Any) -> list[Array]:
 
 def merged_moments(local: Moments, group: Any) -> Moments:
     """Return the moments of the batches of all processes together."""
-    packed = np.concatenate(([np.float64(local.count)], local.mean, local.m2))
+    packed = np.concatenate((local.count, local.mean, local.m2))
     merged: Moments | None = None
     for part in gathered(packed, group):
-        mean, m2 = part[1:].reshape(2, -1)
-        moments = Moments(int(part[0]), mean, m2)
+        moments = Moments(*part.reshape(3, -1))
         merged = moments if merged is None else merged.merge(moments)
     assert merged is not None
     return merged
@@ -65,16 +64,16 @@ class _Synchronized(torch.autograd.Function):
         bias: torch.Tensor | None,
         eps: float,
         group: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor, int]:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         threads = torch.get_num_threads()
         values = array(x)
         moments = merged_moments(bncore.moments(values, n_threads=threads), group)
-        if moments.count == 1:
+        if (moments.count == 1.0).any():
             raise ValueError(
                 f"Expected more than 1 value per channel when training, got input size {x.size()}"
             )
         y = output(x)
-        if moments.count:
+        if moments.count.any():
             bncore.normalize(
                 values,
                 moments,
@@ -88,7 +87,7 @@ class _Synchronized(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         merged = ops.as_tensor(moments)
         ctx.mark_non_differentiable(merged)
-        return y, merged, moments.count
+        return y, merged
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
@@ -177,13 +176,13 @@ class SyncBatchNorm(AnyDimension):
             )
         check(input, mean, var, weight, bias, residual, True, self.eps, alone=False)
         given = (one if one is None else one.resolve_neg() for one in (input, weight, bias))
-        y, moments, count = synchronized(*given, self.eps, self.process_group)
-        eager.track(ops.update_op, mean, var, moments, count, momentum, batches)
+        y, moments = synchronized(*given, self.eps, self.process_group)
+        eager.track(ops.update_op, mean, var, moments, momentum, batches)
         return y
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def synchronized(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Return y, the merged moments and their count; a compiled graph has a break here."""
-    result: tuple[torch.Tensor, torch.Tensor, int] = _Synchronized.apply(*arguments)
+def synchronized(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return y and the merged moments; a compiled graph has a break here."""
+    result: tuple[torch.Tensor, torch.Tensor] = _Synchronized.apply(*arguments)
     return result

@@ -273,7 +273,7 @@ Infer: Any = _made(
 
 def _update_examples(info: Any, in_dims: tuple[int | None, ...], *given: Any) -> tuple[None, None]:
     """Update the running statistics of every example, which must have separate statistics."""
-    *running, moments, count, momentum = given
+    *running, moments, momentum = given
     size = info.batch_size
     if any(dim is None for dim in in_dims[:2]):
         raise RuntimeError(
@@ -283,7 +283,7 @@ def _update_examples(info: Any, in_dims: tuple[int | None, ...], *given: Any) ->
         )
     examples = [value.movedim(dim, 0) for value, dim in zip(running, in_dims, strict=False)]
     moved = [value.flatten() for value in examples]  # these are views if they are contiguous
-    ops.update_op(*moved, _folded(moments, in_dims[2], MOMENTS, size), count, momentum)
+    ops.update_op(*moved, _folded(moments, in_dims[2], MOMENTS, size), momentum)
     for value, new in zip(examples, moved, strict=True):
         value.copy_(new.view_as(value))
     return None, None

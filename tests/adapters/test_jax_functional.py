@@ -52,7 +52,7 @@ def test_bits_are_those_of_numpy(rng, dtype, fusion, affine, compiled):
         y, moments, gradients = how(a.trained_by_jax)(*a.given)
         want, want_moments, want_gradients = a.train()
         same(y, want)
-        assert moments.count == want_moments.count
+        np.testing.assert_array_equal(moments.count, want_moments.count)
         same(moments.mean, want_moments.mean.astype(dtype))
         same(moments.var, want_moments.var().astype(dtype))
         same_gradients(gradients, want_gradients, affine, a.residual is not None)
@@ -175,10 +175,11 @@ def test_vmap_in_vmap_with_axes_in_the_middle(rng):
 # What JAX does with a call
 
 
-def test_moments_are_a_pytree_with_a_static_count(rng):
+def test_moments_are_a_pytree_with_a_count_per_channel(rng):
     x = rng.standard_normal((6, 4, C, 5)).astype(np.float32)
     _, moments = jax.jit(jax.vmap(bj.batch_norm_train))(x)
-    assert moments.count == 20
+    assert moments.count.dtype == moments.mean.dtype
+    np.testing.assert_array_equal(moments.count, np.full((6, C), 20.0))
     assert moments.mean.shape == (6, C)
 
     def step(running, x):
@@ -233,12 +234,14 @@ def test_an_empty_batch(shape, axis):
     channels = shape[axis]
     y, moments = jax.jit(lambda x: bj.batch_norm_train(x, axis=axis))(x)
     assert y.shape == shape
-    assert moments.count == x.size // max(channels, 1)
-    assert moments.mean.shape == (channels,)
+    np.testing.assert_array_equal(moments.count, np.zeros(channels))
     np.testing.assert_array_equal(moments.mean, np.full(channels, np.nan))
+    np.testing.assert_array_equal(moments.var, np.full(channels, np.nan))
     running = jnp.zeros(channels), jnp.ones(channels)
-    if moments.count == 0 and channels:
-        assert bj.update_running_stats(*running, moments) == running
+    for update in (bj.update_running_stats, jax.jit(bj.update_running_stats)):
+        mean, var = update(*running, moments)
+        np.testing.assert_array_equal(mean, running[0])
+        np.testing.assert_array_equal(var, running[1])
     dx, dweight = jax.grad(
         lambda x, w: bj.batch_norm_train(x, w, axis=axis)[0].sum(), argnums=(0, 1)
     )(x, np.ones(channels, np.float32))
@@ -248,6 +251,24 @@ def test_an_empty_batch(shape, axis):
     assert y.shape == shape
     _, moments = jax.vmap(lambda x: bj.batch_norm_train(x, axis=axis))(np.stack([x] * 50))
     np.testing.assert_array_equal(moments.mean, np.full((50, channels), np.nan))
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_every_channel_moves_by_its_own_count(traced):
+    counts, mean, var = (np.array(v, np.float32) for v in ([4, 0, 2.5], [1, np.nan, 3], [3, 0, 6]))
+    start = np.array([5.0, 6.0, 7.0], np.float32), np.array([1.0, 2.0, 3.0], np.float32)
+    update = jax.jit(bj.update_running_stats) if traced else bj.update_running_stats
+    got = update(*start, bj.Moments(counts, mean, var))
+    np.testing.assert_allclose(got[0], [0.9 * 5 + 0.1, 6.0, 0.9 * 7 + 0.3], rtol=1e-6)
+    np.testing.assert_allclose(got[1], [0.9 + 0.1 * 4, 2.0, 0.9 * 3 + 0.1 * 10], rtol=1e-6)
+
+
+def test_too_small_a_count_is_refused_where_it_is_known():
+    moments = bj.Moments(np.array([4.0, 1.0, 0.0]), V, V)
+    with pytest.raises(ValueError, match=r"count > correction = 1, got 1 for channel 1$"):
+        bj.update_running_stats(V, V, moments)
+    _, var = jax.jit(bj.update_running_stats)(V, V, moments)
+    assert not np.isfinite(var[1]) and np.isfinite(np.array(var)[[0, 2]]).all()
 
 
 # Running statistics

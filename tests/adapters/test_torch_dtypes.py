@@ -109,14 +109,14 @@ def test_statistics_are_rounded_once_from_float64(way, dtype):
     half = torch.finfo(dtype).smallest_normal * eps / 2  # of the smallest subnormal number
     exact += [half, half * (1 + 2**-30), half * (1 - 2**-30), limit, limit * (1 + eps), 1e300]
     nearest += [0.0, 2 * half, 0.0, limit, float("inf"), float("inf")]
-    moments = torch.tensor([exact, [0.0] * len(exact)], dtype=torch.float64)
+    moments = torch.tensor([[2.0] * len(exact), exact, [0.0] * len(exact)], dtype=torch.float64)
     mean, var = (torch.zeros(len(exact), dtype=dtype) for _ in range(2))
     if way == "compiled":
         if compiled.adapter is None:
             pytest.skip("the compiled part of bncore.torch is missing")
-        ops.update_op(mean, var, moments, 2, 1.0)
+        ops.update_op(mean, var, moments, 1.0)
     else:
-        ops.update_running_stats_(mean, var, moments, 2, 1.0)
+        ops.update_running_stats_(mean, var, moments, 1.0)
     assert mean.double().tolist() == nearest
 
 

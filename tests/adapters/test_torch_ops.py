@@ -63,7 +63,7 @@ def operator_calls(activation, with_residual, dtype=torch.float32):
         "batch_norm_train_backward": (dy, x, moments, *parameters, activation is not None),
         "batch_norm_infer": (x, *stats, *parameters),
         "batch_norm_infer_backward": (dy, x, *stats, *parameters, activation is not None),
-        "update_running_stats_": (*stats, moments, 90, 0.1),
+        "update_running_stats_": (*stats, moments, 0.1),
     }
 
 

@@ -112,6 +112,20 @@ def test_16_bits(ranks):
     assert np.abs(ranks[0]["short mean"] - 10.0).max() <= 0.1
 
 
+def test_every_channel_merges_by_its_own_counts(ranks):
+    values = [np.concatenate(parts) for parts in zip(*torch_ranks.ragged(len(ranks)), strict=True)]
+    count, mean, m2 = (ranks[0][f"ragged {name}"] for name in ("count", "mean", "m2"))
+    assert count.tolist() == list(map(len, values)) and count[0] == 0.0 < count[1]
+    assert np.isnan(mean[0]) and m2[0] == 0.0
+    for c in np.flatnonzero(count):
+        assert mean[c] == pytest.approx(values[c].mean(), rel=1e-14)
+        want = ((values[c] - values[c].mean()) ** 2).sum()
+        assert m2[c] == pytest.approx(want, rel=tolerances.SYNCHRONIZED, abs=1e-20)
+    for rank in ranks[1:]:
+        for name in ("count", "mean", "m2"):
+            np.testing.assert_array_equal(rank[f"ragged {name}"], ranks[0][f"ragged {name}"])
+
+
 def test_one_value_in_all_is_refused_by_every_process(ranks):
     for rank in ranks:
         assert str(rank["one value"]).startswith("Expected more than 1 value per channel")

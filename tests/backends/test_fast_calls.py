@@ -153,10 +153,10 @@ def test_the_results_are_as_immutable_as_ever(taken, rng):
     _, of_training = bncore.batch_norm_train(x)
     assert taken["moments"] == taken["grad_sums"] == taken["train"] == [True]
     assert type(moments) is type(of_training) is bncore.Moments
-    assert type(moments.count) is int
     assert moments == of_training
     for values in (
-        *(moments.mean, moments.m2, of_training.mean, of_training.m2),
+        *(moments.count, moments.mean, moments.m2),
+        *(of_training.count, of_training.mean, of_training.m2),
         *(sums.sum_dy, sums.sum_dy_xhat),
     ):
         with pytest.raises(ValueError, match="read-only"):
@@ -187,7 +187,7 @@ def test_moments_of_more_values_take_the_short_way_and_of_fewer_are_refused(take
         bncore.grad_input(case.dy, case.x, fewer, case.sums)
     with pytest.raises(ValueError, match="moments: expected count 90"):
         bncore.batch_norm_train_backward(case.dy, case.x, fewer)
-    with pytest.raises(ValueError, match="moments: expected count >= 1"):
+    with pytest.raises(ValueError, match="moments: expected a count above 0"):
         bncore.normalize(case.x, bncore.moments(case.x[:0]))
 
 

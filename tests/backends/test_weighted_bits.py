@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("weights_taken")
 
 DTYPES = [np.float32, np.float64, np.float16, np.uint16]
 # Planes and rows of several blocks, segments and strips; work for several threads.
-SHAPES = [(2, 3, 45001), (1, 1, 131072), (16000, 19, 1), (3001, 33, 5), (8, 16, 1860)]
+SHAPES = [(2, 3, 45001), (16000, 19, 1), (3001, 33, 5)]
 
 
 def assert_same(got, expected, but=()):
@@ -60,7 +60,7 @@ def test_threads(backend, shape, kind, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
-@pytest.mark.parametrize("shape", [*SHAPES[:3], (5, 2, 49), (613, 3, 1), (6, 3, 5)], ids=str)
+@pytest.mark.parametrize("shape", [(5, 2, 49), (1, 1, 40000), (613, 3, 1), (600, 257, 1)], ids=str)
 def test_weights_of_1_are_the_plain_call(backend, rng, shape, fused, dtype):
     case = weighted.make_case(rng, shape, dtype, "mask", fused=fused)
     case = case.with_values("x", np.isnan(weighted.in_numbers(case.x)), 3.0)
@@ -74,8 +74,8 @@ GARBAGE = (np.nan, np.inf, -np.inf, 1e38, 0.0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", ["mask shared", "mask", "numbers shared", "numbers", "late"])
-@pytest.mark.parametrize("shape", [(5, 3, 49), (2, 2, 4103), (613, 3, 1), (600, 257, 1)], ids=str)
+@pytest.mark.parametrize("kind", ["mask shared", "numbers", "late"])
+@pytest.mark.parametrize("shape", [(5, 3, 49), (2, 2, 4103), (613, 3, 1)], ids=str)
 def test_garbage_under_the_mask(backend, rng, shape, kind, dtype):
     """With fill it may be in dy as well; without, dy has to be 0 there, and y alone shows it."""
     for fill, fused in ((0.5, True), (None, False)):

@@ -30,7 +30,7 @@ def test_four_pieces_are_one_batch(backend, rng, axis, weighted):
     batch = MicroBatches(weight, bias, axis=axis, eps=0.1)
     xs, dys = np.split(x, CUTS), np.split(dy, CUTS)
     assert largest_error(np.concatenate([*batch.forward(xs)]), y) <= PIECES_FLOAT64
-    assert batch.moments.count == moments.count
+    np.testing.assert_array_equal(batch.moments.count, moments.count)
     dx = np.concatenate([*batch.backward(dys, xs)])
     for got, want in zip((dx, batch.dweight, batch.dbias), whole, strict=True):
         assert got.dtype == want.dtype
@@ -107,7 +107,7 @@ def started(*pieces):
     (lambda: MicroBatches([1.0], [1.0, 2.0]), ValueError, r"^bias: expected shape \(1,\), got"),
     (lambda: MicroBatches(eps=-1), ValueError, r"^eps: expected a finite number >= 0, got -1$"),
     (lambda: started(ONE, ONE).backward([ONE], [ONE]), RuntimeError,
-     r"^add_gradient: expected pieces of 4 values per channel in all, as were added, got 2$"),
+     r"^add_gradient: expected pieces of 4 values per channel in all, .*, got 2 for channel 0$"),
     (lambda: started(ONE).backward([ONE, ONE], [ONE]), ValueError, r"^zip"),
     (lambda: started(ONE).dweight, RuntimeError, r"^sums: expected add_gradient of a piece"),
     (lambda: started(ONE).grad_input(ONE, ONE), RuntimeError, r"^sums: expected add_gradient"),
@@ -140,7 +140,7 @@ def test_a_refused_forward_leaves_pieces_that_were_added():
     batch = started(ONE)
     with pytest.raises(RuntimeError, match=r"^forward: expected a new MicroBatches"):
         batch.forward([ONE])
-    assert batch.moments.count == 2
+    assert batch.moments.count.tolist() == [2.0] * 3
 
 
 def test_no_piece_comes_late(rng):
@@ -152,7 +152,7 @@ def test_no_piece_comes_late(rng):
     batch.normalize(x[:3])
     with pytest.raises(RuntimeError, match=r"^add: expected no piece after normalize, got one$"):
         batch.add(x[3:])
-    assert batch.moments.count == 6
+    assert batch.moments.count.tolist() == [6.0] * 3
     batch = MicroBatches()
     next(batch.forward([x[:3], x[3:]]))
     with pytest.raises(RuntimeError, match=r"^add: expected no piece after normalize, got one$"):
@@ -173,10 +173,10 @@ def test_every_step_wants_the_dtype_of_the_first_piece(step):
 def test_a_forgotten_piece_is_noticed_and_can_be_made_good(rng):
     x = rng.standard_normal((6, 2))
     batch = started(x[:3], x[3:])
-    with pytest.raises(RuntimeError, match=r"got 3$"):
+    with pytest.raises(RuntimeError, match=r"got 3 for channel 0$"):
         batch.backward([x[:3]], [x[:3]])
     batch.add_gradient(x[:3], x[:3])
-    with pytest.raises(RuntimeError, match=r"got 3$"):
+    with pytest.raises(RuntimeError, match=r"got 3 for channel 0$"):
         batch.dweight  # noqa: B018
     with pytest.raises(RuntimeError, match=r"^add: expected no piece after add_gradient"):
         batch.add(x)

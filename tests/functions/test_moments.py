@@ -37,7 +37,7 @@ def test_gate_variance_float32(backend, order, layout):
     """1e6 values per channel at mean/std 1, 1e2, 1e4, 1e6; also outlier first and sorted."""
     case = gate_case(order)
     moments = bncore.moments(case.in_layout(layout), axis=layout.axis(4))
-    assert moments.count == 10**6
+    assert (moments.count == 10**6).all()
     error = variance_error(moments, case.exact)
     assert error <= tolerances.VARIANCE_FLOAT32
     assert error <= tolerances.VARIANCE_ACCUMULATED
@@ -60,7 +60,7 @@ def test_edge_shapes(backend, kind, dtype):
     for shape in EDGE_SHAPES:
         x, exact = edge_case(shape, kind, dtype)
         moments = bncore.moments(x)
-        assert moments.count == exact[0].count, shape
+        assert (moments.count == exact[0].count).all(), shape
         assert variance_error(moments, exact) <= tolerance, shape
         assert mean_error(moments, exact) <= mean_tolerance, shape
 
@@ -189,14 +189,14 @@ def test_pieces_merge_to_the_whole(backend, rng, shape, dtype):
             merged = ordered[0]
             for piece in ordered[1:]:
                 merged = merged.merge(piece)
-            assert merged.count == exact[0].count
+            assert (merged.count == exact[0].count).all()
             assert variance_error(merged, exact) <= tolerances.MERGED
             assert mean_error(merged, exact) <= tolerances.MEAN
 
 
 def test_one_value_has_no_spread(backend):
     moments = bncore.moments(np.array([[3.5, -1.0]]))
-    assert moments.count == 1
+    assert (moments.count == 1).all()
     np.testing.assert_array_equal(moments.mean, [3.5, -1.0])
     np.testing.assert_array_equal(moments.m2, 0)
 
@@ -205,8 +205,8 @@ def test_one_value_has_no_spread(backend):
 def test_no_values_no_moments(backend, shape):
     moments = bncore.moments(np.empty(shape, np.float32))
     values = int(np.prod([n for a, n in enumerate(shape) if a != 1]))
-    assert moments.count == values
-    np.testing.assert_array_equal(moments.mean, np.zeros(shape[1]))
+    assert (moments.count == values).all()
+    np.testing.assert_array_equal(moments.mean, np.full(shape[1], np.nan))
     np.testing.assert_array_equal(moments.m2, np.zeros(shape[1]))
     if values == 0:
         assert np.isnan(moments.var()).all()

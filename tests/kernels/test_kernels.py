@@ -32,10 +32,11 @@ def printed(*command: object) -> str:
     return done.stdout
 
 
-def compiled(program: Path, source: str) -> Path:
+def compiled(program: Path, source: str, *objects: Path) -> Path:
+    """Objects replace those of the library."""
     libraries = shlex.split(c_library.compiler_flags(["--libs", "--static"]))
     strict = ["-Wall", "-Wextra", "-Werror"]
-    printed(COMPILER, *CFLAGS, *strict, HERE / source, *libraries, "-o", program)
+    printed(COMPILER, *CFLAGS, *strict, HERE / source, *objects, *libraries, "-o", program)
     return program
 
 
@@ -60,15 +61,12 @@ def test_the_kernels_are_timed_by_name(check_kernels):
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="FMA is chosen by x86's option")
 def test_a_kernel_with_other_bits_is_found(tmp_path):
     """The check reports kernels that were compiled with contraction of products and sums."""
-    kernels, sources = tmp_path / "kernels.o", sorted((ROOT / "src_c").glob("*.c"))
-    flags = [*CFLAGS, "-fopenmp-simd", "-DBNCORE_WITHOUT_avx512", "-DBNCORE_WITHOUT_avx2"]
+    kernels = tmp_path / "kernels.o"
     # GCC refuses contraction in ISO C, but allows it in GNU C.
-    contracted = [*flags, "-std=gnu11", "-O2", "-ffp-contract=fast", "-mfma"]
-    contracted.append("-DBNCORE_ISA_NAME=baseline")
+    contracted = [*CFLAGS, "-fopenmp-simd", "-std=gnu11", "-O2", "-ffp-contract=fast", "-mfma"]
+    contracted += ["-DBNCORE_ISA_NAME=baseline", "-DBNCORE_STORAGE=0"]
     printed(COMPILER, *contracted, "-c", ROOT / "src_c/kernels/kernels.c", "-o", kernels)
-    program = tmp_path / "check_kernels"
-    check = HERE / "check_kernels.c"
-    printed(COMPILER, *flags, check, *sources, kernels, "-lm", "-pthread", "-o", program)
+    program = compiled(tmp_path / "check_kernels", "check_kernels.c", kernels)
     done = subprocess.run(
         [program, "--tiles", "2", "grad_input_planes"], capture_output=True, text=True, check=False
     )

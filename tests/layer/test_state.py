@@ -12,7 +12,7 @@ import pytest
 
 import bncore
 from bncore import BatchNorm, Moments
-from bncore.layer.state import weight_of_new
+from bncore.layer.averages import weight_of_new
 
 C = 3
 

@@ -137,6 +137,7 @@ cdef inline void _close(Call *call) noexcept:
 
 
 cdef inline int64_t _count(Call *call) noexcept nogil:
+    """Return the number of x's values per channel."""
     return call.problem.outer * call.problem.inner
 
 
@@ -273,27 +274,24 @@ cdef bint _parameter(Call *call, int which, object a_, object out) noexcept:
     return True
 
 
-cdef bint _moments(Call *call, int64_t count, object mean, object m2, object out) noexcept:
-    """Put the mean and the population variance of moments into call->given; return False if they do not fit x."""
-    if count < 1 or mean is None or m2 is None:
+cdef bint _moments(Call *call, object count, object mean, object m2, object out, double least, double most) noexcept:
+    """Put count, mean and population variance of moments into call->given; return False if they do not fit x.
+
+    They do not fit if a count is not from `least` to `most`, or is 0.
+    """
+    cdef int64_t c, channels = call.problem.channels
+    if count is None or mean is None or m2 is None:
         return False
     cdef double *var = _room(call, VAR)
-    if var == NULL or not _parameter(call, MEAN, mean, out) or not _parameter(call, VAR, m2, out):
+    if (var == NULL or not _parameter(call, MEAN, mean, out) or not _parameter(call, VAR, m2, out)
+            or not _parameter(call, COUNT, count, out)):
         return False
-    _divide(var, call.given[VAR], <double>count, call.problem.channels)
+    cdef const double *counts = call.given[COUNT]
+    for c in range(channels):
+        if not (0.0 < counts[c] and least <= counts[c] <= most):
+            return False
+    _divide_by_each(var, call.given[VAR], counts, channels)
     call.given[VAR] = var
-    return True
-
-
-cdef bint _counts(Call *call, int64_t count) noexcept:
-    """Put the same count for every channel into call->given; return False if there is no memory."""
-    cdef double *to = _room(call, COUNT)
-    cdef int64_t c
-    if to == NULL:
-        return False
-    for c in range(call.problem.channels):
-        to[c] = <double>count
-    call.given[COUNT] = to
     return True
 
 
@@ -320,3 +318,15 @@ cdef inline cnp.ndarray _per_channel(Call *call, int which):
 
 cdef inline void _freeze(cnp.ndarray values) noexcept:
     PyArray_CLEARFLAGS(values, cnp.NPY_ARRAY_WRITEABLE)
+
+
+cdef inline cnp.ndarray _counts(Call *call):
+    """Return a new read-only (C,) array with the number of x's values of each channel."""
+    cdef cnp.npy_intp c, channels = call.problem.channels
+    cdef cnp.ndarray result = cnp.PyArray_EMPTY(1, &channels, cnp.NPY_DOUBLE, 0)
+    cdef double *counts = _doubles(result)
+    cdef double count = <double>_count(call)
+    for c in range(channels):
+        counts[c] = count
+    _freeze(result)
+    return result

@@ -82,7 +82,7 @@ def fast_train(x, weight, bias, axis, eps, out, int n_threads, activation=None, 
         _close(&call)
     _freeze(mean)
     _freeze(m2)
-    return y, _count(&call), mean, m2
+    return y, _counts(&call), mean, m2
 
 
 def fast_infer(x, mean, var, weight, bias, axis, eps, out, int n_threads, activation=None, slope=0.0, residual=None):
@@ -104,17 +104,17 @@ def fast_infer(x, mean, var, weight, bias, axis, eps, out, int n_threads, activa
     return y
 
 
-def fast_train_backward(dy, x, int64_t count, mean, m2, weight, axis, eps, out, int n_threads, bias=None,
+def fast_train_backward(dy, x, count, mean, m2, weight, axis, eps, out, int n_threads, bias=None,
                         activation=None, slope=0.0, residual=None, dresidual=None):
     """Compute batch_norm_train_backward; return (dx, dweight, dbias), or None if an argument is not canonical."""
     cdef Call call
+    cdef double own
     if not _open(&call, x, axis, eps, n_threads):
         return None
+    own = <double>_count(&call)
     try:
-        if (count != _count(&call)
-                or not _fused_backward(&call, <cnp.ndarray>x, dy, weight, bias, out, activation, slope, residual,
-                                       dresidual)
-                or not _moments(&call, count, mean, m2, out)):
+        if (not _fused_backward(&call, <cnp.ndarray>x, dy, weight, bias, out, activation, slope, residual, dresidual)
+                or not _moments(&call, count, mean, m2, out, own, own)):
             return None
         return _backward(&call, _train_backward, <cnp.ndarray>x, weight, out)
     finally:

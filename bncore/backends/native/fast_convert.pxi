@@ -109,6 +109,16 @@ cdef void _divide(double *to, const double *values, double divisor, cnp.npy_intp
     bncore_environment_leave(&own)
 
 
+cdef void _divide_by_each(double *to, const double *values, const double *divisors, cnp.npy_intp n) noexcept nogil:
+    """Divide each value by its own divisor in the floating-point environment of the kernels."""
+    cdef bncore_environment own
+    cdef cnp.npy_intp i
+    bncore_environment_enter(&own)
+    for i in range(n):
+        to[i] = values[i] / divisors[i]
+    bncore_environment_leave(&own)
+
+
 cdef inline cnp.ndarray _rounded(cnp.ndarray values, int dtype):
     """Round an array of float64 once and without warnings; values that are too large become infinite."""
     if dtype == BNCORE_FLOAT64:

@@ -1,7 +1,7 @@
 # The fast path of update_running_stats; see fast_calls.pxi.
 
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
-from cpython.long cimport PyLong_AsLongAndOverflow, PyLong_CheckExact
+from cpython.long cimport PyLong_CheckExact
 from libc.math cimport isfinite
 from libc.stdint cimport int64_t
 
@@ -20,36 +20,44 @@ cdef inline bint _running(object a_, cnp.npy_intp channels) noexcept:
             and cnp.PyArray_IS_C_CONTIGUOUS(a) and cnp.PyArray_ISWRITEABLE(a))
 
 
-def fast_running(running_mean, running_var, count_, cnp.ndarray mean, cnp.ndarray m2, momentum_, correction_):
-    """Compute update_running_stats with the arrays of a Moments; return True, or None if one is not canonical."""
-    cdef int overflow = 0
-    cdef cnp.npy_intp c, channels = cnp.PyArray_DIM(mean, 0)
-    if not (PyFloat_CheckExact(momentum_) and PyLong_CheckExact(count_) and _running(running_mean, channels)
-            and _running(running_var, channels) and _apart(<cnp.ndarray>running_mean, running_var)):
-        return None
-    cdef long count = PyLong_AsLongAndOverflow(count_, &overflow)
-    cdef double momentum = PyFloat_AS_DOUBLE(momentum_), correction
-    if PyFloat_CheckExact(correction_):
-        correction = PyFloat_AS_DOUBLE(correction_)
-    elif PyLong_CheckExact(correction_) and -EXACT < correction_ < EXACT:
-        correction = <double>correction_
+cdef bint _corrected(object given, double *correction) noexcept:
+    """Read a correction; return False if it is not canonical or no double represents it."""
+    if PyFloat_CheckExact(given):
+        correction[0] = PyFloat_AS_DOUBLE(given)
+    elif PyLong_CheckExact(given) and -EXACT < given < EXACT:
+        correction[0] = <double>given
     else:
+        return False
+    return isfinite(correction[0])
+
+
+def fast_running(running_mean, running_var, cnp.ndarray count, cnp.ndarray mean, cnp.ndarray m2, momentum_,
+                 correction_):
+    """Compute update_running_stats with the arrays of a Moments; return True, or None if one is not canonical."""
+    cdef cnp.npy_intp c, channels = cnp.PyArray_DIM(mean, 0)
+    cdef double correction
+    if not (PyFloat_CheckExact(momentum_) and _running(running_mean, channels) and _running(running_var, channels)
+            and _apart(<cnp.ndarray>running_mean, running_var) and _corrected(correction_, &correction)):
         return None
-    # Use Python's own arithmetic for counts that a double cannot represent.
-    if overflow or not (0 < count < EXACT) or not 0.0 <= momentum <= 1.0 or not isfinite(correction):
-        return None
-    cdef double divisor = <double>count - correction, keep
-    if not divisor > 0.0:
+    cdef double momentum = PyFloat_AS_DOUBLE(momentum_), keep, old_mean, old_var, new_mean, new_var
+    if not 0.0 <= momentum <= 1.0:
         return None
     cdef double *to_mean = _doubles(running_mean)
     cdef double *to_var = _doubles(running_var)
+    cdef const double *counts = _doubles(count)
     cdef const double *batch_mean = _doubles(mean)
     cdef const double *batch_m2 = _doubles(m2)
+    for c in range(channels):
+        if counts[c] > 0.0 and not counts[c] > correction:
+            return None
     cdef bncore_environment own
     bncore_environment_enter(&own)
     keep = 1.0 - momentum
-    for c in range(channels):
-        to_mean[c] = keep * to_mean[c] + momentum * batch_mean[c]
-        to_var[c] = keep * to_var[c] + momentum * (batch_m2[c] / divisor)
+    for c in range(channels):  # selects values, so that the compiler can make vectors of the channels
+        old_mean, old_var = to_mean[c], to_var[c]
+        new_mean = keep * old_mean + momentum * batch_mean[c]
+        new_var = keep * old_var + momentum * (batch_m2[c] / (counts[c] - correction))
+        to_mean[c] = new_mean if counts[c] > 0.0 else old_mean
+        to_var[c] = new_var if counts[c] > 0.0 else old_var
     bncore_environment_leave(&own)
     return True

@@ -28,10 +28,10 @@ def fast_moments(x, axis, int n_threads, bint float64_sums=False):
     _run(&call, _only_moments)
     _freeze(mean)
     _freeze(m2)
-    return _count(&call), mean, m2
+    return _counts(&call), mean, m2
 
 
-def fast_normalize(x, int64_t count, mean, m2, weight, bias, axis, eps, out, int n_threads):
+def fast_normalize(x, count, mean, m2, weight, bias, axis, eps, out, int n_threads):
     """Compute normalize, or return None if an argument is not canonical."""
     cdef Call call
     cdef cnp.ndarray y
@@ -39,7 +39,8 @@ def fast_normalize(x, int64_t count, mean, m2, weight, bias, axis, eps, out, int
         return None
     try:
         if (not _output_fits(out, <cnp.ndarray>x, None) or not _parameter(&call, WEIGHT, weight, out)
-                or not _parameter(&call, BIAS, bias, out) or not _moments(&call, count, mean, m2, out)):
+                or not _parameter(&call, BIAS, bias, out)
+                or not _moments(&call, count, mean, m2, out, 0.0, DBL_MAX)):
             return None
         y = _output(&call, out, <cnp.ndarray>x)
         _run(&call, _normalize)
@@ -48,15 +49,15 @@ def fast_normalize(x, int64_t count, mean, m2, weight, bias, axis, eps, out, int
     return y
 
 
-def fast_grad_sums(dy, x, int64_t count, mean, m2, axis, eps, int n_threads):
+def fast_grad_sums(dy, x, count, mean, m2, axis, eps, int n_threads):
     """Compute grad_sums; return (sum_dy, sum_dy_xhat), or None if an argument is not canonical."""
     cdef Call call
     cdef cnp.ndarray sum_dy, sum_dy_xhat
     if not _open(&call, x, axis, eps, n_threads):
         return None
     try:
-        if (count < _count(&call) or not _gradient(&call, dy, <cnp.ndarray>x)
-                or not _moments(&call, count, mean, m2, None)):
+        if (not _gradient(&call, dy, <cnp.ndarray>x)
+                or not _moments(&call, count, mean, m2, None, <double>_count(&call), DBL_MAX)):
             return None
         sum_dy, sum_dy_xhat = _per_channel(&call, 0), _per_channel(&call, 1)
         _run(&call, _grad_sums)
@@ -67,17 +68,18 @@ def fast_grad_sums(dy, x, int64_t count, mean, m2, axis, eps, int n_threads):
     return sum_dy, sum_dy_xhat
 
 
-def fast_grad_input(dy, x, int64_t count, mean, m2, sum_dy, sum_dy_xhat, weight, axis, eps, out, int n_threads):
+def fast_grad_input(dy, x, count, mean, m2, sum_dy, sum_dy_xhat, weight, axis, eps, out, int n_threads):
     """Compute grad_input, or return None if an argument is not canonical."""
     cdef Call call
     cdef cnp.ndarray dx
     if sum_dy is None or sum_dy_xhat is None or not _open(&call, x, axis, eps, n_threads):
         return None
     try:
-        if (count < _count(&call) or not _gradient(&call, dy, <cnp.ndarray>x)
+        if (not _gradient(&call, dy, <cnp.ndarray>x)
                 or not _output_fits(out, <cnp.ndarray>x, dy) or not _parameter(&call, WEIGHT, weight, out)
-                or not _moments(&call, count, mean, m2, out) or not _parameter(&call, SUM_DY, sum_dy, out)
-                or not _parameter(&call, SUM_DY_XHAT, sum_dy_xhat, out) or not _counts(&call, count)):
+                or not _moments(&call, count, mean, m2, out, <double>_count(&call), DBL_MAX)
+                or not _parameter(&call, SUM_DY, sum_dy, out)
+                or not _parameter(&call, SUM_DY_XHAT, sum_dy_xhat, out)):
             return None
         dx = _output(&call, out, <cnp.ndarray>x)
         _run(&call, _grad_input)
