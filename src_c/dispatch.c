@@ -13,10 +13,12 @@
 #define BNCORE_ISA(name, flags, supported)                                                         \
     extern const bncore_kernel_set bncore_kernels_f32_##name, bncore_kernels_f64_##name,           \
         bncore_kernels_f16_##name, bncore_kernels_bf16_##name;                                     \
+    extern const bncore_integer_set bncore_integers_##name[3];                                     \
     static const bncore_kernels kernels_##name = {                                                 \
         #name,                                                                                     \
         {&bncore_kernels_f32_##name, &bncore_kernels_f64_##name, &bncore_kernels_f16_##name,       \
-         &bncore_kernels_bf16_##name}};
+         &bncore_kernels_bf16_##name},                                                             \
+        bncore_integers_##name};
 #include "kernels/isa.def"
 #undef BNCORE_ISA
 

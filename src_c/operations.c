@@ -1,5 +1,4 @@
-/* The public operations. Each chooses a reduction, an elementwise pass, and the arithmetic per channel between the
- * two. */
+/* The public operations. Each chooses a reduction, an elementwise pass, and the arithmetic per channel between. */
 #include <math.h>
 
 #include "run.h"
@@ -24,7 +23,8 @@ static bncore_status check_data(const operation *op, int count, const void *cons
     if (op->g.n == 0 || op->g.channels == 0) return BNCORE_OK;
     for (int i = 0; i < count; i++) {
         if (!arrays[i]) return BNCORE_ERROR_NULL;
-        if (misaligned(arrays[i], op->item)) return BNCORE_ERROR_ALIGNMENT;
+        if (misaligned(arrays[i], arrays[i] == op->arrays.x ? op->x_item : op->item))
+            return BNCORE_ERROR_ALIGNMENT;
     }
     return BNCORE_OK;
 }
@@ -54,8 +54,8 @@ static bncore_status check_counts(const operation *op, const double *count)
 }
 
 /* Check the problem, with its residual, dresidual, bias and scratch, and begin *op with it. */
-static bncore_status start(operation *op, const bncore_problem *p, void *dst, const void *dy,
-                           const void *x)
+static bncore_status start_any(operation *op, const bncore_problem *p, void *dst, const void *dy,
+                               const void *x)
 {
     bncore_geometry g;
     const bncore_status status = bncore_problem_open(p, &g);
@@ -63,15 +63,27 @@ static bncore_status start(operation *op, const bncore_problem *p, void *dst, co
     const bncore_kernels *kernels = bncore_kernels_now();
     if (!kernels) return BNCORE_ERROR_ISA;
     if (bncore_executor_init() != BNCORE_OK) return BNCORE_ERROR_EXECUTOR;
+    const int integers = p->dtype >= BNCORE_UINT8;
+    const bncore_kernel_set *set = kernels->set[integers ? BNCORE_FLOAT32 : p->dtype];
     *op = (operation){.problem = p,
-                      .kernels = kernels->set[p->dtype],
+                      .kernels = set,
                       .g = g,
                       .arrays = {.dst = dst, .dy = dy, .x = x},
-                      .item = kernels->set[p->dtype]->item};
+                      .item = set->item,
+                      .x_item = set->item};
+    if (integers) bncore_read_integers(op, kernels);
     const bncore_fusion *f = p->fusion;
     if (f && (misaligned(f->residual, op->item) || misaligned(f->dresidual, op->item)))
         return BNCORE_ERROR_ALIGNMENT;
     return check_optional(2, (const void *[]){p->scratch, f ? f->bias : NULL});
+}
+
+/* The same for an operation that takes no integers. */
+static bncore_status start(operation *op, const bncore_problem *p, void *dst, const void *dy,
+                           const void *x)
+{
+    const bncore_status status = start_any(op, p, dst, dy, x);
+    return status == BNCORE_OK && op->arrays.integers ? BNCORE_ERROR_DTYPE : status;
 }
 
 /* ---- per channel ---- */
@@ -205,6 +217,7 @@ static void reduce_moments(operation *op, double *mean, double *m2)
     op->results[0] = mean;
     op->results[1] = m2;
     op->arrays.float64_sums = (op->problem->flags & BNCORE_FLOAT64_SUMS) != 0;
+    if (op->arrays.integers) bncore_sum_integers(op);
 }
 
 static void reduce_sums(operation *op, double *sum_dy, double *sum_dy_xhat, int variant)
@@ -225,6 +238,7 @@ static void apply_normalize(operation *op, void (*set_coefs)(const operation *, 
     op->apply_rows = op->kernels->normalize_rows[variant];
     op->coef_fields = NORMALIZE_FIELDS;
     op->set_coefs = set_coefs;
+    if (op->arrays.integers) bncore_normalize_integers(op);
 }
 
 /* counts NULL: every channel has g.n values. */
@@ -255,7 +269,7 @@ static bncore_status run(operation *op)
     if (op->g.n > 0 && op->g.channels > 0) return bncore_run(op);
     for (int i = 0; i < 2; i++)
         for (int64_t c = 0; op->results[i] && c < op->g.channels; c++)
-            op->results[i][c] = i == 0 && op->finish == finish_moments ? (double)NAN : 0.0;
+            op->results[i][c] = i == 0 && op->fields == MOMENTS_FIELDS ? (double)NAN : 0.0;
     return BNCORE_OK;
 }
 
@@ -264,7 +278,7 @@ static bncore_status run(operation *op)
 bncore_status bncore_moments(const bncore_problem *p, double *mean, double *m2, const void *x)
 {
     operation op;
-    bncore_status status = start(&op, p, NULL, NULL, x);
+    bncore_status status = start_any(&op, p, NULL, NULL, x);
     if (status == BNCORE_OK) status = check_data(&op, 1, (const void *[]){x});
     if (status == BNCORE_OK) status = check_channels(&op, 2, (const void *[]){mean, m2});
     if (status != BNCORE_OK) return status;
@@ -276,7 +290,7 @@ bncore_status bncore_normalize(const bncore_problem *p, void *y, const void *x, 
                                const double *var, const double *weight, const double *bias)
 {
     operation op;
-    bncore_status status = start(&op, p, y, NULL, x);
+    bncore_status status = start_any(&op, p, y, NULL, x);
     if (status == BNCORE_OK) status = check_data(&op, 2, (const void *[]){y, x});
     if (status == BNCORE_OK) status = check_channels(&op, 2, (const void *[]){mean, var});
     if (status == BNCORE_OK) status = check_optional(2, (const void *[]){weight, bias});

@@ -19,6 +19,12 @@ static int64_t item_of(int32_t dtype)
 {
     switch (dtype) {
     case BNCORE_FLOAT32:
+    case BNCORE_UINT8: /* y has floats */
+    case BNCORE_INT8:
+    case BNCORE_UINT16:
+    case BNCORE_INT16:
+    case BNCORE_UINT32:
+    case BNCORE_INT32:
         return sizeof(float);
     case BNCORE_FLOAT64:
         return sizeof(double);
@@ -98,6 +104,7 @@ bncore_status bncore_problem_open(const bncore_problem *p, bncore_geometry *g)
     if (status != BNCORE_OK) return status;
     status = p->weights ? check_weights(p->weights) : BNCORE_OK;
     if (status != BNCORE_OK) return status;
+    if (p->weights && p->dtype >= BNCORE_UINT8) return BNCORE_ERROR_DTYPE;
     if (p->weights) return BNCORE_ERROR_STRUCT; /* no operation knows them yet */
     *g = bncore_partition(p->outer, p->channels, p->inner);
     if (bncore_scratch_doubles(g) > PTRDIFF_MAX / (int64_t)sizeof(double)) return BNCORE_ERROR_SIZE;

@@ -44,7 +44,7 @@ static bncore_arrays arrays_at(const operation *op, int64_t offset)
     bncore_arrays a = op->arrays;
     a.dst = (void *)moved(a.dst, bytes);
     a.dy = moved(a.dy, bytes);
-    a.x = moved(a.x, bytes);
+    a.x = moved(a.x, (size_t)offset * op->x_item);
     a.residual = moved(a.residual, bytes);
     a.dresidual = (void *)moved(a.dresidual, bytes);
     return a;

@@ -12,7 +12,8 @@ typedef struct operation {
     const bncore_kernel_set *kernels;
     bncore_geometry g;
     bncore_arrays arrays;
-    size_t item; /* bytes of one value */
+    bncore_integers integers; /* arrays.integers, where x has integers */
+    size_t item, x_item;      /* bytes of one value, and of one of x, which may be an integer */
     int32_t threads;
 
     /* What the caller gave per channel; NULL where the operation does not have it. */
@@ -73,6 +74,12 @@ void bncore_schedule(operation *op);
 
 /* Schedule the operation, take scratch, and run it. */
 bncore_status bncore_run(operation *op);
+
+/* For an x of integers: set how it is read; change the reduction to sums of integers, and the elementwise pass to one that
+ * converts them. */
+void bncore_read_integers(operation *op, const bncore_kernels *kernels);
+void bncore_sum_integers(operation *op);
+void bncore_normalize_integers(operation *op);
 
 /* How many doubles of scratch the most demanding operation on this shape takes. */
 int64_t bncore_scratch_doubles(const bncore_geometry *g);

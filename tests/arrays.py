@@ -212,7 +212,8 @@ def _every_other(x: np.ndarray) -> np.ndarray:
 
 def _window(x: np.ndarray) -> np.ndarray:
     """A window into a buffer that is larger along every axis."""
-    buffer = np.full([n + 2 for n in x.shape], np.nan, dtype=x.dtype)
+    around = 1 if x.dtype.kind in "biu" else np.nan
+    buffer = np.full([n + 2 for n in x.shape], around, dtype=x.dtype)
     out = buffer[tuple(slice(1, n + 1) for n in x.shape)]
     out[...] = x
     return out

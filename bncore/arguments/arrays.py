@@ -15,9 +15,10 @@ from bncore.arguments.bfloat16 import is_bfloat16
 from bncore.arguments.dlpack import from_dlpack
 from bncore.arguments.float_environment import silent_arithmetic
 from bncore.arguments.layout import Array
-from bncore.arguments.scalars import shown
+from bncore.arguments.scalars import real, shown
 
 DATA_DTYPES = "float16, bfloat16, float32 or float64"
+DATA_AND_INTEGERS = "float16, bfloat16, float32, float64, bool or integers of 8 to 32 bits"
 
 
 def _holds_mask(value: object) -> bool:
@@ -94,12 +95,36 @@ def dtype_shown(value: object, array: npt.NDArray[Any]) -> str:
     return str(array.dtype)
 
 
-def data_array(name: str, value: object) -> Array:
-    """Return `value` as an array of a dtype of x, in any layout and byte order."""
+def data_array(name: str, value: object, integers: bool = False) -> Array:
+    """Return `value` as an array of a dtype of x, in any layout and byte order.
+
+    `integers` allows those that `layout.integer_dtype` knows.
+    """
     array = plain_array(name, value)
-    if layout.native_dtype(array.dtype) is None:
-        raise TypeError(f"{name}: expected {DATA_DTYPES}, got {dtype_shown(value, array)}")
+    if layout.native_dtype(array.dtype) is None and not (integers and is_integer(array)):
+        expected = DATA_AND_INTEGERS if integers else DATA_DTYPES
+        raise TypeError(f"{name}: expected {expected}, got {dtype_shown(value, array)}")
     return array
+
+
+def is_integer(array: npt.NDArray[Any]) -> bool:
+    """Tell whether this is an array of the integers that some functions read as they are."""
+    return layout.integer_dtype(array.dtype) is not None
+
+
+def integer_scale(scale: object, array: npt.NDArray[Any]) -> float | None:
+    """Return what integers are multiplied with, 1 by default; None for an array of floats."""
+    if not is_integer(array):
+        if scale is not None:
+            raise TypeError(
+                f"scale: expected None for an x of {array.dtype}, since it is for integers, "
+                f"got {shown(scale)}"
+            )
+        return None
+    number = 1.0 if scale is None else real("scale", scale, 0.0)
+    if number == 0.0:
+        raise ValueError(f"scale: expected a finite number > 0, got {shown(scale)}")
+    return number
 
 
 def is_floating(dtype: np.dtype[Any]) -> bool:

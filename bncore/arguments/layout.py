@@ -31,6 +31,11 @@ def native_dtype(dtype: np.dtype[Any]) -> np.dtype[Any] | None:
     return known
 
 
+def integer_dtype(dtype: np.dtype[Any]) -> np.dtype[Any] | None:
+    """Return bool, or integers of 8 to 32 bits, in native byte order; None for any other dtype."""
+    return dtype.newbyteorder("=") if dtype.kind in "biu" and dtype.itemsize <= 4 else None
+
+
 def statistic_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Return the dtype of results per channel that have no other: x's, or float32 for 16 bits."""
     return NATIVE_DTYPES["f"] if dtype.itemsize == 2 else dtype
@@ -38,7 +43,7 @@ def statistic_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 def dtype_of(array: npt.NDArray[Any]) -> np.dtype[Any]:
     """Return the dtype of an x, or of an array like it, in native byte order."""
-    found = native_dtype(array.dtype)
+    found = native_dtype(array.dtype) or integer_dtype(array.dtype)
     assert found is not None  # data_array has checked it
     return found
 
@@ -110,6 +115,11 @@ def block(array: Array, order: tuple[int, ...]) -> Array:
         return view
     copy: Array = np.array(bits(view), dtype=bits(view).dtype.newbyteorder("="), order="C")
     return copy.view(dtype_of(view))
+
+
+def as_stored(block: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return a block in the form in which backends take it: bfloat16 and bool as their bits."""
+    return block.view(np.uint8) if block.dtype.kind == "b" else bits(block)
 
 
 def in_one_block(array: Array) -> Array:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from bncore.arguments import layout
-from bncore.arguments.arrays import cast, data_array, memory_of, writable_array
+from bncore.arguments.arrays import cast, data_array, is_integer, memory_of, writable_array
 from bncore.arguments.bfloat16 import bits, in_native_order
 from bncore.arguments.layout import Array
 from bncore.arguments.parameters import NoParameter, Parameter, Stat, parameter
@@ -25,6 +25,7 @@ from bncore.arguments.scalars import one_axis, option, real
 # A function that makes a new array from a shape and a dtype, as `numpy.empty` does.
 Allocate: TypeAlias = Callable[[tuple[int, ...], np.dtype[Any]], Array]
 
+FLOAT32: np.dtype[Any] = np.dtype(np.float32)
 ACTIVATIONS = ("relu", "leaky_relu")
 
 
@@ -89,11 +90,12 @@ class Problem:
 
     Attributes
     ----------
-    x : (outer, channels, inner) array, C-contiguous, aligned, native-endian; uint16 for bfloat16
-        x's own memory if it is one contiguous block, otherwise one copy in x's memory order.  The
-        copy is made on first access, so that a caller who only checks arguments makes none.
+    x : (outer, channels, inner) array, C-contiguous, aligned, native-endian
+        uint16 for bfloat16, uint8 for bool; x's own memory if it is one contiguous block, otherwise
+        one copy in x's memory order.  The copy is made on first access, so that a caller who only
+        checks arguments makes none.
     array : x's memory in its shape, a view that nobody else has
-    shape, dtype : x's shape as given, and its dtype in native byte order
+    shape, dtype : x's shape as given, and its dtype in native byte order; float32 for integers
     channels, count : the number of channels, and of values per channel
     """
 
@@ -102,10 +104,15 @@ class Problem:
         "array", "channels", "count", "dtype", "shape",
     )  # fmt: skip
 
-    def __init__(self, x: object, axis: object, source: Array | None = None) -> None:
-        """Check x.  If x is a copy, `source` is the caller's array, for overlaps with outputs."""
+    def __init__(
+        self, x: object, axis: object, source: Array | None = None, integers: bool = False
+    ) -> None:
+        """Check x, which may have integers if `integers` says so.
+
+        If x is a copy, `source` is the caller's array, for overlaps with outputs.
+        """
         # This view stays as it is while the checks of other arguments run code of the caller.
-        array = memory_of(data_array("x", x))
+        array = memory_of(data_array("x", x, integers))
         if array.ndim < 2:
             raise ValueError(f"x: expected at least 2 dimensions, got {array.ndim}")
         channel_axis = one_axis(axis, array.ndim)
@@ -113,7 +120,7 @@ class Problem:
         at = order.index(channel_axis)
         sizes = layout.canonical([array.shape[i] for i in order], at, at + 1)
         self.shape = array.shape
-        self.dtype = layout.dtype_of(array)
+        self.dtype = FLOAT32 if is_integer(array) else layout.dtype_of(array)
         self.channels = sizes.channels
         self.count = sizes.values_per_channel
         self._axis = axis
@@ -132,7 +139,7 @@ class Problem:
 
     def _kernel_view(self, block: Array) -> Array:
         """Return an array of x's size, with its axes in x's memory order, as kernels take it."""
-        return bits(block).reshape(self._sizes)
+        return layout.as_stored(block).reshape(self._sizes)
 
     @property
     def empty(self) -> bool:

@@ -7,7 +7,7 @@ derives it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import gcd
 from typing import Any, TypeAlias
@@ -137,6 +137,19 @@ def _rows(outer: int, channels: int, inner: int) -> Rows:
     blocks = _ceil_div(_ceil_div(outer, repeat), ROW_BLOCK)
     parts = min(blocks, MAX_SEGMENTS)
     return Rows(outer, channels, inner, repeat, _ceil_div(blocks, parts) * ROW_BLOCK)
+
+
+def tile_slices(
+    outer: int, channels: int, inner: int, most: int
+) -> Iterator[tuple[slice, slice, slice]]:
+    """Cut a 3-D array into contiguous tiles of at most `most` values, in memory order."""
+    i_step = max(1, min(inner, most))
+    c_step = max(1, min(channels, most // i_step))
+    o_step = max(1, most // (i_step * c_step))
+    for o in range(0, outer, o_step):
+        for c in range(0, channels, c_step):
+            for i in range(0, inner, i_step):
+                yield slice(o, o + o_step), slice(c, c + c_step), slice(i, i + i_step)
 
 
 def _ceil_div(a: int, b: int) -> int:

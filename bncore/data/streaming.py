@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncore.arguments import layout, scalars
-from bncore.arguments.arrays import data_array
+from bncore.arguments.arrays import data_array, integer_scale
 from bncore.functions.steps import moments
 from bncore.statistics import Moments, concatenated
 
@@ -32,6 +32,7 @@ def merged_moments(
     axis: SupportsIndex = 1,
     dtype: npt.DTypeLike | None = None,
     n_threads: int | None = None,
+    scale: float | None = None,
 ) -> Moments:
     """Compute the moments of all pieces together, reading one piece after the other.
 
@@ -41,7 +42,7 @@ def merged_moments(
         Micro-batches, chunks of a file, or moments that other processes computed.  Arrays are as
         `moments` takes them, and all have the same number of channels.  It may be a generator: the
         function asks for every piece once, and drops it before the next.
-    axis, dtype, n_threads
+    axis, dtype, n_threads, scale
         As in `moments`.
 
     Returns
@@ -71,7 +72,9 @@ def merged_moments(
     if not isinstance(pieces, Iterable):
         raise TypeError(f"pieces: expected an iterable, got {scalars.shown(pieces)}")
     scalars.float64_sums("dtype", dtype)  # even if all pieces are moments already
-    options: dict[str, Any] = {"axis": axis, "dtype": dtype, "n_threads": n_threads}
+    options: dict[str, Any] = {
+        "axis": axis, "dtype": dtype, "n_threads": n_threads, "scale": scale
+    }  # fmt: skip
     total: Moments | None = None
     for piece in pieces:
         found = piece if isinstance(piece, Moments) else moments(piece, **options)
@@ -222,6 +225,7 @@ def stream_moments(
     progress: bool | Advance = False,
     dtype: npt.DTypeLike | None = None,
     n_threads: int | None = None,
+    scale: float | None = None,
 ) -> Moments:
     """Compute the moments of an array that may be larger than memory, block by block.
 
@@ -231,9 +235,9 @@ def stream_moments(
 
     Parameters
     ----------
-    x : array_like of float16, bfloat16, float32 or float64, of 2 or more dimensions
-        An array in any memory order.  It is copied block by block if it is not contiguous, is
-        unaligned or has a foreign byte order.
+    x : array_like of 2 or more dimensions
+        An array of a dtype that `moments` takes, in any memory order.  It is copied block by block
+        if it is not contiguous, is unaligned or has a foreign byte order.
     axis : int, default 1
         The channel axis.
     block_bytes : int, default 16 MiB
@@ -245,6 +249,8 @@ def stream_moments(
         What the values are summed in, as in `moments`.
     n_threads : int, optional
         The largest number of threads to use; `get_num_threads()` by default.
+    scale : float, optional
+        What integers are multiplied with, as in `moments`.
 
     Returns
     -------
@@ -277,14 +283,15 @@ def stream_moments(
     >>> bncore.stream_moments(x, block_bytes=4096) == bncore.moments(x)
     True
     """
-    array = data_array("x", x)
+    array = data_array("x", x, integers=True)
     if array.ndim < 2:
         raise ValueError(f"x: expected at least 2 dimensions, got {array.ndim}")
     scalars.float64_sums("dtype", dtype)
+    integer_scale(scale, array)
     channel_axis = scalars.one_axis(axis, array.ndim)
     size = scalars.integer_at_least("block_bytes", block_bytes, LEAST_BLOCK_BYTES)
     advancing = _advancing(progress, array.nbytes)
-    options: dict[str, Any] = {"dtype": dtype, "n_threads": n_threads}
+    options: dict[str, Any] = {"dtype": dtype, "n_threads": n_threads, "scale": scale}
     if array.size == 0:
         return moments(array, axis=channel_axis, **options)
     blocks, pages = Blocks(array, channel_axis, size), Pages(array)

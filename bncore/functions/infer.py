@@ -7,9 +7,11 @@ from typing import Any, Literal, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
+from bncore.arguments.arrays import integer_scale
 from bncore.arguments.problem import Problem
 from bncore.arguments.scalars import real
 from bncore.backends import current
+from bncore.functions import integers
 from bncore.runtime import buffer_pool
 from bncore.runtime.threads import resolve
 
@@ -30,6 +32,7 @@ def batch_norm_infer(
     activation: Literal["relu", "leaky_relu"] | None = None,
     negative_slope: float = 0.01,
     residual: npt.ArrayLike | None = None,
+    scale: float | None = None,
 ) -> Array:
     """Normalize every channel by a given mean and variance, such as the running statistics.
 
@@ -38,11 +41,13 @@ def batch_norm_infer(
 
     Parameters
     ----------
-    x : array_like of float16, bfloat16, float32 or float64, of 2 or more dimensions
-        See `batch_norm_train` for layouts and copies.
+    x : array_like of 2 or more dimensions
+        float16, bfloat16, float32, float64, or integers of 8 to 32 bits, or bool.  Integers are
+        read as they are; `out`, `residual` and the result are then float32.  See `batch_norm_train`
+        for layouts and copies.
     mean, var : (C,) array_like of float
         Statistics per channel, of any real floating dtype, read as float64.  The mean is in x's
-        unit, the variance in x's unit squared.
+        unit, the variance in x's unit squared.  For integers that is the unit of ``x * scale``.
     weight, bias : (C,) array_like of float, optional
         gamma and beta; 1 and 0 if they are None.
     axis, eps, n_threads
@@ -52,16 +57,20 @@ def batch_norm_infer(
         itself.
     activation, negative_slope, residual
         As in `batch_norm_train`.
+    scale : float, optional
+        What integers are multiplied with, > 0: 1/255 makes numbers from 0 to 1 of pixels.  It goes
+        into mean and weight, and costs nothing.  Only integers have a scale.
 
     Returns
     -------
     ndarray
-        `out`, or a new array of x's shape, dtype and memory order.
+        `out`, or a new array of x's shape, dtype (float32 for integers) and memory order.
 
     Raises
     ------
     TypeError, ValueError
-        As `batch_norm_train`, but one value per channel is allowed.
+        As `batch_norm_train`, but one value per channel is allowed; and if `scale` is not positive
+        or x has no integers.
 
     Notes
     -----
@@ -88,7 +97,7 @@ def batch_norm_infer(
     backend = current()
     fast = backend.fast
     threads = resolve(n_threads)
-    if fast is not None:
+    if fast is not None and scale is None:
         y: Array | None = fast.fast_infer(
             x,
             mean,
@@ -105,23 +114,17 @@ def batch_norm_infer(
         )
         if y is not None:
             return y
-    p = Problem(x, axis)
+    p = Problem(x, axis, integers=True)
+    factor = integer_scale(scale, p.array)
     given = p.parameter("mean", mean), p.parameter("var", var)
     gamma, beta = p.optional("weight", weight), p.optional("bias", bias)
     eps = real("eps", eps, 0.0)
     fusion = p.fusion(activation, negative_slope, residual)
     result = p.output(out, parameters=(*given, gamma, beta), residual=fusion.source)
     if not p.empty:
-        backend.kernels.normalize(
-            result.values,
-            p.x,
-            given[0].values,
-            given[1].values,
-            gamma.values,
-            beta.values,
-            eps,
-            threads,
-            fusion.asked(),
+        values = given[0].values, given[1].values, gamma.values, beta.values
+        integers.normalize(
+            backend.kernels, result.values, p.x, *values, eps, threads, fusion.asked(), factor
         )
     return result.finish()
 

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bncore.arguments import layout, scalars
-from bncore.arguments.arrays import cast, data_array
-from bncore.arguments.bfloat16 import bits
+from bncore.arguments.arrays import cast, data_array, integer_scale
 from bncore.arguments.parameters import Stat
 from bncore.backends import current
+from bncore.functions import integers
 from bncore.runtime.threads import resolve
 from bncore.statistics import variance
 
@@ -23,16 +23,25 @@ class Reduction:
 
     Attributes
     ----------
-    x : (outer, kept, inner) array, C-contiguous, aligned, native-endian; uint16 for bfloat16
-        x's own memory if the kept axes lie together in it, otherwise one copy.
-    dtype : the dtype of the results: x's in native byte order, or float64
+    x : (outer, kept, inner) array, C-contiguous, aligned, native-endian
+        uint16 for bfloat16, uint8 for bool; x's own memory if the kept axes lie together in it,
+        otherwise one copy.
+    dtype : the dtype of the results: x's in native byte order, or float64, also for integers
+    scale : what integers are multiplied with, None for floats
     count : the number of values that are reduced to one
     """
 
-    __slots__ = ("_kept", "_shape", "_squeezed", "count", "dtype", "x")
+    __slots__ = ("_kept", "_shape", "_squeezed", "count", "dtype", "scale", "x")
 
-    def __init__(self, x: object, axis: object, keepdims: object, in_float64: bool = False) -> None:
-        array = data_array("x", x)
+    def __init__(
+        self,
+        x: object,
+        axis: object,
+        keepdims: object,
+        in_float64: bool = False,
+        scale: object = None,
+    ) -> None:
+        array = data_array("x", x, integers=True)
         shape = array.shape
         reduced = set(scalars.several_axes(axis, array.ndim))
         keep = scalars.boolean("keepdims", keepdims)
@@ -46,8 +55,10 @@ class Reduction:
         sizes = [shape[i] for i in order]
         canonical = layout.canonical(sizes, first, first + len(kept))
         ones = tuple(i for i in range(array.ndim) if shape[i] == 1)
-        values = bits(layout.block(array, (*ones, *order)))
+        values = layout.as_stored(layout.block(array, (*ones, *order)))
         self.x: layout.Array = values.reshape(canonical)
+        self.scale = integer_scale(scale, array)
+        in_float64 = in_float64 or self.scale is not None
         self.dtype = FLOAT64 if in_float64 else layout.dtype_of(array)
         self.count = canonical.values_per_channel
         self._kept = kept
@@ -71,6 +82,7 @@ def mean_var(
     keepdims: bool = False,
     dtype: npt.DTypeLike | None = None,
     n_threads: int | None = None,
+    scale: float | None = None,
 ) -> tuple[Any, Any]:
     """Compute mean and variance over some axes, in one pass.
 
@@ -78,9 +90,10 @@ def mean_var(
 
     Parameters
     ----------
-    x : array_like of float16, bfloat16, float32 or float64
-        It is copied once if it is not one contiguous block (in any memory order), is unaligned, has
-        a foreign byte order, or if the axes that are kept do not lie together in memory.
+    x : array_like of float16, bfloat16, float32, float64, bool or integers of 8 to 32 bits
+        Integers are read as they are, and their mean and variance are float64.  x is copied once if
+        it is not one contiguous block (in any memory order), is unaligned, has a foreign byte
+        order, or if the axes that are kept do not lie together in memory.
     axis : int or tuple of int, optional
         The axes to *reduce*, as in NumPy (not the channel axis); all axes by default.
     correction : float, default 0
@@ -89,9 +102,11 @@ def mean_var(
         Keep the reduced axes, with size 1.
     dtype : None or numpy.float64, default None
         The dtype of the results, and what 16-bit values are summed in, as in `moments`.  With None
-        the results have x's dtype, as NumPy's.
+        the results have x's dtype, as NumPy's; those of integers have float64.
     n_threads : int, optional
         The largest number of threads to use; `get_num_threads()` by default.
+    scale : float, optional
+        What integers are multiplied with, as in `moments`.
 
     Returns
     -------
@@ -116,16 +131,16 @@ def mean_var(
     fast = backend.fast
     threads = resolve(n_threads)
     exact = dtype is not None and scalars.float64_sums("dtype", dtype)
-    if fast is not None:
+    if fast is not None and scale is None:
         done: tuple[Any, Any] | None = fast.fast_mean_var(
             x, axis, correction, keepdims, threads, exact
         )
         if done is not None:
             return done
-    r = Reduction(x, axis, keepdims, exact)
+    r = Reduction(x, axis, keepdims, exact, scale)
     correction = scalars.real("correction", correction)
     size = r.x.shape[1]
     mean, m2 = np.full(size, np.nan), np.full(size, np.nan)
     if r.x.size:
-        backend.kernels.moments(mean, m2, r.x, threads, exact)
+        integers.moments(backend.kernels, mean, m2, r.x, threads, exact, r.scale)
     return r.result(mean), r.result(variance(float(r.count), m2, correction))

@@ -12,9 +12,11 @@ from typing import Any, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
+from bncore.arguments.arrays import integer_scale
 from bncore.arguments.problem import Problem
 from bncore.arguments.scalars import float64_sums, real
 from bncore.backends import current
+from bncore.functions import integers
 from bncore.runtime import buffer_pool
 from bncore.runtime.threads import resolve
 from bncore.statistics import (
@@ -39,13 +41,16 @@ def moments(
     axis: SupportsIndex = 1,
     dtype: npt.DTypeLike | None = None,
     n_threads: int | None = None,
+    scale: float | None = None,
 ) -> Moments:
     """Compute count, mean and sum of squared deviations of every channel, in one pass.
 
     Parameters
     ----------
-    x : array_like of float16, bfloat16, float32 or float64, of 2 or more dimensions
-        See `batch_norm_train` for layouts and copies.
+    x : array_like of 2 or more dimensions
+        float16, bfloat16, float32, float64, or integers of 8 to 32 bits, or bool.  Integers are
+        read as they are, and their moments are the exact ones, each rounded once.  See
+        `batch_norm_train` for layouts and copies.
     axis : int, default 1
         The channel axis.
     dtype : None or numpy.float64, default None
@@ -55,6 +60,9 @@ def moments(
         float32 and float64 are summed in float64 in either case.
     n_threads : int, optional
         The largest number of threads to use; `get_num_threads()` by default.
+    scale : float, optional
+        What integers are multiplied with, > 0: 1/255 makes numbers from 0 to 1 of pixels.  The mean
+        is multiplied with it, and m2 with its square.  Only integers have a scale.
 
     Returns
     -------
@@ -65,8 +73,8 @@ def moments(
     Raises
     ------
     TypeError, ValueError
-        If x has another dtype or fewer than 2 dimensions, `axis` is not an axis of x, or `dtype` is
-        neither None nor float64.
+        If x has another dtype or fewer than 2 dimensions, `axis` is not an axis of x, `dtype` is
+        neither None nor float64, or `scale` is not positive or x has no integers.
 
     References
     ----------
@@ -85,15 +93,16 @@ def moments(
     fast = backend.fast
     threads = resolve(n_threads)
     exact = dtype is not None and float64_sums("dtype", dtype)
-    if fast is not None:
+    if fast is not None and scale is None:
         done = fast.fast_moments(x, axis, threads, exact)
         if done is not None:
             count, mean, m2 = done
             return frozen_moments(count, mean, m2)
-    p = Problem(x, axis)
+    p = Problem(x, axis, integers=True)
+    factor = integer_scale(scale, p.array)
     mean, m2 = p.no_means(), p.zeros()
     if not p.empty:
-        backend.kernels.moments(mean, m2, p.x, threads, exact)
+        integers.moments(backend.kernels, mean, m2, p.x, threads, exact, factor)
     return trusted_moments(counts_of(p.count, p.channels), mean, m2)
 
 

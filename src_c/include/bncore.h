@@ -2,7 +2,8 @@
  *
  * Every array has the shape (outer, channels, inner) and is C-contiguous: NCHW is (N, C, H*W), NHWC is
  * (N*H*W, C, 1). x, dy, y, dx and residuals all have the type that problem->dtype says: float, double, or the 16 bits of
- * a float16 or bfloat16. Statistics and parameters are double[channels].
+ * a float16 or bfloat16. Statistics and parameters are double[channels]. In bncore_moments and bncore_normalize, x may have
+ * integers; then y and a residual have floats.
  *
  * A value of 16 bits is computed with as a float, which holds it exactly, and a result is rounded once, to nearest even,
  * where it is stored. Subnormal numbers are kept, what is too large becomes an infinity, and a NaN stays a NaN.
@@ -46,8 +47,15 @@ extern "C" {
 typedef enum bncore_dtype {
     BNCORE_FLOAT32 = 0,
     BNCORE_FLOAT64 = 1,
-    BNCORE_FLOAT16 = 2, /* IEEE 754's binary16, 2 bytes */
-    BNCORE_BFLOAT16 = 3 /* the upper half of a float, 2 bytes */
+    BNCORE_FLOAT16 = 2,  /* IEEE 754's binary16, 2 bytes */
+    BNCORE_BFLOAT16 = 3, /* the upper half of a float, 2 bytes */
+    /* Integers, which bncore_moments and bncore_normalize read as they are. A bool is a BNCORE_UINT8 of 0 or 1. */
+    BNCORE_UINT8 = 4,
+    BNCORE_INT8 = 5,
+    BNCORE_UINT16 = 6,
+    BNCORE_INT16 = 7,
+    BNCORE_UINT32 = 8,
+    BNCORE_INT32 = 9
 } bncore_dtype;
 
 /* bncore_problem.flags is a sum of these. */
@@ -65,7 +73,7 @@ typedef enum bncore_flag {
     STATUS(BNCORE_OK, 0, "ok")                                                                       \
     STATUS(BNCORE_ERROR_NULL, 1, "a pointer that must not be NULL is NULL")                          \
     STATUS(BNCORE_ERROR_SIZE, 2, "a size is negative, or the arrays are larger than memory can be")  \
-    STATUS(BNCORE_ERROR_DTYPE, 3, "dtype is not one of bncore_dtype")                                \
+    STATUS(BNCORE_ERROR_DTYPE, 3, "dtype is not one of bncore_dtype, or not one of the operation's") \
     STATUS(BNCORE_ERROR_EPS, 4, "eps is negative, infinite or NaN")                                  \
     STATUS(BNCORE_ERROR_THREADS, 5, "n_threads is below 1")                                          \
     STATUS(BNCORE_ERROR_COUNT, 6, "a count is not above 0, or, with weights, not 0 or more")         \
@@ -204,11 +212,14 @@ static inline void bncore_canonical(const int64_t *sizes, int rank, int start, i
 BNCORE_API size_t bncore_scratch_size(const bncore_problem *problem);
 
 /* Compute for each channel, over its n = outer * inner values, the mean and m2, the sum of the squared deviations
- * from the mean. Where n = 0, they are NaN and 0. */
+ * from the mean. Where n = 0, they are NaN and 0. Of integers they are the exact mean and m2, each rounded once;
+ * integers take no weights. */
 BNCORE_API bncore_status bncore_moments(const bncore_problem *problem, double *mean, double *m2,
                                         const void *x);
 
-/* y = (x - mean) * weight / sqrt(var + eps) + bias. This is inference, too. weight NULL: 1; bias NULL: 0. */
+/* y = (x - mean) * weight / sqrt(var + eps) + bias. This is inference, too. weight NULL: 1; bias NULL: 0. Integers are
+ * computed with as floats. Those of 32 bits, which float does not hold, are subtracted from the mean in double first. y is
+ * not in the memory of an x of integers. */
 BNCORE_API bncore_status bncore_normalize(const bncore_problem *problem, void *y, const void *x,
                                           const double *mean, const double *var,
                                           const double *weight, const double *bias);

@@ -48,6 +48,9 @@ typedef struct running_columns {
 #undef T
 #undef ACC
 #undef NAME
+
+/* Integers are computed with as float. */
+#include "integers_kernels.c"
 #endif
 
 #if STORED_AS(1)

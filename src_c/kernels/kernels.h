@@ -2,6 +2,7 @@
  *
  * A reduction gives one partial result per channel (planes) or column (rows), with these fields:
  *   moments: {n, pivot, offset, m2}, where the mean is pivot + offset
+ *   sums of integers: {sum of x, sum of x * x}, both wide integers (wide.h) that take two fields each
  *   grad_sums: {sum of dy, sum of dy * (x - mean)}; of 16-bit values {sum of dy, sum of dy * (x - hi) * scale}, where hi
  *              and scale are the mean and 1 / sqrt(var + eps), rounded to float32
  * An elementwise kernel reads coefficients of the arithmetic type: field f of column c is coefficient[f * stride + c]. For
@@ -73,6 +74,7 @@ typedef struct bncore_arrays {
     /* For grad_sums of 16-bit values: 1 / sqrt(var + eps) of each channel (planes) or column (rows). */
     const double *invstd;
     int float64_sums; /* for moments of 16-bit values: add no value in float32 */
+    const struct bncore_integers *integers; /* where x has integers */
 } bncore_arrays;
 
 typedef struct bncore_kernel_set {
@@ -119,9 +121,34 @@ typedef struct bncore_kernel_set {
     void (*grad_frozen_coefs)(void *coef, int64_t n, const double *invstd, const double *weight);
 } bncore_kernel_set;
 
+/* The kernels for integers of one size. `flip` is the highest bit where they are signed, and else 0. */
+typedef struct bncore_integer_set {
+    size_t item; /* bytes of a value */
+    void (*sum_planes)(bncore_partial partial, const bncore_arrays *a, const double *unused,
+                       const bncore_planes *t);
+    void (*sum_rows)(bncore_partial partial, const bncore_arrays *a, const double *unused,
+                     const bncore_rows *t);
+    /* Convert n values. Those of 32 bits become their differences from *center, or by_column from as many centers. */
+    void (*load)(float *to, const void *x, int64_t n, uint32_t flip, const float *center,
+                 int by_column);
+} bncore_integer_set;
+
+/* How an operation reads an x of integers. */
+typedef struct bncore_integers {
+    const bncore_integer_set *set;
+    uint32_t flip;
+    int centered; /* they have 32 bits, and what is computed with are differences from a center */
+    /* The kernels that normalize converted values. */
+    void (*apply_planes)(const bncore_arrays *a, const void *coef, int64_t stride,
+                         const bncore_planes *t);
+    void (*apply_rows)(const bncore_arrays *a, const void *coef, int64_t stride,
+                       const bncore_rows *t);
+} bncore_integers;
+
 typedef struct bncore_kernels {
     const char *name;
-    const bncore_kernel_set *set[4]; /* by bncore_dtype */
+    const bncore_kernel_set *set[4];        /* by bncore_dtype */
+    const bncore_integer_set *integer_sets; /* of 8, 16 and 32 bits */
 } bncore_kernels;
 
 /* Return the table in use; NULL while BNCORE_ISA names none. */

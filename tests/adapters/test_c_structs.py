@@ -118,7 +118,7 @@ def test_init_says_what_is_wrong():
         )
 
     assert name_of(library.bncore_problem_init(None, ctypes.c_size_t(size), 0)) == "ERROR_NULL"
-    assert init(size, 7, 5) == "ERROR_DTYPE"
+    assert init(size, 10, 5) == "ERROR_DTYPE"
     assert init(size, 0, -5) == "ERROR_SIZE"
     assert init(size - 8, 0, 5) == "ERROR_STRUCT"
     assert init(size, 0, 5) == "OK"

@@ -197,7 +197,7 @@ static unsigned deserved(const bncore_problem *p)
 {
     unsigned bits = 0;
     if (!is_struct(p)) bits |= bit(BNCORE_ERROR_STRUCT);
-    if (p->dtype < BNCORE_FLOAT32 || p->dtype > BNCORE_BFLOAT16) bits |= bit(BNCORE_ERROR_DTYPE);
+    if (p->dtype < BNCORE_FLOAT32 || p->dtype > BNCORE_INT32) bits |= bit(BNCORE_ERROR_DTYPE);
     if (!is_size(p)) bits |= bit(BNCORE_ERROR_SIZE);
     if (!(p->eps >= 0.0 && p->eps <= DBL_MAX)) bits |= bit(BNCORE_ERROR_EPS);
     if (p->n_threads < 1) bits |= bit(BNCORE_ERROR_THREADS);
@@ -285,7 +285,9 @@ static void check_nulls(operation o, const bncore_problem *p)
                          .inner = p->inner,
                          .threads = p->n_threads};
     const bncore_status status = call(o, p, NULL);
-    const bncore_status expected = p->channels ? BNCORE_ERROR_NULL : BNCORE_OK;
+    const int takes = p->dtype < BNCORE_UINT8 || o == MOMENTS || o == NORMALIZE;
+    const bncore_status valid = p->channels ? BNCORE_ERROR_NULL : BNCORE_OK;
+    const bncore_status expected = takes ? valid : BNCORE_ERROR_DTYPE;
     /* Its scratch may be larger than memory can be. */
     if (status == BNCORE_ERROR_SIZE && is_huge(p)) return;
     if (status != expected)

@@ -100,6 +100,16 @@ int main(void)
             if (c.status != BNCORE_OK) return 3;
             if (took > deepest) deepest = took;
         }
+        for (int n = 0; n < 2 * SHAPES * 6 * 2; n++) { /* moments and normalize of integers */
+            c.operation = n % 2;
+            c.shape = shapes[n / 2 % SHAPES];
+            c.dtype = BNCORE_UINT8 + n / (2 * SHAPES) % 6;
+            c.threads = 1 + n / (2 * SHAPES * 6);
+            c.fused = 0;
+            const long took = depth(run, &c) - of_thread;
+            if (c.status != BNCORE_OK) return 3;
+            if (took > deepest) deepest = took;
+        }
     }
     printf("%ld\n", deepest);
     return 0;

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import re
 import shlex
 import subprocess
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -26,8 +28,10 @@ INCLUDES = [f"-I{ROOT / 'src_c'}", f"-I{ROOT / 'src_c' / 'include'}"]
 CFLAGS = ["-std=c11", "-O1", "-ffp-contract=off", "-D_GNU_SOURCE", *INCLUDES]
 
 
-def printed(*command: object) -> str:
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+def printed(*command: object, given: str = "") -> str:
+    done = subprocess.run(
+        list(map(str, command)), input=given, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, f"{done.args}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -98,3 +102,25 @@ def test_the_header_says_how_much_stack_a_call_takes(tmp_path):
     took = int(printed(compiled(tmp_path / "stack", "stack.c")))
     assert took <= said * 1024
     assert took > 16 * 1024, "less than its local arrays: nothing was measured"
+
+
+def test_moments_of_sums_of_integers_are_rounded_once(tmp_path):
+    """Of k values of one integer and n - k of another, up to the most that an array can have."""
+    random, lines, expected = Random(0), [], []
+    for _ in range(20000):
+        n = 1 + random.getrandbits(random.randint(1, 56))
+        k = random.choice([0, 1, n // 2, n, random.randrange(n + 1)])
+        bits = random.choice([8, 16, 32])
+        a, b = (random.getrandbits(random.randint(1, bits)) for _ in range(2))
+        b = random.choice([b, a, abs(a - 1)])
+        flip = random.choice([0, 1 << (bits - 1)])
+        total, squares = k * a + (n - k) * b, k * a * a + (n - k) * b * b
+        halves = [half for number in (total, squares) for half in divmod(number, 1 << 64)]
+        lines.append(" ".join(map(str, (*halves, n, flip))))
+        # A quotient of Python's integers is rounded once.
+        mean, m2 = (total - n * flip) / n, (n * squares - total * total) / n
+        expected.append((mean, m2))
+    text = printed(compiled(tmp_path / "wide", "wide.c"), given="\n".join(lines))
+    got = [tuple(map(float.fromhex, line.split())) for line in text.splitlines()]
+    assert got == expected
+    assert len({math.frexp(m2)[1] for _, m2 in expected}) > 100

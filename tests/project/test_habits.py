@@ -27,7 +27,7 @@ def test_the_readme_is_short():
 
 
 def test_the_examples_of_the_guide_run():
-    whole, reduction, in_pieces, layer, half = blocks_of("docs/guide.md", "python")
+    whole, reduction, in_pieces, layer, half, integers = blocks_of("docs/guide.md", "python")
     names: dict[str, object] = {}
     exec(compile(whole, "guide.md", "exec"), names)
     assert (names["moments"].count == 32 * 14 * 14).all()
@@ -42,6 +42,11 @@ def test_the_examples_of_the_guide_run():
     exec(compile(half, "guide.md", "exec"), names)
     assert names["y16"].dtype == names["dx16"].dtype == np.float16
     assert names["dweight32"].dtype == np.float32
+    exec(compile(integers, "guide.md", "exec"), names)
+    pixels = names["images"] / 255.0
+    np.testing.assert_allclose(names["std"], pixels.std((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(names["y"].std((0, 1, 2)), 1.0, rtol=1e-3)
+    assert names["y"].dtype == np.float32
 
 
 def test_the_reference_lists_every_public_name():

@@ -3,6 +3,7 @@
 from typing import Any
 
 from bncore.backends.contract import Backend, FastPath
+from bncore.backends.integer_contract import IntegerBackend
 
 name: str
 
@@ -30,6 +31,10 @@ grad_sums = _backend.grad_sums
 grad_input = _backend.grad_input
 train_backward = _backend.train_backward
 infer_backward = _backend.infer_backward
+
+_integer_backend: IntegerBackend
+integer_moments = _integer_backend.integer_moments
+integer_normalize = _integer_backend.integer_normalize
 
 _fast_path: FastPath
 in_float32 = _fast_path.in_float32

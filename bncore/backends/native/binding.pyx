@@ -299,6 +299,40 @@ def infer_backward(cnp.ndarray dx, cnp.ndarray sum_dy, cnp.ndarray sum_dy_xhat, 
     _check(status)
 
 
+cdef bncore_problem _integers(cnp.ndarray x, double eps, int n_threads) noexcept:
+    cdef bncore_problem p
+    cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(x)
+    cdef int item = cnp.PyArray_ITEMSIZE(x), dtype = BNCORE_UINT8
+    if item > 1:
+        dtype = BNCORE_UINT16 if item == 2 else BNCORE_UINT32
+    if cnp.PyArray_ISSIGNED(x):
+        dtype += BNCORE_INT8 - BNCORE_UINT8
+    bncore_problem_init(&p, sizeof(bncore_problem), <bncore_dtype>dtype, shape[0], shape[1], shape[2])
+    p.eps = eps
+    p.n_threads = n_threads
+    return p
+
+
+def integer_moments(cnp.ndarray mean, cnp.ndarray m2, cnp.ndarray x, int n_threads):
+    cdef bncore_problem p = _integers(x, 0.0, n_threads)
+    cdef bncore_status status
+    with nogil:
+        status = bncore_moments(&p, _doubles(mean), _doubles(m2), cnp.PyArray_DATA(x))
+    _check(status)
+
+
+def integer_normalize(cnp.ndarray y, cnp.ndarray x, cnp.ndarray mean, cnp.ndarray var, cnp.ndarray weight,
+                      cnp.ndarray bias, double eps, int n_threads, fusion=None):
+    cdef bncore_problem p = _integers(x, eps, n_threads)
+    cdef bncore_fusion f
+    cdef bncore_status status
+    _fuse(&p, &f, fusion)
+    with nogil:
+        status = bncore_normalize(&p, cnp.PyArray_DATA(y), cnp.PyArray_DATA(x), _doubles(mean), _doubles(var),
+                                  _doubles(weight), _doubles(bias))
+    _check(status)
+
+
 # ---- the fast path ----
 
 include "fast_convert.pxi"

@@ -12,6 +12,12 @@ cdef extern from "bncore.h" nogil:
         BNCORE_FLOAT64
         BNCORE_FLOAT16
         BNCORE_BFLOAT16
+        BNCORE_UINT8
+        BNCORE_INT8
+        BNCORE_UINT16
+        BNCORE_INT16
+        BNCORE_UINT32
+        BNCORE_INT32
 
     ctypedef enum bncore_status:
         BNCORE_OK

@@ -13,7 +13,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from bncore.backends.contract import Fusion, Weights
+from bncore.backends.integers import SUMS, is_narrow, no_sums, normalize_blocks, set_moments
 from bncore.backends.numba import elementwise, gradients, sums, weighted
+from bncore.backends.numba.integers import integer_sums
 from bncore.backends.numba.threads import one_type, useful
 from bncore.backends.partition import (
     Data,
@@ -264,6 +266,39 @@ class Operations:
         self.run(1, len(mean), elementwise.gradient_coefficients, coefficients, *given)
         kernels = elementwise.planes_grad_input, elementwise.rows_grad_input
         self.elementwise(kernels, (dx, dy, x), coefficients, (False,), n_threads, weights)
+
+    def integer_moments(self, mean: Stat, m2: Stat, x: Data, n_threads: int) -> None:
+        """Write the exact mean and m2 of every channel, each rounded once."""
+        outer, channels, inner = x.shape
+        threads = useful(n_threads, x.size)
+        wanted = max(threads, outer * inner >> 28)  # so that int64 holds the sums of a task
+        images = -(-outer // wanted)
+        parts_of_run = -(-wanted // -(-outer // images))
+        values = -(-inner // parts_of_run)
+        per_run = -(-inner // values)
+        parts = np.zeros((-(-outer // images) * per_run, SUMS, channels), np.int64)
+        given = images, values, per_run, is_narrow(x)
+        self.run(threads, len(parts), integer_sums, parts, x, *given)
+        total = no_sums(channels, outer * inner)
+        for part in parts:
+            total += part
+        set_moments(mean, m2, np.full(channels, outer * inner), total)
+
+    def integer_normalize(
+        self,
+        y: Data,
+        x: Data,
+        mean: Stat,
+        var: Stat,
+        weight: Stat | None,
+        bias: Stat | None,
+        eps: float,
+        n_threads: int,
+        fusion: Fusion | None = None,
+    ) -> None:
+        """Write y of `normalize` for an x of integers."""
+        with np.errstate(all="ignore"):
+            normalize_blocks(self.normalize, y, x, mean, var, weight, bias, eps, n_threads, fusion)
 
     def train(
         self,

@@ -14,6 +14,7 @@ import numpy as np
 
 from bncore.backends import contract
 from bncore.backends.contract import Fusion
+from bncore.backends.integers import moments_of_blocks, normalize_blocks
 from bncore.backends.numpy.gradients import (
     add_columns,
     planes_grad_sums,
@@ -185,6 +186,27 @@ def normalize(
         numbers = computed(value)
         result = (numbers - hi) * scale + shift
         store(out, result if w is None else w.filled(given, numbers, result))
+
+
+def integer_moments(mean: Stat, m2: Stat, x: Data, n_threads: int) -> None:
+    """Write the exact mean and m2 of every channel, each rounded once."""
+    moments_of_blocks(mean, m2, x)
+
+
+@np.errstate(all="ignore")
+def integer_normalize(
+    y: Data,
+    x: Data,
+    mean: Stat,
+    var: Stat,
+    weight: Stat | None,
+    bias: Stat | None,
+    eps: float,
+    n_threads: int,
+    fusion: Fusion | None = None,
+) -> None:
+    """Write y of `normalize` for an x of integers."""
+    normalize_blocks(normalize, y, x, mean, var, weight, bias, eps, n_threads, fusion)
 
 
 def activate(

@@ -9,7 +9,7 @@ import numpy as np
 
 from bncore.backends.numpy.order import TILE
 from bncore.backends.numpy.weights import Weights
-from bncore.backends.partition import Data, Planes, Rows
+from bncore.backends.partition import Data, Planes, Rows, tile_slices
 
 
 def tiles(
@@ -32,7 +32,7 @@ def tiles(
     for shape in shapes:
         end = begin + shape[0] * shape[1] * shape[2]
         views = [array[begin:end].reshape(shape) for array in flat]
-        for tile in tile_slices(*shape):
+        for tile in tile_slices(*shape, TILE):
             per_channel = tile[1]
             yield (
                 *(view[tile] for view in views),
@@ -40,14 +40,3 @@ def tiles(
                 1.0 if weights is None else weights.of_tile(row, tile, views[0][tile]),
             )
         begin, row = end, row + shape[0]
-
-
-def tile_slices(outer: int, channels: int, inner: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Cut a 3-D array into tiles of at most TILE values, each as contiguous as it can be."""
-    i_step = max(1, min(inner, TILE))
-    c_step = max(1, min(channels, TILE // i_step))
-    o_step = max(1, TILE // (i_step * c_step))
-    for o in range(0, outer, o_step):
-        for c in range(0, channels, c_step):
-            for i in range(0, inner, i_step):
-                yield slice(o, o + o_step), slice(c, c + c_step), slice(i, i + i_step)
