@@ -13,6 +13,7 @@ enum {
     APPLY_VALUES = 64 * 1024, /* rows: values per task of the elementwise pass, at least and */
     APPLY_MOST = 256 * 1024,  /* at most: memory is read forwards within a task */
     APPLY_TASKS = 32,         /* rows: such tasks per thread, where there are values enough */
+    NEAR_CACHE = 2 << 20,     /* bytes: arrays of so many in all stay in the caches of one core */
     LEAST_CACHE = 4 << 20,    /* bytes: smaller problems never pass the caches */
     MOST_CACHE = 32 << 20,    /* bytes of last-level cache that a core can have at most */
     STRIP_TASK = 256          /* rows: columns per task where rows alone do not feed the threads */
@@ -37,13 +38,12 @@ static int64_t inputs(const bncore_arrays *a)
 }
 
 /* Whether the stores to the destination pass the caches by. They do where the destination and the arrays that it is
- * computed from do not fit into the caches anyway. */
-static int worth_streaming(const operation *op)
+ * computed from, which have so many bytes, do not fit into the caches anyway. */
+static int worth_streaming(const operation *op, int64_t bytes)
 {
     const bncore_arrays *a = &op->arrays;
     if (!op->kernels->streams) return 0;
     if (!a->dst || a->dst == a->x || a->dst == a->dy || a->dst == a->residual) return 0;
-    const int64_t bytes = op->g.n * op->g.channels * (int64_t)op->item * (inputs(a) + 1);
     if (bytes < LEAST_CACHE) return 0;
     return bytes > last_level_cache() / 4 * 3;
 }
@@ -67,7 +67,9 @@ void bncore_schedule(operation *op)
     const bncore_geometry *g = &op->g;
     const int64_t useful = bncore_max(g->n * g->channels / THREAD_VALUES, 1);
     op->threads = (int32_t)bncore_min(op->problem->n_threads, useful);
-    op->arrays.stream = worth_streaming(op);
+    const int64_t bytes = g->n * g->channels * (int64_t)op->item * (inputs(&op->arrays) + 1);
+    op->arrays.stream = worth_streaming(op, bytes);
+    op->arrays.near = bytes <= NEAR_CACHE;
     if (g->planes) {
         schedule_planes(op);
         return;

@@ -72,11 +72,12 @@ typedef struct bncore_weighting {
 } bncore_weighting;
 
 /* dst is y or dx, and dy is NULL in forward. stream: dst is too large for the caches, and it is no other array of the
- * call. The fields after it are for variants other than the plain one. */
+ * call. near: all arrays of the call fit into the caches of one core. The fields after it are for variants other than
+ * the plain one. */
 typedef struct bncore_arrays {
     void *dst;
     const void *dy, *x;
-    int stream;
+    int stream, near;
     /* Where z <= 0, a value is multiplied by slope if z >= least, and else becomes 0. */
     double slope, least;
     const void *residual;

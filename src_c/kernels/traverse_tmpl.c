@@ -254,6 +254,8 @@ static inline ALWAYS_INLINE void NAME(stream_rows)(const bncore_arrays *arrays, 
     stream_end();
 }
 
+/* Tiles load the coefficients less often, which shows where the values are in a near cache. From anywhere else memory is
+ * faster in one run than in four that lie a row apart. */
 static inline ALWAYS_INLINE void NAME(walk_rows)(const bncore_arrays *arrays, const ACC *coef,
                                                  int64_t stride, const bncore_rows *t,
                                                  NAME(arithmetic) * compute,
@@ -267,7 +269,7 @@ static inline ALWAYS_INLINE void NAME(walk_rows)(const bncore_arrays *arrays, co
                         stride);
     else if (arrays->stream)
         NAME(stream_rows)(arrays, coef, stride, t, compute, compute_few, fused);
-    else if (t->cols % NAME(WIDTH) == 0)
+    else if (t->cols % NAME(WIDTH) == 0 && (arrays->near || t->cols >= TILED_COLS))
         NAME(walk_tiles)(arrays, 0, coef, stride, t->cols, t->rows, 0, compute, fused);
     else
         NAME(walk_on)(arrays, 0, all, coef, stride, t->cols, 0, compute, compute_few, fused);
