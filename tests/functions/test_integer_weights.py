@@ -10,7 +10,6 @@ import pytest
 import arrays
 import bncore
 import tolerances
-import variants
 from bncore import backends
 from bncore.arguments.weights import Weights
 from bncore.functions import integers
@@ -18,11 +17,10 @@ from bncore.functions import integers
 SHAPE = (70, 3, 21)
 
 
-@pytest.fixture(params=[v for v in variants.FOUND.present if variants.takes_weights(v)], ids=str)
-def kernels(request):
-    """The functions of every backend that takes weights."""
-    with request.param.active():
-        yield backends.current().kernels
+@pytest.fixture
+def kernels(backend):
+    """The functions of every backend."""
+    return backends.current().kernels
 
 
 def weighted(kernels, x, values, scale=1.0):
