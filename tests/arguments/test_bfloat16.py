@@ -131,9 +131,9 @@ def test_other_dtypes_of_ml_dtypes_are_refused(backend):
         x = np.ones((4, 3), getattr(ml_dtypes, name))
         with pytest.raises(TypeError, match=f"^x: expected float16, bfloat16, .* got {name}"):
             bncore.moments(x)
-    for x in (np.ones((4, 3), np.uint16), np.zeros((4, 3), "V2")):
-        with pytest.raises(TypeError, match=f"^x: expected float16, bfloat16, .* got .*{x.dtype}"):
-            bncore.moments(x)
+    x = np.zeros((4, 3), "V2")  # two bytes, as bfloat16 has, but no number
+    with pytest.raises(TypeError, match=f"^x: expected float16, bfloat16, .* got .*{x.dtype}"):
+        bncore.moments(x)
 
 
 def test_arrays_that_have_to_agree(backend):

@@ -125,6 +125,9 @@ def of_groupings() -> None:
         weights = np.resize(STATISTICS, x.shape[1:])
         y, moments = bncore.layer_norm(x, weights, weights, axis=1, eps=0.0)
         bncore.layer_norm_backward(y, x, moments, weights, axis=1, eps=0.0)
+        assert bncore.var(x, axis=0).shape == bncore.std(x, axis=0).shape == x.shape[1:]
+        y, found = bncore.standardize(x)
+        bncore.destandardize(y, found)
         y, found = bncore.ghost_batch_norm(x, 2, weight, weight, eps=0.0)
         bncore.ghost_batch_norm_backward(y, x, found, 2, weight, eps=0.0)
         y, moments, renorm = bncore.batch_renorm(x, weight, np.abs(weight), weight, weight, eps=0.0)
@@ -173,6 +176,7 @@ NO_ARRAYS: dict[str, Callable[[], None]] = {
         ],
         of_groupings,
     ),
+    **dict.fromkeys(["var", "std", "standardize", "destandardize"], of_groupings),
     **dict.fromkeys(
         ["get_num_threads", "set_num_threads", "set_buffer_pool", "show_config", "use_backend"],
         of_settings,

@@ -371,9 +371,9 @@ def test_a_wrong_setting(settings, error, message):
         (np.ones((4, 2)), ValueError, r"x: expected 3 channels along axis 1, got shape \(4, 2\)"),
         (np.ones(3), ValueError, "x: expected at least 2 dimensions, got 1"),
         (
-            np.ones((4, C), int),
+            np.ones((4, C), complex),
             TypeError,
-            "x: expected float16, bfloat16, float32 or float64, got int64",
+            "x: expected float16, bfloat16, float32 or float64, got complex128",
         ),
         (np.ma.ones((4, C)), TypeError, "x: expected an array without a mask"),
         (None, TypeError, "x: expected an array, got None"),

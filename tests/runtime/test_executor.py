@@ -151,7 +151,7 @@ def test_scratch_is_no_more_than_the_header_says(outer, channels, inner):
     [
         ({"outer": -1}, b"size"),
         ({"outer": 2**40, "inner": 2**40}, b"size"),
-        ({"dtype": 7}, b"dtype"),
+        ({"dtype": 100}, b"dtype"),
         ({"eps": -1.0}, b"eps"),
         ({"eps": math.nan}, b"eps"),
         ({"n_threads": 0}, b"n_threads"),
