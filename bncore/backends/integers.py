@@ -32,15 +32,64 @@ def no_sums(channels: int, count: int) -> npt.NDArray[Any]:
     return np.zeros((SUMS, channels), np.int64 if count <= MOST else object)
 
 
-def set_moments(mean: Stat, m2: Stat, count: int, sums: npt.NDArray[Any]) -> None:
-    """Write the mean and m2 that follow from the sums.
+def block_sums(values: npt.NDArray[np.int64], narrow: bool) -> npt.NDArray[np.int64]:
+    """Return the sums of a block, (outer, channels, inner); its values have 16 bits if narrow."""
+    sums = np.zeros((SUMS, values.shape[1]), np.int64)
+    sums[0] = channel_sums(values)
+    low = values if narrow else values & 0xFFFF
+    sums[3] = channel_sums(low * low)
+    if not narrow:
+        high = values >> 16
+        sums[1], sums[2] = channel_sums(high * high), channel_sums(high * low)
+    return sums
+
+
+def channel_sums(terms: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Sum the terms of every channel.
+
+    NumPy takes long to add up short rows, so some of them are first read as one.
+    """
+    outer, channels, inner = terms.shape
+    fold = max(min(256 // (channels * inner), outer), 1)
+    whole = outer - outer % fold
+    wide = terms[:whole].reshape(-1, fold * channels * inner).sum(axis=0)
+    sums: npt.NDArray[np.int64] = terms[whole:].sum(axis=(0, 2))
+    return sums + wide.reshape(fold, channels, inner).sum(axis=(0, 2))
+
+
+def moments_of_blocks(
+    mean: Stat, m2: Stat, x: Data, mask: npt.NDArray[np.uint8] | None = None
+) -> npt.NDArray[np.int64]:
+    """Write the exact moments of the values whose mask is 1; return how many these are.
+
+    The mask has the shape of x, or one value for all channels.
+    """
+    outer, channels, inner = x.shape
+    sums, count = no_sums(channels, outer * inner), np.zeros(channels, np.int64)
+    for block in tile_slices(outer, channels, inner, BLOCK):
+        o, c, i = block
+        values = x[block].astype(np.int64)
+        if mask is None:
+            counted = values.shape[0] * values.shape[2]
+        else:
+            taken = mask[o, c if mask.shape[1] == channels else slice(None), i]
+            values *= taken
+            counted = taken.sum(axis=(0, 2), dtype=np.int64)
+        sums[:, c] += block_sums(values, is_narrow(x))
+        count[c] += counted
+    set_moments(mean, m2, count, sums)
+    return count
+
+
+def set_moments(mean: Stat, m2: Stat, count: npt.NDArray[np.int64], sums: npt.NDArray[Any]) -> None:
+    """Write the mean and m2 that follow from the sums; NaN and 0 for a channel without a value.
 
     A quotient of Python's integers is rounded once, to nearest even.
     """
-    for c, (x, aa, ab, bb) in enumerate(sums.T.tolist()):
+    for c, (n, (x, aa, ab, bb)) in enumerate(zip(count.tolist(), sums.T.tolist(), strict=True)):
         squares = (aa << 32) + (ab << 17) + bb
-        mean[c] = x / count
-        m2[c] = (count * squares - x * x) / count
+        mean[c] = x / n if n else np.nan
+        m2[c] = (n * squares - x * x) / n if n else 0.0
 
 
 def normalize_blocks(

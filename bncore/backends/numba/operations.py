@@ -282,7 +282,7 @@ class Operations:
         total = no_sums(channels, outer * inner)
         for part in parts:
             total += part
-        set_moments(mean, m2, outer * inner, total)
+        set_moments(mean, m2, np.full(channels, outer * inner), total)
 
     def integer_normalize(
         self,

@@ -14,14 +14,13 @@ import numpy as np
 
 from bncore.backends import contract
 from bncore.backends.contract import Fusion
-from bncore.backends.integers import normalize_blocks
+from bncore.backends.integers import moments_of_blocks, normalize_blocks
 from bncore.backends.numpy.gradients import (
     add_columns,
     planes_grad_sums,
     rows_grad_sums,
     scaled,
 )
-from bncore.backends.numpy.integers import integer_moments as integer_moments
 from bncore.backends.numpy.order import channel_groups, column_strips
 from bncore.backends.numpy.statistics import Partial, merge_columns, planes_moments, rows_moments
 from bncore.backends.numpy.storage import computed, store
@@ -187,6 +186,11 @@ def normalize(
         numbers = computed(value)
         result = (numbers - hi) * scale + shift
         store(out, result if w is None else w.filled(given, numbers, result))
+
+
+def integer_moments(mean: Stat, m2: Stat, x: Data, n_threads: int) -> None:
+    """Write the exact mean and m2 of every channel, each rounded once."""
+    moments_of_blocks(mean, m2, x)
 
 
 @np.errstate(all="ignore")
