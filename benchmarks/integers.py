@@ -11,6 +11,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -46,14 +47,14 @@ def exact(images: npt.NDArray[np.uint8]) -> Result:
     return np.array(means), np.array(stds)
 
 
-def seconds(call: Callable[[], Result], rounds: int) -> float:
-    """Return the shortest time of some calls."""
+def timed(call: Callable[[], Result], rounds: int) -> tuple[Result, float]:
+    """Return the result, and the shortest time of some calls in seconds."""
     times = []
     for _ in range(rounds):
         start = time.perf_counter()
-        call()
+        result = call()
         times.append(time.perf_counter() - start)
-    return min(times)
+    return result, min(times)
 
 
 def error(got: Result, expected: Result) -> float:
@@ -65,15 +66,16 @@ def main() -> None:
     """Print times, errors and memory."""
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 10000
     images = np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), np.uint8)
-    wanted, theirs = exact(images), seconds(lambda: numpys(images), 2)
-    print(f"({count}, 64, 64, 3), {images.nbytes / 2**20:.0f} MiB of uint8")
-    print(f"NumPy: {1e3 * theirs:.0f} ms, error {error(numpys(images), wanted):.1e}")
+    print(f"({count}, 64, 64, 3), {images.nbytes / 2**20:.0f} MiB of uint8", flush=True)
+    wanted = exact(images)
+    result, theirs = timed(lambda: numpys(images), 2)
+    print(f"NumPy: {1e3 * theirs:.0f} ms, error {error(result, wanted):.1e}", flush=True)
     for threads in (1, 2):
-        found = error(bncores(images, threads), wanted)
+        result, ours = timed(partial(bncores, images, threads), 7)
+        found = error(result, wanted)
         assert found <= 1e-15, found
-        ours = seconds(lambda n=threads: bncores(images, n), 7)  # type: ignore[misc]
         print(
-            f"bncore, threads {threads}: {1e3 * ours:.1f} ms ({theirs / ours:.0f} times), "
+            f"bncore, threads {threads}: {1e3 * ours:.2f} ms ({theirs / ours:.0f} times), "
             f"error {found:.1e}"
         )
     tracemalloc.start()
