@@ -113,7 +113,7 @@ int main(void)
             c.shape = shapes[n / 2 % SHAPES];
             c.dtype = BNCORE_UINT8 + n / (2 * SHAPES) % 6;
             c.threads = 1 + n / (2 * SHAPES * 6);
-            c.fused = 0;
+            c.fused = c.weights = 0;
             const long took = depth(run, &c) - of_thread;
             if (c.status != BNCORE_OK) return 3;
             if (took > deepest) deepest = took;
