@@ -9,6 +9,7 @@ private folder of this process, which is removed when the process ends.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import grp
 import hashlib
@@ -17,6 +18,7 @@ import pwd
 import shutil
 import stat
 import tempfile
+import time
 import warnings
 from pathlib import Path
 
@@ -25,6 +27,12 @@ PRIVATE = 0o700
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 ACL = "system.posix_acl_access"
 ROOT = 0  # root can change every file anyway, so its files are trusted
+
+# How many files of one adapter are kept, and for how long without a use: projects with other
+# versions of a framework may share the cache.
+KEPT = 8
+UNUSED_DAYS = 30
+DAY_NS = 24 * 3600 * 10**9
 
 # A compiled adapter ends with this mark and the SHA-256 of all bytes before it.  A loader of ELF
 # files ignores everything after the last section.
@@ -255,6 +263,43 @@ def write_durably(file: Path, content: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def note_use(file: Path) -> None:
+    """Note in a file's time of access that it is used now, for `remove_old`."""
+    try:
+        found = os.lstat(file)
+        now = time.time_ns()
+        if now - found.st_atime_ns > DAY_NS:
+            os.utime(file, ns=(now, found.st_mtime_ns), follow_symlinks=False)
+    except OSError:  # it is root's, or gone
+        pass
+
+
+def remove_old(target: Path, stem: str) -> None:
+    """Remove what earlier versions of an adapter have left beside a file of the cache.
+
+    These are its files that nobody has used for `UNUSED_DAYS`, and those beyond the `KEPT` that
+    were used last.  What compilers left that were stopped goes, too, so the caller must have the
+    adapter's lock.  A process that has loaded a file keeps it.  Errors are ignored.
+    """
+    with contextlib.suppress(OSError):
+        for left in target.parent.glob(f".{stem}-*"):
+            _remove_any(left)
+        others = [file for file in target.parent.glob(f"{stem}-*.so") if file != target]
+        used = {file: os.lstat(file).st_atime_ns for file in others}
+        used |= {file: max(used[file], os.lstat(file).st_mtime_ns) for file in others}
+        oldest = time.time_ns() - UNUSED_DAYS * DAY_NS
+        for i, file in enumerate(sorted(others, key=used.__getitem__, reverse=True)):
+            if i >= KEPT - 1 or used[file] < oldest:
+                _remove_any(file)
+
+
+def _remove_any(place: Path) -> None:
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place, ignore_errors=True)
+    else:
+        place.unlink(missing_ok=True)
 
 
 def open_lock(file: Path) -> int:

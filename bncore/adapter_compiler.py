@@ -156,6 +156,7 @@ def _find_or_make(recipe: _Recipe, broken: _Identity | None) -> tuple[Path, bool
 def _find_or_make_in(folder: Path, recipe: _Recipe, broken: _Identity | None) -> tuple[Path, bool]:
     target = folder / recipe.name
     if _may_be_loaded(target, broken):
+        adapter_cache.note_use(target)
         return target, False
     lock = adapter_cache.open_lock(folder / f"{recipe.source.stem}.lock")
     try:
@@ -168,6 +169,7 @@ def _find_or_make_in(folder: Path, recipe: _Recipe, broken: _Identity | None) ->
         print(f"bncore: compiling {recipe.source.name} for {recipe.framework}", file=sys.stderr)
         content = _compile(recipe, folder)
         adapter_cache.write_durably(target, content + adapter_cache.seal(content))
+        adapter_cache.remove_old(target, recipe.source.stem)
         return target, True
     finally:
         os.close(lock)  # this releases the lock
@@ -189,7 +191,7 @@ def _identity(file: Path) -> _Identity:
 
 def _compile(recipe: _Recipe, folder: Path) -> bytes:
     """Run the compiler in a folder that nobody else can write to; return the library's bytes."""
-    with tempfile.TemporaryDirectory(dir=folder) as own:
+    with tempfile.TemporaryDirectory(prefix=f".{recipe.source.stem}-", dir=folder) as own:
         os.chmod(own, adapter_cache.PRIVATE)
         made = Path(own, recipe.name)
         command = [*recipe.command, "-o", str(made)]

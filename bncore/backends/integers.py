@@ -32,11 +32,29 @@ def no_sums(channels: int, count: int) -> npt.NDArray[Any]:
     return np.zeros((SUMS, channels), np.int64 if count <= MOST else object)
 
 
-def block_sums(values: npt.NDArray[np.int64], narrow: bool) -> list[npt.NDArray[np.int64]]:
+def block_sums(values: npt.NDArray[np.int64], narrow: bool) -> npt.NDArray[np.int64]:
     """Return the sums of a block, (outer, channels, inner); its values have 16 bits if narrow."""
-    high, low = (np.int64(0), values) if narrow else (values >> 16, values & 0xFFFF)
-    terms = values, high * high, high * low, low * low
-    return [np.broadcast_to(term, values.shape).sum(axis=(0, 2)) for term in terms]
+    sums = np.zeros((SUMS, values.shape[1]), np.int64)
+    sums[0] = channel_sums(values)
+    low = values if narrow else values & 0xFFFF
+    sums[3] = channel_sums(low * low)
+    if not narrow:
+        high = values >> 16
+        sums[1], sums[2] = channel_sums(high * high), channel_sums(high * low)
+    return sums
+
+
+def channel_sums(terms: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Sum the terms of every channel.
+
+    NumPy takes long to add up short rows, so some of them are first read as one.
+    """
+    outer, channels, inner = terms.shape
+    fold = max(min(256 // (channels * inner), outer), 1)
+    whole = outer - outer % fold
+    wide = terms[:whole].reshape(-1, fold * channels * inner).sum(axis=0)
+    sums: npt.NDArray[np.int64] = terms[whole:].sum(axis=(0, 2))
+    return sums + wide.reshape(fold, channels, inner).sum(axis=(0, 2))
 
 
 def moments_of_blocks(

@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
+from jax import export
 
 from bncore.arguments import scalars
 from bncore.arguments.float_environment import silent_arithmetic
 from bncore.arguments.problem import ACTIVATIONS
 from bncore.jax import formula, ops
 from bncore.jax.handlers import Settings
+from bncore.jax.manual_axes import alike
 from bncore.statistics import shown_count
 
 # Jitted here, the functions take a fraction of the time if the caller does not jit them.
@@ -135,8 +137,12 @@ def batch_norm_train(
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {x.shape}"
         )
-    y, mean, var, _ = _train(settings, x, *arguments, _residual(x, residual))
-    return y, Moments(np.full(channels, count, ops.statistics_dtype()), mean, var)
+    given = alike(x, *arguments, _residual(x, residual))
+    y, mean, var, _ = _train(settings, *given)
+    dtype = ops.statistics_dtype()
+    if export.is_symbolic_dim(count):  # known only when an exported function is called
+        return y, Moments(jnp.full(channels, jnp.asarray(count, dtype)), mean, var)
+    return y, Moments(np.full(channels, count, dtype), mean, var)
 
 
 def batch_norm_infer(
@@ -201,7 +207,7 @@ def batch_norm_infer(
         if value is None:
             raise TypeError(f"{name}: expected an array, got None")
     arguments = _parameters(x, axis, mean=mean, var=var, weight=weight, bias=bias)
-    return _infer(settings, x, *arguments, _residual(x, residual))
+    return _infer(settings, *alike(x, *arguments, _residual(x, residual)))
 
 
 def update_running_stats(

@@ -20,6 +20,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from bncore.jax import formula
 from bncore.jax.handlers import Settings, Shape, call
+from bncore.jax.manual_axes import alike
 
 Array: TypeAlias = jax.Array
 Optional: TypeAlias = jax.Array | None
@@ -93,7 +94,7 @@ def _train_forward(settings: Settings, *given: Any) -> tuple[Any, Any]:
 def _train_backward(settings: Settings, saved: Any, given: Any) -> tuple[Any, ...]:
     x, mean, bits, weight, bias, kept = saved
     dy, dmean, dvar, _ = given
-    dy = _dense(dy)
+    dy, _ = alike(_dense(dy), x)
     dx, dweight, dbias, dresidual = train_backward(settings, dy, x, bits, weight, bias, _read(kept))
     count = max(x.size // max(x.shape[settings.axis], 1), 1)
     dtype = formula.arithmetic(x.dtype)
@@ -201,7 +202,7 @@ def _infer_forward(settings: Settings, *given: Any) -> tuple[Any, Any]:
 
 def _infer_backward(settings: Settings, saved: Any, dy: Any) -> tuple[Any, ...]:
     *most, kept = saved
-    dy = _dense(dy)
+    dy, _ = alike(_dense(dy), most[0])
     *gradients, dresidual = infer_backward(settings, dy, *most, _read(kept))
     return *gradients, dy if isinstance(kept, tuple) else dresidual
 

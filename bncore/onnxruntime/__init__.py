@@ -5,5 +5,6 @@ Only this package imports onnxruntime and onnx.  `docs/onnxruntime.md` shows how
 
 from bncore.onnxruntime.convert import DOMAIN, convert
 from bncore.onnxruntime.library import get_library_path, register
+from bncore.onnxruntime.report import report
 
-__all__ = ["DOMAIN", "convert", "get_library_path", "register"]
+__all__ = ["DOMAIN", "convert", "get_library_path", "register", "report"]

@@ -6,12 +6,19 @@ from typing import Any
 
 import onnx
 
-from bncore.onnxruntime.transposes import ONNX_DOMAINS, attributes, everywhere, sink
+from bncore.onnxruntime.report import (
+    DOMAIN,
+    NAME,
+    batch_norms,
+    checked,
+    is_training,
+    report,
+    unsupported,
+)
+from bncore.onnxruntime.transposes import ONNX_DOMAINS, sink
 
 __all__ = ["DOMAIN", "convert"]
 
-DOMAIN = "bncore"
-NAME = "BatchNormalization"
 # The first operator sets in which BatchNormalization has today's meaning: with one output, with
 # more outputs.
 OLDEST, OLDEST_TRAINING = 9, 14
@@ -19,13 +26,14 @@ Node = Any  # onnx's classes are made at run time
 Model = Any
 
 
-def convert(model: Model, *, inference: bool = False) -> Model:
+def convert(model: Model, *, inference: bool = False, verbose: bool = False) -> Model:
     """Replace ONNX's BatchNormalization by bncore's operator, in the model itself.
 
     Nodes keep their names and attributes; their domain becomes ``"bncore"``.  bncore's node takes
     its channels along any axis.  If only such a node reads the result of a Transpose, the Transpose
     therefore moves behind the node.  In a model that was channels last, the inverse Transpose
-    follows there, and ONNX Runtime removes both.
+    follows there, and ONNX Runtime removes both.  A node that bncore's operator cannot replace
+    stays as it is; `report` says which, and why.
 
     Parameters
     ----------
@@ -34,6 +42,8 @@ def convert(model: Model, *, inference: bool = False) -> Model:
     inference : bool, default False
         Whether to convert nodes without ``training_mode=1`` too.  ONNX Runtime fuses many of these
         with the convolutions before them, so do not convert them in models with such convolutions.
+    verbose : bool, default False
+        Whether to print the report.
 
     Returns
     -------
@@ -62,19 +72,20 @@ def convert(model: Model, *, inference: bool = False) -> Model:
     >>> model.graph.node[0].domain
     'bncore'
     """
-    if not isinstance(model, onnx.ModelProto):
-        raise TypeError(f"model: expected an onnx.ModelProto, got {type(model).__name__}")
-    found = [
-        (owner, [node for node in everywhere(nodes) if _wanted(node, owner, inference)])
-        for owner, nodes in [(model, model.graph.node), *((f, f.node) for f in model.functions)]
-    ]
-    for owner, wanted in found:
-        for node in wanted:
+    found = [(owner, node) for owner, node in batch_norms(checked(model)) if node.domain != DOMAIN]
+    for owner, node in found:
+        _check_meaning(node, owner, inference)
+    owners: dict[int, Any] = {}
+    for owner, node in found:
+        if (inference or is_training(node)) and unsupported(node) is None:
             node.domain = DOMAIN
-        if wanted:
-            _import(owner)
-            _import(model)
-            sink(owner.graph if owner is model else owner, _is_plain)
+            owners[id(owner)] = owner
+    for owner in owners.values():
+        _import(owner)
+        _import(model)
+        sink(owner.graph if owner is model else owner, _is_plain)
+    if verbose:
+        print(report(model))
     return model
 
 
@@ -89,12 +100,9 @@ def _is_plain(node: Node) -> bool:
     return node.op_type == NAME and node.domain == DOMAIN and len(node.input) == 5
 
 
-def _wanted(node: Node, owner: Any, inference: bool) -> bool:
-    """Tell whether to convert a node; raise if its operator set gives it another meaning."""
-    if node.op_type != NAME or node.domain not in ONNX_DOMAINS:
-        return False
+def _check_meaning(node: Node, owner: Any, inference: bool) -> None:
+    """Raise ValueError if a node's operator set gives it another meaning."""
     version = max(e.version for e in owner.opset_import if e.domain in ONNX_DOMAINS)
-    training = attributes(node).get("training_mode", 0) == 1
     several = len([name for name in node.output if name]) > 1
     oldest = OLDEST_TRAINING if several else OLDEST
     if version < oldest and (inference or several):
@@ -103,4 +111,3 @@ def _wanted(node: Node, owner: Any, inference: bool) -> bool:
             f"{node.name!r} with {len(node.output)} outputs, got {version}; "
             "onnx.version_converter makes a newer model"
         )
-    return inference or training

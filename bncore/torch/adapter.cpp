@@ -156,9 +156,14 @@ struct Given {
                             dtype_of((*vector)->scalar_type()) < 0))
                 return false;
         for (const Optional *changed : {&mean, &var, &batches})
-            if (*changed && ((*changed)->requires_grad() ||
-                             ((*changed)->is_inference() && !c10::InferenceMode::is_enabled())))
-                return false;
+            if (*changed && (*changed)->requires_grad()) return false;
+        if (!c10::InferenceMode::is_enabled()) {
+            if (batches && batches->is_inference()) return false;
+            /* such tensors cannot be saved; PyTorch says so before anything is written */
+            if (at::GradMode::is_enabled())
+                for (const Optional &saved : {Optional(x), weight, bias, residual})
+                    if (saved && saved->is_inference()) return false;
+        }
         if (batches && (batches->scalar_type() != at::kLong || batches->numel() != 1)) return false;
         return !residual || (residual->sizes() == x.sizes() && residual->scalar_type() == kind);
     }

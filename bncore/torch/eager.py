@@ -15,20 +15,29 @@ import torch
 
 from bncore.torch import gradients, ops, transforms
 
-PLAIN = frozenset((torch.Tensor, torch.nn.Parameter, type(None)))
+PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
 
 _modes = torch._C._len_torch_dispatch_stack
 _batched = torch._C._functorch.is_legacy_batchedtensor  # is_grads_batched makes them
+_tracing = torch._C._get_tracing_state
+_zero = torch._is_zerotensor
 _compiling = torch.compiler.is_compiling
 
 
 def possible(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
     """Tell whether a call with these tensors may take the faster path."""
-    if _compiling() or _modes() or transforms.active():
+    if _compiling() or _modes() or _tracing() is not None or transforms.active():
         return False
-    if _batched(x) or not x.is_cpu or x.layout is not torch.strided or x.is_neg():
+    return not _batched(x) and all(map(ordinary, (x, *others)))
+
+
+def ordinary(tensor: torch.Tensor | None) -> bool:
+    """Tell whether a tensor is plain memory on the CPU, or None."""
+    if tensor is None:
+        return True
+    if type(tensor) not in PLAIN or not tensor.is_cpu or tensor.layout is not torch.strided:
         return False
-    return type(x) in PLAIN and PLAIN.issuperset(map(type, others))
+    return not (tensor.is_neg() or tensor.is_quantized or tensor.is_nested or _zero(tensor))
 
 
 def call(x: torch.Tensor, *fused: Any) -> tuple[torch.Tensor, torch.Tensor]:

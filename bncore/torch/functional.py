@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from bncore.arguments import problem, scalars
-from bncore.torch import compiled, eager, ops, transforms
+from bncore.torch import compiled, eager, foreign, ops, transforms
 
 __all__ = ["batch_norm"]
 
@@ -107,14 +107,18 @@ def normalized(
         )  # fmt: skip
         if y is not None:
             return y
-    check(x, running_mean, running_var, weight, bias, residual, training, eps)
-    if x.dim() < 2:  # x is empty, or the checks would have refused it, and has no channels
-        return x.clone()
-    if not _traced():  # the compiler could not trace through these
-        scalars.real("eps", eps, 0.0)
-        scalars.option("activation", activation, problem.ACTIVATIONS)
-        largest = torch.finfo(ops.ARITHMETIC[x.dtype]).max
-        scalars.real("negative_slope", negative_slope, 0.0, largest)
+    given = (x, running_mean, running_var, weight, bias)
+    fusion = (activation, negative_slope, residual)
+    if _traced():  # the compiler could not trace through all of the checks
+        check(*given, residual, training, eps)
+    else:
+        with ops.untraced():
+            for_torch = _is_for_torch((*given, residual, batches), training, momentum, eps)
+            if not for_torch:
+                check(*given, residual, training, eps)
+                _check_numbers(x, eps, activation, negative_slope)
+        if for_torch:
+            return foreign.batch_norm(*given, training, momentum, eps, fusion, batches)
     weight, bias = _flat(weight), _flat(bias)
     fused = (weight, bias, residual, eps, activation, negative_slope)
     if not training:
@@ -126,7 +130,7 @@ def normalized(
         move: Callable[..., None] = ops.update_running_stats_
     else:
         y, moments = transforms.train(x, *fused)
-        move = ops.update_op
+        move = ops.update_running_stats_ if _of_inference(running_mean) else ops.update_op
     if not _traced():
         eager.track(move, running_mean, running_var, moments, momentum, batches)
         return y
@@ -135,6 +139,36 @@ def normalized(
     if batches is not None:
         batches.add_(1)
     return y
+
+
+def _check_numbers(
+    x: torch.Tensor, eps: float, activation: str | None, negative_slope: float
+) -> None:
+    scalars.real("eps", eps, 0.0)
+    scalars.option("activation", activation, problem.ACTIVATIONS)
+    scalars.real("negative_slope", negative_slope, 0.0, torch.finfo(ops.ARITHMETIC[x.dtype]).max)
+
+
+def _is_for_torch(
+    tensors: tuple[Any, ...], training: object, momentum: object, eps: object
+) -> bool:
+    """Tell whether PyTorch has to take a call: other tensors or types, or x without channels."""
+    if not isinstance(training, bool) or any(map(foreign.is_foreign, tensors)):
+        return True
+    if not (foreign.is_number(momentum, finite=False) and foreign.is_number(eps, finite=True)):
+        return True
+    x, *vectors = tensors[:5]
+    if x is None or x.dim() < 2:
+        return True
+    # PyTorch does not look at the vectors if there is nothing to normalize.
+    return x.numel() == 0 and any(v is not None and v.numel() != x.shape[1] for v in vectors)
+
+
+def _of_inference(running: torch.Tensor | None) -> bool:
+    """Tell whether statistics come from inference mode; PyTorch moves them outside of it, too."""
+    if running is None or _traced() or not running.is_inference():
+        return False
+    return not torch.is_inference_mode_enabled()
 
 
 def _flat(parameter: torch.Tensor | None) -> torch.Tensor | None:
@@ -156,7 +190,9 @@ def check(
 ) -> None:
     """Raise PyTorch's errors with its texts; `alone` means no other process adds to the batch."""
     ops.checked(x)
-    channels = x.shape[1] if x.dim() > 1 else 0
+    if x.dim() < 2:
+        raise RuntimeError(f"expected at least 2D input (got {x.dim()}D input)")
+    channels = x.shape[1]
     if training:
         if alone and ops.values_per_channel(x) == 1:
             raise ValueError(
@@ -174,6 +210,11 @@ def check(
         for name, statistic in (("running_mean", running_mean), ("running_var", running_var)):
             if statistic is None:
                 raise RuntimeError(f"{name} must be defined in evaluation mode")
+    for name, statistic in (("running_mean", running_mean), ("running_var", running_var)):
+        if statistic is not None and statistic.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(ops.NOT_DIFFERENTIABLE.format("function 'native_batch_norm'", name))
+        if statistic is not None and statistic.dim() != 1 and statistic.numel() == channels:
+            raise RuntimeError(f"{name}: expected 1 dimension, got {statistic.dim()}")
     for parameter in (running_mean, running_var, weight, bias):
         if parameter is not None and (
             parameter.numel() != channels
@@ -181,8 +222,6 @@ def check(
             or parameter.device != x.device
         ):
             _refuse(x, channels, running_mean, running_var, weight, bias)
-    if x.dim() < 2 and x.numel():
-        raise RuntimeError(f"expected at least 2D input (got {x.dim()}D input)")
     if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
         raise RuntimeError(
             f"residual: expected {ops.scalar_type(x)} of size {tuple(x.shape)}, "

@@ -20,6 +20,13 @@ Grad: TypeAlias = torch.Tensor | None
 # First
 
 
+def refuse_gradients(ctx: Any, **positions: int) -> None:
+    """Raise PyTorch's error if one of these arguments requires a gradient, which it has not."""
+    for name, position in positions.items():
+        if ctx.needs_input_grad[position]:
+            raise RuntimeError(ops.NOT_DIFFERENTIABLE.format("operator of bncore", name))
+
+
 def save_train(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     """Save the tensors that backward of `batch_norm_train` needs."""
     x, weight, bias, residual, eps, activation, slope = inputs
@@ -40,9 +47,10 @@ def train_backward(
     x, moments, weight, bias, residual = ctx.saved_tensors
     needs_x, needs_weight, needs_bias, needs_residual, *_rest = ctx.needs_input_grad
     through = needs_residual and ctx.fusion[1] is not None
-    dx, dweight, dbias, dresidual = kernel(
-        dy, x, moments, weight, bias, residual, *ctx.fusion, through
-    )
+    with torch._C.DisableTorchFunctionSubclass():  # as PyTorch's own gradients
+        dx, dweight, dbias, dresidual = kernel(
+            dy, x, moments, weight, bias, residual, *ctx.fusion, through
+        )
     return (
         dx if needs_x else None,
         dweight if needs_weight else None,
@@ -57,6 +65,7 @@ def train_backward(
 def save_infer(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     """Save the tensors that backward of `batch_norm_infer` needs."""
     x, mean, var, weight, bias, residual, eps, activation, slope = inputs
+    refuse_gradients(ctx, mean=1, var=2)
     ctx.set_materialize_grads(False)
     ctx.fusion = eps, activation, slope
     if activation is None:
@@ -74,9 +83,10 @@ def infer_backward(
     x, mean, var, weight, bias, residual = ctx.saved_tensors
     needs_x, _, _, needs_weight, needs_bias, needs_residual, *_rest = ctx.needs_input_grad
     through = needs_residual and ctx.fusion[1] is not None
-    dx, dweight, dbias, dresidual = kernel(
-        dy, x, mean, var, weight, bias, residual, *ctx.fusion, through
-    )
+    with torch._C.DisableTorchFunctionSubclass():  # as PyTorch's own gradients
+        dx, dweight, dbias, dresidual = kernel(
+            dy, x, mean, var, weight, bias, residual, *ctx.fusion, through
+        )
     return (
         dx if needs_x else None,
         None,
@@ -160,8 +170,20 @@ def _direct(given: _Given, g: torch.Tensor, xhat: torch.Tensor) -> tuple[torch.T
     return to_g, to_xhat
 
 
+def save_train_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Save the arguments of `batch_norm_train_backward`; the moments follow from x."""
+    refuse_gradients(ctx, moments=2)
+    save_backward(ctx, inputs, output)
+
+
+def save_infer_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Save the arguments of `batch_norm_infer_backward`."""
+    refuse_gradients(ctx, mean=2, var=3)
+    save_backward(ctx, inputs, output)
+
+
 def save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    """Save the arguments of both backward operators, except moments, which follow from x."""
+    """Save the arguments of a backward operator."""
     *tensors, eps, activation, slope, through = inputs
     ctx.set_materialize_grads(False)
     ctx.fusion = eps, activation, slope
@@ -241,9 +263,9 @@ def infer_backward_backward(
 def _register() -> None:
     formulas = {
         "batch_norm_train": (train_backward, save_train),
-        "batch_norm_train_backward": (train_backward_backward, save_backward),
+        "batch_norm_train_backward": (train_backward_backward, save_train_backward),
         "batch_norm_infer": (infer_backward, save_infer),
-        "batch_norm_infer_backward": (infer_backward_backward, save_backward),
+        "batch_norm_infer_backward": (infer_backward_backward, save_infer_backward),
     }
     for name, (backward, setup) in formulas.items():
         torch.library.register_autograd(

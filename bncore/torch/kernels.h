@@ -338,9 +338,9 @@ void update(const Tensor &running_mean, const Tensor &running_var, const Tensor 
     if (std::all_of(count, mean, [](double n) { return n == 0.0; })) return;
     std::vector<double> var(mean + channels, mean + 2 * channels);
     for (int64_t c = 0; c < channels; c++) var[c] /= std::max(count[c] - 1.0, 0.0);
-    running_mean.unsafeGetTensorImpl()->bump_version();
+    for (const Tensor &running : {running_mean, running_var})
+        if (!running.is_inference()) running.unsafeGetTensorImpl()->bump_version();
     move(running_mean, count, mean, momentum);
-    running_var.unsafeGetTensorImpl()->bump_version();
     move(running_var, count, var.data(), momentum);
 }
 

@@ -25,6 +25,18 @@ from bncore.torch import compiled
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 
+# Type strings of NumPy; bfloat16 is read as integers first.
+NUMPY = {
+    torch.float16: "<f2",
+    torch.bfloat16: "<u2",
+    torch.float32: "<f4",
+    torch.float64: "<f8",
+}
+if sys.byteorder == "big":
+    NUMPY = {kind: text.replace("<", ">") for kind, text in NUMPY.items()}
+
+_zero = torch._is_zerotensor
+
 LARGE = 1 << 22  # bytes; NumPy asks for large pages from this size on, too
 
 
@@ -45,18 +57,43 @@ _madvise = _find_madvise()
 _pool: buffer_pool.Pool | None = None  # used without the compiled part, which has its own pool
 
 
+class _Memory:
+    """A tensor's memory for NumPy; it keeps the tensor.
+
+    `torch.Tensor.numpy` would forbid that the memory is ever resized, and sharded models resize it.
+    """
+
+    def __init__(self, tensor: torch.Tensor, dtype: str) -> None:
+        self.tensor = tensor
+        size = tensor.element_size()
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": dtype,
+            "shape": tuple(tensor.shape),
+            "strides": tuple(stride * size for stride in tensor.stride()),
+            "data": (tensor.data_ptr(), False),
+        }
+
+
 def array(tensor: torch.Tensor) -> Array:
     """Return a tensor's memory as an array, without a copy and without tracking gradients.
 
     NumPy has no bfloat16, and ml_dtypes may be missing, so such an array has `bfloat16.PRIVATE`.
+
+    Raises
+    ------
+    TypeError
+        If the tensor has no memory on the CPU that NumPy could read.
     """
     plain = tensor.detach()
+    if not plain.is_cpu or plain.layout is not torch.strided or plain.is_neg() or _zero(plain):
+        raise TypeError(f"expected a dense tensor on the CPU, got {plain.layout} on {plain.device}")
     values: Array
-    if plain.dtype is torch.bfloat16:
-        values = plain.view(torch.uint16).numpy().view(bfloat16.PRIVATE)
+    if plain.numel() == 0:  # it may have no memory
+        values = np.empty(plain.shape, NUMPY[plain.dtype])
     else:
-        values = plain.numpy()
-    return values
+        values = np.asarray(_Memory(plain, NUMPY[plain.dtype]))
+    return values.view(bfloat16.PRIVATE) if plain.dtype is torch.bfloat16 else values
 
 
 def tensor_of(values: Array) -> torch.Tensor:
@@ -66,6 +103,11 @@ def tensor_of(values: Array) -> torch.Tensor:
     return torch.from_numpy(values)
 
 
+def copied(values: Array) -> torch.Tensor:
+    """Return an array's values as a tensor of PyTorch's own memory, which can be resized."""
+    return tensor_of(values).clone()
+
+
 def optional(tensor: torch.Tensor | None) -> Array | None:
     """Return a tensor's memory as an array; None for None."""
     return None if tensor is None else array(tensor)
@@ -73,7 +115,7 @@ def optional(tensor: torch.Tensor | None) -> Array | None:
 
 def rounded(values: Stat, dtype: torch.dtype) -> torch.Tensor:
     """Return float64 values as a new tensor of a dtype, each rounded once."""
-    new = torch.empty(values.shape, dtype=dtype)
+    new = torch.empty(values.shape, dtype=dtype, device="cpu")
     target = array(new)
     target[...] = cast(values, target.dtype)
     return new
@@ -141,6 +183,8 @@ def set_buffer_pool(max_bytes: SupportsIndex) -> None:
 
 def in_order_of(x: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     """Return `tensor`, which has x's shape, in x's memory order; copy it if necessary."""
-    if tensor.stride() == x.stride() or tensor.shape != x.shape:
+    if tensor.shape != x.shape:
         return tensor  # the checks refuse another shape later
+    if tensor.stride() == x.stride() and not (tensor.is_neg() or _zero(tensor)):
+        return tensor
     return torch.empty_like(x, dtype=tensor.dtype).copy_(tensor)

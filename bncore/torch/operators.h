@@ -55,6 +55,17 @@ Gradients infer_backward_op(const Tensor &dy, const Tensor &x, const Tensor &mea
                           {eps, activation_of(activation), slope}, through);
 }
 
+void update_op(const Tensor &running_mean, const Tensor &running_var, const Tensor &moments,
+               double momentum)
+{
+    for (const auto &[name, running] :
+         {std::pair("running_mean", running_mean), std::pair("running_var", running_var)})
+        TORCH_CHECK(!(at::GradMode::is_enabled() && running.requires_grad()),
+                    "The operator of bncore is not differentiable with respect to argument '", name,
+                    "'. This input cannot have requires_grad True.");
+    update(running_mean, running_var, moments, momentum);
+}
+
 /* Called when Python imports the module, not when the library is loaded: until then the loader of adapters may still
  * refuse it. The registration outlives the interpreter, as tensors and their gradients may. */
 void register_kernels()
@@ -66,7 +77,7 @@ void register_kernels()
         made->impl("batch_norm_train_backward", train_backward_op);
         made->impl("batch_norm_infer", infer_op);
         made->impl("batch_norm_infer_backward", infer_backward_op);
-        made->impl("update_running_stats_", update);
+        made->impl("update_running_stats_", update_op);
         return made;
     }();
     (void)library;

@@ -11,7 +11,8 @@ A call uses ``torch.get_num_threads()`` threads.  The gradients are in `gradient
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,7 +25,7 @@ from bncore.arguments.float_environment import silent_arithmetic
 from bncore.arguments.layout import canonical
 from bncore.statistics import Moments, trusted_moments
 from bncore.torch import compiled
-from bncore.torch.memory import array, in_order_of, optional, output, tensor_of
+from bncore.torch.memory import array, copied, in_order_of, optional, output
 
 NAMESPACE = "bncore"
 
@@ -56,6 +57,12 @@ library = torch.library.Library(NAMESPACE, "DEF")
 Gradients: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
+# PyTorch's text for arguments that have no gradient.
+NOT_DIFFERENTIABLE = (
+    "The {} is not differentiable with respect to argument '{}'. "
+    "This input cannot have requires_grad True."
+)
+
 # The dtypes of x and of parameters, and of the arithmetic on data of each of them.
 ARITHMETIC = {
     torch.float16: torch.float32,
@@ -83,6 +90,20 @@ def values_per_channel(x: torch.Tensor) -> int:
     return shape.outer * shape.inner
 
 
+@contextlib.contextmanager
+def untraced() -> Iterator[None]:
+    """Suspend `torch.jit.trace`, in which sizes are tensors."""
+    state = torch._C._get_tracing_state()
+    if state is None:
+        yield
+        return
+    torch._C._set_tracing_state(None)
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)
+
+
 def scalar_type(tensor: torch.Tensor) -> str:
     """Return the name of a dtype in PyTorch's messages, such as Half."""
     kind: str = tensor.type()
@@ -96,7 +117,7 @@ def as_moments(moments: torch.Tensor) -> Moments:
 
 def as_tensor(moments: Moments) -> torch.Tensor:
     """Return moments as one tensor, a copy because bncore's arrays are read-only."""
-    tensor = torch.empty((3, moments.mean.shape[0]), dtype=torch.float64)
+    tensor = torch.empty((3, moments.mean.shape[0]), dtype=torch.float64, device="cpu")
     array(tensor)[...] = moments.count, moments.mean, moments.m2
     return tensor
 
@@ -165,7 +186,7 @@ def batch_norm_train_backward(
         dresidual=array(dresidual) if residual_gradient else None,
         **fused(x, residual, activation, negative_slope),
     )
-    return dx, tensor_of(dweight), tensor_of(dbias), dresidual
+    return dx, copied(dweight), copied(dbias), dresidual
 
 
 def batch_norm_infer(
@@ -224,7 +245,7 @@ def batch_norm_infer_backward(
         dresidual=array(dresidual) if residual_gradient else None,
         **fused(x, residual, activation, negative_slope),
     )
-    return dx, tensor_of(dweight), tensor_of(dbias), dresidual
+    return dx, copied(dweight), copied(dbias), dresidual
 
 
 def update_running_stats_(
@@ -234,6 +255,9 @@ def update_running_stats_(
     momentum: float,
 ) -> None:
     """Update running statistics in place with those of a batch."""
+    for name, running in (("running_mean", running_mean), ("running_var", running_var)):
+        if torch.is_grad_enabled() and running.requires_grad:
+            raise RuntimeError(NOT_DIFFERENTIABLE.format("operator of bncore", name))
     move_running_stats(running_mean, running_var, as_moments(moments), momentum)
 
 
@@ -245,12 +269,29 @@ def move_running_stats(
     if not some.any():
         return
     stats = array(running_mean), array(running_var)
-    torch.autograd.graph.increment_version((running_mean, running_var))
+    torch.autograd.graph.increment_version(
+        [one for one in (running_mean, running_var) if not one.is_inference()]
+    )
     with silent_arithmetic():
         keep = 1.0 - momentum
         for values, batch in zip(stats, (moments.mean, moments.var(1)), strict=True):
             new = cast(keep * cast(values, np.float64) + momentum * batch, values.dtype)
             np.copyto(values, new, where=some)
+
+
+def update_negated_(
+    running_mean: torch.Tensor,
+    running_var: torch.Tensor,
+    moments: torch.Tensor,
+    momentum: float,
+) -> None:
+    """Run `update_running_stats_` for views with a negative sign, which no kernel can write."""
+    given = running_mean, running_var
+    plain = [one.resolve_neg() for one in given]
+    update_op(*plain, moments.resolve_neg(), momentum)
+    for one, new in zip(given, plain, strict=True):
+        if one.is_neg():
+            one.copy_(new)
 
 
 # The same operators without values, for tracing: they give the results' shapes, dtypes and strides.
@@ -294,8 +335,8 @@ def nothing(*_: object) -> None:
     """Do nothing, because `update_running_stats_` returns nothing."""
 
 
-def without_tangents(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a kernel that refuses tensors with a tangent, which it would lose."""
+def guarded(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a kernel that is not traced and refuses tangents, which it would lose."""
 
     def run(*given: Any) -> Any:
         if forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled():
@@ -305,7 +346,8 @@ def without_tangents(kernel: Callable[..., Any]) -> Callable[..., Any]:
                     "torch.ops.bncore: forward mode is not implemented; "
                     "bncore.torch.batch_norm has it"
                 )
-        return kernel(*given)
+        with untraced():
+            return kernel(*given)
 
     return run
 
@@ -321,8 +363,10 @@ def _define() -> None:
     for name, (kernel, shapes) in kernels.items():
         library.define(name + SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
         if compiled.adapter is None:  # the compiled part has its own kernels
-            library.impl(name, without_tangents(kernel), "CPU")
+            library.impl(name, guarded(kernel), "CPU")
         torch.library.register_fake(f"{NAMESPACE}::{name}", shapes, lib=library)
+    # PyTorch's fallback expects that an operator returns what it has changed.
+    library.impl("update_running_stats_", update_negated_, "Negative")
 
 
 _define()

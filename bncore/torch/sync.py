@@ -175,7 +175,8 @@ class SyncBatchNorm(AnyDimension):
                 input, mean, var, weight, bias, batch, momentum, residual, batches
             )
         check(input, mean, var, weight, bias, residual, True, self.eps, alone=False)
-        y, moments = synchronized(input, weight, bias, self.eps, self.process_group)
+        given = (one if one is None else one.resolve_neg() for one in (input, weight, bias))
+        y, moments = synchronized(*given, self.eps, self.process_group)
         eager.track(ops.update_op, mean, var, moments, momentum, batches)
         return y
 

@@ -236,7 +236,7 @@ GRADIENTS = (X, VECTOR, VECTOR, X)
 TrainBackward: Any = _made(
     "TrainBackward",
     ops.train_backward_op,
-    gradients.save_backward,
+    gradients.save_train_backward,
     lambda ctx, *grads: gradients.train_backward_backward(ctx, *grads, forward=Train.apply),
     _train_backward_tangent,
     (X, X, MOMENTS, VECTOR, VECTOR, X),
@@ -254,7 +254,7 @@ Train: Any = _made(
 InferBackward: Any = _made(
     "InferBackward",
     ops.infer_backward_op,
-    gradients.save_backward,
+    gradients.save_infer_backward,
     lambda ctx, *grads: gradients.infer_backward_backward(ctx, *grads, forward=Infer.apply),
     _infer_backward_tangent,
     (X, X, VECTOR, VECTOR, VECTOR, VECTOR, X),
@@ -309,12 +309,14 @@ def infer(*given: Any) -> Any:
 
 def train_backward(*given: Any) -> Any:
     """Call `ops.train_backward_op`, or its autograd function under a transform."""
-    return (TrainBackward.apply if active() else ops.train_backward_op)(*given)
+    with torch._C.DisableTorchFunctionSubclass():  # as gradients.py
+        return (TrainBackward.apply if active() else ops.train_backward_op)(*given)
 
 
 def infer_backward(*given: Any) -> Any:
     """Call `ops.infer_backward_op`, or its autograd function under a transform."""
-    return (InferBackward.apply if active() else ops.infer_backward_op)(*given)
+    with torch._C.DisableTorchFunctionSubclass():
+        return (InferBackward.apply if active() else ops.infer_backward_op)(*given)
 
 
 if compiled.adapter is not None:

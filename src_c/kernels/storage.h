@@ -21,7 +21,13 @@
 #include <immintrin.h>
 #endif
 
+/* Without optimization, as for the sanitizers, copies of the templates' parts in every kernel would take most of the time
+ * of a compilation, and gain nothing. */
+#ifdef __OPTIMIZE__
 #define ALWAYS_INLINE __attribute__((always_inline))
+#else
+#define ALWAYS_INLINE
+#endif
 
 enum { MOST_MANY = 64 };
 

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -354,6 +355,41 @@ def test_what_is_no_regular_file_is_not_loaded(kept, tmp_path):
     assert "cannot be opened" in str(adapter_cache.file_problem(link))
     assert adapter_cache.file_problem(pipe) == "is not a regular file"
     assert adapter_cache.file_problem(folder) == "is not a regular file"
+
+
+def aged(file, days, content=b"x"):
+    """Make a file of the cache that was used some days ago."""
+    file.write_bytes(content)
+    then = time.time() - days * 24 * 3600
+    os.utime(file, (then, then))
+    return file
+
+
+def test_what_is_no_longer_used_is_removed(tmp_path):
+    """By age, by number, and what stopped compilers left; other adapters' files stay."""
+    target = aged(tmp_path / "answer-0000.so", 99)
+    recent = [aged(tmp_path / f"answer-{i:04}.so", i) for i in range(1, 12)]
+    old = aged(tmp_path / "answer-9999.so", adapter_cache.UNUSED_DAYS + 1)
+    others = [aged(tmp_path / name, 99) for name in ("other-1.so", "answer.lock", ".other-1")]
+    left = tmp_path / ".answer-abc"
+    left.mkdir()
+    (left / "answer-1.so").touch()
+    aged(tmp_path / ".answer-def", 0)
+    adapter_cache.remove_old(target, "answer")
+    kept = [target, *recent[: adapter_cache.KEPT - 1], *others]
+    assert set(tmp_path.iterdir()) == set(kept)
+    assert old not in kept
+
+
+def test_a_file_that_is_used_is_not_old(tmp_path):
+    target, used = tmp_path / "answer-0.so", aged(tmp_path / "answer-1.so", 99)
+    before = used.stat()
+    adapter_cache.note_use(used)
+    assert used.stat().st_mtime_ns == before.st_mtime_ns
+    adapter_cache.remove_old(target, "answer")
+    assert used.exists()
+    adapter_cache.note_use(tmp_path / "gone.so")  # nothing happens
+    adapter_cache.remove_old(tmp_path / "gone" / "answer-0.so", "answer")
 
 
 def test_the_lock_file_is_neither_followed_nor_emptied_nor_inherited(tmp_path):

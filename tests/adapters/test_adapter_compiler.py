@@ -121,6 +121,19 @@ def test_callers_at_the_same_time_compile_once(source, capfd):
     assert capfd.readouterr().err.count("compiling") == 1
 
 
+def test_compiling_removes_old_files_and_loading_notes_the_use(source):
+    path = load(source).path
+    old = path.with_name("answer-0.so")
+    old.touch()
+    for file in (old, path):
+        os.utime(file, (0, path.stat().st_mtime if file == path else 0))
+    assert load(source).path == path
+    assert path.stat().st_atime > 0 and old.exists()
+    new = load(source, "frame 2").path
+    assert new.exists() and path.exists() and not old.exists()
+    assert {p.suffix for p in path.parent.iterdir()} == {".so", ".lock"}
+
+
 def test_what_the_compiler_says_is_in_the_error_and_nothing_is_kept(source):
     source.write_text("#error no answer today\n")
     with pytest.raises(adapter_compiler.CompileError, match="no answer today"):

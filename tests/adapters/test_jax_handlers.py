@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -82,33 +83,87 @@ def halves(x, weight):
 
 mesh = jax.make_mesh((2,), ("d",), axis_types=(AxisType.Auto,))
 split, whole = PartitionSpec("d"), PartitionSpec()
-sharded = jax.jit(jax.shard_map(
-    halves, mesh=mesh, in_specs=(split, whole), out_specs=split, check_vma=False
-))
+sharded = jax.jit(jax.shard_map(halves, mesh=mesh, in_specs=(split, whole), out_specs=split))
 x, weight = jnp.arange(48.0).reshape(4, 3, 4) ** 2, jnp.ones(3)
 
 def by_hand(x, weight):
     return jnp.concatenate([halves(x[:2], weight), halves(x[2:], weight)])
 
+def inside(x, weight):
+    # The gradient of a replicated array is the sum over the devices.
+    gradient = jax.grad(lambda x, weight: (halves(x, weight) ** 3).sum(), (0, 1))
+    return gradient(x, weight)
+
+inside = jax.jit(jax.shard_map(
+    inside, mesh=mesh, in_specs=(split, whole), out_specs=(split, whole)
+))
+
 for function in (sharded, by_hand):
     def loss(x, weight):
         return (function(x, weight) ** 3).sum()
-    print(jax.jit(loss)(x, weight), *(g.sum() for g in jax.grad(loss, (0, 1))(x, weight)))
+    gradients = jax.grad(loss, (0, 1))(x, weight)
+    again = jax.jacrev(jax.grad(loss, 1), (0, 1))(x, weight)
+    if function is sharded:
+        gradients = [(a + b) / 2 for a, b in zip(gradients, inside(x, weight))]
+    values = jax.jit(loss)(x, weight), *(g.sum() for g in (*gradients, *again))
+    print(*values, *gradients[1])
+"""
+
+REPLICATED = """
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec
+import bncore.jax
+
+def step(x, running, weight, bias):
+    def loss(weight, bias):
+        y, moments = bncore.jax.batch_norm_train(x, weight, bias, activation="relu")
+        mean, var = bncore.jax.update_running_stats(*running, moments)
+        z = bncore.jax.batch_norm_infer(x, *running, weight, residual=y)
+        return (y * x + z ** 2).sum(), (mean, var)
+    (value, running), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(weight, bias)
+    return jax.lax.psum(value, "d"), jax.lax.pmean(running, "d"), gradients
+
+mesh = jax.make_mesh((2,), ("d",), axis_types=(AxisType.Auto,))
+split, whole = PartitionSpec("d"), PartitionSpec()
+sharded = jax.jit(jax.shard_map(
+    step, mesh=mesh, in_specs=(split, whole, whole, whole), out_specs=whole
+))
+x, weight, bias = jnp.arange(48.0).reshape(4, 3, 4) ** 2 % 7, jnp.ones(3), jnp.full(3, 0.5)
+same = jnp.concatenate([x[:2], x[:2]])
+value, running, gradients = sharded(same, (bias, weight), weight, bias)
+one = jax.vmap(step, axis_name="d", in_axes=(0, None, None, None))
+parts = one(same.reshape(2, 2, 3, 4), (bias, weight), weight, bias)
+print(value, *running, *gradients)
+print(parts[0][0], *(r[0] for r in parts[1]), *(g.sum(0) for g in parts[2]))
 """
 
 
-def test_a_call_in_a_shard_map_sees_its_part():
+def on_two_devices(script):
+    """The lines of numbers that a script prints."""
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     done = subprocess.run(
-        [sys.executable, "-c", SHARDED],
+        [sys.executable, "-c", script],
         env=environment,
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
     )
-    sharded, by_hand = (np.array(line.split(), float) for line in done.stdout.splitlines())
+    assert done.returncode == 0, done.stderr
+    numbers = re.compile("[][]")
+    return [np.array(numbers.sub(" ", line).split(), float) for line in done.stdout.splitlines()]
+
+
+def test_a_call_in_a_shard_map_sees_its_part():
+    sharded, by_hand = on_two_devices(SHARDED)
     assert abs(sharded[0]) > 1
     np.testing.assert_allclose(sharded, by_hand, rtol=1e-5, atol=1e-3)
+
+
+def test_gradients_of_replicated_arrays_are_summed_over_the_devices():
+    sharded, by_hand = on_two_devices(REPLICATED)
+    assert sharded.size == 13 and np.all(sharded != 0)
+    np.testing.assert_allclose(sharded, by_hand, rtol=1e-5)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are listed as Linux lists them")

@@ -103,6 +103,70 @@ def test_functions_of_a_model(rng):
 
 
 @pytest.mark.parametrize(
+    ("data", "parameters"),
+    [(np.float16, np.float16), (np.float16, np.float32), (np.float64, np.float64)],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_every_type_that_onnx_runtime_takes_is_converted(rng, data, parameters, training):
+    """A model of float16 gets casts by ONNX Runtime; bncore's operator needs none."""
+    outputs = ["y", "m2", "v2"][: 3 if training else 1]
+    node = onnx.helper.make_node(FORWARD, list("xwbmv"), outputs, training_mode=int(training))
+    values = dict(zip("xwbmv", forward_inputs(rng, (4, 3, 5, 6)).values(), strict=True))
+    given = {n: v.astype(data if n == "x" else parameters) for n, v in values.items()}
+    graph = onnx.helper.make_graph(
+        [node],
+        "g",
+        [sessions.value(name, array) for name, array in given.items()],
+        [sessions.value(n, given["x" if n == "y" else "m"]) for n in outputs],
+    )
+    opsets = [onnx.helper.make_opsetid("", 15)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    expected = sessions.session(copy.deepcopy(model)).run(None, given)
+    bncore.onnxruntime.convert(model, inference=True)
+    assert not bncore.onnxruntime.report(model).left
+    atol = 1e-2 if data is np.float16 else 1e-5
+    for a, b in zip(sessions.session(model).run(None, given), expected, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=atol, atol=atol)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "reason"),
+    [
+        ("momentum = 1.5", "its momentum is 1.5, not a number from 0 to 1"),
+        ("epsilon = -1.0", "its epsilon is -1, not a finite number >= 0"),
+        ("names", "an input or output without a name stands before others"),
+    ],
+)
+def test_what_is_not_supported_is_left_and_reported(attribute, reason, capsys):
+    model = net()
+    node = model.graph.node[1]
+    node.name = "special"
+    if attribute == "names":
+        node.output[1] = ""
+    else:
+        name, value = attribute.split(" = ")
+        kept = [a for a in node.attribute if a.name != name]
+        del node.attribute[:]
+        node.attribute.extend([*kept, onnx.helper.make_attribute(name, float(value))])
+    before = node.SerializeToString()
+    found = bncore.onnxruntime.report(model)
+    assert not found.converted and ("special", reason) in found.left
+    assert ("u", "convert has not seen it") in found.left
+    bncore.onnxruntime.convert(model, verbose=True)
+    assert node.SerializeToString() == before
+    found = bncore.onnxruntime.report(model)
+    assert [layer.name for layer in found.converted] == ["u"]
+    assert [layer[0] for layer in found.left] == ["a", "special", "u"]
+    printed = capsys.readouterr().out
+    assert printed == f"{found}\n" and f"special: left as it is, because {reason}" in printed
+    bncore.onnxruntime.convert(model, inference=True)
+    assert [layer.name for layer in bncore.onnxruntime.report(model).left] == ["special"]
+    with pytest.raises(TypeError, match=r"model: expected an onnx.ModelProto, got dict"):
+        bncore.onnxruntime.report({})
+
+
+@pytest.mark.parametrize(
     ("opset", "others", "oldest", "inference"),
     [(13, ", m2, v2", 14, False), (9, ", m2, v2", 14, True), (8, "", 9, True)],
     ids=str,

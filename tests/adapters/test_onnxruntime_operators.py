@@ -211,7 +211,7 @@ def test_a_training_step_in_one_graph(rng):
     assert_bits(got, bncore.batch_norm_train_backward(y, x, moments, scale, bias=bias, **one))
 
 
-@pytest.mark.parametrize("module", ["convert", "library"])
+@pytest.mark.parametrize("module", ["convert", "library", "report"])
 def test_the_examples_run(module):
     found = doctest.testmod(importlib.import_module(f"bncore.onnxruntime.{module}"))
     assert found.attempted and not found.failed
