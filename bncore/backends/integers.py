@@ -54,7 +54,8 @@ def channel_sums(terms: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     whole = outer - outer % fold
     wide = terms[:whole].reshape(-1, fold * channels * inner).sum(axis=0)
     sums: npt.NDArray[np.int64] = terms[whole:].sum(axis=(0, 2))
-    return sums + wide.reshape(fold, channels, inner).sum(axis=(0, 2))
+    sums += wide.reshape(fold, channels, inner).sum(axis=(0, 2))
+    return sums
 
 
 def moments_of_blocks(
