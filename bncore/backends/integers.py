@@ -53,9 +53,9 @@ def channel_sums(terms: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     fold = max(min(256 // (channels * inner), outer), 1)
     whole = outer - outer % fold
     wide = terms[:whole].reshape(-1, fold * channels * inner).sum(axis=0)
-    rest: npt.NDArray[np.int64] = terms[whole:].sum(axis=(0, 2))
-    sums: npt.NDArray[np.int64] = wide.reshape(fold, channels, inner).sum(axis=(0, 2))
-    return sums + rest
+    sums: npt.NDArray[np.int64] = terms[whole:].sum(axis=(0, 2))
+    sums += wide.reshape(fold, channels, inner).sum(axis=(0, 2))
+    return sums
 
 
 def moments_of_blocks(
