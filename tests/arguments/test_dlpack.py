@@ -118,6 +118,10 @@ def batch_norms(x, dy, weight, bias, var, moments, fused):
         "grad_sums": sums.sum_dy,
         "grad_input": bncore.grad_input(dy, x, moments, sums, weight),
         "mean_var": bncore.mean_var(x, axis=(0, 2)),
+        "var": bncore.var(x, axis=(0, 2)),
+        "std": bncore.std(x, axis=(0, 2)),
+        "standardize": bncore.standardize(x)[0],
+        "destandardize": bncore.destandardize(x, moments),
     }
 
 
