@@ -47,3 +47,17 @@ def rng(request):
     """Random numbers that depend on the test's name alone, so that a failure repeats by itself."""
     name = request.node.originalname or request.node.name
     return np.random.default_rng(zlib.crc32(name.encode()))
+
+
+@pytest.fixture(params=["compiled", "python", "operators"])
+def way(request, monkeypatch):
+    """The ways that a call of bncore.torch can go; operators are compiled where anything is."""
+    from bncore.torch import compiled, eager
+
+    if request.param == "compiled" and compiled.adapter is None:
+        pytest.skip("the compiled part of bncore.torch is missing")
+    if request.param != "compiled":
+        monkeypatch.setattr(compiled, "adapter", None)
+    if request.param == "operators":
+        monkeypatch.setattr(eager, "possible", lambda *_: False)
+    return request.param

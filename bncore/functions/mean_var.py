@@ -255,17 +255,11 @@ def var(
     >>> bncore.var([[0.0, 1.0], [2.0, 5.0]], axis=0, ddof=1)
     array([2., 8.])
     """
-    options: dict[str, Any] = {
-        "where": where, "weights": weights, "nan_policy": nan_policy, "scale": scale
-    }  # fmt: skip
     found = mean_var(
         x, axis=axis, dtype=dtype, ddof=ddof, keepdims=keepdims, correction=correction,
-        n_threads=n_threads, **options,
+        n_threads=n_threads, where=where, weights=weights, nan_policy=nan_policy, scale=scale,
     )[1]  # fmt: skip
-    if out is None:
-        return found
-    np.copyto(_require_fitting("out", out, found), found)
-    return out
+    return _put(out, found)
 
 
 def std(
@@ -303,18 +297,20 @@ def std(
     >>> bncore.std(np.array([-300.0, 300.0], np.float16))
     np.float16(300.0)
     """
-    options: dict[str, Any] = {
-        "where": where, "weights": weights, "nan_policy": nan_policy, "scale": scale
-    }  # fmt: skip
     array = data_array("x", x, integers=True)
     exact = scalars.float64_sums("dtype", dtype) or is_integer(array)
     squared = var(
         array, axis, np.float64, None, ddof, keepdims, correction=correction, n_threads=n_threads,
-        **options,
+        where=where, weights=weights, nan_policy=nan_policy, scale=scale,
     )  # fmt: skip
     with silent_arithmetic():
         wide: Any = np.sqrt(squared)
     found = wide if exact else cast(wide, layout.dtype_of(array)).reshape(np.shape(wide))[()]
+    return _put(out, found)
+
+
+def _put(out: Array | None, found: Any) -> Any:
+    """Return a result, or write it to `out` and return that."""
     if out is None:
         return found
     np.copyto(_require_fitting("out", out, found), found)

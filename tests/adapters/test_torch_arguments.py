@@ -11,7 +11,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import bncore.torch
-from bncore.torch import compiled, eager, ops
+from bncore.torch import compiled, ops
 
 pytestmark = [
     pytest.mark.needs_torch,
@@ -23,9 +23,6 @@ pytestmark = [
 
 C = 3
 ADAPTER = compiled.adapter
-needs_compiled = pytest.mark.skipif(
-    ADAPTER is None, reason="the compiled part of bncore.torch is missing"
-)
 
 
 class Plain(torch.Tensor):
@@ -38,16 +35,6 @@ class Unhandled(torch.Tensor):
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         return NotImplemented
-
-
-@pytest.fixture(params=[pytest.param("compiled", marks=needs_compiled), "python", "operators"])
-def way(request, monkeypatch):
-    """The ways that a call can go."""
-    if request.param != "compiled":
-        monkeypatch.setattr(compiled, "adapter", None)
-    if request.param == "operators":
-        monkeypatch.setattr(eager, "possible", lambda *_: False)
-    return request.param
 
 
 def values():

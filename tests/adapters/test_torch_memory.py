@@ -14,29 +14,16 @@ import torch
 
 import bncore.torch
 import torch_shards
-from bncore.torch import compiled, eager, memory
+from bncore.torch import compiled, memory
 
 pytestmark = pytest.mark.needs_torch
 
 C = 3
-needs_compiled = pytest.mark.skipif(
-    compiled.adapter is None, reason="the compiled part of bncore.torch is missing"
-)
 KINDS = [
     lambda: torch.nn.BatchNorm2d(C),
     lambda: bncore.torch.convert(torch.nn.BatchNorm2d(C)),
     lambda: bncore.torch.BatchNormReLU(C),
 ]
-
-
-@pytest.fixture(params=[pytest.param("compiled", marks=needs_compiled), "python", "operators"])
-def way(request, monkeypatch):
-    """The ways that a call can go."""
-    if request.param != "compiled":
-        monkeypatch.setattr(compiled, "adapter", None)
-    if request.param == "operators":
-        monkeypatch.setattr(eager, "possible", lambda *_: False)
-    return request.param
 
 
 def step(module, shape=(4, C, 5, 5)):

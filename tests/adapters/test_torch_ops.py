@@ -41,16 +41,6 @@ needs_compiled = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(params=[pytest.param("compiled", marks=needs_compiled), "python", "operators"])
-def way(request, monkeypatch):
-    """The ways that a call can go; the operators' kernels are compiled where anything is."""
-    if request.param != "compiled":
-        monkeypatch.setattr(compiled, "adapter", None)
-    if request.param == "operators":
-        monkeypatch.setattr(eager, "possible", lambda *_: False)
-    return request.param
-
-
 def operator_calls(activation, with_residual, dtype=torch.float32):
     x, dy, weight, bias, residual = tensors(dtype)
     weight = weight.detach().float().requires_grad_()
