@@ -146,3 +146,11 @@ AUTOCAST = 1.1
 
 # Sums with weights, relative: a rounding of each product and weight, which average out.
 WEIGHTED = 1e-12
+
+# Statistics of scikit-learn's scaler, which are float64 sums of some hundred values, mean/std up to
+# 1e3: its variance loses twice the digits of that ratio.
+SCALER = 1e-9
+
+# Variance of float64 values in up to 1000 merged batches, whatever the mean: the rounding of each
+# value's distance from the mean of its batch, which averages out, and of each merge.
+SCALER_FAR = 1e-12
