@@ -151,6 +151,9 @@ WEIGHTED = 1e-12
 # 1e3: its variance loses twice the digits of that ratio.
 SCALER = 1e-9
 
-# Variance of float64 values in up to 1000 merged batches, whatever the mean: the rounding of each
-# value's distance from the mean of its batch, which averages out, and of each merge.
-SCALER_FAR = 1e-12
+# Its results, in roundings of the value before the mean is subtracted.
+SCALER_STEPS = 32
+
+# Variance of float64 values in up to 1000 merged batches, whatever the mean: a rounding of each
+# merge, which average out. Such batches measure up to 4e-15.
+SCALER_FAR = 2e-14

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils.sparsefuncs import inplace_column_scale
@@ -16,7 +15,7 @@ from bncore.arguments import scalars
 from bncore.arguments.float_environment import silent_arithmetic
 from bncore.arguments.parameters import Stat
 from bncore.runtime.threads import resolve
-from bncore.sklearn import sparse
+from bncore.sklearn import sparse, tables
 from bncore.statistics import Moments, given_moments
 
 READ: dict[str, Any] = {"dtype": FLOAT_DTYPES, "ensure_all_finite": "allow-nan"}
@@ -157,14 +156,14 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # 
         features = moments.mean.shape[0]
         self._check_parameters()
         if getattr(self, "n_features_in_", features) != features:
-            vars(self).pop("feature_names_in_", None)
+            self.__dict__.pop("feature_names_in_", None)
         self.n_features_in_ = features
         self._store(moments)
         return self
 
     def _learn(self, X: Any, sample_weight: Any, before: Moments | None) -> StandardScaler:
         self._check_parameters()
-        state = dict(vars(self))
+        state = dict(self.__dict__)
         try:
             X = validate_data(self, X, reset=before is None, accept_sparse=("csr", "csc"), **READ)
             weights = None if sample_weight is None else _checked_weights(sample_weight, X.shape[0])
@@ -172,11 +171,11 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # 
                 self._refuse_center("center")
                 found = sparse.moments(X, weights)
             else:
-                found = _moments(X, weights, self.n_threads)
+                found = tables.moments(X, weights, self.n_threads)
             self._store(found if before is None else before.merge(found))
         except BaseException:
-            vars(self).clear()
-            vars(self).update(state)
+            self.__dict__.clear()
+            self.__dict__.update(state)
             raise
         return self
 
@@ -222,7 +221,7 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # 
         if issparse(X):
             return X if self.scale_ is None else _scaled(X, 1.0 / self.scale_, out)
         zeros = np.zeros(X.shape[1])
-        mean = self.mean_ if self.with_mean else zeros
+        mean = zeros if self.mean_ is None or not self.with_mean else self.mean_
         with silent_arithmetic():
             factor = None if self.scale_ is None else 1.0 / self.scale_
         return bncore.batch_norm_infer(
@@ -293,17 +292,6 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # 
         tags.input_tags.sparse = not self.with_mean
         tags.transformer_tags.preserves_dtype = ["float64", "float32", "float16"]
         return tags
-
-
-def _moments(X: npt.NDArray[Any], weights: Stat | None, n_threads: int | None) -> Moments:
-    """Compute the moments of every feature without its NaN."""
-    options: dict[str, Any] = {"n_threads": n_threads}
-    if weights is not None:
-        options["weights"] = weights[:, np.newaxis]
-    found = bncore.moments(X, **options)
-    if np.isnan(found.mean).any():  # few tables have gaps, and the kernels without are faster
-        found = bncore.moments(X, nan_policy="omit", **options)
-    return found
 
 
 def _scaled(X: Any, factor: Stat, out: Any) -> Any:

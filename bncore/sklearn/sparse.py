@@ -39,7 +39,7 @@ def moments(x: Any, weights: Stat | None) -> Moments:
 
     def added(terms: Stat) -> Stat:
         """Return the sum of each column's entries."""
-        return np.bincount(at, terms, channels)
+        return np.bincount(at, terms, channels).astype(np.float64, copy=False)
 
     zeros = np.maximum(everything - added(own), 0.0)
     zeros[np.bincount(at, minlength=channels) == rows] = 0.0  # a rest of rounding is no value
