@@ -27,7 +27,7 @@ NATIVE_IS_THERE = ls bncore/backends/native/binding*.so >/dev/null 2>&1
 EXPECT = BNCORE_EXPECT_NATIVE=$(if $(filter-out 0,$(BNCORE_REQUIRE_NATIVE)),1,$$($(NATIVE_IS_THERE) && echo 1 || echo 0))
 
 # The tests that need only the extra "test".
-ALONE := not needs_torch and not needs_jax and not needs_frameworks and not needs_onnxruntime
+ALONE := not needs_torch and not needs_jax and not needs_frameworks and not needs_onnxruntime and not needs_scale
 
 # Tests run in as many processes as there are processors, four at most, and a process without work takes tests of the
 # others. PYTEST_ARGS="-n 0" runs them one after another.
@@ -51,7 +51,7 @@ BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyprojec
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help demo test bench bench-peers bench-torch bench-jax bench-onnxruntime test-torch test-jax \
-	test-onnxruntime test-frameworks coverage lint format \
+	test-onnxruntime test-frameworks test-scale coverage lint format \
 	test-without-native test-freethreaded test-aarch64 sanitize fuzz sdist-check check-kernels counts report judge study \
 	build installs clean
 
@@ -113,6 +113,9 @@ FREETHREADED_PYTHON ?= $(firstword $(shell command -v python3.14t python3.13t))
 FREE_TESTS := $(addprefix tests/,runtime functions/test_train.py functions/test_group_norm.py layer/test_batch_norm.py)
 test-freethreaded: $(FREE)/.test ## tests threads without a global lock, in a free-threaded Python; FREETHREADED_PYTHON=path names it
 	$(FREE)/bin/python -X gil=0 -m pytest --import-mode=importlib -m "$(ALONE)" $(FREE_TESTS) $(PYTEST_ARGS)
+
+test-scale: build $(VENV)/.test $(VENV)/.scale ## tests what runs on Dask, xarray, Zarr, HDF5, MPI and scikit-learn (installs them)
+	$(EXPECT) $(PY) -m pytest -m needs_scale $(call WITH,needs_scale) $(SPREAD_FILES) $(PYTEST_ARGS)
 
 bench: build $(VENV)/.suite ## times single operations in pytest-benchmark; BENCH_ARGS=--full for every shape
 	$(BENCH) $(BENCH_ARGS)
@@ -205,7 +208,7 @@ $(VENV)/.study $(VENV)/.test $(VENV)/.suite $(VENV)/.lint: $(VENV)/.%: $(VENV)/.
 	@touch $@
 
 # The comparisons need PyTorch's build for CPUs. If pip would take another build, set PIP_INDEX_URL or PIP_FIND_LINKS.
-$(VENV)/.torch $(VENV)/.jax $(VENV)/.frameworks $(VENV)/.peers: $(VENV)/.%: $(VENV)/.base
+$(VENV)/.torch $(VENV)/.jax $(VENV)/.frameworks $(VENV)/.scale $(VENV)/.peers: $(VENV)/.%: $(VENV)/.base
 	$(SKIP_NATIVE) $(PIP) install -q --no-build-isolation -e ".[$*]"
 	@touch $@
 
@@ -220,7 +223,7 @@ $(VENV)/.build-tool: $(VENV)/.base
 	@touch $@
 
 # One call of pip takes a tenth of the time of ten.
-EXTRAS := study test suite lint torch jax frameworks peers onnxruntime
+EXTRAS := study test suite lint torch jax frameworks scale peers onnxruntime
 installs: $(VENV)/.base ## installs what any of these commands installs into .venv, at once
 	$(SKIP_NATIVE) $(PIP) install -q --no-build-isolation build -e ".[$$(echo $(EXTRAS) | tr ' ' ,)]"
 	.ci/onnxruntime_header $(VENV)/include
