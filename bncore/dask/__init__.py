@@ -2,7 +2,7 @@
 
 Only this package imports dask.  A worker computes the `bncore.Moments` of its chunks, and these few
 numbers travel and are merged in a tree that the chunks alone determine.  So every scheduler and
-every number of workers gives the same bits.  `docs/scale.md` shows how to use it.
+every number of workers gives the same bits.  `docs/dask.md` shows how to use it.
 """
 
 try:

@@ -5,7 +5,7 @@ Training has two steps, as in `bncore.functions.steps`: moments, then y; gradien
 
 from __future__ import annotations
 
-from typing import Any, Literal, SupportsIndex
+from typing import Any, Literal, SupportsIndex, TypeAlias
 
 import dask.array as da
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from bncore.dask.graphs import Operand
 from bncore.dask.statistics import all_moments
 from bncore.statistics import Moments
 
-Lazy = npt.ArrayLike | da.Array
+Lazy: TypeAlias = npt.ArrayLike | da.Array
 
 
 def normalize(
@@ -149,7 +149,7 @@ def batch_norm_infer(
         "axis": channel, "eps": eps, "activation": activation, "negative_slope": negative_slope,
         "scale": scale, "nan_policy": nan_policy, "fill": fill,
     }  # fmt: skip
-    known = [
+    known: Any = [
         graphs.or_ones(operand) if isinstance(value, da.Array) else value
         for operand, value in zip(given, (mean, var, weight, bias), strict=True)
     ]
@@ -290,7 +290,7 @@ def batch_norm_train_backward(
     bncore.grad_sums(empty, empty, seen, **options)
     to = layout.statistic_dtype(empty.dtype) if gamma.array is None else gamma.array.dtype
 
-    operands = (gradient, graphs.whole(x), *counted)
+    operands: tuple[Operand, ...] = (gradient, graphs.whole(x), *counted)
     parts = graphs.step(
         chunks.sums_of, "grad-sums", range(x.ndim), (*operands, own, numbers),
         graphs.empty(x.ndim, object),
@@ -299,7 +299,7 @@ def batch_norm_train_backward(
     others = tuple(i for i in range(x.ndim) if i != channel)
     sums = Operand(graphs.reduced(parts, "grad-sums", others, False, split_every), (channel,))
     if scalars.boolean("recompute", recompute):
-        lazy = None if own.index is None else own.array
+        lazy = None if own.axes is None else own.array
         again = clone(*(operand.array for operand in operands), omit=lazy)
         operands = tuple(
             operand._replace(array=array) for operand, array in zip(operands, again, strict=True)

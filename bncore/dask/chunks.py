@@ -21,8 +21,6 @@ from bncore.statistics import GradSums, Moments, channels_of, concatenated, vari
 
 Array = npt.NDArray[Any]
 
-ONE_THREAD = {"n_threads": 1}
-
 
 class Part(NamedTuple):
     """The moments of one chunk or of several, over some axes.
@@ -66,7 +64,7 @@ def moments_of(
     """Compute the moments of a chunk over some axes; the options are those of `mean_var`."""
     found, shape = reduced_moments(
         in_steady_order(x), axis, keepdims, dtype=np.float64 if in_float64 else None, where=where,
-        weights=weights, **options, **ONE_THREAD,
+        weights=weights, **options, n_threads=1,
     )  # fmt: skip
     return Part(found, shape)
 
@@ -82,9 +80,10 @@ def sums_of(
 ) -> GradSums:
     """Compute the gradient sums of a chunk; the options are those of `grad_sums`."""
     own = of_channels(moments, channels)
-    counted = {"where": where, "weights": weights}
-    steady = in_steady_order(dy), in_steady_order(x)
-    return bncore.grad_sums(*steady, own, **options, **counted, **ONE_THREAD)
+    return bncore.grad_sums(
+        in_steady_order(dy), in_steady_order(x), own, where=where, weights=weights, n_threads=1,
+        **options,
+    )  # fmt: skip
 
 
 # Merging
@@ -159,8 +158,9 @@ def normalized(
 ) -> Array:
     """Compute y of a chunk from the moments of all channels."""
     own = of_channels(moments, channels)
-    counted = {"where": where, "weights": weights}
-    return bncore.normalize(x, own, weight, bias, **options, **counted, **ONE_THREAD)
+    return bncore.normalize(
+        x, own, weight, bias, where=where, weights=weights, n_threads=1, **options
+    )
 
 
 def inferred(
@@ -175,8 +175,10 @@ def inferred(
     **options: Any,
 ) -> Array:
     """Compute y of a chunk from given statistics."""
-    counted = {"where": where, "weights": weights, "residual": residual}
-    return bncore.batch_norm_infer(x, mean, var, weight, bias, **options, **counted, **ONE_THREAD)
+    return bncore.batch_norm_infer(
+        x, mean, var, weight, bias, residual=residual, where=where, weights=weights, n_threads=1,
+        **options,
+    )  # fmt: skip
 
 
 def input_gradient(
@@ -192,5 +194,6 @@ def input_gradient(
 ) -> Array:
     """Compute dx of a chunk from the gradient sums of its channels."""
     own = of_channels(moments, channels)
-    counted = {"where": where, "weights": weights}
-    return bncore.grad_input(dy, x, own, sums, weight, **options, **counted, **ONE_THREAD)
+    return bncore.grad_input(
+        dy, x, own, sums, weight, where=where, weights=weights, n_threads=1, **options
+    )

@@ -28,7 +28,7 @@ class Operand(NamedTuple):
     """An array, and the axes of x along which it lies; both are None if it is left out."""
 
     array: Any
-    index: tuple[int, ...] | None
+    axes: tuple[int, ...] | None
 
 
 NOTHING = Operand(None, None)
@@ -193,7 +193,7 @@ def in_chunks(array: Any, sizes: tuple[tuple[float, ...], ...]) -> da.Array:
 def step(
     function: Callable[..., Any],
     name: str,
-    index: Sequence[int],
+    axes: Sequence[int],
     operands: Sequence[Operand],
     meta: Any,
     **options: Any,
@@ -201,7 +201,7 @@ def step(
     """Apply a function to each chunk: one task each, named "bncore-<name>"."""
     pairs = [item for operand in operands for item in operand]
     return da.blockwise(
-        function, tuple(index), *pairs, token=f"bncore-{name}", meta=meta, dtype=meta.dtype,
+        function, tuple(axes), *pairs, token=f"bncore-{name}", meta=meta, dtype=meta.dtype,
         **options,
     )  # fmt: skip
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, SupportsIndex
+from typing import SupportsIndex
 
 import dask.array as da
-import numpy as np
 import numpy.typing as npt
 
 from bncore.arguments import layout, scalars
@@ -159,7 +158,8 @@ def mean_var(
 
     Notes
     -----
-    A chunk is copied once if it is not in C order, or if the axes that are kept do not lie together.
+    A chunk is copied once if it is not in C order, or if the axes that are kept do not lie
+    together.
 
     Examples
     --------
@@ -180,8 +180,14 @@ def mean_var(
     wide = is_integer(x._meta) or dtype is not None
     meta = graphs.empty(parts.ndim, FLOAT64 if wide else layout.dtype_of(x._meta))
     source = graphs.whole(parts)
-    mean = graphs.step(chunks.mean_of, "mean", source.index, [source], meta, to=meta.dtype)
+    mean = graphs.step(chunks.mean_of, "mean", range(parts.ndim), [source], meta, to=meta.dtype)
     var = graphs.step(
-        chunks.var_of, "var", source.index, [source], meta, to=meta.dtype, correction=subtracted
+        chunks.var_of,
+        "var",
+        range(parts.ndim),
+        [source],
+        meta,
+        to=meta.dtype,
+        correction=subtracted,
     )
     return mean, var

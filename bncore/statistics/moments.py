@@ -273,6 +273,16 @@ def channels_of(moments: Moments, start: int, stop: int) -> Moments:
     return frozen_moments(count, mean, m2, low)
 
 
+def shifted(moments: Moments, by: Stat) -> Moments:
+    """Return the moments of the values plus a number per channel.
+
+    The mean is the exact sum of `by` and the mean of before, to twice the digits of float64.
+    """
+    with silent_arithmetic():
+        mean, low = _two_sum(by, moments.mean)
+        return trusted_moments(moments.count, mean, moments.m2, low + moments._low)
+
+
 def given_moments(name: str, value: object) -> Moments:
     """Return `value` if it is a Moments; raise otherwise."""
     if not issubclass(type(value), Moments):

@@ -19,7 +19,7 @@
  * re-entrant and takes scratch of O(channels) (bncore_scratch_size). It gives the same bits for any number of threads,
  * executor, instruction set and place in memory; only the bits of a NaN may differ.
  *
- * A call takes at most 48 KiB of its thread's stack, and so does a task on a thread of an executor.
+ * A call takes at most 40 KiB of its thread's stack, and so does a task on a thread of an executor.
  */
 #ifndef BNCORE_H
 #define BNCORE_H

@@ -138,7 +138,7 @@ def lazy_x(shape=(4, 2)):
     (lambda: bncore.dask.normalize(lazy_x(), 3.0), "moments: expected Moments, or the lazy ones"),
     (lambda: bncore.dask.normalize(lazy_x(), bncore.Moments(2, [0.0], [0.0])),
      "moments: expected 2 channels, got 1"),
-    (lambda: bncore.dask.normalize(da.zeros((4, 2), dtype=int), bncore.Moments(2, [0.0] * 2, [0.0] * 2)),
+    (lambda: bncore.dask.normalize(da.zeros((4, 2), dtype=int), bncore.Moments(4, [0.0], [0.0])),
      "x: expected float16, bfloat16, float32 or float64, got int64"),
     (lambda: bncore.dask.batch_norm_train_backward(
         da.zeros((4, 2), dtype=np.float32), lazy_x(), bncore.Moments(4, [0.0] * 2, [0.0] * 2)),

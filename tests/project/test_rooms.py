@@ -32,7 +32,16 @@ ROOMS = {
     "layer": ("layer",),
     "data": ("data",),
     "face": ("",),  # bncore itself: the public names
-    "adapters": ("adapter_cache", "adapter_compiler", "torch", "jax", "onnxruntime", "numba"),
+    "adapters": (
+        "adapter_cache",
+        "adapter_compiler",
+        "torch",
+        "jax",
+        "onnxruntime",
+        "numba",
+        "sklearn",
+        "dask",
+    ),
     "programs": ("programs", "__main__"),
 }
 ORDER = list(ROOMS)
@@ -44,6 +53,8 @@ FRAMEWORKS = {
     "bncore.torch": {"torch"},
     "bncore.jax": {"jax"},
     "bncore.onnxruntime": {"onnx", "onnxruntime"},
+    "bncore.sklearn": {"sklearn", "scipy"},  # scikit-learn needs SciPy
+    "bncore.dask": {"dask"},
 }
 
 
@@ -105,7 +116,7 @@ def test_the_library_needs_numpy_alone(module):
     assert packages(imports(SOURCES[module], at_import=True)) <= allowed
 
 
-@pytest.mark.parametrize("framework", ["torch", "jax", "onnxruntime", "numba"])
+@pytest.mark.parametrize("framework", ["torch", "jax", "onnxruntime", "numba", "sklearn", "dask"])
 def test_an_adapter_is_known_to_nobody_but_itself(framework):
     own = f"bncore.{framework}"
     for module, path in SOURCES.items():
@@ -147,6 +158,7 @@ def test_the_demo_knows_nothing_of_the_benchmark_and_the_study():
 
 
 def test_importing_bncore_imports_no_framework():
-    code = "import sys, bncore; print(*{'torch', 'jax', 'onnxruntime', 'numba'} & {*sys.modules})"
+    known = {name for names in FRAMEWORKS.values() for name in names}
+    code = f"import sys, bncore; print(*{known} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
