@@ -6,6 +6,7 @@ Both can be merged, pickled and exchanged between processes.
 from bncore.statistics.grad_sums import GradSums, checked_sums, frozen_sums, trusted_sums
 from bncore.statistics.moments import (
     Moments,
+    channels_of,
     checked_moments,
     concatenated,
     counts_of,
@@ -25,6 +26,7 @@ __all__ = [
     "Moments",
     "Stat",
     "_restored",
+    "channels_of",
     "checked_moments",
     "checked_sums",
     "concatenated",

@@ -266,6 +266,13 @@ def concatenated(runs: Sequence[Moments]) -> Moments:
     return trusted_moments(count, mean, m2, low)
 
 
+def channels_of(moments: Moments, start: int, stop: int) -> Moments:
+    """Return the moments of the channels from `start` to before `stop`."""
+    low = np.broadcast_to(moments._low, moments.mean.shape)[start:stop]
+    count, mean, m2 = (getattr(moments, name)[start:stop] for name in FIELDS)
+    return frozen_moments(count, mean, m2, low)
+
+
 def shifted(moments: Moments, by: Stat) -> Moments:
     """Return the moments of the values plus a number per channel.
 

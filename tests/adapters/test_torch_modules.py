@@ -287,10 +287,10 @@ def test_the_examples_run(module):
 
 
 def test_the_page_runs():
-    """Its last example needs other processes: tests/torch_ranks.py is like it."""
+    """Its example of several processes needs others: tests/torch_ranks.py is like it."""
     page = Path(__file__).resolve().parents[2] / "docs" / "pytorch.md"
     text = page.read_text(encoding="utf-8")
-    first, second, _ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    first, _, second = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict = {}
     exec(first, names)
     batch_norm = names["model"][1]

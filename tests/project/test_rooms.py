@@ -40,6 +40,7 @@ ROOMS = {
         "onnxruntime",
         "numba",
         "sklearn",
+        "dask",
     ),
     "programs": ("programs", "__main__"),
 }
@@ -53,6 +54,7 @@ FRAMEWORKS = {
     "bncore.jax": {"jax"},
     "bncore.onnxruntime": {"onnx", "onnxruntime"},
     "bncore.sklearn": {"sklearn", "scipy"},  # scikit-learn needs SciPy
+    "bncore.dask": {"dask"},
 }
 
 
@@ -114,7 +116,7 @@ def test_the_library_needs_numpy_alone(module):
     assert packages(imports(SOURCES[module], at_import=True)) <= allowed
 
 
-@pytest.mark.parametrize("framework", ["torch", "jax", "onnxruntime", "numba", "sklearn"])
+@pytest.mark.parametrize("framework", ["torch", "jax", "onnxruntime", "numba", "sklearn", "dask"])
 def test_an_adapter_is_known_to_nobody_but_itself(framework):
     own = f"bncore.{framework}"
     for module, path in SOURCES.items():
