@@ -154,10 +154,8 @@ def _dims(x: torch.Tensor, dim: Any) -> tuple[int, ...] | None:
 
 
 def values_of(x: torch.Tensor, dims: tuple[int, ...]) -> int:
-    """Return how many values are reduced to one; 0 if x has none."""
-    kept = [1 if d in dims else size for d, size in enumerate(x.shape)]
-    values: int = x.numel() // max(prod(kept), 1)
-    return values
+    """Return how many values are reduced to one."""
+    return prod(x.shape[d] for d in dims)
 
 
 def _computed(
