@@ -157,3 +157,7 @@ SCALER_STEPS = 32
 # Variance of float64 values in up to 1000 merged batches, whatever the mean: a rounding of each
 # merge, which average out. Such batches measure up to 4e-15.
 SCALER_FAR = 2e-14
+
+# Statistics of a network of three levels against float64 arithmetic, whether the network computes
+# in float64: float32 activations, and one rounding of the result.
+RECALIBRATED = {False: 1e-6, True: 1e-12}
