@@ -52,7 +52,7 @@ BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyprojec
 .DELETE_ON_ERROR:
 .PHONY: help demo test bench bench-peers bench-torch bench-jax bench-onnxruntime test-torch test-jax \
 	test-onnxruntime test-frameworks test-scale coverage lint format \
-	test-without-native test-freethreaded test-aarch64 sanitize fuzz sdist-check check-kernels counts report judge study \
+	test-without-native test-freethreaded test-aarch64 sanitize fuzz sdist-check check-kernels counts report pictures judge study \
 	build installs clean
 
 help: ## prints this list, as `make` alone does
@@ -135,6 +135,9 @@ bench-jax: build $(VENV)/.suite $(VENV)/.jax ## times bncore.jax against the for
 
 report: build $(VENV)/.suite $(VENV)/.peers ## measures, and writes the README, docs/benchmarks.md and its pictures
 	$(PY) benchmarks/report.py $(REPORT_ARGS)
+
+pictures: $(VENV)/.suite ## draws the pictures of the documents again, from docs/data
+	$(PY) benchmarks/drawings.py
 
 judge: build $(VENV)/.suite $(VENV)/.torch ## measures float32 and 16 bits against PyTorch, and writes docs/benchmarks.md; JUDGE_ARGS=--other-torch=PYTHON
 	$(PY) benchmarks/judge.py $(JUDGE_ARGS)
