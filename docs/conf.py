@@ -5,12 +5,20 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
 HERE = Path(__file__).resolve().parent
+os.environ["BNCORE_TORCH_COMPILED"] = "0"
 sys.path[:0] = [str(HERE / "site"), str(HERE.parent)]
-os.environ["BNCORE_TORCH_COMPILED"] = "0"  # PyTorch is not there to compile against
+
+from sphinx.ext.autodoc.mock import _MockObject  # noqa: E402
 
 import bncore  # noqa: E402
+from bncore import adapter_compiler  # noqa: E402
+
+adapter_compiler.load = MagicMock()  # there is no framework to compile an adapter against
+# What stands for a framework that is not installed may be a part of a type, as in jax.Array | None.
+_MockObject.__or__ = _MockObject.__ror__ = lambda self, other: self
 
 project = "bncore"
 author = "the bncore developers"
@@ -33,6 +41,7 @@ suppress_warnings = ["config.cache"]  # the gallery's settings have functions
 # Markdown
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 4
+myst_fence_as_directive = ["math"]  # GitHub shows such a block as a formula, too
 myst_links_external_new_tab = False
 
 # The API of Python. The frameworks need not be installed: only their names are read.
