@@ -14,13 +14,17 @@ from urllib.parse import unquote, urldefrag, urlparse
 import c_header
 
 PACKAGE = Path(__file__).resolve().parents[2] / "bncore"
-ADAPTERS = ("torch", "jax", "onnxruntime", "numba")
+
+
+INTERNAL = ("statistics",)  # folders whose names are public in `bncore` itself, or not at all
 
 
 def public_names() -> set[str]:
-    """Return every public name of Python, read from the sources, because nothing else is needed."""
+    """Return every public name of Python, adapters included: what the sources list in `__all__`."""
     modules = {"bncore": PACKAGE / "__init__.py", "bncore.c_library": PACKAGE / "c_library.py"}
-    modules |= {f"bncore.{name}": PACKAGE / name / "__init__.py" for name in ADAPTERS}
+    modules |= {f"bncore.{path.parent.name}": path for path in PACKAGE.glob("*/__init__.py")}
+    for name in INTERNAL:
+        del modules[f"bncore.{name}"]
     found = set()
     for module, path in modules.items():
         for node in ast.parse(path.read_text("utf-8")).body:
