@@ -41,6 +41,7 @@ ROOMS = {
         "numba",
         "sklearn",
         "dask",
+        "mpi",
     ),
     "programs": ("programs", "__main__"),
 }
@@ -55,6 +56,7 @@ FRAMEWORKS = {
     "bncore.onnxruntime": {"onnx", "onnxruntime"},
     "bncore.sklearn": {"sklearn", "scipy"},  # scikit-learn needs SciPy
     "bncore.dask": {"dask"},
+    "bncore.mpi": {"mpi4py"},
 }
 
 
@@ -116,7 +118,9 @@ def test_the_library_needs_numpy_alone(module):
     assert packages(imports(SOURCES[module], at_import=True)) <= allowed
 
 
-@pytest.mark.parametrize("framework", ["torch", "jax", "onnxruntime", "numba", "sklearn", "dask"])
+@pytest.mark.parametrize(
+    "framework", ["torch", "jax", "onnxruntime", "numba", "sklearn", "dask", "mpi"]
+)
 def test_an_adapter_is_known_to_nobody_but_itself(framework):
     own = f"bncore.{framework}"
     for module, path in SOURCES.items():
