@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 import bncore
 from bncore.arguments.arrays import cast
-from bncore.functions.mean_var import reduced_moments
+from bncore.functions.over_axes import normalize_over, reduced_moments
 from bncore.statistics import GradSums, Moments, channels_of, concatenated, variance
 
 Array = npt.NDArray[Any]
@@ -161,6 +161,17 @@ def normalized(
     return bncore.normalize(
         x, own, weight, bias, where=where, weights=weights, n_threads=1, **options
     )
+
+
+def normalized_over(
+    x: Array,
+    where: Array | None,
+    weights: Array | None,
+    part: Part,
+    **options: Any,
+) -> Array:
+    """Compute y of a chunk from its moments over some axes."""
+    return normalize_over(x, part.moments, where=where, weights=weights, n_threads=1, **options)
 
 
 def inferred(

@@ -191,3 +191,25 @@ def mean_var(
         correction=subtracted,
     )
     return mean, var
+
+
+def normalized_over(
+    x: da.Array,
+    axis: Axes | None,
+    *,
+    eps: float,
+    where: npt.ArrayLike | da.Array | None = None,
+    weights: npt.ArrayLike | da.Array | None = None,
+    nan_policy: NanPolicy = "propagate",
+    fill: float | None = None,
+) -> da.Array:
+    """Describe an array normalized by its moments over any axes, for labelled arrays."""
+    graphs.data("x", x)
+    axes = tuple(sorted(scalars.several_axes(axis, x.ndim)))
+    counted = graphs.counted(x, where, weights, nan_policy, fill)
+    parts = parts_of(x, axes, counted, True, None, None, None, nan_policy)
+    return graphs.step(
+        chunks.normalized_over, "normalize", range(x.ndim),
+        (graphs.whole(x), *counted, graphs.whole(parts)), graphs.empty(x.ndim, x._meta.dtype),
+        axis=axes, eps=scalars.real("eps", eps, 0.0), nan_policy=nan_policy, fill=fill,
+    )  # fmt: skip

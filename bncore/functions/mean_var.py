@@ -22,7 +22,7 @@ from bncore.arguments.weights import (
 from bncore.backends import current
 from bncore.functions import integers
 from bncore.runtime.threads import resolve
-from bncore.statistics import Moments, trusted_moments, variance
+from bncore.statistics import variance
 
 FLOAT64: np.dtype[Any] = np.dtype(np.float64)
 
@@ -226,45 +226,6 @@ def mean_var(
         count, mean, m2 = r.sums(given, threads, exact)
         done = r.result(mean), r.result(variance(count, m2, subtracted))
     return done if out is None else _written(out, done)
-
-
-def reduced_moments(
-    x: npt.ArrayLike,
-    axis: Axes | None,
-    keepdims: bool = False,
-    *,
-    dtype: npt.DTypeLike | None = None,
-    n_threads: int | None = None,
-    scale: float | None = None,
-    where: npt.ArrayLike | None = None,
-    weights: npt.ArrayLike | None = None,
-    nan_policy: NanPolicy = "propagate",
-) -> tuple[Moments, tuple[int, ...]]:
-    """Compute the moments from which `mean_var` makes its results, so that pieces can be merged.
-
-    Parameters
-    ----------
-    x, axis, keepdims, dtype, n_threads, scale, where, weights, nan_policy
-        As in `mean_var`.
-
-    Returns
-    -------
-    moments : Moments
-        One channel for each value of the result of `mean_var`, in C order.
-    shape : tuple of int
-        The shape of that result.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> reduced_moments(np.array([[0.0, 1.0], [2.0, 5.0]]), 0)
-    (Moments(count=array([2., 2.]), mean=array([1., 3.]), m2=array([2., 8.])), (2,))
-    """
-    threads = resolve(n_threads)
-    exact = scalars.float64_sums("dtype", dtype)
-    r = Reduction(x, axis, keepdims, exact, scale)
-    found = r.sums(r.weights(where, weights, nan_policy), threads, exact)
-    return trusted_moments(*map(r.flat, found)), r.shape
 
 
 def var(
