@@ -72,4 +72,10 @@ __all__ = [
     "var",
 ]
 
+
+def __dir__() -> list[str]:
+    """List the public names alone: modules and helpers that were imported here are not part of it."""
+    return [*__all__, "__version__"]
+
+
 _watch_threadpoolctl()
