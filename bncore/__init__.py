@@ -74,7 +74,7 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    """List the public names alone: modules and helpers that were imported here are not part of it."""
+    """List the public names alone, without the modules and helpers that are imported here."""
     return [*__all__, "__version__"]
 
 
