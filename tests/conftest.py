@@ -34,6 +34,8 @@ IMPORTED = {
     "onnxruntime": "onnxruntime",
     "dask": "distributed",
     "xarray": "xarray",
+    "mpi": "mpi4py",
+    "sklearn": "sklearn",
 }
 collect_ignore_glob = [
     f"*/test_{name}_*.py" for name, package in IMPORTED.items() if not installed(package)

@@ -266,6 +266,23 @@ def concatenated(runs: Sequence[Moments]) -> Moments:
     return trusted_moments(count, mean, m2, low)
 
 
+def channels_of(moments: Moments, start: int, stop: int) -> Moments:
+    """Return the moments of the channels from `start` to before `stop`."""
+    low = np.broadcast_to(moments._low, moments.mean.shape)[start:stop]
+    count, mean, m2 = (getattr(moments, name)[start:stop] for name in FIELDS)
+    return frozen_moments(count, mean, m2, low)
+
+
+def shifted(moments: Moments, by: Stat) -> Moments:
+    """Return the moments of the values plus a number per channel.
+
+    The mean is the exact sum of `by` and the mean of before, to twice the digits of float64.
+    """
+    with silent_arithmetic():
+        mean, low = _two_sum(by, moments.mean)
+        return trusted_moments(moments.count, mean, moments.m2, low + moments._low)
+
+
 def given_moments(name: str, value: object) -> Moments:
     """Return `value` if it is a Moments; raise otherwise."""
     if not issubclass(type(value), Moments):

@@ -267,13 +267,16 @@ def test_an_interpreter_that_does_not_run_is_named():
     assert machine.version_elsewhere("numpy", Path(sys.executable)) == np.__version__
 
 
-def test_a_tiny_run(tmp_path, capsys):
+def test_a_tiny_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     pytest.importorskip("bncore.backends.native.binding", reason="the native module is not built")
     command.main(["--shapes", "1x16x4x4,1x32x4x4", "--peers", "numpy", "--threads", "1,2",
                   "--repeats", "2", "--output", str(tmp_path)])  # fmt: skip
     printed = capsys.readouterr().out
     for expected in ("train, 1 thread", "infer, 2 threads", "1×16×4×4", "NumPy formula", "ulp"):
         assert expected in printed
+    assert max(len(line) for line in printed.splitlines() if str(tmp_path) not in line) <= 80
+    assert " ".join(printed.split()).endswith("smaller differences are noise.")
     results = Results.parse(json.loads((tmp_path / "results.json").read_text()))
     timed_rows = [row for row in results.rows if not row.refused]
     assert len(timed_rows) == len(results.rows) == 2 * 2 * 3 * 2 * 2
@@ -347,7 +350,8 @@ def test_whoever_names_peers_measures_them_without_the_native_extension(monkeypa
     ran = []
     monkeypatch.setattr(command, "native_module", lambda: None)
     monkeypatch.setattr(command, "run", lambda options, progress: ran.append(options.peers))
-    monkeypatch.setattr(command, "show", lambda results: None)
+    monkeypatch.setattr(command, "show", lambda results, judge: None)
+    monkeypatch.setattr(command.summary, "sentences", lambda results: [])
     command.main(["--peers", "numpy"])
     assert ran == [("numpy",)]
 

@@ -11,11 +11,10 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from threadpoolctl import threadpool_limits
 
 import bncore
+from bncore.programs import terminal
 from bncore.programs.study.training import Outcome, Setting, train
 
 Results = dict[Setting, Outcome]
@@ -73,19 +72,17 @@ def _outcomes(todo: list[Setting], workers: int | None) -> Iterator[Outcome]:
 
 
 @contextmanager
-def progress_bar(
-    console: Console, settings: Iterable[Setting]
-) -> Iterator[Callable[[float], None]]:
+def progress_bar(settings: Iterable[Setting]) -> Iterator[Callable[[float], None]]:
     """Show how far the trainings are; yields the `advance` of `run`."""
     todo = set(settings)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(
-            f"{len(todo):,} trainings", total=sum(setting.cost for setting in todo)
-        )
-        yield lambda cost: progress.advance(task, cost)
+    total = sum(setting.cost for setting in todo)
+    done = 0.0
+    with terminal.progress_bar() as show:
+
+        def advance(cost: float) -> None:
+            nonlocal done
+            done += cost
+            show(total, done, f"{len(todo):,} trainings")
+
+        show(total, done, f"{len(todo):,} trainings")
+        yield advance
