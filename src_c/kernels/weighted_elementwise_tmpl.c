@@ -111,11 +111,18 @@ typedef struct NAME(weight_buffer) {
     ACC weights[MOST_WEIGHTS];
 } NAME(weight_buffer);
 
-static ONCE_ONLY void NAME(next_weights)(NAME(weight_buffer) * b, const bncore_weighting *w,
-                                         int64_t at, int64_t len)
+/* Take up to `left` weights that are doubles, with flags that say which are not 0. Returns how many. */
+static ONCE_ONLY int64_t NAME(next_weights)(NAME(weight_buffer) * b, uint8_t *flags,
+                                            const bncore_weighting *w, int64_t at, const T *x,
+                                            int64_t left)
 {
-    const double *from = doubles_of(b->room, w, at, len);
-    for (int64_t i = 0; i < len; i++) b->weights[i] = (ACC)from[i];
+    const int64_t n = some_of(left);
+    const double *from = NAME(weights_in)(b->room, w, at, x, n);
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) b->weights[i] = (ACC)from[i];
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) flags[i] = from[i] != 0.0;
+    return n;
 }
 
 /* Copies of fewer than WIDTH values, so that a vector can be computed. */
@@ -256,11 +263,16 @@ static inline ALWAYS_INLINE void NAME(walk_runs)(NAME(weighted_walk) * w, T *dst
         w->writer.to = dst;
     }
     v.weights = w->weights.weights;
+    v.flags_by = 1;
     for (int64_t i = 0, n, column = 0; i < len; i += n) {
         NAME(values) some = NAME(values_at)(v, i, fused);
-        n = NAME(next_flags)(&w->flags, &some, at + i, len - i);
-        if (fused & DOUBLES && w->weights_by)
-            NAME(next_weights)(&w->weights, w->flags.weighting, at + i, n);
+        if (fused & DOUBLES && w->weights_by) {
+            some.flags = w->flags.flags;
+            n = NAME(next_weights)(&w->weights, w->flags.flags, w->flags.weighting, at + i, some.x,
+                                   len - i);
+        } else {
+            n = NAME(next_flags)(&w->flags, &some, at + i, len - i);
+        }
         for (int64_t j = 0, part; j < n; j += part) {
             part = bncore_min(width - column, n - j);
             NAME(values) here = NAME(values_at)(some, j, fused);

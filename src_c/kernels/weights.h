@@ -118,6 +118,7 @@ static ONCE_ONLY const uint8_t *flags_of(uint8_t *room, const bncore_weighting *
             repeat_weights((char *)repeated, w, at + i, n, sizeof(double));
             values = repeated;
         }
+#pragma omp simd
         for (int64_t l = 0; l < n; l++) room[i + l] = values[l] != 0.0;
     }
     return room;
