@@ -143,6 +143,3 @@ CHAINED_ULP = 4.0
 # Gradients of a network under autocast, relative to the errors of PyTorch's: both have the errors
 # of its convolutions, by far the most.
 AUTOCAST = 1.1
-
-# Sums with weights, relative: a rounding of each product and weight, which average out.
-WEIGHTED = 1e-12

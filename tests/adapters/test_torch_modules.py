@@ -284,11 +284,15 @@ def test_the_examples_run(module):
 
 
 def test_the_page_runs():
-    """Its second example needs other processes: tests/torch_ranks.py is like it."""
+    """Its last example needs other processes: tests/torch_ranks.py is like it."""
     page = Path(__file__).resolve().parents[2] / "docs" / "pytorch.md"
-    first, _ = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    first, masks, _ = re.findall(
+        r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL
+    )
     names: dict = {}
     exec(first, names)
+    exec(masks, names)
+    assert not names["y"][~names["where"].expand(names["y"].shape)].any()
     batch_norm = names["model"][1]
     assert type(batch_norm) is torch.nn.BatchNorm2d  # after revert
     assert batch_norm.num_batches_tracked == 1 and batch_norm.weight.grad is not None
