@@ -27,7 +27,7 @@ NATIVE_IS_THERE = ls bncore/backends/native/binding*.so >/dev/null 2>&1
 EXPECT = BNCORE_EXPECT_NATIVE=$(if $(filter-out 0,$(BNCORE_REQUIRE_NATIVE)),1,$$($(NATIVE_IS_THERE) && echo 1 || echo 0))
 
 # The tests that need only the extra "test".
-ALONE := not needs_torch and not needs_jax and not needs_frameworks and not needs_onnxruntime
+ALONE := not needs_torch and not needs_jax and not needs_frameworks and not needs_onnxruntime and not needs_scale
 
 # Tests run in as many processes as there are processors, four at most, and a process without work takes tests of the
 # others. PYTEST_ARGS="-n 0" runs them one after another.
@@ -51,8 +51,8 @@ BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyprojec
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help demo test bench bench-peers bench-torch bench-jax bench-onnxruntime test-torch test-jax \
-	test-onnxruntime test-frameworks coverage lint format \
-	test-without-native test-freethreaded test-aarch64 sanitize fuzz sdist-check check-kernels counts report judge study \
+	test-onnxruntime test-frameworks test-scale coverage lint format \
+	test-without-native test-freethreaded test-aarch64 sanitize fuzz sdist-check check-kernels counts report pictures judge study docs \
 	build installs clean
 
 help: ## prints this list, as `make` alone does
@@ -114,6 +114,9 @@ FREE_TESTS := $(addprefix tests/,runtime functions/test_train.py functions/test_
 test-freethreaded: $(FREE)/.test ## tests threads without a global lock, in a free-threaded Python; FREETHREADED_PYTHON=path names it
 	$(FREE)/bin/python -X gil=0 -m pytest --import-mode=importlib -m "$(ALONE)" $(FREE_TESTS) $(PYTEST_ARGS)
 
+test-scale: build $(VENV)/.test $(VENV)/.scale ## tests what runs on Dask, xarray, Zarr, HDF5, MPI and scikit-learn (installs them)
+	$(EXPECT) $(PY) -m pytest -m needs_scale $(call WITH,needs_scale) $(SPREAD_FILES) $(PYTEST_ARGS)
+
 bench: build $(VENV)/.suite ## times single operations in pytest-benchmark; BENCH_ARGS=--full for every shape
 	$(BENCH) $(BENCH_ARGS)
 
@@ -133,11 +136,19 @@ bench-jax: build $(VENV)/.suite $(VENV)/.jax ## times bncore.jax against the for
 report: build $(VENV)/.suite $(VENV)/.peers ## measures, and writes the README, docs/benchmarks.md and its pictures
 	$(PY) benchmarks/report.py $(REPORT_ARGS)
 
+pictures: $(VENV)/.suite ## draws the pictures of the documents again, from docs/data
+	$(PY) benchmarks/drawings.py
+
 judge: build $(VENV)/.suite $(VENV)/.torch ## measures float32 and 16 bits against PyTorch, and writes docs/benchmarks.md; JUDGE_ARGS=--other-torch=PYTHON
 	$(PY) benchmarks/judge.py $(JUDGE_ARGS)
 
 study: build $(VENV)/.study ## trains with and without batch norm, and writes docs/study and its pictures
 	$(PY) -m bncore study --write docs/study $(STUDY_ARGS)
+
+docs: build $(VENV)/.docs ## builds the site into build/docs, runs its examples, and checks names and links; a warning is an error
+	rm -rf build/docs
+	$(PY) -m sphinx -W --keep-going -q -b html docs build/docs
+	$(PY) docs/site/check.py build/docs
 
 lint: $(VENV)/.lint ## checks formatting, lint and types of Python, Cython and C
 	$(VENV)/bin/ruff check .
@@ -200,12 +211,12 @@ $(VENV)/.base: pyproject.toml | same-python-as-$(VENV)
 	@touch $@
 
 # Installs the dependencies, and the checkout itself as an editable install. The rule above builds the extension.
-$(VENV)/.study $(VENV)/.test $(VENV)/.suite $(VENV)/.lint: $(VENV)/.%: $(VENV)/.base
+$(VENV)/.study $(VENV)/.test $(VENV)/.suite $(VENV)/.docs $(VENV)/.lint: $(VENV)/.%: $(VENV)/.base
 	$(SKIP_NATIVE) $(PIP) install -q --no-build-isolation -e ".[$*]"
 	@touch $@
 
 # The comparisons need PyTorch's build for CPUs. If pip would take another build, set PIP_INDEX_URL or PIP_FIND_LINKS.
-$(VENV)/.torch $(VENV)/.jax $(VENV)/.frameworks $(VENV)/.peers: $(VENV)/.%: $(VENV)/.base
+$(VENV)/.torch $(VENV)/.jax $(VENV)/.frameworks $(VENV)/.scale $(VENV)/.peers: $(VENV)/.%: $(VENV)/.base
 	$(SKIP_NATIVE) $(PIP) install -q --no-build-isolation -e ".[$*]"
 	@touch $@
 
@@ -220,7 +231,7 @@ $(VENV)/.build-tool: $(VENV)/.base
 	@touch $@
 
 # One call of pip takes a tenth of the time of ten.
-EXTRAS := study test suite lint torch jax frameworks peers onnxruntime
+EXTRAS := study docs test suite lint torch jax frameworks scale peers onnxruntime
 installs: $(VENV)/.base ## installs what any of these commands installs into .venv, at once
 	$(SKIP_NATIVE) $(PIP) install -q --no-build-isolation build -e ".[$$(echo $(EXTRAS) | tr ' ' ,)]"
 	.ci/onnxruntime_header $(VENV)/include

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import bncore
 from bncore.c_library import compiler_flags
 
-USAGE = """usage: python -m bncore <command>
+USAGE = """usage: python -m bncore <command> [options]
 
-  bench    measure bncore and its peers; --help for its options
-  demo     the main job on real data
-  study    what batch norm does to training, measured
-  config   what bncore runs on; --cflags, --libs [--static], --prefix, --version: for a compiler"""
+  bench      measure bncore and its peers; --quick: two minutes, --busy N
+             beside busy processes
+  demo       accuracy, speed and a small network on real data; --quick: seconds
+  study      what batch norm does to training, measured; --plan small: a minute
+  config     what bncore runs on, and options for a compiler: --cflags, --libs
+  --version  the version of bncore
+  --help     this text
+
+Every command has --help, and --json, which prints results for programs. Tables
+are as wide as the terminal, or as COLUMNS says."""
 
 CONFIG_USAGE = """usage: python -m bncore config [options]
 
@@ -20,9 +27,10 @@ Without an option, it shows versions, backends, instruction set and threads.
 
   --cflags   the compiler's options for bncore.h
   --libs     the linker's options for the shared C library
-  --static   the linker's options for the static C library, with or without --libs
+  --static   the linker's options for the static C library; needs no --libs
   --prefix   the directory for CMake's CMAKE_PREFIX_PATH
-  --version  the version of bncore"""
+  --version  the version of bncore
+  --json     everything it shows, as JSON"""
 
 
 def main(arguments: list[str]) -> None:
@@ -42,6 +50,8 @@ def main(arguments: list[str]) -> None:
             study(rest)
         case ["config"]:
             bncore.show_config()
+        case ["config", "--json"]:
+            print(json.dumps(bncore.show_config(mode="dicts"), indent=1))
         case ["config", *options] if {"--help", "-h"} & set(options):
             print(CONFIG_USAGE)
         case ["config", *options]:
@@ -49,8 +59,10 @@ def main(arguments: list[str]) -> None:
                 print(compiler_flags(options))
             except (RuntimeError, ValueError) as error:
                 sys.exit(str(error))
-        case ["--help" | "-h"]:
+        case ["--help" | "-h" | "help"]:
             print(USAGE)
+        case ["--version" | "-V"]:
+            print(bncore.__version__)
         case [unknown, *_]:
             sys.exit(f"unknown command {unknown}\n{USAGE}")
         case _:

@@ -8,9 +8,9 @@
 
 enum {
     /* Bytes of scratch on the stack, so that small problems allocate no memory; with float32 these are problems of up
-     * to 300 channels. These bytes and those for STRIP columns in kernels.c are most of the stack that bncore.h says a
+     * to 280 channels. These bytes and those for STRIP columns in kernels.c are most of the stack that bncore.h says a
      * call takes. */
-    LOCAL_SCRATCH = 18 * 1024,
+    LOCAL_SCRATCH = 16 * 1024,
     COPY_BYTES = 1 << 18, /* per task of a copy */
     /* Columns of room between two fields of the coefficients. They hold the REPEATED columns, and keep fields of 1024
      * columns from falling into the same set of the first-level cache. */

@@ -21,11 +21,24 @@ settings.register_profile("random", deadline=None, max_examples=40)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 
-# These import their framework when they are collected.
+def installed(package: str) -> bool:
+    """Whether a package can be imported; the folder of its tests, of the same name, is none."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
+
+
+# The files whose names begin with these words import a package when they are collected.
+IMPORTED = {
+    "torch": "torch",
+    "jax": "jax",
+    "onnxruntime": "onnxruntime",
+    "dask": "distributed",
+    "xarray": "xarray",
+    "mpi": "mpi4py",
+    "sklearn": "sklearn",
+}
 collect_ignore_glob = [
-    f"*{framework}_*.py"
-    for framework in ("torch", "jax", "onnxruntime")
-    if importlib.util.find_spec(framework) is None
+    f"*/test_{name}_*.py" for name, package in IMPORTED.items() if not installed(package)
 ]
 
 

@@ -143,3 +143,18 @@ CHAINED_ULP = 4.0
 # Gradients of a network under autocast, relative to the errors of PyTorch's: both have the errors
 # of its convolutions, by far the most.
 AUTOCAST = 1.1
+
+# Statistics of scikit-learn's scaler, which are float64 sums of some hundred values, mean/std up to
+# 1e3: its variance loses twice the digits of that ratio.
+SCALER = 1e-9
+
+# Its results, in roundings of the value before the mean is subtracted.
+SCALER_STEPS = 32
+
+# Variance of float64 values in up to 1000 merged batches, whatever the mean: a rounding of each
+# merge, which average out. Such batches measure up to 4e-15.
+SCALER_FAR = 2e-14
+
+# Statistics of a network of three levels against float64 arithmetic, whether the network computes
+# in float64: float32 activations, and one rounding of the result.
+RECALIBRATED = {False: 1e-6, True: 1e-12}

@@ -91,12 +91,37 @@ def run(rank: int, world: int, folder: Path) -> None:
     found |= short(x[0, part], dy[0, part])
     found |= merged(rank, world)
     found |= counted(layer, x[0, part], dy[0, part], part)
+    found |= recalibrated([x[0, part], x[1, part][:2]], rank)
     try:
         model.train()(torch.zeros(int(rank == 0), SHAPE[1], 1, 1).double())
     except ValueError as error:
         found["one value"] = np.array(str(error))
     np.savez(folder / f"{world}-{rank}.npz", **found)
     dist.destroy_process_group()
+
+
+def recalibrated(parts: list[np.ndarray], rank: int) -> dict[str, np.ndarray]:
+    """Recalibrate two layers in a row; then again, where the last process fails."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.BatchNorm2d(SHAPE[1]), torch.nn.ReLU(), torch.nn.BatchNorm2d(SHAPE[1])
+    ).double()
+    batches = [torch.from_numpy(part) for part in parts if len(part)]
+    world = dist.group.WORLD
+    bncore.torch.recalibrate(model, batches, process_group=world)
+    state = {name: value.numpy().copy() for name, value in model.state_dict().items()}
+
+    def fails():
+        yield from batches
+        if rank == world.size() - 1:
+            raise OSError("the disk is gone")
+
+    try:
+        bncore.torch.recalibrate(model[:1], fails(), process_group=world)
+    except (OSError, RuntimeError) as error:
+        state["failure"] = np.array(f"{type(error).__name__}: {error}")
+    assert all(np.array_equal(v, state[n]) for n, v in model.state_dict().items())
+    return {f"recalibrated {name}": value for name, value in state.items()}
 
 
 def short(x: np.ndarray, dy: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Moments of data that do not fit in memory: arrays that come one by one, or a mapped file.
+"""Moments of data that do not fit in memory: many arrays, or one that is read block by block.
 
 Both functions read every value once and keep nothing of x's size.  Several processes can each
 compute the moments of a part of the data; `Moments` can be pickled and merged.
@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bncore.arguments import layout, scalars
-from bncore.arguments.arrays import data_array, integer_scale
-from bncore.arguments.weights import NanPolicy, broadcast, weights_of
+from bncore.arguments.arrays import data_array, integer_scale, plain_array
+from bncore.arguments.weights import NanPolicy, weights_of
+from bncore.data.stored import Stored, is_stored, stand_in
 from bncore.functions.steps import moments
 from bncore.statistics import Moments, concatenated
 
@@ -104,9 +105,10 @@ class Blocks:
     axis : the position of the channel axis in memory order
     """
 
-    __slots__ = ("_order", "_run", "_split", "_view", "axis")
+    __slots__ = ("_order", "_run", "_shape", "_split", "_view", "axis")
 
     def __init__(self, x: Array, channel_axis: int, block_bytes: int) -> None:
+        self._shape = x.shape
         self._order = order = layout.memory_order(x)
         self._view = x.transpose(order)
         self.axis = order.index(channel_axis)
@@ -116,21 +118,31 @@ class Blocks:
         self._run = max(block_bytes // max(slabs[self._split], 1), 1)
 
     def __iter__(self) -> Iterator[tuple[slice, Array, tuple[slice, ...]]]:
-        """Yield the channels of each block, the block, and its place, the axes in memory order."""
+        """Yield the channels of each block, the block, and its place, the axes in memory order.
+
+        The next block of a mapped file is read ahead, and the pages of the last one given back.
+        """
+        pages, places = Pages(self._view), self._places()
+        after = next(places, None)
+        while after is not None:
+            place, after = after, next(places, None)
+            block = self._view[place]
+            if after is not None:
+                pages.expect(self._view[after])
+            whole = slice(0, self._view.shape[self.axis])
+            yield place[self.axis] if self.axis < len(place) else whole, block, place
+            pages.drop(block)
+
+    def _places(self) -> Iterator[tuple[slice, ...]]:
         sizes = self._view.shape
         for index in np.ndindex(sizes[: self._split]):
             steps = [slice(i, i + 1) for i in index]
             for start in range(0, sizes[self._split], self._run):
-                run = slice(start, min(start + self._run, sizes[self._split]))
-                where = (*steps, run)
-                channels = (
-                    where[self.axis] if self.axis <= self._split else slice(0, sizes[self.axis])
-                )
-                yield channels, self._view[where], where
+                yield (*steps, slice(start, min(start + self._run, sizes[self._split])))
 
     def of(self, whole: npt.NDArray[Any], place: tuple[slice, ...]) -> npt.NDArray[Any]:
-        """Return the part of another array of x's shape that lies at a block's place."""
-        return whole.transpose(self._order)[place]
+        """Return the part at a block's place of an array that broadcasts against x."""
+        return np.broadcast_to(whole, self._shape).transpose(self._order)[place]
 
 
 # Pages of a mapped file
@@ -239,13 +251,17 @@ def stream_moments(
 
     For a mapped file (`numpy.memmap`, ``numpy.load(..., mmap_mode="r")``) the function asks the
     system to read the next block ahead, and gives the pages of each finished block back.  So the
-    process holds about two blocks of the file; the system's cache may hold more.
+    process holds about two blocks of the file; the system's cache may hold more.  Arrays of Zarr,
+    HDF5 and Dask, and others whose parts are read when they are asked for, are read by their
+    chunks: as many at once as fit into a block, and at least one.
 
     Parameters
     ----------
-    x : array_like of 2 or more dimensions
-        An array of a dtype that `moments` takes, in any memory order.  It is copied block by block
-        if it is not contiguous, is unaligned or has a foreign byte order.
+    x : array_like or stored array of 2 or more dimensions
+        Of a dtype that `moments` takes.  An array in memory may have any memory order; it is copied
+        block by block if it is not contiguous, is unaligned or has a foreign byte order.  A stored
+        array has ``shape``, ``dtype`` and slices, and says in ``chunks`` how it is stored: by the
+        sizes of a chunk, as those of Zarr and HDF5 do, or of every chunk, as Dask's.
     axis : int, default 1
         The channel axis.
     block_bytes : int, default 16 MiB
@@ -261,18 +277,20 @@ def stream_moments(
         What integers are multiplied with, as in `moments`.
     where, weights, nan_policy
         As in `batch_norm_train`.  They are checked before x is read; a NaN that is not allowed is
-        found in its block.
+        found in its block.  If x is a stored array, the two may be stored as well, and are read
+        block by block; a negative weight is then found in its block.
 
     Returns
     -------
     Moments
         They differ from those of `moments` only by rounding.  Blocks are merged in memory order, so
-        the last bits depend on `block_bytes` as well as on the layout.
+        the last bits depend on `block_bytes` as well as on the layout and the chunks.
 
     Raises
     ------
     TypeError, ValueError
-        As `moments`; and if `block_bytes` or `progress` is not as described above.
+        As `moments`; and if `block_bytes` or `progress` is not as described above, or a chunk has
+        more than 16 times `block_bytes`, since it can only be read as a whole.
     ImportError
         If `progress` is True and rich is not installed.
 
@@ -294,7 +312,8 @@ def stream_moments(
     >>> bncore.stream_moments(x, block_bytes=4096) == bncore.moments(x)
     True
     """
-    array = data_array("x", x, integers=True)
+    stored = is_stored(x)
+    array = data_array("x", stand_in("x", x) if stored else x, integers=True)
     if array.ndim < 2:
         raise ValueError(f"x: expected at least 2 dimensions, got {array.ndim}")
     scalars.float64_sums("dtype", dtype)
@@ -305,28 +324,34 @@ def stream_moments(
     options: dict[str, Any] = {
         "dtype": dtype, "n_threads": n_threads, "scale": scale, "nan_policy": nan_policy
     }  # fmt: skip
-    weights_of(array.shape, where, weights, nan_policy, None)
+    counted = _counted(array.shape, where, weights, nan_policy, stored)
     if array.size == 0:
-        return moments(array, axis=channel_axis, **options)
-    blocks, pages = Blocks(array, channel_axis, size), Pages(array)
-    given = {"where": where, "weights": weights}
-    counted = {
-        name: broadcast(name, value, array.shape)
-        for name, value in given.items()
-        if value is not None
-    }
+        return moments(np.empty(array.shape, array.dtype), axis=channel_axis, **options)
+    source = Stored(x, channel_axis, size) if stored else Blocks(array, channel_axis, size)
     found: dict[int, Moments] = {}  # by the first channel of a range of channels
     with advancing as advance:
-        waiting = iter(blocks)
-        after = next(waiting, None)
-        while after is not None:
-            (channels, block, place), after = after, next(waiting, None)
-            if after is not None:
-                pages.expect(after[1])
-            own: dict[str, Any] = {name: blocks.of(whole, place) for name, whole in counted.items()}
-            part = moments(block, axis=blocks.axis, **options, **own)
-            pages.drop(block)
+        for channels, block, place in source:
+            own: dict[str, Any] = {name: source.of(whole, place) for name, whole in counted.items()}
+            part = moments(block, axis=source.axis, **options, **own)
             before = found.get(channels.start)
             found[channels.start] = part if before is None else before.merge(part)
             advance(block.nbytes)
+            del block, own  # before the next ones are read
     return concatenated([found[first] for first in sorted(found)])
+
+
+def _counted(
+    shape: tuple[int, ...], where: Any, weights: Any, nan_policy: NanPolicy, stored: bool
+) -> dict[str, Any]:
+    """Check the arguments that say what counts, and return those that are given, by name.
+
+    If x is stored, they may be stored as well, and stay so.
+    """
+    given = {name: v for name, v in (("where", where), ("weights", weights)) if v is not None}
+    seen: dict[str, Any] = {}
+    for name, value in given.items():
+        lazy = stored and is_stored(value)
+        given[name] = value if lazy else plain_array(name, value)
+        seen[name] = stand_in(name, value) if lazy else value
+    weights_of(shape, seen.get("where"), seen.get("weights"), nan_policy, None)
+    return given

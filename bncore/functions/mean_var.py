@@ -41,9 +41,10 @@ class Reduction:
     dtype : the dtype of the results: x's in native byte order, or float64, also for integers
     scale : what integers are multiplied with, None for floats
     count : the number of values that are reduced to one
+    shape : the shape of the results
     """
 
-    __slots__ = ("_kept", "_place", "_shape", "_squeezed", "count", "dtype", "scale", "x")
+    __slots__ = ("_kept", "_place", "_squeezed", "count", "dtype", "scale", "shape", "x")
 
     def __init__(
         self,
@@ -76,7 +77,7 @@ class Reduction:
         self.count = canonical.values_per_channel
         self._kept = kept
         self._squeezed = [shape[i] for i in kept]
-        self._shape = tuple(
+        self.shape = tuple(
             1 if i in reduced else shape[i] for i in range(array.ndim) if keep or i not in reduced
         )
 
@@ -88,14 +89,28 @@ class Reduction:
             raise ValueError("x: expected no NaN with nan_policy='raise', got NaN")
         return given
 
+    def sums(self, given: GivenWeights, threads: int, exact: bool) -> tuple[Stat, Stat, Stat]:
+        """Compute counts, means and m2 of the kept axes, in memory order."""
+        size = self.x.shape[1]
+        count = np.full(size, float(self.count))
+        mean, m2 = np.full(size, np.nan), np.zeros(size)
+        if self.x.size:
+            own = given.record(count)
+            integers.moments(current().kernels, mean, m2, self.x, threads, exact, self.scale, own)
+        return count, mean, m2
+
+    def flat(self, values: npt.NDArray[Any]) -> Any:
+        """Return values of the kept axes in the order of these axes, not of memory; 1-D."""
+        kept = sorted(range(len(self._kept)), key=self._kept.__getitem__)
+        array = values.reshape(self._squeezed).transpose(kept)
+        return np.ascontiguousarray(array).reshape(-1)
+
     def result(self, values: Stat) -> Any:
         """Return the values in the result's shape, or a scalar if that has no dimensions."""
-        kept = sorted(range(len(self._kept)), key=self._kept.__getitem__)
-        array = cast(values, self.dtype).reshape(self._squeezed).transpose(kept)
-        return np.ascontiguousarray(array).reshape(self._shape)[()]
+        return self.flat(cast(values, self.dtype)).reshape(self.shape)[()]
 
 
-def _given_correction(correction: object, ddof: object) -> Any:
+def given_correction(correction: object, ddof: object) -> Any:
     """Return what to subtract from n; NumPy has two names for it, of which one is enough."""
     if ddof is None:
         return 0 if correction is None else correction
@@ -200,7 +215,7 @@ def mean_var(
     fast = backend.fast
     threads = resolve(n_threads)
     exact = dtype is not None and scalars.float64_sums("dtype", dtype)
-    subtracted = _given_correction(correction, ddof)
+    subtracted = given_correction(correction, ddof)
     done: tuple[Any, Any] | None = None
     if fast is not None and where is weights is scale is None and nan_policy is PROPAGATE:
         done = fast.fast_mean_var(x, axis, subtracted, keepdims, threads, exact)
@@ -208,15 +223,7 @@ def mean_var(
         r = Reduction(x, axis, keepdims, exact, scale)
         subtracted = scalars.real("correction" if ddof is None else "ddof", subtracted)
         given = r.weights(where, weights, nan_policy)
-        size = r.x.shape[1]
-        mean, m2, count = (
-            np.full(size, np.nan),
-            np.full(size, np.nan),
-            np.full(size, float(r.count)),
-        )
-        if r.x.size:
-            own = given.record(count)
-            integers.moments(backend.kernels, mean, m2, r.x, threads, exact, r.scale, own)
+        count, mean, m2 = r.sums(given, threads, exact)
         done = r.result(mean), r.result(variance(count, m2, subtracted))
     return done if out is None else _written(out, done)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import shutil
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -50,7 +52,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     config = _config()
     if mode == "dicts":
         return config
-    print("\n".join(_lines(config)))
+    print("\n".join(_wrapped(line) for line in _lines(config)))
     return None
 
 
@@ -133,6 +135,14 @@ def _lines(config: dict[str, Any]) -> list[str]:
         )
     lines.append(f"threads   {config['threads']['number']} ({config['threads']['source']})")
     return lines
+
+
+def _wrapped(line: str) -> str:
+    """Break a line between words if it is wider than the terminal, as far as it can be broken."""
+    return textwrap.fill(
+        line, shutil.get_terminal_size().columns, subsequent_indent=" " * 10,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def _source_of(native: Any) -> str:

@@ -6,14 +6,18 @@ Both can be merged, pickled and exchanged between processes.
 from bncore.statistics.grad_sums import GradSums, checked_sums, frozen_sums, trusted_sums
 from bncore.statistics.moments import (
     Moments,
+    channels_of,
     checked_moments,
     concatenated,
     counts_of,
     frozen_moments,
     given_moments,
+    packed_moments,
     require_counts,
+    shifted,
     shown_count,
     trusted_moments,
+    unpacked_moments,
     variance,
 )
 from bncore.statistics.values import Stat
@@ -24,6 +28,7 @@ __all__ = [
     "Moments",
     "Stat",
     "_restored",
+    "channels_of",
     "checked_moments",
     "checked_sums",
     "concatenated",
@@ -31,9 +36,12 @@ __all__ = [
     "frozen_moments",
     "frozen_sums",
     "given_moments",
+    "packed_moments",
     "require_counts",
+    "shifted",
     "shown_count",
     "trusted_moments",
     "trusted_sums",
+    "unpacked_moments",
     "variance",
 ]

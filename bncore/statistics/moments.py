@@ -266,6 +266,34 @@ def concatenated(runs: Sequence[Moments]) -> Moments:
     return trusted_moments(count, mean, m2, low)
 
 
+def packed_moments(moments: Moments) -> Stat:
+    """Return all that merging needs as a new (4, C) array, for another process."""
+    low = np.broadcast_to(moments._low, moments.mean.shape)
+    return np.stack([*(getattr(moments, name) for name in FIELDS), low])
+
+
+def unpacked_moments(rows: Stat) -> Moments:
+    """Undo `packed_moments`, without checks."""
+    return trusted_moments(*rows.copy())
+
+
+def channels_of(moments: Moments, start: int, stop: int) -> Moments:
+    """Return the moments of the channels from `start` to before `stop`."""
+    low = np.broadcast_to(moments._low, moments.mean.shape)[start:stop]
+    count, mean, m2 = (getattr(moments, name)[start:stop] for name in FIELDS)
+    return frozen_moments(count, mean, m2, low)
+
+
+def shifted(moments: Moments, by: Stat) -> Moments:
+    """Return the moments of the values plus a number per channel.
+
+    The mean is the exact sum of `by` and the mean of before, to twice the digits of float64.
+    """
+    with silent_arithmetic():
+        mean, low = _two_sum(by, moments.mean)
+        return trusted_moments(moments.count, mean, moments.m2, low + moments._low)
+
+
 def given_moments(name: str, value: object) -> Moments:
     """Return `value` if it is a Moments; raise otherwise."""
     if not issubclass(type(value), Moments):

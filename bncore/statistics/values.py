@@ -46,10 +46,14 @@ def reduced(value: object, slots: tuple[str, ...]) -> tuple[Any, ...]:
 
 
 def restored(kind: type, fields: dict[str, Any]) -> Any:
-    """Make a `Moments` or `GradSums`, or an object of a subclass, from its saved fields."""
+    """Make a `Moments` or `GradSums`, or an object of a subclass, from its saved fields.
+
+    An array may lie in a received message, at any address (PEP 574).  The kernels need alignment.
+    """
     self: Any = new(kind)
     for name, value in _with_counts(fields).items():
         if isinstance(value, np.ndarray):
+            value = value if value.flags.aligned else value.copy()
             value.setflags(write=False)
         setattr(self, name, value)
     return self

@@ -16,7 +16,9 @@ from bncore.torch.modules import (
     LazyBatchNorm2d,
     LazyBatchNorm3d,
 )
+from bncore.torch.recalibrate import recalibrate
 from bncore.torch.report import report
+from bncore.torch.statistics import moments, var_mean
 from bncore.torch.sync import SyncBatchNorm
 
 __all__ = [
@@ -31,7 +33,10 @@ __all__ = [
     "SyncBatchNorm",
     "batch_norm",
     "convert",
+    "moments",
+    "recalibrate",
     "report",
     "revert",
     "set_buffer_pool",
+    "var_mean",
 ]

@@ -277,18 +277,20 @@ def test_inductor_gives_what_eager_mode_gives():
         torch.testing.assert_close(b, a)
 
 
-@pytest.mark.parametrize("module", ["convert", "functional", "memory", "modules", "report", "sync"])
+@pytest.mark.parametrize(
+    "module",
+    ["convert", "functional", "memory", "modules", "recalibrate", "report", "statistics", "sync"],
+)
 def test_the_examples_run(module):
     found = doctest.testmod(importlib.import_module(f"bncore.torch.{module}"))
     assert found.attempted and not found.failed
 
 
 def test_the_page_runs():
-    """Its last example needs other processes: tests/torch_ranks.py is like it."""
+    """Its example of several processes needs others: tests/torch_ranks.py is like it."""
     page = Path(__file__).resolve().parents[2] / "docs" / "pytorch.md"
-    first, masks, _ = re.findall(
-        r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL
-    )
+    text = page.read_text(encoding="utf-8")
+    first, masks, _, second = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict = {}
     exec(first, names)
     exec(masks, names)
@@ -296,3 +298,6 @@ def test_the_page_runs():
     batch_norm = names["model"][1]
     assert type(batch_norm) is torch.nn.BatchNorm2d  # after revert
     assert batch_norm.num_batches_tracked == 1 and batch_norm.weight.grad is not None
+    exec(second, names)
+    assert batch_norm.num_batches_tracked == 3
+    assert names["moments"]["1"].count.tolist() == [21 * 14 * 14] * 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -147,6 +148,34 @@ def test_every_channel_merges_by_its_own_counts(ranks):
     for rank in ranks[1:]:
         for name in ("count", "mean", "m2"):
             np.testing.assert_array_equal(rank[f"ragged {name}"], ranks[0][f"ragged {name}"])
+
+
+def test_recalibration_is_that_of_one_process(ranks):
+    x, _, _ = torch_ranks.data()
+    splits = torch_ranks.SPLITS[len(ranks)]
+    second = [x[1, a:b][:2] for a, b in itertools.pairwise(splits)]
+    seen = np.concatenate([x[0], *second]).transpose(1, 0, 2, 3).reshape(x.shape[2], -1)
+    for layer in ("0", "2"):
+        mean, var = seen.mean(1), seen.var(1, ddof=1)
+        close(ranks[0][f"recalibrated {layer}.running_mean"], mean)
+        close(ranks[0][f"recalibrated {layer}.running_var"], var)
+        seen = np.maximum((seen - mean[:, None]) / np.sqrt(var + 1e-5)[:, None], 0.0)
+        name = f"recalibrated {layer}.num_batches_tracked"
+        assert ranks[0][name] == 2 * sum(b > a for a, b in itertools.pairwise(splits))
+    for rank in ranks[1:]:
+        for name in (n for n in rank if n.startswith("recalibrated") and "failure" not in n):
+            np.testing.assert_array_equal(rank[name], ranks[0][name])
+
+
+def test_every_process_hears_of_a_failure(ranks):
+    last = len(ranks) - 1
+    for at, rank in enumerate(ranks):
+        text = "OSError: the disk is gone"
+        if at < last:
+            text = (
+                f"RuntimeError: process_group: expected no failure, got one of rank {last}: {text}"
+            )
+        assert str(rank["recalibrated failure"]) == text
 
 
 def test_one_value_in_all_is_refused_by_every_process(ranks):

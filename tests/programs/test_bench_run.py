@@ -267,13 +267,16 @@ def test_an_interpreter_that_does_not_run_is_named():
     assert machine.version_elsewhere("numpy", Path(sys.executable)) == np.__version__
 
 
-def test_a_tiny_run(tmp_path, capsys):
+def test_a_tiny_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     pytest.importorskip("bncore.backends.native.binding", reason="the native module is not built")
     command.main(["--shapes", "1x16x4x4,1x32x4x4", "--peers", "numpy", "--threads", "1,2",
                   "--repeats", "2", "--output", str(tmp_path)])  # fmt: skip
     printed = capsys.readouterr().out
     for expected in ("train, 1 thread", "infer, 2 threads", "1×16×4×4", "NumPy formula", "ulp"):
         assert expected in printed
+    assert max(len(line) for line in printed.splitlines() if str(tmp_path) not in line) <= 80
+    assert " ".join(printed.split()).endswith("smaller differences are noise.")
     results = Results.parse(json.loads((tmp_path / "results.json").read_text()))
     timed_rows = [row for row in results.rows if not row.refused]
     assert len(timed_rows) == len(results.rows) == 2 * 2 * 3 * 2 * 2
@@ -285,9 +288,10 @@ def test_a_tiny_run(tmp_path, capsys):
     assert drawn == [
         "limit.png",
         "scaling.png",
+        "shapes-infer.png",
+        "shapes-train.png",
+        "shapes-train_backward.png",
         "sizes.png",
-        "speed-1.png",
-        "speed-2.png",
     ]  # the overview needs the shapes of ResNet-50
     for path in tmp_path.glob("*.png"):
         assert path.read_bytes().startswith(b"\x89PNG")
@@ -320,7 +324,8 @@ def test_an_interrupted_run_keeps_what_it_has():
 
 
 def test_the_picture_of_nothing():
-    assert pictures.speed({}, 1) is None
+    assert pictures.by_shape({}, "train") is None
+    assert pictures.scaling({}) is None
     assert pictures.share_of_limit({}) is None
     assert pictures.throughput({}, []) is None
     assert overview.overview({}) is None
@@ -347,7 +352,8 @@ def test_whoever_names_peers_measures_them_without_the_native_extension(monkeypa
     ran = []
     monkeypatch.setattr(command, "native_module", lambda: None)
     monkeypatch.setattr(command, "run", lambda options, progress: ran.append(options.peers))
-    monkeypatch.setattr(command, "show", lambda results: None)
+    monkeypatch.setattr(command, "show", lambda results, judge: None)
+    monkeypatch.setattr(command.summary, "sentences", lambda results: [])
     command.main(["--peers", "numpy"])
     assert ran == [("numpy",)]
 

@@ -347,9 +347,12 @@ def test_two_processes_give_what_one_does():
 
 
 def test_the_command_says_what_came_out_and_writes_it(monkeypatch, tiny, tmp_path, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(study, "run", lambda settings, **options: tiny)
     study.main(["--plan", "tiny", "--write", str(tmp_path / "out")])
-    printed = " ".join(capsys.readouterr().out.split())
+    printed = capsys.readouterr().out
+    assert max(len(line) for line in printed.splitlines() if str(tmp_path) not in line) <= 80
+    printed = " ".join(printed.split())
     for said in ("trainings on handwritten digits", "Not confirmed", "README.md"):
         assert said in printed
     assert (tmp_path / "out" / "README.md").exists()

@@ -32,7 +32,18 @@ ROOMS = {
     "layer": ("layer",),
     "data": ("data",),
     "face": ("",),  # bncore itself: the public names
-    "adapters": ("adapter_cache", "adapter_compiler", "torch", "jax", "onnxruntime", "numba"),
+    "adapters": (
+        "adapter_cache",
+        "adapter_compiler",
+        "torch",
+        "jax",
+        "onnxruntime",
+        "numba",
+        "sklearn",
+        "dask",
+        "mpi",
+        "xarray",
+    ),
     "programs": ("programs", "__main__"),
 }
 ORDER = list(ROOMS)
@@ -44,6 +55,10 @@ FRAMEWORKS = {
     "bncore.torch": {"torch"},
     "bncore.jax": {"jax"},
     "bncore.onnxruntime": {"onnx", "onnxruntime"},
+    "bncore.sklearn": {"sklearn", "scipy"},  # scikit-learn needs SciPy
+    "bncore.dask": {"dask"},
+    "bncore.mpi": {"mpi4py"},
+    "bncore.xarray": {"xarray"},
 }
 
 
@@ -105,11 +120,15 @@ def test_the_library_needs_numpy_alone(module):
     assert packages(imports(SOURCES[module], at_import=True)) <= allowed
 
 
-@pytest.mark.parametrize("framework", ["torch", "jax", "onnxruntime", "numba"])
+ADAPTERS = ["torch", "jax", "onnxruntime", "numba", "sklearn", "dask", "xarray", "mpi"]
+KNOWN_TO = {"bncore.dask": "bncore.xarray"}  # whose arrays may hold Dask's
+
+
+@pytest.mark.parametrize("framework", ADAPTERS)
 def test_an_adapter_is_known_to_nobody_but_itself(framework):
     own = f"bncore.{framework}"
     for module, path in SOURCES.items():
-        if not f"{module}.".startswith(f"{own}."):
+        if not f"{module}.".startswith((f"{own}.", f"{KNOWN_TO.get(own, own)}.")):
             used = of_bncore(imports(path))
             assert not [name for name in used if f"{name}.".startswith(f"{own}.")], module
 
@@ -147,6 +166,7 @@ def test_the_demo_knows_nothing_of_the_benchmark_and_the_study():
 
 
 def test_importing_bncore_imports_no_framework():
-    code = "import sys, bncore; print(*{'torch', 'jax', 'onnxruntime', 'numba'} & {*sys.modules})"
+    known = {name for names in FRAMEWORKS.values() for name in names}
+    code = f"import sys, bncore; print(*{known} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import product
 from statistics import median, quantiles
 from typing import Any
 
@@ -26,6 +27,7 @@ from bncore.programs.bench.cases import EPS, Case, Shape, named
 from bncore.programs.bench.plan import count_from, listed, shapes_of
 from bncore.programs.bench.results import geometric_mean
 from bncore.programs.bench.tables import Table, counted
+from bncore.programs.terminal import Show
 
 SHAPES = "4096x64,16x672x14x14,24x1152x7x7,24x240x28x28,32x256x14x14"
 EXECUTORS = ("own", "openmp", "serial")
@@ -195,8 +197,8 @@ def table(lines: Iterable[Line], threads: int, beside: int) -> Table:
     made = Table(
         f"Training forward beside {counted_busy(beside)}: "
         f"{counted(threads)} in times of 1 thread",
-        ["shape", "executor", "1 thread,\nmedian", f"{counted(threads)},\nmedian",
-         "ratio of\nmedians", "ratio of\n95 %"],
+        ["shape", "executor", "1 thread, median", f"{counted(threads)}, median",
+         "ratio of medians", "ratio of 95 %"],
     )  # fmt: skip
     lines = list(lines)
     for line in lines:
@@ -262,6 +264,7 @@ class Options:
     executors: tuple[str, ...]
     shapes: tuple[Shape, ...]
     calls: int
+    json: bool = False
 
 
 def asked_for(arguments: Sequence[str]) -> bool:
@@ -293,19 +296,21 @@ def parse(arguments: Sequence[str], prog: str = "python -m bncore bench") -> Opt
     add("--shapes", type=_shapes, default=_shapes(SHAPES), metavar="SET|NxCxHxW,...",
         help=f"sets or shapes ({SHAPES})")  # fmt: skip
     add("--calls", type=count_from(2), default=1000, metavar="N", help="timed calls of each (1000)")
+    add("--json", action="store_true", help="print the results as JSON instead of a table")
     if "--quick" in arguments:
         made.error("--quick and --busy exclude each other: they are two different measurements")
     return Options(**vars(made.parse_args(arguments)))
 
 
-def run(options: Options) -> list[Line]:
+def run(options: Options, show: Show = lambda total, done, what: None) -> list[Line]:
     """Measure everything that the options select; Ctrl-C ends it early."""
     lines: list[Line] = []
+    todo = list(product(options.shapes, options.executors))
     try:
         with busy(options.busy):
-            for shape in options.shapes:
-                for executor in options.executors:
-                    lines.append(measured(executor, shape, options.threads, options.calls))
+            for shape, executor in todo:
+                show(len(todo), len(lines), f"{executor} executor, {named(shape)}")
+                lines.append(measured(executor, shape, options.threads, options.calls))
     except KeyboardInterrupt:
         print("interrupted: the table shows what was measured until then", file=sys.stderr)
     return lines

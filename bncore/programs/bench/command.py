@@ -6,14 +6,17 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bncore.backends import native_module, why_missing
-from bncore.programs.bench import busy, machine, plan, promises, tables
+from bncore.programs import terminal
+from bncore.programs.bench import busy, machine, plan, promises, summary, tables
 from bncore.programs.bench.cases import SWEPT, Case, named
 from bncore.programs.bench.results import Results
 from bncore.programs.bench.run import Progress, run
+from bncore.programs.terminal import console, json_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,70 +44,74 @@ def main(arguments: Sequence[str] | None = None) -> None:
     start = time.perf_counter()
     with progress_bar() as progress:
         results = run(options, progress)
-    show(results)
-    print(f"{time.perf_counter() - start:.0f} s")
-    if options.output:
-        for path in write(results, options.output):
-            print(path)
+    written = write(results, options.output) if options.output else []
+    if options.json:
+        print(json_text(results.plain()))
+        return
+    show(results, judge=not options.quick)
+    console().print("", f"{time.perf_counter() - start:.0f} s", *written, "", sep="\n")
+    console().print(*summary.sentences(results), markup=False)
 
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
     """Show on the error stream which case is being measured."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
-
-    with Bar(
-        *Bar.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn(),
-        console=Console(stderr=True), transient=True,
-    ) as bar:  # fmt: skip
-        task = bar.add_task("starting")
+    with terminal.progress_bar() as show:
 
         def progress(total: int, done: int, case: Case) -> None:
-            what = f"{tables.kind(case)}, {case.layout}, {named(case.shape)}"
-            bar.update(task, total=total, completed=done, description=what)
+            show(total, done, f"{tables.kind(case)}, {case.layout}, {named(case.shape)}")
 
         yield progress
 
 
-def show(results: Results) -> None:
-    """Print the tables."""
+def show(results: Results, *, judge: bool = True) -> None:
+    """Print the tables, with those of the promises if they are to be judged."""
     screen = console()
     show_facts(screen, results.machine)
     ordinary = [row for row in results.rows if row.case.shape not in SWEPT]
     found = [*tables.shape_tables(results.rows), tables.summary_table(ordinary)]
-    found.append(promises.table(promises.judged(results.rows, results.resident())))
+    if judge:
+        found.append(promises.table(promises.judged(results.rows, results.resident())))
     found += [tables.peers_ahead(results.rows), tables.refusals(results)]
     for table in found:
         if table.lines:
-            screen.print("", table.rich())
+            show_table(screen, table)
+
+
+def show_table(screen: Console, table: tables.Table) -> None:
+    """Print a table, in parts if the terminal is narrow."""
+    for part in table.rich(screen.width):
+        screen.print("", part)
 
 
 def show_busy(options: busy.Options) -> None:
     """Measure beside busy processes, and print the machine, the table and what it comes to."""
-    screen = console()
     facts = machine.facts(())  # before the busy processes start, because it has the load
     facts["measured"] = f"batch_norm_train, float32, channels first, {options.calls} calls of each"
+    with terminal.progress_bar() as progress:
+        lines = busy.run(options, progress)
+    if options.json:
+        plain = [asdict(line) for line in lines]
+        print(json_text({"machine": facts, "options": asdict(options), "lines": plain}))
+        return
+    screen = console()
     show_facts(screen, facts)
-    lines = busy.run(options)
-    screen.print("", busy.table(lines, options.threads, options.busy).rich())
+    show_table(screen, busy.table(lines, options.threads, options.busy))
+    screen.print("")
     for verdict in busy.verdicts(lines, options.threads):
-        screen.print(verdict, highlight=False, markup=False)
+        screen.print(verdict, markup=False)
 
 
 def show_facts(screen: Console, facts: dict[str, str]) -> None:
     """Print the machine and the software."""
+    from rich.padding import Padding
+
+    width = max(map(len, facts)) + 1
     for name, fact in facts.items():
-        screen.print(f"{name:<12} {fact}", highlight=False)
-
-
-def console() -> Console:
-    """Make a console that does not cut lines off if the output does not go to a terminal."""
-    from rich.console import Console
-
-    made = Console()
-    return made if made.is_terminal else Console(width=240)
+        if width + len(fact) <= screen.width:
+            screen.print(f"{name:<{width}}{fact}", markup=False)
+        else:
+            screen.print(name, Padding(fact, (0, 0, 0, 2)))
 
 
 def write(results: Results, folder: Path) -> list[Path]:

@@ -100,6 +100,7 @@ class Options:
     repeats: int
     output: Path | None
     other_torch: Path | None = None
+    json: bool = False
 
     def sections(self) -> Sequence[Section]:
         """Return the sections of the standard run, or one section with the given shapes."""
@@ -242,6 +243,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     add("--threads", type=_counts, default=(1, 2), metavar="1,2", help="numbers of threads (1,2)")
     add("--repeats", type=count_from(1), help="turns of each (5 in a quick run, else 11)")
     add("--output", type=Path, metavar="DIR", help="write results.json and pictures there")
+    add("--json", action="store_true", help="print the results as JSON instead of tables")
     return made
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -15,6 +16,7 @@ from bncore.programs.demo import accuracy, formula
 from bncore.programs.demo.data import feature_maps
 from bncore.programs.demo.formula import Array
 from bncore.programs.demo.timing import interleaved_times
+from bncore.programs.terminal import Show
 
 EPS = 1e-5
 
@@ -103,7 +105,12 @@ def measure(layout: str, case: Case, repeats: int) -> Row:
     return Row(layout, case.operation, (ours, numpy), times)
 
 
-def measure_all(*, repeats: int, limit: int | None = None) -> tuple[list[Row], tuple[int, ...]]:
+def measure_all(
+    *,
+    repeats: int,
+    limit: int | None = None,
+    show: Show = lambda total, done, what: None,
+) -> tuple[list[Row], tuple[int, ...]]:
     """Measure every operation in both layouts; return the rows and the batch's NCHW shape."""
     rng = np.random.default_rng(0)
     nchw = feature_maps(limit)
@@ -111,10 +118,12 @@ def measure_all(*, repeats: int, limit: int | None = None) -> tuple[list[Row], t
     dy = rng.standard_normal(nchw.shape, dtype=np.float32)
     weight = rng.uniform(0.5, 2.0, channels).astype(np.float32)
     bias = rng.standard_normal(channels, dtype=np.float32)
-    rows = []
+    rows: list[Row] = []
     for layout, axis, order in (("NCHW", 1, (0, 1, 2, 3)), ("NHWC", -1, (0, 2, 3, 1))):
         x_l, dy_l = (np.ascontiguousarray(a.transpose(order)) for a in (nchw, dy))
-        rows += [measure(layout, c, repeats) for c in cases(x_l, dy_l, weight, bias, axis)]
+        for case in cases(x_l, dy_l, weight, bias, axis):
+            show(6, len(rows), f"{case.operation}, {layout}")
+            rows.append(measure(layout, case, repeats))
     return rows, nchw.shape
 
 
@@ -122,13 +131,17 @@ def print_table(console: Console, rows: list[Row], shape: tuple[int, ...], repea
     """Print the rows, and the conditions in which they were measured."""
     n, c, h, w = shape
     console.print(
-        f"\n{n:,} handwritten digits of 8 x 8 pixels, filtered by {c} fixed 3 x 3 kernels into {c} "
-        f"channels\nof {h} x {w} (float32).\n"
+        "",
+        f"{n:,} handwritten digits of 8 x 8 pixels, filtered by {c} fixed 3 x 3 kernels into {c} "
+        f"channels of {h} x {w} (float32).",
         "Errors: the largest, in ulp of the summed terms, against the formula in extended "
-        f"precision.\nTimes: one thread, medians of {repeats} interleaved repeats; how many times "
-        "faster than the NumPy\nformula bncore is."
+        "precision.",
+        f"Times: one thread, medians of {repeats} interleaved repeats; how many times faster than "
+        "the NumPy formula bncore is.",
+        "",
+        sep="\n",
     )
-    table = Table(title="Batch normalization of image batches")
+    table = Table(title="Batch normalization of image batches", box=SIMPLE_HEAD, show_edge=False)
     for name in ("layout", "operation"):
         table.add_column(name)
     for name in ("bncore ulp", "NumPy ulp", "bncore ms", "NumPy ms", "times faster"):

@@ -6,16 +6,18 @@ halves the time. A result does not depend on the process that computed it, or on
 
 from __future__ import annotations
 
+import gzip
+import pickle
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
+from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from threadpoolctl import threadpool_limits
 
 import bncore
+from bncore.programs import terminal
 from bncore.programs.study.training import Outcome, Setting, train
 
 Results = dict[Setting, Outcome]
@@ -61,6 +63,20 @@ def run(
     return found
 
 
+def keep(results: Results, path: Path) -> None:
+    """Keep the results in a file, from which pictures can be drawn again without training."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(path, "wb") as file:
+        pickle.dump(results, file)
+
+
+def read(path: Path) -> Results:
+    """Read results that `keep` has written.  A pickle runs code: read only files of your own."""
+    with gzip.open(path, "rb") as file:
+        found: Results = pickle.load(file)
+    return found
+
+
 def _outcomes(todo: list[Setting], workers: int | None) -> Iterator[Outcome]:
     workers = workers or bncore.get_num_threads()
     if workers == 1:
@@ -73,19 +89,17 @@ def _outcomes(todo: list[Setting], workers: int | None) -> Iterator[Outcome]:
 
 
 @contextmanager
-def progress_bar(
-    console: Console, settings: Iterable[Setting]
-) -> Iterator[Callable[[float], None]]:
+def progress_bar(settings: Iterable[Setting]) -> Iterator[Callable[[float], None]]:
     """Show how far the trainings are; yields the `advance` of `run`."""
     todo = set(settings)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(
-            f"{len(todo):,} trainings", total=sum(setting.cost for setting in todo)
-        )
-        yield lambda cost: progress.advance(task, cost)
+    total = sum(setting.cost for setting in todo)
+    done = 0.0
+    with terminal.progress_bar() as show:
+
+        def advance(cost: float) -> None:
+            nonlocal done
+            done += cost
+            show(total, done, f"{len(todo):,} trainings")
+
+        show(total, done, f"{len(todo):,} trainings")
+        yield advance

@@ -1,0 +1,247 @@
+"""`mean_var` and `normalize` for xarray's arrays, in memory or chunked, and for their groups."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from xarray.core.groupby import DataArrayGroupBy
+
+import bncore
+from bncore.arguments import scalars
+from bncore.arguments.weights import NanPolicy
+from bncore.functions.over_axes import normalize_over, reduced_moments
+
+Dims: TypeAlias = Hashable | Iterable[Hashable] | None
+
+
+def mean_var(
+    x: xr.DataArray | DataArrayGroupBy,
+    dim: Dims = None,
+    *,
+    correction: float | None = None,
+    keepdims: bool = False,
+    dtype: npt.DTypeLike | None = None,
+    scale: float | None = None,
+    ddof: float | None = None,
+    where: xr.DataArray | None = None,
+    weights: xr.DataArray | None = None,
+    nan_policy: NanPolicy = "propagate",
+) -> tuple[xr.DataArray, xr.DataArray]:
+    """Compute mean and variance over some dimensions, in one pass.
+
+    Parameters
+    ----------
+    x : xarray.DataArray, or groups of one
+        Of a dtype that `bncore.mean_var` takes, and with NumPy or Dask arrays in it.  Groups, such
+        as ``x.groupby("time.month")``, are reduced one by one and joined along a new dimension.
+    dim : name or names of dimensions, optional
+        The dimensions to reduce; all by default, as ``...`` says, too.
+    correction, keepdims, dtype, scale, ddof, nan_policy
+        As in `bncore.mean_var`.
+    where, weights : xarray.DataArray, optional
+        What counts, as in `bncore.mean_var`; their dimensions are some of x's, in any order, with
+        the same coordinates.  Groups have neither: use ``x.where(mask)`` and "omit" there.
+
+    Returns
+    -------
+    mean, var : xarray.DataArray
+        With x's name, attributes and the coordinates that remain.  If x holds a Dask array they do,
+        too, and one ``dask.compute(mean, var)`` computes both from one pass.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `bncore.mean_var`; and if x is no DataArray, a dimension does not exist in x, or the
+        coordinates of `where` or `weights` differ from x's.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> import bncore.xarray
+    >>> x = xr.DataArray([[0.0, 1.0], [2.0, 5.0]], dims=("time", "place"), name="rain")
+    >>> mean, var = bncore.xarray.mean_var(x, "time")
+    >>> mean.name, mean.dims, mean.values, var.values
+    ('rain', ('place',), array([1., 3.]), array([1., 4.]))
+    """
+    options: dict[str, Any] = {
+        "correction": correction, "dtype": dtype, "scale": scale, "ddof": ddof,
+        "nan_policy": nan_policy,
+    }  # fmt: skip
+    keep = scalars.boolean("keepdims", keepdims)
+    counted = {"where": where, "weights": weights}
+    if not isinstance(x, DataArrayGroupBy):
+        return _mean_var(_labelled("x", x), dim, keep, counted, options)
+    _refuse_for_groups(**counted)
+    names: list[Hashable] = []
+
+    def of_group(group: xr.DataArray) -> xr.Dataset:
+        names[:] = [group.name]
+        mean, var = _mean_var(group, dim, keep, counted, options)
+        return xr.Dataset({"mean": mean, "var": var})
+
+    both = x.map(of_group)
+    return both["mean"].rename(names[0]), both["var"].rename(names[0])
+
+
+def _mean_var(
+    x: xr.DataArray, dim: Dims, keepdims: bool, counted: dict[str, Any], options: dict[str, Any]
+) -> tuple[xr.DataArray, xr.DataArray]:
+    """Compute mean and variance of one array; the results take labels from `DataArray.reduce`."""
+    own = {name: _against(name, value, x) for name, value in counted.items()}
+    names = _names(x, dim)
+    held = x.copy(deep=False, data=x.data)  # so that a file is read once
+    found = _functions(x).mean_var(held.data, axis=_axes(x, names), **own, **options)
+
+    def labelled(values: Any) -> xr.DataArray:
+        return held.reduce(
+            lambda data, axis=None: values, names, keep_attrs=True, keepdims=keepdims
+        )
+
+    return labelled(found[0]), labelled(found[1])
+
+
+def normalize(
+    x: xr.DataArray | DataArrayGroupBy,
+    dim: Dims = None,
+    *,
+    eps: float = 0.0,
+    where: xr.DataArray | None = None,
+    weights: xr.DataArray | None = None,
+    nan_policy: NanPolicy = "propagate",
+    fill: float | None = None,
+) -> xr.DataArray:
+    """Subtract the mean over some dimensions, and divide by the standard deviation.
+
+    ``y = (x - mean) / sqrt(var + eps)``, with the population variance.
+
+    Parameters
+    ----------
+    x : xarray.DataArray of float16, bfloat16, float32 or float64, or groups of one
+        With NumPy or Dask arrays in it.  Each group is normalized by its own statistics.
+    dim, where, weights
+        As in `mean_var`.
+    eps : float, default 0
+        Added to the variance, >= 0, in x's unit squared.  With 0, y of constant data is NaN.
+    nan_policy, fill
+        As in `bncore.normalize`.
+
+    Returns
+    -------
+    xarray.DataArray
+        y, with x's dtype, name, attributes, dimensions and coordinates.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `mean_var`.
+
+    Notes
+    -----
+    The attributes are x's, units included, although y has none.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> import bncore.xarray
+    >>> x = xr.DataArray([[0.0, 1.0], [2.0, 5.0]], dims=("time", "place"))
+    >>> bncore.xarray.normalize(x, "time").values
+    array([[-1., -1.],
+           [ 1.,  1.]])
+    """
+    options: dict[str, Any] = {"eps": eps, "nan_policy": nan_policy, "fill": fill}
+    counted = {"where": where, "weights": weights}
+
+    if isinstance(x, DataArrayGroupBy):
+        _refuse_for_groups(**counted)
+        return x.map(lambda group: _normalize(group, dim, counted, options))
+    return _normalize(_labelled("x", x), dim, counted, options)
+
+
+def _normalize(
+    x: xr.DataArray, dim: Dims, counted: dict[str, Any], options: dict[str, Any]
+) -> xr.DataArray:
+    """Normalize one array."""
+    own = {name: _against(name, value, x) for name, value in counted.items()}
+    axes = _axes(x, _names(x, dim))
+    y = _functions(x).normalized_over(x.data, axes, **own, **options)
+    return x.copy(deep=False, data=y)
+
+
+# NumPy and Dask
+
+
+class _InMemory:
+    """The functions for NumPy arrays, with the names of those in `bncore.dask.statistics`."""
+
+    mean_var = staticmethod(bncore.mean_var)
+
+    @staticmethod
+    def normalized_over(
+        x: Any, axis: Any, *, eps: float, fill: float | None, **counted: Any
+    ) -> Any:
+        """Normalize by the moments over some axes."""
+        array = np.asanyarray(x, order="C")  # one copy for both steps
+        moments, _ = reduced_moments(array, axis, **counted)
+        return normalize_over(array, moments, axis, eps=eps, fill=fill, **counted)
+
+
+def _functions(x: xr.DataArray) -> Any:
+    """Return the functions for the array that x holds."""
+    if x.chunks is None:
+        return _InMemory
+    from bncore.dask import statistics
+
+    return statistics
+
+
+# Labels
+
+
+def _labelled(name: str, value: object) -> xr.DataArray:
+    """Return a DataArray; refuse anything else."""
+    if not isinstance(value, xr.DataArray):
+        raise TypeError(f"{name}: expected a DataArray, got {scalars.shown(value)}")
+    return value
+
+
+def _names(x: xr.DataArray, dim: Dims) -> list[Hashable]:
+    """Return the names of the dimensions to reduce."""
+    if dim is None or dim is ...:
+        return list(x.dims)
+    names = [dim] if isinstance(dim, str) or not isinstance(dim, Iterable) else list(dim)
+    for name in names:
+        if name not in x.dims:
+            raise ValueError(f"dim: expected some of {x.dims}, got {name!r}")
+    return names
+
+
+def _axes(x: xr.DataArray, names: list[Hashable]) -> tuple[int, ...]:
+    """Return the axes with these names."""
+    return tuple(map(int, x.get_axis_num(names)))
+
+
+def _against(name: str, value: object, x: xr.DataArray) -> Any:
+    """Return the array of `where` or `weights` as it broadcasts against x's, without a copy."""
+    if value is None:
+        return None
+    given = _labelled(name, value)
+    if not set(given.dims) <= set(x.dims):
+        raise ValueError(f"{name}: expected some of the dimensions {x.dims}, got {given.dims}")
+    try:
+        xr.align(x, given, join="exact", copy=False)
+    except ValueError as error:
+        raise ValueError(f"{name}: expected x's coordinates, got others ({error})") from error
+    ordered = given.variable.transpose(*(d for d in x.dims if d in given.dims))
+    index = tuple(slice(None) if d in given.dims else None for d in x.dims)
+    return ordered.data[index]
+
+
+def _refuse_for_groups(**counted: object) -> None:
+    """Refuse masks and weights of groups, which would have to be divided as x is."""
+    for name, value in counted.items():
+        if value is not None:
+            raise TypeError(f"{name}: expected None for groups, got {scalars.shown(value)}")

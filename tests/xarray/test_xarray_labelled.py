@@ -1,0 +1,157 @@
+"""Statistics and normalization by the names of dimensions: right values, and labels kept."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import subprocess
+import sys
+
+import dask
+import dask.array as da
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+import bncore
+import bncore.xarray
+import tolerances
+
+pytestmark = pytest.mark.needs_scale
+
+SHAPE = (24, 5, 6)
+
+
+@pytest.fixture(params=[False, True], ids=["numpy", "dask"])
+def x(request, rng):
+    """Rain by month and place, in memory or in chunks."""
+    values = rng.normal(3.0, 2.0, SHAPE)
+    time = pd.date_range("2001-01-01", periods=SHAPE[0], freq="MS")
+    coords = {
+        "time": time, "y": [10, 20, 30, 40, 50], "height": 2.0,
+        "season": ("time", np.arange(24) % 4), "area": (("y", "x"), rng.random((5, 6))),
+    }  # fmt: skip
+    x = xr.DataArray(values, coords, ("time", "y", "x"), name="rain", attrs={"units": "mm"})
+    return x.chunk({"time": 7, "y": 2}) if request.param else x
+
+
+@pytest.mark.parametrize("keepdims", [False, True])
+@pytest.mark.parametrize("dim", [None, ..., "time", ["y"], ("x", "time"), ["x", "y"]], ids=str)
+def test_labels_are_those_that_xarray_gives(x, dim, keepdims):
+    mean, var = bncore.xarray.mean_var(x, dim, keepdims=keepdims, ddof=1)
+    same = x.reduce(np.mean, dim, keep_attrs=True, keepdims=keepdims)
+    for got, expected in ((mean, same), (var, x.var(dim, ddof=1))):
+        assert (got.name, got.attrs) == ("rain", {"units": "mm"})
+        assert got.dims == same.dims
+        assert got.dtype == x.dtype
+        xr.testing.assert_equal(got.coords.to_dataset(), same.coords.to_dataset())
+        assert (got.chunks is None) == (x.chunks is None)
+        np.testing.assert_allclose(
+            got.values.ravel(), expected.values.ravel(), rtol=tolerances.MERGED
+        )
+
+
+@pytest.mark.parametrize("dim", ["time", "y", "x", ["x", "y"], None], ids=str)
+def test_normalize_over_any_dimensions(x, dim):
+    y = bncore.xarray.normalize(x, dim, eps=0.25)
+    assert y.dtype == x.dtype
+    xr.testing.assert_equal(y.coords.to_dataset(), x.coords.to_dataset())
+    assert (y.name, y.attrs, y.dims) == (x.name, x.attrs, x.dims)
+    assert (y.chunks is None) == (x.chunks is None)
+    expected = (x - x.mean(dim)) / np.sqrt(x.var(dim) + 0.25)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=tolerances.PIECES_FLOAT64 * 10)
+
+
+def test_masks_and_weights_follow_the_names(x, rng):
+    area = xr.DataArray(rng.random((6, 5)), dims=("x", "y"), coords={"y": x.y})
+    land = xr.DataArray(rng.random(5) < 0.8, dims="y", coords={"y": x.y})
+    mean, var = bncore.xarray.mean_var(x, ["x", "y"], weights=area, where=land)
+    weights = np.where(land.values[:, None], area.values.T, 0.0)
+    whole = bncore.mean_var(x.values, axis=(1, 2), weights=weights)
+    for got, expected in zip((mean, var), whole, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=tolerances.WEIGHTED)
+    y = bncore.xarray.normalize(x, "time", where=land, fill=-9.0)
+    assert (y.values[:, ~land.values] == -9.0).all()
+
+
+def test_gaps(x, rng):
+    gaps = x.where(x > 0.5)
+    mean, var = bncore.xarray.mean_var(gaps, "time", nan_policy="omit")
+    np.testing.assert_allclose(mean, gaps.mean("time"), rtol=tolerances.MERGED)
+    np.testing.assert_allclose(var, gaps.var("time"), rtol=tolerances.WEIGHTED)
+    y = bncore.xarray.normalize(gaps, "time", nan_policy="omit")
+    assert (np.isnan(y.values) == np.isnan(gaps.values)).all()
+    np.testing.assert_allclose(y.std("time"), 1.0, rtol=tolerances.WEIGHTED)
+
+
+def test_groups(x):
+    months = x.groupby("time.month")
+    mean, var = bncore.xarray.mean_var(months, "time")
+    for got, expected in ((mean, months.mean("time")), (var, months.var("time"))):
+        assert (got.name, got.attrs, got.dims) == ("rain", {"units": "mm"}, expected.dims)
+        xr.testing.assert_allclose(got, expected.rename("rain"), rtol=tolerances.WEIGHTED)
+    y = bncore.xarray.normalize(months, "time")
+    assert y.dims == x.dims
+    expected = (months - mean).groupby("time.month") / np.sqrt(var)
+    np.testing.assert_allclose(y, expected.values, rtol=0, atol=tolerances.PIECES_FLOAT64 * 10)
+
+
+def test_one_pass_computes_both(rng):
+    loads = []
+
+    def load(block):
+        loads.append(block.shape)
+        return block
+
+    values = da.ones((20, 3), chunks=(5, 3)).map_blocks(load, meta=np.empty((0, 0)))
+    x = xr.DataArray(values, dims=("time", "place"))
+    mean, var = bncore.xarray.mean_var(x, "time")
+    assert not loads
+    dask.compute(mean, var, scheduler="synchronous")
+    assert len(loads) == 4
+
+
+def test_float32_far_from_zero_keeps_its_digits(rng):
+    values = rng.normal(1e4, 1.0, (1000, 2)).astype(np.float32)
+    y = bncore.xarray.normalize(xr.DataArray(values, dims=("time", "place")), "time")
+    exact = values.astype(np.float64)
+    expected = (exact - exact.mean(0)) / exact.std(0)
+    assert y.dtype == np.float32
+    np.testing.assert_allclose(
+        y,
+        expected,
+        rtol=0,
+        atol=tolerances.FORWARD_ULP * 2 * tolerances.EPS32 * abs(expected).max(),
+    )
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda x: bncore.xarray.mean_var(x.values, "time"), "x: expected a DataArray, got ndarray"),
+    (lambda x: bncore.xarray.mean_var(x, "z"), "dim: expected some of ('time', 'y', 'x'), got 'z'"),
+    (lambda x: bncore.xarray.mean_var(x, keepdims=3), "keepdims: expected"),
+    (lambda x: bncore.xarray.mean_var(x, where=x.values > 1), "where: expected a DataArray"),
+    (lambda x: bncore.xarray.mean_var(x, where=x.rename(x="z") > 1), "where: expected some of the"),
+    (lambda x: bncore.xarray.mean_var(x, where=x[:, :3] > 1), "where: expected x's coordinates"),
+    (lambda x: bncore.xarray.mean_var(x, where=x), "where: expected bool, got float64"),
+    (lambda x: bncore.xarray.mean_var(x.groupby("time.month"), where=x > 1),
+     "where: expected None for groups"),
+    (lambda x: bncore.xarray.normalize(x, eps=-1.0), "eps: expected"),
+])  # fmt: skip
+def test_bad_arguments(x, call, message):
+    with pytest.raises((TypeError, ValueError)) as error:
+        call(x)
+    assert str(error.value).startswith(message)
+
+
+def test_without_xarray_the_import_names_the_extra():
+    code = "import sys; sys.modules['xarray'] = None; import bncore.xarray"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "ImportError: bncore.xarray: expected xarray" in done.stderr
+    assert "pip install 'bncore[xarray]'" in done.stderr
+
+
+def test_the_examples_run():
+    failed, tried = doctest.testmod(importlib.import_module("bncore.xarray.labelled"))
+    assert failed == 0
+    assert tried >= 8
