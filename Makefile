@@ -50,7 +50,7 @@ BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyprojec
 # pip must install into one environment at a time.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench bench-peers bench-torch bench-jax bench-onnxruntime test-torch test-jax \
+.PHONY: help demo test bench bench-peers bench-torch bench-jax bench-onnxruntime bench-scale test-torch test-jax \
 	test-onnxruntime test-frameworks test-scale coverage lint format \
 	test-without-native test-freethreaded test-aarch64 sanitize fuzz sdist-check check-kernels counts report pictures judge study docs \
 	build installs clean
@@ -132,6 +132,11 @@ bench-onnxruntime: build $(VENV)/.suite $(VENV)/.onnxruntime ## times bncore.onn
 
 bench-jax: build $(VENV)/.suite $(VENV)/.jax ## times bncore.jax against the formula in jax.numpy (installs JAX); BENCH_ARGS=--write for docs/jax.md
 	$(PY) benchmarks/jax_step.py $(BENCH_ARGS)
+
+bench-scale: build $(VENV)/.suite $(VENV)/.scale ## measures bncore.dask beside Dask, a small cluster, streams of stored arrays, and the plan at size (installs them)
+	$(PY) benchmarks/scale.py $(BENCH_ARGS)
+	$(PY) benchmarks/stream.py --format memmap,zarr,hdf5,hdf5-chunks,dask
+	$(PY) benchmarks/merge_tree.py
 
 report: build $(VENV)/.suite $(VENV)/.peers ## measures, and writes the README, docs/benchmarks.md and its pictures
 	$(PY) benchmarks/report.py $(REPORT_ARGS)
