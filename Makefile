@@ -50,9 +50,9 @@ BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyprojec
 # pip must install into one environment at a time.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench bench-peers bench-torch bench-jax bench-onnxruntime test-torch test-jax \
+.PHONY: help demo test bench bench-peers bench-torch bench-jax bench-onnxruntime bench-scale test-torch test-jax \
 	test-onnxruntime test-frameworks test-scale coverage lint format \
-	test-without-native test-freethreaded test-aarch64 sanitize fuzz sdist-check check-kernels counts report judge study \
+	test-without-native test-freethreaded test-aarch64 sanitize fuzz sdist-check check-kernels counts report pictures judge study docs \
 	build installs clean
 
 help: ## prints this list, as `make` alone does
@@ -133,14 +133,27 @@ bench-onnxruntime: build $(VENV)/.suite $(VENV)/.onnxruntime ## times bncore.onn
 bench-jax: build $(VENV)/.suite $(VENV)/.jax ## times bncore.jax against the formula in jax.numpy (installs JAX); BENCH_ARGS=--write for docs/jax.md
 	$(PY) benchmarks/jax_step.py $(BENCH_ARGS)
 
+bench-scale: build $(VENV)/.suite $(VENV)/.scale ## measures bncore.dask beside Dask, a small cluster, streams of stored arrays, and the plan at size (installs them)
+	$(PY) benchmarks/scale.py $(BENCH_ARGS)
+	$(PY) benchmarks/stream.py --format memmap,zarr,hdf5,hdf5-chunks,dask
+	$(PY) benchmarks/merge_tree.py
+
 report: build $(VENV)/.suite $(VENV)/.peers ## measures, and writes the README, docs/benchmarks.md and its pictures
 	$(PY) benchmarks/report.py $(REPORT_ARGS)
+
+pictures: $(VENV)/.suite ## draws the pictures of the documents again, from docs/data
+	$(PY) benchmarks/drawings.py
 
 judge: build $(VENV)/.suite $(VENV)/.torch ## measures float32 and 16 bits against PyTorch, and writes docs/benchmarks.md; JUDGE_ARGS=--other-torch=PYTHON
 	$(PY) benchmarks/judge.py $(JUDGE_ARGS)
 
 study: build $(VENV)/.study ## trains with and without batch norm, and writes docs/study and its pictures
 	$(PY) -m bncore study --write docs/study $(STUDY_ARGS)
+
+docs: build $(VENV)/.docs ## builds the site into build/docs, runs its examples, and checks names and links; a warning is an error
+	rm -rf build/docs
+	$(PY) -m sphinx -W --keep-going -q -b html docs build/docs
+	$(PY) docs/site/check.py build/docs
 
 lint: $(VENV)/.lint ## checks formatting, lint and types of Python, Cython and C
 	$(VENV)/bin/ruff check .
@@ -203,7 +216,7 @@ $(VENV)/.base: pyproject.toml | same-python-as-$(VENV)
 	@touch $@
 
 # Installs the dependencies, and the checkout itself as an editable install. The rule above builds the extension.
-$(VENV)/.study $(VENV)/.test $(VENV)/.suite $(VENV)/.lint: $(VENV)/.%: $(VENV)/.base
+$(VENV)/.study $(VENV)/.test $(VENV)/.suite $(VENV)/.docs $(VENV)/.lint: $(VENV)/.%: $(VENV)/.base
 	$(SKIP_NATIVE) $(PIP) install -q --no-build-isolation -e ".[$*]"
 	@touch $@
 
@@ -223,7 +236,7 @@ $(VENV)/.build-tool: $(VENV)/.base
 	@touch $@
 
 # One call of pip takes a tenth of the time of ten.
-EXTRAS := study test suite lint torch jax frameworks scale peers onnxruntime
+EXTRAS := study docs test suite lint torch jax frameworks scale peers onnxruntime
 installs: $(VENV)/.base ## installs what any of these commands installs into .venv, at once
 	$(SKIP_NATIVE) $(PIP) install -q --no-build-isolation build -e ".[$$(echo $(EXTRAS) | tr ' ' ,)]"
 	.ci/onnxruntime_header $(VENV)/include

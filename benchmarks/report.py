@@ -10,35 +10,36 @@ Ratios hold on this machine and in this run; absolute times elsewhere will diffe
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import data_files
+import drawings
 import figures
+import history
 from bncore.backends import native_module
 from bncore.programs.bench import promises, tables
-from bncore.programs.bench.cases import FUSED, SHAPES, named
+from bncore.programs.bench.cases import FUSED, SHAPES
 from bncore.programs.bench.command import progress_bar
-from bncore.programs.bench.pictures import draw
 from bncore.programs.bench.plan import parse
 from bncore.programs.bench.results import Results, Row
 from bncore.programs.bench.run import run
 from bncore.programs.bench.tables import Table
+from data_files import DATA, ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
-IMAGES = ROOT / "docs" / "images"
-DATA = ROOT / "docs" / "data"
+# Below the tables; the other pictures stand where the pages say more about them.
 PICTURES = {
-    "overview.png": "Time of other libraries in times of bncore's: mean, worst and best shape",
-    "speed-1.png": "Times of others in times of bncore's, one thread, by shape",
-    "speed-2.png": "Times of others in times of bncore's, two threads, by shape",
-    "limit.png": "Share of the memory limit that bncore reaches, by shape",
-    "sizes.png": "Throughput against size, with the caches marked",
-    "scaling.png": "Time on one thread in times of that on two, by shape",
+    "shapes-train.png": "Times faster than others in training, by shape, one thread",
+    "shapes-train_backward.png": "Times faster than others backward, by shape, one thread",
+    "shapes-infer.png": "Times faster than others in inference, by shape, one thread",
+    "limit.png": "Share of the memory's speed that bncore reaches, by shape, one thread",
+    "sizes.png": "Speed of training forward against size, with the caches marked",
+    "scaling.png": "How many times faster two threads are than one",
+    "history.png": "Times faster than PyTorch in each run of this report",
 }
 
 
@@ -73,10 +74,6 @@ def measured_on(results: Results) -> str:
     return f"Measured by `make report` on: {facts}."
 
 
-def picture(name: str, folder: str) -> str:
-    return f"![{PICTURES[name]}]({folder}/{name})"
-
-
 def network_rows(results: Results) -> list[Row]:
     """Find the float32 rows on the shapes of ResNet-50."""
     network = set(SHAPES["resnet50_n32"])
@@ -86,13 +83,14 @@ def network_rows(results: Results) -> list[Row]:
 def caption(results: Results) -> str:
     """Say below the README's chart what it shows and where it was measured."""
     return (
-        "A point is the geometric mean over the shapes of ResNet-50 at batch 32, and the line "
-        "through it reaches from the worst shape to the best one. Outputs are preallocated on both "
-        f"sides, and every result was checked before it was timed. {measured_on(results)}"
+        "A point is the geometric mean over the shapes of ResNet-50 at batch 32, in float32 on one "
+        "thread; the line through it reaches from the worst shape to the best one. Of oneDNN's two "
+        "formats the faster one counts. Outputs are preallocated on all sides, and every result "
+        f"was checked before it was timed. {measured_on(results)}"
     )
 
 
-def page(results: Results, figured: dict[str, Any], resident: int, drawn: list[str]) -> str:
+def page(results: Results, figured: dict[str, Any], resident: int) -> str:
     """Write the generated part of docs/benchmarks.md."""
     rows = network_rows(results)
     fused = [r for r in rows if r.case.operation in FUSED or r.case.output == "pooled"]
@@ -111,7 +109,7 @@ def page(results: Results, figured: dict[str, Any], resident: int, drawn: list[s
         "bncore computes it in one call, the others in separate steps (`add_relu`). It also shows "
         "calls that return their outputs, with bncore's buffer pool on.",
         tables.summary_table(fused).markdown(),
-        *(picture(name, "images") for name in drawn if name != "overview.png"),
+        *(f"![{text}](images/{name})" for name, text in PICTURES.items()),
         "## Targets that are missed",
         "The project set itself targets for speed, from what memory allows and what other "
         f"libraries reach. This run judged {len(judged)} of them, and bncore reaches "
@@ -122,6 +120,7 @@ def page(results: Results, figured: dict[str, Any], resident: int, drawn: list[s
         "Largest error of the training forward pass, in ulp of |weight·x̂| + |bias|, against the "
         "formula in extended precision. The data are four channels of a million normal float32 "
         "values.",
+        "![Largest error against mean/std](images/accuracy.png)",
         accuracy_table(figured["accuracy"]).markdown(),
         checks_table(results, figured).markdown(),
         f"The first call of the Numba backend in a fresh process takes {fresh[0]:.1f} s for "
@@ -134,31 +133,27 @@ def page(results: Results, figured: dict[str, Any], resident: int, drawn: list[s
     return "\n\n".join(parts)
 
 
-def write_csv(path: Path, head: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
-    """Write a table as a data file."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(head)
-        writer.writerows(lines)
-
-
 def write_data(results: Results, resident: int, rows: str, kept: str) -> None:
     """Keep every row and every promise where a program can read it."""
-    DATA.mkdir(exist_ok=True)
-    head = ["operation", "shape", "layout", "dtype", "output", "caches", "threads", "peer"]
-    head += ["median_us", "low_us", "high_us", "gb_per_s", "limit_share", "ulp"]
-    lines = [
-        [r.case.operation, named(r.case.shape), r.case.layout, r.case.dtype, r.case.output]
-        + [r.case.caches, r.case.threads, r.peer]
-        + [f"{seconds * 1e6:.4g}" for seconds in (r.median, r.low, r.high)]
-        + [f"{value:.3g}" for value in (r.gb_per_s, r.limit_share, r.ulp)]
-        for r in results.rows
-        if not r.refused
-    ]
-    write_csv(DATA / rows, head, lines)
+    data_files.write_rows(DATA / rows, results.rows)
     made = promises.table(promises.judged(results.rows, resident))
     plain = [[cell.strip("*") for cell in line] for line in made.lines]
-    write_csv(DATA / kept, made.head, plain)
+    data_files.write_csv(DATA / kept, made.head, plain)
+
+
+def write_figures(results: Results, figured: dict[str, Any]) -> None:
+    """Keep what else the pictures show: the machine, the errors, and the history."""
+    about = {"machine": results.machine, "caches": results.caches, **results.options}
+    (DATA / "benchmarks.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    lines = [
+        [*name.rsplit(", ", 1), f"{ratio:g}", f"{ulp:.4g}"]
+        for name, ulps in figured["accuracy"].items()
+        for ratio, ulp in zip(figures.MEAN_OVER_STD, ulps, strict=True)
+    ]
+    head = ["peer", "layout", "mean_over_std", "ulp"]
+    data_files.write_csv(DATA / "accuracy.csv", head, lines)
+    processor = results.machine["processor"].partition(",")[0]
+    history.append(results.rows, date.today().isoformat(), results.machine["bncore"], processor)
 
 
 def write_between_markers(path: Path, text: str, name: str = "report") -> None:
@@ -206,12 +201,11 @@ def main() -> None:
         kept = {"figures": figured, "results": results.plain()}
         options.json.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     resident = results.resident()
-    IMAGES.mkdir(exist_ok=True)
-    drawn = [path.name for path in draw(results, IMAGES)]
     write_data(results, resident, "benchmarks.csv", "promises.csv")
+    write_figures(results, figured)
+    drawings.main()
     write_between_markers(ROOT / "README.md", caption(results))
-    text = page(results, figured, resident, drawn)
-    write_between_markers(ROOT / "docs" / "benchmarks.md", text)
+    write_between_markers(ROOT / "docs" / "benchmarks.md", page(results, figured, resident))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,10 @@ IMPORTED = {
     "sklearn": "sklearn",
 }
 collect_ignore_glob = [
-    f"*/test_{name}_*.py" for name, package in IMPORTED.items() if not installed(package)
+    pattern
+    for name, package in IMPORTED.items()
+    if not installed(package)
+    for pattern in (f"*/test_{name}_*.py", f"{name}_*.py")  # tests, and what they share
 ]
 
 

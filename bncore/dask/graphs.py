@@ -112,10 +112,12 @@ def counted(
         name: value if value is None or isinstance(value, da.Array) else plain_array(name, value)
         for name, value in (("where", where), ("weights", weights))
     }
-    seen = {
-        name: stand_in(value) if isinstance(value, da.Array) else value
-        for name, value in given.items()
-    }
+    seen = {}
+    for name, value in given.items():
+        lazy = isinstance(value, da.Array)
+        if value is not None and not lazy and unknown(x.shape) and value.size > 1:
+            raise TypeError(f"{name}: expected a Dask array, as x has chunks of unknown sizes")
+        seen[name] = stand_in(value) if lazy else value
     weights_of(stand_in(x).shape, seen["where"], seen["weights"], nan_policy, fill)
     return _against(x, given["where"]), _against(x, given["weights"])
 

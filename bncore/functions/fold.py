@@ -52,9 +52,9 @@ def as_scale_shift(
 
     Notes
     -----
-    If |mean| is far above the standard deviation, ``x * scale`` and ``shift`` cancel, and float32
-    loses as many digits as |mean|/std has.  `batch_norm_infer` subtracts the mean first, so it does
-    not lose them.
+    If abs(mean) is far above the standard deviation, ``x * scale`` and ``shift`` cancel, and
+    float32 loses as many digits as abs(mean)/std has.  `batch_norm_infer` subtracts the mean first,
+    so it does not lose them.
 
     References
     ----------

@@ -37,13 +37,15 @@ extern "C" {
 #define BNCORE_API __attribute__((visibility("default")))
 #endif
 
-#define BNCORE_VERSION "0.1.0"
+/* The version of this header. bncore_version() returns that of the library. */
+#define BNCORE_VERSION "0.2.0"
 
 /* This number grows when programs that were compiled against an older header must be compiled again. The shared library
  * is named libbncore.so.<this number>. A host that loads the library by hand compares the number with
  * bncore_abi_version(). */
 #define BNCORE_ABI_VERSION 2
 
+/* What arrays of x's shape consist of. */
 typedef enum bncore_dtype {
     BNCORE_FLOAT32 = 0,
     BNCORE_FLOAT64 = 1,
@@ -94,9 +96,10 @@ typedef enum bncore_status { BNCORE_STATUS_LIST(BNCORE_STATUS_ENTRY) } bncore_st
 /* A host's own parallel-for. It calls task(arg, i) once for each i in [0, tasks), in any order and on up to `threads`
  * threads at once, and returns when all tasks are done. No exception may leave it. */
 typedef struct bncore_executor {
+    /* Gets context and arg as they are. */
     void (*parallel_for)(void *context, int64_t tasks, int32_t threads,
                          void (*task)(void *arg, int64_t i), void *arg);
-    void *context;
+    void *context; /* the host's own; may be NULL */
 } bncore_executor;
 
 /* Where z <= 0, relu gives 0 and leaky relu gives slope * z. Both leave any other z, a NaN included, as it is. */
@@ -126,6 +129,7 @@ typedef struct bncore_fusion {
     uint64_t reserved[4]; /* must be zero; fields of later versions will stand here */
 } bncore_fusion;
 
+/* What the weights of values are. */
 typedef enum bncore_weight_dtype {
     BNCORE_WEIGHT_UINT8 = 0,  /* 0 or 1: a mask */
     BNCORE_WEIGHT_FLOAT64 = 1 /* finite, >= 0 */
@@ -167,8 +171,8 @@ typedef struct bncore_weights {
 typedef struct bncore_problem {
     uint32_t size; /* sizeof(bncore_problem) in the header that the caller was compiled with */
     int32_t dtype; /* bncore_dtype */
-    int64_t outer, channels, inner;
-    double eps;        /* is added to the variance; finite, >= 0 */
+    int64_t outer, channels, inner; /* the sizes of x, >= 0; bncore_canonical() computes them */
+    double eps;                     /* is added to the variance; finite, >= 0 */
     int32_t n_threads; /* the most threads of a call, >= 1; small problems take fewer */
     uint32_t flags;    /* of bncore_flag; all other bits must be zero */
     const bncore_executor *executor; /* NULL: the process's executor (bncore_executor_set) */
@@ -260,6 +264,8 @@ BNCORE_API bncore_status bncore_infer_backward(const bncore_problem *problem, vo
 
 /* Return what a status means, in English. */
 BNCORE_API const char *bncore_status_string(bncore_status status);
+
+/* Return the BNCORE_VERSION and the BNCORE_ABI_VERSION that the library was compiled with. */
 BNCORE_API const char *bncore_version(void);
 BNCORE_API int bncore_abi_version(void);
 
@@ -301,7 +307,7 @@ BNCORE_API int32_t bncore_max_threads(void);
  * results itself gets the same bits if it converts between these two calls: bncore_environment_enter saves the
  * calling thread's environment in *own and sets the default one; bncore_environment_leave sets what was saved. */
 typedef struct bncore_environment {
-    uint64_t saved[8];
+    uint64_t saved[8]; /* of bncore_environment_enter(); not to be changed */
 } bncore_environment;
 BNCORE_API void bncore_environment_enter(bncore_environment *own);
 BNCORE_API void bncore_environment_leave(const bncore_environment *own);

@@ -151,6 +151,8 @@ def test_chunks_of_unknown_size(rng):
     kept = array[array[:, 0] > 0.0]
     moments = bncore.dask.moments(some, where=mask).compute()
     assert (moments.count == (kept > -1.0).sum(0)).all()
+    with pytest.raises(TypeError, match="where: expected a Dask array"):
+        bncore.dask.moments(some, where=kept > -1.0)
     y, _ = bncore.dask.batch_norm_train(some)
     np.testing.assert_allclose(
         y.compute(), bncore.batch_norm_train(kept)[0], atol=tolerances.PIECES_FLOAT64

@@ -268,6 +268,8 @@ def test_share_of_the_limit():
     row = timed(TINY, "bncore", [4.0, 2.0, 8.0], limit=1.0)
     assert (row.median, row.low, row.high, row.repeats) == (4.0, 3.0, 6.0, 3)
     assert row.limit_share == 0.25
+    assert replace(row, limit=5.0).limit_share == 1.0  # no better time than the call's is known
+    assert math.isnan(replace(row, limit=math.nan).limit_share)
     assert row.gb_per_s == pytest.approx(2 * 96 * 4 / 4.0 / 1e9)
 
 

@@ -288,9 +288,10 @@ def test_a_tiny_run(tmp_path, capsys, monkeypatch):
     assert drawn == [
         "limit.png",
         "scaling.png",
+        "shapes-infer.png",
+        "shapes-train.png",
+        "shapes-train_backward.png",
         "sizes.png",
-        "speed-1.png",
-        "speed-2.png",
     ]  # the overview needs the shapes of ResNet-50
     for path in tmp_path.glob("*.png"):
         assert path.read_bytes().startswith(b"\x89PNG")
@@ -323,7 +324,8 @@ def test_an_interrupted_run_keeps_what_it_has():
 
 
 def test_the_picture_of_nothing():
-    assert pictures.speed({}, 1) is None
+    assert pictures.by_shape({}, "train") is None
+    assert pictures.scaling({}) is None
     assert pictures.share_of_limit({}) is None
     assert pictures.throughput({}, []) is None
     assert overview.overview({}) is None

@@ -73,10 +73,10 @@ def test_the_tour_names_files_and_folders_that_exist():
     there = (
         {
             path.relative_to(ROOT).as_posix() + ("/" if path.is_dir() else "")
-            for folder in ("bncore", "src_c", "tests")
+            for folder in ("bncore", "src_c", "tests", "docs", "benchmarks")
             for path in (ROOT / folder).rglob("*")
         }
-        | {f"{folder}/" for folder in ("bncore", "src_c", "tests")}
+        | {f"{folder}/" for folder in ("bncore", "src_c", "tests", "docs", "benchmarks")}
         | {"setup.py"}
     )
     missing = [name for name in named if not any(f"/{path}".endswith(f"/{name}") for path in there)]

@@ -41,6 +41,7 @@ ROOMS = {
         "numba",
         "sklearn",
         "dask",
+        "mpi",
         "xarray",
     ),
     "programs": ("programs", "__main__"),
@@ -56,6 +57,7 @@ FRAMEWORKS = {
     "bncore.onnxruntime": {"onnx", "onnxruntime"},
     "bncore.sklearn": {"sklearn", "scipy"},  # scikit-learn needs SciPy
     "bncore.dask": {"dask"},
+    "bncore.mpi": {"mpi4py"},
     "bncore.xarray": {"xarray"},
 }
 
@@ -118,7 +120,7 @@ def test_the_library_needs_numpy_alone(module):
     assert packages(imports(SOURCES[module], at_import=True)) <= allowed
 
 
-ADAPTERS = ["torch", "jax", "onnxruntime", "numba", "sklearn", "dask", "xarray"]
+ADAPTERS = ["torch", "jax", "onnxruntime", "numba", "sklearn", "dask", "xarray", "mpi"]
 KNOWN_TO = {"bncore.dask": "bncore.xarray"}  # whose arrays may hold Dask's
 
 

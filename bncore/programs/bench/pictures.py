@@ -1,259 +1,217 @@
-"""Pictures of the results, as PNG: speed, share of the limit, throughput by size, scaling."""
+"""Pictures of the results, as PNG: against others, by shape, against the memory, by size."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from io import BytesIO
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from PIL import Image
 
-from bncore.programs.bench.cases import (
-    FUSED,
-    LAYOUTS,
-    MAIN,
-    SHAPES,
-    SWEPT,
-    Case,
-    Shape,
-    layouts_of,
-    named,
-)
-from bncore.programs.bench.overview import overview
-from bncore.programs.bench.peers import PEERS
+from bncore.programs import look
+from bncore.programs.bench.cases import LAYOUTS, SHAPES, SWEPT, Case, Shape, layouts_of, named
+from bncore.programs.bench.overview import NETWORK, OPERATIONS, PEERS, in_rows, overview
 from bncore.programs.bench.results import Results, Row, Times, times_of
-from bncore.programs.bench.tables import BNCORE, GIVEN, counted, others_in
+from bncore.programs.bench.tables import BNCORE
 
-DPI = 80
-COLOURS = (
-    "#1f6f8b",
-    "#d1495b",
-    "#edae49",
-    "#66a182",
-    "#2e4057",
-    "#8d6a9f",
-    "#a05a2c",
-    "#7a7a7a",
-    "#5fad9c",
-    "#b5838d",
-    "#9ad1d4",
-    "#c9ada7",
-)
-DRAWN = (*MAIN, *FUSED)
-WRITTEN = {"given": "", "returned": ", returned", "pooled": ", returned; bncore's pool on"}
+# The lines of the operations in a picture of bncore alone.
+STYLES = {"train": "-", "train_backward": "--", "infer": ":"}
+TICKS = [0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 32]
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
     """Draw all pictures that the rows allow into an existing folder; return the files."""
     times = times_of(results.rows)
-    threads = sorted({case.threads for case in times})
-    made: dict[str, Figure | None] = {f"speed-{n}.png": speed(times, n) for n in threads}
-    made["overview.png"] = overview(times)
+    made: dict[str, Figure | None] = {"overview.png": overview(times)}
+    for operation in OPERATIONS:
+        made[f"shapes-{operation}.png"] = by_shape(times, operation)
     made["limit.png"] = share_of_limit(times)
     made["sizes.png"] = throughput(times, results.caches)
     made["scaling.png"] = scaling(times)
     written = []
     for name, figure in made.items():
         if figure is not None:
-            save(figure, folder / name)
+            look.save(figure, folder / name)
             written.append(folder / name)
     return written
 
 
-def beside(size: int) -> dict[str, Any]:
-    """Put a legend to the right of its panel, so that it hides nothing."""
-    return {"fontsize": size, "loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a picture with few colours, which makes the file a third of the size."""
-    whole = BytesIO()
-    figure.savefig(whole, dpi=DPI, bbox_inches="tight")
-    picture = Image.open(whole).convert("RGB")
-    picture.quantize(64).save(path, optimize=True)
+def plain(case: Case, threads: int) -> bool:
+    """Tell whether a case is float32 with a given output, warm caches and so many threads."""
+    wanted = (threads, "float32", "given", "warm")
+    return (case.threads, case.dtype, case.output, case.caches) == wanted
 
 
 def shown(times: Times) -> list[Shape]:
     """Choose the shapes of one network if all were measured, otherwise all shapes."""
-    present = list(dict.fromkeys(case.shape for case in times if case.operation in DRAWN))
-    network = SHAPES["resnet50_n32"]
+    present = list(dict.fromkeys(case.shape for case in times if case.operation in OPERATIONS))
+    network = SHAPES[NETWORK]
     if set(network) <= set(present):
         return network
     return [shape for shape in present if shape not in SWEPT] or present
 
 
-def drawn(times: Times) -> list[str]:
-    """Choose the operations that were measured."""
-    present = {case.operation for case in times}
-    return [operation for operation in DRAWN if operation in present]
-
-
-def select(times: Times, **wanted: Any) -> dict[Shape, dict[str, Row]]:
-    """Find the float32 cases with these properties, by shape."""
-    wanted = {"dtype": "float32"} | wanted
+def select(times: Times, operation: str, layout: str, threads: int) -> dict[Shape, dict[str, Row]]:
+    """Find the plain cases of an operation, by shape."""
     return {
         case.shape: found
         for case, found in times.items()
-        if BNCORE in found and all(getattr(case, name) == value for name, value in wanted.items())
+        if BNCORE in found and plain(case, threads)
+        and (case.operation, case.layout) == (operation, layout)
+    }  # fmt: skip
+
+
+def faster(found: dict[str, Row] | None, names: Iterable[str]) -> float:
+    """Return the ratio of the fastest of some peers to bncore, or NaN if none was measured."""
+    taken = [found[name].median for name in names if name in found] if found else []
+    return min(taken) / found[BNCORE].median if found and taken else float("nan")
+
+
+def by_shape(times: Times, operation: str) -> Figure | None:
+    """Draw how many times faster bncore is for every shape, with a panel for each layout."""
+    chosen = {layout: select(times, operation, layout, 1) for layout in LAYOUTS}
+    shapes = shown(times)
+    lines = {
+        (layout, peer): [faster(found.get(shape), names) for shape in shapes]
+        for layout, found in chosen.items()
+        for peer, (_, names) in PEERS.items()
+        if any(name in rows for rows in found.values() for name in names)
     }
-
-
-def bars(axes: Any, shapes: list[Shape], series: dict[str, list[float]], from_: float) -> None:
-    """Draw groups of bars, one group for each shape; missing values are NaN."""
-    width = 0.8 / max(len(series), 1)
-    names = [entry.name for entry in PEERS.values()]
-    for number, (label, values) in enumerate(series.items()):
-        places = [i + (number - (len(series) - 1) / 2) * width for i in range(len(shapes))]
-        peer = label.partition(WRITTEN["returned"])[0]
-        colour = COLOURS[(names.index(peer) if peer in names else number) % len(COLOURS)]
-        heights = [value - from_ for value in values]
-        hatch = "//" if label.endswith(WRITTEN["pooled"]) else None
-        axes.bar(places, heights, width, bottom=from_, label=label, color=colour, hatch=hatch)
-    axes.set_xticks(range(len(shapes)), [named(s) for s in shapes], rotation=30, ha="right")
-    axes.tick_params(labelsize=7)
-    axes.grid(axis="y", alpha=0.3)
-    axes.set_axisbelow(True)
-
-
-def panels(rows: int, columns: int, title: str) -> tuple[Figure, Any]:
-    """Make a picture of several, with a title above."""
-    figure = Figure(figsize=(6.5 * columns, 2.6 * rows), layout="constrained")
-    figure.suptitle(title, fontsize=11)
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def speed(times: Times, threads: int) -> Figure | None:
-    """Draw the ratio of every peer's time to bncore's; above 1 bncore is faster."""
-    chosen = {c: f for c, f in times.items() if c.threads == threads and c.operation in DRAWN}
-    shapes = shown(chosen)
-    if not shapes:
+    if not lines:
         return None
-    title = f"Times of others, in times of bncore's: {counted(threads)}, float32"
-    operations = drawn(chosen)
-    figure, grid = panels(len(operations), len(LAYOUTS), title)
-    for i, operation in enumerate(operations):
-        for j, layout in enumerate(LAYOUTS):
-            here = [shape for shape in shapes if layout in layouts_of(shape)]
-            series: dict[str, list[float]] = {}
-            for output, suffix in WRITTEN.items():
-                found = select(chosen, operation=operation, layout=layout, output=output)
-                for name in others_in(found.values()):
-                    if name == GIVEN or (output != "given" and name in series):
-                        continue  # these are only about the pool; preallocated outputs show more
-                    series[name + suffix] = [ratio(found.get(shape), name) for shape in here]
-            ratio_panel(grid[i][j], here, series, f"{operation}, {layout}")
-    return figure
+    made, panels = look.figure(rows=len(LAYOUTS), height=2.7, sharex=True, sharey=True)
+    for axes, layout in zip(panels[:, 0], LAYOUTS, strict=True):
+        drawn = []
+        for peer, (colour, _) in PEERS.items():
+            if (layout, peer) in lines:
+                values = lines[layout, peer]
+                axes.plot(range(len(shapes)), values, "o-", color=colour)
+                drawn.append((peer, colour, range(len(shapes)), values))
+        ratios_on(axes)
+        look.describe(axes, layout)
+        at_shapes(axes, shapes)
+        look.names_at_ends(axes, drawn)
+    look.head(made, f"Times faster than others: {OPERATIONS[operation]}, one thread")
+    return made
 
 
-def ratio(found: dict[str, Row] | None, name: str) -> float:
-    """Return the ratio of a peer's time to bncore's, or NaN if it was not measured."""
-    if not found or name not in found:
-        return float("nan")
-    return found[name].median / found[BNCORE].median
-
-
-def ratio_panel(axes: Any, shapes: list[Shape], series: dict[str, list[float]], title: str) -> None:
-    """Draw ratios on a logarithmic scale, from 1 up or down."""
-    bars(axes, shapes, series, 1.0)
+def ratios_on(axes: Any) -> None:
+    """Make the axis one of ratios, with a line at 1."""
     axes.set_yscale("log")
-    axes.set_yticks([0.5, 1, 2, 5, 10, 20, 50], ["0.5", "1", "2", "5", "10", "20", "50"])
+    low, high = axes.get_ylim()
+    low, high = min(low, 0.9), max(high, 1.1)
+    ticks = [tick for tick in TICKS if low <= tick <= high]
+    axes.set_yticks(ticks, [f"{tick:g}×" for tick in ticks])
     axes.minorticks_off()
-    axes.axhline(1.0, color="black", linewidth=1)
-    axes.set_title(title, fontsize=9)
-    if series:
-        axes.legend(**beside(6))
+    axes.set_ylim(low, high)
+    axes.axhline(1.0, color=look.INK, linewidth=1)
+    axes.grid(axis="y", color=look.FAINT)
 
 
-def share_of_limit(times: Times) -> Figure | None:
-    """Draw bncore's speed as a share of what the memory allows."""
-    return by_layout(
-        times, "Share of the memory limit that bncore reaches", 1.0,
-        lambda case, found: found[BNCORE].limit_share,
+def at_shapes(axes: Any, shapes: Sequence[Shape]) -> None:
+    """Name the shapes below the panel."""
+    axes.set_xticks(
+        range(len(shapes)), [named(shape) for shape in shapes], rotation=40, ha="right",
+        rotation_mode="anchor", fontsize=8.5,
     )  # fmt: skip
 
 
-def scaling(times: Times) -> Figure | None:
-    """Draw the ratio of the time on one thread to the time on more."""
-    one = {(c.shape, c.layout, c.operation): f for c, f in times.items() if plain(c, 1)}
-
-    def value(case: Case, found: dict[str, Row]) -> float:
-        base = one.get((case.shape, case.layout, case.operation), {}).get(BNCORE)
-        return base.median / found[BNCORE].median if base else float("nan")
-
-    several = {c: f for c, f in times.items() if c.threads > 1}
-    return by_layout(several, "bncore's time on one thread, in times of that on more", 1.0, value)
-
-
-def plain(case: Case, threads: int) -> bool:
-    """Tell whether a case is float32 with a given output and this number of threads."""
-    return (case.threads, case.dtype, case.output) == (threads, "float32", "given")
-
-
-def by_layout(
-    times: Times, title: str, line: float, value: Callable[[Case, dict[str, Row]], float]
-) -> Figure | None:
-    """Draw a property of bncore's rows for every shape, operation and number of threads."""
+def share_of_limit(times: Times) -> Figure | None:
+    """Draw bncore's speed as a share of what the memory allows, which is at most 1."""
     shapes = shown(times)
-    if not shapes:
+    lines = {
+        (layout, operation): [
+            found[shape][BNCORE].limit_share if shape in found else float("nan") for shape in shapes
+        ]
+        for layout in LAYOUTS
+        for operation in OPERATIONS
+        if (found := select(times, operation, layout, 1))
+    }
+    if not lines:
         return None
-    kinds = ([o for o in drawn(times) if (o in FUSED) is fused] for fused in (False, True))
-    columns = [operations for operations in kinds if operations]
-    figure, grid = panels(len(LAYOUTS), len(columns), title)
-    for i, layout in enumerate(LAYOUTS):
+    made, panels = look.figure(rows=len(LAYOUTS), height=2.7, sharex=True, sharey=True)
+    for axes, layout in zip(panels[:, 0], LAYOUTS, strict=True):
+        drawn = []
         here = [shape for shape in shapes if layout in layouts_of(shape)]
-        for j, operations in enumerate(columns):
-            series: dict[str, dict[Shape, float]] = {}
-            for case, found in times.items():
-                wanted = case.layout == layout and case.operation in operations and BNCORE in found
-                if wanted and plain(case, case.threads):
-                    label = f"{case.operation}, {counted(case.threads)}"
-                    series.setdefault(label, {})[case.shape] = value(case, found)
-            lists = {k: [v.get(s, float("nan")) for s in here] for k, v in sorted(series.items())}
-            bars(grid[i][j], here, lists, 0.0)
-            grid[i][j].axhline(line, color="black", linewidth=1)
-            grid[i][j].set_title(layout, fontsize=9)
-            if lists:
-                grid[i][j].legend(**beside(6))
-    return figure
+        for operation, said in OPERATIONS.items():
+            if (layout, operation) in lines:
+                values = lines[layout, operation][: len(here)]
+                axes.plot(range(len(here)), values, STYLES[operation], marker="o", color=look.OWN)
+                drawn.append((said, look.OWN, range(len(here)), values))
+        axes.set_ylim(0, 1.03)
+        axes.set_yticks([0, 0.5, 1], ["0", "½", "limit"])
+        axes.axhline(1.0, color=look.INK, linewidth=1)
+        axes.grid(axis="y", color=look.FAINT)
+        look.describe(axes, layout)
+        at_shapes(axes, shapes)
+        look.names_at_ends(axes, drawn)
+    look.head(made, "Share of the memory's speed that bncore reaches")
+    return made
+
+
+def scaling(times: Times) -> Figure | None:
+    """Draw how many times faster two threads are than one, for bncore and the others."""
+    sides = {"bncore": (look.OWN, (BNCORE,)), **PEERS}
+    rows: dict[str, dict[str, list[float]]] = {}
+    for operation, said in OPERATIONS.items():
+        for layout in LAYOUTS:
+            one, two = (select(times, operation, layout, threads) for threads in (1, 2))
+            for shape in (shape for shape in shown(times) if shape in one and shape in two):
+                for side, (_, names) in sides.items():
+                    gains = [
+                        one[shape][n].median / two[shape][n].median
+                        for n in names
+                        if n in one[shape] and n in two[shape]
+                    ]
+                    if gains:
+                        row = rows.setdefault(f"{said},\n{layout}", {})
+                        row.setdefault(side, []).append(max(gains))
+    if not rows:
+        return None
+    made = in_rows(rows, {side: colour for side, (colour, _) in sides.items()}, "slower | faster")
+    look.head(made, "How many times faster two threads are than one")
+    return made
 
 
 def throughput(times: Times, caches: list[dict[str, Any]]) -> Figure | None:
-    """Draw the minimal bytes per second against the size of x, and mark the caches."""
+    """Draw the bytes per second of training against the size of x, and mark the caches."""
     sizes = set(SHAPES["sizes"])
     lines: dict[str, list[tuple[int, float]]] = {}
     for case, found in times.items():
-        if case.shape in sizes and case.layout == LAYOUTS[0] and plain(case, case.threads):
-            add_points(lines, case, found.values())
-    most = max(map(len, lines.values()), default=0)
-    if most < 2:
+        wanted = (case.operation, case.layout) == ("train", LAYOUTS[0]) and plain(case, 1)
+        if wanted and case.shape in sizes and BNCORE in found:
+            add_points(lines, case, found)
+    lines = {name: sorted(points) for name, points in lines.items() if len(points) > 1}
+    if not lines:
         return None
-    lines = {label: points for label, points in lines.items() if 2 * len(points) > most}
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for label, points in lines.items():
-        style = ":" if label.startswith("streaming") else "-" if BNCORE in label else "--"
-        axes.plot(*zip(*sorted(points), strict=True), style, marker=".", label=label)
-    for cache in caches:
-        axes.axvline(cache["bytes"], color="grey", linewidth=1)
-        axes.text(cache["bytes"], axes.get_ylim()[1], f" L{cache['level']}", va="top", fontsize=8)
+    made, panels = look.figure(height=3.4)
+    axes = panels[0, 0]
+    colours = {BNCORE: look.OWN, "PyTorch": look.PYTORCH, "streaming copy": look.PLAIN}
+    drawn = []
+    for name, points in lines.items():
+        xs, ys = zip(*points, strict=True)
+        axes.plot(xs, ys, ":" if name == "streaming copy" else "-", color=colours[name])
+        drawn.append((name, colours[name], xs, ys))
     axes.set_xscale("log", base=2)
-    ticks = [2**e for e in range(10, 30, 2)]
+    axes.set_ylim(bottom=0)
+    for cache in caches:
+        axes.axvline(cache["bytes"], color=look.FAINT, zorder=0)
+        axes.text(cache["bytes"], axes.get_ylim()[1], f" L{cache['level']}", va="top", fontsize=9)
+    ticks = [2**e for e in range(10, 30, 4)]
     axes.set_xticks(ticks, [f"{t >> 10} KB" if t < 2**20 else f"{t >> 20} MB" for t in ticks])
-    axes.set_xlabel("size of x (float32, channels first)")
-    axes.set_ylabel("GB/s of minimal traffic")
-    axes.set_title("Throughput against size", fontsize=11)
-    axes.grid(alpha=0.3)
-    axes.legend(**beside(7))
-    return figure
+    axes.minorticks_off()
+    axes.grid(axis="y", color=look.FAINT)
+    look.describe(axes, x="size of x (float32, channels first)", y="GB/s of x and y")
+    look.names_at_ends(axes, drawn)
+    look.head(made, "Speed of training forward against size, one thread")
+    return made
 
 
-def add_points(lines: dict[str, list[tuple[int, float]]], case: Case, rows: Iterable[Row]) -> None:
+def add_points(lines: dict[str, list[tuple[int, float]]], case: Case, rows: dict[str, Row]) -> None:
     """Add the throughput of a case to its lines."""
-    for row in rows:
-        label = f"{row.peer}, {case.operation}, {counted(case.threads)}"
-        lines.setdefault(label, []).append((case.x_bytes, row.gb_per_s))
-        if row.peer == BNCORE and case.operation == "train" and row.copy == row.copy:
-            label = f"streaming copy, {counted(case.threads)}"
-            lines.setdefault(label, []).append((case.x_bytes, 2 * case.x_bytes / row.copy / 1e9))
+    for name in (BNCORE, "PyTorch"):
+        if name in rows:
+            lines.setdefault(name, []).append((case.x_bytes, rows[name].gb_per_s))
+    copy = rows[BNCORE].copy
+    if copy == copy:
+        lines.setdefault("streaming copy", []).append((case.x_bytes, 2 * case.x_bytes / copy / 1e9))

@@ -21,7 +21,7 @@ except ImportError as error:
 from rich.markdown import Markdown
 
 from bncore.programs.study import page
-from bncore.programs.study.execute import progress_bar, run
+from bncore.programs.study.execute import keep, progress_bar, read, run
 from bncore.programs.study.plan import PLANS
 from bncore.programs.terminal import console, json_text
 
@@ -34,6 +34,10 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--plan", choices=list(PLANS), default="full", help="how much is trained")
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="write README.md and pictures")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="keep what the trainings gave")
+    parser.add_argument(
+        "--from", type=Path, dest="kept", metavar="FILE", help="train nothing, read such a file"
+    )
     parser.add_argument("--workers", type=int, help="processes; default: as many as processors")
     parser.add_argument("--json", action="store_true", help="print the verdicts as JSON")
     options = parser.parse_args(arguments)
@@ -41,8 +45,16 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--workers: expected 1 or more, got {options.workers}")
     plan = PLANS[options.plan]
     settings = page.settings(plan)
-    with progress_bar(settings) as advance:
-        results = run(settings, workers=options.workers, advance=advance)
+    if options.kept:
+        results = read(options.kept)
+        missing = len(set(settings) - results.keys())
+        if missing:
+            parser.error(f"--from: expected all trainings of the {plan.name} plan, {missing} miss")
+    else:
+        with progress_bar(settings) as advance:
+            results = run(settings, workers=options.workers, advance=advance)
+    if options.keep:
+        keep(results, options.keep)
     claims = page.claims(results, plan)
     if options.write:
         page.write(results, plan, options.write)

@@ -6,10 +6,13 @@ halves the time. A result does not depend on the process that computed it, or on
 
 from __future__ import annotations
 
+import gzip
+import pickle
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
+from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
@@ -57,6 +60,20 @@ def run(
     for setting, outcome in zip(todo, _outcomes(todo, workers), strict=True):
         found[setting] = outcome
         advance(setting.cost)
+    return found
+
+
+def keep(results: Results, path: Path) -> None:
+    """Keep the results in a file, from which pictures can be drawn again without training."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(path, "wb") as file:
+        pickle.dump(results, file)
+
+
+def read(path: Path) -> Results:
+    """Read results that `keep` has written.  A pickle runs code: read only files of your own."""
+    with gzip.open(path, "rb") as file:
+        found: Results = pickle.load(file)
     return found
 
 

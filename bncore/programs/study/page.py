@@ -9,8 +9,8 @@ from pathlib import Path
 from types import ModuleType
 
 import bncore
-from bncore.programs.bench.pictures import save
 from bncore.programs.bench.tables import Table
+from bncore.programs.look import save
 from bncore.programs.study import (
     batches,
     convergence,

@@ -1,0 +1,164 @@
+"""Merge what the ranks of a communicator have, so that every rank gets the same bits.
+
+A rank that cannot take part says so before the others wait for its numbers: then all ranks raise an
+error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from mpi4py import MPI
+
+from bncore.arguments import scalars
+from bncore.arguments.parameters import Stat
+from bncore.statistics import (
+    GradSums,
+    Moments,
+    packed_moments,
+    trusted_sums,
+    unpacked_moments,
+)
+
+Value = TypeVar("Value", Moments, GradSums)
+
+SLAB_BYTES = 1 << 24  # of all ranks' numbers that a rank holds at once
+FAILED, IS_MOMENTS, IS_SUMS = -1, 0, 1
+
+
+def allreduce(value: Value, comm: MPI.Intracomm) -> Value:
+    """Merge the moments, or add the gradient sums, of all ranks; every rank gets the result.
+
+    Every rank gathers the numbers of all ranks and merges them pairwise, rank 0 with 1, 2 with 3,
+    then the results of these pairs, and so on.  The tree depends on the number of ranks alone.
+
+    Parameters
+    ----------
+    value : Moments or GradSums
+        What this rank has; the same type with the same number of channels on every rank.  Counts
+        may differ, and may be 0.
+    comm : mpi4py.MPI.Intracomm
+        Every rank of it must call this function.
+
+    Returns
+    -------
+    Moments or GradSums
+        Of the values of all ranks together, with the same bits on every rank.
+
+    Raises
+    ------
+    TypeError, ValueError
+        On every rank, if the types or numbers of channels differ between ranks, or the counts add
+        up to more than float64 can represent.
+    RuntimeError
+        If another rank raised an error.
+
+    References
+    ----------
+    T. F. Chan, G. H. Golub, R. J. LeVeque, "Updating Formulae and a Pairwise Algorithm for
+    Computing Sample Variances", COMPSTAT 1982: the pairwise tree.
+
+    Examples
+    --------
+    >>> from mpi4py import MPI
+    >>> import numpy as np
+    >>> import bncore.mpi
+    >>> part = np.array([[0.0], [2.0]])  # what this rank has; it is alone here
+    >>> bncore.mpi.allreduce(bncore.moments(part), MPI.COMM_WORLD)
+    Moments(count=array([2.]), mean=array([1.]), m2=array([2.]))
+    """
+    return gathered(lambda: value, checked_comm(comm))[0]
+
+
+def checked_comm(comm: object) -> MPI.Intracomm:
+    """Return a communicator, or raise TypeError if it is none."""
+    if not isinstance(comm, MPI.Intracomm):
+        raise TypeError(f"comm: expected an mpi4py.MPI.Intracomm, got {scalars.shown(comm)}")
+    return comm
+
+
+def gathered(
+    local: Callable[[], Value], comm: MPI.Intracomm, flag: bool = False
+) -> tuple[Value, bool]:
+    """Merge what `local` returns on every rank; tell whether any rank set the flag.
+
+    If `local` raises on a rank, that rank passes its exception on, and all others raise, too.
+    """
+    error: Exception | None = None
+    state, kind = np.empty((0, 0)), FAILED
+    try:
+        state, kind = _packed(local())
+    except Exception as caught:
+        error = caught
+    known = np.empty((comm.size, 3), np.int64)
+    comm.Allgather(np.array([kind, state.shape[1], flag], np.int64), known)
+    if error is not None:
+        raise error
+    _require_agreement(known)
+    columns: list[Any] = []
+    channels = state.shape[1]
+    run = max(SLAB_BYTES // (comm.size * state.shape[0] * 8), 1)
+    for start in range(0, channels, run):
+        mine: Stat = np.ascontiguousarray(state[:, start : start + run])
+        parts = np.empty((comm.size, *mine.shape))
+        comm.Allgather(mine, parts)
+        columns.append(_merged(parts, kind))
+    whole = np.concatenate(columns, axis=1) if columns else state
+    return _unpacked(whole, kind), bool(known[:, 2].any())
+
+
+def _require_agreement(known: npt.NDArray[np.int64]) -> None:
+    """Refuse values of different kinds or sizes; `known` has a row of each rank."""
+    kinds, channels = known[:, 0], known[:, 1]
+    for rank in np.flatnonzero(kinds == FAILED):
+        raise RuntimeError(f"comm: expected no error on any rank, got one on rank {rank}")
+    for rank in np.flatnonzero(kinds != kinds[0]):
+        names = {IS_MOMENTS: "Moments", IS_SUMS: "GradSums"}
+        raise TypeError(
+            f"value: expected {names[int(kinds[0])]} on every rank as on rank 0, got "
+            f"{names[int(kinds[rank])]} on rank {rank}"
+        )
+    for rank in np.flatnonzero(channels != channels[0]):
+        raise ValueError(
+            f"value: expected {channels[0]} channels on every rank as on rank 0, got "
+            f"{channels[rank]} on rank {rank}"
+        )
+
+
+def _packed(value: object) -> tuple[Stat, int]:
+    """Return a value as rows of one number per channel, and its kind."""
+    if isinstance(value, Moments):
+        return packed_moments(value), IS_MOMENTS
+    if isinstance(value, GradSums):
+        return np.stack((value.sum_dy, value.sum_dy_xhat)), IS_SUMS
+    raise TypeError(f"value: expected Moments or GradSums, got {scalars.shown(value)}")
+
+
+def _unpacked(rows: Stat, kind: int) -> Any:
+    """Undo `_packed`."""
+    return unpacked_moments(rows) if kind == IS_MOMENTS else trusted_sums(*rows.copy())
+
+
+def _merged(parts: Stat, kind: int) -> Stat:
+    """Merge (ranks, rows, channels) pairwise, all pairs of a level at once, to (rows, channels).
+
+    The last one of an odd number goes on to the next level as it is.
+    """
+    while parts.shape[0] > 1:
+        pairs = parts.shape[0] // 2
+        first, second = (
+            _unpacked(_in_one_row(parts[side : 2 * pairs : 2]), kind) for side in (0, 1)
+        )
+        merged, _ = _packed(first.merge(second))
+        level = merged.reshape(parts.shape[1], pairs, -1).transpose(1, 0, 2)
+        parts = np.concatenate((level, parts[2 * pairs :]))
+    whole: Stat = parts[0]
+    return whole
+
+
+def _in_one_row(parts: Stat) -> Stat:
+    """Return (ranks, rows, channels) as (rows, ranks * channels)."""
+    return np.ascontiguousarray(parts.transpose(1, 0, 2)).reshape(parts.shape[1], -1)
