@@ -6,6 +6,7 @@ meet through a file in FOLDER, and each writes what it computed to FOLDER/WORLD-
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 import traceback
@@ -51,7 +52,9 @@ def merged(rank: int, world: int) -> dict[str, np.ndarray]:
     mine = ragged(world)[rank]
     means = [values.mean() if len(values) else 0.0 for values in mine]
     m2s = [float(((values - m) ** 2).sum()) for values, m in zip(mine, means, strict=True)]
-    moments = sync.merged_moments(bncore.Moments(list(map(len, mine)), means, m2s), None)
+    local = bncore.Moments(list(map(len, mine)), means, m2s)
+    moments, weighs = sync.merged_moments(local, rank == 1, None)
+    assert weighs
     return {f"ragged {name}": getattr(moments, name) for name in ("count", "mean", "m2")}
 
 
@@ -87,6 +90,7 @@ def run(rank: int, world: int, folder: Path) -> None:
         found[name] = value.numpy()
     found |= short(x[0, part], dy[0, part])
     found |= merged(rank, world)
+    found |= counted(layer, x[0, part], dy[0, part], part)
     found |= recalibrated([x[0, part], x[1, part][:2]], rank)
     try:
         model.train()(torch.zeros(int(rank == 0), SHAPE[1], 1, 1).double())
@@ -129,6 +133,29 @@ def short(x: np.ndarray, dy: np.ndarray) -> dict[str, np.ndarray]:
     tensors = {"y": y, "dx": leaf.grad, "dweight": layer.weight.grad, "mean": layer.running_mean}
     found = {f"short {name}": t.detach().double().numpy() for name, t in tensors.items()}
     return found | {"short dtypes": np.array([str(t.dtype) for t in tensors.values()])}
+
+
+def mask() -> np.ndarray:
+    """What counts of the batch, for all channels; everything in the first samples."""
+    found = np.random.default_rng(7).random((SHAPE[0], 1, *SHAPE[2:])) < 0.7
+    found[: SPLITS[2][1]] = True
+    return found
+
+
+def counted(
+    layer: torch.nn.Module, x: np.ndarray, dy: np.ndarray, part: slice
+) -> dict[str, np.ndarray]:
+    """Take a step with masks, which processes leave out where everything counts."""
+    layer = copy.deepcopy(layer).train()
+    layer.reset_running_stats()
+    layer.zero_grad()
+    where = torch.from_numpy(mask()[part])
+    leaf = torch.from_numpy(x).requires_grad_()
+    y = layer(leaf, None if where.numel() and where.all() else where, fill=0.5)
+    y.backward(torch.from_numpy(dy))
+    tensors = {"y": y, "dx": leaf.grad, "dweight": layer.weight.grad, "dbias": layer.bias.grad}
+    tensors |= {"mean": layer.running_mean, "var": layer.running_var}
+    return {f"counted {name}": t.detach().numpy().copy() for name, t in tensors.items()}
 
 
 def forked(rank: int, world: int, folder: Path) -> int:

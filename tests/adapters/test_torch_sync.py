@@ -89,6 +89,29 @@ def test_statistics_are_the_same_bits_in_every_process(ranks, whole, name):
         assert np.array_equal(rank[name], ranks[0][name])
 
 
+def test_every_process_has_its_own_mask(ranks):
+    """Together they are one process with the whole mask."""
+    x, dy, (weight, bias) = torch_ranks.data()
+    layer = bncore.torch.BatchNorm2d(
+        torch_ranks.SHAPE[1], torch_ranks.EPS, torch_ranks.MOMENTUM, dtype=torch.float64
+    )
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(weight))
+        layer.bias.copy_(torch.from_numpy(bias))
+    leaf = torch.from_numpy(x[0]).requires_grad_()
+    y = layer(leaf, torch.from_numpy(torch_ranks.mask()), fill=0.5)
+    y.backward(torch.from_numpy(dy[0]))
+    for name, expected in (("y", y), ("dx", leaf.grad)):
+        found = np.concatenate([rank[f"counted {name}"] for rank in ranks])
+        close(found, expected.detach().numpy())
+    for name, expected in (("dweight", layer.weight.grad), ("dbias", layer.bias.grad)):
+        close(sum(rank[f"counted {name}"] for rank in ranks), expected.numpy())
+    for name, expected in (("mean", layer.running_mean), ("var", layer.running_var)):
+        close(ranks[0][f"counted {name}"], expected.numpy())
+        for rank in ranks[1:]:
+            np.testing.assert_array_equal(rank[f"counted {name}"], ranks[0][f"counted {name}"])
+
+
 def test_16_bits(ranks):
     """Those of PyTorch's float64 arithmetic on the same stored values, and the dtypes given."""
     x, dy, _ = torch_ranks.data()
