@@ -14,7 +14,8 @@ import numpy as np
 
 from bncore.arguments import scalars
 from bncore.arguments.arrays import is_floating
-from bncore.arguments.weights import NAN_POLICIES, channel_of_nan
+from bncore.arguments.problem import Problem
+from bncore.arguments.weights import NAN_POLICIES
 from bncore.jax.checks import arithmetic, array
 from bncore.jax.handlers import Settings
 
@@ -97,18 +98,8 @@ def _refuse_nan(settings: Settings, x: Array, weights: Array | None) -> None:
         raise ValueError(
             "nan_policy: expected 'propagate' or 'omit' while a call is traced, got 'raise'"
         )
-    values = np.asarray(x).astype(arithmetic(x.dtype), copy=False)
-    outer = int(np.prod(x.shape[: settings.axis]))
-    size = x.shape[settings.axis]
-    canonical = values.reshape(outer, size, -1) if values.size else values.reshape(0, 1, 1)
-    counts = None if weights is None else np.asarray(weights)
-    if counts is not None and values.size:
-        counts = counts.reshape(outer, counts.shape[settings.axis], -1)
-    channel = channel_of_nan(canonical, counts)
-    if channel is not None:
-        raise ValueError(
-            f"x: expected no NaN with nan_policy='raise', got NaN in channel {channel}"
-        )
+    known = None if weights is None else np.asarray(weights)
+    Problem(np.asarray(x), settings.axis).weights(None, known, "raise")
 
 
 # Formulas
