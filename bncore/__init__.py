@@ -72,4 +72,10 @@ __all__ = [
     "var",
 ]
 
+
+def __dir__() -> list[str]:
+    """List the public names alone, without the modules and helpers that are imported here."""
+    return [*__all__, "__version__"]
+
+
 _watch_threadpoolctl()

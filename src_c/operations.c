@@ -175,8 +175,8 @@ static void apply_normalize(operation *op, void (*set_coefs)(const operation *, 
     op->apply_planes = op->kernels->normalize_planes[variant];
     op->apply_rows = op->kernels->normalize_rows[variant];
     if (op->weighting.filled) {
-        op->apply_planes = op->kernels->weighted_normalize_planes;
-        op->apply_rows = op->kernels->weighted_normalize_rows;
+        op->apply_planes = op->kernels->weighted_normalize_planes[variant != 0];
+        op->apply_rows = op->kernels->weighted_normalize_rows[variant != 0];
     }
     op->coef_fields = NORMALIZE_FIELDS;
     op->set_coefs = set_coefs;
@@ -186,8 +186,9 @@ static void apply_normalize(operation *op, void (*set_coefs)(const operation *, 
 /* The gradient by x of weighted values. */
 static void apply_weighted_gradient(operation *op)
 {
-    op->apply_planes = op->kernels->weighted_grad_input_planes[op->masked != 0];
-    op->apply_rows = op->kernels->weighted_grad_input_rows[op->masked != 0];
+    const int variant = op->masked ? 2 : op->weighting.doubles;
+    op->apply_planes = op->kernels->weighted_grad_input_planes[variant];
+    op->apply_rows = op->kernels->weighted_grad_input_rows[variant];
 }
 
 /* counts NULL: every channel has g.n values. */

@@ -35,10 +35,14 @@ IMPORTED = {
     "dask": "distributed",
     "xarray": "xarray",
     "mpi": "mpi4py",
+    "ray": "ray",
     "sklearn": "sklearn",
 }
 collect_ignore_glob = [
-    f"*/test_{name}_*.py" for name, package in IMPORTED.items() if not installed(package)
+    pattern
+    for name, package in IMPORTED.items()
+    if not installed(package)
+    for pattern in (f"*/test_{name}_*.py", f"{name}_*.py")  # tests, and what they share
 ]
 
 

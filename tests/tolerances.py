@@ -144,9 +144,6 @@ CHAINED_ULP = 4.0
 # of its convolutions, by far the most.
 AUTOCAST = 1.1
 
-# Sums with weights, relative: a rounding of each product and weight, which average out.
-WEIGHTED = 1e-12
-
 # Statistics of scikit-learn's scaler, which are float64 sums of some hundred values, mean/std up to
 # 1e3: its variance loses twice the digits of that ratio.
 SCALER = 1e-9

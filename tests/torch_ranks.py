@@ -6,6 +6,7 @@ meet through a file in FOLDER, and each writes what it computed to FOLDER/WORLD-
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 import traceback
@@ -51,7 +52,9 @@ def merged(rank: int, world: int) -> dict[str, np.ndarray]:
     mine = ragged(world)[rank]
     means = [values.mean() if len(values) else 0.0 for values in mine]
     m2s = [float(((values - m) ** 2).sum()) for values, m in zip(mine, means, strict=True)]
-    moments = sync.merged_moments(bncore.Moments(list(map(len, mine)), means, m2s), None)
+    local = bncore.Moments(list(map(len, mine)), means, m2s)
+    moments, weighs = sync.merged_moments(local, rank == 1, None)
+    assert weighs
     return {f"ragged {name}": getattr(moments, name) for name in ("count", "mean", "m2")}
 
 
@@ -87,6 +90,8 @@ def run(rank: int, world: int, folder: Path) -> None:
         found[name] = value.numpy()
     found |= short(x[0, part], dy[0, part])
     found |= merged(rank, world)
+    found |= counted(layer, x[0, part], dy[0, part], part)
+    found |= again(x[0, part], dy[0, part], part)
     found |= recalibrated([x[0, part], x[1, part][:2]], rank)
     try:
         model.train()(torch.zeros(int(rank == 0), SHAPE[1], 1, 1).double())
@@ -129,6 +134,64 @@ def short(x: np.ndarray, dy: np.ndarray) -> dict[str, np.ndarray]:
     tensors = {"y": y, "dx": leaf.grad, "dweight": layer.weight.grad, "mean": layer.running_mean}
     found = {f"short {name}": t.detach().double().numpy() for name, t in tensors.items()}
     return found | {"short dtypes": np.array([str(t.dtype) for t in tensors.values()])}
+
+
+def mask() -> np.ndarray:
+    """What counts of the batch, for all channels; everything in the first samples."""
+    found = np.random.default_rng(7).random((SHAPE[0], 1, *SHAPE[2:])) < 0.7
+    found[: SPLITS[2][1]] = True
+    return found
+
+
+def counted(
+    layer: torch.nn.Module, x: np.ndarray, dy: np.ndarray, part: slice
+) -> dict[str, np.ndarray]:
+    """Take a step with masks, which processes leave out where everything counts."""
+    layer = copy.deepcopy(layer).train()
+    layer.reset_running_stats()
+    layer.zero_grad()
+    where = torch.from_numpy(mask()[part])
+    leaf = torch.from_numpy(x).requires_grad_()
+    y = layer(leaf, None if where.numel() and where.all() else where, fill=0.5)
+    y.backward(torch.from_numpy(dy))
+    tensors = {"y": y, "dx": leaf.grad, "dweight": layer.weight.grad, "dbias": layer.bias.grad}
+    tensors |= {"mean": layer.running_mean, "var": layer.running_var}
+    return {f"counted {name}": t.detach().numpy().copy() for name, t in tensors.items()}
+
+
+def orders(
+    layer: torch.nn.Module, x: torch.Tensor, dy: torch.Tensor, *where: torch.Tensor
+) -> dict[str, np.ndarray]:
+    """Differentiate three times; each loss is a sum, so that the parts of a batch add up."""
+    layer.zero_grad()
+    x = x.clone().requires_grad_()
+    y = layer(x, *where)
+    along = torch.arange(1.0, SHAPE[1] + 1, dtype=torch.float64)
+    first = torch.autograd.grad(
+        (y.sin() * dy).sum(), (x, layer.weight, layer.bias), create_graph=True
+    )
+    loss = (first[0] ** 2).sum() + (first[1] * along).sum() + (first[2] * along).sum()
+    second = torch.autograd.grad(loss, (x, layer.weight), create_graph=True)
+    (1e-2 * (second[0] ** 2).sum() + (second[1] * along).sum()).backward()
+    found = {"first": first[0], "first weight": first[1], "second": second[0]}
+    found |= {"second weight": second[1], "third": x.grad, "third weight": layer.weight.grad}
+    return {name: value.detach().numpy().copy() for name, value in found.items()}
+
+
+def again(x: np.ndarray, dy: np.ndarray, part: slice) -> dict[str, np.ndarray]:
+    """Gradients of gradients, without and with a mask, and in a compiled function."""
+    layer = bncore.torch.SyncBatchNorm(SHAPE[1], 0.1, dtype=torch.float64)
+    given = torch.from_numpy(x), torch.from_numpy(dy)
+    plain = orders(layer, *given)
+    masked = orders(layer, *given, torch.from_numpy(mask()[part]))
+    compiled = torch.compile(lambda x: layer(x.sin()).cos(), backend="eager")
+    leaf = given[0].clone().requires_grad_()
+    y = compiled(leaf)
+    (gradient,) = torch.autograd.grad((y * given[1]).sum(), leaf, create_graph=True)
+    (gradient**2).sum().backward()
+    found = {f"plain {name}": value for name, value in plain.items()}
+    found |= {f"masked {name}": value for name, value in masked.items()}
+    return found | {"compiled y": y.detach().numpy(), "compiled second": leaf.grad.numpy()}
 
 
 def forked(rank: int, world: int, folder: Path) -> int:

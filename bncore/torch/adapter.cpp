@@ -69,18 +69,18 @@ WatchedBackward &watched_backward()
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
-/* What backward needs of `x, weight, bias, residual`; training: moments, else the running statistics. */
+/* What backward needs of `x, weight, bias, residual`, and what counts; training: moments, else the running statistics. */
 struct BatchNormBackward final : torch::autograd::Node {
-    SavedVariable x, weight, bias, residual, mean, var;
+    SavedVariable x, weight, bias, residual, where, weights, mean, var;
     Tensor moments;
-    Fused fused;
+    Settings settings;
 
     std::string name() const override { return "BatchNormBackward"; }
 
     void release_variables() override
     {
         std::lock_guard<std::mutex> lock(mutex_);
-        for (SavedVariable *saved : {&x, &weight, &bias, &residual, &mean, &var})
+        for (SavedVariable *saved : {&x, &weight, &bias, &residual, &where, &weights, &mean, &var})
             saved->reset_data();
         moments.reset();
     }
@@ -90,7 +90,8 @@ struct BatchNormBackward final : torch::autograd::Node {
         std::lock_guard<std::mutex> lock(mutex_);
         if (!grads[0].defined()) return variable_list(4);
         const bool through =
-            task_should_compute_output(3) && fused.activation != BNCORE_NO_ACTIVATION;
+            task_should_compute_output(3) &&
+            (settings.activation != BNCORE_NO_ACTIVATION || settings.fill.has_value());
         auto [dx, dweight, dbias, dresidual] = gradients(grads[0], through);
         variable_list wanted{dx, dweight, dbias, through ? dresidual : grads[0]};
         for (size_t i = 0; i < wanted.size(); i++)
@@ -103,27 +104,26 @@ struct BatchNormBackward final : torch::autograd::Node {
     {
         const Tensor saved_x = x.unpack(), m = mean.unpack(), v = var.unpack();
         const Optional w = some(weight.unpack()), b = some(bias.unpack()),
-                       r = some(residual.unpack());
+                       r = some(residual.unpack()), counted = some(where.unpack()),
+                       numbers = some(weights.unpack());
         const bool direct = !at::GradMode::is_enabled() && !watched() &&
-                            all_ordinary(dy, saved_x, m, v, w, b, r) &&
+                            all_ordinary(dy, saved_x, m, v, w, b, r, counted, numbers) &&
                             !torch::autograd::isFwGradDefined(dy);
         if (direct && m.defined())
-            return infer_backward(dy, saved_x, m, v, w, b, r, fused, through);
-        if (direct) return train_backward(dy, saved_x, moments, w, b, r, fused, through);
+            return infer_backward(dy, saved_x, m, v, w, b, r, counted, numbers, settings, through);
+        if (direct)
+            return train_backward(dy, saved_x, moments, w, b, r, counted, numbers, settings,
+                                  through);
         pybind11::gil_scoped_acquire held;
-        const char *activation = ACTIVATIONS[fused.activation];
+        const char *activation = ACTIVATIONS[settings.activation];
+        const char *policy = POLICIES[settings.policy];
         const auto call = [&](const pybind11::object &function, const auto &...statistics) {
-            return function(dy, saved_x, statistics..., w, b, r, fused.eps, activation, fused.slope,
-                            through)
+            return function(dy, saved_x, statistics..., w, b, r, counted, numbers, settings.eps,
+                            activation, settings.slope, policy, settings.fill, through)
                 .template cast<Gradients>();
         };
         return m.defined() ? call(watched_backward().infer, m, v)
                            : call(watched_backward().train, moments);
-    }
-
-    static Optional some(Tensor tensor)
-    {
-        return tensor.defined() ? Optional(std::move(tensor)) : std::nullopt;
     }
 };
 
@@ -131,37 +131,43 @@ struct BatchNormBackward final : torch::autograd::Node {
 
 struct Given {
     Tensor x;
-    Optional mean, var, weight, bias, residual, batches;
+    Optional mean, var, weight, bias, residual, batches, where, weights;
     bool training;
     double momentum;
-    Fused fused;
+    Settings settings;
+
+    bool weighs() const { return where || weights || settings.policy == OMIT; }
 
     /* Whether these are arguments that nothing is to be said of. */
     bool fit() const
     {
-        if (watched() || !all_ordinary(x, mean, var, weight, bias, residual, batches)) return false;
+        if (watched() ||
+            !all_ordinary(x, mean, var, weight, bias, residual, batches, where, weights))
+            return false;
         const auto kind = x.scalar_type();
         if (dtype_of(kind) < 0 || x.dim() < 2 || x.numel() == 0) return false;
-        if (training ? x.numel() == x.size(1) || !(fused.eps > 0.0) ||
+        if (training ? (x.numel() == x.size(1) && !weighs()) || !(settings.eps > 0.0) ||
                            mean.has_value() != var.has_value()
-                     : !(fused.eps >= 0.0) || !mean || !var)
+                     : !(settings.eps >= 0.0) || !mean || !var)
             return false;
+        if (where && (where->scalar_type() != at::kBool || !broadcasts(*where, x))) return false;
+        if (weights && (!is_real(weights->scalar_type()) || !broadcasts(*weights, x))) return false;
         const double largest = kind == at::kDouble ? std::numeric_limits<double>::max()
                                                    : double(std::numeric_limits<float>::max());
-        if (!std::isfinite(fused.eps) || fused.activation < 0 ||
-            !(fused.slope >= 0.0 && fused.slope <= largest))
+        if (!std::isfinite(settings.eps) || settings.activation < 0 || settings.policy < 0 ||
+            !(settings.slope >= 0.0 && settings.slope <= largest))
             return false;
         for (const Optional *vector : {&mean, &var, &weight, &bias})
             if (*vector && ((*vector)->dim() != 1 || (*vector)->size(0) != x.size(1) ||
                             dtype_of((*vector)->scalar_type()) < 0))
                 return false;
-        for (const Optional *changed : {&mean, &var, &batches})
-            if (*changed && (*changed)->requires_grad()) return false;
+        for (const Optional *constant : {&mean, &var, &batches, &weights})
+            if (*constant && (*constant)->requires_grad()) return false;
         if (!c10::InferenceMode::is_enabled()) {
             if (batches && batches->is_inference()) return false;
             /* such tensors cannot be saved; PyTorch says so before anything is written */
             if (at::GradMode::is_enabled())
-                for (const Optional &saved : {Optional(x), weight, bias, residual})
+                for (const Optional &saved : {Optional(x), weight, bias, residual, where, weights})
                     if (saved && saved->is_inference()) return false;
         }
         if (batches && (batches->scalar_type() != at::kLong || batches->numel() != 1)) return false;
@@ -171,13 +177,16 @@ struct Given {
 
 void remember(const Tensor &y, const Given &given, const Tensor &moments)
 {
-    const bool activated = given.fused.activation != BNCORE_NO_ACTIVATION;
+    const bool activated = given.settings.activation != BNCORE_NO_ACTIVATION;
     auto node = c10::make_intrusive<BatchNormBackward>();
     node->set_next_edges(
         torch::autograd::collect_next_edges(given.x, given.weight, given.bias, given.residual));
-    node->fused = given.fused;
+    node->settings = given.settings;
+    if (given.settings.policy == RAISE) node->settings.policy = PROPAGATE; /* it has been done */
     node->x = SavedVariable(given.x, false);
     node->weight = SavedVariable(given.weight, false);
+    node->where = SavedVariable(given.where, false);
+    node->weights = SavedVariable(given.weights, false);
     if (activated) { /* else no gradient depends on them */
         node->bias = SavedVariable(given.bias, false);
         node->residual = SavedVariable(given.residual, false);
@@ -194,14 +203,15 @@ void remember(const Tensor &y, const Given &given, const Tensor &moments)
 
 Tensor computed(const Given &given)
 {
-    const auto &[x, mean, var, weight, bias, residual, batches, training, momentum, fused] = given;
+    const auto &[x, mean, var, weight, bias, residual, batches, where, weights, training, momentum,
+                 settings] = given;
     RECORD_FUNCTION("bncore::batch_norm", c10::ArrayRef<const c10::IValue>{});
     Tensor y, moments;
     if (training) {
-        std::tie(y, moments) = train(x, weight, bias, residual, fused);
+        std::tie(y, moments) = train(x, weight, bias, residual, where, weights, settings);
         if (mean) update(*mean, *var, moments, momentum);
     } else {
-        y = infer(x, *mean, *var, weight, bias, residual, fused);
+        y = infer(x, *mean, *var, weight, bias, residual, where, weights, settings);
     }
     if (training && batches) {
         batches->unsafeGetTensorImpl()->bump_version();
@@ -236,19 +246,39 @@ bool read(PyObject *object, bool &to)
     return PyBool_Check(object);
 }
 
-bool read_activation(PyObject *object, int32_t &to)
+/* A text as UTF-8; empty where there is none. */
+std::string_view text_of(PyObject *object)
 {
-    to = BNCORE_NO_ACTIVATION;
-    if (object == Py_None) return true;
-    if (!PyUnicode_CheckExact(object)) return false;
+    if (!PyUnicode_CheckExact(object)) return {};
     Py_ssize_t size = 0;
     const char *text = PyUnicode_AsUTF8AndSize(object, &size);
     if (!text) PyErr_Clear();
-    to = text ? activation_of(c10::string_view(text, static_cast<size_t>(size))) : -1;
+    return text ? std::string_view(text, static_cast<size_t>(size)) : std::string_view();
+}
+
+bool read_activation(PyObject *object, int32_t &to)
+{
+    to = object == Py_None ? int32_t(BNCORE_NO_ACTIVATION) : activation_of(text_of(object));
     return to >= 0;
 }
 
-constexpr Py_ssize_t ARGUMENTS = 12;
+bool read_policy(PyObject *object, int32_t &to)
+{
+    to = policy_of(text_of(object));
+    return to >= 0;
+}
+
+/* A constant of y: None, or a number, which may be NaN. */
+bool read_fill(PyObject *object, std::optional<double> &to)
+{
+    if (object == Py_None) return true;
+    double value;
+    if (!read(object, value)) return false;
+    to = value;
+    return true;
+}
+
+constexpr Py_ssize_t ARGUMENTS = 16;
 
 PyObject *batch_norm(PyObject *, PyObject *const *args, Py_ssize_t count)
 {
@@ -258,9 +288,12 @@ PyObject *batch_norm(PyObject *, PyObject *const *args, Py_ssize_t count)
     if (count != ARGUMENTS || !read(args[0], x) || !x || !read(args[1], given.mean) ||
         !read(args[2], given.var) || !read(args[3], given.weight) || !read(args[4], given.bias) ||
         !read(args[5], given.training) || !read(args[6], given.momentum) ||
-        !read(args[7], given.fused.eps) || !read_activation(args[8], given.fused.activation) ||
-        !read(args[9], given.fused.slope) || !read(args[10], given.residual) ||
-        !read(args[11], given.batches))
+        !read(args[7], given.settings.eps) ||
+        !read_activation(args[8], given.settings.activation) ||
+        !read(args[9], given.settings.slope) || !read(args[10], given.residual) ||
+        !read(args[11], given.batches) || !read(args[12], given.where) ||
+        !read(args[13], given.weights) || !read_policy(args[14], given.settings.policy) ||
+        !read_fill(args[15], given.settings.fill))
         Py_RETURN_NONE;
     given.x = std::move(*x);
     if (!given.fit()) Py_RETURN_NONE;

@@ -15,6 +15,8 @@ import torch
 from torch._subclasses import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
+from bncore.torch.counting import Counted, require_tensors
+
 # FakeTensor and FunctionalTensor trace bncore's operators.
 KNOWN = frozenset((torch.Tensor, torch.nn.Parameter, FakeTensor, FunctionalTensor))
 
@@ -45,6 +47,16 @@ def is_number(value: object, *, finite: bool) -> bool:
     if isinstance(value, int) and not isinstance(value, bool):
         return abs(value) <= sys.float_info.max
     return isinstance(value, (torch.SymFloat, torch.SymInt))
+
+
+def refuse(counted: Counted) -> None:
+    """Refuse masks and weights in a call that PyTorch's function takes, which has none."""
+    require_tensors(counted)
+    if not counted.plain:
+        raise NotImplementedError(
+            "where, weights, nan_policy, fill: expected plain tensors on the CPU, and numbers, "
+            "got a call that only PyTorch's own function can take"
+        )
 
 
 def batch_norm(

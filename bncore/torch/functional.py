@@ -8,7 +8,9 @@ from typing import Any, Literal
 import torch
 
 from bncore.arguments import problem, scalars
-from bncore.torch import compiled, eager, foreign, ops, transforms
+from bncore.arguments.weights import NanPolicy
+from bncore.torch import compiled, counting, dtypes, eager, foreign, ops, transforms
+from bncore.torch.counting import ALL, Counted
 
 __all__ = ["batch_norm"]
 
@@ -28,6 +30,10 @@ def batch_norm(
     activation: Literal["relu", "leaky_relu"] | None = None,
     negative_slope: float = 0.01,
     residual: torch.Tensor | None = None,
+    where: torch.Tensor | None = None,
+    weights: torch.Tensor | None = None,
+    nan_policy: NanPolicy = "propagate",
+    fill: float | None = None,
 ) -> torch.Tensor:
     """Normalize every channel: `torch.nn.functional.batch_norm`, computed by bncore.
 
@@ -50,6 +56,16 @@ def batch_norm(
         Added to the variance.
     activation, negative_slope, residual
         Fused operations, as in `bncore.batch_norm_train`; the residual has input's shape and dtype.
+    where : tensor of bool, optional
+        The values that count; it broadcasts against input, such as ``(N, 1, L)`` for padding.
+    weights : tensor of real numbers, optional
+        How often each value counts: finite, >= 0, and it broadcasts as `where` does.  It has no
+        gradient.
+    nan_policy : {"propagate", "omit", "raise"}
+        What a NaN of input does, as in `bncore.batch_norm_train`.
+    fill : float, optional
+        What y is where the weight is 0; the gradient of input is 0 there.  In evaluation, what
+        counts matters for this alone.
 
     Returns
     -------
@@ -61,6 +77,15 @@ def batch_norm(
     NotImplementedError, RuntimeError, ValueError
         The same errors, with the same texts, as PyTorch's function, which refuses more
         combinations of dtypes.  Nothing has been written in that case.
+    TypeError, ValueError
+        If what counts has the wrong dtype, shape or values, or a running variance that normalizes
+        is negative.  Values are checked when they are computed with: a compiled graph raises the
+        error when it runs.
+
+    Notes
+    -----
+    With `where`, `weights` or "omit", a channel in which one value counts has variance 0, and one
+    in which none counts leaves the running statistics as they are; there y is NaN, or `fill`.
 
     References
     ----------
@@ -78,10 +103,18 @@ def batch_norm(
             [ 1.,  1.]])
     >>> mean, var
     (tensor([0.5000, 1.5000]), tensor([1.5000, 4.5000]))
+
+    Two sequences of lengths 2 and 1, in one padded tensor:
+
+    >>> x = torch.tensor([[[1.0, 3.0]], [[5.0, torch.nan]]])
+    >>> where = torch.tensor([[[True, True]], [[True, False]]])
+    >>> bncore.torch.batch_norm(x, None, None, training=True, where=where, fill=0.0)[1]
+    tensor([[1.2247, 0.0000]])
     """
     return normalized(
         input, running_mean, running_var, weight, bias, training, momentum, eps,
         activation, negative_slope, residual, None,
+        counting.given(where, weights, nan_policy, fill),
     )  # fmt: skip
 
 
@@ -98,33 +131,39 @@ def normalized(
     negative_slope: float,
     residual: torch.Tensor | None,
     batches: torch.Tensor | None,
+    counted: Counted = ALL,
 ) -> torch.Tensor:
     """Compute `batch_norm`, and count the batch in `batches` unless an error is raised."""
     if compiled.adapter is not None and not _traced():
         y: torch.Tensor | None = compiled.adapter.batch_norm(
             x, running_mean, running_var, weight, bias, training, momentum, eps,
-            activation, negative_slope, residual, batches,
+            activation, negative_slope, residual, batches, *counted,
         )  # fmt: skip
         if y is not None:
             return y
     given = (x, running_mean, running_var, weight, bias)
     fusion = (activation, negative_slope, residual)
     if _traced():  # the compiler could not trace through all of the checks
-        check(*given, residual, training, eps)
+        check(*given, residual, training, eps, alone=not counted.weighs)
+        counted = counting.checked(x, counted)
     else:
         with ops.untraced():
-            for_torch = _is_for_torch((*given, residual, batches), training, momentum, eps)
+            tensors = (*given, residual, batches, *counted[:2])
+            for_torch = _is_for_torch(tensors, training, momentum, eps)
             if not for_torch:
-                check(*given, residual, training, eps)
+                check(*given, residual, training, eps, alone=not counted.weighs)
                 _check_numbers(x, eps, activation, negative_slope)
+                counted = counting.checked(x, counted)
         if for_torch:
+            foreign.refuse(counted)
             return foreign.batch_norm(*given, training, momentum, eps, fusion, batches)
     weight, bias = _flat(weight), _flat(bias)
-    fused = (weight, bias, residual, eps, activation, negative_slope)
+    settings = (eps, activation, negative_slope, counted.nan_policy, counted.fill)
+    fused = (weight, bias, residual, *counted[:2], *settings)
     if not training:
         return transforms.infer(x, running_mean, running_var, *fused)
     if compiled.adapter is None and eager.possible(
-        x, running_mean, running_var, weight, bias, residual
+        x, running_mean, running_var, weight, bias, residual, *counted[:2]
     ):
         y, moments = eager.call(x, *fused)
         move: Callable[..., None] = ops.update_running_stats_
@@ -146,7 +185,8 @@ def _check_numbers(
 ) -> None:
     scalars.real("eps", eps, 0.0)
     scalars.option("activation", activation, problem.ACTIVATIONS)
-    scalars.real("negative_slope", negative_slope, 0.0, torch.finfo(ops.ARITHMETIC[x.dtype]).max)
+    largest = torch.finfo(dtypes.ARITHMETIC[x.dtype]).max
+    scalars.real("negative_slope", negative_slope, 0.0, largest)
 
 
 def _is_for_torch(
@@ -188,13 +228,16 @@ def check(
     *,
     alone: bool = True,
 ) -> None:
-    """Raise PyTorch's errors with its texts; `alone` means no other process adds to the batch."""
-    ops.checked(x)
+    """Raise PyTorch's errors with its texts; `alone` means that one value is too few.
+
+    It is not if other processes add to the batch, or if some values count less than others.
+    """
+    dtypes.checked(x)
     if x.dim() < 2:
         raise RuntimeError(f"expected at least 2D input (got {x.dim()}D input)")
     channels = x.shape[1]
     if training:
-        if alone and ops.values_per_channel(x) == 1:
+        if alone and counting.values_per_channel(x) == 1:
             raise ValueError(
                 f"Expected more than 1 value per channel when training, got input size {x.size()}"
             )
@@ -212,20 +255,21 @@ def check(
                 raise RuntimeError(f"{name} must be defined in evaluation mode")
     for name, statistic in (("running_mean", running_mean), ("running_var", running_var)):
         if statistic is not None and statistic.requires_grad and torch.is_grad_enabled():
-            raise RuntimeError(ops.NOT_DIFFERENTIABLE.format("function 'native_batch_norm'", name))
+            text = dtypes.NOT_DIFFERENTIABLE
+            raise RuntimeError(text.format("function 'native_batch_norm'", name))
         if statistic is not None and statistic.dim() != 1 and statistic.numel() == channels:
             raise RuntimeError(f"{name}: expected 1 dimension, got {statistic.dim()}")
     for parameter in (running_mean, running_var, weight, bias):
         if parameter is not None and (
             parameter.numel() != channels
-            or parameter.dtype not in ops.ARITHMETIC
+            or parameter.dtype not in dtypes.ARITHMETIC
             or parameter.device != x.device
         ):
             _refuse(x, channels, running_mean, running_var, weight, bias)
     if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
         raise RuntimeError(
-            f"residual: expected {ops.scalar_type(x)} of size {tuple(x.shape)}, "
-            f"but found {ops.scalar_type(residual)} of size {tuple(residual.shape)}"
+            f"residual: expected {dtypes.scalar_type(x)} of size {tuple(x.shape)}, "
+            f"but found {dtypes.scalar_type(residual)} of size {tuple(residual.shape)}"
         )
 
 
@@ -237,10 +281,10 @@ def _refuse(x: torch.Tensor, channels: int, *parameters: torch.Tensor | None) ->
             continue
         if given.numel() != channels:
             raise RuntimeError(f"{name} should contain {channels} elements not {given.numel()}")
-        if given.dtype not in ops.ARITHMETIC:
+        if given.dtype not in dtypes.ARITHMETIC:
             raise RuntimeError(
                 f"{name}: expected scalar type Half, BFloat16, Float or Double "
-                f"but found {ops.scalar_type(given)}"
+                f"but found {dtypes.scalar_type(given)}"
             )
         if given.device != x.device:
             raise RuntimeError(

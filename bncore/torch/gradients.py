@@ -12,9 +12,31 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
-from bncore.torch import ops
+from bncore.torch import dtypes, ops
+from bncore.torch.counting import Counting, total
 
 Grad: TypeAlias = torch.Tensor | None
+
+
+class Settings(NamedTuple):
+    """The arguments of the operators that are no tensors."""
+
+    eps: float
+    activation: str | None
+    slope: float
+    nan_policy: str
+    fill: float | None
+
+    @classmethod
+    def of_forward(cls, *settings: Any) -> Settings:
+        """Return what backward takes; forward has refused NaN that it had to refuse."""
+        given = cls(*settings)
+        return given._replace(nan_policy="propagate") if given.nan_policy == "raise" else given
+
+    @property
+    def changes_residual(self) -> bool:
+        """Whether the gradient of the residual may differ from that of y."""
+        return self.activation is not None or self.fill is not None
 
 
 # First
@@ -24,18 +46,19 @@ def refuse_gradients(ctx: Any, **positions: int) -> None:
     """Raise PyTorch's error if one of these arguments requires a gradient, which it has not."""
     for name, position in positions.items():
         if ctx.needs_input_grad[position]:
-            raise RuntimeError(ops.NOT_DIFFERENTIABLE.format("operator of bncore", name))
+            raise RuntimeError(dtypes.NOT_DIFFERENTIABLE.format("operator of bncore", name))
 
 
 def save_train(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     """Save the tensors that backward of `batch_norm_train` needs."""
-    x, weight, bias, residual, eps, activation, slope = inputs
+    x, weight, bias, residual, where, weights, *settings = inputs
+    refuse_gradients(ctx, weights=5)
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[1])
-    ctx.fusion = eps, activation, slope
-    if activation is None:  # no gradient depends on them without an activation
+    ctx.settings = Settings.of_forward(*settings)
+    if ctx.settings.activation is None:  # no gradient depends on them without an activation
         bias, residual = None, None
-    ctx.save_for_backward(x, output[1], weight, bias, residual)
+    ctx.save_for_backward(x, output[1], weight, bias, residual, where, weights)
 
 
 def train_backward(
@@ -43,35 +66,26 @@ def train_backward(
 ) -> tuple[Any, ...]:
     """Return the gradients of `batch_norm_train`; `kernel` is called in place of the operator."""
     if dy is None:
-        return (None,) * 7
-    x, moments, weight, bias, residual = ctx.saved_tensors
-    needs_x, needs_weight, needs_bias, needs_residual, *_rest = ctx.needs_input_grad
-    through = needs_residual and ctx.fusion[1] is not None
+        return (None,) * 11
+    x, moments, *tensors = ctx.saved_tensors
+    needs_x, *needs, needs_residual = ctx.needs_input_grad[:4]
+    through = needs_residual and ctx.settings.changes_residual
     with torch._C.DisableTorchFunctionSubclass():  # as PyTorch's own gradients
-        dx, dweight, dbias, dresidual = kernel(
-            dy, x, moments, weight, bias, residual, *ctx.fusion, through
-        )
-    return (
-        dx if needs_x else None,
-        dweight if needs_weight else None,
-        dbias if needs_bias else None,
-        (dresidual if through else dy) if needs_residual else None,
-        None,
-        None,
-        None,
-    )
+        results = kernel(dy, x, moments, *tensors, *ctx.settings, through)
+    return *_wanted(results, dy, (needs_x, *needs, needs_residual), through), *(None,) * 7
 
 
 def save_infer(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     """Save the tensors that backward of `batch_norm_infer` needs."""
-    x, mean, var, weight, bias, residual, eps, activation, slope = inputs
-    refuse_gradients(ctx, mean=1, var=2)
+    x, mean, var, weight, bias, residual, where, weights, *settings = inputs
+    refuse_gradients(ctx, mean=1, var=2, weights=7)
     ctx.set_materialize_grads(False)
-    ctx.fusion = eps, activation, slope
-    if activation is None:
+    ctx.settings = Settings.of_forward(*settings)
+    if ctx.settings.activation is None:
         bias, residual = None, None
     # Save copies, because a batch in training may update the statistics before this backward.
-    ctx.save_for_backward(x, mean.detach().clone(), var.detach().clone(), weight, bias, residual)
+    statistics = mean.detach().clone(), var.detach().clone()
+    ctx.save_for_backward(x, *statistics, weight, bias, residual, where, weights)
 
 
 def infer_backward(
@@ -79,25 +93,23 @@ def infer_backward(
 ) -> tuple[Any, ...]:
     """Return the gradients of `batch_norm_infer`; `kernel` as in `train_backward`."""
     if dy is None:
-        return (None,) * 9
-    x, mean, var, weight, bias, residual = ctx.saved_tensors
-    needs_x, _, _, needs_weight, needs_bias, needs_residual, *_rest = ctx.needs_input_grad
-    through = needs_residual and ctx.fusion[1] is not None
+        return (None,) * 13
+    x, mean, var, *tensors = ctx.saved_tensors
+    needs_x, _, _, *needs, needs_residual = ctx.needs_input_grad[:6]
+    through = needs_residual and ctx.settings.changes_residual
     with torch._C.DisableTorchFunctionSubclass():  # as PyTorch's own gradients
-        dx, dweight, dbias, dresidual = kernel(
-            dy, x, mean, var, weight, bias, residual, *ctx.fusion, through
-        )
-    return (
-        dx if needs_x else None,
-        None,
-        None,
-        dweight if needs_weight else None,
-        dbias if needs_bias else None,
-        (dresidual if through else dy) if needs_residual else None,
-        None,
-        None,
-        None,
-    )
+        results = kernel(dy, x, mean, var, *tensors, *ctx.settings, through)
+    dx, *others = _wanted(results, dy, (needs_x, *needs, needs_residual), through)
+    return dx, None, None, *others, *(None,) * 7
+
+
+def _wanted(
+    results: ops.Gradients, dy: torch.Tensor, needs: tuple[bool, ...], through: bool
+) -> list[Grad]:
+    """Return the gradients that are needed, None for others; the residual's may be dy itself."""
+    *own, dresidual = results
+    found = [*own, dresidual if through else dy]
+    return [one if need else None for one, need in zip(found, needs, strict=True)]
 
 
 # Second
@@ -105,10 +117,19 @@ def infer_backward(
 
 def wide(values: torch.Tensor) -> torch.Tensor:
     """Return values of 16 bits as float32, and any other values as they are."""
-    return values.to(ops.ARITHMETIC[values.dtype])
+    return values.to(dtypes.ARITHMETIC[values.dtype])
 
 
-class _Given(NamedTuple):
+class Projection(NamedTuple):
+    """invstd of shape (1, C, 1, ...), xhat, P and its transpose."""
+
+    r: torch.Tensor
+    xhat: torch.Tensor
+    project: Callable[[torch.Tensor], torch.Tensor]
+    transposed: Callable[[torch.Tensor], torch.Tensor]
+
+
+class Given(NamedTuple):
     """The gradients with respect to the results of a backward operator; each may be None."""
 
     dx: Grad
@@ -117,20 +138,16 @@ class _Given(NamedTuple):
     dresidual: Grad
 
     @classmethod
-    def of(cls, grads: tuple[Grad, ...], through: bool) -> _Given:
+    def of(cls, grads: tuple[Grad, ...], through: bool, counting: Counting) -> Given:
         """Return the gradients that PyTorch passes; a residual's only if it was asked for."""
         dx, dweight, dbias, dresidual = (None if g is None else wide(g) for g in grads[:4])
-        return cls(dx, dweight, dbias, dresidual if through else None)
+        kept = [None if g is None else counting.kept(g) for g in (dx, dresidual)]
+        return cls(kept[0], dweight, dbias, kept[1] if through else None)
 
 
 def along_channels(x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Return (C,) values so that they broadcast along x's channels, in the dtype of arithmetic."""
-    return values.to(ops.ARITHMETIC[x.dtype]).reshape(1, -1, *[1] * (x.dim() - 2))
-
-
-def total(values: torch.Tensor) -> torch.Tensor:
-    """Sum every channel; the result has shape (1, C, 1, ...)."""
-    return values.sum([i for i in range(values.dim()) if i != 1], keepdim=True)
+    return values.to(dtypes.ARITHMETIC[x.dtype]).reshape(1, -1, *[1] * (x.dim() - 2))
 
 
 def slope_of(y: torch.Tensor, activation: str | None, slope: float) -> torch.Tensor | None:
@@ -141,23 +158,21 @@ def slope_of(y: torch.Tensor, activation: str | None, slope: float) -> torch.Ten
     return torch.ones_like(y).masked_fill(y <= 0, negative)  # where() has scalars in float32
 
 
-def count(x: torch.Tensor) -> int:
-    """Return the number of values per channel as a divisor: 1 if there are none."""
-    return max(ops.values_per_channel(x), 1)
-
-
-def projection(
-    x: torch.Tensor, eps: float
-) -> tuple[torch.Tensor, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
-    """Return invstd (1, C, 1, ...), xhat and P of `train_backward_backward`."""
-    n = count(x)
-    centered = x - total(x) / n
-    r = torch.rsqrt(total(centered * centered) / n + eps)
+def projection(x: torch.Tensor, eps: float, counting: Counting) -> Projection:
+    """Return invstd, xhat and the projections of `train_backward_backward`."""
+    average, spread, total = counting.average, counting.spread, counting.total
+    centered = x - average(x)
+    r = torch.rsqrt(average(centered * centered) + eps)
     xhat = centered * r
-    return r, xhat, lambda v: v - total(v) / n - xhat * total(v * xhat) / n
+    return Projection(
+        r,
+        xhat,
+        lambda v: v - average(v) - xhat * average(v * xhat),
+        lambda v: v - spread(total(v) + xhat * total(v * xhat)),
+    )
 
 
-def _direct(given: _Given, g: torch.Tensor, xhat: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _direct(given: Given, g: torch.Tensor, xhat: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Return the gradients of g from dweight, dbias and dresidual, and of xhat from dweight."""
     to_g, to_xhat = torch.zeros_like(g), torch.zeros_like(g)
     if given.dweight is not None:
@@ -172,92 +187,110 @@ def _direct(given: _Given, g: torch.Tensor, xhat: torch.Tensor) -> tuple[torch.T
 
 def save_train_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     """Save the arguments of `batch_norm_train_backward`; the moments follow from x."""
-    refuse_gradients(ctx, moments=2)
-    save_backward(ctx, inputs, output)
+    refuse_gradients(ctx, moments=2, weights=7)
+    save_backward(ctx, inputs, 8)
 
 
 def save_infer_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     """Save the arguments of `batch_norm_infer_backward`."""
-    refuse_gradients(ctx, mean=2, var=3)
-    save_backward(ctx, inputs, output)
+    refuse_gradients(ctx, mean=2, var=3, weights=8)
+    save_backward(ctx, inputs, 9)
 
 
-def save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    """Save the arguments of a backward operator."""
-    *tensors, eps, activation, slope, through = inputs
+def save_backward(ctx: Any, inputs: tuple[Any, ...], tensors: int) -> None:
+    """Save the arguments of a backward operator, the first of which are tensors."""
     ctx.set_materialize_grads(False)
-    ctx.fusion = eps, activation, slope
-    ctx.through = through
-    ctx.save_for_backward(*tensors)
+    *settings, ctx.through = inputs[tensors:]
+    ctx.settings = Settings(*settings)
+    ctx.save_for_backward(*inputs[:tensors])
 
 
 def train_backward_backward(
     ctx: Any, *grads: Grad, forward: Callable[..., Any] = ops.train_op
 ) -> tuple[Any, ...]:
-    """Differentiate ``dx = w r P(g)``, ``dweight = sum(g xhat)``, ``dbias = sum(g)``.
-
-    ``r = invstd``, ``P(v) = v - mean(v) - xhat mean(v xhat)``, which is its own transpose, and
-    ``g = dy a`` with the activation's derivative a.  A gradient h of xhat gives ``r P(h)`` for x;
-    ``dr/dx = -r^2 xhat / n``.
-    """
-    saved_dy, saved_x, _, weight, bias, residual = ctx.saved_tensors
-    eps, activation, slope = ctx.fusion
-    given = _Given.of(grads, ctx.through)
-    dy, x = wide(saved_dy), wide(saved_x)
-    n = count(x)
-    r, xhat, project = projection(x, eps)
-    w = torch.ones_like(r) if weight is None else along_channels(x, weight)
+    """Return the gradients of `batch_norm_train_backward`, by `second_gradients`."""
+    dy, x, _, weight, bias, residual, *counts = ctx.saved_tensors
+    _, activation, slope, *policy = ctx.settings
+    counting = Counting.of(wide(x), *counts, *policy)
     a = None
     if activation is not None:
         with torch.no_grad():
-            y, _ = forward(saved_x, weight, bias, residual, eps, activation, slope)
+            y, _ = forward(x, weight, bias, residual, *counts, *ctx.settings)
         a = slope_of(wide(y), activation, slope)
+    given = Given.of(grads, ctx.through, counting)
+    to_dy, to_x, to_weight = second_gradients(given, dy, x, weight, ctx.settings[0], counting, a)
+    return to_dy, to_x, None, to_weight, *(None,) * 10
+
+
+def second_gradients(
+    given: Given,
+    saved_dy: torch.Tensor,
+    saved_x: torch.Tensor,
+    weight: torch.Tensor | None,
+    eps: float,
+    counting: Counting,
+    a: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, Grad]:
+    """Differentiate ``dx = w r Q(g)``, ``dweight = sum(g xhat)``, ``dbias = sum(g)``.
+
+    ``r = invstd``, ``P(v) = v - mean(v) - xhat mean(v xhat)``, Q is its transpose, and ``g = dy a``
+    with the activation's derivative a.  The means are weighted; P = Q if all weights are equal.
+    With a value's part q of the sum of weights, ``Q(v) = v - q (sum(v) + xhat sum(v xhat))``.  A
+    gradient h of xhat gives ``r Q(h)`` for x; ``dr/dx = -r^2 q xhat``.  The gradients are those of
+    dy, x and weight.
+    """
+    dy = counting.kept(wide(saved_dy))
     g = dy if a is None else dy * a
+    x = counting.cleaned(wide(saved_x), g)
+    r, xhat, project, transposed = projection(x, eps, counting)
+    w = torch.ones_like(r) if weight is None else along_channels(x, weight)
     to_g, to_xhat = _direct(given, g, xhat)
     to_weight: Grad = None
     to_x = torch.zeros_like(x)
     if given.dx is not None:
         u = w * given.dx
-        projected = project(g)
+        projected = transposed(g)
         to_g = to_g + r * project(u)
         to_weight = (r * total(given.dx * projected)).flatten()
-        to_xhat = to_xhat - r / n * (u * total(g * xhat) + g * total(u * xhat))
-        to_x = -r * r * xhat / n * total(u * projected)
-    to_x = to_x + r * project(to_xhat)
-    to_dy = (to_g if a is None else to_g * a).to(saved_dy.dtype)
-    to_x = to_x.to(saved_x.dtype)
+        of_u = counting.spread(u * counting.total(g * xhat))
+        to_xhat = to_xhat - r * (of_u + g * counting.average(u * xhat))
+        to_x = -r * r * counting.spread(xhat * counting.total(u * projected))
+    to_x = (to_x + r * transposed(to_xhat)).to(saved_x.dtype)
+    to_dy = counting.kept(to_g if a is None else to_g * a).to(saved_dy.dtype)
     if weight is None or to_weight is None:
-        return to_dy, to_x, *(None,) * 8
-    return to_dy, to_x, None, to_weight.to(weight.dtype), *(None,) * 6
+        return to_dy, to_x, None
+    return to_dy, to_x, to_weight.to(weight.dtype)
 
 
 def infer_backward_backward(
     ctx: Any, *grads: Grad, forward: Callable[..., Any] = ops.infer_op
 ) -> tuple[Any, ...]:
     """Differentiate ``dx = w r g``, ``dweight = sum(g xhat)``, ``dbias = sum(g)``, constant r."""
-    saved_dy, saved_x, mean, var, weight, bias, residual = ctx.saved_tensors
-    eps, activation, slope = ctx.fusion
-    given = _Given.of(grads, ctx.through)
-    dy, x = wide(saved_dy), wide(saved_x)
-    r = along_channels(x, torch.rsqrt(var.double() + eps))
-    xhat = (x - along_channels(x, mean)) * r
-    w = torch.ones_like(r) if weight is None else along_channels(x, weight)
+    saved_dy, saved_x, mean, var, weight, bias, residual, *counts = ctx.saved_tensors
+    eps, activation, slope, *policy = ctx.settings
+    counting = Counting.of(wide(saved_x), *counts, *policy)
+    given = Given.of(grads, ctx.through, counting)
     a = None
     if activation is not None:
         with torch.no_grad():
-            y = forward(saved_x, mean, var, weight, bias, residual, eps, activation, slope)
+            y = forward(saved_x, mean, var, weight, bias, residual, *counts, *ctx.settings)
         a = slope_of(wide(y), activation, slope)
+    dy = counting.kept(wide(saved_dy))
     g = dy if a is None else dy * a
+    x = counting.cleaned(wide(saved_x), g)
+    r = along_channels(x, torch.rsqrt(var.double() + eps))
+    xhat = (x - along_channels(x, mean)) * r
+    w = torch.ones_like(r) if weight is None else along_channels(x, weight)
     to_g, to_xhat = _direct(given, g, xhat)
     to_weight: Grad = None
     if given.dx is not None:
         to_g = to_g + w * r * given.dx
         to_weight = (r * total(given.dx * g)).flatten()
-    to_dy = (to_g if a is None else to_g * a).to(saved_dy.dtype)
+    to_dy = counting.kept(to_g if a is None else to_g * a).to(saved_dy.dtype)
     to_x = (r * to_xhat).to(saved_x.dtype)
     if weight is None or to_weight is None:
-        return to_dy, to_x, *(None,) * 9
-    return to_dy, to_x, None, None, to_weight.to(weight.dtype), *(None,) * 6
+        return to_dy, to_x, *(None,) * 13
+    return to_dy, to_x, None, None, to_weight.to(weight.dtype), *(None,) * 10
 
 
 def _register() -> None:

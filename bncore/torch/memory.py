@@ -25,12 +25,18 @@ from bncore.torch import compiled
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 
-# Type strings of NumPy; bfloat16 is read as integers first.
+# Type strings of NumPy; bfloat16 is read as integers first.  Only masks and weights are integers.
 NUMPY = {
     torch.float16: "<f2",
     torch.bfloat16: "<u2",
     torch.float32: "<f4",
     torch.float64: "<f8",
+    torch.bool: "|b1",
+    torch.uint8: "|u1",
+    torch.int8: "|i1",
+    torch.int16: "<i2",
+    torch.int32: "<i4",
+    torch.int64: "<i8",
 }
 if sys.byteorder == "big":
     NUMPY = {kind: text.replace("<", ">") for kind, text in NUMPY.items()}

@@ -7,6 +7,9 @@ from typing import Literal
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bncore.arguments.weights import NanPolicy
+from bncore.torch import counting
+from bncore.torch.counting import Counted
 from bncore.torch.functional import normalized
 
 __all__ = [
@@ -29,15 +32,27 @@ class Normalizing(_BatchNorm):
 
     _bncore_activation: Literal["relu"] | None = None
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Normalize (N, C, ...) input, and update the running statistics in training."""
-        return self._bncore_normalized(input)
+    def forward(
+        self,
+        input: torch.Tensor,
+        where: torch.Tensor | None = None,
+        weights: torch.Tensor | None = None,
+        *,
+        nan_policy: NanPolicy = "propagate",
+        fill: float | None = None,
+    ) -> torch.Tensor:
+        """Normalize (N, C, ...) input, and update the running statistics in training.
+
+        `where` and the arguments after it say what counts, as in `bncore.torch.batch_norm`.
+        """
+        counted = counting.given(where, weights, nan_policy, fill)
+        return self._bncore_normalized(input, None, counted)
 
     def _get_name(self) -> str:
         return f"bncore.torch.{type(self).__name__}"
 
     def _bncore_normalized(
-        self, input: torch.Tensor, residual: torch.Tensor | None = None
+        self, input: torch.Tensor, residual: torch.Tensor | None, counted: Counted
     ) -> torch.Tensor:
         self._check_input_dim(input)
         # Look them up once, because a module is slow to find its buffers and parameters.
@@ -53,7 +68,7 @@ class Normalizing(_BatchNorm):
             if momentum is None:  # a cumulative average over all batches
                 momentum = 0.0 if batches is None else 1.0 / (float(batches) + 1.0)
         return self._bncore_compute(
-            input, mean, var, self.weight, self.bias, batch, momentum, residual, batches
+            input, mean, var, self.weight, self.bias, batch, momentum, residual, batches, counted
         )
 
     def _bncore_compute(
@@ -67,10 +82,11 @@ class Normalizing(_BatchNorm):
         momentum: float,
         residual: torch.Tensor | None,
         batches: torch.Tensor | None,
+        counted: Counted,
     ) -> torch.Tensor:
         return normalized(
             input, mean, var, weight, bias, batch, momentum, self.eps,
-            self._bncore_activation, 0.0, residual, batches,
+            self._bncore_activation, 0.0, residual, batches, counted,
         )  # fmt: skip
 
 
@@ -189,7 +205,15 @@ class BatchNormAddReLU(AnyDimension):
     _bncore_activation = "relu"
 
     def forward(  # type: ignore[override]
-        self, input: torch.Tensor, residual: torch.Tensor
+        self,
+        input: torch.Tensor,
+        residual: torch.Tensor,
+        where: torch.Tensor | None = None,
+        weights: torch.Tensor | None = None,
+        *,
+        nan_policy: NanPolicy = "propagate",
+        fill: float | None = None,
     ) -> torch.Tensor:
         """Normalize input, add the residual, and apply ReLU."""
-        return self._bncore_normalized(input, residual)
+        counted = counting.given(where, weights, nan_policy, fill)
+        return self._bncore_normalized(input, residual, counted)

@@ -21,38 +21,48 @@ template <typename... Tensors> void refuse_tangents(const Tensors &...tensors)
 }
 
 std::tuple<Tensor, Tensor> train_op(const Tensor &x, const Optional &weight, const Optional &bias,
-                                    const Optional &residual, double eps, Text activation,
-                                    double slope)
+                                    const Optional &residual, const Optional &where,
+                                    const Optional &weights, double eps, Text activation,
+                                    double slope, c10::string_view policy,
+                                    std::optional<double> fill)
 {
-    refuse_tangents(x, weight, bias, residual);
-    return train(x, weight, bias, residual, {eps, activation_of(activation), slope});
+    refuse_tangents(x, weight, bias, residual, weights);
+    return train(x, weight, bias, residual, where, weights,
+                 {eps, activation_of(activation), slope, policy_of(policy), fill});
 }
 
 Gradients train_backward_op(const Tensor &dy, const Tensor &x, const Tensor &moments,
                             const Optional &weight, const Optional &bias, const Optional &residual,
-                            double eps, Text activation, double slope, bool through)
+                            const Optional &where, const Optional &weights, double eps,
+                            Text activation, double slope, c10::string_view policy,
+                            std::optional<double> fill, bool through)
 {
-    refuse_tangents(dy, x, weight, bias, residual);
-    return train_backward(dy, x, moments, weight, bias, residual,
-                          {eps, activation_of(activation), slope}, through);
+    refuse_tangents(dy, x, weight, bias, residual, weights);
+    return train_backward(dy, x, moments, weight, bias, residual, where, weights,
+                          {eps, activation_of(activation), slope, policy_of(policy), fill},
+                          through);
 }
 
 Tensor infer_op(const Tensor &x, const Tensor &mean, const Tensor &var, const Optional &weight,
-                const Optional &bias, const Optional &residual, double eps, Text activation,
-                double slope)
+                const Optional &bias, const Optional &residual, const Optional &where,
+                const Optional &weights, double eps, Text activation, double slope,
+                c10::string_view policy, std::optional<double> fill)
 {
-    refuse_tangents(x, weight, bias, residual);
-    return infer(x, mean, var, weight, bias, residual, {eps, activation_of(activation), slope});
+    refuse_tangents(x, weight, bias, residual, weights);
+    return infer(x, mean, var, weight, bias, residual, where, weights,
+                 {eps, activation_of(activation), slope, policy_of(policy), fill});
 }
 
 Gradients infer_backward_op(const Tensor &dy, const Tensor &x, const Tensor &mean,
                             const Tensor &var, const Optional &weight, const Optional &bias,
-                            const Optional &residual, double eps, Text activation, double slope,
-                            bool through)
+                            const Optional &residual, const Optional &where,
+                            const Optional &weights, double eps, Text activation, double slope,
+                            c10::string_view policy, std::optional<double> fill, bool through)
 {
-    refuse_tangents(dy, x, weight, bias, residual);
-    return infer_backward(dy, x, mean, var, weight, bias, residual,
-                          {eps, activation_of(activation), slope}, through);
+    refuse_tangents(dy, x, weight, bias, residual, weights);
+    return infer_backward(dy, x, mean, var, weight, bias, residual, where, weights,
+                          {eps, activation_of(activation), slope, policy_of(policy), fill},
+                          through);
 }
 
 void update_op(const Tensor &running_mean, const Tensor &running_var, const Tensor &moments,

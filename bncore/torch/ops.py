@@ -4,7 +4,8 @@ x is (N, C, ...), in any memory order.  ``moments`` is a (3, C) float64 tensor w
 sum of squared deviations of each channel.  Parameters are (C,) or None.  x, and each parameter and
 statistic for itself, is float16, bfloat16, float32 or float64.  All operators except
 `update_running_stats_` are functional.  The fused operations (`activation`, `negative_slope`,
-`residual`) are as in `bncore.batch_norm_train`.
+`residual`) are as in `bncore.batch_norm_train`, and so is what counts (`where`, `weights`,
+`nan_policy`, `fill`): `where` is bool, `weights` of real numbers.
 
 A call uses ``torch.get_num_threads()`` threads.  The gradients are in `gradients.py`.
 """
@@ -22,30 +23,31 @@ from torch.autograd import forward_ad
 import bncore
 from bncore.arguments.arrays import cast
 from bncore.arguments.float_environment import silent_arithmetic
-from bncore.arguments.layout import canonical
-from bncore.statistics import Moments, trusted_moments
-from bncore.torch import compiled
+from bncore.arguments.weights import PROPAGATE
+from bncore.statistics import Moments, require_counts, trusted_moments
+from bncore.torch import compiled, shapes
+from bncore.torch.dtypes import NOT_DIFFERENTIABLE, checked
 from bncore.torch.memory import array, copied, in_order_of, optional, output
 
 NAMESPACE = "bncore"
 
 # No argument has a default: the dispatcher drops arguments that equal their defaults, and backward
 # would then count the arguments wrongly.
-FUSED = "str? activation, float negative_slope"
-PARAMETERS = "Tensor? weight, Tensor? bias, Tensor? residual, float eps"
+PARAMETERS = "Tensor? weight, Tensor? bias, Tensor? residual, Tensor? where, Tensor? weights"
+SETTINGS = "float eps, str? activation, float negative_slope, str nan_policy, float? fill"
 GRADIENTS = "(Tensor dx, Tensor dweight, Tensor dbias, Tensor dresidual)"
 
 # The backward operators return the gradients of the forward arguments with these names.  dresidual
 # is empty unless residual_gradient is true.
 SCHEMAS = {
-    "batch_norm_train": f"(Tensor x, {PARAMETERS}, {FUSED}) -> (Tensor y, Tensor moments)",
+    "batch_norm_train": f"(Tensor x, {PARAMETERS}, {SETTINGS}) -> (Tensor y, Tensor moments)",
     "batch_norm_train_backward": (
-        f"(Tensor dy, Tensor x, Tensor moments, {PARAMETERS}, {FUSED}, "
+        f"(Tensor dy, Tensor x, Tensor moments, {PARAMETERS}, {SETTINGS}, "
         f"bool residual_gradient) -> {GRADIENTS}"
     ),
-    "batch_norm_infer": f"(Tensor x, Tensor mean, Tensor var, {PARAMETERS}, {FUSED}) -> Tensor",
+    "batch_norm_infer": f"(Tensor x, Tensor mean, Tensor var, {PARAMETERS}, {SETTINGS}) -> Tensor",
     "batch_norm_infer_backward": (
-        f"(Tensor dy, Tensor x, Tensor mean, Tensor var, {PARAMETERS}, {FUSED}, "
+        f"(Tensor dy, Tensor x, Tensor mean, Tensor var, {PARAMETERS}, {SETTINGS}, "
         f"bool residual_gradient) -> {GRADIENTS}"
     ),
     "update_running_stats_": (
@@ -55,39 +57,6 @@ SCHEMAS = {
 
 library = torch.library.Library(NAMESPACE, "DEF")
 Gradients: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-
-
-# PyTorch's text for arguments that have no gradient.
-NOT_DIFFERENTIABLE = (
-    "The {} is not differentiable with respect to argument '{}'. "
-    "This input cannot have requires_grad True."
-)
-
-# The dtypes of x and of parameters, and of the arithmetic on data of each of them.
-ARITHMETIC = {
-    torch.float16: torch.float32,
-    torch.bfloat16: torch.float32,
-    torch.float32: torch.float32,
-    torch.float64: torch.float64,
-}
-
-
-def checked(x: torch.Tensor) -> torch.Tensor:
-    """Return x if there are kernels for its dtype; otherwise raise PyTorch's error."""
-    if x.dtype not in ARITHMETIC:
-        raise NotImplementedError(f"\"batch_norm\" not implemented for '{scalar_type(x)}'")
-    return x
-
-
-def gradient_dtype(x: torch.Tensor, weight: torch.Tensor | None) -> torch.dtype:
-    """Return the dtype of the gradients by weight and bias."""
-    return ARITHMETIC[checked(x).dtype] if weight is None else weight.dtype
-
-
-def values_per_channel(x: torch.Tensor) -> int:
-    """Return the number of values of each channel of x."""
-    shape = canonical(x.shape, 1, 2)
-    return shape.outer * shape.inner
 
 
 @contextlib.contextmanager
@@ -104,12 +73,6 @@ def untraced() -> Iterator[None]:
         torch._C._set_tracing_state(state)
 
 
-def scalar_type(tensor: torch.Tensor) -> str:
-    """Return the name of a dtype in PyTorch's messages, such as Half."""
-    kind: str = tensor.type()
-    return kind.rpartition(".")[2].removesuffix("Tensor")
-
-
 def as_moments(moments: torch.Tensor) -> Moments:
     """Return moments as a `bncore.Moments`."""
     return trusted_moments(*array(moments))
@@ -122,16 +85,27 @@ def as_tensor(moments: Moments) -> torch.Tensor:
     return tensor
 
 
-def fused(
-    x: torch.Tensor, residual: torch.Tensor | None, activation: str | None, negative_slope: float
+def options(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    where: torch.Tensor | None,
+    weights: torch.Tensor | None,
+    activation: str | None,
+    negative_slope: float,
+    nan_policy: str,
+    fill: float | None,
 ) -> dict[str, Any]:
-    """Return the arguments of fused operations, and the number of threads."""
+    """Return the arguments of fused operations, of what counts, and the number of threads."""
     if residual is not None:
         residual = in_order_of(x, residual)
     return {
         "activation": activation,
         "negative_slope": negative_slope,
         "residual": optional(residual),
+        "where": optional(where),
+        "weights": optional(weights),
+        "nan_policy": PROPAGATE if nan_policy == PROPAGATE else nan_policy,  # not an equal string
+        "fill": fill,
         "n_threads": torch.get_num_threads(),
     }
 
@@ -141,9 +115,10 @@ def batch_norm_train(
     weight: torch.Tensor | None,
     bias: torch.Tensor | None,
     residual: torch.Tensor | None,
+    where: torch.Tensor | None,
+    weights: torch.Tensor | None,
     eps: float,
-    activation: str | None,
-    negative_slope: float,
+    *settings: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Run `bncore.batch_norm_train`."""
     y = output(checked(x))
@@ -154,7 +129,7 @@ def batch_norm_train(
         optional(bias),
         eps=eps,
         out=array(y),
-        **fused(x, residual, activation, negative_slope),
+        **options(x, residual, where, weights, *settings),
     )
     return y, as_tensor(moments)
 
@@ -166,12 +141,13 @@ def batch_norm_train_backward(
     weight: torch.Tensor | None,
     bias: torch.Tensor | None,
     residual: torch.Tensor | None,
+    where: torch.Tensor | None,
+    weights: torch.Tensor | None,
     eps: float,
-    activation: str | None,
-    negative_slope: float,
-    residual_gradient: bool,
+    *given: Any,
 ) -> Gradients:
-    """Run `bncore.batch_norm_train_backward`."""
+    """Run `bncore.batch_norm_train_backward`; `residual_gradient` is the last of `given`."""
+    *settings, residual_gradient = given
     dx = output(checked(x))
     x = in_order_of(dx, x)
     dresidual = output(x) if residual_gradient else x.new_empty(0)
@@ -184,7 +160,7 @@ def batch_norm_train_backward(
         out=array(dx),
         bias=optional(bias),
         dresidual=array(dresidual) if residual_gradient else None,
-        **fused(x, residual, activation, negative_slope),
+        **options(x, residual, where, weights, *settings),
     )
     return dx, copied(dweight), copied(dbias), dresidual
 
@@ -196,9 +172,10 @@ def batch_norm_infer(
     weight: torch.Tensor | None,
     bias: torch.Tensor | None,
     residual: torch.Tensor | None,
+    where: torch.Tensor | None,
+    weights: torch.Tensor | None,
     eps: float,
-    activation: str | None,
-    negative_slope: float,
+    *settings: Any,
 ) -> torch.Tensor:
     """Run `bncore.batch_norm_infer`."""
     y = output(checked(x))
@@ -211,7 +188,7 @@ def batch_norm_infer(
         optional(bias),
         eps=eps,
         out=array(y),
-        **fused(x, residual, activation, negative_slope),
+        **options(x, residual, where, weights, *settings),
     )
     return y
 
@@ -224,12 +201,13 @@ def batch_norm_infer_backward(
     weight: torch.Tensor | None,
     bias: torch.Tensor | None,
     residual: torch.Tensor | None,
+    where: torch.Tensor | None,
+    weights: torch.Tensor | None,
     eps: float,
-    activation: str | None,
-    negative_slope: float,
-    residual_gradient: bool,
+    *given: Any,
 ) -> Gradients:
-    """Run `bncore.batch_norm_infer_backward`."""
+    """Run `bncore.batch_norm_infer_backward`; `residual_gradient` is the last of `given`."""
+    *settings, residual_gradient = given
     dx = output(checked(x))
     x = in_order_of(dx, x)
     dresidual = output(x) if residual_gradient else x.new_empty(0)
@@ -243,7 +221,7 @@ def batch_norm_infer_backward(
         out=array(dx),
         bias=optional(bias),
         dresidual=array(dresidual) if residual_gradient else None,
-        **fused(x, residual, activation, negative_slope),
+        **options(x, residual, where, weights, *settings),
     )
     return dx, copied(dweight), copied(dbias), dresidual
 
@@ -268,6 +246,7 @@ def move_running_stats(
     some = moments.count > 0.0
     if not some.any():
         return
+    require_counts(moments, ~some | (moments.count > 1.0), "count > correction = 1")
     stats = array(running_mean), array(running_var)
     torch.autograd.graph.increment_version(
         [one for one in (running_mean, running_var) if not one.is_inference()]
@@ -294,47 +273,6 @@ def update_negated_(
             one.copy_(new)
 
 
-# The same operators without values, for tracing: they give the results' shapes, dtypes and strides.
-
-
-def train_shapes(x: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor]:
-    """Make tensors like the results of `batch_norm_train`."""
-    return torch.empty_like(checked(x)), x.new_empty((3, x.shape[1]), dtype=torch.float64)
-
-
-def infer_shapes(x: torch.Tensor, *_: object) -> torch.Tensor:
-    """Make a tensor like the result of `batch_norm_infer`."""
-    return torch.empty_like(checked(x))
-
-
-def gradient_shapes(
-    x: torch.Tensor, weight: torch.Tensor | None, residual_gradient: bool
-) -> Gradients:
-    """Make tensors like the results of both backward operators."""
-    dtype = gradient_dtype(x, weight)
-    dweight, dbias = (x.new_empty(x.shape[1], dtype=dtype) for _ in range(2))
-    dresidual = torch.empty_like(x) if residual_gradient else x.new_empty(0)
-    return torch.empty_like(x), dweight, dbias, dresidual
-
-
-def train_backward_shapes(
-    dy: torch.Tensor, x: torch.Tensor, moments: torch.Tensor, *rest: Any
-) -> Gradients:
-    """Make tensors like the results of `batch_norm_train_backward`."""
-    return gradient_shapes(x, rest[0], rest[-1])
-
-
-def infer_backward_shapes(
-    dy: torch.Tensor, x: torch.Tensor, mean: torch.Tensor, var: torch.Tensor, *rest: Any
-) -> Gradients:
-    """Make tensors like the results of `batch_norm_infer_backward`."""
-    return gradient_shapes(x, rest[0], rest[-1])
-
-
-def nothing(*_: object) -> None:
-    """Do nothing, because `update_running_stats_` returns nothing."""
-
-
 def guarded(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """Return a kernel that is not traced and refuses tangents, which it would lose."""
 
@@ -354,17 +292,17 @@ def guarded(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 def _define() -> None:
     kernels: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-        "batch_norm_train": (batch_norm_train, train_shapes),
-        "batch_norm_train_backward": (batch_norm_train_backward, train_backward_shapes),
-        "batch_norm_infer": (batch_norm_infer, infer_shapes),
-        "batch_norm_infer_backward": (batch_norm_infer_backward, infer_backward_shapes),
-        "update_running_stats_": (update_running_stats_, nothing),
+        "batch_norm_train": (batch_norm_train, shapes.train),
+        "batch_norm_train_backward": (batch_norm_train_backward, shapes.train_backward),
+        "batch_norm_infer": (batch_norm_infer, shapes.infer),
+        "batch_norm_infer_backward": (batch_norm_infer_backward, shapes.infer_backward),
+        "update_running_stats_": (update_running_stats_, shapes.nothing),
     }
-    for name, (kernel, shapes) in kernels.items():
+    for name, (kernel, shape) in kernels.items():
         library.define(name + SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
         if compiled.adapter is None:  # the compiled part has its own kernels
             library.impl(name, guarded(kernel), "CPU")
-        torch.library.register_fake(f"{NAMESPACE}::{name}", shapes, lib=library)
+        torch.library.register_fake(f"{NAMESPACE}::{name}", shape, lib=library)
     # PyTorch's fallback expects that an operator returns what it has changed.
     library.impl("update_running_stats_", update_negated_, "Negative")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from bncore.arguments import scalars
 from bncore.statistics import Moments, shown_count
 from bncore.torch.dependence import Dependence
 from bncore.torch.memory import array, rounded
+from bncore.torch.modules import Normalizing
 from bncore.torch.report import checked
 
 __all__ = ["recalibrate"]
@@ -87,7 +89,8 @@ def recalibrate(
     What depends on what is found while the model runs, from the operators that PyTorch executes.  A
     value that leaves PyTorch, for example by ``numpy()`` or ``item()``, counts as used by all that
     comes later in the same batch.  A layer that is called several times for a batch gets the values
-    of all calls.  ``num_batches_tracked`` becomes the number of these calls.  Compiled models run
+    of all calls, and ``num_batches_tracked`` becomes the number of these calls.  If a layer of
+    bncore is called with a mask or weights, they say what counts here, too.  Compiled models run
     without their compiled code.
 
     References
@@ -227,7 +230,11 @@ class _Pass:
         """Make a layer tell of its input, and mark its output."""
 
         def before(_: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._see(name, args[0] if args else kwargs["input"])
+            if isinstance(layer, Normalizing):
+                names = inspect.signature(type(layer).forward).parameters
+                kwargs = dict(zip(list(names)[1:], args, strict=False)) | kwargs
+                args = ()
+            self._see(name, args[0] if args else kwargs["input"], kwargs)
 
         def after(_: Module, __: Any, output: Any) -> None:
             assert self._dependence is not None
@@ -238,8 +245,8 @@ class _Pass:
             hooks.append(layer.register_forward_hook(after, prepend=True))
         return hooks
 
-    def _see(self, name: str, x: torch.Tensor) -> None:
-        """Add the values that a layer gets, unless they will change."""
+    def _see(self, name: str, x: torch.Tensor, given: dict[str, Any]) -> None:
+        """Add the values that a layer gets and that count, unless they will change."""
         moments, batches, spoiled, _ = self.result
         if name in spoiled:
             return
@@ -247,11 +254,19 @@ class _Pass:
             spoiled.add(name)
             moments.pop(name, None)
             return
+        names = (key for key in ("where", "weights", "nan_policy") if given.get(key) is not None)
         found = bncore.moments(
-            array(x.detach().cpu().resolve_neg()), n_threads=torch.get_num_threads()
+            array(x.detach().cpu().resolve_neg()),
+            n_threads=torch.get_num_threads(),
+            **{key: _numpy(given[key]) for key in names},
         )
         moments[name] = moments[name].merge(found) if name in moments else found
         batches[name] = batches.get(name, 0) + 1
+
+
+def _numpy(value: Any) -> Any:
+    """Return a tensor's memory as an array, and anything else as it is."""
+    return array(value.detach().cpu().resolve_neg()) if isinstance(value, torch.Tensor) else value
 
 
 def _exchanged(mine: _Result, error: Exception | None, group: Any) -> _Result:

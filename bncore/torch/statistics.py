@@ -12,7 +12,7 @@ import torch
 import bncore
 from bncore.arguments.weights import NanPolicy
 from bncore.statistics import Moments
-from bncore.torch import foreign, ops, transforms
+from bncore.torch import dtypes, foreign, transforms
 from bncore.torch.eager import ordinary
 from bncore.torch.memory import array, rounded
 
@@ -132,7 +132,7 @@ def _is_own(x: object) -> bool:
         return False
     if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
         return False
-    return isinstance(x, torch.Tensor) and ordinary(x) and x.dtype in ops.ARITHMETIC
+    return isinstance(x, torch.Tensor) and ordinary(x) and x.dtype in dtypes.ARITHMETIC
 
 
 def _is_number(value: object) -> bool:

@@ -1,23 +1,24 @@
 """Batch norm over the batches of all processes, by merging their moments; it works on the CPU.
 
 Each process gathers the moments of all processes and merges them in the order of their ranks, so
-that all processes get the same bits.  Batches may differ in size and may be empty.  The gradient
-sums are gathered and added in the same way.
+that all processes get the same bits.  Batches may differ in size and may be empty, and each process
+has its own mask and weights.  The gradient sums are gathered and added in the same way.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.autograd.function import once_differentiable
 
 import bncore
 from bncore.statistics import GradSums, Moments
-from bncore.torch import eager, ops
+from bncore.torch import counting, dtypes, eager, ops
+from bncore.torch.counting import Counted, Counting, total
 from bncore.torch.functional import check
+from bncore.torch.gradients import Given, along_channels, second_gradients, wide
 from bncore.torch.memory import Array, array, in_order_of, optional, output, rounded
 from bncore.torch.modules import AnyDimension
 
@@ -32,15 +33,27 @@ def gathered(values: Array, group: Any) -> list[Array]:
     return [array(part) for part in parts]
 
 
-def merged_moments(local: Moments, group: Any) -> Moments:
-    """Return the moments of the batches of all processes together."""
-    packed = np.concatenate((local.count, local.mean, local.m2))
+def merged_moments(local: Moments, weighs: bool, group: Any) -> tuple[Moments, bool]:
+    """Return the moments of all processes together, and whether values have weights in any."""
+    packed = np.concatenate(([float(weighs)], local.count, local.mean, local.m2))
+    parts = gathered(packed, group)
     merged: Moments | None = None
-    for part in gathered(packed, group):
-        moments = Moments(*part.reshape(3, -1))
+    for part in parts:
+        moments = Moments(*part[1:].reshape(3, -1))
         merged = moments if merged is None else merged.merge(moments)
     assert merged is not None
-    return merged
+    return merged, any(part[0] for part in parts)
+
+
+def arguments(counted: Counted) -> dict[str, Any]:
+    """Return what counts as arguments of bncore's functions."""
+    where, weights, nan_policy, fill = counted
+    return {
+        "where": optional(where),
+        "weights": optional(weights),
+        "nan_policy": nan_policy,
+        "fill": fill,
+    }
 
 
 def added_sums(local: GradSums, group: Any) -> GradSums:
@@ -64,16 +77,20 @@ class _Synchronized(torch.autograd.Function):
         bias: torch.Tensor | None,
         eps: float,
         group: Any,
+        counted: Counted,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         threads = torch.get_num_threads()
         values = array(x)
-        moments = merged_moments(bncore.moments(values, n_threads=threads), group)
-        if (moments.count == 1.0).any():
+        given = arguments(counted)
+        fill = given.pop("fill")
+        local = bncore.moments(values, n_threads=threads, **given)
+        moments, weighs = merged_moments(local, counted.weighs, group)
+        if not weighs and (moments.count == 1.0).any():
             raise ValueError(
                 f"Expected more than 1 value per channel when training, got input size {x.size()}"
             )
         y = output(x)
-        if moments.count.any():
+        if weighs or moments.count.any():
             bncore.normalize(
                 values,
                 moments,
@@ -82,33 +99,103 @@ class _Synchronized(torch.autograd.Function):
                 eps=eps,
                 out=array(y),
                 n_threads=threads,
+                fill=fill,
+                **given,
             )
         ctx.moments, ctx.eps, ctx.group = moments, eps, group
-        ctx.save_for_backward(x, weight)
+        ctx.settings = counted[2:]
+        ctx.save_for_backward(x, weight, *counted[:2])
         merged = ops.as_tensor(moments)
         ctx.mark_non_differentiable(merged)
         return y, merged
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, dy: torch.Tensor, *_: object) -> tuple[Any, ...]:
-        x, weight = ctx.saved_tensors
-        common = {"eps": ctx.eps, "n_threads": torch.get_num_threads()}
-        given = array(in_order_of(x, dy)), array(x), ctx.moments
+        x, weight, *counts = ctx.saved_tensors
+        shared = Shared(ctx.moments, ctx.eps, ctx.group, Counted(*counts, *ctx.settings))
+        gradients = _SynchronizedBackward.apply(dy, x, weight, shared, ctx.needs_input_grad[:3])
+        return *gradients, None, None, None
+
+
+class Shared(NamedTuple):
+    """What the gradients of a synchronized call need beside tensors with gradients.
+
+    Attributes
+    ----------
+    moments : of the batches of all processes
+    eps, group, counted : as in the call
+    """
+
+    moments: Moments
+    eps: float
+    group: Any
+    counted: Counted
+
+    def counting(self, x: torch.Tensor) -> Counting:
+        """Return the weights of x's values in formulas whose sums are over all processes."""
+        own = Counting.of(x, *self.counted)
+        count = self.moments.count
+        number = torch.from_numpy(np.where(count > 0.0, count, 1.0))
+        return own._replace(
+            number=along_channels(x, number),
+            total=lambda values: _Total.apply(total(values), self.group),
+        )
+
+
+class _SynchronizedBackward(torch.autograd.Function):
+    """The gradients of `_Synchronized`: of x from the sums of all processes, of parameters its own.
+
+    Its own gradients come from the formulas of `gradients.second_gradients`, with sums over all
+    processes, which can be differentiated again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        dy: torch.Tensor,
+        x: torch.Tensor,
+        weight: torch.Tensor | None,
+        shared: Shared,
+        needed: tuple[bool, bool, bool],
+    ) -> tuple[torch.Tensor | None, ...]:
+        common = arguments(shared.counted)
+        common |= {"eps": shared.eps, "n_threads": torch.get_num_threads()}
+        given = array(in_order_of(x, dy)), array(x), shared.moments
         local = bncore.grad_sums(*given, **common)
         dx = None
-        if ctx.needs_input_grad[0]:
+        if needed[0]:
             dx = output(x)
-            total = added_sums(local, ctx.group)
+            total = added_sums(local, shared.group)
             bncore.grad_input(*given, total, optional(weight), out=array(dx), **common)
-        dtype = ops.gradient_dtype(x, weight)
-        dweight, dbias = (
-            rounded(values, dtype) if needed else None
-            for values, needed in zip(
-                (local.sum_dy_xhat, local.sum_dy), ctx.needs_input_grad[1:3], strict=True
-            )
+        dtype = dtypes.gradient_dtype(x, weight)
+        ctx.shared = shared
+        ctx.save_for_backward(dy, x, weight)
+        return dx, *(
+            rounded(values, dtype) if wanted else None
+            for values, wanted in zip((local.sum_dy_xhat, local.sum_dy), needed[1:], strict=True)
         )
-        return dx, dweight, dbias, None, None
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[Any, ...]:
+        dy, x, weight = ctx.saved_tensors
+        counting = ctx.shared.counting(wide(x))
+        given = Given.of((*grads, None), False, counting)
+        return *second_gradients(given, dy, x, weight, ctx.shared.eps, counting), None, None
+
+
+class _Total(torch.autograd.Function):
+    """The sum of a tensor over all processes, added in the order of their ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, local: torch.Tensor, group: Any) -> torch.Tensor:
+        ctx.group = group
+        parts = gathered(local.detach().double().flatten().numpy(), group)
+        summed = np.add.reduce(parts, axis=0)
+        return torch.from_numpy(summed).to(local.dtype).reshape(local.shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return _Total.apply(gradient, ctx.group), None
 
 
 class SyncBatchNorm(AnyDimension):
@@ -127,7 +214,9 @@ class SyncBatchNorm(AnyDimension):
     Notes
     -----
     As with every collective operation, every process must call forward, and every process must call
-    backward if one of them does.  The gradients cannot be differentiated again.
+    backward if one of them does, and so it is with backwards of gradients.  Gradients of any order
+    exist, if the same arguments need gradients in every process.  `torch.compile` computes a layer
+    outside of its graph.
 
     Examples
     --------
@@ -168,15 +257,17 @@ class SyncBatchNorm(AnyDimension):
         momentum: float,
         residual: torch.Tensor | None,
         batches: torch.Tensor | None,
+        counted: Counted,
     ) -> torch.Tensor:
         together = dist.is_available() and dist.is_initialized() and self.training
         if not together or dist.get_world_size(self.process_group) == 1:
             return super()._bncore_compute(
-                input, mean, var, weight, bias, batch, momentum, residual, batches
+                input, mean, var, weight, bias, batch, momentum, residual, batches, counted
             )
         check(input, mean, var, weight, bias, residual, True, self.eps, alone=False)
+        counted = counting.checked(input, counted)
         given = (one if one is None else one.resolve_neg() for one in (input, weight, bias))
-        y, moments = synchronized(*given, self.eps, self.process_group)
+        y, moments = synchronized(*given, self.eps, self.process_group, counted)
         eager.track(ops.update_op, mean, var, moments, momentum, batches)
         return y
 

@@ -16,7 +16,8 @@ from torch._C._functorch import TransformType
 from torch.autograd import forward_ad
 
 from bncore.torch import compiled, gradients, ops
-from bncore.torch.gradients import Grad, along_channels, total, wide
+from bncore.torch.counting import ALL, Counting, total
+from bncore.torch.gradients import Grad, along_channels, wide
 
 _compiling = torch.compiler.is_dynamo_compiling
 _innermost = torch._C._functorch.peek_interpreter_stack
@@ -40,29 +41,41 @@ def _along(x: torch.Tensor, values: Grad) -> torch.Tensor | float:
 
 
 def _tangent(
-    ctx: Any, y: torch.Tensor, from_x: Grad, xhat: Grad, to_bias: Grad, residual: Grad
+    ctx: Any,
+    y: torch.Tensor,
+    counting: Counting,
+    from_x: Grad,
+    xhat: Grad,
+    to_bias: Grad,
+    residual: Grad,
 ) -> torch.Tensor:
     """Return y's tangent: the sum of its parts times the activation's derivative."""
-    _, activation, slope = ctx.fusion
+    _, activation, slope, *_rest = ctx.settings
     parts = [wide(part) for part in (from_x, xhat, residual) if part is not None]
     tangent = sum(parts, torch.zeros_like(wide(y)))
     tangent = tangent + _along(y, to_bias)
     a = gradients.slope_of(wide(y.detach()), activation, slope)
-    return (tangent if a is None else tangent * a).to(y.dtype)
+    return counting.kept(tangent if a is None else tangent * a).to(y.dtype)
 
 
 def _train_tangent(ctx: Any, x_: Grad, weight_: Grad, bias_: Grad, residual_: Grad, *_: Any) -> Any:
-    """Compute y's tangent from x's by backward's projection, which is its own transpose."""
-    x, weight, _, _, y, moments = ctx.saved_tensors
+    """Compute y's tangent from x's by backward's projection, its own transpose without weights."""
+    x, weight, _, _, where, weights, y, moments = ctx.saved_tensors
     x = wide(x)
-    eps, _, slope = ctx.fusion
-    plain = (None, None, eps, None, slope)
+    eps, _, slope, nan_policy, fill = ctx.settings
+    counting = Counting.of(x, where, weights, nan_policy, fill)
+    x = counting.cleaned(x)
+    plain = (None, None, where, weights, eps, None, slope, nan_policy, None)
     from_x = scaled = None
-    if x_ is not None:
+    if x_ is not None and counting.w is None:
         from_x = TrainBackward.apply(wide(x_), x, moments, weight, *plain, False)[0]
+    elif x_ is not None:
+        projection = gradients.projection(x, eps, counting)
+        from_x = projection.r * projection.project(wide(x_))
+        from_x = from_x if weight is None else along_channels(x, weight) * from_x
     if weight_ is not None:
         scaled = along_channels(x, weight_) * Train.apply(x, None, *plain)[0]
-    return _tangent(ctx, y, from_x, scaled, bias_, residual_), None
+    return _tangent(ctx, y, counting, from_x, scaled, bias_, residual_), None
 
 
 def _infer_tangent(
@@ -76,28 +89,37 @@ def _infer_tangent(
     *_: Any,
 ) -> torch.Tensor:
     """Compute y's tangent with given statistics, which have no gradient and no tangent."""
-    x, mean, var, weight, _, _, y = ctx.saved_tensors
+    x, mean, var, weight, _, _, *counts, y = ctx.saved_tensors
     x = wide(x)
-    eps, _, slope = ctx.fusion
-    plain = (None, None, eps, None, slope)
+    eps, _, slope, *policy = ctx.settings
+    counting = Counting.of(x, *counts, *policy)
+    x = counting.cleaned(x)
+    plain = (None, None, None, None, eps, None, slope, ALL.nan_policy, None)
     from_x = scaled = None
     if x_ is not None:
         from_x = InferBackward.apply(wide(x_), x, mean, var, weight, *plain, False)[0]
     if weight_ is not None:
         scaled = along_channels(x, weight_) * Infer.apply(x, mean, var, None, *plain)
-    return _tangent(ctx, y, from_x, scaled, bias_, residual_)
+    return _tangent(ctx, y, counting, from_x, scaled, bias_, residual_)
+
+
+def _activated(
+    ctx: Any, counting: Counting, dy: torch.Tensor, y: torch.Tensor | None, dy_: Grad
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return g, the gradient after the activation's derivative, and its tangent."""
+    _, activation, slope, *_rest = ctx.settings
+    a = None if y is None else gradients.slope_of(wide(y.detach()), activation, slope)
+    g, g_ = (counting.kept(v if a is None else v * a) for v in (wide(dy), _dense(dy, dy_)))
+    return g, g_
 
 
 def _gradient_tangents(
-    ctx: Any, dy: torch.Tensor, y: torch.Tensor | None, dy_: Grad, xhat: Any, xhat_: Any
-) -> tuple[Any, Any, Any, Any, Any]:
-    """Return g, and the tangents of g, dweight, dbias and dresidual."""
-    _, activation, slope = ctx.fusion
-    a = None if y is None else gradients.slope_of(wide(y.detach()), activation, slope)
-    g, g_ = (v if a is None else v * a for v in (wide(dy), _dense(dy, dy_)))
+    ctx: Any, g: torch.Tensor, g_: torch.Tensor, xhat: Any, xhat_: Any
+) -> tuple[Any, Any, Any]:
+    """Return the tangents of dweight, dbias and dresidual."""
     dweight = total(g_ * xhat + g * xhat_).flatten()
     dbias = total(g_).flatten()
-    return g, g_, dweight, dbias, g_ if ctx.through else g_.new_zeros(0)
+    return dweight, dbias, g_ if ctx.through else g_.new_zeros(0)
 
 
 def _rounded(tangents: tuple[torch.Tensor, ...], results: list[torch.Tensor]) -> tuple[Any, ...]:
@@ -113,20 +135,23 @@ def _dense(like: torch.Tensor, tangent: Grad) -> torch.Tensor:
 def _train_backward_tangent(
     ctx: Any, dy_: Grad, x_: Grad, _moments: Grad, weight_: Grad, *_: Any
 ) -> tuple[Any, ...]:
-    """Differentiate ``dx = w r P(g)`` along x, dy and weight, in the notation of `gradients`."""
-    dy, x, _, weight, bias, residual, *results = ctx.saved_tensors
-    eps, activation, slope = ctx.fusion
+    """Differentiate ``dx = w r Q(g)`` along x, dy and weight, in the notation of `gradients`."""
+    dy, x, _, weight, bias, residual, where, weights, *results = ctx.saved_tensors
+    eps, activation, _, *policy = ctx.settings
     y = None
     if activation is not None:
-        y = Train.apply(x, weight, bias, residual, eps, activation, slope)[0]
+        y = Train.apply(x, weight, bias, residual, where, weights, *ctx.settings)[0]
     x = wide(x)
-    n = gradients.count(x)
-    r, xhat, project = gradients.projection(x, eps)
+    counting = Counting.of(x, where, weights, *policy)
+    g, g_ = _activated(ctx, counting, dy, y, dy_)
+    x = counting.cleaned(x, g)
+    r, xhat, project, transposed = gradients.projection(x, eps, counting)
     xhat_ = r * project(_dense(x, x_))
-    r_ = -r * r * total(xhat * _dense(x, x_)) / n
-    g, g_, *others = _gradient_tangents(ctx, dy, y, dy_, xhat, xhat_)
-    projected = project(g)
-    projected_ = project(g_) - xhat_ * total(g * xhat) / n - xhat * total(g * xhat_) / n
+    r_ = -r * r * counting.average(xhat * _dense(x, x_))
+    others = _gradient_tangents(ctx, g, g_, xhat, xhat_)
+    projected = transposed(g)
+    moved = counting.spread(xhat_ * total(g * xhat) + xhat * total(g * xhat_))
+    projected_ = transposed(g_) - moved
     dx = _input_tangent(x, weight, weight_, (r, r_), (projected, projected_))
     return _rounded((dx, *others), results)
 
@@ -135,15 +160,18 @@ def _infer_backward_tangent(
     ctx: Any, dy_: Grad, x_: Grad, _mean: Grad, _var: Grad, weight_: Grad, *_: Any
 ) -> tuple[Any, ...]:
     """Differentiate ``dx = w r g`` with constant r along x, dy and weight."""
-    dy, x, mean, var, weight, bias, residual, *results = ctx.saved_tensors
-    eps, activation, slope = ctx.fusion
+    dy, x, mean, var, weight, bias, residual, where, weights, *results = ctx.saved_tensors
+    eps, activation, _, *policy = ctx.settings
     y = None
     if activation is not None:
-        y = Infer.apply(x, mean, var, weight, bias, residual, eps, activation, slope)
+        y = Infer.apply(x, mean, var, weight, bias, residual, where, weights, *ctx.settings)
     x = wide(x)
+    counting = Counting.of(x, where, weights, *policy)
+    g, g_ = _activated(ctx, counting, dy, y, dy_)
+    x = counting.cleaned(x, g)
     r = along_channels(x, torch.rsqrt(var.double() + eps))
     xhat = (x - along_channels(x, mean)) * r
-    g, g_, *others = _gradient_tangents(ctx, dy, y, dy_, xhat, r * _dense(x, x_))
+    others = _gradient_tangents(ctx, g, g_, xhat, r * _dense(x, x_))
     dx = _input_tangent(x, weight, weight_, (r, 0.0), (g, g_))
     return _rounded((dx, *others), results)
 
@@ -172,6 +200,19 @@ def _folded(value: Any, dim: int | None, axis: int, size: int) -> Any:
     return value.flatten(axis, axis + 1)
 
 
+def _folded_counts(value: Any, dim: int | None, channels: int, size: int) -> Any:
+    """Return a mask or weights for examples that are parts of the channel axis.
+
+    They stay as they are if all channels of all examples share them.
+    """
+    if value is None or (dim is None and value.shape[X] == 1):
+        return value
+    if dim is None:
+        return _folded(value, None, X, size)
+    value = value.movedim(dim, X)
+    return value.expand(*value.shape[:2], channels, *value.shape[3:]).flatten(X, X + 1)
+
+
 def _unfolded(value: torch.Tensor, axis: int, size: int) -> tuple[torch.Tensor, int | None]:
     """Separate the examples from the channel axis again; return the tensor and their axis."""
     if value.dim() <= axis:  # a residual's gradient that nobody asked for: empty, and nobody's
@@ -188,7 +229,10 @@ def _made(
     axes: tuple[int, ...],
     result_axes: tuple[int, ...],
 ) -> Any:
-    """Make an autograd function whose first arguments, tensors, have the channel axes `axes`."""
+    """Make an autograd function whose first arguments, tensors, have the channel axes `axes`.
+
+    The last two of these tensors are the mask and the weights.
+    """
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         setup(ctx, inputs, output)
@@ -207,11 +251,11 @@ def _made(
 
     def vmap(info: Any, in_dims: tuple[int | None, ...], *given: Any) -> tuple[Any, Any]:
         size = info.batch_size
-        tensors = (
-            _folded(value, dim, axis, size)
-            for value, dim, axis in zip(given, in_dims, axes, strict=False)
-        )
-        results = made.apply(*tensors, *given[len(axes) :])
+        places = list(zip(given, in_dims, axes, strict=False))
+        tensors = [_folded(value, dim, axis, size) for value, dim, axis in places[:-2]]
+        channels = tensors[0].shape[X] // size
+        counts = (_folded_counts(value, dim, channels, size) for value, dim, _ in places[-2:])
+        results = made.apply(*tensors, *counts, *given[len(axes) :])
         if isinstance(results, torch.Tensor):
             return _unfolded(results, result_axes[0], size)
         parts = [_unfolded(v, axis, size) for v, axis in zip(results, result_axes, strict=True)]
@@ -230,7 +274,7 @@ def _made(
     return made
 
 
-X, VECTOR, MOMENTS = 1, 0, 1  # the channel axes of tensors
+X, VECTOR, MOMENTS, COUNTS = 1, 0, 1, 1  # the channel axes of tensors
 GRADIENTS = (X, VECTOR, VECTOR, X)
 
 TrainBackward: Any = _made(
@@ -239,7 +283,7 @@ TrainBackward: Any = _made(
     gradients.save_train_backward,
     lambda ctx, *grads: gradients.train_backward_backward(ctx, *grads, forward=Train.apply),
     _train_backward_tangent,
-    (X, X, MOMENTS, VECTOR, VECTOR, X),
+    (X, X, MOMENTS, VECTOR, VECTOR, X, COUNTS, COUNTS),
     GRADIENTS,
 )
 Train: Any = _made(
@@ -248,7 +292,7 @@ Train: Any = _made(
     gradients.save_train,
     lambda ctx, *grads: gradients.train_backward(ctx, *grads, kernel=TrainBackward.apply),
     _train_tangent,
-    (X, VECTOR, VECTOR, X),
+    (X, VECTOR, VECTOR, X, COUNTS, COUNTS),
     (X, MOMENTS),
 )
 InferBackward: Any = _made(
@@ -257,7 +301,7 @@ InferBackward: Any = _made(
     gradients.save_infer_backward,
     lambda ctx, *grads: gradients.infer_backward_backward(ctx, *grads, forward=Infer.apply),
     _infer_backward_tangent,
-    (X, X, VECTOR, VECTOR, VECTOR, VECTOR, X),
+    (X, X, VECTOR, VECTOR, VECTOR, VECTOR, X, COUNTS, COUNTS),
     GRADIENTS,
 )
 Infer: Any = _made(
@@ -266,7 +310,7 @@ Infer: Any = _made(
     gradients.save_infer,
     lambda ctx, *grads: gradients.infer_backward(ctx, *grads, kernel=InferBackward.apply),
     _infer_tangent,
-    (X, VECTOR, VECTOR, VECTOR, VECTOR, X),
+    (X, VECTOR, VECTOR, VECTOR, VECTOR, X, COUNTS, COUNTS),
     (X,),
 )
 

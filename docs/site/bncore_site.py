@@ -93,6 +93,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         "mathml", inline_renderers=(visit_math, None), block_renderers=(visit_math_block, None)
     )
     app.config.html_math_renderer = "mathml"
+    app.connect("env-get-outdated", lambda *_: ["guides/index"])  # a new page is listed there
     app.connect("source-read", other_guides)
     app.connect("source-read", lead_outside)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -38,7 +38,7 @@ extern "C" {
 #endif
 
 /* The version of this header. bncore_version() returns that of the library. */
-#define BNCORE_VERSION "0.1.0"
+#define BNCORE_VERSION "0.2.0"
 
 /* This number grows when programs that were compiled against an older header must be compiled again. The shared library
  * is named libbncore.so.<this number>. A host that loads the library by hand compares the number with

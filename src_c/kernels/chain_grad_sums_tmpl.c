@@ -82,7 +82,7 @@ static inline ALWAYS_INLINE void NAME(sum_planes)(bncore_partial partial,
     const int64_t ahead = bytes_ahead(t, sizeof(T));
     lanes acc[BNCORE_GROUP] = {0};
     NAME(run_flags) flags;
-    if (fused & WEIGHTED) NAME(start_runs)(&flags, arrays, 0);
+    if (fused & WEIGHTED) NAME(start_runs)(&flags, arrays);
     int64_t pending = 0;
     double *sum_a = partial.at, *sum_b = sum_a + partial.stride;
     for (int64_t c = 0; c < t->channels; c++) sum_a[c] = sum_b[c] = 0.0;
@@ -175,7 +175,7 @@ static inline ALWAYS_INLINE void NAME(sum_strip)(bncore_partial partial, NAME(gr
         for (int64_t r = 0; r < rows;) {
             const int chain = NAME(chain_rows)(rows - r);
             if (fused & WEIGHTED)
-                NAME(lay_out_flags)(&w->flags, v.x, (block + r) * t->stride, t, chain);
+                NAME(find_flags)(&w->flags, v.x, (block + r) * t->stride, t, chain);
             if (fused & WEIGHTED)
                 NAME(add_grad_rows)(w, v, t->stride, t->cols, chain, fused);
             else if (chain == CHAIN)

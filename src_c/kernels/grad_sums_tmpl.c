@@ -136,7 +136,7 @@ static inline ALWAYS_INLINE void NAME(sum_planes)(bncore_partial partial,
     const int64_t ahead = bytes_ahead(t, sizeof(T));
     lanes acc[BNCORE_GROUP] = {0};
     NAME(run_flags) flags;
-    if (fused & WEIGHTED) NAME(start_runs)(&flags, arrays, 0);
+    if (fused & WEIGHTED) NAME(start_runs)(&flags, arrays);
     int64_t pending = 0;
     double *sum_a = partial.at, *sum_b = sum_a + partial.stride;
     for (int64_t c = 0; c < t->channels; c++) sum_a[c] = sum_b[c] = 0.0;
@@ -249,10 +249,8 @@ static inline ALWAYS_INLINE void NAME(sum_strip)(bncore_partial partial, NAME(gr
             const int tile = r + ROW_TILE <= rows ? ROW_TILE : 1;
             const NAME(values) here = NAME(values_at)(v, r * t->stride, fused);
             if (fused & WEIGHTED)
-                NAME(lay_out_flags)(&w->flags, here.x, (block + r) * t->stride, t, tile);
-            if (fused & WEIGHTED)
-                NAME(add_grad_rows)(w, here, t->stride, t->cols, tile, fused);
-            else if (tile == ROW_TILE)
+                NAME(find_flags)(&w->flags, here.x, (block + r) * t->stride, t, tile);
+            if (tile == ROW_TILE)
                 NAME(add_grad_rows)(w, here, t->stride, t->cols, ROW_TILE, fused);
             else
                 NAME(add_grad_rows)(w, here, t->stride, t->cols, 1, fused);

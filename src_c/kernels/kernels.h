@@ -39,6 +39,7 @@ enum {
     STORED = 4,     /* grad_sums: the masked gradient goes to dresidual */
     BACKWARD = 8,   /* only within the templates: the kernel reads dy */
     WEIGHTED = 16,  /* only within the templates: the kernel reads weights */
+    DOUBLES = 32,   /* only within the templates: these may be other ones than 0 and 1 */
     ELEMENTWISE_VARIANTS = 4,
     SUMS_VARIANTS = 8
 };
@@ -139,14 +140,15 @@ typedef struct bncore_kernel_set {
     void (*grad_frozen_rows[ELEMENTWISE_VARIANTS])(const bncore_arrays *a, const void *coef,
                                                    int64_t stride, const bncore_rows *t);
 
-    /* With weights: normalize for weights that are filled, and both gradients by x, without and with what may be fused. */
-    void (*weighted_normalize_planes)(const bncore_arrays *a, const void *coef, int64_t stride,
-                                      const bncore_planes *t);
-    void (*weighted_normalize_rows)(const bncore_arrays *a, const void *coef, int64_t stride,
-                                    const bncore_rows *t);
-    void (*weighted_grad_input_planes[2])(const bncore_arrays *a, const void *coef, int64_t stride,
+    /* With weights: normalize for weights that are filled, and both gradients by x. The last variant has everything that may
+     * be fused, the first ones nothing; the first gradient by x is for flags alone. */
+    void (*weighted_normalize_planes[2])(const bncore_arrays *a, const void *coef, int64_t stride,
+                                         const bncore_planes *t);
+    void (*weighted_normalize_rows[2])(const bncore_arrays *a, const void *coef, int64_t stride,
+                                       const bncore_rows *t);
+    void (*weighted_grad_input_planes[3])(const bncore_arrays *a, const void *coef, int64_t stride,
                                           const bncore_planes *t);
-    void (*weighted_grad_input_rows[2])(const bncore_arrays *a, const void *coef, int64_t stride,
+    void (*weighted_grad_input_rows[3])(const bncore_arrays *a, const void *coef, int64_t stride,
                                         const bncore_rows *t);
 
     /* For each of n channels: 1 / sqrt(var / divisor + eps), and the coefficients that are computed from it. weight and

@@ -2,7 +2,7 @@
  * buffer, which streams whole lines where the output passes the caches by. Everything may be fused: what is not there
  * changes nothing (weighted_runs_tmpl.c, run.c). */
 
-enum { NAME(EVERYTHING) = ACTIVATION | RESIDUAL | WEIGHTED };
+enum { NAME(EVERYTHING) = ACTIVATION | RESIDUAL | WEIGHTED | DOUBLES };
 
 /* ---- arithmetic, as normalize and grad_input have it ---- */
 
@@ -41,7 +41,7 @@ static inline ALWAYS_INLINE void NAME(weighted_grad_input)(T *to, NAME(values) v
 #pragma omp simd
     for (int l = 0; l < NAME(WIDTH); l++) {
         const ACC *k = coef + l * by_column;
-        const ACC w = v.weights[l], d = in.x[l] - k[stride];
+        const ACC w = fused & DOUBLES ? v.weights[l] : (ACC)1, d = in.x[l] - k[stride];
         const ACC sum = (g[l] + w * (d * k[2 * stride])) + w * k[3 * stride];
         const ACC value = (flags[l] * counts != (ACC)0 ? sum : g[l]) * k[0];
         dx[l] = NAME(takes_part)(v, flags[l], g[l]) ? value : (ACC)0;
@@ -56,7 +56,7 @@ typedef void NAME(weighted_arithmetic)(T *to, NAME(values) v, const ACC *coef, i
 
 enum {
     NAME(BUFFERED) = 256, /* values that are streamed at once, at least */
-    NAME(BUFFER) = 2 * NAME(BUFFERED) + NAME(IN_LINE) + NAME(WIDTH)
+    NAME(BUFFER) = NAME(BUFFERED) + 4 * NAME(IN_LINE)
 };
 
 /* Streamed values that were computed, and not yet written to `to`. */
@@ -111,11 +111,18 @@ typedef struct NAME(weight_buffer) {
     ACC weights[MOST_WEIGHTS];
 } NAME(weight_buffer);
 
-static ONCE_ONLY void NAME(next_weights)(NAME(weight_buffer) * b, const bncore_weighting *w,
-                                         int64_t at, int64_t len)
+/* Take up to `left` weights that are doubles, with flags that say which are not 0. Returns how many. */
+static ONCE_ONLY int64_t NAME(next_weights)(NAME(weight_buffer) * b, uint8_t *flags,
+                                            const bncore_weighting *w, int64_t at, const T *x,
+                                            int64_t left)
 {
-    const double *from = doubles_of(b->room, w, at, len);
-    for (int64_t i = 0; i < len; i++) b->weights[i] = (ACC)from[i];
+    const int64_t n = some_of(left);
+    const double *from = NAME(weights_in)(b->room, w, at, x, n);
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) b->weights[i] = (ACC)from[i];
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) flags[i] = from[i] != 0.0;
+    return n;
 }
 
 /* Copies of fewer than WIDTH values, so that a vector can be computed. */
@@ -141,12 +148,12 @@ typedef struct NAME(weighted_walk) {
     NAME(writer) writer;
     NAME(run_flags) flags;
     NAME(weight_buffer) weights;
-    int64_t weights_by; /* as flags_by */
+    int64_t weights_by; /* 0: a vector of ones stands for all weights */
     ACC fill;
     int frozen;
 } NAME(weighted_walk);
 
-static NOINLINE void NAME(start_walk)(NAME(weighted_walk) * w, const bncore_arrays *a, int64_t cols)
+static NOINLINE void NAME(start_walk)(NAME(weighted_walk) * w, const bncore_arrays *a)
 {
     w->writer.to = a->dst;
     w->writer.pending = 0;
@@ -154,7 +161,7 @@ static NOINLINE void NAME(start_walk)(NAME(weighted_walk) * w, const bncore_arra
     w->weights_by = a->weighting->doubles;
     w->fill = NAME(coefficient)(a->weighting->fill);
     w->frozen = a->weighting->frozen;
-    NAME(start_runs)(&w->flags, a, cols);
+    NAME(start_runs)(&w->flags, a);
     for (int i = 0; i < BNCORE_LANES; i++) w->weights.weights[i] = (ACC)1;
 }
 
@@ -179,54 +186,101 @@ static inline ALWAYS_INLINE void NAME(compute_rest)(T *to, NAME(values) v, int64
     for (int64_t l = 0; l < left; l++) to[l] = out[before + l];
 }
 
+/* Compute WIDTH values from value i of v on. */
+static inline ALWAYS_INLINE void NAME(compute_at)(const NAME(weighted_walk) * w, T *to,
+                                                  NAME(values) v, int64_t i, const ACC *coef,
+                                                  int64_t stride, int by_column,
+                                                  NAME(weighted_arithmetic) * compute, int fused)
+{
+    NAME(values) here = NAME(values_at)(v, i, fused);
+    if (fused & DOUBLES) here.weights += i * w->weights_by;
+    compute(to, here, coef + i * by_column, stride, by_column, w->fill, w->frozen, fused);
+}
+
+/* Stream the whole lines among the n values v, which are at least two lines. What lies before the first of them goes to the
+ * buffer, and is written with what waits there. Returns how many values were computed. */
+static inline ALWAYS_INLINE int64_t NAME(stream_lines)(NAME(weighted_walk) * w, T *dst,
+                                                       NAME(values) v, int64_t n, const ACC *coef,
+                                                       int64_t stride, int by_column,
+                                                       NAME(weighted_arithmetic) * compute,
+                                                       int fused)
+{
+    NAME(writer) *writer = &w->writer;
+    const int64_t head = NAME(to_line)(dst);
+    for (int64_t i = 0; i < head; i += NAME(WIDTH))
+        NAME(compute_at)(w, writer->values + writer->pending + i, v, i, coef, stride, by_column,
+                         compute, fused);
+    writer->pending += head;
+    NAME(write_lines)(writer);
+    int64_t i = head;
+    for (; i + NAME(IN_LINE) <= n; i += NAME(IN_LINE)) {
+        T line[NAME(IN_LINE)];
+        NAME(fetch_values)(NAME(values_at)(v, i, fused), WEIGHTED_AHEAD, LEVEL_1,
+                           fused & ~RESIDUAL);
+        for (int part = 0; part < NAME(IN_LINE); part += NAME(WIDTH))
+            NAME(compute_at)(w, line + part, v, i + part, coef, stride, by_column, compute, fused);
+        NAME(stream_parts)(dst + i, line, NAME(PARTS));
+    }
+    writer->to = dst + i;
+    return i;
+}
+
 /* Compute the n values v, and write them to dst. */
 static inline ALWAYS_INLINE void NAME(compute_some)(NAME(weighted_walk) * w, T *dst, NAME(values) v,
                                                     int64_t n, const ACC *coef, int64_t stride,
                                                     int by_column,
                                                     NAME(weighted_arithmetic) * compute, int fused)
 {
-    const ACC fill = w->fill;
-    const int frozen = w->frozen;
-    const int64_t weights_by = w->weights_by, left = n % NAME(WIDTH), whole = n - left;
-    for (int64_t i = 0, end; i < whole; i = end) {
-        T *to = w->writer.stream ? w->writer.values + w->writer.pending : dst + i;
-        end = w->writer.stream ? bncore_min(i + NAME(BUFFERED), whole) : whole;
-        T *at = to - i;
-        for (int64_t k = i; k < end; k += NAME(WIDTH)) {
-            NAME(values) here = NAME(values_at)(v, k, fused);
-            here.weights += k * weights_by;
-            NAME(fetch_values)(here, WEIGHTED_AHEAD, LEVEL_1, fused & ~RESIDUAL);
-            compute(at + k, here, coef + k * by_column, stride, by_column, fill, frozen, fused);
-        }
-        if (w->writer.stream) NAME(written)(&w->writer, end - i);
+    NAME(writer) *writer = &w->writer;
+    int64_t i = 0;
+    if (writer->stream && n >= 2 * NAME(IN_LINE))
+        i = NAME(stream_lines)(w, dst, v, n, coef, stride, by_column, compute, fused);
+    T *to = writer->stream ? writer->values + writer->pending - i : dst;
+    const int64_t computed = i;
+    for (; i + NAME(WIDTH) <= n; i += NAME(WIDTH)) {
+        NAME(fetch_values)(NAME(values_at)(v, i, fused), WEIGHTED_AHEAD, LEVEL_1,
+                           fused & ~RESIDUAL);
+        NAME(compute_at)(w, to + i, v, i, coef, stride, by_column, compute, fused);
     }
-    if (left == 0) return;
-    const int64_t before = whole ? NAME(WIDTH) - left : 0;
-    NAME(values) here = NAME(values_at)(v, whole - before, fused);
-    here.weights += (whole - before) * weights_by;
-    T *to = w->writer.stream ? w->writer.values + w->writer.pending : dst + whole;
-    NAME(compute_rest)(to, here, before, left, coef + (whole - before) * by_column, stride,
-                       by_column, fill, frozen, compute, fused);
-    if (w->writer.stream) NAME(written)(&w->writer, left);
+    if (i < n) {
+        const int64_t before = n >= NAME(WIDTH) ? NAME(WIDTH) - (n - i) : 0;
+        NAME(values) here = NAME(values_at)(v, i - before, fused);
+        if (fused & DOUBLES) here.weights += (i - before) * w->weights_by;
+        NAME(compute_rest)(to + i, here, before, n - i, coef + (i - before) * by_column, stride,
+                           by_column, w->fill, w->frozen, compute, fused);
+    }
+    if (writer->stream) NAME(written)(writer, n - computed);
 }
 
-/* Write a run of `len` values, of which the first has its weight at `at`. */
-static inline ALWAYS_INLINE void NAME(walk_run)(NAME(weighted_walk) * w, T *dst, NAME(values) v,
-                                                int64_t at, int64_t len, const ACC *coef,
-                                                int64_t stride, int by_column,
-                                                NAME(weighted_arithmetic) * compute, int fused)
+/* Write runs of `width` values that follow each other, `len` values in all. The weight of the first one is at `at`. */
+static inline ALWAYS_INLINE void NAME(walk_runs)(NAME(weighted_walk) * w, T *dst, NAME(values) v,
+                                                 int64_t at, int64_t len, int64_t width,
+                                                 const ACC *coef, int64_t stride, int by_column,
+                                                 NAME(weighted_arithmetic) * compute, int fused)
 {
     if (w->writer.stream && w->writer.to + w->writer.pending != dst) {
         NAME(write_rest)(&w->writer);
         w->writer.to = dst;
     }
     v.weights = w->weights.weights;
-    for (int64_t i = 0, n; i < len; i += n) {
+    v.flags_by = 1;
+    for (int64_t i = 0, n, column = 0; i < len; i += n) {
         NAME(values) some = NAME(values_at)(v, i, fused);
-        n = NAME(next_flags)(&w->flags, &some, at + i, len - i);
-        if (w->weights_by) NAME(next_weights)(&w->weights, w->flags.weighting, at + i, n);
-        NAME(compute_some)(w, dst + i, some, n, coef + i * by_column, stride, by_column, compute,
-                           fused);
+        if (fused & DOUBLES && w->weights_by) {
+            some.flags = w->flags.flags;
+            n = NAME(next_weights)(&w->weights, w->flags.flags, w->flags.weighting, at + i, some.x,
+                                   len - i);
+        } else {
+            n = NAME(next_flags)(&w->flags, &some, at + i, len - i);
+        }
+        for (int64_t j = 0, part; j < n; j += part) {
+            part = bncore_min(width - column, n - j);
+            NAME(values) here = NAME(values_at)(some, j, fused);
+            if (fused & DOUBLES) here.weights += j * w->weights_by;
+            NAME(compute_some)(w, dst + i + j, here, part, coef + column * by_column, stride,
+                               by_column, compute, fused);
+            column = column + part < width ? column + part : 0;
+        }
     }
 }
 
@@ -238,7 +292,7 @@ static inline ALWAYS_INLINE void NAME(weighted_planes)(const bncore_arrays *a, c
 {
     const NAME(values) values = NAME(weighted_values_of)(a);
     NAME(weighted_walk) w;
-    NAME(start_walk)(&w, a, 0);
+    NAME(start_walk)(&w, a);
     piece p;
     for (int64_t e = t->end; e > t->begin; e -= p.len) {
         p = piece_before(t, e);
@@ -249,26 +303,21 @@ static inline ALWAYS_INLINE void NAME(weighted_planes)(const bncore_arrays *a, c
             ACC k[COEF_FIELDS];
             for (int f = 0; f < (fused & BACKWARD ? COEF_FIELDS : NORMALIZE_FIELDS); f++)
                 k[f] = coef[f * stride + c];
-            NAME(walk_run)(&w, (T *)a->dst + i, NAME(values_at)(values, i, fused),
-                           first + c * apart, p.len, k, 1, 0, compute, fused);
+            NAME(walk_runs)(&w, (T *)a->dst + i, NAME(values_at)(values, i, fused),
+                            first + c * apart, p.len, p.len, k, 1, 0, compute, fused);
         }
     }
     NAME(end_walk)(&w);
 }
 
-/* Every row is a run. */
 static inline ALWAYS_INLINE void NAME(weighted_rows)(const bncore_arrays *a, const ACC *coef,
                                                      int64_t stride, const bncore_rows *t,
                                                      NAME(weighted_arithmetic) * compute, int fused)
 {
-    const NAME(values) values = NAME(weighted_values_of)(a);
     NAME(weighted_walk) w;
-    NAME(start_walk)(&w, a, t->cols);
-    for (int64_t r = 0; r < t->rows; r++) {
-        const int64_t i = r * t->cols;
-        NAME(walk_run)(&w, (T *)a->dst + i, NAME(values_at)(values, i, fused), a->at + i, t->cols,
-                       coef, stride, 1, compute, fused);
-    }
+    NAME(start_walk)(&w, a);
+    NAME(walk_runs)(&w, a->dst, NAME(weighted_values_of)(a), a->at, t->rows * t->cols, t->cols,
+                    coef, stride, 1, compute, fused);
     NAME(end_walk)(&w);
 }
 
@@ -283,7 +332,9 @@ static inline ALWAYS_INLINE void NAME(weighted_rows)(const bncore_arrays *a, con
     {                                                                                              \
         NAME(weighted_rows)(a, coef, stride, t, NAME(operation), fused);                           \
     }
-BNCORE_WEIGHTED(weighted_normalize, fused, NAME(EVERYTHING))
-BNCORE_WEIGHTED(weighted_grad_input, plain, WEIGHTED | BACKWARD)
+BNCORE_WEIGHTED(weighted_normalize, plain, WEIGHTED)
+BNCORE_WEIGHTED(weighted_normalize, fused, NAME(EVERYTHING) & ~DOUBLES)
+BNCORE_WEIGHTED(weighted_grad_input, flagged, WEIGHTED | BACKWARD)
+BNCORE_WEIGHTED(weighted_grad_input, plain, WEIGHTED | BACKWARD | DOUBLES)
 BNCORE_WEIGHTED(weighted_grad_input, fused, NAME(EVERYTHING) | BACKWARD)
 #undef BNCORE_WEIGHTED

@@ -3,123 +3,149 @@
 
 /* ---- planes ---- */
 
-/* Add the values whose flag is 1, as add_vectors does. */
-static inline ALWAYS_INLINE void NAME(add_flagged)(lanes *restrict acc, const T *restrict x,
-                                                   const uint8_t *restrict flags, int64_t len,
-                                                   double pivot, int64_t ahead)
-{
-    const int left = (int)(len % BNCORE_LANES);
-    double s[BNCORE_LANES], q[BNCORE_LANES];
-#pragma omp simd
-    for (int l = 0; l < BNCORE_LANES; l++) s[l] = acc->a[l], q[l] = acc->b[l];
-    for (int64_t i = 0; i + BNCORE_LANES <= len; i += BNCORE_LANES) {
-        double d[BNCORE_LANES];
-        fetch(x + i, ahead, LEVEL_1);
-        NAME(load_doubles)(d, x + i, BNCORE_LANES);
-#pragma omp simd
-        for (int l = 0; l < BNCORE_LANES; l++) d[l] -= pivot;
-        keep_flagged(d, flags + i);
-#pragma omp simd
-        for (int l = 0; l < BNCORE_LANES; l++) {
-            s[l] += d[l];
-            q[l] += d[l] * d[l];
-        }
-    }
-    if (left) {
-        double last[BNCORE_LANES];
-        NAME(load_doubles)(last, x + len - BNCORE_LANES, BNCORE_LANES);
-#pragma omp simd
-        for (int l = 0; l < BNCORE_LANES; l++)
-            last[l] = l >= BNCORE_LANES - left ? last[l] - pivot : 0.0;
-        keep_flagged(last, flags + len - BNCORE_LANES);
-#pragma omp simd
-        for (int l = 0; l < BNCORE_LANES; l++) {
-            s[l] += last[l];
-            q[l] += last[l] * last[l];
-        }
-    }
-#pragma omp simd
-    for (int l = 0; l < BNCORE_LANES; l++) acc->a[l] = s[l], acc->b[l] = q[l];
-}
-
 /* What a task keeps of a channel: the sums of a block, with that of its weights. */
 typedef struct NAME(weighted_channel) {
     running w;
     lanes acc;
-    double n[BNCORE_LANES]; /* of weights that are doubles */
+    double n[BNCORE_LANES]; /* of weights that are doubles, and of numbers */
     int64_t count;          /* of flags */
     int empty;              /* no value of the segment has weight */
     int chained, ones;      /* 16-bit values: whether the block is added in chains */
 } NAME(weighted_channel);
 
-static ONCE_ONLY void NAME(add_weights)(NAME(weighted_channel) * c, const T *x,
-                                        const double *weights, int64_t len)
+/* The weights of a run: `flags` or `weights`, as `from` says. */
+typedef struct NAME(weighted_run) {
+    const T *x;
+    const uint8_t *flags;
+    const double *weights;
+} NAME(weighted_run);
+
+static inline ALWAYS_INLINE NAME(weighted_run)
+    NAME(run_from)(NAME(weighted_run) run, int64_t i, int from)
 {
-    const int64_t whole = len / BNCORE_LANES * BNCORE_LANES;
-    for (int64_t i = 0; i < len; i += BNCORE_LANES) {
-        double v[BNCORE_LANES] = {0}, w[BNCORE_LANES] = {0};
-        if (i < whole) {
-            NAME(load_doubles)(v, x + i, BNCORE_LANES);
+    return (NAME(weighted_run)){run.x + i, from == FLAGS ? run.flags + i : NULL,
+                                from == WEIGHTS ? run.weights + i : NULL};
+}
+
+/* Add LANES values, the first `skip` of which take no part. Returns how many flags were 1. */
+static inline ALWAYS_INLINE int NAME(add_weighted_vector)(double *restrict s, double *restrict q,
+                                                          double *restrict n,
+                                                          NAME(weighted_run) run, double pivot,
+                                                          int skip, int from)
+{
+    double d[BNCORE_LANES], t[BNCORE_LANES], w[BNCORE_LANES];
+    int count = 0;
+    NAME(load_doubles)(d, run.x, BNCORE_LANES);
 #pragma omp simd
-            for (int l = 0; l < BNCORE_LANES; l++) w[l] = weights[i + l];
-        } else {
-            const int64_t skip =
-                BNCORE_LANES - (len - i); /* the last values go to the last lanes */
-            for (int64_t l = skip; l < BNCORE_LANES; l++) {
-                v[l] = (double)NAME(load)(x[i + l - skip]);
-                w[l] = weights[i + l - skip];
-            }
-        }
+    for (int l = 0; l < BNCORE_LANES; l++) d[l] -= pivot;
+    if (from == FLAGS) count = keep_flagged(d, run.flags, skip);
 #pragma omp simd
-        for (int l = 0; l < BNCORE_LANES; l++) {
-            const double d = w[l] != 0.0 ? v[l] - c->w.pivot : 0.0, t = w[l] * d;
-            c->acc.a[l] += t;
-            c->acc.b[l] += t * d;
-            c->n[l] += w[l];
-        }
+    for (int l = 0; l < BNCORE_LANES; l++) {
+        w[l] = from == WEIGHTS ? run.weights[l] : from == NUMBERS && d[l] == d[l] ? 1.0 : 0.0;
+        if (from != FLAGS) w[l] = l < skip ? 0.0 : w[l];
+        if (from != FLAGS) d[l] = w[l] != 0.0 ? d[l] : 0.0;
+        t[l] = from == WEIGHTS ? w[l] * d[l] : d[l];
+        s[l] += t[l];
+        q[l] += t[l] * d[l];
+        if (from != FLAGS) n[l] += w[l];
+    }
+    return count;
+}
+
+/* Add a run of at least LANES values, as add_vectors does. The last vector is always added by itself, whole or not, so that
+ * the lanes stay in registers. */
+static inline ALWAYS_INLINE void NAME(add_weighted_vectors)(NAME(weighted_channel) *restrict c,
+                                                            NAME(weighted_run) run, int64_t len,
+                                                            int64_t ahead, int from)
+{
+    const int64_t last = len - BNCORE_LANES;
+    const int skip = (int)(-len & (BNCORE_LANES - 1));
+    const double pivot = c->w.pivot;
+    double s[BNCORE_LANES], q[BNCORE_LANES], n[BNCORE_LANES];
+    int64_t count = 0;
+#pragma omp simd
+    for (int l = 0; l < BNCORE_LANES; l++)
+        s[l] = c->acc.a[l], q[l] = c->acc.b[l], n[l] = from == FLAGS ? 0.0 : c->n[l];
+    for (int64_t i = 0; i < last; i += BNCORE_LANES) {
+        const NAME(weighted_run) here = NAME(run_from)(run, i, from);
+        fetch(here.x, ahead, LEVEL_1);
+        count += NAME(add_weighted_vector)(s, q, n, here, pivot, 0, from);
+    }
+    count += NAME(add_weighted_vector)(s, q, n, NAME(run_from)(run, last, from), pivot, skip, from);
+#pragma omp simd
+    for (int l = 0; l < BNCORE_LANES; l++) {
+        c->acc.a[l] = s[l], c->acc.b[l] = q[l];
+        if (from != FLAGS) c->n[l] = n[l];
+    }
+    c->count += count;
+}
+
+/* Add a run that is shorter than a vector. */
+static NOINLINE void NAME(add_short_weighted_run)(NAME(weighted_channel) * c, const T *x,
+                                                  const uint8_t *flags, const double *weights,
+                                                  int64_t len)
+{
+    for (int64_t i = 0, l = BNCORE_LANES - len; i < len; i++, l++) {
+        const double one = flags ? flags[i] : NAME(is_number)(x[i]), w = weights ? weights[i] : one;
+        const double d = w != 0.0 ? (double)NAME(load)(x[i]) - c->w.pivot : 0.0, t = w * d;
+        c->acc.a[l] += t;
+        c->acc.b[l] += t * d;
+        c->n[l] += w;
     }
 }
 
-/* Add a run of which `count` flags are 1. */
-static ONCE_ONLY void NAME(add_flags)(NAME(weighted_channel) * c, const T *x, const uint8_t *flags,
-                                      int64_t len, int64_t count, int64_t ahead)
+/* Add a run with weights that are doubles, with flags, or of the values that are numbers if it has neither. */
+static ONCE_ONLY void NAME(add_run_with)(NAME(weighted_channel) * c, const T *x,
+                                         const uint8_t *flags, const double *weights, int64_t len,
+                                         int64_t ahead)
 {
-    c->count += count;
-    if (count == 0) return;
-    if (count == len) {
-        NAME(add_run)(&c->acc, x, len, c->w.pivot, ahead);
-    } else if (len >= BNCORE_LANES) {
-        NAME(add_flagged)(&c->acc, x, flags, len, c->w.pivot, ahead);
-    } else {
-        for (int64_t i = 0; i < len; i++) {
-            const double d = flags[i] ? (double)NAME(load)(x[i]) - c->w.pivot : 0.0;
-            c->acc.a[BNCORE_LANES - len + i] += d;
-            c->acc.b[BNCORE_LANES - len + i] += d * d;
-        }
-    }
+    const NAME(weighted_run) run = {x, flags, weights};
+    if (len < BNCORE_LANES)
+        NAME(add_short_weighted_run)(c, x, flags, weights, len);
+    else if (weights)
+        NAME(add_weighted_vectors)(c, run, len, ahead, WEIGHTS);
+    else if (flags)
+        NAME(add_weighted_vectors)(c, run, len, ahead, FLAGS);
+    else
+        NAME(add_weighted_vectors)(c, run, len, ahead, NUMBERS);
+}
+
+/* Add a run in which all weights are 1. */
+static ONCE_ONLY void NAME(add_ones)(NAME(weighted_channel) * c, const T *x, int64_t len,
+                                     int64_t ahead)
+{
+    NAME(add_run)(&c->acc, x, len, c->w.pivot, ahead);
+    c->count += len;
 }
 
 /* Add a run, of which value 0 has the weight at place `at`. */
 static void NAME(add_weighted_run)(NAME(weighted_channel) * c, const bncore_weighting *w,
                                    int64_t at, const T *x, int64_t len, int64_t ahead)
 {
-    const int at_once = NAME(has_flags)(w);
-    for (int64_t i = 0, n; i < len; i += n) {
-        uint8_t room[MOST_WEIGHTS];
-        double weights[MOST_WEIGHTS];
-        n = at_once ? len : some_of(len - i);
-        if (w->doubles) {
-            NAME(add_weights)(c, x + i, NAME(weights_in)(weights, w, at + i, x + i, n), n);
-            continue;
+    const double *weights = w->doubles ? (const double *)w->values + at : NULL;
+    const uint8_t *flags = w->values && !w->doubles ? (const uint8_t *)w->values + at : NULL;
+    if (w->values && w->omit_nan) {
+        for (int64_t i = 0, n; i < len; i += n) {
+            uint8_t flags_room[MOST_WEIGHTS];
+            double weights_room[MOST_WEIGHTS];
+            n = some_of(len - i);
+            if (w->doubles)
+                weights = NAME(weights_in)(weights_room, w, at + i, x + i, n);
+            else
+                flags = NAME(flags_in)(flags_room, w, at + i, x + i, n);
+            NAME(add_run_with)(c, x + i, flags, weights, n, ahead);
         }
-        const uint8_t *flags = NAME(flags_in)(room, w, at + i, x + i, n);
-        NAME(add_flags)(c, x + i, flags, n, count_flags(flags, n), ahead);
+    } else if (flags ? len >= LONG_FLAGS && !memchr(flags, 0, (size_t)len)
+                     : !w->values && !w->omit_nan) {
+        NAME(add_ones)(c, x, len, ahead);
+    } else {
+        NAME(add_run_with)(c, x, flags, weights, len, ahead);
     }
 }
 
 /* The first value of a channel in the segment that has weight; t->end: none has. */
-static NOINLINE int64_t NAME(first_weighted)(const bncore_arrays *a, const bncore_planes *t,
-                                             int64_t c)
+static ONCE_ONLY int64_t NAME(first_weighted)(const bncore_arrays *a, const bncore_planes *t,
+                                              int64_t c)
 {
     const T *x = (const T *)a->x + c * t->inner;
     for (int64_t e = t->begin; e < t->end;) {
@@ -133,8 +159,8 @@ static NOINLINE int64_t NAME(first_weighted)(const bncore_arrays *a, const bncor
 }
 
 /* Start a channel with its first pivot. */
-static NOINLINE void NAME(start_weighted)(NAME(weighted_channel) * channel, const bncore_arrays *a,
-                                          const bncore_planes *t, int64_t c)
+static ONCE_ONLY void NAME(start_weighted)(NAME(weighted_channel) * channel, const bncore_arrays *a,
+                                           const bncore_planes *t, int64_t c)
 {
     *channel = (NAME(weighted_channel)){.empty = 1};
     const int64_t e = NAME(first_weighted)(a, t, c);
@@ -206,7 +232,7 @@ static ONCE_ONLY void NAME(flush_weighted)(NAME(weighted_channel) * channel, con
                                            const bncore_planes *t, int64_t c, int64_t begin,
                                            int64_t end)
 {
-    const double n = a->weighting->doubles ? fold_lanes(channel->n) : (double)channel->count;
+    const double n = fold_lanes(channel->n) + (double)channel->count;
     const double s = fold_lanes(channel->acc.a), q = fold_lanes(channel->acc.b);
 #if CHAINED
     if (channel->ones)
@@ -244,10 +270,12 @@ static ONCE_ONLY int64_t NAME(add_pieces)(NAME(weighted_channel) * channels, con
             continue;
         }
 #endif
-        if (shared)
-            NAME(add_flags)(channel, x, flags, p.len, count, ahead);
-        else
+        if (!shared)
             NAME(add_weighted_run)(channel, w, at + c * apart, x, p.len, ahead);
+        else if (count == p.len)
+            NAME(add_ones)(channel, x, p.len, ahead);
+        else if (count)
+            NAME(add_run_with)(channel, x, flags, NULL, p.len, ahead);
     }
     return p.len;
 }

@@ -19,16 +19,14 @@ static inline NAME(values) NAME(weighted_values_of)(const bncore_arrays *a)
 typedef struct NAME(run_flags) {
     const bncore_weighting *weighting;
     int in_memory; /* whether flags can be read as they are */
-    int in_rows;   /* whether each run has one flag */
-    uint8_t flags[MOST_WEIGHTS];
+    uint8_t flags[MOST_FLAGS];
 } NAME(run_flags);
 
-/* Begin with the runs of a call; `cols` is the width of rows, or 0. */
-static inline void NAME(start_runs)(NAME(run_flags) * f, const bncore_arrays *a, int64_t cols)
+/* Begin with the runs of a call. */
+static inline void NAME(start_runs)(NAME(run_flags) * f, const bncore_arrays *a)
 {
     f->weighting = a->weighting;
     f->in_memory = NAME(has_flags)(a->weighting);
-    f->in_rows = cols && has_row_flags(a->weighting, cols);
 }
 
 /* Take values of a run that has `left` of them, and give them flags; the weight of the first one is at `at`. Returns how many
@@ -36,27 +34,25 @@ static inline void NAME(start_runs)(NAME(run_flags) * f, const bncore_arrays *a,
 static inline ALWAYS_INLINE int64_t NAME(next_flags)(NAME(run_flags) * f, NAME(values) * v,
                                                      int64_t at, int64_t left)
 {
-    v->flags_by = !f->in_rows;
+    v->flags_by = 1;
     v->flags_step = BNCORE_LANES;
     if (f->in_memory) {
         v->flags = (const uint8_t *)f->weighting->values + at;
         return left;
     }
-    if (f->in_rows) {
-        v->flags = flags_of_row[weight_of(f->weighting, shared_place(f->weighting, at)) != 0.0];
-        return left;
-    }
-    const int64_t n = some_of(left);
+    const int64_t n = f->weighting->doubles ? some_of(left) : some_flags_of(left);
     v->flags = NAME(flags_in)(f->flags, f->weighting, at, v->x, n);
     return n;
 }
 
-/* Rows: the flags of some rows of a strip. Where a row has one flag, a vector of it is enough. */
+/* Rows: the flags of some rows of a strip, which lie `step` apart. Where a row has one flag, a vector of it is enough. */
 typedef struct NAME(row_flags) {
     const bncore_weighting *weighting;
     int64_t at; /* the place in x of the first value of the strip */
-    int in_rows;
-    uint8_t flags[FLAGGED_ROWS][WEIGHTED_STRIP];
+    int in_rows, in_memory;
+    const uint8_t *first;
+    int64_t step;
+    uint8_t room[FLAGGED_ROWS][WEIGHTED_STRIP];
 } NAME(row_flags);
 
 static inline void NAME(start_row_flags)(NAME(row_flags) * f, const bncore_arrays *a,
@@ -64,14 +60,21 @@ static inline void NAME(start_row_flags)(NAME(row_flags) * f, const bncore_array
 {
     f->weighting = a->weighting;
     f->in_rows = has_row_flags(a->weighting, t->stride);
+    f->in_memory = NAME(has_flags)(a->weighting);
+    f->first = f->room[0];
+    f->step = f->in_memory ? t->stride : WEIGHTED_STRIP;
 }
 
-/* Lay out the flags of rows whose first value lies `from` values behind the first one of the strip. */
-static inline void NAME(lay_out_flags)(NAME(row_flags) * f, const T *x, int64_t from,
-                                       const bncore_rows *t, int rows)
+/* Find the flags of rows whose first value lies `from` values behind the first one of the strip, or lay them out. */
+static inline void NAME(find_flags)(NAME(row_flags) * f, const T *x, int64_t from,
+                                    const bncore_rows *t, int rows)
 {
+    if (f->in_memory) {
+        f->first = (const uint8_t *)f->weighting->values + f->at + from;
+        return;
+    }
     for (int r = 0; r < rows; r++) {
-        uint8_t *to = f->flags[r];
+        uint8_t *to = f->room[r];
         const int64_t i = r * t->stride, at = f->at + from + i;
         if (f->in_rows) {
             const int flag = weight_of(f->weighting, shared_place(f->weighting, at)) != 0.0;
@@ -89,7 +92,7 @@ static inline ALWAYS_INLINE NAME(values)
 {
     if (!(fused & WEIGHTED)) return v;
     v.flags_by = !f->in_rows;
-    v.flags = f->flags[r] + j * v.flags_by;
-    v.flags_step = WEIGHTED_STRIP;
+    v.flags = f->first + r * f->step + j * v.flags_by;
+    v.flags_step = f->step;
     return v;
 }

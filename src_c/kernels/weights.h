@@ -13,23 +13,41 @@ enum {
      * so that its last chain is whole. */
     SOME_WEIGHTS = 128,
     MORE_WEIGHTS = 128,
-    MOST_WEIGHTS = SOME_WEIGHTS + MORE_WEIGHTS
+    MOST_WEIGHTS = SOME_WEIGHTS + MORE_WEIGHTS,
+    SOME_FLAGS = 1024, /* the same for flags */
+    MOST_FLAGS = SOME_FLAGS + MORE_WEIGHTS,
+    LONG_FLAGS = 256 /* so many flags are looked through before: there may be no 0 among them */
 };
+
+/* What says whether a value takes part: a flag, a weight that is a double, or whether it is a number; in rows also the flag
+ * or weight of its row. */
+enum { FLAGS, WEIGHTS, NUMBERS, ROW_FLAGS, ROW_WEIGHTS };
 
 /* A vector of flags for a row that has one flag. */
 static const uint8_t flags_of_row[2][BNCORE_LANES] = {
     {0}, {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1}};
 
-/* Whether each row of `cols` values has one flag. */
+/* Whether each row of `cols` values has one weight. */
+static inline int has_row_weights(const bncore_weighting *w, int64_t cols)
+{
+    return w->values && !w->omit_nan && w->inner == 1 && w->width == cols;
+}
+
+/* The same where the weight is a flag. */
 static inline int has_row_flags(const bncore_weighting *w, int64_t cols)
 {
-    return w->values && !w->doubles && !w->omit_nan && w->inner == 1 && w->width == cols;
+    return !w->doubles && has_row_weights(w, cols);
 }
 
 /* How many of the `left` values of a run are taken next. */
 static inline int64_t some_of(int64_t left)
 {
     return left < MOST_WEIGHTS ? left : SOME_WEIGHTS;
+}
+
+static inline int64_t some_flags_of(int64_t left)
+{
+    return left < MOST_FLAGS ? left : SOME_FLAGS;
 }
 
 static inline double weight_of(const bncore_weighting *w, int64_t i)
@@ -44,6 +62,16 @@ static inline int64_t shared_place(const bncore_weighting *w, int64_t at)
     return at / w->width * w->inner + at % w->inner;
 }
 
+/* Write a flag n times. There is room for `room` flags; what lies behind the n flags is written later. */
+static inline void repeat_flag(char *to, uint8_t flag, int64_t n, int64_t room)
+{
+    const uint64_t flags = flag * UINT64_C(0x0101010101010101);
+    if (n <= (int64_t)sizeof flags && room >= (int64_t)sizeof flags)
+        memcpy(to, &flags, sizeof flags);
+    else
+        memset(to, flag, (size_t)n);
+}
+
 /* Repeat weights: the first one is that of value `at` of x, and the weights of a row are `inner` weights, once for each
  * channel. A weight has `item` bytes. */
 static ONCE_ONLY void repeat_weights(char *to, const bncore_weighting *w, int64_t at, int64_t len,
@@ -56,7 +84,7 @@ static ONCE_ONLY void repeat_weights(char *to, const bncore_weighting *w, int64_
         if (w->inner == 1) {
             const int64_t row = bncore_min(w->width - in_row, len - i);
             if (item == 1)
-                memset(to + i, values[from], (size_t)row);
+                repeat_flag(to + i, (uint8_t)values[from], row, len - i);
             else
                 for (int64_t l = 0; l < row; l++)
                     ((double *)(void *)to)[i + l] = ((const double *)(const void *)values)[from];
@@ -77,7 +105,7 @@ static ONCE_ONLY void repeat_weights(char *to, const bncore_weighting *w, int64_
     }
 }
 
-/* The flags of `len` values, at most MOST_WEIGHTS unless they lie in memory. They are written to `room` if they do not. */
+/* The flags of `len` values, at most MOST_FLAGS unless they lie in memory. They are written to `room` if they do not. */
 static ONCE_ONLY const uint8_t *flags_of(uint8_t *room, const bncore_weighting *w, int64_t at,
                                          int64_t len)
 {
@@ -100,6 +128,7 @@ static ONCE_ONLY const uint8_t *flags_of(uint8_t *room, const bncore_weighting *
             repeat_weights((char *)repeated, w, at + i, n, sizeof(double));
             values = repeated;
         }
+#pragma omp simd
         for (int64_t l = 0; l < n; l++) room[i + l] = values[l] != 0.0;
     }
     return room;
@@ -179,27 +208,40 @@ static inline ALWAYS_INLINE void load_flags_bf16(float *to, const uint8_t *flags
     load_flags_f32(to, flags, n);
 }
 
-/* Make 0 of those of LANES values whose flag is 0. */
-static inline ALWAYS_INLINE void keep_flagged(double *values, const uint8_t *flags)
+/* Make 0 of those of LANES values whose flag is 0, and of the first `skip`. Returns how many are kept. */
+static inline ALWAYS_INLINE int keep_flagged(double *values, const uint8_t *flags, int skip)
 {
 #if defined(__AVX512F__)
     const __m128i bytes = _mm_loadu_si128((const void *)flags);
-    const __mmask16 kept = _mm_test_epi8_mask(bytes, bytes);
+    const __mmask16 kept = (__mmask16)(_mm_test_epi8_mask(bytes, bytes) & 0xFFFFU << skip);
     for (int l = 0; l < BNCORE_LANES; l += 8)
         _mm512_storeu_pd(values + l,
                          _mm512_maskz_mov_pd((__mmask8)(kept >> l), _mm512_loadu_pd(values + l)));
+    return __builtin_popcount(kept);
 #elif defined(__AVX2__)
+    int count = 0;
     for (int l = 0; l < BNCORE_LANES; l += 4) {
         int32_t four;
         memcpy(&four, flags + l, sizeof four);
+        if (skip > l)
+            four =
+                skip >= l + 4 ? 0 : (int32_t)((uint32_t)four >> 8 * (skip - l) << 8 * (skip - l));
         const __m256i wide = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(four));
         const __m256i none = _mm256_cmpeq_epi64(wide, _mm256_setzero_si256());
         _mm256_storeu_pd(values + l,
                          _mm256_andnot_pd(_mm256_castsi256_pd(none), _mm256_loadu_pd(values + l)));
+        count += __builtin_popcount((uint32_t)four);
     }
+    return count;
 #else
-#pragma omp simd
-    for (int l = 0; l < BNCORE_LANES; l++) values[l] = flags[l] ? values[l] : 0.0;
+    int count = 0;
+#pragma omp simd reduction(+ : count)
+    for (int l = 0; l < BNCORE_LANES; l++) {
+        const int kept = (l >= skip) & (flags[l] != 0);
+        values[l] = kept ? values[l] : 0.0;
+        count += kept;
+    }
+    return count;
 #endif
 }
 

@@ -1,10 +1,14 @@
 /* The weights of values of storage type T, where a NaN may have the weight 0. */
 
-/* Take the weight from each NaN. */
+/* Take the weight from each NaN; without flags, every value has weight before. */
 static ONCE_ONLY void NAME(omit_nans)(uint8_t *to, const uint8_t *flags, const T *x, int64_t len)
 {
+    if (flags)
 #pragma omp simd
-    for (int64_t i = 0; i < len; i++) to[i] = flags[i] & NAME(is_number)(x[i]);
+        for (int64_t i = 0; i < len; i++) to[i] = flags[i] & NAME(is_number)(x[i]);
+    else
+#pragma omp simd
+        for (int64_t i = 0; i < len; i++) to[i] = NAME(is_number)(x[i]);
 }
 
 /* Whether flags lie in memory as they are, so that any number of them can be read at once. */
@@ -14,12 +18,13 @@ static inline int NAME(has_flags)(const bncore_weighting *w)
 }
 
 /* The flags of `len` values that follow each other, of which the first is value `at` of x. Where they do not lie in
- * memory, they are written to `room`, and there may be at most MOST_WEIGHTS. */
+ * memory, they are written to `room`, and there may be at most MOST_FLAGS, of weights that
+ * are doubles MOST_WEIGHTS. */
 static inline const uint8_t *NAME(flags_in)(uint8_t *room, const bncore_weighting *w, int64_t at,
                                             const T *x, int64_t len)
 {
     if (NAME(has_flags)(w)) return (const uint8_t *)w->values + at;
-    const uint8_t *flags = flags_of(room, w, at, len);
+    const uint8_t *flags = w->values || !w->omit_nan ? flags_of(room, w, at, len) : NULL;
     if (!w->omit_nan) return flags;
     NAME(omit_nans)(room, flags, x, len);
     return room;
@@ -48,17 +53,9 @@ static inline int64_t NAME(plane_place)(const bncore_arrays *a, const bncore_pla
     return a->at + c * t->inner + e / t->inner * t->image_stride + e % t->inner;
 }
 
-/* Rows: the same for value j of row r. */
-static inline int64_t NAME(row_place)(const bncore_arrays *a, const bncore_rows *t, int64_t r,
-                                      int64_t j)
-{
-    const int64_t at = a->at + r * t->stride + j;
-    return a->weighting->width ? shared_place(a->weighting, at) : at;
-}
-
 /* The first pivot of k values of which some have no weight, but the first one has: as first_pivot, of those that have. */
-static NOINLINE double NAME(weighted_pivot)(const T *x, const uint8_t *flags, int64_t k,
-                                            int64_t stride)
+static ONCE_ONLY double NAME(weighted_pivot)(const T *x, const uint8_t *flags, int64_t k,
+                                             int64_t stride)
 {
     const double x0 = (double)NAME(load)(x[0]);
     double sum = 0.0, count = 1.0;

@@ -289,7 +289,7 @@ def test_a_cmake_project_may_contain_it(tmp_path):
 def test_cmake_takes_a_version_of_the_same_series_alone(cmake_prefix, tmp_path):
     """With CMake's own rule SameMinorVersion, which the wheel's file repeats."""
     lines = ["cmake_minimum_required(VERSION 3.18)", "project(versions LANGUAGES NONE)"]
-    asked_for = ("", "0.0", "0.1", "0.1.0", "0.1.0 EXACT", "0.1.1", "0.2", "1.1", "0.1.1 EXACT")
+    asked_for = ("", "0.1", "0.2", "0.2.0", "0.2.0 EXACT", "0.2.1", "0.3", "1.2", "0.2.1 EXACT")
     for version in asked_for:
         lines.append(f"find_package(bncore {version} QUIET CONFIG)")
         lines.append(f'message(STATUS "[{version}] ${{bncore_FOUND}} ${{bncore_VERSION}}")')
@@ -297,8 +297,8 @@ def test_cmake_takes_a_version_of_the_same_series_alone(cmake_prefix, tmp_path):
     (tmp_path / "CMakeLists.txt").write_text("\n".join(lines))
     said = run(CMAKE, "-S", tmp_path, "-B", tmp_path / "b", f"-DCMAKE_PREFIX_PATH={cmake_prefix}")
     found = dict(re.findall(r"-- \[(.*?)\] (\d)", said))
-    assert bncore.__version__ == "0.1.0", "the versions above are chosen around this one"
-    accepted = {"", "0.1", "0.1.0", "0.1.0 EXACT"}
+    assert bncore.__version__ == "0.2.0", "the versions above are chosen around this one"
+    accepted = {"", "0.2", "0.2.0", "0.2.0 EXACT"}
     assert found == {version: "1" if version in accepted else "0" for version in asked_for}
 
 

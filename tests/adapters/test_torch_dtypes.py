@@ -11,7 +11,7 @@ from torch import nn
 
 import bncore.torch
 import tolerances
-from bncore.torch import BatchNorm2d, BatchNormAddReLU, compiled, memory, ops
+from bncore.torch import BatchNorm2d, BatchNormAddReLU, compiled, dtypes, memory, ops
 
 pytestmark = [
     pytest.mark.needs_torch,
@@ -124,8 +124,8 @@ def test_statistics_are_rounded_once_from_float64(way, dtype):
 
 
 @pytest.mark.parametrize("way", ["operators", "module"])
-@pytest.mark.parametrize("weight", [None, *ops.ARITHMETIC], ids=str)
-@pytest.mark.parametrize("x", ops.ARITHMETIC, ids=str)
+@pytest.mark.parametrize("weight", [None, *dtypes.ARITHMETIC], ids=str)
+@pytest.mark.parametrize("x", dtypes.ARITHMETIC, ids=str)
 def test_parameters_may_have_any_dtype(way, x, weight):
     """Their gradients have their dtypes; the values are those of float64 parameters, rounded."""
     tensor = values(*SHAPE, dtype=x)
@@ -134,7 +134,7 @@ def test_parameters_may_have_any_dtype(way, x, weight):
         parameters = (values(C, seed=i, dtype=weight).requires_grad_() for i in (1, 2))
     gamma, beta = parameters
     statistics = [torch.full((C,), 0.5, dtype=torch.bfloat16), torch.ones(C, dtype=torch.float16)]
-    fused = None, 1e-5, None, 0.0
+    fused = None, None, None, 1e-5, None, 0.0, "propagate", None
     for training in (True, False):
         if way == "module":
             y = bncore.torch.batch_norm(tensor, *statistics, gamma, beta, training)
@@ -159,8 +159,9 @@ def test_parameters_may_have_any_dtype(way, x, weight):
 @SHORT
 def test_gradients_without_a_weight_are_float32(dtype):
     x, dy = values(*SHAPE, dtype=dtype), values(*SHAPE, seed=1, dtype=dtype)
-    moments = ops.batch_norm_train(x, None, None, None, 1e-5, None, 0.0)[1]
-    rest = None, None, None, 1e-5, None, 0.0, False
+    rest = (*[None] * 5, 1e-5, None, 0.0, "propagate", None)
+    moments = ops.batch_norm_train(x, *rest)[1]
+    rest = (*rest, False)
     for call in (ops.train_backward_op, ops.batch_norm_train_backward):
         dx, dweight, dbias, _ = call(dy, x, moments, *rest)
         assert [t.dtype for t in (dx, dweight, dbias)] == [dtype, torch.float32, torch.float32]

@@ -290,9 +290,11 @@ def test_the_page_runs():
     """Its example of several processes needs others: tests/torch_ranks.py is like it."""
     page = Path(__file__).resolve().parents[2] / "docs" / "pytorch.md"
     text = page.read_text(encoding="utf-8")
-    first, _, second = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    first, masks, _, second = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict = {}
     exec(first, names)
+    exec(masks, names)
+    assert not names["y"][~names["where"].expand(names["y"].shape)].any()
     batch_norm = names["model"][1]
     assert type(batch_norm) is torch.nn.BatchNorm2d  # after revert
     assert batch_norm.num_batches_tracked == 1 and batch_norm.weight.grad is not None

@@ -13,7 +13,7 @@ import torch
 import bncore
 import bncore.torch
 import variants
-from bncore.torch import compiled, eager, memory, ops
+from bncore.torch import compiled, counting, eager, memory, ops
 
 pytestmark = pytest.mark.needs_torch
 
@@ -44,7 +44,10 @@ needs_compiled = pytest.mark.skipif(
 def operator_calls(activation, with_residual, dtype=torch.float32):
     x, dy, weight, bias, residual = tensors(dtype)
     weight = weight.detach().float().requires_grad_()
-    fused = (residual if with_residual else None, 1e-5, activation, 0.1)
+    where = torch.arange(3).reshape(3, 1, 1, 1) < 2 if with_residual else None
+    fill = 0.5 if with_residual else None
+    residual = residual if with_residual else None
+    fused = (residual, where, None, 1e-5, activation, 0.1, "propagate", fill)
     moments = ops.batch_norm_train(x, weight, bias, *fused)[1]
     stats = torch.zeros(C), torch.ones(C)
     parameters = (weight, bias, *fused)
@@ -198,7 +201,7 @@ def test_the_short_way_is_taken_only_where_nobody_watches():
         if compiled.adapter is None:
             return eager.possible(x, *others)
         y = compiled.adapter.batch_norm(
-            x, None, None, *others, True, 0.1, 1e-5, None, 0.0, None, None
+            x, None, None, *others, True, 0.1, 1e-5, None, 0.0, None, None, *counting.ALL
         )
         return y is not None
 

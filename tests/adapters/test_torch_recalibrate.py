@@ -279,6 +279,26 @@ def test_lazy_layers_and_16_bits():
     torch.testing.assert_close(model[0].running_var, x.double().var(0).bfloat16(), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("by_name", [False, True])
+def test_masks_of_a_layer_are_those_of_its_calls(by_name):
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = bncore.torch.BatchNormAddReLU(2)
+
+        def forward(self, x):
+            where = ~x[:, :1].isnan()
+            if by_name:
+                return self.norm(x, where=where, residual=torch.zeros_like(x), fill=0.0)
+            return self.norm(x, torch.zeros_like(x), where, fill=0.0)
+
+    x = torch.tensor([[[1.0, 3.0], [2.0, 8.0]], [[5.0, torch.nan], [2.0, 99.0]]])
+    model = Padded()
+    found = recalibrate(model, [x], correction=0)["norm"]
+    assert found == bncore.Moments([3, 3], [3.0, 4.0], [8.0, 24.0])
+    assert model.norm.running_mean.tolist() == [3.0, 4.0]
+
+
 def test_a_compiled_model_is_followed():
     model = network()
     expected = copy.deepcopy(model)

@@ -89,6 +89,29 @@ def test_statistics_are_the_same_bits_in_every_process(ranks, whole, name):
         assert np.array_equal(rank[name], ranks[0][name])
 
 
+def test_every_process_has_its_own_mask(ranks):
+    """Together they are one process with the whole mask."""
+    x, dy, (weight, bias) = torch_ranks.data()
+    layer = bncore.torch.BatchNorm2d(
+        torch_ranks.SHAPE[1], torch_ranks.EPS, torch_ranks.MOMENTUM, dtype=torch.float64
+    )
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(weight))
+        layer.bias.copy_(torch.from_numpy(bias))
+    leaf = torch.from_numpy(x[0]).requires_grad_()
+    y = layer(leaf, torch.from_numpy(torch_ranks.mask()), fill=0.5)
+    y.backward(torch.from_numpy(dy[0]))
+    for name, expected in (("y", y), ("dx", leaf.grad)):
+        found = np.concatenate([rank[f"counted {name}"] for rank in ranks])
+        close(found, expected.detach().numpy())
+    for name, expected in (("dweight", layer.weight.grad), ("dbias", layer.bias.grad)):
+        close(sum(rank[f"counted {name}"] for rank in ranks), expected.numpy())
+    for name, expected in (("mean", layer.running_mean), ("var", layer.running_var)):
+        close(ranks[0][f"counted {name}"], expected.numpy())
+        for rank in ranks[1:]:
+            np.testing.assert_array_equal(rank[f"counted {name}"], ranks[0][f"counted {name}"])
+
+
 def test_16_bits(ranks):
     """Those of PyTorch's float64 arithmetic on the same stored values, and the dtypes given."""
     x, dy, _ = torch_ranks.data()
@@ -125,6 +148,31 @@ def test_every_channel_merges_by_its_own_counts(ranks):
     for rank in ranks[1:]:
         for name in ("count", "mean", "m2"):
             np.testing.assert_array_equal(rank[f"ragged {name}"], ranks[0][f"ragged {name}"])
+
+
+@pytest.mark.parametrize("case", ["plain", "masked"])
+def test_gradients_of_gradients_are_those_of_one_process(ranks, case):
+    x, dy, _ = torch_ranks.data()
+    layer = bncore.torch.BatchNorm2d(torch_ranks.SHAPE[1], 0.1, dtype=torch.float64)
+    where = [] if case == "plain" else [torch.from_numpy(torch_ranks.mask())]
+    given = torch.from_numpy(x[0]), torch.from_numpy(dy[0])
+    for name, want in torch_ranks.orders(layer, *given, *where).items():
+        parts = [rank[f"{case} {name}"] for rank in ranks]
+        got = sum(parts) if "weight" in name else np.concatenate(parts)
+        scale = float(np.abs(want).max())
+        np.testing.assert_allclose(got, want, rtol=0, atol=tolerances.TORCH_FLOAT64 * scale)
+
+
+def test_gradients_of_gradients_in_a_compiled_function(ranks):
+    x, dy, _ = torch_ranks.data()
+    layer = torch.nn.BatchNorm2d(torch_ranks.SHAPE[1], 0.1, dtype=torch.float64)
+    leaf = torch.from_numpy(x[0]).requires_grad_()
+    y = layer(leaf.sin()).cos()
+    (gradient,) = torch.autograd.grad((y * torch.from_numpy(dy[0])).sum(), leaf, create_graph=True)
+    (gradient**2).sum().backward()
+    close(np.concatenate([rank["compiled y"] for rank in ranks]), y.detach().numpy())
+    got, want = np.concatenate([rank["compiled second"] for rank in ranks]), leaf.grad.numpy()
+    np.testing.assert_allclose(got, want, atol=tolerances.TORCH_FLOAT64 * np.abs(want).max())
 
 
 def test_recalibration_is_that_of_one_process(ranks):

@@ -65,8 +65,10 @@ static const kernel all_kernels[] = {
 #include "kernels/variants.def"
     {"weighted_moments_planes", weighted_moments, 0, 0},
     {"weighted_moments_rows", weighted_moments, 1, 0},
-    {"weighted_normalize_planes", weighted_normalize, 0, ACTIVATION | RESIDUAL},
-    {"weighted_normalize_rows", weighted_normalize, 1, ACTIVATION | RESIDUAL},
+    {"weighted_normalize_planes_plain", weighted_normalize, 0, 0},
+    {"weighted_normalize_rows_plain", weighted_normalize, 1, 0},
+    {"weighted_normalize_planes_fused", weighted_normalize, 0, ACTIVATION | RESIDUAL},
+    {"weighted_normalize_rows_fused", weighted_normalize, 1, ACTIVATION | RESIDUAL},
     {"weighted_grad_input_planes_plain", weighted_grad_input, 0, 0},
     {"weighted_grad_input_rows_plain", weighted_grad_input, 1, 0},
     {"weighted_grad_input_planes_fused", weighted_grad_input, 0, ACTIVATION | RESIDUAL},

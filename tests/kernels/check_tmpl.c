@@ -119,16 +119,18 @@ static void NAME(run_elementwise)(const kernel *k, const bncore_kernel_set *s, c
         break;
     case weighted_normalize:
         if (k->rows)
-            s->weighted_normalize_rows(a, coef, stride, &t->rows);
+            s->weighted_normalize_rows[k->fused != 0](a, coef, stride, &t->rows);
         else
-            s->weighted_normalize_planes(a, coef, stride, &t->planes);
+            s->weighted_normalize_planes[k->fused != 0](a, coef, stride, &t->planes);
         break;
-    case weighted_grad_input:
+    case weighted_grad_input: {
+        const int variant = k->fused ? 2 : a->weighting->doubles;
         if (k->rows)
-            s->weighted_grad_input_rows[k->fused != 0](a, coef, stride, &t->rows);
+            s->weighted_grad_input_rows[variant](a, coef, stride, &t->rows);
         else
-            s->weighted_grad_input_planes[k->fused != 0](a, coef, stride, &t->planes);
+            s->weighted_grad_input_planes[variant](a, coef, stride, &t->planes);
         break;
+    }
     default:
         if (k->rows)
             s->grad_frozen_rows[k->fused](a, coef, stride, &t->rows);
