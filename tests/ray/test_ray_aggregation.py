@@ -31,7 +31,7 @@ CPUS = 2
 def cluster():
     """Two workers, which stay until the last test."""
     # Ray gives its workers the lowest priority; on a busy machine they would not even start.
-    os.environ["RAY_worker_niceness"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # its name
     ray.init(
         num_cpus=CPUS,
         include_dashboard=False,
