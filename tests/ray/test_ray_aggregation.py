@@ -30,6 +30,8 @@ CPUS = 2
 @pytest.fixture(scope="module")
 def cluster():
     """Two workers, which stay until the last test."""
+    # Ray gives its workers the lowest priority; on a busy machine they would not even start.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # its name
     ray.init(
         num_cpus=CPUS,
         include_dashboard=False,
