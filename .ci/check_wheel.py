@@ -112,6 +112,7 @@ def check_installed(wheel: Path, beside: list[str]) -> None:
         print(f"installed in {time.perf_counter() - start:.1f} s: {size(packages) - before:.1f} MB")
         run("-c", "import importlib.util as u; assert u.find_spec('numba') is None")
         run(str(HERE / "one_call.py"))
+        run("-m", "bncore", "config", "--cflags", "--libs")
         if beside:
             run("-m", "pip", "install", "-q", "threadpoolctl", *beside)
             print("libraries with threads, all used in one process:", flush=True)

@@ -53,7 +53,8 @@ def get_include() -> str:
 
 
 def get_library_dir() -> str:
-    """Return the directory of the C library, shared and static, for a linker's ``-L``.
+    """Return the directory of the C library for a linker's ``-L``: shared, and static if it is not
+    from a wheel.
 
     It also contains ``pkgconfig/bncore.pc`` and ``cmake/bncore/bncoreConfig.cmake``.
 
@@ -72,7 +73,7 @@ def get_library_dir() -> str:
     >>> import bncore
     >>> library_dirs = [bncore.get_library_dir()]  # doctest: +SKIP
     """
-    return str(_existing("lib", "libbncore.a"))
+    return str(_existing("lib", "libbncore.so"))
 
 
 def get_capsules() -> dict[str, Any]:
