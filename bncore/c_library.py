@@ -53,10 +53,10 @@ def get_include() -> str:
 
 
 def get_library_dir() -> str:
-    """Return the directory of the C library for a linker's ``-L``: shared, and static if it is not
-    from a wheel.
+    """Return the directory of the C library for a linker's ``-L``.
 
-    It also contains ``pkgconfig/bncore.pc`` and ``cmake/bncore/bncoreConfig.cmake``.
+    It contains the shared library and, unless bncore came from a wheel, the archive.  It also
+    contains ``pkgconfig/bncore.pc`` and ``cmake/bncore/bncoreConfig.cmake``.
 
     Returns
     -------
