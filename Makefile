@@ -151,7 +151,7 @@ judge: build $(VENV)/.suite $(VENV)/.torch ## measures float32 and 16 bits again
 	$(PY) benchmarks/judge.py $(JUDGE_ARGS)
 
 study: build $(VENV)/.study ## trains with and without batch norm, and writes docs/study and its pictures
-	$(PY) -m bncore study --write docs/study $(STUDY_ARGS)
+	$(PY) -m bncore study --write docs/study --keep build/study.gz $(STUDY_ARGS)
 
 docs: build $(VENV)/.docs ## builds the site into build/docs, runs its examples, and checks names and links; a warning is an error
 	rm -rf build/docs

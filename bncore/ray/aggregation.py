@@ -22,9 +22,10 @@ States = list[bytes]  # the packed moments of each block
 class MomentsOf(AggregateFnV2):  # type: ignore[misc]
     """Count, mean and sum of squared deviations of every channel: for ``Dataset.aggregate``.
 
-    Every task computes the moments of its block, and these few numbers travel.  Ray combines them
-    in the order in which tasks end; here they are kept apart until the end, sorted, and then merged
-    in a tree.  So the same blocks give the same bits.
+    Every task computes the moments of its rows, and these few numbers travel.  Ray combines them in
+    the order in which tasks end; here they are kept apart until the end, sorted, and then merged in
+    a tree.  So the order of tasks changes no bit.  Ray itself decides which blocks a task puts
+    together, and another division gives other last digits.
 
     Parameters
     ----------
