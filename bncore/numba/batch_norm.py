@@ -19,7 +19,7 @@ def batch_norm_train(
     n_threads=1,
     where=None,
     weights=None,
-    nan_policy="propagate",
+    nan_policy=None,
     fill=None,
 ):
     """Normalize by the batch's own statistics, as `bncore.batch_norm_train` does.
@@ -37,7 +37,8 @@ def batch_norm_train(
     n_threads : int, default 1
         The largest number of threads to use; at least 1.
     where, weights, nan_policy, fill
-        As in `bncore.batch_norm_train`; a mask and weights are arrays.
+        As in `bncore.batch_norm_train`; a mask and weights are arrays,
+        and None is "propagate".
 
     Returns
     -------
@@ -89,7 +90,7 @@ def batch_norm_train_backward(
     n_threads=1,
     where=None,
     weights=None,
-    nan_policy="propagate",
+    nan_policy=None,
     fill=None,
 ):
     """Differentiate `batch_norm_train`, as `bncore.batch_norm_train_backward` does.
@@ -109,7 +110,8 @@ def batch_norm_train_backward(
     n_threads : int, default 1
         The largest number of threads to use; at least 1.
     where, weights, nan_policy, fill
-        As in `bncore.batch_norm_train_backward`; a mask and weights are arrays.
+        As in `bncore.batch_norm_train_backward`; a mask and weights are arrays,
+        and None is "propagate".
 
     Returns
     -------
@@ -164,7 +166,7 @@ def batch_norm_infer(
     n_threads=1,
     where=None,
     weights=None,
-    nan_policy="propagate",
+    nan_policy=None,
     fill=None,
 ):
     """Normalize by given statistics, as `bncore.batch_norm_infer` does.
@@ -184,7 +186,8 @@ def batch_norm_infer(
     n_threads : int, default 1
         The largest number of threads to use; at least 1.
     where, weights, nan_policy, fill
-        As in `bncore.batch_norm_infer`; a mask and weights are arrays.
+        As in `bncore.batch_norm_infer`; a mask and weights are arrays,
+        and None is "propagate".
 
     Returns
     -------
@@ -235,7 +238,7 @@ def batch_norm_infer_backward(
     n_threads=1,
     where=None,
     weights=None,
-    nan_policy="propagate",
+    nan_policy=None,
     fill=None,
 ):
     """Differentiate `batch_norm_infer`, as `bncore.batch_norm_infer_backward` does.
@@ -255,7 +258,8 @@ def batch_norm_infer_backward(
     n_threads : int, default 1
         The largest number of threads to use; at least 1.
     where, weights, nan_policy, fill
-        As in `bncore.batch_norm_infer_backward`; a mask and weights are arrays.
+        As in `bncore.batch_norm_infer_backward`; a mask and weights are arrays,
+        and None is "propagate".
 
     Returns
     -------

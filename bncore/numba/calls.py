@@ -57,7 +57,7 @@ SIXTEEN_BITS = (
 canonical = njit(layout.canonical)
 
 
-def _data_type(name: str, value: Any) -> Any:
+def data_type(name: str, value: Any) -> Any:
     """Return the dtype of an array; refuse an array that the C functions cannot read."""
     wanted = f"{name}: expected a C-contiguous array of float32 or float64, got {value}"
     if isinstance(value, types.Array) and value.dtype in (types.float16, types.uint16):
@@ -103,7 +103,7 @@ def _weights(context: Any, builder: Any, kind: Any, given: Any) -> Any:
 @intrinsic(prefer_literal=True)
 def _run(typingctx, name, x, outer, channels, inner, eps, n_threads, arguments, weights):
     """Call C function `name` on a problem and `arguments`: arrays, None for NULL, or numbers."""
-    dtype = DTYPES[_data_type("x", x)]
+    dtype = DTYPES[data_type("x", x)]
     symbol = name.literal_value
     numbers = (types.int64, types.int64, types.int64, types.float64, types.int32)
     signature = types.int32(name, x, *numbers, arguments, weights)
@@ -174,7 +174,7 @@ def sizes_of(x, axis):
 
 @overload(sizes_of)
 def _sizes_of(x, axis):
-    _data_type("x", x)
+    data_type("x", x)
     _require("axis", axis, types.Integer, "an integer")
 
     def implementation(x, axis):
@@ -194,7 +194,7 @@ def same_as(dy, x):
 
 @overload(same_as)
 def _same_as(dy, x):
-    if _data_type("dy", dy) != _data_type("x", x) or dy.ndim != x.ndim:
+    if data_type("dy", dy) != data_type("x", x) or dy.ndim != x.ndim:
         raise TypingError(f"dy: expected x's dtype and dimensions, {x}, got {dy}")
 
     def implementation(dy, x):

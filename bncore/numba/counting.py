@@ -14,7 +14,7 @@ from numba.core.errors import TypingError
 from numba.cpython.unsafe.tuple import tuple_setitem
 from numba.extending import overload
 
-from bncore.numba.calls import canonical, place
+from bncore.numba.calls import canonical, data_type, place
 
 
 class Counted(NamedTuple):
@@ -37,7 +37,7 @@ class Counted(NamedTuple):
 def _type(given: Any) -> Any:
     """Return the type of an argument, None if it has its default or is None."""
     value = given.value if isinstance(given, types.Omitted) else given
-    return None if value is None or isinstance(value, (types.NoneType, str)) else value
+    return None if value is None or isinstance(value, types.NoneType) else value
 
 
 def _array(name: str, given: Any, kinds: Any, expected: str) -> Any:
@@ -54,6 +54,7 @@ def counted(x, axis, where, weights, nan_policy, fill):
 
 @overload(counted)
 def _counted(x, axis, where, weights, nan_policy, fill):
+    data_type("x", x)  # Numba goes on with its types after an earlier refusal
     mask = _array("where", where, types.Boolean, "bool")
     real = (types.Boolean, types.Integer, types.Float)
     numbers = _array("weights", weights, real, "real numbers")

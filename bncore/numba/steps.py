@@ -16,7 +16,7 @@ from bncore.numba.statistics import (
 
 
 @compiled
-def moments(x, axis=1, n_threads=1, where=None, weights=None, nan_policy="propagate"):
+def moments(x, axis=1, n_threads=1, where=None, weights=None, nan_policy=None):
     """Compute mean and sum of squared deviations of every channel, as `bncore.moments` does.
 
     Parameters
@@ -28,7 +28,8 @@ def moments(x, axis=1, n_threads=1, where=None, weights=None, nan_policy="propag
     n_threads : int, default 1
         The largest number of threads to use; at least 1.
     where, weights, nan_policy
-        As in `bncore.moments`; a mask and weights are arrays.
+        As in `bncore.moments`; a mask and weights are arrays,
+        and None is "propagate".
 
     Returns
     -------
@@ -75,7 +76,7 @@ def normalize(
     n_threads=1,
     where=None,
     weights=None,
-    nan_policy="propagate",
+    nan_policy=None,
     fill=None,
 ):
     """Normalize by moments, which may be merged ones, as `bncore.normalize` does.
@@ -95,7 +96,8 @@ def normalize(
     n_threads : int, default 1
         The largest number of threads to use; at least 1.
     where, weights, nan_policy, fill
-        As in `bncore.normalize`; a mask and weights are arrays.
+        As in `bncore.normalize`; a mask and weights are arrays,
+        and None is "propagate".
 
     Returns
     -------
@@ -143,7 +145,7 @@ def grad_sums(
     n_threads=1,
     where=None,
     weights=None,
-    nan_policy="propagate",
+    nan_policy=None,
     fill=None,
 ):
     """Compute the gradient sums of a part of a batch, as `bncore.grad_sums` does.
@@ -161,7 +163,8 @@ def grad_sums(
     n_threads : int, default 1
         The largest number of threads to use; at least 1.
     where, weights, nan_policy, fill
-        As in `bncore.grad_sums`; a mask and weights are arrays.
+        As in `bncore.grad_sums`; a mask and weights are arrays,
+        and None is "propagate".
 
     Returns
     -------
@@ -211,7 +214,7 @@ def grad_input(
     n_threads=1,
     where=None,
     weights=None,
-    nan_policy="propagate",
+    nan_policy=None,
     fill=None,
 ):
     """Compute dx of a part of a batch, as `bncore.grad_input` does.
@@ -233,7 +236,8 @@ def grad_input(
     n_threads : int, default 1
         The largest number of threads to use; at least 1.
     where, weights, nan_policy, fill
-        As in `bncore.grad_input`; a mask and weights are arrays.
+        As in `bncore.grad_input`; a mask and weights are arrays,
+        and None is "propagate".
 
     Returns
     -------
