@@ -88,14 +88,16 @@ def errors(comm: MPI.Intracomm) -> dict[str, np.ndarray]:
     odd = comm.rank == 1
     sums = bncore.GradSums([1.0], [2.0])
     one = bncore.moments(np.zeros((2, 1)))
-    train = bncore.mpi.batch_norm_train
+    train, backward = bncore.mpi.batch_norm_train, bncore.mpi.batch_norm_train_backward
     x = np.zeros((2, 2))
+    known = bncore.moments(x)
     calls = {
         "kind": lambda: bncore.mpi.allreduce(sums if odd else one, comm),
         "channels": lambda: bncore.mpi.allreduce(bncore.moments(np.zeros((2, 1 + odd))), comm),
         "type": lambda: bncore.mpi.allreduce("a" if odd else one, comm),
         "x": lambda: train(np.zeros((2, 2), "int64") if odd else x, comm=comm),
         "weight": lambda: train(x, np.ones(3 if odd else 2), comm=comm),
+        "weight of backward": lambda: backward(x, x, known, np.ones(2 + odd), comm=comm),
         "one value": lambda: train(np.zeros((int(comm.rank == 0), 2)), comm=comm),
         "no comm": lambda: train(x, comm=None),
     }

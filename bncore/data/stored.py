@@ -48,6 +48,8 @@ def stand_in(name: str, value: Any) -> Array:
     sizes = tuple(value.shape or ())  # that of an empty HDF5 data set is None
     if any(map(isnan, sizes)):
         raise ValueError(f"{name}: expected chunks of known sizes, got shape {sizes}")
+    if hasattr(value, "_meta"):  # Dask's example of a chunk, which may have a mask
+        plain_array(name, value._meta)
     return np.broadcast_to(np.zeros((), _dtype(value)), sizes)
 
 
@@ -107,8 +109,9 @@ class Stored:
 
 
 def _slices(sizes: Sequence[int]) -> list[slice]:
-    """Return consecutive slices of these sizes."""
-    return [slice(*ends) for ends in pairwise(accumulate(sizes, initial=0))]
+    """Return consecutive slices of these sizes, without the empty ones."""
+    ends = accumulate(sizes, initial=0)
+    return [slice(start, stop) for start, stop in pairwise(ends) if start < stop]
 
 
 def _steps(

@@ -270,7 +270,7 @@ def stream_moments(
     system to read the next block ahead, and gives the pages of each finished block back.  So the
     process holds about two blocks of the file; the system's cache may hold more.  Arrays of Zarr,
     HDF5 and Dask, and others whose parts are read when they are asked for, are read by their
-    chunks: as many at once as fit into a block, and at least one.
+    chunks: as many at once as fit into a block, and at least one; those of Dask one by one.
 
     Parameters
     ----------

@@ -12,7 +12,7 @@ from bncore.arguments.problem import Problem
 from bncore.arguments.weights import NanPolicy
 from bncore.functions.steps import grad_input, grad_sums, moments, normalize
 from bncore.mpi.reduction import checked_comm, gathered
-from bncore.statistics import Moments
+from bncore.statistics import GradSums, Moments
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -151,7 +151,12 @@ def batch_norm_train_backward(
         "axis": axis, "n_threads": n_threads, "eps": eps, "fill": fill,
         "where": where, "weights": weights, "nan_policy": nan_policy,
     }  # fmt: skip
-    sums, _ = gathered(lambda: grad_sums(dy, x, moments, **common), comm)
+
+    def local() -> GradSums:
+        Problem(x, axis).optional("weight", weight)
+        return grad_sums(dy, x, moments, **common)
+
+    sums, _ = gathered(local, comm)
     p = Problem(x, axis)
     gamma = p.optional("weight", weight)
     dx = grad_input(dy, x, moments, sums, weight, out=out, **common)

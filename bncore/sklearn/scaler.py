@@ -50,8 +50,8 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # 
     var_ : (n_features,) ndarray of float64, or None
         The population variance, in the feature's unit squared.  None if `with_std` is False.
     scale_ : (n_features,) ndarray of float64, or None
-        What `transform` divides by: the square root of `var_`, and 1 for a feature whose values are
-        all the same.  None if `with_std` is False.
+        What `transform` divides by: the square root of `var_`, 1 for a feature whose values are all
+        the same, and NaN where there is no value.  None if `with_std` is False.
     n_samples_seen_ : int, float or (n_features,) ndarray
         The samples without gaps, or the sum of their weights: one number if it is the same for all
         features.
@@ -190,7 +190,7 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # 
         self.var_ = self.scale_ = None
         if self.with_std:
             self.var_ = moments.var()
-            self.scale_ = np.where(moments.m2 == 0.0, 1.0, np.sqrt(self.var_))
+            self.scale_ = np.where(self.var_ == 0.0, 1.0, np.sqrt(self.var_))
 
     # Data
 

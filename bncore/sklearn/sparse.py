@@ -42,7 +42,9 @@ def moments(x: Any, weights: Stat | None) -> Moments:
         return np.bincount(at, terms, channels).astype(np.float64, copy=False)
 
     zeros = np.maximum(everything - added(own), 0.0)
-    zeros[np.bincount(at, minlength=channels) == rows] = 0.0  # a rest of rounding is no value
+    counting = np.bincount(at[own > 0.0], minlength=channels)
+    everyone = rows if weights is None else np.count_nonzero(weights)
+    zeros[counting == everyone] = 0.0  # a rest of rounding is no value
     gaps = np.isnan(values)
     own, values = np.where(gaps, 0.0, own), np.where(gaps, 0.0, values)
     count = added(own)

@@ -17,6 +17,9 @@ from bncore.functions.over_axes import normalize_over, reduced_moments
 
 Dims: TypeAlias = Hashable | Iterable[Hashable] | None
 
+# The two results of a group in one Dataset, by names that no coordinate has.
+MEAN, VAR = "mean of a group in bncore", "variance of a group in bncore"
+
 
 def mean_var(
     x: xr.DataArray | DataArrayGroupBy,
@@ -37,7 +40,8 @@ def mean_var(
     ----------
     x : xarray.DataArray, or groups of one
         Of a dtype that `bncore.mean_var` takes, and with NumPy or Dask arrays in it.  Groups, such
-        as ``x.groupby("time.month")``, are reduced one by one and joined along a new dimension.
+        as ``x.groupby("time.month")``, are reduced one by one and joined along a new dimension, which
+        takes the place of the grouped one.
     dim : name or names of dimensions, optional
         The dimensions to reduce; all by default, as ``...`` says, too.
     correction, keepdims, dtype, scale, ddof, nan_policy
@@ -76,15 +80,17 @@ def mean_var(
     if not isinstance(x, DataArrayGroupBy):
         return _mean_var(_labelled("x", x), dim, keep, counted, options)
     _refuse_for_groups(**counted)
-    names: list[Hashable] = []
+    seen: list[xr.DataArray] = []
 
     def of_group(group: xr.DataArray) -> xr.Dataset:
-        names[:] = [group.name]
+        seen[:] = [group]
         mean, var = _mean_var(group, dim, keep, counted, options)
-        return xr.Dataset({"mean": mean, "var": var})
+        return xr.Dataset({MEAN: mean, VAR: var})
 
     both = x.map(of_group)
-    return both["mean"].rename(names[0]), both["var"].rename(names[0])
+    order = _order_of_groups(both.dims, seen[0].dims, x)
+    mean, var = (both[name].rename(seen[0].name).transpose(*order) for name in (MEAN, VAR))
+    return mean, var
 
 
 def _mean_var(
@@ -238,6 +244,19 @@ def _against(name: str, value: object, x: xr.DataArray) -> Any:
     ordered = given.variable.transpose(*(d for d in x.dims if d in given.dims))
     index = tuple(slice(None) if d in given.dims else None for d in x.dims)
     return ordered.data[index]
+
+
+def _order_of_groups(
+    found: Iterable[Hashable], dims: tuple[Hashable, ...], x: DataArrayGroupBy
+) -> list[Hashable]:
+    """Put the dimension of the groups where the grouped one was, as xarray's reductions do."""
+    places = {each.name: each.group.dims[0] for each in x.groupers if each.group.ndim == 1}
+
+    def place(name: Hashable) -> int:
+        old = places.get(name, name)
+        return dims.index(old) if old in dims else len(dims)
+
+    return sorted(found, key=place)
 
 
 def _refuse_for_groups(**counted: object) -> None:

@@ -51,7 +51,7 @@ def covered(places):
 @pytest.mark.parametrize("axis", [0, 1, -1])
 @pytest.mark.parametrize("chunks", [
     (7, 4, 50), (1, 6, 50), (40, 1, 16), (3, 2, 9), (100, 100, 100), None,
-    ((30, 9, 1), (2, 4), (50,)),
+    ((30, 9, 1), (2, 4), (50,)), ((0, 40), (2, 0, 4), (50, 0)),
 ], ids=str)  # fmt: skip
 def test_every_chunk_is_read_once(rng, axis, chunks):
     values = rng.normal(3.0, 1.0, SHAPE)
@@ -159,6 +159,15 @@ def big_endian_array(values, chunks, folder):
 def dask_array(values, chunks, folder):
     da = pytest.importorskip("dask.array")
     return da.from_array(values, chunks=chunks).map_blocks(np.positive)
+
+
+@pytest.mark.needs_scale
+def test_a_mask_of_dask_is_refused(rng):
+    x = pytest.importorskip("dask.array").ma.masked_less(
+        dask_array(rng.normal(size=SHAPE), (7, 4, 50), None), 0.0
+    )
+    with pytest.raises(TypeError, match="x: expected an array without a mask"):
+        bncore.stream_moments(x)
 
 
 def xarray_array(values, chunks, folder):

@@ -110,6 +110,8 @@ def test_no_value_at_all(ranks):
      "TypeError: value: expected Moments or GradSums, got 'a'"),
     ("x", "RuntimeError: comm: expected no error on any rank, got one on rank 1", "TypeError: x: "),
     ("weight", "RuntimeError: comm: expected no error on any rank", "ValueError: weight: expected"),
+    ("weight of backward", "RuntimeError: comm: expected no error on any rank",
+     "ValueError: weight: expected"),
     ("one value", "ValueError: Expected more than 1 value per channel when training, got 1", None),
     ("no comm", "TypeError: comm: expected an mpi4py.MPI.Intracomm, got None", None),
 ])  # fmt: skip

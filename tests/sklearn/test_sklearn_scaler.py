@@ -125,6 +125,24 @@ def test_entries_of_one_place_are_their_sum():
     assert twice.nnz == 3
 
 
+def test_rows_of_weight_0_add_no_zeros_of_rounding():
+    x = np.full((10, 1), 1e8)
+    x[9] = 0.0  # not stored
+    weights = np.array([*[0.1] * 9, 0.0])  # their sum depends on the order
+    fitted = [
+        StandardScaler(with_mean=False).fit(one, sample_weight=weights) for one in (csr_array(x), x)
+    ]
+    assert [(one.var_[0], one.scale_[0]) for one in fitted] == [(0.0, 1.0)] * 2
+
+
+def test_a_feature_of_gaps_alone_has_no_scale(table):
+    table[:, 2] = np.nan
+    ours = StandardScaler().fit(table)
+    with np.errstate(invalid="ignore"):
+        agree(ours, Theirs().fit(table))
+    assert np.isnan(ours.scale_).tolist() == [False, False, True, False, False, False]
+
+
 def test_sparse_input_is_not_centered(table):
     for call in ("fit", "transform", "inverse_transform"):
         scaler = StandardScaler().fit(table)

@@ -97,6 +97,25 @@ def test_groups(x):
     np.testing.assert_allclose(y, expected.values, rtol=0, atol=tolerances.PIECES_FLOAT64 * 10)
 
 
+@pytest.mark.parametrize("by, dim", [("y", "x"), ("column", ["x"]), ("area_of", ...)])
+def test_groups_have_the_dimensions_that_xarray_gives(x, by, dim):
+    places = np.add.outer(np.arange(5), np.arange(6)) % 3
+    labels = {"area_of": (("y", "x"), places), "column": ("x", places[0])}
+    groups = x.assign_coords(labels).groupby(by)
+    mean, var = bncore.xarray.mean_var(groups, dim)
+    for got, expected in ((mean, groups.mean(dim)), (var, groups.var(dim))):
+        assert got.dims == expected.dims
+        np.testing.assert_allclose(got.values, expected.values, rtol=tolerances.WEIGHTED)
+
+
+def test_coordinates_of_groups_may_have_any_name(x):
+    groups = x.rename(y="mean", area="var").groupby("time.month")
+    mean, var = bncore.xarray.mean_var(groups, "time")
+    xr.testing.assert_allclose(mean, groups.mean("time").rename("rain"), rtol=tolerances.WEIGHTED)
+    assert mean.dims == var.dims == ("month", "mean", "x")
+    np.testing.assert_array_equal(mean.coords["var"], x.area)
+
+
 def test_one_pass_computes_both(rng):
     loads = []
 
