@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import Module
 
-from bncore.torch import classes, wrapped
+from bncore.torch import classes, known, wrapped
 from bncore.torch.modules import Normalizing
 from bncore.torch.report import checked, report, target
 from bncore.torch.sync import SyncBatchNorm
@@ -153,3 +153,7 @@ def _revert(module: Module) -> None:
 
 def _become(module: Module, kind: type[Module]) -> None:
     object.__setattr__(module, "__class__", kind)  # somebody's own __setattr__ may do other things
+    (known.mark if issubclass(kind, Normalizing) else known.unmark)(module)
+
+
+known.teach(classes.original)
