@@ -6,6 +6,7 @@ import types
 from typing import Any, Literal, Self
 
 import torch
+from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bncore.arguments.weights import NanPolicy
@@ -25,25 +26,55 @@ __all__ = [
 ]
 
 
-# PyTorch's own forward; TorchScript does not let two methods of a class have the same name.
-stock = types.FunctionType(
-    _BatchNorm.forward.__code__, _BatchNorm.forward.__globals__, "_bncore_stock"
-)
+def stock(forward: Any) -> Any:
+    """Return another forward as a method that TorchScript can compile beside forward."""
+    return types.FunctionType(
+        forward.__code__, forward.__globals__, "_bncore_stock", None, forward.__closure__
+    )
 
 
-class Normalizing(_BatchNorm):
-    """The base of all modules here: PyTorch's own base class with another forward.
+def compile_instead(forward: Any, source: Any) -> None:
+    """Let `torch.jit.script` read another function's source where it finds a forward."""
+    forward.__wrapped__ = source
+
+
+def scripted(self: Any, input: torch.Tensor) -> torch.Tensor:
+    """Be the source of a forward for TorchScript."""
+    result: torch.Tensor = self._bncore_scripted(input)
+    return result
+
+
+def scripted_addition(self: Any, input: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    """Be the source of the forward of `BatchNormAddReLU` for TorchScript."""
+    return torch.relu(self._bncore_stock(input) + residual)
+
+
+class Computed(Module):
+    """The base of all modules that bncore computes.
 
     `convert` puts it before classes that others have written, so its own names cannot be theirs.
     """
 
-    _bncore_activation: Literal["relu"] | None = None
+    # What `torch.jit.script` compiles instead of forward: the forward that bncore replaces.
+    _bncore_stock: Any = stock(_BatchNorm.forward)
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
         """Make an empty module that tracers keep as one node."""
         module: Self = super().__new__(cls)
         known.mark(module)
         return module
+
+    def _bncore_scripted(self, input: torch.Tensor) -> torch.Tensor:
+        return self._bncore_stock(input)
+
+    def _get_name(self) -> str:
+        return f"bncore.torch.{type(self).__name__}"
+
+
+class Normalizing(Computed, _BatchNorm):
+    """PyTorch's own base class with another forward."""
+
+    _bncore_activation: Literal["relu"] | None = None
 
     def forward(
         self,
@@ -60,15 +91,6 @@ class Normalizing(_BatchNorm):
         """
         counted = counting.given(where, weights, nan_policy, fill)
         return self._bncore_normalized(input, None, counted)
-
-    # What `torch.jit.script` compiles instead of forward.
-    _bncore_stock = stock
-
-    def _bncore_scripted(self, input: torch.Tensor) -> torch.Tensor:
-        return self._bncore_stock(input)
-
-    def _get_name(self) -> str:
-        return f"bncore.torch.{type(self).__name__}"
 
     def _bncore_normalized(
         self, input: torch.Tensor, residual: torch.Tensor | None, counted: Counted
@@ -109,21 +131,7 @@ class Normalizing(_BatchNorm):
         )  # fmt: skip
 
 
-def _scripted(self: Any, input: torch.Tensor) -> torch.Tensor:
-    result: torch.Tensor = self._bncore_scripted(input)
-    return result
-
-
-def _scripted_addition(self: Any, input: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-    return torch.relu(self._bncore_stock(input) + residual)
-
-
-def compile_instead(forward: Any, source: Any) -> None:
-    """Let `torch.jit.script` read another function's source where it finds a forward."""
-    forward.__wrapped__ = source
-
-
-compile_instead(Normalizing.forward, _scripted)
+compile_instead(Normalizing.forward, scripted)
 
 
 class BatchNorm1d(Normalizing, torch.nn.BatchNorm1d):
@@ -258,4 +266,4 @@ class BatchNormAddReLU(AnyDimension):
         return self._bncore_normalized(input, residual, counted)
 
 
-compile_instead(BatchNormAddReLU.forward, _scripted_addition)
+compile_instead(BatchNormAddReLU.forward, scripted_addition)

@@ -301,3 +301,12 @@ def test_the_page_runs():
     exec(second, names)
     assert batch_norm.num_batches_tracked == 3
     assert names["moments"]["1"].count.tolist() == [21 * 14 * 14] * 8
+
+
+def test_a_synchronized_layer_without_bias():
+    layers = [
+        kind(3, bias=False).eval() for kind in (torch.nn.SyncBatchNorm, bncore.torch.SyncBatchNorm)
+    ]
+    assert [list(layer.state_dict()) for layer in layers][0] == list(layers[1].state_dict())
+    x = torch.randn(2, 3, 4)
+    torch.testing.assert_close(layers[1](x), layers[0](x))
