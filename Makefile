@@ -27,7 +27,7 @@ NATIVE_IS_THERE = ls bncore/backends/native/binding*.so >/dev/null 2>&1
 EXPECT = BNCORE_EXPECT_NATIVE=$(if $(filter-out 0,$(BNCORE_REQUIRE_NATIVE)),1,$$($(NATIVE_IS_THERE) && echo 1 || echo 0))
 
 # The tests that need only the extra "test".
-ALONE := not needs_torch and not needs_jax and not needs_frameworks and not needs_onnxruntime and not needs_scale
+ALONE := not needs_torch and not needs_jax and not needs_frameworks and not needs_onnxruntime and not needs_scale and not needs_ray
 
 # Tests run in as many processes as there are processors, four at most, and a process without work takes tests of the
 # others. PYTEST_ARGS="-n 0" runs them one after another.
@@ -51,7 +51,7 @@ BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyprojec
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help demo test bench bench-peers bench-torch bench-jax bench-onnxruntime bench-scale test-torch test-jax \
-	test-onnxruntime test-frameworks test-scale coverage lint format \
+	test-onnxruntime test-frameworks test-scale test-ray coverage lint format \
 	test-without-native test-freethreaded test-aarch64 sanitize fuzz sdist-check check-kernels counts report pictures judge study docs \
 	build installs clean
 
@@ -117,6 +117,9 @@ test-freethreaded: $(FREE)/.test ## tests threads without a global lock, in a fr
 test-scale: build $(VENV)/.test $(VENV)/.scale ## tests what runs on Dask, xarray, Zarr, HDF5, MPI and scikit-learn (installs them)
 	$(EXPECT) $(PY) -m pytest -m needs_scale $(call WITH,needs_scale) $(SPREAD_FILES) $(PYTEST_ARGS)
 
+test-ray: build $(VENV)/.test $(VENV)/.ray ## tests bncore.ray in a Ray cluster of this machine (installs it)
+	$(EXPECT) $(PY) -m pytest -m needs_ray $(call WITH,needs_ray) $(PYTEST_ARGS)
+
 bench: build $(VENV)/.suite ## times single operations in pytest-benchmark; BENCH_ARGS=--full for every shape
 	$(BENCH) $(BENCH_ARGS)
 
@@ -148,7 +151,7 @@ judge: build $(VENV)/.suite $(VENV)/.torch ## measures float32 and 16 bits again
 	$(PY) benchmarks/judge.py $(JUDGE_ARGS)
 
 study: build $(VENV)/.study ## trains with and without batch norm, and writes docs/study and its pictures
-	$(PY) -m bncore study --write docs/study $(STUDY_ARGS)
+	$(PY) -m bncore study --write docs/study --keep build/study.gz $(STUDY_ARGS)
 
 docs: build $(VENV)/.docs ## builds the site into build/docs, runs its examples, and checks names and links; a warning is an error
 	rm -rf build/docs
@@ -221,7 +224,7 @@ $(VENV)/.study $(VENV)/.test $(VENV)/.suite $(VENV)/.docs $(VENV)/.lint: $(VENV)
 	@touch $@
 
 # The comparisons need PyTorch's build for CPUs. If pip would take another build, set PIP_INDEX_URL or PIP_FIND_LINKS.
-$(VENV)/.torch $(VENV)/.torch-tools $(VENV)/.jax $(VENV)/.frameworks $(VENV)/.scale $(VENV)/.peers: $(VENV)/.%: $(VENV)/.base
+$(VENV)/.torch $(VENV)/.torch-tools $(VENV)/.jax $(VENV)/.frameworks $(VENV)/.scale $(VENV)/.ray $(VENV)/.peers: $(VENV)/.%: $(VENV)/.base
 	$(SKIP_NATIVE) $(PIP) install -q --no-build-isolation -e ".[$*]"
 	@touch $@
 

@@ -46,21 +46,35 @@ STREAMED = [(64, 128, 784), (50176, 144, 1)]
 STREAMED_16 = (128, 128, 784)
 STREAMING = ("bncore_normalize", "bncore_train_backward")
 
-Call = tuple[str, tuple[int, int, int], str, bool]
+# With weights: whether there is one for each channel, and their type, as bncore.h numbers it.
+WEIGHTED = ("bncore_moments", "bncore_normalize", "bncore_train_backward")
+WEIGHTS = {
+    ", shared mask": (0, 0, "B"),
+    ", mask": (1, 0, "B"),
+    ", weights": (0, 1, "d"),
+    ", NaNs omitted": (0, 0, ""),
+}
+FUSION = ", relu and residual"
+
+Call = tuple[str, tuple[int, int, int], str, str]
 
 
 def calls() -> list[Call]:
-    small = [(f, shape, dtype, False) for f in FUNCTIONS for shape in SHAPES for dtype in DTYPES]
-    small += [(f, shape, "float", False) for f in STREAMING for shape in STREAMED]
-    small += [(f, shape, dtype, True) for f in FUSED for shape in SHAPES for dtype in DTYPES]
-    small += [(f, shape, "float", True) for f in FUSED for shape in STREAMED]
-    return small + [(f, STREAMED_16, "bfloat16", False) for f in STREAMING]
+    """Return function, shape, type, and what comes with it."""
+    small = [(f, shape, dtype, "") for f in FUNCTIONS for shape in SHAPES for dtype in DTYPES]
+    small += [(f, shape, "float", "") for f in STREAMING for shape in STREAMED]
+    small += [(f, shape, dtype, FUSION) for f in FUSED for shape in SHAPES for dtype in DTYPES]
+    small += [(f, shape, "float", FUSION) for f in FUSED for shape in STREAMED]
+    small += [(f, STREAMED_16, "bfloat16", "") for f in STREAMING]
+    return small + [
+        (f, shape, "float", weights) for f in WEIGHTED for shape in SHAPES for weights in WEIGHTS
+    ]
 
 
 def names() -> list[str]:
     return [
-        f"{function}{', relu and residual' if fused else ''} {'x'.join(map(str, shape))} {dtype}"
-        for function, shape, dtype, fused in calls()
+        f"{function}{more} {'x'.join(map(str, shape))} {dtype}"
+        for function, shape, dtype, more in calls()
     ]
 
 
@@ -84,10 +98,12 @@ def call_all(library: str) -> None:
     spec = spec_from_file_location("c_structs", STRUCTS)
     structs = module_from_spec(spec)
     spec.loader.exec_module(structs)
-    problem, fusion = structs.Problem(), structs.Fusion()
-    of_problem, of_fusion = (ctypes.c_size_t(ctypes.sizeof(s)) for s in (problem, fusion))
+    problem, fusion, weights = structs.Problem(), structs.Fusion(), structs.Weights()
+    of_problem, of_fusion, of_weights = (
+        ctypes.c_size_t(ctypes.sizeof(s)) for s in (problem, fusion, weights)
+    )
     native = ctypes.CDLL(library)
-    for function, shape, dtype, fused in calls():
+    for function, shape, dtype, more in calls():
         outer, channels, inner = shape
         sizes = map(ctypes.c_int64, shape)
         native.bncore_problem_init(ctypes.byref(problem), of_problem, DTYPES[dtype][0], *sizes)
@@ -101,8 +117,17 @@ def call_all(library: str) -> None:
         native.bncore_fusion_init(ctypes.byref(fusion), of_fusion)
         fusion.activation = RELU
         fusion.residual, fusion.dresidual, fusion.bias = residual, dresidual, bias
-        if fused:
+        if more == FUSION:
             problem.fusion = ctypes.pointer(fusion)
+        elif more:
+            per_channel, kind, code = WEIGHTS[more]
+            native.bncore_weights_init(ctypes.byref(weights), of_weights)
+            flags = array(code or "B", [0, *[1] * 9]) * (n // 10 + 1)
+            weights.dtype, weights.per_channel, weights.filled = kind, per_channel, 1
+            weights.omit_nan = not code
+            weights.values = flags.buffer_info()[0] if code else None
+            weights.count = addresses[-1]
+            problem.weights = ctypes.pointer(weights)
         arguments = map(ctypes.c_void_p, addresses)
         status = getattr(native, function)(ctypes.byref(problem), *arguments)
         assert status == 0, f"{function} returned {status}"

@@ -1,17 +1,16 @@
 """Measure bncore.dask: its accuracy, its time and memory beside Dask's, and a small cluster.
 
-    python benchmarks/scale.py [accuracy] [speed] [cluster] [tasks] [--gb 4] [--virtual-gb 20]
+    python benchmarks/scale.py [accuracy] [speed] [cluster] [--gb 4] [--virtual-gb 20]
                                [--repeats 3] [--sources zarr,random] [--directory D]
 
 accuracy: the variance of float32 values with mean/std 1e4, in chunks of random sizes and with gaps,
     against exact rational arithmetic, beside Dask's.
 speed: mean and variance in one compute on the threaded scheduler, beside `x.mean()` and `x.var()`
-    in one compute: of float32 in Zarr without compression (zarr), and of chunks of random numbers
-    that are made when they are needed (random).  Each measurement has a process of its own, and
-    its peak of resident memory is compared with that of the process before.
+    in one compute: of float32 in Zarr without compression (zarr), and of chunks of uniform random
+    numbers that are made when they are needed (random).  Each measurement has a process of its own,
+    and its peak of resident memory is compared with that of the process before.
 cluster: a `LocalCluster` of two processes with one gigabyte each, and a virtual float32 array of
     many gigabytes whose mean and variance are known.
-tasks: the time that Dask's schedulers take for a task that does nothing.
 
 Without one of these words, all of them.
 """
@@ -90,7 +89,7 @@ def source(kind: str, size: int, folder: Path) -> da.Array:
     chunks = size // (CHUNK * 4)
     if kind == "random":
         rng = da.random.default_rng(0)
-        return rng.standard_normal((chunks * CHUNK,), chunks=CHUNK, dtype=np.float32)
+        return rng.random((chunks * CHUNK,), chunks=CHUNK, dtype=np.float32)
     return da.from_zarr(str(folder / "x.zarr"))
 
 
@@ -210,26 +209,7 @@ def cluster(options: argparse.Namespace) -> None:
     )
 
 
-def tasks(_: argparse.Namespace) -> None:
-    from distributed import Client
-
-    x = da.zeros(20_000, chunks=1)
-
-    def each(**options: Any) -> float:
-        start = time.perf_counter()
-        dask.compute(bncore.dask.moments(x[:, None], split_every=8), **options)
-        return (time.perf_counter() - start) / (20_000 * 8 / 7)
-
-    threads = each(scheduler="threads", num_workers=2)
-    with Client(n_workers=2, threads_per_worker=1, dashboard_address=":0") as client:
-        processes = each(scheduler=client)
-    print(
-        f"tasks: {threads * 1e6:.0f} µs on the threaded scheduler, {processes * 1e6:.0f} µs on a "
-        f"LocalCluster of 2 processes, for a task that computes or merges moments of one value"
-    )
-
-
-PARTS = {"accuracy": accuracy, "speed": speed, "cluster": cluster, "tasks": tasks}
+PARTS = {"accuracy": accuracy, "speed": speed, "cluster": cluster}
 
 
 def main() -> None:

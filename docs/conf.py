@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import sys
 from pathlib import Path
@@ -16,9 +17,23 @@ from sphinx.ext.autodoc.mock import _MockObject  # noqa: E402
 import bncore  # noqa: E402
 from bncore import adapter_compiler  # noqa: E402
 
-adapter_compiler.load = MagicMock()  # there is no framework to compile an adapter against
-# What stands for a framework that is not installed may be a part of a type, as in jax.Array | None.
+# The adapters are imported for their docstrings, without the frameworks.  What stands for a
+# framework may be a part of a type, as in `jax.Array | None`, has no version, and cannot be
+# compiled against.
 _MockObject.__or__ = _MockObject.__ror__ = lambda self, other: self
+adapter_compiler.load = MagicMock()
+find_version = importlib.metadata.version
+
+
+def version_or_none(package: str) -> str:
+    """Return the version of a package, or "0" if it is not installed."""
+    try:
+        return find_version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "0"
+
+
+importlib.metadata.version = version_or_none
 
 project = "bncore"
 author = "the bncore developers"

@@ -35,6 +35,7 @@ IMPORTED = {
     "dask": "distributed",
     "xarray": "xarray",
     "mpi": "mpi4py",
+    "ray": "ray",
     "sklearn": "sklearn",
 }
 collect_ignore_glob = [

@@ -91,6 +91,7 @@ def run(rank: int, world: int, folder: Path) -> None:
     found |= short(x[0, part], dy[0, part])
     found |= merged(rank, world)
     found |= counted(layer, x[0, part], dy[0, part], part)
+    found |= again(x[0, part], dy[0, part], part)
     found |= recalibrated([x[0, part], x[1, part][:2]], rank)
     try:
         model.train()(torch.zeros(int(rank == 0), SHAPE[1], 1, 1).double())
@@ -156,6 +157,41 @@ def counted(
     tensors = {"y": y, "dx": leaf.grad, "dweight": layer.weight.grad, "dbias": layer.bias.grad}
     tensors |= {"mean": layer.running_mean, "var": layer.running_var}
     return {f"counted {name}": t.detach().numpy().copy() for name, t in tensors.items()}
+
+
+def orders(
+    layer: torch.nn.Module, x: torch.Tensor, dy: torch.Tensor, *where: torch.Tensor
+) -> dict[str, np.ndarray]:
+    """Differentiate three times; each loss is a sum, so that the parts of a batch add up."""
+    layer.zero_grad()
+    x = x.clone().requires_grad_()
+    y = layer(x, *where)
+    along = torch.arange(1.0, SHAPE[1] + 1, dtype=torch.float64)
+    first = torch.autograd.grad(
+        (y.sin() * dy).sum(), (x, layer.weight, layer.bias), create_graph=True
+    )
+    loss = (first[0] ** 2).sum() + (first[1] * along).sum() + (first[2] * along).sum()
+    second = torch.autograd.grad(loss, (x, layer.weight), create_graph=True)
+    (1e-2 * (second[0] ** 2).sum() + (second[1] * along).sum()).backward()
+    found = {"first": first[0], "first weight": first[1], "second": second[0]}
+    found |= {"second weight": second[1], "third": x.grad, "third weight": layer.weight.grad}
+    return {name: value.detach().numpy().copy() for name, value in found.items()}
+
+
+def again(x: np.ndarray, dy: np.ndarray, part: slice) -> dict[str, np.ndarray]:
+    """Gradients of gradients, without and with a mask, and in a compiled function."""
+    layer = bncore.torch.SyncBatchNorm(SHAPE[1], 0.1, dtype=torch.float64)
+    given = torch.from_numpy(x), torch.from_numpy(dy)
+    plain = orders(layer, *given)
+    masked = orders(layer, *given, torch.from_numpy(mask()[part]))
+    compiled = torch.compile(lambda x: layer(x.sin()).cos(), backend="eager")
+    leaf = given[0].clone().requires_grad_()
+    y = compiled(leaf)
+    (gradient,) = torch.autograd.grad((y * given[1]).sum(), leaf, create_graph=True)
+    (gradient**2).sum().backward()
+    found = {f"plain {name}": value for name, value in plain.items()}
+    found |= {f"masked {name}": value for name, value in masked.items()}
+    return found | {"compiled y": y.detach().numpy(), "compiled second": leaf.grad.numpy()}
 
 
 def forked(rank: int, world: int, folder: Path) -> int:

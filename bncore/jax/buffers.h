@@ -44,7 +44,8 @@ class ExampleBuffer
           leading_(sizes_.size() - static_cast<std::size_t>(own_dimensions))
     {
         if (!there_) return;
-        bytes_ = static_cast<int64_t>(xla::ffi::ByteWidth(buffer.element_type()));
+        width_ = static_cast<int64_t>(xla::ffi::ByteWidth(buffer.element_type()));
+        bytes_ = width_;
         for (std::size_t d = leading_; d < sizes_.size(); d++) bytes_ *= sizes_[d];
     }
 
@@ -76,6 +77,14 @@ class ExampleBuffer
         if (void *to = at(all, example)) bncore_values::store(dtype_, to, values);
     }
 
+    /* Along a dimension of an example; of a buffer that is there. */
+    int64_t size(int64_t dimension) const
+    {
+        return sizes_[leading_ + static_cast<std::size_t>(dimension)];
+    }
+
+    bool has_bytes() const { return width_ == 1; }
+
     int64_t examples() const
     {
         int64_t count = 1;
@@ -89,6 +98,7 @@ class ExampleBuffer
     bncore_dtype dtype_;
     bool there_;
     std::size_t leading_; /* dimensions; what is not there is not asked */
+    int64_t width_ = 0;   /* bytes of a value */
     int64_t bytes_ = 0;   /* of an example */
 };
 

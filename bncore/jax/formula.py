@@ -5,39 +5,36 @@ Like the kernels, the formula computes with float32 where x has 16 bits, and rou
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from bncore.jax.checks import arithmetic
+from bncore.jax.counting import Counting
 from bncore.jax.handlers import Settings
-
-
-def arithmetic(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the dtype in which x of this dtype is computed."""
-    return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
 
 
 def train(
     settings: Settings,
     negative: jax.Array | None,
+    weights: jax.Array | None,
     x: jax.Array,
     weight: jax.Array | None,
     bias: jax.Array | None,
     residual: jax.Array | None,
 ) -> jax.Array:
     """Return y of `bncore.jax.batch_norm_train`; `negative` is true where the activation acts."""
-    axes = tuple(i for i in range(settings.ndim) if i != settings.axis)
     wide = x.astype(arithmetic(x.dtype))
-    centered = wide - jnp.mean(wide, axes, keepdims=True)
-    var = jnp.mean(centered * centered, axes, keepdims=True)
-    return _finished(settings, negative, centered, var, weight, bias, residual).astype(x.dtype)
+    counting = Counting.of(settings, wide, weights)
+    centered = wide - counting.average(wide)
+    var = counting.average(centered * centered)
+    y = _finished(settings, negative, centered, var, weight, bias, residual)
+    return counting.filled(y).astype(x.dtype)
 
 
 def infer(
     settings: Settings,
     negative: jax.Array | None,
+    weights: jax.Array | None,
     x: jax.Array,
     mean: jax.Array,
     var: jax.Array,
@@ -46,10 +43,11 @@ def infer(
     residual: jax.Array | None,
 ) -> jax.Array:
     """Return y of `bncore.jax.batch_norm_infer`; `negative` is true where the activation acts."""
-    dtype = arithmetic(x.dtype)
-    centered = x.astype(dtype) - along(settings, mean.astype(dtype))
-    var = along(settings, var.astype(dtype))
-    return _finished(settings, negative, centered, var, weight, bias, residual).astype(x.dtype)
+    wide = x.astype(arithmetic(x.dtype))
+    centered = wide - along(settings, mean.astype(wide.dtype))
+    var = along(settings, var.astype(wide.dtype))
+    y = _finished(settings, negative, centered, var, weight, bias, residual)
+    return Counting.of(settings, wide, weights).filled(y).astype(x.dtype)
 
 
 def along(settings: Settings, values: jax.Array) -> jax.Array:

@@ -14,18 +14,15 @@ from jax import export
 
 from bncore.arguments import scalars
 from bncore.arguments.float_environment import silent_arithmetic
-from bncore.arguments.problem import ACTIVATIONS
-from bncore.jax import formula, ops
-from bncore.jax.handlers import Settings
+from bncore.arguments.parameters import variances
+from bncore.arguments.weights import NanPolicy
+from bncore.jax import checks, counting, ops
 from bncore.jax.manual_axes import alike
 from bncore.statistics import shown_count
 
 # Jitted here, the functions take a fraction of the time if the caller does not jit them.
 _train = jax.jit(ops.train, static_argnums=0, inline=True)
 _infer = jax.jit(ops.infer, static_argnums=0, inline=True)
-
-# What bncore computes with: x, and also parameters and statistics without a conversion.
-DTYPES = (jnp.float16, jnp.bfloat16, np.float32, np.float64)
 
 Array: TypeAlias = jax.Array
 Given: TypeAlias = jax.Array | npt.NDArray[Any]
@@ -39,8 +36,9 @@ class Moments:
     Attributes
     ----------
     count : (C,) array
-        The number of values of every channel; float64 if JAX allows it (``jax_enable_x64``),
-        otherwise float32.  `batch_norm_train` knows it when it is traced and returns a NumPy array.
+        The number of values of every channel, or the sum of their weights; float64 if JAX allows it
+        (``jax_enable_x64``), otherwise float32.  Without weights, `batch_norm_train` knows it when
+        it is traced and returns a NumPy array.
     mean : (C,) array
         The mean in x's unit, of the same dtype; NaN where count is 0.
     var : (C,) array
@@ -62,6 +60,10 @@ def batch_norm_train(
     activation: Literal["relu", "leaky_relu"] | None = None,
     negative_slope: float = 0.01,
     residual: Given | None = None,
+    where: Given | None = None,
+    weights: Given | None = None,
+    nan_policy: NanPolicy = "propagate",
+    fill: float | None = None,
 ) -> tuple[Array, Moments]:
     """Normalize every channel of a batch by the batch's own mean and variance.
 
@@ -82,6 +84,16 @@ def batch_norm_train(
         The fused activation, as in `bncore.batch_norm_train`.
     residual : array, optional
         An array of x's shape and dtype (it is not broadcast) that is added before the activation.
+    where : array of bool, optional
+        The values that count; it broadcasts against x, such as ``(N, 1, L)`` for padding.
+    weights : array of real numbers, optional
+        How often each value counts: finite, >= 0, and it broadcasts as `where` does.  Gradients do
+        not flow to it.  Without ``jax_enable_x64`` it is float32.
+    nan_policy : {"propagate", "omit", "raise"}
+        What a NaN of x does, as in `bncore.batch_norm_train`.  "raise" looks at x, so it cannot be
+        traced.
+    fill : float, optional
+        What y is where the weight is 0; the gradient of x is 0 there.
 
     Returns
     -------
@@ -93,7 +105,8 @@ def batch_norm_train(
     Raises
     ------
     TypeError, ValueError
-        As `bncore.batch_norm_train`, but when the call is traced.
+        As `bncore.batch_norm_train`, but when the call is traced.  The values of weights that are
+        being traced are not known, so they are not checked.
 
     Notes
     -----
@@ -127,18 +140,29 @@ def batch_norm_train(
     ...     return bncore.jax.batch_norm_train(x, weight, activation="relu")[0].sum()
     >>> print(jax.jit(jax.grad(loss))(jnp.ones(2)).round(3))
     [1. 1.]
+
+    Two sequences of lengths 2 and 1, in one padded array:
+
+    >>> x = jnp.array([[[1.0, 3.0]], [[5.0, jnp.nan]]])
+    >>> where = jnp.array([[[True, True]], [[True, False]]])
+    >>> y, moments = bncore.jax.batch_norm_train(x, where=where, fill=0.0)
+    >>> print(moments.count, moments.mean, y[1])
+    [3.] [3.] [[1.2247425 0.       ]]
     """
-    x = _data("x", x)
-    settings = _settings(x, axis, eps, activation, negative_slope)
-    arguments = _parameters(x, axis, weight=weight, bias=bias)
+    x = checks.data("x", x)
+    settings = checks.settings(x, axis, eps, activation, negative_slope)
+    arguments = checks.parameters(x, axis, weight=weight, bias=bias)
     channels = x.shape[settings.axis]
     count = x.size // max(channels, 1)
-    if count == 1:
+    settings, counts = counting.checked(settings, x, where, weights, nan_policy, fill)
+    if count == 1 and counts is None and not settings.omit_nan:
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {x.shape}"
         )
-    given = alike(x, *arguments, _residual(x, residual))
-    y, mean, var, _ = _train(settings, *given)
+    given = alike(x, *arguments, checks.residual(x, residual), counts)
+    y, mean, var, _, own = _train(settings, *given)
+    if own is not None:
+        return y, Moments(own, mean, var)
     dtype = ops.statistics_dtype()
     if export.is_symbolic_dim(count):  # known only when an exported function is called
         return y, Moments(jnp.full(channels, jnp.asarray(count, dtype)), mean, var)
@@ -157,6 +181,10 @@ def batch_norm_infer(
     activation: Literal["relu", "leaky_relu"] | None = None,
     negative_slope: float = 0.01,
     residual: Given | None = None,
+    where: Given | None = None,
+    weights: Given | None = None,
+    nan_policy: NanPolicy = "propagate",
+    fill: float | None = None,
 ) -> Array:
     """Normalize every channel by a given mean and variance, such as the running statistics.
 
@@ -171,8 +199,8 @@ def batch_norm_infer(
         Statistics per channel; mean in x's unit, var in x's unit squared.
     weight, bias : (C,) array of float, optional
         gamma and beta; 1 and 0 if they are None.
-    axis, eps, activation, negative_slope, residual
-        As in `batch_norm_train`.
+    axis, eps, activation, negative_slope, residual, where, weights, nan_policy, fill
+        As in `batch_norm_train`; what counts matters here for `fill` alone.
 
     Returns
     -------
@@ -182,7 +210,8 @@ def batch_norm_infer(
     Raises
     ------
     TypeError, ValueError
-        As `batch_norm_train`, but one value per channel is allowed.
+        As `batch_norm_train`, but one value per channel is allowed.  A negative variance is a
+        ValueError, unless it is being traced: then y is NaN.
 
     Notes
     -----
@@ -201,13 +230,16 @@ def batch_norm_infer(
     >>> print(bncore.jax.batch_norm_infer(x, mean, var, eps=0.0))
     [[1. 2.]]
     """
-    x = _data("x", x)
-    settings = _settings(x, axis, eps, activation, negative_slope)
+    x = checks.data("x", x)
+    settings = checks.settings(x, axis, eps, activation, negative_slope)
     for name, value in (("mean", mean), ("var", var)):
         if value is None:
             raise TypeError(f"{name}: expected an array, got None")
-    arguments = _parameters(x, axis, mean=mean, var=var, weight=weight, bias=bias)
-    return _infer(settings, *alike(x, *arguments, _residual(x, residual)))
+    arguments = checks.parameters(x, axis, mean=mean, var=var, weight=weight, bias=bias)
+    if not counting.traced(arguments[1]):
+        variances("var", np.asarray(arguments[1]), x.shape[settings.axis], axis)
+    settings, counts = counting.checked(settings, x, where, weights, nan_policy, fill)
+    return _infer(settings, *alike(x, *arguments, checks.residual(x, residual), counts))
 
 
 def update_running_stats(
@@ -265,7 +297,7 @@ def update_running_stats(
     if not isinstance(moments, Moments):
         raise TypeError(f"moments: expected Moments, got {scalars.shown(moments)}")
     given = {"running_mean": running_mean, "running_var": running_var}
-    old = [_vector(name, v, moments.mean.shape[0]) for name, v in given.items()]
+    old = [checks.vector(name, v, moments.mean.shape[0]) for name, v in given.items()]
     momentum = scalars.real("momentum", momentum, 0.0, 1.0)
     correction = scalars.real("correction", correction)
     empty, factor = _correction(moments, correction)
@@ -299,76 +331,3 @@ def _correction(moments: Moments, correction: float) -> tuple[Given, Given]:
         )
     with silent_arithmetic():
         return ~some, (count / (count - correction)).astype(dtype)
-
-
-# Checks of arguments
-
-
-def _array(name: str, value: object) -> Array:
-    """Return `value` as a JAX array; refuse sequences, as JAX's own functions do."""
-    if not isinstance(value, (jax.Array, np.ndarray)) and not hasattr(value, "__jax_array__"):
-        raise TypeError(f"{name}: expected an array, got {scalars.shown(value)}")
-    return jnp.asarray(value)
-
-
-def _data(name: str, value: object) -> Array:
-    """Return an array with one of the dtypes that x may have."""
-    array = _array(name, value)
-    if array.dtype not in DTYPES:
-        expected = "float16, bfloat16, float32 or float64"
-        raise TypeError(f"{name}: expected {expected}, got {array.dtype}")
-    return array
-
-
-def _settings(
-    x: Array, axis: object, eps: object, activation: object, negative_slope: object
-) -> Settings:
-    """Check the arguments that are not arrays, and return them."""
-    if x.ndim < 2:
-        raise ValueError(f"x: expected at least 2 dimensions, got {x.ndim}")
-    largest = float(jnp.finfo(formula.arithmetic(x.dtype)).max)
-    return Settings(
-        x.ndim,
-        scalars.one_axis(axis, x.ndim),
-        scalars.real("eps", eps, 0.0),
-        scalars.option("activation", activation, ACTIVATIONS),
-        scalars.real("negative_slope", negative_slope, 0.0, largest),
-    )
-
-
-def _vector(name: str, value: object, size: int, source: str = "") -> Array:
-    """Return a per-channel argument; in a message `source` says where the size comes from."""
-    array = _array(name, value)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(f"{name}: expected a real floating dtype, got {array.dtype}")
-    if array.shape != (size,):
-        raise ValueError(f"{name}: expected shape ({size},){source}, got {array.shape}")
-    return array
-
-
-def _parameters(x: Array, axis: SupportsIndex, **given: object) -> list[Array | None]:
-    """Return per-channel arguments with one of `DTYPES`; each may be None.
-
-    Shorter dtypes, such as those of 8 bits, become float32, which represents them exactly.
-    """
-    size = x.shape[axis]
-    source = f" ({size} channels along axis {axis})"
-    found: list[Array | None] = []
-    for name, value in given.items():
-        array = None if value is None else _vector(name, value, size, source)
-        if array is not None and array.dtype not in DTYPES:
-            array = array.astype(np.float32)
-        found.append(array)
-    return found
-
-
-def _residual(x: Array, value: object) -> Array | None:
-    """Return the residual, which must have x's shape and dtype."""
-    if value is None:
-        return None
-    array = _data("residual", value)
-    if array.shape != x.shape:
-        raise ValueError(f"residual: expected shape {x.shape}, got {array.shape}")
-    if array.dtype != x.dtype:
-        raise TypeError(f"residual: expected {x.dtype}, got {array.dtype}")
-    return array

@@ -3,15 +3,17 @@
  * A call holds one example, or as many as jax.vmap made of it: then every buffer has leading dimensions, all the same
  * number of them, of size 1 where it is the same for all examples. x, dy, residual, y, dx and dresidual have settings.ndim
  * dimensions behind those, and one dtype of bncore_dtype. Parameters and statistics have one dimension (channels), and
- * each has a dtype of its own. The moments are uint32[2, channels, 2], the bits of double[2, channels]: mean, then sum of
- * squared deviations. JAX has no float64 unless it is told to. A buffer without elements stands for an argument or a
- * result that is not there. */
+ * each has a dtype of its own. The moments are uint32[3, channels, 2], the bits of double[3, channels]: count, mean and sum
+ * of squared deviations. JAX has no float64 unless it is told to. Weights have x's dimensions, but their size may be 1
+ * along the channels; they are of one byte, 0 or 1, or of floating point. A buffer without elements stands for an argument
+ * or a result that is not there. */
 #include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <condition_variable>
 #include <cstdint>
 #include <cstdlib>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -32,15 +34,17 @@ struct Settings {
     double eps;
     int64_t activation; /* bncore_activation */
     double slope;
+    int64_t omit_nan, filled; /* 0 or 1 */
+    double fill;
 };
 
 } // namespace
 
-XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(Settings, ffi::StructMember<int64_t>("ndim"),
-                                      ffi::StructMember<int64_t>("axis"),
-                                      ffi::StructMember<double>("eps"),
-                                      ffi::StructMember<int64_t>("activation"),
-                                      ffi::StructMember<double>("slope"));
+XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(
+    Settings, ffi::StructMember<int64_t>("ndim"), ffi::StructMember<int64_t>("axis"),
+    ffi::StructMember<double>("eps"), ffi::StructMember<int64_t>("activation"),
+    ffi::StructMember<double>("slope"), ffi::StructMember<int64_t>("omit_nan"),
+    ffi::StructMember<int64_t>("filled"), ffi::StructMember<double>("fill"));
 
 namespace
 {
@@ -126,10 +130,12 @@ class Call
 {
   public:
     /* `all`: a result of x's shape, which has every example. */
-    Call(ffi::ThreadPool pool, const Settings &settings, const ffi::AnyBuffer &all)
-        : all(all, settings.ndim), pool_(pool), executor_{parallel_for, &pool_},
-          settings_(settings), threads_(static_cast<int32_t>(std::max<int64_t>(
-                                   1, std::min<int64_t>(pool.num_threads(), INT32_MAX))))
+    Call(ffi::ThreadPool pool, const Settings &settings, const ffi::AnyBuffer &all,
+         const ffi::AnyBuffer &weights)
+        : all(all, settings.ndim), weights_(weights, settings.ndim), pool_(pool),
+          executor_{parallel_for, &pool_}, settings_(settings),
+          threads_(static_cast<int32_t>(
+              std::max<int64_t>(1, std::min<int64_t>(pool.num_threads(), INT32_MAX))))
     {
         const auto dimensions = all.dimensions();
         const auto first = dimensions.size() - static_cast<std::size_t>(settings.ndim);
@@ -149,7 +155,8 @@ class Call
     int64_t channels() const { return problem_.channels; }
     double count() const { return static_cast<double>(problem_.outer * problem_.inner); }
 
-    /* Call work(problem, fusion, example) for every example, where problem may be pointed to fusion. */
+    /* Call work(problem, fusion, weights, example) for every example, where problem may be pointed to fusion. It is
+     * pointed to the weights if there are any. */
     template <typename Work> ffi::Error each(Work work)
     {
         std::atomic<int> failed{status_};
@@ -164,7 +171,10 @@ class Call
             if (settings_.activation) problem.fusion = &fusion;
             bncore_status status = BNCORE_ERROR_MEMORY;
             try {
-                status = work(problem, fusion, example);
+                std::vector<double> numbers;
+                bncore_weights weights = weights_of(example, numbers);
+                if (weights.values || weights.omit_nan) problem.weights = &weights;
+                status = work(problem, fusion, weights, example);
             } catch (const std::bad_alloc &) {
             }
             if (status != BNCORE_OK) failed = status;
@@ -186,6 +196,23 @@ class Call
     const ExampleBuffer all;
 
   private:
+    /* What counts in an example; `numbers` may hold the values. */
+    bncore_weights weights_of(int64_t example, std::vector<double> &numbers) const
+    {
+        bncore_weights weights;
+        bncore_weights_init(&weights, sizeof weights);
+        weights.omit_nan = static_cast<int32_t>(settings_.omit_nan);
+        weights.filled = static_cast<int32_t>(settings_.filled);
+        weights.fill = settings_.fill;
+        if (!weights_.at(all, example)) return weights;
+        weights.per_channel = weights_.size(settings_.axis) == problem_.channels;
+        weights.dtype = weights_.has_bytes() ? BNCORE_WEIGHT_UINT8 : BNCORE_WEIGHT_FLOAT64;
+        weights.values = weights_.has_bytes() ? weights_.at(all, example)
+                                              : weights_.doubles(all, example, numbers);
+        return weights;
+    }
+
+    const ExampleBuffer weights_;
     ffi::ThreadPool pool_;
     const bncore_executor executor_;
     const Settings settings_;
@@ -198,24 +225,29 @@ using In = ffi::AnyBuffer;
 using Out = ffi::Result<ffi::AnyBuffer>;
 
 ffi::Error train(ffi::ThreadPool pool, Settings settings, In x_, In weight_, In bias_, In residual_,
-                 Out y_, Out mean_, Out var_, Out moments_)
+                 In weights_, Out y_, Out mean_, Out var_, Out moments_, Out count_)
 {
-    Call call(pool, settings, *y_);
+    Call call(pool, settings, *y_, weights_);
     const ExampleBuffer &y = call.all, x(x_, settings.ndim), residual(residual_, settings.ndim);
     const ExampleBuffer weight(weight_, 1), bias(bias_, 1);
-    const ExampleBuffer mean(*mean_, 1), var(*var_, 1), moments(*moments_, 3);
-    return call.each([&](bncore_problem &problem, bncore_fusion &fusion, int64_t i) {
+    const ExampleBuffer mean(*mean_, 1), var(*var_, 1), moments(*moments_, 3), counts(*count_, 1);
+    return call.each([&](bncore_problem &problem, bncore_fusion &fusion, bncore_weights &weights,
+                         int64_t i) {
         std::vector<double> w, b;
-        auto *means = static_cast<double *>(moments.at(y, i)), *m2 = means + call.channels();
+        auto *count = static_cast<double *>(moments.at(y, i)), *means = count + call.channels(),
+             *m2 = means + call.channels();
+        std::fill(count, means, call.count());
+        weights.count = count;
         if ((fusion.residual = residual.at(y, i))) problem.fusion = &fusion;
         const bncore_status status = bncore_train(&problem, y.at(y, i), means, m2, x.at(y, i),
                                                   weight.doubles(y, i, w), bias.doubles(y, i, b));
         if (status != BNCORE_OK) return status;
         std::vector<double> values(means, m2);
         mean.store(y, i, values);
-        std::transform(m2, m2 + call.channels(), values.begin(),
-                       [&](double sum) { return sum / call.count(); });
+        std::transform(m2, m2 + call.channels(), count, values.begin(), std::divides<>());
         var.store(y, i, values);
+        values.assign(count, means);
+        counts.store(y, i, values);
         return status;
     });
 }
@@ -232,35 +264,41 @@ ffi::Error backward(Call &call, const Settings &settings,
     const ExampleBuffer weight(weight_, 1), bias(bias_, 1), dweight(*dweight_, 1),
         dbias(*dbias_, 1);
     advise_large_pages(*dresidual_);
-    return call.each([&](bncore_problem &problem, bncore_fusion &fusion, int64_t i) {
-        const auto channels = static_cast<std::size_t>(call.channels());
-        std::vector<double> mean_copy, var_copy, w, b, sum_dy(channels), sum_dy_xhat(channels);
-        const auto [mean, var] = statistics(i, mean_copy, var_copy);
-        const double *gamma = weight.doubles(dx, i, w);
-        fusion.residual = residual.at(dx, i);
-        fusion.dresidual = dresidual.at(dx, i);
-        fusion.bias = bias.doubles(dx, i, b);
-        const bncore_status status =
-            operation(&problem, dx.at(dx, i), sum_dy.data(), sum_dy_xhat.data(), dy.at(dx, i),
-                      x.at(dx, i), mean, var, gamma);
-        if (status != BNCORE_OK) return status;
-        dweight.store(dx, i, sum_dy_xhat);
-        dbias.store(dx, i, sum_dy);
-        store(i, var, gamma, sum_dy, sum_dy_xhat);
-        return status;
-    });
+    return call.each(
+        [&](bncore_problem &problem, bncore_fusion &fusion, bncore_weights &weights, int64_t i) {
+            const auto channels = static_cast<std::size_t>(call.channels());
+            std::vector<double> count, mean_copy, var_copy, w, b, sum_dy(channels),
+                sum_dy_xhat(channels);
+            const auto [mean, var] = statistics(i, count, mean_copy, var_copy);
+            weights.count = count.data();
+            const double *gamma = weight.doubles(dx, i, w);
+            fusion.residual = residual.at(dx, i);
+            fusion.dresidual = dresidual.at(dx, i);
+            fusion.bias = bias.doubles(dx, i, b);
+            const bncore_status status =
+                operation(&problem, dx.at(dx, i), sum_dy.data(), sum_dy_xhat.data(), dy.at(dx, i),
+                          x.at(dx, i), mean, var, gamma);
+            if (status != BNCORE_OK) return status;
+            dweight.store(dx, i, sum_dy_xhat);
+            dbias.store(dx, i, sum_dy);
+            store(i, var, gamma, sum_dy, sum_dy_xhat);
+            return status;
+        });
 }
 
 ffi::Error train_backward(ffi::ThreadPool pool, Settings settings, In dy, In x, In moments_,
-                          In weight, In bias, In residual, Out dx, Out dweight, Out dbias,
-                          Out dresidual)
+                          In weight, In bias, In residual, In weights, Out dx, Out dweight,
+                          Out dbias, Out dresidual)
 {
-    Call call(pool, settings, *dx);
+    Call call(pool, settings, *dx, weights);
     const ExampleBuffer moments(moments_, 3);
-    const auto statistics = [&](int64_t i, std::vector<double> &, std::vector<double> &var) {
-        const auto *mean = static_cast<const double *>(moments.at(call.all, i));
-        var.assign(mean + call.channels(), mean + 2 * call.channels());
-        for (double &value : var) value /= call.count();
+    const auto statistics = [&](int64_t i, std::vector<double> &count, std::vector<double> &,
+                                std::vector<double> &var) {
+        const auto *first = static_cast<const double *>(moments.at(call.all, i)),
+                   *mean = first + call.channels(), *m2 = mean + call.channels();
+        count.assign(first, mean);
+        var.assign(m2, m2 + call.channels());
+        std::transform(var.begin(), var.end(), count.begin(), var.begin(), std::divides<>());
         return std::pair<const double *, const double *>(mean, var.data());
     };
     return backward(call, settings, bncore_train_backward, dy, x, weight, bias, residual, dweight,
@@ -268,29 +306,32 @@ ffi::Error train_backward(ffi::ThreadPool pool, Settings settings, In dy, In x, 
 }
 
 ffi::Error infer(ffi::ThreadPool pool, Settings settings, In x_, In mean_, In var_, In weight_,
-                 In bias_, In residual_, Out y_)
+                 In bias_, In residual_, In weights_, Out y_)
 {
-    Call call(pool, settings, *y_);
+    Call call(pool, settings, *y_, weights_);
     const ExampleBuffer &y = call.all, x(x_, settings.ndim), residual(residual_, settings.ndim);
     const ExampleBuffer mean(mean_, 1), var(var_, 1), weight(weight_, 1), bias(bias_, 1);
-    return call.each([&](bncore_problem &problem, bncore_fusion &fusion, int64_t i) {
-        std::vector<double> m, v, w, b;
-        if ((fusion.residual = residual.at(y, i))) problem.fusion = &fusion;
-        return bncore_normalize(&problem, y.at(y, i), x.at(y, i), mean.doubles(y, i, m),
-                                var.doubles(y, i, v), weight.doubles(y, i, w),
-                                bias.doubles(y, i, b));
-    });
+    return call.each(
+        [&](bncore_problem &problem, bncore_fusion &fusion, bncore_weights &, int64_t i) {
+            std::vector<double> m, v, w, b;
+            if (!settings.filled) problem.weights = nullptr; /* they matter for that alone */
+            if ((fusion.residual = residual.at(y, i))) problem.fusion = &fusion;
+            return bncore_normalize(&problem, y.at(y, i), x.at(y, i), mean.doubles(y, i, m),
+                                    var.doubles(y, i, v), weight.doubles(y, i, w),
+                                    bias.doubles(y, i, b));
+        });
 }
 
 /* With s = weight / sqrt(var + eps): dmean = -s sum(dy), dvar = -s sum(dy xhat) / (2 sqrt(var + eps)). */
 ffi::Error infer_backward(ffi::ThreadPool pool, Settings settings, In dy, In x, In mean_, In var_,
-                          In weight, In bias, In residual, Out dx, Out dmean_, Out dvar_,
-                          Out dweight, Out dbias, Out dresidual)
+                          In weight, In bias, In residual, In weights, Out dx, Out dmean_,
+                          Out dvar_, Out dweight, Out dbias, Out dresidual)
 {
-    Call call(pool, settings, *dx);
+    Call call(pool, settings, *dx, weights);
     const ExampleBuffer &all = call.all, mean(mean_, 1), var(var_, 1), dmean(*dmean_, 1),
                         dvar(*dvar_, 1);
-    const auto statistics = [&](int64_t i, std::vector<double> &m, std::vector<double> &v) {
+    const auto statistics = [&](int64_t i, std::vector<double> &, std::vector<double> &m,
+                                std::vector<double> &v) {
         return std::pair<const double *, const double *>(mean.doubles(all, i, m),
                                                          var.doubles(all, i, v));
     };
@@ -338,7 +379,7 @@ template <int arguments, int results, typename Function> auto handler(Function f
         return call->Call(frame);                                                                  \
     }
 
-DEFINE_HANDLER(train, 4, 4)
-DEFINE_HANDLER(train_backward, 6, 4)
-DEFINE_HANDLER(infer, 6, 1)
-DEFINE_HANDLER(infer_backward, 7, 6)
+DEFINE_HANDLER(train, 5, 5)
+DEFINE_HANDLER(train_backward, 7, 4)
+DEFINE_HANDLER(infer, 7, 1)
+DEFINE_HANDLER(infer_backward, 8, 6)

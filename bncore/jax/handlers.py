@@ -33,6 +33,13 @@ class Settings(NamedTuple):
     eps: float
     activation: str | None
     slope: float
+    omit_nan: bool = False
+    fill: float | None = None
+
+    @property
+    def changes_residual(self) -> bool:
+        """Whether the gradient of the residual may differ from that of y."""
+        return self.activation is not None or self.fill is not None
 
 
 def register() -> None:
@@ -67,6 +74,9 @@ def call(
         eps=np.float64(settings.eps),
         activation=np.int64(ACTIVATIONS[settings.activation]),
         slope=np.float64(settings.slope),
+        omit_nan=np.int64(settings.omit_nan),
+        filled=np.int64(settings.fill is not None),
+        fill=np.float64(0.0 if settings.fill is None else settings.fill),
     )
     # Some versions of JAX take the results of a custom call for the same on all devices.
     found = alike(given[0], *made)[1:]

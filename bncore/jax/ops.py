@@ -5,7 +5,9 @@ kind.  Gradients of gradients, to any order, are JAX's own gradients of the form
 A forward rule calls the operation itself and not the handler, so that it can be differentiated too.
 
 ``bits`` are the moments in float64.  JAX has no float64 unless the user enables it, so the moments
-are passed from forward to backward as uint32 of shape (2, C, 2).
+are passed from forward to backward as uint32 of shape (3, C, 2).
+
+``weights``, the last argument of each, is what counts (`counting.py`); it has no gradient.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from bncore.jax import formula
+from bncore.jax.checks import arithmetic
+from bncore.jax.counting import Counting, clean
 from bncore.jax.handlers import Settings, Shape, call
 from bncore.jax.manual_axes import alike
 
@@ -52,7 +56,7 @@ def _dense(gradient: Any) -> Any:
     return gradient
 
 
-# Without an activation no gradient depends on the residual, and the residual's own gradient is dy.
+# Without activation and fill no gradient depends on the residual, and its own gradient is dy.
 # The structure of the values that a forward rule keeps must not depend on which argument is
 # differentiated, because JAX reuses a rule that it traced for one gradient for another one.
 UNREAD = ()
@@ -60,7 +64,7 @@ UNREAD = ()
 
 def _kept(settings: Settings, residual: Any) -> Any:
     """Return what backward needs to know about the residual."""
-    return UNREAD if residual is not None and settings.activation is None else residual
+    return UNREAD if residual is not None and not settings.changes_residual else residual
 
 
 def _read(kept: Any) -> Optional:
@@ -73,40 +77,51 @@ def _read(kept: Any) -> Optional:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def train(
-    settings: Settings, x: Array, weight: Optional, bias: Optional, residual: Optional
-) -> tuple[Array, Array, Array, Array]:
-    """Return y, mean, var and bits."""
+    settings: Settings,
+    x: Array,
+    weight: Optional,
+    bias: Optional,
+    residual: Optional,
+    weights: Optional,
+) -> tuple[Array, Array, Array, Array, Optional]:
+    """Return y, mean, var, bits, and the counts if values have weights."""
     channels = x.shape[settings.axis]
     statistic = Shape((channels,), statistics_dtype())
-    bits = Shape((2, channels, 2), np.uint32)
-    results = (_like(x), statistic, statistic, bits)
-    y, mean, var, moments = call("train", settings, results, (x, weight, bias, residual))
-    return y, mean, var, moments
+    bits = Shape((3, channels, 2), np.uint32)
+    counted = weights is not None or settings.omit_nan
+    results = (_like(x), statistic, statistic, bits, statistic if counted else None)
+    operands = (x, weight, bias, residual, weights)
+    y, mean, var, moments, count = call("train", settings, results, operands)
+    return y, mean, var, moments, count
 
 
 def _train_forward(settings: Settings, *given: Any) -> tuple[Any, Any]:
-    x, weight, bias, residual = _values(given)
-    y, mean, var, bits = train(settings, x, weight, bias, residual)
+    x, weight, bias, residual, weights = _values(given)
+    y, mean, var, bits, count = train(settings, x, weight, bias, residual, weights)
     kept = _kept(settings, residual)
-    return (y, mean, var, bits), (x, mean, bits, weight, bias, kept)
+    return (y, mean, var, bits, count), (x, mean, bits, weight, bias, kept, weights)
 
 
 def _train_backward(settings: Settings, saved: Any, given: Any) -> tuple[Any, ...]:
-    x, mean, bits, weight, bias, kept = saved
-    dy, dmean, dvar, _ = given
+    x, mean, bits, weight, bias, kept, weights = saved
+    dy, dmean, dvar, *_ = given
     dy, _ = alike(_dense(dy), x)
-    dx, dweight, dbias, dresidual = train_backward(settings, dy, x, bits, weight, bias, _read(kept))
-    count = max(x.size // max(x.shape[settings.axis], 1), 1)
-    dtype = formula.arithmetic(x.dtype)
+    dx, dweight, dbias, dresidual = train_backward(
+        settings, dy, x, bits, weight, bias, _read(kept), weights
+    )
+    dtype = arithmetic(x.dtype)
+    counting = Counting.of(settings, x.astype(dtype), weights)
     extra = []
     if not isinstance(dvar, SymbolicZero):
-        centered = x.astype(dtype) - formula.along(settings, mean.astype(dtype))
-        extra.append(centered * formula.along(settings, (2.0 / count * dvar).astype(dtype)))
+        centered = counting.counted(x.astype(dtype) - formula.along(settings, mean.astype(dtype)))
+        extra.append(
+            counting.spread(centered * formula.along(settings, (2.0 * dvar).astype(dtype)))
+        )
     if not isinstance(dmean, SymbolicZero):
-        extra.append(formula.along(settings, (dmean / count).astype(dtype)))
+        extra.append(counting.spread(formula.along(settings, dmean.astype(dtype))))
     if extra:
         dx = sum(extra, dx.astype(dtype)).astype(x.dtype)
-    return dx, dweight, dbias, dy if isinstance(kept, tuple) else dresidual
+    return dx, dweight, dbias, dy if isinstance(kept, tuple) else dresidual, None
 
 
 train.defvjp(_train_forward, _train_backward, symbolic_zeros=True)
@@ -121,9 +136,10 @@ def train_backward(
     weight: Optional,
     bias: Optional,
     residual: Optional,
+    weights: Optional,
 ) -> tuple[Array, Optional, Optional, Optional]:
     """Return the gradients of x, weight, bias and residual, if they were given."""
-    operands = (dy, x, bits, weight, bias, residual)
+    operands = (dy, x, bits, weight, bias, residual, weights)
     results = [_like(x), *map(_like_optional, (weight, bias, residual))]
     dx, dweight, dbias, dresidual = call("train_backward", settings, results, operands)
     return dx, dweight, dbias, dresidual
@@ -136,11 +152,12 @@ def _train_backward_forward(
 
 
 def _train_backward_backward(settings: Settings, saved: Any, given: Any) -> tuple[Any, ...]:
-    dy, x, bits, *rest = saved
-    negative = _negative(train_backward, settings, x, (bits,), *rest)
-    forward = partial(formula.train, settings, negative)
+    dy, x, bits, *rest, weights = saved
+    negative = _negative(train_backward, settings, x, (bits,), *rest, weights)
+    forward = partial(formula.train, settings, negative, weights)
+    x = clean(settings, x, weights, dy)
     to_dy, to_x, *rest = _again(forward, dy, [x, *rest], given)
-    return to_dy, to_x, None, *rest
+    return to_dy, to_x, None, *rest, None
 
 
 train_backward.defvjp(_train_backward_forward, _train_backward_backward)
@@ -159,10 +176,12 @@ def _negative(
     """
     if settings.activation is None:
         return None
-    *parameters, residual = rest
-    given = x, *statistics, *parameters, jnp.zeros_like(x) if residual is None else residual
+    *parameters, residual, weights = rest
+    residual = jnp.zeros_like(x) if residual is None else residual
+    given = x, *statistics, *parameters, residual
     operands = jax.lax.stop_gradient((jnp.ones_like(x), *given))
-    passed: Array = backward(settings._replace(activation="relu"), *operands)[-1]
+    relu = settings._replace(activation="relu", fill=None)
+    passed: Array = backward(relu, *operands, weights)[-1]
     return passed == 0
 
 
@@ -188,23 +207,25 @@ def infer(
     weight: Optional,
     bias: Optional,
     residual: Optional,
+    weights: Optional,
 ) -> Array:
     """Return y."""
-    operands = (x, mean, var, weight, bias, residual)
+    operands = (x, mean, var, weight, bias, residual, weights)
     y: Array = call("infer", settings, (_like(x),), operands)[0]
     return y
 
 
 def _infer_forward(settings: Settings, *given: Any) -> tuple[Any, Any]:
-    *most, residual = _values(given)
-    return infer(settings, *most, residual), (*most, _kept(settings, residual))
+    *most, residual, weights = _values(given)
+    y = infer(settings, *most, residual, weights)
+    return y, (*most, _kept(settings, residual), weights)
 
 
 def _infer_backward(settings: Settings, saved: Any, dy: Any) -> tuple[Any, ...]:
-    *most, kept = saved
+    *most, kept, weights = saved
     dy, _ = alike(_dense(dy), most[0])
-    *gradients, dresidual = infer_backward(settings, dy, *most, _read(kept))
-    return *gradients, dy if isinstance(kept, tuple) else dresidual
+    *gradients, dresidual = infer_backward(settings, dy, *most, _read(kept), weights)
+    return *gradients, dy if isinstance(kept, tuple) else dresidual, None
 
 
 infer.defvjp(_infer_forward, _infer_backward, symbolic_zeros=True)
@@ -220,11 +241,13 @@ def infer_backward(
     weight: Optional,
     bias: Optional,
     residual: Optional,
+    weights: Optional,
 ) -> tuple[Array, Array, Array, Optional, Optional, Optional]:
     """Return the gradients of all arguments of `infer` that were given."""
     arguments = (x, mean, var, weight, bias, residual)
     results = list(map(_like_optional, arguments))
-    dx, dmean, dvar, *rest = call("infer_backward", settings, results, (dy, *arguments))
+    operands = (dy, *arguments, weights)
+    dx, dmean, dvar, *rest = call("infer_backward", settings, results, operands)
     return dx, dmean, dvar, *rest
 
 
@@ -233,10 +256,11 @@ def _infer_backward_forward(settings: Settings, *arguments: Optional) -> tuple[A
 
 
 def _infer_backward_backward(settings: Settings, saved: Any, given: Any) -> tuple[Any, ...]:
-    dy, *arguments = saved
-    x, mean, var, *rest = arguments
-    negative = _negative(infer_backward, settings, x, (mean, var), *rest)
-    return _again(partial(formula.infer, settings, negative), dy, arguments, given)
+    dy, x, mean, var, *rest, weights = saved
+    negative = _negative(infer_backward, settings, x, (mean, var), *rest, weights)
+    forward = partial(formula.infer, settings, negative, weights)
+    arguments = [clean(settings, x, weights, dy), mean, var, *rest]
+    return *_again(forward, dy, arguments, given), None
 
 
 infer_backward.defvjp(_infer_backward_forward, _infer_backward_backward)

@@ -7,26 +7,21 @@ error.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from mpi4py import MPI
 
 from bncore.arguments import scalars
-from bncore.arguments.parameters import Stat
-from bncore.statistics import (
-    GradSums,
-    Moments,
-    packed_moments,
-    trusted_sums,
-    unpacked_moments,
-)
+from bncore.statistics import GradSums, Moments
+from bncore.statistics.travel import merged_pairwise, packed, unpacked
 
 Value = TypeVar("Value", Moments, GradSums)
 
 SLAB_BYTES = 1 << 24  # of all ranks' numbers that a rank holds at once
-FAILED, IS_MOMENTS, IS_SUMS = -1, 0, 1
+KINDS = (Moments, GradSums)
+FAILED = -1
 
 
 def allreduce(value: Value, comm: MPI.Intracomm) -> Value:
@@ -90,7 +85,10 @@ def gathered(
     error: Exception | None = None
     state, kind = np.empty((0, 0)), FAILED
     try:
-        state, kind = _packed(local())
+        value = local()
+        if type(value) not in KINDS:
+            raise TypeError(f"value: expected Moments or GradSums, got {scalars.shown(value)}")
+        state, kind = packed(value), KINDS.index(type(value))
     except Exception as caught:
         error = caught
     known = np.empty((comm.size, 3), np.int64)
@@ -98,16 +96,16 @@ def gathered(
     if error is not None:
         raise error
     _require_agreement(known)
-    columns: list[Any] = []
+    columns: list[npt.NDArray[np.float64]] = []
     channels = state.shape[1]
     run = max(SLAB_BYTES // (comm.size * state.shape[0] * 8), 1)
     for start in range(0, channels, run):
-        mine: Stat = np.ascontiguousarray(state[:, start : start + run])
+        mine: npt.NDArray[np.float64] = np.ascontiguousarray(state[:, start : start + run])
         parts = np.empty((comm.size, *mine.shape))
         comm.Allgather(mine, parts)
-        columns.append(_merged(parts, kind))
+        columns.append(merged_pairwise(parts, KINDS[kind]))
     whole = np.concatenate(columns, axis=1) if columns else state
-    return _unpacked(whole, kind), bool(known[:, 2].any())
+    return unpacked(whole, KINDS[kind]), bool(known[:, 2].any())
 
 
 def _require_agreement(known: npt.NDArray[np.int64]) -> None:
@@ -116,49 +114,13 @@ def _require_agreement(known: npt.NDArray[np.int64]) -> None:
     for rank in np.flatnonzero(kinds == FAILED):
         raise RuntimeError(f"comm: expected no error on any rank, got one on rank {rank}")
     for rank in np.flatnonzero(kinds != kinds[0]):
-        names = {IS_MOMENTS: "Moments", IS_SUMS: "GradSums"}
+        names = [kind.__name__ for kind in KINDS]
         raise TypeError(
-            f"value: expected {names[int(kinds[0])]} on every rank as on rank 0, got "
-            f"{names[int(kinds[rank])]} on rank {rank}"
+            f"value: expected {names[kinds[0]]} on every rank as on rank 0, got "
+            f"{names[kinds[rank]]} on rank {rank}"
         )
     for rank in np.flatnonzero(channels != channels[0]):
         raise ValueError(
             f"value: expected {channels[0]} channels on every rank as on rank 0, got "
             f"{channels[rank]} on rank {rank}"
         )
-
-
-def _packed(value: object) -> tuple[Stat, int]:
-    """Return a value as rows of one number per channel, and its kind."""
-    if isinstance(value, Moments):
-        return packed_moments(value), IS_MOMENTS
-    if isinstance(value, GradSums):
-        return np.stack((value.sum_dy, value.sum_dy_xhat)), IS_SUMS
-    raise TypeError(f"value: expected Moments or GradSums, got {scalars.shown(value)}")
-
-
-def _unpacked(rows: Stat, kind: int) -> Any:
-    """Undo `_packed`."""
-    return unpacked_moments(rows) if kind == IS_MOMENTS else trusted_sums(*rows.copy())
-
-
-def _merged(parts: Stat, kind: int) -> Stat:
-    """Merge (ranks, rows, channels) pairwise, all pairs of a level at once, to (rows, channels).
-
-    The last one of an odd number goes on to the next level as it is.
-    """
-    while parts.shape[0] > 1:
-        pairs = parts.shape[0] // 2
-        first, second = (
-            _unpacked(_in_one_row(parts[side : 2 * pairs : 2]), kind) for side in (0, 1)
-        )
-        merged, _ = _packed(first.merge(second))
-        level = merged.reshape(parts.shape[1], pairs, -1).transpose(1, 0, 2)
-        parts = np.concatenate((level, parts[2 * pairs :]))
-    whole: Stat = parts[0]
-    return whole
-
-
-def _in_one_row(parts: Stat) -> Stat:
-    """Return (ranks, rows, channels) as (rows, ranks * channels)."""
-    return np.ascontiguousarray(parts.transpose(1, 0, 2)).reshape(parts.shape[1], -1)

@@ -18,6 +18,7 @@ from bncore.runtime.threads import resolve
 from bncore.sklearn import sparse, tables
 from bncore.statistics import Moments, given_moments
 
+LARGEST = float(np.finfo(np.float32).max)  # of the arithmetic on float32 and float16 data
 READ: dict[str, Any] = {"dtype": FLOAT_DTYPES, "ensure_all_finite": "allow-nan"}
 
 
@@ -224,9 +225,14 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # 
         mean = zeros if self.mean_ is None or not self.with_mean else self.mean_
         with silent_arithmetic():
             factor = None if self.scale_ is None else 1.0 / self.scale_
-        return bncore.batch_norm_infer(
-            X, mean, zeros + 1.0, factor, eps=0.0, out=out, n_threads=self.n_threads
-        )
+        given: Any = mean, zeros + 1.0, factor
+        how: dict[str, Any] = {"eps": 0.0, "n_threads": self.n_threads}
+        if factor is None or X.dtype == np.float64 or not (factor > LARGEST).any():
+            return bncore.batch_norm_infer(X, *given, out=out, **how)
+        y = bncore.batch_norm_infer(X.astype(np.float64), *given, **how)
+        result = np.empty_like(X) if out is None else out
+        result[...] = y  # float32 arithmetic has no such factor
+        return result
 
     def inverse_transform(self, X: Any, copy: bool | None = None) -> Any:
         """Undo `transform`: multiply by the standard deviation, and add the mean.

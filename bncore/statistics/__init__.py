@@ -12,12 +12,10 @@ from bncore.statistics.moments import (
     counts_of,
     frozen_moments,
     given_moments,
-    packed_moments,
     require_counts,
     shifted,
     shown_count,
     trusted_moments,
-    unpacked_moments,
     variance,
 )
 from bncore.statistics.values import Stat
@@ -36,12 +34,10 @@ __all__ = [
     "frozen_moments",
     "frozen_sums",
     "given_moments",
-    "packed_moments",
     "require_counts",
     "shifted",
     "shown_count",
     "trusted_moments",
     "trusted_sums",
-    "unpacked_moments",
     "variance",
 ]

@@ -266,17 +266,6 @@ def concatenated(runs: Sequence[Moments]) -> Moments:
     return trusted_moments(count, mean, m2, low)
 
 
-def packed_moments(moments: Moments) -> Stat:
-    """Return all that merging needs as a new (4, C) array, for another process."""
-    low = np.broadcast_to(moments._low, moments.mean.shape)
-    return np.stack([*(getattr(moments, name) for name in FIELDS), low])
-
-
-def unpacked_moments(rows: Stat) -> Moments:
-    """Undo `packed_moments`, without checks."""
-    return trusted_moments(*rows.copy())
-
-
 def channels_of(moments: Moments, start: int, stop: int) -> Moments:
     """Return the moments of the channels from `start` to before `stop`."""
     low = np.broadcast_to(moments._low, moments.mean.shape)[start:stop]

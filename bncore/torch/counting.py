@@ -7,6 +7,7 @@ formulas of second gradients and tangents, in operations that PyTorch can differ
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -123,12 +124,14 @@ class Counting(NamedTuple):
     number : the sum of the weights of each channel; 1 if it is 0
     nothing : where the weights are 0
     filled : whether y is a constant there
+    total : sums every channel of the whole batch, which other processes may have parts of
     """
 
     w: torch.Tensor | None
     number: torch.Tensor | float
     nothing: torch.Tensor
     filled: bool
+    total: Callable[[torch.Tensor], torch.Tensor] = total
 
     @classmethod
     def of(
@@ -156,8 +159,8 @@ class Counting(NamedTuple):
     def average(self, values: torch.Tensor) -> torch.Tensor:
         """Return the weighted mean of every channel."""
         if self.w is None:
-            return total(values) / self.number
-        return total(torch.where(self.nothing, 0.0, values * self.w)) / self.number
+            return self.total(values) / self.number
+        return self.total(torch.where(self.nothing, 0.0, values * self.w)) / self.number
 
     def spread(self, values: torch.Tensor) -> torch.Tensor:
         """Return values times each weight's part of the sum of weights; undoes `average`."""

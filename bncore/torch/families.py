@@ -22,7 +22,7 @@ class Activated(Normalizing):
     __jit_unused_properties__ = ("_bncore_activation",)
 
     @property
-    def _bncore_activation(self) -> Any:
+    def _bncore_activation(self) -> Any:  # type: ignore[override]
         return "relu" if relu_alone(self) else None
 
     def _bncore_compute(self, *given: Any) -> torch.Tensor:

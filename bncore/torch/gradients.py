@@ -129,7 +129,7 @@ class Projection(NamedTuple):
     transposed: Callable[[torch.Tensor], torch.Tensor]
 
 
-class _Given(NamedTuple):
+class Given(NamedTuple):
     """The gradients with respect to the results of a backward operator; each may be None."""
 
     dx: Grad
@@ -138,7 +138,7 @@ class _Given(NamedTuple):
     dresidual: Grad
 
     @classmethod
-    def of(cls, grads: tuple[Grad, ...], through: bool, counting: Counting) -> _Given:
+    def of(cls, grads: tuple[Grad, ...], through: bool, counting: Counting) -> Given:
         """Return the gradients that PyTorch passes; a residual's only if it was asked for."""
         dx, dweight, dbias, dresidual = (None if g is None else wide(g) for g in grads[:4])
         kept = [None if g is None else counting.kept(g) for g in (dx, dresidual)]
@@ -160,7 +160,7 @@ def slope_of(y: torch.Tensor, activation: str | None, slope: float) -> torch.Ten
 
 def projection(x: torch.Tensor, eps: float, counting: Counting) -> Projection:
     """Return invstd, xhat and the projections of `train_backward_backward`."""
-    average, spread = counting.average, counting.spread
+    average, spread, total = counting.average, counting.spread, counting.total
     centered = x - average(x)
     r = torch.rsqrt(average(centered * centered) + eps)
     xhat = centered * r
@@ -172,7 +172,7 @@ def projection(x: torch.Tensor, eps: float, counting: Counting) -> Projection:
     )
 
 
-def _direct(given: _Given, g: torch.Tensor, xhat: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _direct(given: Given, g: torch.Tensor, xhat: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Return the gradients of g from dweight, dbias and dresidual, and of xhat from dweight."""
     to_g, to_xhat = torch.zeros_like(g), torch.zeros_like(g)
     if given.dweight is not None:
@@ -208,22 +208,37 @@ def save_backward(ctx: Any, inputs: tuple[Any, ...], tensors: int) -> None:
 def train_backward_backward(
     ctx: Any, *grads: Grad, forward: Callable[..., Any] = ops.train_op
 ) -> tuple[Any, ...]:
+    """Return the gradients of `batch_norm_train_backward`, by `second_gradients`."""
+    dy, x, _, weight, bias, residual, *counts = ctx.saved_tensors
+    _, activation, slope, *policy = ctx.settings
+    counting = Counting.of(wide(x), *counts, *policy)
+    a = None
+    if activation is not None:
+        with torch.no_grad():
+            y, _ = forward(x, weight, bias, residual, *counts, *ctx.settings)
+        a = slope_of(wide(y), activation, slope)
+    given = Given.of(grads, ctx.through, counting)
+    to_dy, to_x, to_weight = second_gradients(given, dy, x, weight, ctx.settings[0], counting, a)
+    return to_dy, to_x, None, to_weight, *(None,) * 10
+
+
+def second_gradients(
+    given: Given,
+    saved_dy: torch.Tensor,
+    saved_x: torch.Tensor,
+    weight: torch.Tensor | None,
+    eps: float,
+    counting: Counting,
+    a: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, Grad]:
     """Differentiate ``dx = w r Q(g)``, ``dweight = sum(g xhat)``, ``dbias = sum(g)``.
 
     ``r = invstd``, ``P(v) = v - mean(v) - xhat mean(v xhat)``, Q is its transpose, and ``g = dy a``
     with the activation's derivative a.  The means are weighted; P = Q if all weights are equal.
     With a value's part q of the sum of weights, ``Q(v) = v - q (sum(v) + xhat sum(v xhat))``.  A
-    gradient h of xhat gives ``r Q(h)`` for x; ``dr/dx = -r^2 q xhat``.
+    gradient h of xhat gives ``r Q(h)`` for x; ``dr/dx = -r^2 q xhat``.  The gradients are those of
+    dy, x and weight.
     """
-    saved_dy, saved_x, _, weight, bias, residual, *counts = ctx.saved_tensors
-    eps, activation, slope, *policy = ctx.settings
-    counting = Counting.of(wide(saved_x), *counts, *policy)
-    given = _Given.of(grads, ctx.through, counting)
-    a = None
-    if activation is not None:
-        with torch.no_grad():
-            y, _ = forward(saved_x, weight, bias, residual, *counts, *ctx.settings)
-        a = slope_of(wide(y), activation, slope)
     dy = counting.kept(wide(saved_dy))
     g = dy if a is None else dy * a
     x = counting.cleaned(wide(saved_x), g)
@@ -237,14 +252,14 @@ def train_backward_backward(
         projected = transposed(g)
         to_g = to_g + r * project(u)
         to_weight = (r * total(given.dx * projected)).flatten()
-        of_u = counting.spread(u * total(g * xhat))
+        of_u = counting.spread(u * counting.total(g * xhat))
         to_xhat = to_xhat - r * (of_u + g * counting.average(u * xhat))
-        to_x = -r * r * counting.spread(xhat * total(u * projected))
+        to_x = -r * r * counting.spread(xhat * counting.total(u * projected))
     to_x = (to_x + r * transposed(to_xhat)).to(saved_x.dtype)
     to_dy = counting.kept(to_g if a is None else to_g * a).to(saved_dy.dtype)
     if weight is None or to_weight is None:
-        return to_dy, to_x, *(None,) * 12
-    return to_dy, to_x, None, to_weight.to(weight.dtype), *(None,) * 10
+        return to_dy, to_x, None
+    return to_dy, to_x, to_weight.to(weight.dtype)
 
 
 def infer_backward_backward(
@@ -254,7 +269,7 @@ def infer_backward_backward(
     saved_dy, saved_x, mean, var, weight, bias, residual, *counts = ctx.saved_tensors
     eps, activation, slope, *policy = ctx.settings
     counting = Counting.of(wide(saved_x), *counts, *policy)
-    given = _Given.of(grads, ctx.through, counting)
+    given = Given.of(grads, ctx.through, counting)
     a = None
     if activation is not None:
         with torch.no_grad():

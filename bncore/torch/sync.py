@@ -7,18 +7,18 @@ has its own mask and weights.  The gradient sums are gathered and added in the s
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.autograd.function import once_differentiable
 
 import bncore
 from bncore.statistics import GradSums, Moments
 from bncore.torch import counting, dtypes, eager, ops
-from bncore.torch.counting import Counted
+from bncore.torch.counting import Counted, Counting, total
 from bncore.torch.functional import check
+from bncore.torch.gradients import Given, along_channels, second_gradients, wide
 from bncore.torch.memory import Array, array, in_order_of, optional, output, rounded
 from bncore.torch.modules import AnyDimension
 
@@ -110,26 +110,92 @@ class _Synchronized(torch.autograd.Function):
         return y, merged
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, dy: torch.Tensor, *_: object) -> tuple[Any, ...]:
         x, weight, *counts = ctx.saved_tensors
-        common = arguments(Counted(*counts, *ctx.settings))
-        common |= {"eps": ctx.eps, "n_threads": torch.get_num_threads()}
-        given = array(in_order_of(x, dy)), array(x), ctx.moments
+        shared = Shared(ctx.moments, ctx.eps, ctx.group, Counted(*counts, *ctx.settings))
+        gradients = _SynchronizedBackward.apply(dy, x, weight, shared, ctx.needs_input_grad[:3])
+        return *gradients, None, None, None
+
+
+class Shared(NamedTuple):
+    """What the gradients of a synchronized call need beside tensors with gradients.
+
+    Attributes
+    ----------
+    moments : of the batches of all processes
+    eps, group, counted : as in the call
+    """
+
+    moments: Moments
+    eps: float
+    group: Any
+    counted: Counted
+
+    def counting(self, x: torch.Tensor) -> Counting:
+        """Return the weights of x's values in formulas whose sums are over all processes."""
+        own = Counting.of(x, *self.counted)
+        count = self.moments.count
+        number = torch.from_numpy(np.where(count > 0.0, count, 1.0))
+        return own._replace(
+            number=along_channels(x, number),
+            total=lambda values: _Total.apply(total(values), self.group),
+        )
+
+
+class _SynchronizedBackward(torch.autograd.Function):
+    """The gradients of `_Synchronized`: of x from the sums of all processes, of parameters its own.
+
+    Its own gradients come from the formulas of `gradients.second_gradients`, with sums over all
+    processes, which can be differentiated again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        dy: torch.Tensor,
+        x: torch.Tensor,
+        weight: torch.Tensor | None,
+        shared: Shared,
+        needed: tuple[bool, bool, bool],
+    ) -> tuple[torch.Tensor | None, ...]:
+        common = arguments(shared.counted)
+        common |= {"eps": shared.eps, "n_threads": torch.get_num_threads()}
+        given = array(in_order_of(x, dy)), array(x), shared.moments
         local = bncore.grad_sums(*given, **common)
         dx = None
-        if ctx.needs_input_grad[0]:
+        if needed[0]:
             dx = output(x)
-            total = added_sums(local, ctx.group)
+            total = added_sums(local, shared.group)
             bncore.grad_input(*given, total, optional(weight), out=array(dx), **common)
         dtype = dtypes.gradient_dtype(x, weight)
-        dweight, dbias = (
-            rounded(values, dtype) if needed else None
-            for values, needed in zip(
-                (local.sum_dy_xhat, local.sum_dy), ctx.needs_input_grad[1:3], strict=True
-            )
+        ctx.shared = shared
+        ctx.save_for_backward(dy, x, weight)
+        return dx, *(
+            rounded(values, dtype) if wanted else None
+            for values, wanted in zip((local.sum_dy_xhat, local.sum_dy), needed[1:], strict=True)
         )
-        return dx, dweight, dbias, None, None, None
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[Any, ...]:
+        dy, x, weight = ctx.saved_tensors
+        counting = ctx.shared.counting(wide(x))
+        given = Given.of((*grads, None), False, counting)
+        return *second_gradients(given, dy, x, weight, ctx.shared.eps, counting), None, None
+
+
+class _Total(torch.autograd.Function):
+    """The sum of a tensor over all processes, added in the order of their ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, local: torch.Tensor, group: Any) -> torch.Tensor:
+        ctx.group = group
+        parts = gathered(local.detach().double().flatten().numpy(), group)
+        summed = np.add.reduce(parts, axis=0)
+        return torch.from_numpy(summed).to(local.dtype).reshape(local.shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return _Total.apply(gradient, ctx.group), None
 
 
 class SyncBatchNorm(AnyDimension):
@@ -148,7 +214,9 @@ class SyncBatchNorm(AnyDimension):
     Notes
     -----
     As with every collective operation, every process must call forward, and every process must call
-    backward if one of them does.  The gradients cannot be differentiated again.
+    backward if one of them does, and so it is with backwards of gradients.  Gradients of any order
+    exist, if the same arguments need gradients in every process.  `torch.compile` computes a layer
+    outside of its graph.
 
     Examples
     --------

@@ -1,6 +1,6 @@
 """Standardize the features of a table on disk in several processes.
 
-    mpiexec -n 4 python features_mpi.py TABLE.npy SCALED.npy
+    mpiexec -n 4 python -m mpi4py features_mpi.py TABLE.npy SCALED.npy
 
 TABLE.npy holds float32 or float64 values, a row for each sample.  Each process maps the file and
 reads its own rows, twice; what travels between them is four numbers per feature.  NaN are gaps.

@@ -62,6 +62,16 @@ static inline int64_t shared_place(const bncore_weighting *w, int64_t at)
     return at / w->width * w->inner + at % w->inner;
 }
 
+/* Write a flag n times. There is room for `room` flags; what lies behind the n flags is written later. */
+static inline void repeat_flag(char *to, uint8_t flag, int64_t n, int64_t room)
+{
+    const uint64_t flags = flag * UINT64_C(0x0101010101010101);
+    if (n <= (int64_t)sizeof flags && room >= (int64_t)sizeof flags)
+        memcpy(to, &flags, sizeof flags);
+    else
+        memset(to, flag, (size_t)n);
+}
+
 /* Repeat weights: the first one is that of value `at` of x, and the weights of a row are `inner` weights, once for each
  * channel. A weight has `item` bytes. */
 static ONCE_ONLY void repeat_weights(char *to, const bncore_weighting *w, int64_t at, int64_t len,
@@ -74,7 +84,7 @@ static ONCE_ONLY void repeat_weights(char *to, const bncore_weighting *w, int64_
         if (w->inner == 1) {
             const int64_t row = bncore_min(w->width - in_row, len - i);
             if (item == 1)
-                memset(to + i, values[from], (size_t)row);
+                repeat_flag(to + i, (uint8_t)values[from], row, len - i);
             else
                 for (int64_t l = 0; l < row; l++)
                     ((double *)(void *)to)[i + l] = ((const double *)(const void *)values)[from];

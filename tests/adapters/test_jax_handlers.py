@@ -36,11 +36,11 @@ def test_what_bncore_refuses_is_an_error_of_xla(name, examples):
     results = [jax.ShapeDtypeStruct(X.shape, X.dtype)]
     operands = [V, V, None, None, None]
     if name == "train":
-        results += [vector, vector, jax.ShapeDtypeStruct((2, 3, 2), np.uint32)]
+        results += [vector, vector, jax.ShapeDtypeStruct((3, 3, 2), np.uint32), None]
         operands = [None, None, None]
 
     def call(x):
-        return handlers.call(name, settings, results, (x, *operands))[0]
+        return handlers.call(name, settings, results, (x, *operands, None))[0]
 
     with pytest.raises(Exception, match="eps is negative, infinite or NaN"):
         jax.block_until_ready(jax.vmap(call)(np.stack([X] * examples)))
@@ -49,7 +49,7 @@ def test_what_bncore_refuses_is_an_error_of_xla(name, examples):
 def test_what_is_not_asked_for_is_none():
     settings = handlers.Settings(3, 1, 1e-5, None, 0.0)
     shape = jax.ShapeDtypeStruct(X.shape, X.dtype)
-    operands = (X, X, V, V, None, None, None)
+    operands = (X, X, V, V, None, None, None, None)
     dx, *rest = handlers.call("infer_backward", settings, [shape, *[None] * 5], operands)
     assert dx.shape == X.shape
     assert rest == [None] * 5

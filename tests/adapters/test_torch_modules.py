@@ -304,9 +304,8 @@ def test_the_page_runs():
 
 
 def test_a_synchronized_layer_without_bias():
-    layers = [
-        kind(3, bias=False).eval() for kind in (torch.nn.SyncBatchNorm, bncore.torch.SyncBatchNorm)
-    ]
-    assert [list(layer.state_dict()) for layer in layers][0] == list(layers[1].state_dict())
+    theirs, own = torch.nn.SyncBatchNorm, bncore.torch.SyncBatchNorm
+    theirs, own = (kind(3, bias=False).eval() for kind in (theirs, own))
+    assert list(own.state_dict()) == list(theirs.state_dict())
     x = torch.randn(2, 3, 4)
-    torch.testing.assert_close(layers[1](x), layers[0](x))
+    torch.testing.assert_close(own(x), theirs(x))

@@ -150,6 +150,31 @@ def test_every_channel_merges_by_its_own_counts(ranks):
             np.testing.assert_array_equal(rank[f"ragged {name}"], ranks[0][f"ragged {name}"])
 
 
+@pytest.mark.parametrize("case", ["plain", "masked"])
+def test_gradients_of_gradients_are_those_of_one_process(ranks, case):
+    x, dy, _ = torch_ranks.data()
+    layer = bncore.torch.BatchNorm2d(torch_ranks.SHAPE[1], 0.1, dtype=torch.float64)
+    where = [] if case == "plain" else [torch.from_numpy(torch_ranks.mask())]
+    given = torch.from_numpy(x[0]), torch.from_numpy(dy[0])
+    for name, want in torch_ranks.orders(layer, *given, *where).items():
+        parts = [rank[f"{case} {name}"] for rank in ranks]
+        got = sum(parts) if "weight" in name else np.concatenate(parts)
+        scale = float(np.abs(want).max())
+        np.testing.assert_allclose(got, want, rtol=0, atol=tolerances.TORCH_FLOAT64 * scale)
+
+
+def test_gradients_of_gradients_in_a_compiled_function(ranks):
+    x, dy, _ = torch_ranks.data()
+    layer = torch.nn.BatchNorm2d(torch_ranks.SHAPE[1], 0.1, dtype=torch.float64)
+    leaf = torch.from_numpy(x[0]).requires_grad_()
+    y = layer(leaf.sin()).cos()
+    (gradient,) = torch.autograd.grad((y * torch.from_numpy(dy[0])).sum(), leaf, create_graph=True)
+    (gradient**2).sum().backward()
+    close(np.concatenate([rank["compiled y"] for rank in ranks]), y.detach().numpy())
+    got, want = np.concatenate([rank["compiled second"] for rank in ranks]), leaf.grad.numpy()
+    np.testing.assert_allclose(got, want, atol=tolerances.TORCH_FLOAT64 * np.abs(want).max())
+
+
 def test_recalibration_is_that_of_one_process(ranks):
     x, _, _ = torch_ranks.data()
     splits = torch_ranks.SPLITS[len(ranks)]

@@ -121,29 +121,6 @@ def test_every_rank_raises_if_one_does(ranks, error, others, own):
         assert str(rank[f"error {error}"]).startswith(want)
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, 5, 8, 13])
-def test_the_tree_merges_every_part_once(rng, number):
-    """Exactly: the values are small integers, so nothing is rounded."""
-    values = [rng.integers(0, 2, (2 ** rng.integers(0, 4), 3)) * 2.0**10 for _ in range(number)]
-    values[-1] = values[-1][:0]
-    parts = np.stack([reduction._packed(bncore.moments(v))[0] for v in values])
-    merged = reduction._unpacked(reduction._merged(parts, reduction.IS_MOMENTS), 0)
-    want = bncore.moments(np.concatenate(values))
-    np.testing.assert_array_equal(merged.count, want.count)
-    np.testing.assert_allclose(merged.mean, want.mean, rtol=1e-15)
-    np.testing.assert_allclose(merged.m2, want.m2, rtol=1e-14)
-    sums = np.arange(number * 4.0).reshape(number, 2, 2)
-    np.testing.assert_array_equal(reduction._merged(sums, reduction.IS_SUMS), sums.sum(0))
-
-
-def test_the_tree_has_the_bits_of_merging_pairs(rng):
-    parts = [bncore.moments(rng.normal(1e6, 1.0, (9, 2))) for _ in range(5)]
-    a, b, c, d, e = parts
-    packed = np.stack([reduction._packed(part)[0] for part in parts])
-    merged = reduction._unpacked(reduction._merged(packed, reduction.IS_MOMENTS), 0)
-    assert merged == a.merge(b).merge(c.merge(d)).merge(e)
-
-
 def test_slabs_of_channels_change_no_bit(rng, monkeypatch):
     from mpi4py import MPI
 

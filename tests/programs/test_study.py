@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -373,3 +374,17 @@ def test_a_missing_dependency_is_explained():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert "pip install '.[study]', or make study" in done.stderr
+
+
+def test_results_that_were_kept_are_drawn_without_training(monkeypatch, tiny, tmp_path, capsys):
+    kept = tmp_path / "some" / "kept.gz"
+    monkeypatch.setattr(study, "run", lambda settings, **options: tiny)
+    study.main(["--plan", "tiny", "--json", "--keep", str(kept)])
+    said = capsys.readouterr().out
+    monkeypatch.setattr(study, "run", None)
+    study.main(["--plan", "tiny", "--json", "--from", str(kept)])
+    assert capsys.readouterr().out == said
+    assert json.loads(said)["trainings"] == len(tiny)
+    with pytest.raises(SystemExit):
+        study.main(["--plan", "small", "--from", str(kept)])
+    assert "expected all trainings of the small plan" in capsys.readouterr().err

@@ -42,6 +42,7 @@ ROOMS = {
         "sklearn",
         "dask",
         "mpi",
+        "ray",
         "xarray",
     ),
     "programs": ("programs", "__main__"),
@@ -58,6 +59,7 @@ FRAMEWORKS = {
     "bncore.sklearn": {"sklearn", "scipy"},  # scikit-learn needs SciPy
     "bncore.dask": {"dask"},
     "bncore.mpi": {"mpi4py"},
+    "bncore.ray": {"ray"},
     "bncore.xarray": {"xarray"},
 }
 
@@ -120,7 +122,7 @@ def test_the_library_needs_numpy_alone(module):
     assert packages(imports(SOURCES[module], at_import=True)) <= allowed
 
 
-ADAPTERS = ["torch", "jax", "onnxruntime", "numba", "sklearn", "dask", "xarray", "mpi"]
+ADAPTERS = ["torch", "jax", "onnxruntime", "numba", "sklearn", "dask", "xarray", "mpi", "ray"]
 KNOWN_TO = {"bncore.dask": "bncore.xarray"}  # whose arrays may hold Dask's
 
 

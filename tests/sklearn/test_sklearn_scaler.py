@@ -168,6 +168,15 @@ def test_a_constant_feature_has_scale_1(rng):
     assert np.isnan(with_gaps.mean_[0]) and with_gaps.n_samples_seen_.tolist() == [0, 2]
 
 
+@pytest.mark.parametrize("copy", [True, False])
+def test_a_deviation_below_the_normal_numbers_of_float32(rng, copy):
+    x = (rng.standard_normal((100, 2)) * [1e-41, 1.0]).astype(np.float32)
+    want = (x - x.mean(0, np.float64)) / x.std(0, np.float64)
+    y = StandardScaler().fit(x).transform(x, copy=copy)
+    assert y.dtype == np.float32 and np.shares_memory(y, x) == (not copy)
+    np.testing.assert_allclose(y, want, rtol=1e-6, atol=1e-7)
+
+
 def test_float16_stays_what_it_is(rng):
     x = rng.normal(8.0, 2.0, (500, 3)).astype(np.float16)
     scaler = StandardScaler().fit(x)

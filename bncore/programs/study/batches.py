@@ -9,12 +9,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from bncore.programs import look
 from bncore.programs.bench.tables import Table
 from bncore.programs.study import draw
 from bncore.programs.study.execute import Results
 from bncore.programs.study.judge import ACCURACY, LOSS, Claim, Comparison
 from bncore.programs.study.networks import AVERAGES
-from bncore.programs.study.plan import RATE, SIDES, Plan, both, values
+from bncore.programs.study.plan import RATE, Plan, both, values
 from bncore.programs.study.training import Setting
 
 TITLE = "Batch size, and statistics in evaluation"
@@ -37,6 +38,13 @@ KINDS = {
     "debiased": "debiased average",
     "population": "population",
     "batch": "the batch itself",
+}
+# Those that are compared with the population's statistics.
+COLOURS = {
+    "moving": look.PLAIN,
+    "debiased": look.OWN,
+    "cumulative": look.OTHER,
+    "batch": look.ONEDNN,
 }
 
 
@@ -144,33 +152,25 @@ def tables(results: Results, plan: Plan) -> list[Table]:
 
 def picture(results: Results, plan: Plan) -> Figure:
     """Accuracy by batch size; loss by statistics, against steps and against the size."""
-    figure, grid = draw.panels(1, 3, "Batch size and statistics: mean and range over seeds")
-    sizes, steps, end = grid[0]
+    figure, (sizes, steps, end) = draw.panels(3, "Batch size, and statistics in evaluation")
     pairs = [
         values(results, base(plan, b), plan.seeds, plan.few_rates, lambda o: o.final("test"))
         for b in plan.batches
     ]
-    for side in SIDES:
-        draw.line(
-            sizes, plan.batches, np.array([pair[int(side)] for pair in pairs]).T,
-            label=draw.SIDES[side], colour=draw.COLOURS[side],
-        )  # fmt: skip
+    draw.sides(sizes, plan.batches, np.array(pairs).transpose(1, 2, 0))
+    sizes.finish("test accuracy, each side at its best rate", "batch size", "", log="x")
     middle = plan.batches[len(plan.batches) // 2]
     at = results[replace(kept(plan, middle, "moving"), seed=plan.seeds[0])].at
-    reference = "population"
-    shown = {kind: name for kind, name in KINDS.items() if kind != reference}
-    for (kind, name), colour in zip(shown.items(), draw.FURTHER, strict=True):
-        look = {"label": name, "colour": colour}
+    for kind, colour in COLOURS.items():
         by_batch = {
-            batch: losses(results, plan, batch, kind) / losses(results, plan, batch, reference)
+            batch: losses(results, plan, batch, kind) / losses(results, plan, batch, "population")
             for batch in plan.batches
         }
-        draw.line(steps, at, by_batch[middle], **look)
-        draw.line(end, plan.batches, np.array([v[:, -1] for v in by_batch.values()]).T, **look)
-    draw.finish(sizes, "each side at its best rate", "batch size", "test accuracy", log="x")
-    sizes.legend(fontsize=7)
-    ratio = "loss / loss with population statistics"
-    draw.finish(steps, f"on the way, batches of {middle}", "steps", ratio, log="x")
-    draw.finish(end, "at the end", "batch size", ratio, log="xy")
-    draw.legend(figure, steps)
+        name = KINDS[kind].removesuffix(" average")
+        steps.line(at, by_batch[middle], name=name, colour=colour)
+        last = np.array([ratio[:, -1] for ratio in by_batch.values()]).T
+        end.line(plan.batches, last, name=name, colour=colour)
+    ratio = "test loss, in times of that with exact statistics"
+    steps.finish(f"{ratio},\non the way, batches of {middle}", "steps", "", log="x")
+    end.finish(f"{ratio},\nat the end", "batch size", "", log="xy")
     return figure

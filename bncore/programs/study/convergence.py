@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -83,35 +82,17 @@ def tables(results: Results, plan: Plan) -> list[Table]:
 
 
 def picture(results: Results, plan: Plan) -> Figure:
-    """Loss, accuracy in training and on the test images, against steps."""
-    figure, grid = draw.panels(len(plan.networks), 3, "Convergence: mean and range over seeds")
-    rates = (("best rate", plan.rates, "-"), (f"rate {RATE:g}", (RATE,), ":"))
-    for row, base in zip(grid, bases(plan), strict=True):
-        for side in SIDES:
-            setting = replace(base, batch_norm=side)
-            for how, choice, style in rates:
-                outcomes = over_seeds(results, setting, plan.seeds, choice, soonest)
-                look = {
-                    "label": f"{draw.SIDES[side]}, {how}",
-                    "colour": draw.COLOURS[side],
-                    "style": style,
-                }
-                points = outcomes[0].at
-                losses = [padded(o.step_loss, points) for o in outcomes]
-                draw.line(row[0], points, losses, **look)
-                accuracies = [padded(o.step_accuracy, points) for o in outcomes]
-                draw.line(row[1], points, accuracies, **look)
-                draw.line(row[2], points, [o.accuracy["test"] for o in outcomes], **look)
-        name = NAMES[base.network]
-        draw.finish(row[0], f"{name}: loss of the batch", "steps", "loss", log="xy")
-        draw.finish(row[1], f"{name}: accuracy of the batch", "steps", "accuracy", log="x")
-        draw.finish(row[2], f"{name}: test accuracy", "steps", "accuracy", log="x")
-    draw.legend(figure, grid[0][0])
+    """Accuracy on the test images against steps."""
+    figure, panels = draw.panels(len(plan.networks), "Convergence: test accuracy")
+    rates = (("", (RATE,), ":"), ("best", plan.rates, "-"))
+    for panel, base in zip(panels, bases(plan), strict=True):
+        for how, choice, style in rates:
+            outcomes = [
+                over_seeds(results, replace(base, batch_norm=side), plan.seeds, choice, soonest)
+                for side in SIDES
+            ]
+            accuracy = np.array([[o.accuracy["test"] for o in side] for side in outcomes])
+            draw.sides(panel, outcomes[0][0].at, accuracy, how, style)
+        title = f"{NAMES[base.network]} (dotted: rate {RATE:g}; solid: best)"
+        panel.finish(title, "steps", "", log="x")
     return figure
-
-
-def padded(by_step: np.ndarray, points: np.ndarray) -> list[float]:
-    """Return means over the steps from one evaluation to the next; NaN after the end."""
-    edges = [0, *points]
-    parts = (by_step[start:end] for start, end in pairwise(edges))
-    return [float(np.mean(part)) if len(part) else np.nan for part in parts]

@@ -125,28 +125,25 @@ def first_norms(results: Results, plan: Plan, scale: float, side: bool, what: st
 
 def picture(results: Results, plan: Plan) -> Figure:
     """Accuracy by depth; gradients by layer."""
-    figure, grid = draw.panels(1, 3, "Depth: mean and range over seeds")
-    accuracy, *gradients = grid[0]
-    grids = (("best rate", tuple(plan.few_rates), "-"), (f"rate {RATE:g}", (RATE,), ":"))
-    for how, rates, style in grids:
-        by_depth = by_side(results, plan, rates, final)
+    figure, (accuracy, gradients) = draw.panels(2, "Depth")
+    for how, rates, style in (("", (RATE,), ":"), ("best", tuple(plan.few_rates), "-")):
+        draw.sides(accuracy, plan.depths, by_side(results, plan, rates, final), how, style)
+    title = f"test accuracy (dotted: rate {RATE:g}; solid: best)"
+    accuracy.finish(title, "hidden layers", "")
+    what, title = next(iter(GRADIENTS.items()))
+    for scale, style in zip(SCALES, draw.STYLES, strict=True):
         for side in SIDES:
-            draw.line(
-                accuracy, plan.depths, by_depth[int(side)], style=style,
-                label=f"{draw.SIDES[side]}, {how}", colour=draw.COLOURS[side],
+            norms = first_norms(results, plan, scale, side, what)
+            plain = f"without, × {scale:g}"
+            name = plain if not side else draw.SHORT[1] if scale == 1 else ""
+            gradients.line(
+                np.arange(1, norms.shape[1] + 1), norms,
+                name=name, colour=draw.COLOURS[side], style=style,
             )  # fmt: skip
-    draw.finish(accuracy, "test accuracy", "hidden layers", "test accuracy")
-    for axes, (what, title) in zip(gradients, GRADIENTS.items(), strict=True):
-        for side in SIDES:
-            for scale, style in zip(SCALES, draw.STYLES, strict=True):
-                norms = first_norms(results, plan, scale, side, what)
-                draw.line(
-                    axes, np.arange(1, norms.shape[1] + 1), norms, style=style,
-                    label=f"{draw.SIDES[side]}, weights × {scale:g}", colour=draw.COLOURS[side],
-                )  # fmt: skip
-        draw.finish(axes, f"gradient {title}, first step", "layer", "norm", log="y")
-    accuracy.legend(fontsize=6)
-    draw.legend(figure, gradients[0], columns=3)
+    title = f"gradient {title}, first step,\nwith initial weights × " + ", ".join(
+        f"{scale:g}" for scale in SCALES
+    )
+    gradients.finish(title, "layer", "", log="y")
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Helpers for the pictures of the experiments: colours, and lines with the range over seeds."""
+"""Helpers for the pictures of the experiments: lines with the range over seeds, and their names."""
 
 from __future__ import annotations
 
@@ -8,53 +8,65 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-COLOURS = ("#d1495b", "#1f6f8b")  # without, with batch norm
+from bncore.programs import look
+
+COLOURS = (look.PLAIN, look.OWN)  # without, with batch norm
 SIDES = ("without batch norm", "with batch norm")
-STYLES = ("-", "--", ":")
-FURTHER = ("#1f6f8b", "#edae49", "#d1495b", "#66a182")  # more than two sides
+SHORT = ("without", "with batch norm")  # at the end of a line
+STYLES = (":", "-", "--")
 
 
-def panels(rows: int, columns: int, title: str) -> tuple[Figure, NDArray[Any]]:
-    """Make a picture of several, with a title above."""
-    figure = Figure(figsize=(4.6 * columns, 3.1 * rows), layout="constrained")
-    figure.suptitle(title, fontsize=11)
-    grid: NDArray[Any] = figure.subplots(rows, columns, squeeze=False)
-    return figure, grid
+class Panel:
+    """One panel of a picture, which remembers its lines until their names are written.
+
+    Parameters
+    ----------
+    axes : Axes
+        Where to draw.
+    """
+
+    def __init__(self, axes: Any) -> None:
+        self.axes = axes
+        self.lines: list[tuple[str, str, ArrayLike, ArrayLike]] = []
+
+    def line(self, x: ArrayLike, by_seed: Any, *, name: str, colour: str, style: str = "-") -> None:
+        """Draw the mean over seeds, and a band from the smallest to the largest value.
+
+        A line with an empty name has none.
+        """
+        values = np.asarray(by_seed, dtype=np.float64)
+        values = np.where(np.isfinite(values), values, np.nan)
+        whole = ~np.isnan(values).any(axis=0)
+        x = np.asarray(x)[whole]
+        values = values[:, whole]
+        mean = values.mean(axis=0)
+        self.axes.plot(x, mean, style, color=colour, marker="o", markersize=3.5)
+        low, high = values.min(axis=0), values.max(axis=0)
+        self.axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
+        if name:
+            self.lines.append((name, colour, x, mean))
+
+    def finish(self, title: str, x: str, y: str, *, log: str = "") -> None:
+        """Write what the panel shows; `log` names the axes that are logarithmic."""
+        if "x" in log:
+            self.axes.set_xscale("log")
+        if "y" in log:
+            self.axes.set_yscale("log")
+        self.axes.grid(axis="y", color=look.FAINT)
+        look.describe(self.axes, title, x, y)
+        look.names_at_ends(self.axes, self.lines)
 
 
-def line(
-    axes: Any,
-    x: ArrayLike,
-    by_seed: Any,
-    *,
-    label: str,
-    colour: str,
-    style: str = "-",
+def panels(count: int, title: str, height: float = 2.7) -> tuple[Figure, list[Panel]]:
+    """Make a picture of some panels, one below the other, with a title above."""
+    figure, grid = look.figure(rows=count, height=height)
+    look.head(figure, title)
+    return figure, [Panel(axes) for axes in grid[:, 0]]
+
+
+def sides(
+    panel: Panel, x: ArrayLike, pair: NDArray[np.float64], how: str = "", style: str = "-"
 ) -> None:
-    """Draw the mean over seeds, and a band from the smallest to the largest value."""
-    values = np.asarray(by_seed, dtype=np.float64)
-    values = np.where(np.isfinite(values), values, np.nan)
-    whole = ~np.isnan(values).any(axis=0)
-    x = np.asarray(x)[whole]
-    values = values[:, whole]
-    axes.plot(x, values.mean(axis=0), style, color=colour, label=label, linewidth=1.4, marker=".")
-    axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, lw=0)
-
-
-def finish(axes: Any, title: str, x: str, y: str, *, log: str = "") -> None:
-    """Label a panel; `log` names the axes that are logarithmic."""
-    axes.set_title(title, fontsize=9)
-    axes.set_xlabel(x, fontsize=8)
-    axes.set_ylabel(y, fontsize=8)
-    axes.tick_params(labelsize=7)
-    axes.grid(alpha=0.3)
-    if "x" in log:
-        axes.set_xscale("log")
-    if "y" in log:
-        axes.set_yscale("log")
-
-
-def legend(figure: Figure, axes: Any, columns: int = 4) -> None:
-    """Explain the lines of a panel below the picture; the other panels have the same lines."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=7)
+    """Draw a line for each side: `pair` is (side, seed, place)."""
+    for colour, name, by_seed in zip(COLOURS, SHORT, pair, strict=True):
+        panel.line(x, by_seed, name=name + (f", {how}" if how else ""), colour=colour, style=style)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 from matplotlib.figure import Figure
 
+from bncore.programs import look
 from bncore.programs.bench.tables import Table
 from bncore.programs.study import convergence, data, draw
 from bncore.programs.study.execute import Results
@@ -70,22 +70,28 @@ def tables(results: Results, plan: Plan) -> list[Table]:
 
 
 def picture(results: Results, plan: Plan) -> Figure:
-    """Draw the test accuracy of every seed, side by side."""
-    title = "Generalization: test accuracy by seed, each side at its best rate; bars are means"
-    figure, grid = draw.panels(1, 1, title)
-    figure.set_size_inches(10, 3.6)
-    axes = grid[0][0]
+    """Draw the test accuracy of every seed, a row for each network and kind of images."""
+    height = 1.0 + 0.75 * len(bases(plan))
+    figure, (panel,) = draw.panels(1, "Generalization: test accuracy at the best rate", height)
+    axes = panel.axes
     for place, (base, rates) in enumerate(bases(plan)):
         pair = values(results, base, plan.seeds, rates, lambda o: o.final("test"))
-        offsets = np.array((-0.15, 0.15))
-        for accuracies in zip(*pair, strict=True):
-            axes.plot(place + offsets, accuracies, color="#bbbbbb", linewidth=0.8, zorder=1)
         for side, accuracy in zip(SIDES, pair, strict=True):
-            x = place + offsets[int(side)]
-            label = draw.SIDES[side] if place == 0 else None
-            axes.scatter([x] * len(accuracy), accuracy, s=14, color=draw.COLOURS[side], label=label)
-            axes.hlines(accuracy.mean(), x - 0.1, x + 0.1, color=draw.COLOURS[side], linewidth=2)
-    draw.finish(axes, "", "", "test accuracy")
-    axes.legend(fontsize=7)
-    axes.set_xticks(range(len(bases(plan))), [named(base) for base, _ in bases(plan)])
+            y = place + (0.16 if side else -0.16)
+            colour = draw.COLOURS[side]
+            axes.plot(accuracy, [y] * len(accuracy), "o", color=colour, markersize=4, alpha=0.5)
+            axes.plot([accuracy.mean()] * 2, [y - 0.13, y + 0.13], color=colour, linewidth=3)
+            name = f" {draw.SHORT[side]}" if place == 0 else ""
+            axes.annotate(
+                f"{accuracy.mean():.1%}{name}", (1.01, y), color=colour, va="center",
+                xycoords=axes.get_yaxis_transform(), fontsize=9.5, fontweight="bold",
+            )  # fmt: skip
+    axes.set_yticks(
+        range(len(bases(plan))), [named(base).replace(", ", ",\n") for base, _ in bases(plan)]
+    )
+    axes.set_ylim(len(bases(plan)) - 0.5, -0.5)
+    axes.xaxis.set_major_formatter("{x:.0%}")
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color=look.FAINT)
+    look.describe(axes, x="a dot is a seed, a line is the mean")
     return figure

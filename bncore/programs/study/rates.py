@@ -74,15 +74,9 @@ def tables(results: Results, plan: Plan) -> list[Table]:
 
 def picture(results: Results, plan: Plan) -> Figure:
     """Test accuracy against the rate."""
-    title = "Learning rates: test accuracy at the end, mean and range over seeds"
-    figure, grid = draw.panels(1, len(plan.networks), title)
-    for i, network in enumerate(plan.networks):
+    figure, panels = draw.panels(len(plan.networks), "Learning rates: test accuracy at the end")
+    for i, (panel, network) in enumerate(zip(panels, plan.networks, strict=True)):
         accuracy = by_rate(results, plan, i, lambda o: o.final("test"))
-        for side in SIDES:
-            draw.line(
-                grid[0][i], plan.rates, accuracy[int(side)],
-                label=draw.SIDES[side], colour=draw.COLOURS[side],
-            )  # fmt: skip
-        draw.finish(grid[0][i], NAMES[network], "learning rate", "test accuracy", log="x")
-    draw.legend(figure, grid[0][0])
+        draw.sides(panel, plan.rates, accuracy)
+        panel.finish(NAMES[network], "learning rate", "", log="x")
     return figure

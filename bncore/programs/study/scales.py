@@ -92,16 +92,11 @@ def tables(results: Results, plan: Plan) -> list[Table]:
 
 def picture(results: Results, plan: Plan) -> Figure:
     """Test accuracy against the factor."""
-    title = "Initial weights: test accuracy at the end, mean and range over seeds"
-    figure, grid = draw.panels(1, len(plan.networks), title)
-    for axes, base in zip(grid[0], bases(plan), strict=True):
-        for (how, rates), style in zip(grids(plan).items(), (":", "-"), strict=True):
+    figure, panels = draw.panels(len(plan.networks), "Initial weights: test accuracy at the end")
+    for panel, base in zip(panels, bases(plan), strict=True):
+        for rates, style in zip(grids(plan).values(), draw.STYLES[:2], strict=True):
             accuracy = by_scale(results, plan, base, rates, lambda o: o.final("test"))
-            for side in SIDES:
-                draw.line(
-                    axes, plan.scales, accuracy[int(side)], style=style,
-                    label=f"{draw.SIDES[side]}, {how}", colour=draw.COLOURS[side],
-                )  # fmt: skip
-        draw.finish(axes, NAMES[base.network], "factor of He's scale", "test accuracy", log="x")
-    draw.legend(figure, grid[0][0])
+            draw.sides(panel, plan.scales, accuracy, "" if rates == (RATE,) else "best", style)
+        title = f"{NAMES[base.network]} (dotted: rate {RATE:g}; solid: best)"
+        panel.finish(title, "factor of He's scale", "", log="x")
     return figure
