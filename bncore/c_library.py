@@ -53,9 +53,10 @@ def get_include() -> str:
 
 
 def get_library_dir() -> str:
-    """Return the directory of the C library, shared and static, for a linker's ``-L``.
+    """Return the directory of the C library for a linker's ``-L``.
 
-    It also contains ``pkgconfig/bncore.pc`` and ``cmake/bncore/bncoreConfig.cmake``.
+    It contains the shared library and, unless bncore came from a wheel, the archive.  It also
+    contains ``pkgconfig/bncore.pc`` and ``cmake/bncore/bncoreConfig.cmake``.
 
     Returns
     -------
@@ -72,7 +73,7 @@ def get_library_dir() -> str:
     >>> import bncore
     >>> library_dirs = [bncore.get_library_dir()]  # doctest: +SKIP
     """
-    return str(_existing("lib", "libbncore.a"))
+    return str(_existing("lib", "libbncore.so"))
 
 
 def get_capsules() -> dict[str, Any]:
@@ -172,7 +173,8 @@ def compiler_flags(arguments: list[str]) -> str:
     ValueError
         If an argument is anything else.
     RuntimeError
-        If the package was installed without its C part.
+        If the package was installed without its C part, or without the archive for ``--static``, as
+        wheels are.
     """
     known = ("--cflags", "--libs", "--static", "--prefix", "--version")
     for argument in arguments:
@@ -186,7 +188,13 @@ def compiler_flags(arguments: list[str]) -> str:
     if "--cflags" in arguments:
         flags.append(f"-I{get_include()}")
     if "--static" in arguments:
-        flags += [f"{get_library_dir()}/libbncore.a", *_private_libraries()]
+        archive = Path(get_library_dir(), "libbncore.a")
+        if not archive.exists():
+            raise RuntimeError(
+                "bncore was installed from a wheel, which has no archive for --static: leave "
+                "--static out, or install with pip install --no-binary bncore bncore"
+            )
+        flags += [str(archive), *_private_libraries()]
     elif "--libs" in arguments:
         folder = get_library_dir()
         flags += [f"-L{folder}", f"-Wl,-rpath,{folder}", "-lbncore"]

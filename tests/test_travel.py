@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import bncore
+import tolerances
+from bncore.statistics import shifted
 from bncore.statistics.travel import merged_pairwise, packed, unpacked
 
 
@@ -30,3 +32,14 @@ def test_the_tree_has_the_bits_of_merging_pairs(rng):
     states = np.stack([packed(part) for part in parts])
     merged = unpacked(merged_pairwise(states, bncore.Moments), bncore.Moments)
     assert merged == a.merge(b).merge(c.merge(d)).merge(e)
+
+
+def test_shifted_moments_keep_a_mean_of_more_than_53_bits(rng):
+    """Merging values about 1e12 has the m2 of the same values about 0, to the last digits."""
+    parts = [rng.standard_normal((50, 2)) for _ in range(20)]
+    near = bncore.merged_moments(parts)
+    by = np.array([1e12, -1e12])
+    far = bncore.merged_moments(shifted(bncore.moments(part), by) for part in parts)
+    assert far.count.tolist() == near.count.tolist()
+    np.testing.assert_allclose(far.mean, by + near.mean, rtol=2.0**-53)
+    np.testing.assert_allclose(far.m2, near.m2, rtol=tolerances.SCALER_FAR)

@@ -35,6 +35,9 @@ def merged_moments(
     dtype: npt.DTypeLike | None = None,
     n_threads: int | None = None,
     scale: float | None = None,
+    where: Iterable[npt.ArrayLike | None] | None = None,
+    weights: Iterable[npt.ArrayLike | None] | None = None,
+    nan_policy: NanPolicy = "propagate",
 ) -> Moments:
     """Compute the moments of all pieces together, reading one piece after the other.
 
@@ -44,8 +47,11 @@ def merged_moments(
         Micro-batches, chunks of a file, or moments that other processes computed.  Arrays are as
         `moments` takes them, and all have the same number of channels.  It may be a generator: the
         function asks for every piece once, and drops it before the next.
-    axis, dtype, n_threads, scale
+    axis, dtype, n_threads, scale, nan_policy
         As in `moments`.
+    where, weights : iterable of array_like or None, optional
+        What counts in each piece, as in `moments`: one item for each piece, None if everything
+        counts.  Moments have been counted already, so their items must be None.
 
     Returns
     -------
@@ -56,8 +62,8 @@ def merged_moments(
     Raises
     ------
     TypeError, ValueError
-        As `moments`; and if there is no piece, or a piece has another number of channels than the
-        first.
+        As `moments`; and if there is no piece, a piece has another number of channels than the
+        first, or `where` or `weights` has another number of items than there are pieces.
 
     References
     ----------
@@ -71,15 +77,26 @@ def merged_moments(
     >>> bncore.merged_moments(np.array([[start], [start + 2]]) for start in (0.0, 4.0))
     Moments(count=array([4.]), mean=array([3.]), m2=array([20.]))
     """
-    if not isinstance(pieces, Iterable):
-        raise TypeError(f"pieces: expected an iterable, got {scalars.shown(pieces)}")
+    optional = {"where": where, "weights": weights}
+    given: dict[str, Iterable[Any]] = {k: v for k, v in optional.items() if v is not None}
+    for name, value in {"pieces": pieces, **given}.items():
+        if not isinstance(value, Iterable):
+            raise TypeError(f"{name}: expected an iterable, got {scalars.shown(value)}")
     scalars.float64_sums("dtype", dtype)  # even if all pieces are moments already
     options: dict[str, Any] = {
-        "axis": axis, "dtype": dtype, "n_threads": n_threads, "scale": scale
+        "axis": axis, "dtype": dtype, "n_threads": n_threads, "scale": scale,
+        "nan_policy": nan_policy,
     }  # fmt: skip
     total: Moments | None = None
-    for piece in pieces:
-        found = piece if isinstance(piece, Moments) else moments(piece, **options)
+    for piece, *items in zip(pieces, *given.values(), strict=True):
+        counted = dict(zip(given, items, strict=True))
+        if isinstance(piece, Moments):
+            for name, item in counted.items():
+                if item is not None:
+                    raise ValueError(f"{name}: expected None for Moments, got an array")
+            found = piece
+        else:
+            found = moments(piece, **options, **counted)
         if total is not None and found.mean.shape != total.mean.shape:
             raise ValueError(
                 f"pieces: expected {total.mean.shape[0]} channels as in the first piece, "

@@ -43,7 +43,8 @@ def as_scale_shift(
     Returns
     -------
     scale, shift : (C,) ndarray of float64
-        ``weight / sqrt(var + eps)`` and ``bias - mean * scale``.
+        ``weight / sqrt(var + eps)`` and ``bias - mean * scale``.  Where `var` and `eps` are 0, the
+        divisor is 1, as in `standardize`: a constant channel becomes its bias.
 
     Raises
     ------
@@ -86,8 +87,9 @@ class _BatchNorm:
             np.zeros(self.channels) if bias is None else _float64(f"{of}bias", bias, self.channels)
         )
         eps = scalars.real("eps", eps, 0.0)
+        below = spread + eps
         with silent_arithmetic():
-            self.scale: Stat = gamma / np.sqrt(spread + eps)
+            self.scale: Stat = gamma / np.sqrt(np.where(below == 0.0, 1.0, below))
 
 
 def fold_into_linear(

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from bncore.arguments import scalars
 from bncore.arguments.float_environment import silent_arithmetic
 from bncore.arguments.problem import Problem
+from bncore.arguments.weights import NanPolicy
 from bncore.backends import current
 from bncore.functions.train import batch_norm_train_backward
 from bncore.runtime import buffer_pool
@@ -39,6 +40,10 @@ def batch_renorm(
     eps: float = 1e-5,
     out: Array | None = None,
     n_threads: int | None = None,
+    where: npt.ArrayLike | None = None,
+    weights: npt.ArrayLike | None = None,
+    nan_policy: NanPolicy = "propagate",
+    fill: float | None = None,
 ) -> tuple[Array, Moments, Renorm]:
     """Normalize a batch by its own statistics, corrected towards the running statistics.
 
@@ -56,7 +61,7 @@ def batch_renorm(
         r is clipped to 1/r_max and r_max; >= 1.
     d_max : float, default 5
         d is clipped to -d_max and d_max; >= 0.
-    x, weight, bias, axis, eps, out, n_threads
+    x, weight, bias, axis, eps, out, n_threads, where, weights, nan_policy, fill
         As in `batch_norm_train`.
 
     Returns
@@ -66,7 +71,7 @@ def batch_renorm(
     moments : Moments
         The moments of the batch.
     renorm : Renorm
-        r and d, to be passed to `batch_renorm_backward`.
+        r and d, to be passed to `batch_renorm_backward`; 1 and 0 in a channel without a value.
 
     Raises
     ------
@@ -96,22 +101,29 @@ def batch_renorm(
     var = p.variance("running_var", running_var)
     eps = scalars.real("eps", eps, 0.0)
     largest_r, largest_d = scalars.real("r_max", r_max, 1.0), scalars.real("d_max", d_max, 0.0)
-    p.require_batch()
-    y = p.output(out, parameters=(gamma, beta, mean, var), allocate=buffer_pool.empty)
-    batch_mean, m2 = p.no_means(), p.zeros()
+    given = p.weights(where, weights, nan_policy, fill)
+    if not given.weighs:
+        p.require_batch()
+    inputs = (gamma, beta, mean, var, *given.sources)
+    y = p.output(out, parameters=inputs, allocate=buffer_pool.empty)
+    batch_mean, m2, count = p.no_means(), p.zeros(), counts_of(p.count, p.channels)
     if not p.empty:
-        kernels.moments(batch_mean, m2, p.x, threads)
-    moments = trusted_moments(counts_of(p.count, p.channels), batch_mean, m2)
+        kernels.moments(batch_mean, m2, p.x, threads, False, given.record(count))
+    moments = trusted_moments(count, batch_mean, m2)
     if p.empty:
         return y.finish(), moments, Renorm(np.ones(p.channels), np.zeros(p.channels))
     with silent_arithmetic():
         std = np.sqrt(var.values + eps)
         r = np.clip(np.sqrt(moments.var() + eps) / std, 1.0 / largest_r, largest_r)
         d = np.clip((moments.mean - mean.values) / std, -largest_d, largest_d)
+        r[count == 0.0], d[count == 0.0] = 1.0, 0.0
         scale = r if gamma.values is None else gamma.values * r
         shift = d if gamma.values is None else gamma.values * d
         shift = shift if beta.values is None else shift + beta.values
-    kernels.normalize(y.values, p.x, moments.mean, moments.var(), scale, shift, eps, threads)
+    kernels.normalize(
+        y.values, p.x, moments.mean, moments.var(), scale, shift, eps, threads, None,
+        given.filling(p.channels),
+    )  # fmt: skip
     return y.finish(), moments, Renorm(r, d)
 
 
@@ -126,6 +138,10 @@ def batch_renorm_backward(
     eps: float = 1e-5,
     out: Array | None = None,
     n_threads: int | None = None,
+    where: npt.ArrayLike | None = None,
+    weights: npt.ArrayLike | None = None,
+    nan_policy: NanPolicy = "propagate",
+    fill: float | None = None,
 ) -> tuple[Array, Array, Array]:
     """Compute the gradients of `batch_renorm`, in which r and d are constants.
 
@@ -133,7 +149,7 @@ def batch_renorm_backward(
     ----------
     moments, renorm
         As `batch_renorm` returned them.
-    dy, x, weight, axis, eps, out, n_threads
+    dy, x, weight, axis, eps, out, n_threads, where, weights, nan_policy, fill
         As in `batch_norm_train_backward`.
 
     Returns
@@ -171,8 +187,9 @@ def batch_renorm_backward(
     with silent_arithmetic():
         scale = r.values if gamma.values is None else gamma.values * r.values
     dx, sum_dy_xhat, sum_dy = batch_norm_train_backward(
-        source, p.array, moments, scale, axis=axis, eps=eps, out=out, n_threads=n_threads
-    )
+        source, p.array, moments, scale, axis=axis, eps=eps, out=out, n_threads=n_threads,
+        where=where, weights=weights, nan_policy=nan_policy, fill=fill,
+    )  # fmt: skip
     with silent_arithmetic():
         dweight: Any = r.values * sum_dy_xhat + d.values * sum_dy
     dbias: Any = sum_dy

@@ -8,6 +8,9 @@ arrays of float32 or float64, with channels on any `axis` (1 for NCHW, -1 for NH
 is copied.  Parameters and statistics are arrays of float32 or float64.  `n_threads` is 1 by
 default.  If Python code calls them, they release the GIL.
 
+`where`, `weights`, `nan_policy` and `fill` mean what they mean there; a mask is an array of bool,
+and both broadcast against x.  A call without them compiles as if they did not exist.
+
 `Moments` and `GradSums` are tuples here.  Make a ``bncore.Moments(*moments)`` to merge them, and
 convert it back with ``bn.Moments(m.count, m.mean, m.m2)``.
 

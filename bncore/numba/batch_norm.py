@@ -5,11 +5,23 @@ from __future__ import annotations
 import numpy as np
 
 from bncore.numba.calls import as_parameter, call, checked, doubles, same_as, sizes_of
+from bncore.numba.counting import counted, filling, with_counts
 from bncore.numba.statistics import Moments, compiled, statistics
 
 
 @compiled
-def batch_norm_train(x, weight=None, bias=None, axis=1, eps=1e-5, n_threads=1):
+def batch_norm_train(
+    x,
+    weight=None,
+    bias=None,
+    axis=1,
+    eps=1e-5,
+    n_threads=1,
+    where=None,
+    weights=None,
+    nan_policy=None,
+    fill=None,
+):
     """Normalize by the batch's own statistics, as `bncore.batch_norm_train` does.
 
     Parameters
@@ -24,6 +36,9 @@ def batch_norm_train(x, weight=None, bias=None, axis=1, eps=1e-5, n_threads=1):
         Added to the variance, in x's unit squared.
     n_threads : int, default 1
         The largest number of threads to use; at least 1.
+    where, weights, nan_policy, fill
+        As in `bncore.batch_norm_train`; a mask and weights are arrays,
+        and None is "propagate".
 
     Returns
     -------
@@ -54,15 +69,30 @@ def batch_norm_train(x, weight=None, bias=None, axis=1, eps=1e-5, n_threads=1):
     channels, count = sizes_of(x, axis)
     gamma = doubles(weight, channels, "weight: expected one value per channel of x")
     beta = doubles(bias, channels, "bias: expected one value per channel of x")
-    if count == 1:
+    given = counted(x, axis, where, weights, nan_policy, fill)
+    if count == 1 and given is None:
         raise ValueError("x: expected more than one value per channel in training, got 1")
     y, mean, m2 = np.empty_like(x), np.full(channels, np.nan), np.zeros(channels)
-    checked(call("bncore_train", x, axis, eps, n_threads, (y, mean, m2, x, gamma, beta)))
-    return y, Moments(np.full(channels, np.float64(count)), mean, m2)
+    counts, arrays = np.full(channels, np.float64(count)), (y, mean, m2, x, gamma, beta)
+    own = with_counts(given, counts)
+    checked(call("bncore_train", x, axis, eps, n_threads, arrays, own))
+    return y, Moments(counts, mean, m2)
 
 
 @compiled
-def batch_norm_train_backward(dy, x, moments, weight=None, axis=1, eps=1e-5, n_threads=1):
+def batch_norm_train_backward(
+    dy,
+    x,
+    moments,
+    weight=None,
+    axis=1,
+    eps=1e-5,
+    n_threads=1,
+    where=None,
+    weights=None,
+    nan_policy=None,
+    fill=None,
+):
     """Differentiate `batch_norm_train`, as `bncore.batch_norm_train_backward` does.
 
     Parameters
@@ -79,6 +109,9 @@ def batch_norm_train_backward(dy, x, moments, weight=None, axis=1, eps=1e-5, n_t
         Added to the variance, in x's unit squared.
     n_threads : int, default 1
         The largest number of threads to use; at least 1.
+    where, weights, nan_policy, fill
+        As in `bncore.batch_norm_train_backward`; a mask and weights are arrays,
+        and None is "propagate".
 
     Returns
     -------
@@ -109,18 +142,33 @@ def batch_norm_train_backward(dy, x, moments, weight=None, axis=1, eps=1e-5, n_t
     """
     channels, count = sizes_of(x, axis)
     same_as(dy, x)
-    given, mean, var = statistics(moments, channels)
-    if np.any(given != count):
+    counts, mean, var = statistics(moments, channels)
+    given = counted(x, axis, where, weights, nan_policy, fill)
+    if np.any(counts != count) and given is None:
         raise ValueError("moments: expected the count of x's values per channel, got another one")
     gamma = doubles(weight, channels, "weight: expected one value per channel of x")
     dx, sum_dy, sum_dy_xhat = np.empty_like(x), np.zeros(channels), np.zeros(channels)
     arrays = (dx, sum_dy, sum_dy_xhat, dy, x, mean, var, gamma)
-    checked(call("bncore_train_backward", x, axis, eps, n_threads, arrays))
+    own = with_counts(given, counts)
+    checked(call("bncore_train_backward", x, axis, eps, n_threads, arrays, own))
     return dx, as_parameter(sum_dy_xhat, weight, x), as_parameter(sum_dy, weight, x)
 
 
 @compiled
-def batch_norm_infer(x, mean, var, weight=None, bias=None, axis=1, eps=1e-5, n_threads=1):
+def batch_norm_infer(
+    x,
+    mean,
+    var,
+    weight=None,
+    bias=None,
+    axis=1,
+    eps=1e-5,
+    n_threads=1,
+    where=None,
+    weights=None,
+    nan_policy=None,
+    fill=None,
+):
     """Normalize by given statistics, as `bncore.batch_norm_infer` does.
 
     Parameters
@@ -137,6 +185,9 @@ def batch_norm_infer(x, mean, var, weight=None, bias=None, axis=1, eps=1e-5, n_t
         Added to the variance, in x's unit squared.
     n_threads : int, default 1
         The largest number of threads to use; at least 1.
+    where, weights, nan_policy, fill
+        As in `bncore.batch_norm_infer`; a mask and weights are arrays,
+        and None is "propagate".
 
     Returns
     -------
@@ -164,15 +215,32 @@ def batch_norm_infer(x, mean, var, weight=None, bias=None, axis=1, eps=1e-5, n_t
     channels, _ = sizes_of(x, axis)
     mu = doubles(mean, channels, "mean: expected one value per channel of x")
     sigma = doubles(var, channels, "var: expected one value per channel of x")
+    if np.any(sigma < 0.0):
+        raise ValueError("var: expected variances >= 0, got a negative one")
     gamma = doubles(weight, channels, "weight: expected one value per channel of x")
     beta = doubles(bias, channels, "bias: expected one value per channel of x")
     y = np.empty_like(x)
-    checked(call("bncore_normalize", x, axis, eps, n_threads, (y, x, mu, sigma, gamma, beta)))
+    own = filling(counted(x, axis, where, weights, nan_policy, fill), fill)
+    arrays = (y, x, mu, sigma, gamma, beta)
+    checked(call("bncore_normalize", x, axis, eps, n_threads, arrays, own))
     return y
 
 
 @compiled
-def batch_norm_infer_backward(dy, x, mean, var, weight=None, axis=1, eps=1e-5, n_threads=1):
+def batch_norm_infer_backward(
+    dy,
+    x,
+    mean,
+    var,
+    weight=None,
+    axis=1,
+    eps=1e-5,
+    n_threads=1,
+    where=None,
+    weights=None,
+    nan_policy=None,
+    fill=None,
+):
     """Differentiate `batch_norm_infer`, as `bncore.batch_norm_infer_backward` does.
 
     Parameters
@@ -189,6 +257,9 @@ def batch_norm_infer_backward(dy, x, mean, var, weight=None, axis=1, eps=1e-5, n
         Added to the variance, in x's unit squared.
     n_threads : int, default 1
         The largest number of threads to use; at least 1.
+    where, weights, nan_policy, fill
+        As in `bncore.batch_norm_infer_backward`; a mask and weights are arrays,
+        and None is "propagate".
 
     Returns
     -------
@@ -221,8 +292,11 @@ def batch_norm_infer_backward(dy, x, mean, var, weight=None, axis=1, eps=1e-5, n
     same_as(dy, x)
     mu = doubles(mean, channels, "mean: expected one value per channel of x")
     sigma = doubles(var, channels, "var: expected one value per channel of x")
+    if np.any(sigma < 0.0):
+        raise ValueError("var: expected variances >= 0, got a negative one")
     gamma = doubles(weight, channels, "weight: expected one value per channel of x")
     dx, sum_dy, sum_dy_xhat = np.empty_like(x), np.zeros(channels), np.zeros(channels)
     arrays = (dx, sum_dy, sum_dy_xhat, dy, x, mu, sigma, gamma)
-    checked(call("bncore_infer_backward", x, axis, eps, n_threads, arrays))
+    own = with_counts(counted(x, axis, where, weights, nan_policy, fill), None)
+    checked(call("bncore_infer_backward", x, axis, eps, n_threads, arrays, own))
     return dx, as_parameter(sum_dy_xhat, weight, x), as_parameter(sum_dy, weight, x)

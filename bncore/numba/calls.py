@@ -45,6 +45,9 @@ def _llvm_type(kind: Any) -> ir.Type:
 # bncore_problem, field by field.
 FIELDS = {name: index for index, (name, _) in enumerate(c_library.Problem._fields_)}
 PROBLEM = ir.LiteralStructType([_llvm_type(kind) for _, kind in c_library.Problem._fields_])
+# bncore_weights likewise.
+COUNTED = {name: index for index, (name, _) in enumerate(c_library.Weights._fields_)}
+WEIGHTS = ir.LiteralStructType([_llvm_type(kind) for _, kind in c_library.Weights._fields_])
 DTYPES = {types.float32: 0, types.float64: 1}
 SIXTEEN_BITS = (
     "Numba compiles no float16 for the CPU and knows no bfloat16: call bncore's functions outside "
@@ -54,7 +57,7 @@ SIXTEEN_BITS = (
 canonical = njit(layout.canonical)
 
 
-def _data_type(name: str, value: Any) -> Any:
+def data_type(name: str, value: Any) -> Any:
     """Return the dtype of an array; refuse an array that the C functions cannot read."""
     wanted = f"{name}: expected a C-contiguous array of float32 or float64, got {value}"
     if isinstance(value, types.Array) and value.dtype in (types.float16, types.uint16):
@@ -68,33 +71,54 @@ def _data_type(name: str, value: Any) -> Any:
     return value.dtype
 
 
+def _pointer(context: Any, builder: Any, kind: Any, value: Any) -> Any:
+    """Return the memory of an array, NULL for None, and a number as it is."""
+    if isinstance(kind, types.Array):
+        return builder.bitcast(context.make_array(kind)(context, builder, value).data, _POINTER)
+    return ir.Constant(_POINTER, None) if isinstance(kind, types.NoneType) else value
+
+
+def _struct(builder: Any, kind: Any, places: dict[str, int], fields: dict[str, Any]) -> Any:
+    """Make a struct on the stack whose other fields are zero."""
+    made = cgutils.alloca_once_value(builder, ir.Constant(kind, None))
+    builder.store(ir.Constant(kind, None), made)  # at every turn of a loop
+    for field, value in fields.items():
+        builder.store(value, cgutils.gep_inbounds(builder, made, 0, places[field]))
+    return builder.bitcast(made, _POINTER)
+
+
+def _weights(context: Any, builder: Any, kind: Any, given: Any) -> Any:
+    """Make a bncore_weights of `Counted` and the counts, which are an array or None."""
+    counted, counts = (builder.extract_value(given, index) for index in range(2))
+    fields = {"size": _I32(ctypes.sizeof(c_library.Weights))}
+    for index, (name, part) in enumerate(zip(kind[0].fields, kind[0].types, strict=True)):
+        value = builder.extract_value(counted, index)
+        fields[name] = _pointer(context, builder, part, value)
+        if name == "values" and isinstance(part, types.Array):
+            fields["dtype"] = _I32(int(part.dtype == types.float64))
+    fields["count"] = _pointer(context, builder, kind[1], counts)
+    return _struct(builder, WEIGHTS, COUNTED, fields)
+
+
 @intrinsic(prefer_literal=True)
-def _run(typingctx, name, x, outer, channels, inner, eps, n_threads, arguments):
+def _run(typingctx, name, x, outer, channels, inner, eps, n_threads, arguments, weights):
     """Call C function `name` on a problem and `arguments`: arrays, None for NULL, or numbers."""
-    dtype = DTYPES[_data_type("x", x)]
+    dtype = DTYPES[data_type("x", x)]
     symbol = name.literal_value
-    signature = types.int32(
-        name, x, types.int64, types.int64, types.int64, types.float64, types.int32, arguments
-    )
+    numbers = (types.int64, types.int64, types.int64, types.float64, types.int32)
+    signature = types.int32(name, x, *numbers, arguments, weights)
 
     def codegen(context, builder, signature, values):
-        _, _, outer, channels, inner, eps, n_threads, given = values
+        _, _, outer, channels, inner, eps, n_threads, given, counted = values
         size = _I32(ctypes.sizeof(c_library.Problem))
         fields = {"size": size, "dtype": _I32(dtype), "eps": eps, "n_threads": n_threads}
         fields |= {"outer": outer, "channels": channels, "inner": inner}
-        problem = cgutils.alloca_once_value(builder, ir.Constant(PROBLEM, None))
-        builder.store(ir.Constant(PROBLEM, None), problem)  # at every turn of a loop
-        for field, value in fields.items():
-            builder.store(value, cgutils.gep_inbounds(builder, problem, 0, FIELDS[field]))
-        passed = [builder.bitcast(problem, _POINTER)]
+        if not isinstance(weights, types.NoneType):
+            fields["weights"] = _weights(context, builder, weights, counted)
+        passed = [_struct(builder, PROBLEM, FIELDS, fields)]
         for index, kind in enumerate(arguments.types):
             value = builder.extract_value(given, index)
-            if isinstance(kind, types.Array):
-                array = context.make_array(kind)(context, builder, value)
-                value = builder.bitcast(array.data, _POINTER)
-            elif isinstance(kind, types.NoneType):
-                value = ir.Constant(_POINTER, None)
-            passed.append(value)
+            passed.append(_pointer(context, builder, kind, value))
         function_type = ir.FunctionType(_I32, [value.type for value in passed])
         function = cgutils.get_or_insert_function(builder.module, function_type, symbol)
         return builder.call(function, passed)
@@ -102,24 +126,29 @@ def _run(typingctx, name, x, outer, channels, inner, eps, n_threads, arguments):
     return signature, codegen
 
 
-def call(name, x, axis, eps, n_threads, arguments):
-    """Run a C function on x with its channels along `axis`; return its status."""
+def call(name, x, axis, eps, n_threads, arguments, weights):
+    """Run a C function on x with its channels along `axis`; return its status.
+
+    `weights` is None, or a `Counted` and the counts.
+    """
     raise NotImplementedError("this function works only inside code that Numba compiles")
 
 
 @overload(call, prefer_literal=True)
-def _call(name, x, axis, eps, n_threads, arguments):
+def _call(name, x, axis, eps, n_threads, arguments, weights):
     if not isinstance(name, types.StringLiteral):
         return None
     symbol = name.literal_value
     _require("eps", eps, (types.Float, types.Integer), "a real number")
     _require("n_threads", n_threads, types.Integer, "an integer")
 
-    def implementation(name, x, axis, eps, n_threads, arguments):
+    def implementation(name, x, axis, eps, n_threads, arguments, weights):
         at = place(x, axis)
         shape = canonical(x.shape, at, at + 1)
         threads = min(max(np.int64(n_threads), 0), 1 << 30)
-        return _run(symbol, x, shape.outer, shape.channels, shape.inner, eps, threads, arguments)
+        return _run(
+            symbol, x, shape.outer, shape.channels, shape.inner, eps, threads, arguments, weights
+        )
 
     return implementation
 
@@ -145,7 +174,7 @@ def sizes_of(x, axis):
 
 @overload(sizes_of)
 def _sizes_of(x, axis):
-    _data_type("x", x)
+    data_type("x", x)
     _require("axis", axis, types.Integer, "an integer")
 
     def implementation(x, axis):
@@ -165,7 +194,7 @@ def same_as(dy, x):
 
 @overload(same_as)
 def _same_as(dy, x):
-    if _data_type("dy", dy) != _data_type("x", x) or dy.ndim != x.ndim:
+    if data_type("dy", dy) != data_type("x", x) or dy.ndim != x.ndim:
         raise TypingError(f"dy: expected x's dtype and dimensions, {x}, got {dy}")
 
     def implementation(dy, x):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from bncore.numba.batch_norm import batch_norm_infer
 from bncore.numba.calls import call, checked, doubles, same_as, sizes_of
+from bncore.numba.counting import counted, filling, with_counts
 from bncore.numba.statistics import (
     GradSums,
     Moments,
@@ -16,7 +16,7 @@ from bncore.numba.statistics import (
 
 
 @compiled
-def moments(x, axis=1, n_threads=1):
+def moments(x, axis=1, n_threads=1, where=None, weights=None, nan_policy=None):
     """Compute mean and sum of squared deviations of every channel, as `bncore.moments` does.
 
     Parameters
@@ -27,6 +27,9 @@ def moments(x, axis=1, n_threads=1):
         The channel axis; it may be negative.
     n_threads : int, default 1
         The largest number of threads to use; at least 1.
+    where, weights, nan_policy
+        As in `bncore.moments`; a mask and weights are arrays,
+        and None is "propagate".
 
     Returns
     -------
@@ -56,12 +59,26 @@ def moments(x, axis=1, n_threads=1):
     """
     channels, count = sizes_of(x, axis)
     mean, m2 = np.full(channels, np.nan), np.zeros(channels)
-    checked(call("bncore_moments", x, axis, 0.0, n_threads, (mean, m2, x)))
-    return Moments(np.full(channels, np.float64(count)), mean, m2)
+    counts = np.full(channels, np.float64(count))
+    own = with_counts(counted(x, axis, where, weights, nan_policy, None), counts)
+    checked(call("bncore_moments", x, axis, 0.0, n_threads, (mean, m2, x), own))
+    return Moments(counts, mean, m2)
 
 
 @compiled
-def normalize(x, moments, weight=None, bias=None, axis=1, eps=1e-5, n_threads=1):
+def normalize(
+    x,
+    moments,
+    weight=None,
+    bias=None,
+    axis=1,
+    eps=1e-5,
+    n_threads=1,
+    where=None,
+    weights=None,
+    nan_policy=None,
+    fill=None,
+):
     """Normalize by moments, which may be merged ones, as `bncore.normalize` does.
 
     Parameters
@@ -78,6 +95,9 @@ def normalize(x, moments, weight=None, bias=None, axis=1, eps=1e-5, n_threads=1)
         Added to the variance, in x's unit squared.
     n_threads : int, default 1
         The largest number of threads to use; at least 1.
+    where, weights, nan_policy, fill
+        As in `bncore.normalize`; a mask and weights are arrays,
+        and None is "propagate".
 
     Returns
     -------
@@ -104,13 +124,30 @@ def normalize(x, moments, weight=None, bias=None, axis=1, eps=1e-5, n_threads=1)
     """
     channels, _ = sizes_of(x, axis)
     count, mean, var = statistics(moments, channels)
-    if x.size and not np.any(count > 0.0):
+    given = counted(x, axis, where, weights, nan_policy, fill)
+    if x.size and given is None and not np.any(count > 0.0):
         raise ValueError("moments: expected a count above 0 for an x that is not empty, got less")
-    return batch_norm_infer(x, mean, var, weight, bias, axis, eps, n_threads)
+    gamma = doubles(weight, channels, "weight: expected one value per channel of x")
+    beta = doubles(bias, channels, "bias: expected one value per channel of x")
+    y, own = np.empty_like(x), filling(given, fill)
+    arrays = (y, x, mean, var, gamma, beta)
+    checked(call("bncore_normalize", x, axis, eps, n_threads, arrays, own))
+    return y
 
 
 @compiled
-def grad_sums(dy, x, moments, axis=1, eps=1e-5, n_threads=1):
+def grad_sums(
+    dy,
+    x,
+    moments,
+    axis=1,
+    eps=1e-5,
+    n_threads=1,
+    where=None,
+    weights=None,
+    nan_policy=None,
+    fill=None,
+):
     """Compute the gradient sums of a part of a batch, as `bncore.grad_sums` does.
 
     Parameters
@@ -125,6 +162,9 @@ def grad_sums(dy, x, moments, axis=1, eps=1e-5, n_threads=1):
         Added to the variance, in x's unit squared.
     n_threads : int, default 1
         The largest number of threads to use; at least 1.
+    where, weights, nan_policy, fill
+        As in `bncore.grad_sums`; a mask and weights are arrays,
+        and None is "propagate".
 
     Returns
     -------
@@ -152,15 +192,31 @@ def grad_sums(dy, x, moments, axis=1, eps=1e-5, n_threads=1):
     """
     channels, count = sizes_of(x, axis)
     same_as(dy, x)
-    _, mean, var = statistics_of_all(x, moments, channels, count)
+    given = counted(x, axis, where, weights, nan_policy, fill)
+    least = count if given is None else 0
+    counts, mean, var = statistics_of_all(x, moments, channels, least)
     sum_dy, sum_dy_xhat = np.zeros(channels), np.zeros(channels)
     arrays = (sum_dy, sum_dy_xhat, dy, x, mean, var)
-    checked(call("bncore_grad_sums", x, axis, eps, n_threads, arrays))
+    own = with_counts(given, counts)
+    checked(call("bncore_grad_sums", x, axis, eps, n_threads, arrays, own))
     return GradSums(sum_dy, sum_dy_xhat)
 
 
 @compiled
-def grad_input(dy, x, moments, sums, weight=None, axis=1, eps=1e-5, n_threads=1):
+def grad_input(
+    dy,
+    x,
+    moments,
+    sums,
+    weight=None,
+    axis=1,
+    eps=1e-5,
+    n_threads=1,
+    where=None,
+    weights=None,
+    nan_policy=None,
+    fill=None,
+):
     """Compute dx of a part of a batch, as `bncore.grad_input` does.
 
     Parameters
@@ -179,6 +235,9 @@ def grad_input(dy, x, moments, sums, weight=None, axis=1, eps=1e-5, n_threads=1)
         Added to the variance, in x's unit squared.
     n_threads : int, default 1
         The largest number of threads to use; at least 1.
+    where, weights, nan_policy, fill
+        As in `bncore.grad_input`; a mask and weights are arrays,
+        and None is "propagate".
 
     Returns
     -------
@@ -205,8 +264,10 @@ def grad_input(dy, x, moments, sums, weight=None, axis=1, eps=1e-5, n_threads=1)
     >>> bn.grad_input(dy, x, moments, bn.grad_sums(dy, x, moments)).tolist()
     [[0.0, 0.0], [0.0, 0.0]]
     """
-    channels, least = sizes_of(x, axis)
+    channels, number = sizes_of(x, axis)
     same_as(dy, x)
+    given = counted(x, axis, where, weights, nan_policy, fill)
+    least = number if given is None else 0
     count, mean, var = statistics_of_all(x, moments, channels, least)
     total = doubles(sums.sum_dy, channels, "sums: expected one sum_dy per channel of x")
     weighted = doubles(
@@ -216,5 +277,6 @@ def grad_input(dy, x, moments, sums, weight=None, axis=1, eps=1e-5, n_threads=1)
     dx = np.empty_like(x)
     if x.size:
         arrays = (dx, dy, x, mean, var, total, weighted, count, gamma)
-        checked(call("bncore_grad_input", x, axis, eps, n_threads, arrays))
+        own = with_counts(given, count)
+        checked(call("bncore_grad_input", x, axis, eps, n_threads, arrays, own))
     return dx

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -29,8 +28,8 @@ class MomentsOf(AggregateFnV2):  # type: ignore[misc]
 
     Parameters
     ----------
-    on : str or list of str
-        A column, or several columns of numbers that make a table with a feature for each.
+    on : str
+        A column.  Ray gives an aggregation one column; its ``Concatenator`` makes one of several.
     axis : int, default 0
         The channel axis of a row's array, if the rows of the column are arrays.  Numbers make one
         channel.
@@ -66,7 +65,7 @@ class MomentsOf(AggregateFnV2):  # type: ignore[misc]
 
     def __init__(
         self,
-        on: str | Sequence[str],
+        on: str,
         *,
         axis: SupportsIndex = 0,
         nan_policy: NanPolicy = "propagate",
@@ -74,11 +73,10 @@ class MomentsOf(AggregateFnV2):  # type: ignore[misc]
         n_threads: int | None = 1,
         alias_name: str | None = None,
     ) -> None:
-        self._columns = [on] if isinstance(on, str) else on
-        if not _are_names(self._columns):
-            raise TypeError(f"on: expected a name or a list of names, got {scalars.shown(on)}")
+        if not isinstance(on, str) or not on:
+            raise TypeError(f"on: expected the name of a column, got {scalars.shown(on)}")
+        self._on = on
         self._axis = scalars.integer("axis", axis, "an integer")
-        self._alone = isinstance(on, str)
         resolve(n_threads)
         self._options: dict[str, Any] = {
             "nan_policy": scalars.option("nan_policy", nan_policy, NAN_POLICIES) or "propagate",
@@ -86,9 +84,9 @@ class MomentsOf(AggregateFnV2):  # type: ignore[misc]
             "n_threads": n_threads,
         }
         super().__init__(
-            alias_name or f"moments({', '.join(self._columns)})",
+            alias_name or f"moments({on})",
             list,
-            on=on if isinstance(on, str) else None,
+            on=on,
             ignore_nulls=False,
         )
 
@@ -97,13 +95,9 @@ class MomentsOf(AggregateFnV2):  # type: ignore[misc]
         accessor = BlockAccessor.for_block(block)
         if accessor.num_rows() == 0:
             return []
-        if self._alone:
-            x = accessor.to_numpy(self._columns[0])
-            if x.ndim == 1 and x.dtype != object:
-                x = x[:, np.newaxis]
-        else:
-            columns = accessor.to_numpy(list(self._columns))
-            x = np.stack([columns[name] for name in self._columns], axis=1)
+        x = accessor.to_numpy(self._on)
+        if x.ndim == 1 and x.dtype != object:
+            x = x[:, np.newaxis]
         axis = self._axis + 1 if self._axis >= 0 else self._axis
         return [packed(bncore.moments(x, axis=axis, **self._options)).tobytes()]
 
@@ -124,10 +118,3 @@ class MomentsOf(AggregateFnV2):  # type: ignore[misc]
             )
         moments: Moments = unpacked(merged_pairwise(np.stack(states), Moments), Moments)
         return moments
-
-
-def _are_names(value: object) -> bool:
-    """Tell whether a value is a sequence of at least one name."""
-    if not isinstance(value, Sequence) or not value:
-        return False
-    return all(isinstance(name, str) for name in value)

@@ -13,7 +13,7 @@ from bncore.programs import look
 from bncore.programs.study.training import Setting, train
 
 outcomes = {
-    side: train(Setting(network="cnn", batch_norm=side, rate=0.1, epochs=10))
+    side: train(Setting(network="cnn", batch_norm=side, rate=0.1, epochs=6))
     for side in (False, True)
 }
 for side, outcome in outcomes.items():

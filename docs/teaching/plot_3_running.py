@@ -23,7 +23,7 @@ from bncore.programs.study.training import Setting, train
 AVERAGES = {"moving": "usual average", "debiased": "debiased", "cumulative": "of all batches"}
 outcomes = {
     average: [
-        train(Setting(average=average, seed=seed, epochs=6, every_statistic=True))
+        train(Setting(average=average, seed=seed, epochs=6, points=15, every_statistic=True))
         for seed in range(3)
     ]
     for average in AVERAGES

@@ -242,7 +242,7 @@ static ONCE_ONLY void NAME(flush_weighted)(NAME(weighted_channel) * channel, con
                                      : NAME(flush_rounded)(channel->w, s, q, n);
     if (channel->ones || n != 0.0) channel->chained = is_chained(channel->w.Q / channel->w.n);
 #else
-    (void)t, (void)c, (void)begin, (void)end;
+    (void)a, (void)t, (void)c, (void)begin, (void)end;
     if (n != 0.0) channel->w = running_flush(channel->w, s, q, n);
 #endif
     channel->acc = (lanes){0};

@@ -332,10 +332,19 @@ def test_a_package_without_it_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(bncore.c_library, "PACKAGE", tmp_path)
     for function, missing in (
         (bncore.get_include, "include/bncore.h"),
-        (bncore.get_library_dir, "lib/libbncore.a"),
+        (bncore.get_library_dir, "lib/libbncore.so"),
     ):
         with pytest.raises(RuntimeError, match=f"without its C library \\({missing} is missing"):
             function()
+
+
+def test_a_wheel_has_no_archive(monkeypatch, tmp_path):
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "libbncore.so").write_text("INPUT(libbncore.so.2)")
+    monkeypatch.setattr(bncore.c_library, "PACKAGE", tmp_path)
+    with pytest.raises(RuntimeError, match="from a wheel, which has no archive for --static"):
+        bncore.c_library.compiler_flags(["--libs", "--static"])
+    assert bncore.c_library.compiler_flags(["--libs"]).endswith("-lbncore")
 
 
 def test_an_unknown_option_is_refused():

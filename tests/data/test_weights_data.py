@@ -145,3 +145,25 @@ def test_recalibration_by_values_that_count(backend, rng, sequential):
     assert_moments(found, bncore.moments(kept))
     np.testing.assert_allclose(layer.running_mean, kept.mean(0), rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(layer.running_var, kept.var(0, ddof=1), rtol=1e-12)
+
+
+def test_merged_moments_count_each_piece_by_its_own_mask(rng):
+    x, where = rng.standard_normal((9, 3, 4)), rng.random((9, 1, 4)) < 0.7
+    weights = rng.uniform(0.5, 2.0, 4)
+    x[~np.broadcast_to(where, x.shape)] = np.nan
+    cuts = slice(0, 2), slice(2, 7), slice(7, 9)
+    first = bncore.moments(x[cuts[0]], where=where[cuts[0]], weights=weights)
+    pieces = (first, *(x[cut] for cut in cuts[1:]))
+    found = bncore.merged_moments(
+        iter(pieces),
+        where=(None, *(where[cut] for cut in cuts[1:])),
+        weights=(None, weights, weights),
+        nan_policy="raise",
+    )
+    assert_moments(found, bncore.moments(x, where=where, weights=weights))
+    with pytest.raises(ValueError, match=r"where: expected None for Moments, got an array"):
+        bncore.merged_moments([first], where=[where])
+    with pytest.raises(ValueError, match=r"shorter"):
+        bncore.merged_moments(pieces, where=[None])
+    with pytest.raises(TypeError, match=r"weights: expected an iterable, got 1"):
+        bncore.merged_moments(pieces, weights=1)

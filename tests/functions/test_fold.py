@@ -144,7 +144,8 @@ def test_scale_and_shift(rng):
         y = x * scale[:, None] + shift[:, None]
         expected = bncore.batch_norm_infer(x, mean, var, *parameters, eps=0.1)
         np.testing.assert_allclose(y, expected, rtol=0, atol=1e-13)
-    assert as_scale_shift([1.0], [0.0], eps=0.0).scale[0] == np.inf
+    scale, shift = as_scale_shift([7.0, 7.0], [0.0, 4.0], [3.0, 3.0], [1.0, 1.0], eps=0.0)
+    assert scale.tolist() == [3.0, 1.5] and shift.tolist() == [-20.0, -9.5]  # the first gives 1.0
 
 
 def test_scale_and_shift_of_a_layer(rng):

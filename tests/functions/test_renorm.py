@@ -44,26 +44,56 @@ def test_clipped_away_it_is_training(given):
     assert renorm.r.tolist() == [1.0] * 3 and not renorm.d.any()
 
 
+def test_clipped_away_it_is_training_with_a_mask(given, rng):
+    x, where = given["x"], rng.random((6, 1, 4)) < 0.7
+    x[~np.broadcast_to(where, x.shape)] = np.nan
+    statistics = given["running_mean"], given["running_var"]
+    counted = {"where": where, "fill": 0.5}
+    y, moments, _ = batch_renorm(x, *statistics, given["weight"], r_max=1, d_max=0, **counted)
+    want, own = bncore.batch_norm_train(x, given["weight"], **counted)
+    assert arrays.same_bits(y, want) and moments == own
+
+
+def test_a_channel_without_a_value_is_not_corrected(given):
+    where = np.array([[[True], [False], [True]]])
+    statistics = given["running_mean"], given["running_var"]
+    counted = {"where": where, "fill": 0.5}
+    y, moments, renorm = batch_renorm(given["x"], *statistics, **counted)
+    assert moments.count.tolist() == [24.0, 0.0, 24.0]
+    assert (y[:, 1] == 0.5).all() and np.isfinite(y).all()
+    assert renorm.r[1] == 1.0 and renorm.d[1] == 0.0
+    for gradient in batch_renorm_backward(y, given["x"], moments, renorm, **counted):
+        assert np.isfinite(gradient).all()
+        assert not np.moveaxis(gradient, gradient.ndim > 1, 0)[1].any()
+
+
 def test_clipping(given):
     x = np.array([[0.0, 0.0, 0.0], [20.0, 0.2, 2.0]])
     _, _, (r, d) = batch_renorm(x, [0.0, 9.0, 0.0], np.ones(3), r_max=2.0, d_max=3.0, eps=0.0)
     assert r.tolist() == [2.0, 0.5, 1.0] and d.tolist() == [3.0, -3.0, 1.0]
 
 
-def test_stencil_differences_with_the_correction_held(given, rng):
+@pytest.mark.parametrize("fill", [None, 0.5])
+@pytest.mark.parametrize("masked", [False, True])
+def test_stencil_differences_with_the_correction_held(given, rng, masked, fill):
+    counted = {"where": rng.random((6, 1, 4)) < 0.7, "fill": fill} if masked else {}
     r_given = rng.standard_normal(given["x"].shape)
     statistics = given["running_mean"], given["running_var"]
     options = {"r_max": 1.2, "d_max": 0.4, "eps": 0.1}
     y, moments, (r, d) = batch_renorm(
-        given["x"], *statistics, given["weight"], given["bias"], **options
+        given["x"], *statistics, given["weight"], given["bias"], **options, **counted
     )
 
     def loss(x, weight, bias):
-        xhat, _ = bncore.batch_norm_train(x, eps=0.1)
-        corrected = xhat * r[:, None] + d[:, None]
-        return float((r_given * (corrected * weight[:, None] + bias[:, None])).sum())
+        xhat, _ = bncore.batch_norm_train(x, eps=0.1, where=counted.get("where"))
+        corrected = (xhat * r[:, None] + d[:, None]) * weight[:, None] + bias[:, None]
+        if masked and fill is not None:
+            corrected = np.where(counted["where"], corrected, fill)
+        return float((r_given * corrected).sum())
 
-    got = batch_renorm_backward(r_given, given["x"], moments, (r, d), given["weight"], eps=0.1)
+    got = batch_renorm_backward(
+        r_given, given["x"], moments, (r, d), given["weight"], eps=0.1, **counted
+    )
     arguments = [given[name] for name in ("x", "weight", "bias")]
     assert abs(loss(*arguments) - (r_given * y).sum()) <= 1e-12 * np.abs(r_given * y).sum()
     for position, gradient in enumerate(got):

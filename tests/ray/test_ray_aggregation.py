@@ -70,25 +70,25 @@ def test_blocks_in_another_order(cluster, rng):
         for data in (blocks(x), blocks(x).randomize_block_order(seed=1))
     )
     assert one.count.tolist() == two.count.tolist()
-    np.testing.assert_allclose(one.mean, two.mean, rtol=1e-15)
+    np.testing.assert_allclose(one.mean, two.mean, rtol=1e-15, atol=1e-14)
     np.testing.assert_allclose(one.m2, two.m2, rtol=tolerances.VARIANCE_FLOAT64 * 100)
 
 
-def test_columns_groups_gaps_and_integers(cluster, rng):
+def test_groups_gaps_and_integers(cluster, rng):
     x = table(rng, 60)
     x[::4, 1] = np.nan
     kind = np.arange(60) % 2
     images = rng.integers(0, 256, (60, 4, 5, 3), np.uint8)
-    rows = {"a": x[:, 0], "b": x[:, 1], "kind": kind, "image": images}
+    rows = {"b": x[:, 1], "kind": kind, "image": images}
     data = ray.data.from_items([{n: v[i] for n, v in rows.items()} for i in range(60)])
-    pair = MomentsOf(["a", "b"], nan_policy="omit")
+    numbers = MomentsOf("b", nan_policy="omit")
     pixels = MomentsOf("image", axis=-1, scale=1 / 255, alias_name="pixels")
-    grouped = data.groupby("kind").aggregate(pair, pixels).take_all()
+    grouped = data.groupby("kind").aggregate(numbers, pixels).take_all()
     assert len(grouped) == 2
     for row in grouped:
         mine = kind == row["kind"]
         for found, want in (
-            (row["moments(a, b)"], bncore.moments(x[mine, :2], nan_policy="omit")),
+            (row["moments(b)"], bncore.moments(x[mine, 1:2], nan_policy="omit")),
             (row["pixels"], bncore.moments(images[mine], axis=-1, scale=1 / 255)),
         ):
             assert found.count.tolist() == want.count.tolist()
@@ -145,10 +145,10 @@ def test_blocks_of_other_channels_are_refused():
 
 
 @pytest.mark.parametrize(("given", "error", "text"), [
-    ({"on": 3}, TypeError, "on: expected a name or a list of names, got 3"),
-    ({"on": []}, TypeError, "on: expected a name or a list of names, got list"),
-    ({"on": ["a", 1]}, TypeError, "on: expected a name or a list of names, got list"),
-    ({"axis": 0.5}, TypeError, "axis: expected an integer, got 0.5"),
+    ({"on": 3}, TypeError, "on: expected the name of a column, got 3"),
+    ({"on": ""}, TypeError, "on: expected the name of a column, got ''"),
+    ({"on": ["a", "b"]}, TypeError, "on: expected the name of a column, got list"),
+    ({"axis": 0.5}, TypeError, r"axis: expected an integer, got 0\.5"),
     ({"nan_policy": "skip"}, ValueError, "nan_policy: expected None, 'propagate'"),
     ({"n_threads": 0}, ValueError, "n_threads"),
     ({"scale": "a"}, TypeError, "scale: expected a real number"),

@@ -16,6 +16,22 @@ from processes import python
 from variants import FOUND
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    """A terminal in which no line is broken."""
+    monkeypatch.setenv("COLUMNS", "500")
+
+
+def test_a_line_is_broken_between_words_where_the_terminal_ends(monkeypatch, capsys):
+    bncore.show_config()
+    whole = capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "40")
+    bncore.show_config()
+    broken = capsys.readouterr().out
+    assert broken.count("\n") > whole.count("\n") and broken.split() == whole.split()
+    assert all(len(line) <= 40 or len(line.split()) <= 2 for line in broken.splitlines())
+
+
 def test_it_says_what_is_running(backend, capsys):
     assert bncore.show_config() is None
     printed = capsys.readouterr().out

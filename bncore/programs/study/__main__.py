@@ -73,7 +73,9 @@ def main(arguments: list[str] | None = None) -> None:
     for claim in claims:
         screen.print(Markdown(f"*{claim.name}.* {claim.sentence()}"), "")
     if options.write:
-        screen.print(f"Written: {options.write / 'README.md'}")
+        screen.print(
+            f"Written: {options.write / 'README.md'}", soft_wrap=True
+        )  # a path is one line
 
 
 if __name__ == "__main__":
