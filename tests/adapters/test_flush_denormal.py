@@ -57,6 +57,7 @@ def test_torch_synchronized(data, monkeypatch):
     """The functions of `SyncBatchNorm`, as a group of one process."""
     torch = pytest.importorskip("torch")
     from bncore.torch import sync
+    from bncore.torch.counting import ALL
 
     monkeypatch.setattr(sync, "gathered", lambda values, group: [values])
     x, dy, weight, bias = map(torch.from_numpy, data)
@@ -64,7 +65,7 @@ def test_torch_synchronized(data, monkeypatch):
 
     def results() -> list[bytes]:
         given = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
-        y, moments = sync._Synchronized.apply(*given, 1e-30, None)
+        y, moments = sync._Synchronized.apply(*given, 1e-30, None, ALL)
         y.backward(small)
         tensors = [y.detach(), moments, *(tensor.grad for tensor in given)]
         return [tensor.numpy().tobytes() for tensor in tensors]
