@@ -34,7 +34,10 @@ def stock(forward: Any) -> Any:
 
 
 def compile_instead(forward: Any, source: Any) -> None:
-    """Let `torch.jit.script` read another function's source where it finds a forward."""
+    """Let `torch.jit.script` read another function's source where it finds a forward.
+
+    `inspect.signature` follows it, too, unless it is told not to.
+    """
     forward.__wrapped__ = source
 
 
