@@ -74,7 +74,7 @@ WITH = $$(grep -lr --include='test_*.py' 'mark\.$(1)' tests)
 
 # The tests whose results could depend on whether bncore.torch has its compiled part.
 BOTH_WAYS := ops modules gradients suites transforms
-test-torch: build $(VENV)/.test $(VENV)/.torch ## tests bncore.torch, and compares with PyTorch (installs it)
+test-torch: build $(VENV)/.test $(VENV)/.torch-tools ## tests bncore.torch, and compares with PyTorch (installs it)
 	$(EXPECT) $(PY) -m pytest -m needs_torch $(call WITH,needs_torch) $(SPREAD_FILES) $(PYTEST_ARGS)
 	BNCORE_TORCH_COMPILED=0 $(EXPECT) $(PY) -m pytest $(addprefix tests/adapters/test_torch_,$(addsuffix .py,$(BOTH_WAYS))) $(SPREAD_FILES) $(PYTEST_ARGS)
 
@@ -231,7 +231,7 @@ $(VENV)/.study $(VENV)/.test $(VENV)/.suite $(VENV)/.docs $(VENV)/.lint: $(VENV)
 	@touch $@
 
 # The comparisons need PyTorch's build for CPUs. If pip would take another build, set PIP_INDEX_URL or PIP_FIND_LINKS.
-$(VENV)/.torch $(VENV)/.jax $(VENV)/.frameworks $(VENV)/.scale $(VENV)/.ray $(VENV)/.peers: $(VENV)/.%: $(VENV)/.base
+$(VENV)/.torch $(VENV)/.torch-tools $(VENV)/.jax $(VENV)/.frameworks $(VENV)/.scale $(VENV)/.ray $(VENV)/.peers: $(VENV)/.%: $(VENV)/.base
 	$(SKIP_NATIVE) $(PIP) install -q --no-build-isolation -e ".[$*]"
 	@touch $@
 
@@ -250,7 +250,7 @@ $(VENV)/.wheel: $(VENV)/.base
 	@touch $@
 
 # One call of pip takes a tenth of the time of ten.
-EXTRAS := study docs test suite lint torch jax frameworks scale peers onnxruntime
+EXTRAS := study docs test suite lint torch torch-tools jax frameworks scale peers onnxruntime
 installs: $(VENV)/.base ## installs what any of these commands installs into .venv, at once
 	$(SKIP_NATIVE) $(PIP) install -q --no-build-isolation build -e ".[$$(echo $(EXTRAS) | tr ' ' ,)]"
 	.ci/onnxruntime_header $(VENV)/include

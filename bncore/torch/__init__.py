@@ -4,6 +4,7 @@ Only this package imports torch.  `docs/pytorch.md` shows how to use it.
 """
 
 from bncore.torch.convert import convert, revert
+from bncore.torch.export import decompositions
 from bncore.torch.functional import batch_norm
 from bncore.torch.memory import set_buffer_pool
 from bncore.torch.modules import (
@@ -33,6 +34,7 @@ __all__ = [
     "SyncBatchNorm",
     "batch_norm",
     "convert",
+    "decompositions",
     "moments",
     "recalibrate",
     "report",

@@ -17,8 +17,8 @@ import torch
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bncore.torch import modules
-from bncore.torch.modules import Normalizing
+from bncore.torch import families, modules
+from bncore.torch.modules import Computed, Normalizing
 from bncore.torch.sync import SyncBatchNorm
 
 PAIRS: dict[type[Module], type[Module]] = {
@@ -56,13 +56,17 @@ def counterpart(kind: type[Module], sync: bool) -> type[Module]:
     NotConvertible
         If there is none.
     """
-    if issubclass(kind, Normalizing):
-        if not sync or issubclass(kind, SyncBatchNorm):
+    if issubclass(kind, Computed):
+        if not sync or issubclass(kind, (SyncBatchNorm, families.Frozen)):
             return kind
         theirs = original(kind)
         if theirs is kind:
             raise NotConvertible(f"{kind.__name__} has no synchronized form")
         return counterpart(theirs, sync)
+    templates = families.template(kind)
+    if templates is not None:
+        alone, together = templates
+        return _subclass(kind, sync, together if sync and together else alone)
     if not issubclass(kind, _BatchNorm):
         raise NotConvertible(f"{kind.__name__} is no batch norm of torch.nn")
     if kind in PAIRS and not (sync and "cls_to_become" in vars(kind)):
@@ -73,14 +77,15 @@ def counterpart(kind: type[Module], sync: bool) -> type[Module]:
     theirs = torch.nn.SyncBatchNorm if synchronized else _BatchNorm
     if kind.forward is not theirs.forward:
         raise NotConvertible(f"{kind.__name__} has a forward of its own")
-    return _subclass(kind, sync or synchronized)
+    sync = sync or synchronized
+    return _subclass(kind, sync, SyncBatchNorm if sync else Normalizing)
 
 
 def original(kind: type[Module]) -> type[Module]:
     """Return the class that a class of bncore stands for, or the class itself if there is none."""
     if kind in BACK:
         return BACK[kind]
-    if not issubclass(kind, Normalizing):
+    if not issubclass(kind, Computed):
         return kind
     if ORIGIN in vars(kind) and not _is_changed(kind):
         found: type[Module] = vars(kind)[ORIGIN]
@@ -99,14 +104,13 @@ def _normalizes(kind: type) -> bool:
     return issubclass(kind, _BatchNorm)
 
 
-# Subclasses of somebody else: Made -> Normalizing -> theirs.
+# Subclasses of somebody else: Made -> base (Computed) -> theirs.
 
 
-def _subclass(kind: type[Module], sync: bool) -> type[Module]:
-    """Make the subclass of a class in which the forward is bncore's."""
+def _subclass(kind: type[Module], sync: bool, base: type[Computed]) -> type[Module]:
+    """Make the subclass of a class in which the forward is that of a class of bncore."""
     if (kind, sync) in _made:
         return _made[kind, sync]
-    base = SyncBatchNorm if sync else Normalizing
 
     def fill(body: dict[str, Any]) -> None:
         body.update(
@@ -115,6 +119,7 @@ def _subclass(kind: type[Module], sync: bool) -> type[Module]:
             __doc__=kind.__doc__,
             __reduce_ex__=_reduced,
             _bncore_sync=sync,
+            _bncore_stock=modules.stock(kind.forward),
         )
         body[ORIGIN] = kind
         if becomes := getattr(kind, "cls_to_become", None):  # of a lazy class

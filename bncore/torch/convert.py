@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.nn import Module
 
-from bncore.torch import classes, wrapped
-from bncore.torch.modules import Normalizing
+from bncore.torch import classes, known, wrapped
+from bncore.torch.modules import Computed
 from bncore.torch.report import checked, report, target
 from bncore.torch.sync import SyncBatchNorm
 
@@ -75,7 +75,7 @@ def convert(
             continue
         if kind is not type(module):
             _convert(module, kind, process_group)
-    if verbose or not any(isinstance(module, Normalizing) for module in model.modules()):
+    if verbose or not any(isinstance(module, Computed) for module in model.modules()):
         found = report(model)
         if not found.converted:
             warnings.warn(f"nothing was converted: {found}", UserWarning, stacklevel=2)
@@ -119,7 +119,7 @@ def revert(model: Module) -> Module:
 
 def _convert(module: Module, kind: type[Module], process_group: Any) -> None:
     """Give a module a class of bncore."""
-    if isinstance(module, Normalizing):  # it has to become a synchronized one
+    if isinstance(module, Computed):  # it has to become a synchronized one
         _revert(module)
     before = type(module)
     _become(module, kind)
@@ -153,3 +153,7 @@ def _revert(module: Module) -> None:
 
 def _become(module: Module, kind: type[Module]) -> None:
     object.__setattr__(module, "__class__", kind)  # somebody's own __setattr__ may do other things
+    (known.mark if issubclass(kind, Computed) else known.unmark)(module)
+
+
+known.teach(classes.original)

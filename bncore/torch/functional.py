@@ -9,7 +9,7 @@ import torch
 
 from bncore.arguments import problem, scalars
 from bncore.arguments.weights import NanPolicy
-from bncore.torch import compiled, counting, dtypes, eager, foreign, ops, transforms
+from bncore.torch import compiled, counting, dtypes, eager, export, foreign, ops, transforms
 from bncore.torch.counting import ALL, Counted
 
 __all__ = ["batch_norm"]
@@ -149,7 +149,7 @@ def normalized(
     else:
         with ops.untraced():
             tensors = (*given, residual, batches, *counted[:2])
-            for_torch = _is_for_torch(tensors, training, momentum, eps)
+            for_torch = export.is_exporting() or _is_for_torch(tensors, training, momentum, eps)
             if not for_torch:
                 check(*given, residual, training, eps, alone=not counted.weighs)
                 _check_numbers(x, eps, activation, negative_slope)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import types
+from typing import Any, Literal, Self
 
 import torch
+from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bncore.arguments.weights import NanPolicy
-from bncore.torch import counting
+from bncore.torch import counting, known
 from bncore.torch.counting import Counted
 from bncore.torch.functional import normalized
 
@@ -24,11 +26,56 @@ __all__ = [
 ]
 
 
-class Normalizing(_BatchNorm):
-    """The base of all modules here: PyTorch's own base class with another forward.
+def stock(forward: Any) -> Any:
+    """Return another forward as a method that TorchScript can compile beside forward."""
+    return types.FunctionType(
+        forward.__code__, forward.__globals__, "_bncore_stock", None, forward.__closure__
+    )
+
+
+def compile_instead(forward: Any, source: Any) -> None:
+    """Let `torch.jit.script` read another function's source where it finds a forward.
+
+    `inspect.signature` follows it, too, unless it is told not to.
+    """
+    forward.__wrapped__ = source
+
+
+def scripted(self: Any, input: torch.Tensor) -> torch.Tensor:
+    """Be the source of a forward for TorchScript."""
+    result: torch.Tensor = self._bncore_scripted(input)
+    return result
+
+
+def scripted_addition(self: Any, input: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    """Be the source of the forward of `BatchNormAddReLU` for TorchScript."""
+    return torch.relu(self._bncore_stock(input) + residual)
+
+
+class Computed(Module):
+    """The base of all modules that bncore computes.
 
     `convert` puts it before classes that others have written, so its own names cannot be theirs.
     """
+
+    # What `torch.jit.script` compiles instead of forward: the forward that bncore replaces.
+    _bncore_stock: Any = stock(_BatchNorm.forward)
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        """Make an empty module that tracers keep as one node."""
+        module: Self = super().__new__(cls)
+        known.mark(module)
+        return module
+
+    def _bncore_scripted(self, input: torch.Tensor) -> torch.Tensor:
+        return self._bncore_stock(input)
+
+    def _get_name(self) -> str:
+        return f"bncore.torch.{type(self).__name__}"
+
+
+class Normalizing(Computed, _BatchNorm):
+    """PyTorch's own base class with another forward."""
 
     _bncore_activation: Literal["relu"] | None = None
 
@@ -47,9 +94,6 @@ class Normalizing(_BatchNorm):
         """
         counted = counting.given(where, weights, nan_policy, fill)
         return self._bncore_normalized(input, None, counted)
-
-    def _get_name(self) -> str:
-        return f"bncore.torch.{type(self).__name__}"
 
     def _bncore_normalized(
         self, input: torch.Tensor, residual: torch.Tensor | None, counted: Counted
@@ -88,6 +132,9 @@ class Normalizing(_BatchNorm):
             input, mean, var, weight, bias, batch, momentum, self.eps,
             self._bncore_activation, 0.0, residual, batches, counted,
         )  # fmt: skip
+
+
+compile_instead(Normalizing.forward, scripted)
 
 
 class BatchNorm1d(Normalizing, torch.nn.BatchNorm1d):
@@ -184,6 +231,9 @@ class BatchNormReLU(AnyDimension):
 
     _bncore_activation = "relu"
 
+    def _bncore_scripted(self, input: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self._bncore_stock(input))
+
 
 class BatchNormAddReLU(AnyDimension):
     """The end of a residual block in one pass over memory: ``relu(bn(x) + residual)``.
@@ -217,3 +267,6 @@ class BatchNormAddReLU(AnyDimension):
         """Normalize input, add the residual, and apply ReLU."""
         counted = counting.given(where, weights, nan_policy, fill)
         return self._bncore_normalized(input, residual, counted)
+
+
+compile_instead(BatchNormAddReLU.forward, scripted_addition)

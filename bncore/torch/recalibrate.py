@@ -231,7 +231,7 @@ class _Pass:
 
         def before(_: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if isinstance(layer, Normalizing):
-                names = inspect.signature(type(layer).forward).parameters
+                names = inspect.signature(type(layer).forward, follow_wrapped=False).parameters
                 kwargs = dict(zip(list(names)[1:], args, strict=False)) | kwargs
                 args = ()
             self._see(name, args[0] if args else kwargs["input"], kwargs)

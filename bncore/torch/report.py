@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _NormBase
 
 from bncore.torch import classes, wrapped
-from bncore.torch.modules import Normalizing
+from bncore.torch.modules import Computed
 
 __all__ = ["Layer", "Report", "report"]
 
@@ -58,7 +59,7 @@ def report(model: Module) -> Report:
     """Say which normalizing layers of a model bncore computes, and why it leaves others alone.
 
     A layer that normalizes is a batch norm of PyTorch, a subclass of one, or a module whose class
-    has "Norm" in its name.
+    has "Norm" in its name, unless it contains such layers.
 
     Parameters
     ----------
@@ -87,9 +88,9 @@ def report(model: Module) -> Report:
     """
     converted, left = [], []
     for name, module in checked(model).named_modules():
-        if isinstance(module, Normalizing):
+        if isinstance(module, Computed):
             converted.append(Layer(name, module._get_name(), None))
-        elif isinstance(module, _NormBase) or "norm" in _name(module).lower():
+        elif _seems_to_normalize(module) and not any(map(_seems_to_normalize, _inside(module))):
             left.append(Layer(name, _name(module), reason(module)))
     return Report(tuple(converted), tuple(left))
 
@@ -126,6 +127,14 @@ def target(module: Module, *, sync: bool) -> type[Module]:
             "that of its class"
         )
     return found
+
+
+def _seems_to_normalize(module: Module) -> bool:
+    return isinstance(module, (Computed, _NormBase)) or "norm" in _name(module).lower()
+
+
+def _inside(module: Module) -> Iterator[Module]:
+    return (inner for inner in module.modules() if inner is not module)
 
 
 def _name(module: Module) -> str:

@@ -246,6 +246,11 @@ class SyncBatchNorm(AnyDimension):
         )
         self.process_group = process_group
 
+    def _bncore_scripted(self, input: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            raise RuntimeError("SyncBatchNorm: after torch.jit.script, it can only evaluate")
+        return self._bncore_stock(input)
+
     def _bncore_compute(
         self,
         input: torch.Tensor,

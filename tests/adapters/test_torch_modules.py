@@ -301,3 +301,11 @@ def test_the_page_runs():
     exec(second, names)
     assert batch_norm.num_batches_tracked == 3
     assert names["moments"]["1"].count.tolist() == [21 * 14 * 14] * 8
+
+
+def test_a_synchronized_layer_without_bias():
+    theirs, own = torch.nn.SyncBatchNorm, bncore.torch.SyncBatchNorm
+    theirs, own = (kind(3, bias=False).eval() for kind in (theirs, own))
+    assert list(own.state_dict()) == list(theirs.state_dict())
+    x = torch.randn(2, 3, 4)
+    torch.testing.assert_close(own(x), theirs(x))

@@ -1,0 +1,100 @@
+"""Batch norms of timm and torchvision that have a forward of their own, computed by bncore.
+
+`classes.py` puts these before the class of somebody's module if its forward is one of `FORWARDS`.
+The forwards are known by where they were written, so neither library has to be installed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import Identity, Module, ReLU
+
+from bncore.torch.functional import normalized
+from bncore.torch.modules import Computed, Normalizing, compile_instead, scripted
+from bncore.torch.sync import SyncBatchNorm
+
+
+class Activated(Normalizing):
+    """Batch norm, then the modules ``drop`` and ``act``; a plain ReLU is part of batch norm."""
+
+    __jit_unused_properties__ = ("_bncore_activation",)
+
+    @property
+    def _bncore_activation(self) -> Any:  # type: ignore[override]
+        return "relu" if relu_alone(self) else None
+
+    def _bncore_compute(self, *given: Any) -> torch.Tensor:
+        y = super()._bncore_compute(*given)
+        return y if self._bncore_activation else followed(self, y)
+
+
+class ActivatedSync(SyncBatchNorm):
+    """Synchronized batch norm, then the modules ``drop`` and ``act`` where there are any."""
+
+    def _bncore_compute(self, *given: Any) -> torch.Tensor:
+        return followed(self, super()._bncore_compute(*given))
+
+
+class Frozen(Computed):
+    """Batch norm whose statistics and parameters are buffers, in training, too."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalize (N, C, H, W) input by the given statistics."""
+        kind = torch.promote_types(x.dtype, self.weight.dtype)
+        relu = relu_alone(self)
+        y = normalized(
+            x if x.dtype is kind else x.to(kind), self.running_mean, self.running_var,
+            self.weight, self.bias, False, 0.0, self.eps, "relu" if relu else None, 0.0, None, None,
+        )  # fmt: skip
+        return y if relu else followed(self, y)
+
+    def __repr__(self) -> str:
+        return f"bncore.torch.{super().__repr__()}"
+
+
+compile_instead(Frozen.forward, scripted)
+
+
+def relu_alone(module: Module) -> bool:
+    """Tell whether a module's own modules do a ReLU and nothing else, not even call a hook."""
+    drop, act = getattr(module, "drop", None), getattr(module, "act", None)
+    if type(act) is not ReLU or not (drop is None or type(drop) is Identity):
+        return False
+    return not any(map(hooked, (drop, act)))
+
+
+def hooked(module: Module | None) -> bool:
+    """Tell whether a module has hooks that its call would run."""
+    if module is None:
+        return False
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, name) for name in hooks)
+
+
+def followed(module: Module, y: torch.Tensor) -> torch.Tensor:
+    """Apply the modules that a module of timm has after batch norm."""
+    for name in ("drop", "act"):
+        after = getattr(module, name, None)
+        if after is not None:
+            y = after(y)
+    return y
+
+
+Template = tuple[type[Computed], type[Computed] | None]
+
+# The templates of a forward: as it is, and synchronized.
+FORWARDS: dict[tuple[str, str], Template] = {
+    ("timm.layers.norm_act", "BatchNormAct2d.forward"): (Activated, ActivatedSync),
+    ("timm.layers.norm_act", "SyncBatchNormAct.forward"): (ActivatedSync, ActivatedSync),
+    ("timm.layers.norm_act", "FrozenBatchNormAct2d.forward"): (Frozen, None),
+    ("torchvision.ops.misc", "FrozenBatchNorm2d.forward"): (Frozen, None),
+}
+
+
+def template(kind: type[Module]) -> Template | None:
+    """Return the templates for a class whose forward is known, or None."""
+    forward = kind.forward
+    name = getattr(forward, "__module__", ""), getattr(forward, "__qualname__", "")
+    return FORWARDS.get(name)
