@@ -40,8 +40,8 @@ def mean_var(
     ----------
     x : xarray.DataArray, or groups of one
         Of a dtype that `bncore.mean_var` takes, and with NumPy or Dask arrays in it.  Groups, such
-        as ``x.groupby("time.month")``, are reduced one by one and joined along a new dimension, which
-        takes the place of the grouped one.
+        as ``x.groupby("time.month")``, are reduced one by one and joined along a new dimension.
+        It takes the place of the grouped one.
     dim : name or names of dimensions, optional
         The dimensions to reduce; all by default, as ``...`` says, too.
     correction, keepdims, dtype, scale, ddof, nan_policy
