@@ -82,7 +82,10 @@ def normalize(
     )  # fmt: skip
     operands = (graphs.whole(x), *counted, own, numbers, gamma, beta)
     meta = graphs.empty(x.ndim, empty.dtype)
-    return graphs.step(chunks.normalized, "normalize", range(x.ndim), operands, meta, **options)
+    return graphs.step(
+        chunks.normalized, "normalize", range(x.ndim), operands, meta, total=x.shape[channel],
+        **options,
+    )  # fmt: skip
 
 
 def batch_norm_infer(
@@ -288,6 +291,7 @@ def batch_norm_train_backward(
     empty = graphs.trial(x, channel)
     seen = graphs.moments_or_stand_in(own, x.shape[channel])
     bncore.grad_sums(empty, empty, seen, **options)
+    options["total"] = x.shape[channel]
     to = layout.statistic_dtype(empty.dtype) if gamma.array is None else gamma.array.dtype
 
     operands: tuple[Operand, ...] = (gradient, graphs.whole(x), *counted)

@@ -17,7 +17,14 @@ import numpy.typing as npt
 import bncore
 from bncore.arguments.arrays import cast
 from bncore.functions.over_axes import normalize_over, reduced_moments
-from bncore.statistics import GradSums, Moments, channels_of, concatenated, variance
+from bncore.statistics import (
+    GradSums,
+    Moments,
+    channels_of,
+    checked_moments,
+    concatenated,
+    variance,
+)
 
 Array = npt.NDArray[Any]
 
@@ -76,10 +83,12 @@ def sums_of(
     weights: Array | None,
     moments: Moments,
     channels: Array,
+    *,
+    total: int,
     **options: Any,
 ) -> GradSums:
     """Compute the gradient sums of a chunk; the options are those of `grad_sums`."""
-    own = of_channels(moments, channels)
+    own = of_channels(moments, channels, total)
     return bncore.grad_sums(
         in_steady_order(dy), in_steady_order(x), own, where=where, weights=weights, n_threads=1,
         **options,
@@ -115,8 +124,9 @@ def joined(nested: Any) -> Moments:
     return concatenated([part.moments for part in flat(nested)])
 
 
-def of_channels(moments: Moments, channels: Array) -> Moments:
-    """Return the moments of the channels with these consecutive numbers."""
+def of_channels(moments: Moments, channels: Array, total: int) -> Moments:
+    """Return the moments of the channels with these consecutive numbers, of x's `total`."""
+    checked_moments("moments", moments, total)
     if not channels.size:
         return channels_of(moments, 0, 0)
     return channels_of(moments, int(channels[0]), int(channels[-1]) + 1)
@@ -154,10 +164,12 @@ def normalized(
     channels: Array,
     weight: Array | None,
     bias: Array | None,
+    *,
+    total: int,
     **options: Any,
 ) -> Array:
     """Compute y of a chunk from the moments of all channels."""
-    own = of_channels(moments, channels)
+    own = of_channels(moments, channels, total)
     return bncore.normalize(
         x, own, weight, bias, where=where, weights=weights, n_threads=1, **options
     )
@@ -201,10 +213,12 @@ def input_gradient(
     channels: Array,
     sums: GradSums,
     weight: Array | None,
+    *,
+    total: int,
     **options: Any,
 ) -> Array:
     """Compute dx of a chunk from the gradient sums of its channels."""
-    own = of_channels(moments, channels)
+    own = of_channels(moments, channels, total)
     return bncore.grad_input(
         dy, x, own, sums, weight, where=where, weights=weights, n_threads=1, **options
     )

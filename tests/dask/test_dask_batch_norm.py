@@ -156,3 +156,12 @@ def test_the_examples_run(module):
     failed, tried = doctest.testmod(importlib.import_module(f"bncore.dask.{module}"))
     assert failed == 0
     assert tried >= 8
+
+
+def test_lazy_moments_of_other_channels_are_refused_when_chunks_are_computed():
+    x = da.ones((4, 6), chunks=(2, 3))
+    fewer = x[:, :3]
+    dx = bncore.dask.batch_norm_train_backward(fewer, fewer, bncore.dask.moments(x))[0]
+    for lazy in (bncore.dask.normalize(fewer, bncore.dask.moments(x)), dx):
+        with pytest.raises(ValueError, match="moments: expected 3 channels, got 6"):
+            lazy.compute(scheduler="sync")
