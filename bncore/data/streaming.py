@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import zip_longest
 from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
@@ -88,8 +89,14 @@ def merged_moments(
         "nan_policy": nan_policy,
     }  # fmt: skip
     total: Moments | None = None
-    for piece, *items in zip(pieces, *given.values(), strict=True):
+    nothing = object()
+    every = zip_longest(pieces, *given.values(), fillvalue=nothing)
+    for number, (piece, *items) in enumerate(every):
         counted = dict(zip(given, items, strict=True))
+        for name, item in counted.items():
+            if (item is nothing) != (piece is nothing):
+                got = number if item is nothing else f"more than {number}"
+                raise ValueError(f"{name}: expected one item for each piece, got {got}")
         if isinstance(piece, Moments):
             for name, item in counted.items():
                 if item is not None:

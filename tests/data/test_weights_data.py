@@ -163,7 +163,9 @@ def test_merged_moments_count_each_piece_by_its_own_mask(rng):
     assert_moments(found, bncore.moments(x, where=where, weights=weights))
     with pytest.raises(ValueError, match=r"where: expected None for Moments, got an array"):
         bncore.merged_moments([first], where=[where])
-    with pytest.raises(ValueError, match=r"shorter"):
+    with pytest.raises(ValueError, match=r"where: expected one item for each piece, got 1$"):
         bncore.merged_moments(pieces, where=[None])
+    with pytest.raises(ValueError, match=r"weights: expected one item .*, got more than 3$"):
+        bncore.merged_moments(pieces, weights=[None] * 4)
     with pytest.raises(TypeError, match=r"weights: expected an iterable, got 1"):
         bncore.merged_moments(pieces, weights=1)
