@@ -28,6 +28,8 @@ __all__ = [
 
 def stock(forward: Any) -> Any:
     """Return another forward as a method that TorchScript can compile beside forward."""
+    if not isinstance(forward, types.FunctionType):
+        return forward  # a stand-in for PyTorch's, with which the site is built
     return types.FunctionType(
         forward.__code__, forward.__globals__, "_bncore_stock", None, forward.__closure__
     )

@@ -44,4 +44,6 @@ def main(source: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: mpiexec -n 4 python -m mpi4py features_mpi.py TABLE.npy SCALED.npy")
     main(Path(sys.argv[1]), Path(sys.argv[2]))
