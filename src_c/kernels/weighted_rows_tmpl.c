@@ -102,14 +102,15 @@ static inline ALWAYS_INLINE void NAME(add_weighted_tile)(NAME(weighted_columns) 
 
 /* Add a whole tile at once, or its rows one by one: the sums stay in registers where the number of rows is a constant. */
 static inline ALWAYS_INLINE void NAME(add_tile_from)(NAME(weighted_columns) * c,
-                                                     NAME(weighted_tile) t, int64_t cols, int from)
+                                                     const NAME(weighted_tile) * t, int64_t cols,
+                                                     int from)
 {
-    if (t.rows == ROW_TILE) {
-        NAME(add_weighted_tile)(c, &t, cols, ROW_TILE, from);
+    if (t->rows == ROW_TILE) {
+        NAME(add_weighted_tile)(c, t, cols, ROW_TILE, from);
         return;
     }
-    for (int r = 0; r < t.rows; r++) {
-        const NAME(weighted_tile) row = {1, {t.x[r]}, {t.flags[r]}, {t.weights[r]}};
+    for (int r = 0; r < t->rows; r++) {
+        const NAME(weighted_tile) row = {1, {t->x[r]}, {t->flags[r]}, {t->weights[r]}};
         NAME(add_weighted_tile)(c, &row, cols, 1, from);
     }
 }
@@ -118,15 +119,15 @@ static ONCE_ONLY void NAME(add_tile_with)(NAME(weighted_columns) * c, const NAME
                                           int64_t cols, int from)
 {
     if (from == FLAGS)
-        NAME(add_tile_from)(c, *t, cols, FLAGS);
+        NAME(add_tile_from)(c, t, cols, FLAGS);
     else if (from == NUMBERS)
-        NAME(add_tile_from)(c, *t, cols, NUMBERS);
+        NAME(add_tile_from)(c, t, cols, NUMBERS);
     else if (from == ROW_FLAGS)
-        NAME(add_tile_from)(c, *t, cols, ROW_FLAGS);
+        NAME(add_tile_from)(c, t, cols, ROW_FLAGS);
     else if (from == ROW_WEIGHTS)
-        NAME(add_tile_from)(c, *t, cols, ROW_WEIGHTS);
+        NAME(add_tile_from)(c, t, cols, ROW_WEIGHTS);
     else
-        NAME(add_tile_from)(c, *t, cols, WEIGHTS);
+        NAME(add_tile_from)(c, t, cols, WEIGHTS);
 }
 
 /* Add rows that have one weight each: those without weight are left out. Returns the sum of the weights. */
