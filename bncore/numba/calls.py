@@ -22,6 +22,9 @@ from numba.np.numpy_support import as_dtype
 from bncore import c_library
 from bncore.arguments import layout
 
+# What the body of a function says that `overload` replaces in compiled code.
+ONLY_COMPILED = "this function works only inside code that Numba compiles"
+
 for _name in c_library.get_capsules():
     llvmlite.binding.add_symbol(_name, c_library.get_address(_name))
 
@@ -131,7 +134,7 @@ def call(name, x, axis, eps, n_threads, arguments, weights):
 
     `weights` is None, or a `Counted` and the counts.
     """
-    raise NotImplementedError("this function works only inside code that Numba compiles")
+    raise NotImplementedError(ONLY_COMPILED)
 
 
 @overload(call, prefer_literal=True)
@@ -169,7 +172,7 @@ def place(x, axis):
 
 def sizes_of(x, axis):
     """Check x and axis, and return the number of channels and of values per channel."""
-    raise NotImplementedError("this function works only inside code that Numba compiles")
+    raise NotImplementedError(ONLY_COMPILED)
 
 
 @overload(sizes_of)
@@ -189,7 +192,7 @@ def _sizes_of(x, axis):
 
 def same_as(dy, x):
     """Refuse a dy that differs from x in shape or dtype."""
-    raise NotImplementedError("this function works only inside code that Numba compiles")
+    raise NotImplementedError(ONLY_COMPILED)
 
 
 @overload(same_as)
@@ -206,7 +209,7 @@ def _same_as(dy, x):
 
 def doubles(values, channels, message):
     """Return values per channel as C-contiguous float64, or None; `message` is for a wrong size."""
-    raise NotImplementedError("this function works only inside code that Numba compiles")
+    raise NotImplementedError(ONLY_COMPILED)
 
 
 @overload(doubles, prefer_literal=True)
@@ -234,7 +237,7 @@ def _doubles(values, channels, message):
 
 def as_parameter(gradient, weight, x):
     """Return a gradient in weight's dtype, or in x's if there is no weight."""
-    raise NotImplementedError("this function works only inside code that Numba compiles")
+    raise NotImplementedError(ONLY_COMPILED)
 
 
 @overload(as_parameter)

@@ -14,7 +14,7 @@ from numba.core.errors import TypingError
 from numba.cpython.unsafe.tuple import tuple_setitem
 from numba.extending import overload
 
-from bncore.numba.calls import canonical, data_type, place
+from bncore.numba.calls import ONLY_COMPILED, canonical, data_type, place
 
 
 class Counted(NamedTuple):
@@ -49,7 +49,7 @@ def _array(name: str, given: Any, kinds: Any, expected: str) -> Any:
 
 def counted(x, axis, where, weights, nan_policy, fill):
     """Return a `Counted`, or None if every value counts once."""
-    raise NotImplementedError("this function works only inside code that Numba compiles")
+    raise NotImplementedError(ONLY_COMPILED)
 
 
 @overload(counted)
@@ -82,7 +82,7 @@ def _counted(x, axis, where, weights, nan_policy, fill):
 
 def filling(counted, fill):
     """Return what a call with given statistics takes: `counted`, or None if it fills nothing."""
-    raise NotImplementedError("this function works only inside code that Numba compiles")
+    raise NotImplementedError(ONLY_COMPILED)
 
 
 @overload(filling)
@@ -94,7 +94,7 @@ def _filling(counted, fill):
 
 def with_counts(counted, counts):
     """Return the argument `weights` of `call`."""
-    raise NotImplementedError("this function works only inside code that Numba compiles")
+    raise NotImplementedError(ONLY_COMPILED)
 
 
 @overload(with_counts)
@@ -106,7 +106,7 @@ def _with_counts(counted, counts):
 
 def policy_of(nan_policy):
     """Return whether NaN is omitted, and whether it is refused."""
-    raise NotImplementedError("this function works only inside code that Numba compiles")
+    raise NotImplementedError(ONLY_COMPILED)
 
 
 @overload(policy_of)
@@ -125,7 +125,7 @@ def _policy_of(nan_policy):
 
 def constant_of(fill):
     """Return the constant of y, 0 if there is none."""
-    raise NotImplementedError("this function works only inside code that Numba compiles")
+    raise NotImplementedError(ONLY_COMPILED)
 
 
 @overload(constant_of)
@@ -142,7 +142,7 @@ def _constant_of(fill):
 
 def is_shared(given, x, at):
     """Tell whether all channels share a mask or weights; true for None."""
-    raise NotImplementedError("this function works only inside code that Numba compiles")
+    raise NotImplementedError(ONLY_COMPILED)
 
 
 @overload(is_shared)
@@ -162,7 +162,7 @@ def laid_out(given, x, at, shared):
 
 def fits(given, x):
     """Tell whether an array broadcasts against x."""
-    raise NotImplementedError("this function works only inside code that Numba compiles")
+    raise NotImplementedError(ONLY_COMPILED)
 
 
 @overload(fits)
@@ -180,7 +180,7 @@ def _fits(given, x):
 
 def product(where, weights, x, at, shared):
     """Return the product of mask and weights in x's order, of one dimension; None without both."""
-    raise NotImplementedError("this function works only inside code that Numba compiles")
+    raise NotImplementedError(ONLY_COMPILED)
 
 
 @overload(product)
@@ -225,7 +225,7 @@ def numbers_of(weights, x, at, shared):
 
 def refuse_nan(x, at, values, shared):
     """Raise an error if a NaN of x counts."""
-    raise NotImplementedError("this function works only inside code that Numba compiles")
+    raise NotImplementedError(ONLY_COMPILED)
 
 
 @overload(refuse_nan)

@@ -171,11 +171,11 @@ static ONCE_ONLY void NAME(start_weighted)(NAME(weighted_channel) * channel, con
     const uint8_t *flags =
         NAME(flags_in)(room, a->weighting, NAME(plane_place)(a, t, c, e), x, p.len);
     channel->empty = 0;
-    channel->w.pivot = NAME(weighted_pivot)(x, flags, p.len, 1);
+    channel->w.pivot = NAME(weighted_pivot)(x, flags, p.len);
 #if CHAINED
     if (a->float64_sums) return;
     channel->w.pivot = NAME(rounded_pivot)(channel->w.pivot);
-    channel->chained = is_chained(NAME(weighted_square)(x, flags, p.len, 1, channel->w.pivot));
+    channel->chained = is_chained(NAME(weighted_square)(x, flags, p.len, channel->w.pivot));
 #endif
 }
 

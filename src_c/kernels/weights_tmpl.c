@@ -18,8 +18,8 @@ static inline int NAME(has_flags)(const bncore_weighting *w)
 }
 
 /* The flags of `len` values that follow each other, of which the first is value `at` of x. Where they do not lie in
- * memory, they are written to `room`, and there may be at most MOST_FLAGS, of weights that
- * are doubles MOST_WEIGHTS. */
+ * memory, they are written to `room`, and there may be at most MOST_FLAGS, or MOST_WEIGHTS if the weights
+ * are doubles. */
 static inline const uint8_t *NAME(flags_in)(uint8_t *room, const bncore_weighting *w, int64_t at,
                                             const T *x, int64_t len)
 {
@@ -54,14 +54,13 @@ static inline int64_t NAME(plane_place)(const bncore_arrays *a, const bncore_pla
 }
 
 /* The first pivot of k values of which some have no weight, but the first one has: as first_pivot, of those that have. */
-static ONCE_ONLY double NAME(weighted_pivot)(const T *x, const uint8_t *flags, int64_t k,
-                                             int64_t stride)
+static ONCE_ONLY double NAME(weighted_pivot)(const T *x, const uint8_t *flags, int64_t k)
 {
     const double x0 = (double)NAME(load)(x[0]);
     double sum = 0.0, count = 1.0;
     for (int64_t i = 1; i < k; i++) {
         if (!flags[i]) continue;
-        sum += (double)NAME(load)(x[i * stride]) - x0;
+        sum += (double)NAME(load)(x[i]) - x0;
         count += 1.0;
     }
     const double pivot = x0 + sum / count;
@@ -71,12 +70,12 @@ static ONCE_ONLY double NAME(weighted_pivot)(const T *x, const uint8_t *flags, i
 #if CHAINED
 /* The mean square of the values that made the pivot, about it. */
 static NOINLINE double NAME(weighted_square)(const T *x, const uint8_t *flags, int64_t k,
-                                             int64_t stride, double pivot)
+                                             double pivot)
 {
     double squares = 0.0, count = 0.0;
     for (int64_t i = 0; i < k; i++) {
         if (!flags[i]) continue;
-        const double d = (double)NAME(load)(x[i * stride]) - pivot;
+        const double d = (double)NAME(load)(x[i]) - pivot;
         squares += d * d;
         count += 1.0;
     }
