@@ -33,6 +33,7 @@ class SampleGroups:
         The problem of x, in which samples are slowest in memory.
     samples, groups, channels, count : the number of each, and of values per group
     wide : the number of channels of a group
+    shape : that of x as kernels take it, (samples, outer, channels, inner)
     weights : what counts
     """
 
@@ -60,6 +61,7 @@ class SampleGroups:
         sample = layout.canonical([array.shape[i] for i in faster], at, at + 1)
         self._outer, self._inner = sample.outer, sample.inner
         self.count = sample.values_per_channel * self.wide
+        self.shape = self.samples, sample.outer, self.channels, sample.inner
 
     def weigh(self, where: object, weights: object, nan_policy: object, fill: object) -> None:
         """Check the arguments that say what counts."""

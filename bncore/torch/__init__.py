@@ -17,6 +17,14 @@ from bncore.torch.modules import (
     LazyBatchNorm2d,
     LazyBatchNorm3d,
 )
+from bncore.torch.norm_modules import (
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    LayerNorm,
+)
+from bncore.torch.norms import group_norm, instance_norm, layer_norm
 from bncore.torch.recalibrate import recalibrate
 from bncore.torch.report import report
 from bncore.torch.statistics import moments, var_mean
@@ -28,6 +36,11 @@ __all__ = [
     "BatchNorm3d",
     "BatchNormAddReLU",
     "BatchNormReLU",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LayerNorm",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
@@ -35,6 +48,9 @@ __all__ = [
     "batch_norm",
     "convert",
     "decompositions",
+    "group_norm",
+    "instance_norm",
+    "layer_norm",
     "moments",
     "recalibrate",
     "report",

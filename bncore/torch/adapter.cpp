@@ -18,40 +18,13 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
+#include "group_node.h"
 #include "kernels.h"
 #include "operators.h"
+#include "ordinary.h"
 
 namespace
 {
-
-/* ---- who may be passed by ---- */
-
-constexpr c10::DispatchKeySet ORDINARY({c10::DispatchKey::CPU, c10::DispatchKey::AutogradCPU,
-                                        c10::DispatchKey::AutocastCPU,
-                                        c10::DispatchKey::ADInplaceOrView});
-
-/* Whether tensors are plain memory on the CPU: not sparse, negated, traced, somebody's own ... */
-bool ordinary(const Tensor &tensor)
-{
-    return !tensor.defined() || ORDINARY.has_all(tensor.key_set());
-}
-bool ordinary(const Optional &tensor)
-{
-    return !tensor || ordinary(*tensor);
-}
-
-template <typename... Tensors> bool all_ordinary(const Tensors &...tensors)
-{
-    return (ordinary(tensors) && ...);
-}
-
-/* Whether a mode, a transform or a tracer wants to see every call, or gradients are somebody else's business. */
-bool watched()
-{
-    const auto keys = c10::impl::tls_local_dispatch_key_set();
-    if (!c10::default_included_set.has_all(keys.included_)) return true;
-    return at::GradMode::is_enabled() && keys.excluded_.has(c10::DispatchKey::AutogradCPU);
-}
 
 /* ---- gradients ---- */
 
@@ -222,30 +195,6 @@ Tensor computed(const Given &given)
     return y;
 }
 
-/* Arguments as Python gives them; false where one is of another type. */
-bool read(PyObject *object, Optional &to)
-{
-    if (object == Py_None) return true;
-    if (!THPVariable_CheckExact(object)) return false;
-    to = THPVariable_Unpack(object);
-    return !torch::autograd::isFwGradDefined(to);
-}
-
-bool read(PyObject *object, double &to)
-{
-    if (!PyFloat_CheckExact(object) && !PyLong_CheckExact(object)) return false;
-    to = PyFloat_AsDouble(object);
-    if (!PyErr_Occurred()) return true;
-    PyErr_Clear(); /* an int that no double has */
-    return false;
-}
-
-bool read(PyObject *object, bool &to)
-{
-    to = object == Py_True;
-    return PyBool_Check(object);
-}
-
 /* A text as UTF-8; empty where there is none. */
 std::string_view text_of(PyObject *object)
 {
@@ -324,6 +273,13 @@ PyObject *set_backward(PyObject *, PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* The gradients of group norm as Python has them. */
+PyObject *set_group_backward(PyObject *, PyObject *function)
+{
+    watched_group_backward() = pybind11::reinterpret_borrow<pybind11::object>(function);
+    Py_RETURN_NONE;
+}
+
 PyObject *set_pool(PyObject *, PyObject *bytes)
 {
     const size_t limit = PyLong_AsSize_t(bytes);
@@ -353,8 +309,11 @@ PyObject *set_executor(PyObject *, PyObject *given)
 PyMethodDef METHODS[] = {
     {"batch_norm", reinterpret_cast<PyCFunction>(reinterpret_cast<void *>(&batch_norm)),
      METH_FASTCALL, nullptr},
+    {"group_norm", reinterpret_cast<PyCFunction>(reinterpret_cast<void *>(&call_group_norm)),
+     METH_FASTCALL, nullptr},
     {"output", &output, METH_O, nullptr},
     {"set_backward", &set_backward, METH_VARARGS, nullptr},
+    {"set_group_backward", &set_group_backward, METH_O, nullptr},
     {"set_pool", &set_pool, METH_O, nullptr},
     {"set_executor", &set_executor, METH_O, nullptr},
     {"pool_state", &pool_state, METH_NOARGS, nullptr},

@@ -20,7 +20,12 @@ GROUP = "process_group"
 
 
 def convert(
-    model: Module, *, sync: bool = False, process_group: Any = None, verbose: bool = False
+    model: Module,
+    *,
+    sync: bool = False,
+    process_group: Any = None,
+    norms: bool = False,
+    verbose: bool = False,
 ) -> Module:
     """Let bncore compute a model's batch norm layers: PyTorch's modules and subclasses of them.
 
@@ -37,6 +42,8 @@ def convert(
         Whether every batch norm becomes a `SyncBatchNorm`.
     process_group : optional
         The process group of the `SyncBatchNorm` modules; None for all processes.
+    norms : bool, default False
+        Whether to convert group, instance and layer norms, too.
     verbose : bool, default False
         Whether to print the report.
 
@@ -70,7 +77,7 @@ def convert(
     """
     for module in checked(model).modules():
         try:
-            kind = target(module, sync=sync)
+            kind = target(module, sync=sync, norms=norms)
         except classes.NotConvertible:
             continue
         if kind is not type(module):
@@ -85,7 +92,7 @@ def convert(
 
 
 def revert(model: Module) -> Module:
-    """Let PyTorch compute a model's batch norm layers again; this undoes `convert`.
+    """Let PyTorch compute a model's normalizing layers again; this undoes `convert`.
 
     The modules get back their classes, and their forwards that were wrapped.  `BatchNormReLU` and
     `BatchNormAddReLU` are kept, because PyTorch has no single module for them.

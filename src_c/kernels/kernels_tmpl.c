@@ -38,6 +38,8 @@ enum {
 
 #include "variants_tmpl.c"
 
+#include "lines_tmpl.c"
+
 #define BNCORE_SUMS(operation, variant, fused, reads)                                              \
     .operation##_planes[fused] = NAME(operation##_planes_##variant),                               \
     .operation##_rows[fused] = NAME(operation##_rows_##variant),
@@ -64,6 +66,9 @@ const bncore_kernel_set JOIN(NAME(bncore_kernels), BNCORE_ISA_NAME) = {
     .weighted_grad_input_rows = {NAME(weighted_grad_input_rows_flagged),
                                  NAME(weighted_grad_input_rows_plain),
                                  NAME(weighted_grad_input_rows_fused)},
+    .line_normalize = NAME(line_normalize),
+    .line_sums = NAME(line_sums),
+    .line_grad_input = NAME(line_grad_input),
     .merge_moments = merge_moments,
     .merge_sums = merge_sums,
     .inverse_std = inverse_std,
@@ -71,6 +76,8 @@ const bncore_kernel_set JOIN(NAME(bncore_kernels), BNCORE_ISA_NAME) = {
     .mask_coefs = NAME(mask_coefs),
     .grad_input_coefs = NAME(grad_input_coefs),
     .grad_frozen_coefs = NAME(grad_frozen_coefs),
+    .grad_group_coefs = NAME(grad_group_coefs),
+    .convert = NAME(convert),
 #include "variants.def"
 };
 

@@ -31,6 +31,8 @@ grad_sums = _backend.grad_sums
 grad_input = _backend.grad_input
 train_backward = _backend.train_backward
 infer_backward = _backend.infer_backward
+group_norm = _backend.group_norm
+group_norm_backward = _backend.group_norm_backward
 
 _integer_backend: IntegerBackend
 integer_moments = _integer_backend.integer_moments
