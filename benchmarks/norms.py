@@ -158,7 +158,9 @@ def measure(case: Case, layout: str, threads: int, seconds: float) -> list[dict[
 def summary(rows: list[dict[str, Any]]) -> None:
     """Print the geometric mean of the ratios, and the least, for each kind and in all."""
     for name in ("instance", "group", "layer", "all"):
-        some = [r for r in rows if name in ("all", r["kind"]) or (name, r["kind"]) == ("group", "32")]
+        some = [
+            r for r in rows if name in ("all", r["kind"]) or (name, r["kind"]) == ("group", "32")
+        ]
         if some:
             ratios = np.array([row["torch"] / row["bncore"] for row in some])
             mean = float(np.exp(np.log(ratios).mean()))

@@ -13,9 +13,10 @@
 enum {
     SOME = BNCORE_GROUP,     /* lines whose coefficients a task holds, at most */
     TASK_VALUES = 64 * 1024, /* of a task, about */
-    NEAREST = 12 * 1024,     /* bytes of one array that backward keeps in the first-level cache */
+    NEAREST = 12 * 1024,     /* bytes of each array in the first-level cache at once */
     TASKS_PER_THREAD = 4,
-    TASK_COLUMNS = 8 * 1024 /* of a task over columns */
+    TASK_COLUMNS = 8 * 1024, /* of a task over columns */
+    LINE_DOUBLES = 8         /* of a line of the caches */
 };
 
 typedef struct lines {
@@ -23,7 +24,9 @@ typedef struct lines {
     const bncore_kernel_set *kernels;
     bncore_geometry g; /* of (1, all, width) */
     int64_t all, width, channels;
-    int64_t each, some;  /* forward: lines of a task; backward: samples of a segment, and at once */
+    int64_t each, some; /* forward: lines of a task; backward: samples of a segment, and at once */
+    void *memory;
+    double *more;
     void *weight, *bias; /* [channel], in the type of the arithmetic */
     int plain;           /* there are neither, and y is xhat */
     double *columns;     /* backward: [segment][2][channel], the sums of dy and of dy * xhat */
@@ -123,6 +126,11 @@ static void line_moments(const lines *l, int64_t first, int64_t n)
 {
     const bncore_group_call *c = l->call;
     const bncore_arrays a = arrays_at(l, &(some_lines){.first = first});
+    if (l->kernels->line_moments && l->g.segments == 1) {
+        l->kernels->line_moments(c->results[0] + first, c->results[1] + first, &a,
+                                 &(bncore_rows){n, l->width, l->width});
+        return;
+    }
     double fields[2][MOMENTS_FIELDS * SOME];
     const bncore_partial total = {fields[0], SOME}, more = {fields[1], SOME};
     for (int64_t s = 0; s < l->g.segments; s++) {
@@ -146,9 +154,10 @@ static void forward_lines(void *arg, int64_t task)
     const lines *l = arg;
     const bncore_group_call *c = l->call;
     const int64_t end = bncore_min((task + 1) * l->each, l->all);
-    for (int64_t first = task * l->each; first < end; first += SOME) {
+    const int64_t some = bncore_min(2 * l->some, SOME); /* there is no dy to keep */
+    for (int64_t first = task * l->each; first < end; first += some) {
         double invstd[SOME], coef[NORMALIZE_FIELDS * SOME];
-        const int64_t n = bncore_min(end - first, SOME);
+        const int64_t n = bncore_min(end - first, some);
         line_moments(l, first, n);
         l->kernels->inverse_std(invstd, n, c->results[1] + first, (double)l->width,
                                 c->problem->eps);
@@ -246,11 +255,13 @@ static int steps_apart(const lines *l, int64_t tasks)
     return threads > 1 && tasks < TASKS_PER_THREAD * threads && l->width > TASK_COLUMNS;
 }
 
-/* Take memory for parameters, and for `doubles` more. NULL if there is none. */
-static void *open_lines(lines *l, const bncore_group_call *c, size_t doubles)
+/* Take memory for parameters, and for `doubles` more, at `more`. Each array begins with a line of the caches. Returns 0 if there
+ * is none. */
+static int open_lines(lines *l, const bncore_group_call *c, size_t doubles)
 {
     const bncore_kernel_set *k = c->whole.kernels;
     const int64_t channels = c->problem->channels;
+    const size_t apart = (size_t)bncore_ceil_div(channels, LINE_DOUBLES) * LINE_DOUBLES;
     *l = (lines){.call = c,
                  .kernels = k,
                  .all = c->samples * c->groups,
@@ -258,16 +269,20 @@ static void *open_lines(lines *l, const bncore_group_call *c, size_t doubles)
                  .channels = channels,
                  .plain = !c->weight && !c->bias};
     l->g = bncore_partition(1, l->all, l->width);
-    double *memory = malloc((2 * (size_t)channels + doubles) * sizeof(double));
-    if (!memory) return NULL;
-    l->weight = memory;
-    l->bias = memory + channels;
+    const int64_t nearest = NEAREST / (l->width * (int64_t)k->item);
+    l->some = bncore_min(bncore_max(nearest / LINE_TILE, 1) * LINE_TILE, SOME);
+    l->memory = malloc((2 * apart + doubles + LINE_DOUBLES) * sizeof(double));
+    if (!l->memory) return 0;
+    const size_t place = (uintptr_t)l->memory / sizeof(double) % LINE_DOUBLES;
+    l->weight = (double *)l->memory + (LINE_DOUBLES - place) % LINE_DOUBLES;
+    l->bias = (double *)l->weight + apart;
+    l->more = (double *)l->bias + apart;
     k->convert(l->weight, channels, c->weight, 1.0);
     k->convert(l->bias, channels, c->bias, 0.0);
-    return memory;
+    return 1;
 }
 
-static bncore_status forward_apart(lines *l, double *memory)
+static bncore_status forward_apart(lines *l)
 {
     const bncore_group_call *c = l->call;
     bncore_problem p = *c->problem;
@@ -275,7 +290,7 @@ static bncore_status forward_apart(lines *l, double *memory)
     const bncore_status status =
         bncore_moments(&p, c->results[0], c->results[1], c->whole.arrays.x);
     if (status != BNCORE_OK) return status;
-    l->invstd = memory + 2 * l->channels;
+    l->invstd = l->more;
     l->coef = l->invstd + l->all;
     l->kernels->inverse_std(l->invstd, l->all, c->results[1], (double)l->width, p.eps);
     set_coefs(l, l->coef, l->all, l->all, c->results[0], l->invstd);
@@ -288,19 +303,18 @@ bncore_status bncore_lines_forward(const bncore_group_call *c)
 {
     lines l;
     const int64_t all = c->samples * c->groups;
-    double *memory = open_lines(&l, c, (size_t)((1 + NORMALIZE_FIELDS) * all));
-    if (!memory) return BNCORE_ERROR_MEMORY;
+    if (!open_lines(&l, c, (size_t)((1 + NORMALIZE_FIELDS) * all))) return BNCORE_ERROR_MEMORY;
     const bncore_float_env own = bncore_float_env_enter();
     bncore_status status = BNCORE_OK;
     l.each = bncore_max(TASK_VALUES / l.width, 1);
     l.each = bncore_min(l.each, bncore_ceil_div(all, TASKS_PER_THREAD * c->whole.threads));
     const int64_t tasks = bncore_ceil_div(all, l.each);
     if (!l.g.planes || steps_apart(&l, tasks))
-        status = forward_apart(&l, memory);
+        status = forward_apart(&l);
     else
         bncore_parallel_for(c->problem->executor, tasks, c->whole.threads, 0, forward_lines, &l);
     bncore_float_env_leave(&own);
-    free(memory);
+    free(l.memory);
     return status;
 }
 
@@ -311,14 +325,12 @@ bncore_status bncore_lines_backward(const bncore_group_call *c)
     const int64_t each = bncore_line_segment(c->samples);
     const int64_t segments = bncore_ceil_div(c->samples, each);
     const size_t column_sums = (size_t)(segments * 2 * channels);
-    double *memory = open_lines(&l, c, column_sums + (size_t)((2 + LINE_FIELDS) * all));
-    if (!memory) return BNCORE_ERROR_MEMORY;
+    if (!open_lines(&l, c, column_sums + (size_t)((2 + LINE_FIELDS) * all)))
+        return BNCORE_ERROR_MEMORY;
     const bncore_float_env own = bncore_float_env_enter();
     const bncore_executor *executor = c->problem->executor;
-    const int64_t bytes = l.width * (int64_t)c->whole.item;
     l.each = each;
-    l.some = bncore_min(bncore_max(NEAREST / bytes / LINE_TILE, 1) * LINE_TILE, SOME);
-    l.columns = memory + 2 * channels;
+    l.columns = l.more;
     memset(l.columns, 0, column_sums * sizeof(double));
     if (steps_apart(&l, segments)) {
         l.sums[0] = l.columns + column_sums;
@@ -337,6 +349,6 @@ bncore_status bncore_lines_backward(const bncore_group_call *c)
             for (int64_t i = 0; i < channels; i++)
                 c->results[r][i] += l.columns[(2 * s + r) * channels + i];
     bncore_float_env_leave(&own);
-    free(memory);
+    free(l.memory);
     return BNCORE_OK;
 }

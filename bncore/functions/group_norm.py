@@ -251,9 +251,9 @@ def backward(
     means, variances, counts = found.mean, found.var(), found.count
     if not (p.empty or g.weights.weighs):
         arrays = (values.reshape(g.shape) for values in (gradient, p.x))
-        result = dx.values.reshape(g.shape), dbias, dweight
+        outputs = dx.values.reshape(g.shape), dbias, dweight
         rest = gamma.values, g.groups, eps, threads
-        kernels.group_norm_backward(*result, *arrays, means, variances, *rest)
+        kernels.group_norm_backward(*outputs, *arrays, means, variances, *rest)
     for chunk in g if g.weights.weighs and not p.empty else ():
         given, slope, result = map(chunk.by_channel, (p.x, gradient, dx.values))
         statistics = chunk.repeated(means[chunk.groups]), chunk.repeated(variances[chunk.groups])

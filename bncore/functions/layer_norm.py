@@ -97,6 +97,7 @@ class Rows:
             if bad.any():
                 at = rows.start + int(bad.any(axis=1).argmax())
                 raise ValueError(f"x: expected no NaN with nan_policy='raise', got NaN in row {at}")
+        self.weights = self.weights.where_needed(self.problem.x)
 
     def _values(self, rows: slice) -> Array:
         """Return the weights of a range of rows."""

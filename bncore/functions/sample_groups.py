@@ -65,7 +65,8 @@ class SampleGroups:
 
     def weigh(self, where: object, weights: object, nan_policy: object, fill: object) -> None:
         """Check the arguments that say what counts."""
-        self.weights = self.problem.weights(where, weights, nan_policy, fill)
+        given = self.problem.weights(where, weights, nan_policy, fill)
+        self.weights = given.where_needed(self.problem.x)
 
     def __iter__(self) -> Iterator[SampleRange]:
         """Yield a range of samples for each kernel call; its data fit in second-level cache.

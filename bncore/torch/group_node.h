@@ -25,7 +25,8 @@ pybind11::object &watched_group_backward()
 struct GroupNormBackward final : torch::autograd::Node {
     torch::autograd::SavedVariable x, weight;
     Tensor moments;
-    int64_t groups = 1, from = 0; /* from: the first axis that layer norm normalizes; 0: group norm */
+    int64_t groups = 1,
+            from = 0; /* from: the first axis that layer norm normalizes; 0: group norm */
     double eps = 0.0;
 
     std::string name() const override { return "GroupNormBackward"; }
@@ -110,9 +111,10 @@ struct GroupCall {
         Tensor y, moments;
         if (from) {
             at::AutoDispatchBelowADInplaceOrView guard; /* y is no view of anything */
-            const int64_t width = c10::multiply_integers(x.sizes().slice(static_cast<size_t>(from)));
-            std::tie(y, moments) = normalize_groups(x.reshape({-1, width}), 1, flat(weight),
-                                              flat(bias), eps);
+            const int64_t width =
+                c10::multiply_integers(x.sizes().slice(static_cast<size_t>(from)));
+            std::tie(y, moments) =
+                normalize_groups(x.reshape({-1, width}), 1, flat(weight), flat(bias), eps);
             y = y.view(x.sizes());
         } else {
             std::tie(y, moments) = normalize_groups(x, groups, weight, bias, eps);

@@ -164,11 +164,11 @@ def gradients(
     return found
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], results: tuple[torch.Tensor, ...]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     x, ctx.groups, weight, _, ctx.eps = inputs
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(results[1])
-    ctx.save_for_backward(x, results[1], weight)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(x, output[1], weight)
 
 
 def _backward(ctx: Any, dy: torch.Tensor | None, _: torch.Tensor | None) -> tuple[Any, ...]:

@@ -30,11 +30,11 @@ Tensor in_samples(const Tensor &x)
 bncore_problem sample_problem(const Tensor &x, int64_t groups, double eps)
 {
     const int dtype = dtype_of(x.scalar_type());
-    TORCH_CHECK_NOT_IMPLEMENTED(dtype >= 0, "\"group_norm\" not implemented for '",
-                                x.scalar_type(), "'");
+    TORCH_CHECK_NOT_IMPLEMENTED(dtype >= 0, "\"group_norm\" not implemented for '", x.scalar_type(),
+                                "'");
     TORCH_CHECK_VALUE(x.dim() >= 2, "x: expected at least 2 dimensions, got ", x.dim());
-    TORCH_CHECK_VALUE(groups >= 1 && x.size(1) % groups == 0,
-                      "groups: expected a divisor of ", x.size(1), " channels, got ", groups);
+    TORCH_CHECK_VALUE(groups >= 1 && x.size(1) % groups == 0, "groups: expected a divisor of ",
+                      x.size(1), " channels, got ", groups);
     int64_t positions = 1;
     for (int64_t d = 2; d < x.dim(); d++) positions *= x.size(d);
     const bool last = !x.is_contiguous();
@@ -48,8 +48,9 @@ bncore_problem sample_problem(const Tensor &x, int64_t groups, double eps)
 }
 
 /* Moments have the count, mean and m2 of each group of each sample: (3, samples * groups). */
-std::tuple<Tensor, Tensor> normalize_groups(const Tensor &given, int64_t groups, const Optional &weight,
-                                      const Optional &bias, double eps)
+std::tuple<Tensor, Tensor> normalize_groups(const Tensor &given, int64_t groups,
+                                            const Optional &weight, const Optional &bias,
+                                            double eps)
 {
     at::AutoDispatchBelowADInplaceOrView guard;
     const Environment environment;
@@ -68,8 +69,9 @@ std::tuple<Tensor, Tensor> normalize_groups(const Tensor &given, int64_t groups,
     return {y, moments};
 }
 
-GroupGradients normalize_groups_backward(const Tensor &dy, const Tensor &given, const Tensor &moments,
-                                   int64_t groups, const Optional &weight, double eps)
+GroupGradients normalize_groups_backward(const Tensor &dy, const Tensor &given,
+                                         const Tensor &moments, int64_t groups,
+                                         const Optional &weight, double eps)
 {
     at::AutoDispatchBelowADInplaceOrView guard;
     const Environment environment;
@@ -85,10 +87,9 @@ GroupGradients normalize_groups_backward(const Tensor &dy, const Tensor &given, 
     for (int64_t i = 0; i < results; i++) var[i] /= count[i];
     const Channels gamma(weight);
     Tensor dx = like(x);
-    require(bncore_group_norm_backward(&problem, x.size(0), groups, dx.mutable_data_ptr(),
-                                       sums.data(), sums.data() + channels,
-                                       gradient.const_data_ptr(), x.const_data_ptr(), mean,
-                                       var.data(), gamma.get()));
+    require(bncore_group_norm_backward(
+        &problem, x.size(0), groups, dx.mutable_data_ptr(), sums.data(), sums.data() + channels,
+        gradient.const_data_ptr(), x.const_data_ptr(), mean, var.data(), gamma.get()));
     const auto kind =
         weight && weight->defined() ? weight->scalar_type() : arithmetic(x.scalar_type());
     return {dx, as_vector(sums.data() + channels, channels, kind),

@@ -7,7 +7,6 @@ PyTorch refuses, which raises its errors.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -110,7 +109,7 @@ def layer_norm(
         y = _normalized(input, 1, first, weight, bias, eps)
     if y is not None:
         return y
-    return functional.layer_norm(input, normalized_shape, weight, bias, eps)  # type: ignore[arg-type]
+    return functional.layer_norm(input, normalized_shape, weight, bias, eps)
 
 
 def instance_norm(
@@ -172,18 +171,16 @@ def instance_norm(
 
 def _several_positions(x: object) -> bool:
     """Tell whether a channel of a sample has more than one value."""
-    return isinstance(x, torch.Tensor) and x.dim() > 2 and math.prod(x.shape[2:]) > 1
+    return isinstance(x, torch.Tensor) and x.dim() > 2 and x.numel() > x.shape[0] * x.shape[1]
 
 
-def _normalized(
-    x: torch.Tensor, groups: int, first: int, *given: Any
-) -> torch.Tensor | None:
+def _normalized(x: torch.Tensor, groups: int, first: int, *given: Any) -> torch.Tensor | None:
     """Compute group norm, or with ``first > 0`` layer norm of the axes from `first` on.
 
     Return None for a call that has to be PyTorch's.
     """
     if _traced():
-        if export.is_exporting() or not _fits(x, groups, first, *given):
+        if torch.compiler.is_exporting() or not _fits(x, groups, first, *given):
             return None
         return _by_operator(x, groups, first, *given)
     if compiled.adapter is not None:
@@ -236,7 +233,7 @@ def _by_operator(
 ) -> torch.Tensor:
     if first:
         flat = (None if one is None else one.reshape(-1) for one in (weight, bias))
-        rows = x.reshape(-1, math.prod(x.shape[first:]))
-        return group_ops.forward_op(rows, 1, *flat, eps)[0].reshape(x.shape)  # type: ignore[no-any-return]
+        rows = x.flatten(first).flatten(0, first - 1)
+        return group_ops.forward_op(rows, 1, *flat, eps)[0].reshape(x.shape)
     y: torch.Tensor = group_ops.forward_op(x, groups, weight, bias, eps)[0]
     return y

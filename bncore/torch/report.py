@@ -134,7 +134,9 @@ def target(module: Module, *, sync: bool, norms: bool) -> type[Module]:
 
 
 def _seems_to_normalize(module: Module) -> bool:
-    return isinstance(module, (Computed, _NormBase)) or "norm" in _name(module).lower()
+    if isinstance(module, (Computed, _NormBase)) or classes.is_of_samples(type(module)):
+        return True
+    return "norm" in _name(module).lower()
 
 
 def _inside(module: Module) -> Iterator[Module]:

@@ -66,6 +66,9 @@ const bncore_kernel_set JOIN(NAME(bncore_kernels), BNCORE_ISA_NAME) = {
     .weighted_grad_input_rows = {NAME(weighted_grad_input_rows_flagged),
                                  NAME(weighted_grad_input_rows_plain),
                                  NAME(weighted_grad_input_rows_fused)},
+#if !CHAINED
+    .line_moments = NAME(line_moments),
+#endif
     .line_normalize = NAME(line_normalize),
     .line_sums = NAME(line_sums),
     .line_grad_input = NAME(line_grad_input),

@@ -91,16 +91,16 @@ static inline ALWAYS_INLINE void NAME(add_line_rest)(ACC *a, ACC *b, NAME(line) 
     }
 }
 
-/* Add the terms of a run of len values to the lanes. */
-static inline ALWAYS_INLINE void NAME(add_line)(lanes *acc, NAME(line) v, int64_t len,
-                                                int64_t ahead)
+/* The sums of the terms of up to BLOCK values. `ahead` is the distance in bytes at which values are prefetched. */
+static inline ALWAYS_INLINE void NAME(sum_line)(double *sum_a, double *sum_b, NAME(line) v,
+                                                int64_t len, int64_t ahead)
 {
     double a[BNCORE_LANES], b[BNCORE_LANES];
     ACC low[2][BNCORE_LANES], high[2][BNCORE_LANES];
     const int64_t four = 4 * BNCORE_LANES;
     int64_t i = 0;
 #pragma omp simd
-    for (int l = 0; l < BNCORE_LANES; l++) a[l] = acc->a[l], b[l] = acc->b[l];
+    for (int l = 0; l < BNCORE_LANES; l++) a[l] = b[l] = 0.0;
     for (; i + 2 * four <= len; i += 2 * four) {
         for (int n = 0; n < 8 * BNCORE_LANES; n += NAME(IN_LINE)) {
             fetch(v.dy + i + n, ahead, LEVEL_2);
@@ -125,8 +125,17 @@ static inline ALWAYS_INLINE void NAME(add_line)(lanes *acc, NAME(line) v, int64_
 #pragma omp simd
         for (int l = 0; l < BNCORE_LANES; l++) a[l] += (double)low[0][l], b[l] += (double)low[1][l];
     }
-#pragma omp simd
-    for (int l = 0; l < BNCORE_LANES; l++) acc->a[l] = a[l], acc->b[l] = b[l];
+    *sum_a += fold_lanes(a);
+    *sum_b += fold_lanes(b);
+}
+
+/* Fetch where the results of some lines will be written, unless they pass the caches by. */
+static inline ALWAYS_INLINE void NAME(fetch_results)(const bncore_arrays *arrays, int64_t first,
+                                                     int64_t len)
+{
+    if (arrays->stream) return;
+    const T *dst = (const T *)arrays->dst + first;
+    for (int64_t i = 0; i < len; i += NAME(IN_LINE)) fetch(dst + i, 0, LEVEL_1);
 }
 
 /* For each line the sums of g = weight * dy and of g * xhat. coef has the fields of normalize. */
@@ -138,17 +147,43 @@ static void NAME(line_sums)(double *sum_g, double *sum_g_xhat, const bncore_arra
     for (int64_t r = 0; r < t->rows; r++) {
         NAME(line) v = NAME(line_at)(arrays, coef, stride, weight, r, t);
         double a = 0.0, b = 0.0;
+        NAME(fetch_results)(arrays, r * t->stride, bncore_min(t->cols, BNCORE_BLOCK));
         for (int64_t i = 0; i < t->cols; i += BNCORE_BLOCK) {
-            lanes acc = {0};
-            NAME(add_line)(&acc, v, bncore_min(t->cols - i, BNCORE_BLOCK), ahead);
-            a += fold_lanes(acc.a);
-            b += fold_lanes(acc.b);
+            NAME(sum_line)(&a, &b, v, bncore_min(t->cols - i, BNCORE_BLOCK), ahead);
             v.dy += BNCORE_BLOCK, v.x += BNCORE_BLOCK, v.weight += BNCORE_BLOCK;
         }
         sum_g[r] = a;
         sum_g_xhat[r] = b;
     }
 }
+
+#if !CHAINED
+/* mean and m2 of lines of one segment, as moments_planes gives them; rows <= BNCORE_GROUP. */
+static void NAME(line_moments)(double *mean, double *m2, const bncore_arrays *arrays,
+                               const bncore_rows *t)
+{
+    double pivot[BNCORE_GROUP];
+    const T *x = arrays->x;
+    const int64_t ahead = t->rows * t->stride * (int64_t)sizeof(T); /* to the next lines */
+    for (int64_t r = 0; r < t->rows; r++)
+        pivot[r] = NAME(first_pivot)(x + r * t->stride, bncore_min(t->cols, BNCORE_LANES), 1);
+    for (int64_t r = 0; r < t->rows; r++, x += t->stride) {
+        running w = {.pivot = pivot[r]};
+        NAME(fetch_results)(arrays, r * t->stride, bncore_min(t->cols, BNCORE_BLOCK));
+        for (int64_t i = 0; i < t->cols; i += BNCORE_BLOCK) {
+            const int64_t len = bncore_min(t->cols - i, BNCORE_BLOCK);
+            lanes acc;
+#pragma omp simd
+            for (int l = 0; l < BNCORE_LANES; l++) acc.a[l] = acc.b[l] = 0.0;
+            NAME(add_run)(&acc, x + i, len, w.pivot, ahead);
+            w = running_flush(w, fold_lanes(acc.a), fold_lanes(acc.b), (double)len);
+        }
+        const double offset = w.S / w.n, rest = w.Q - w.S * offset;
+        mean[r] = w.pivot + offset;
+        m2[r] = rest < 0.0 ? 0.0 : rest;
+    }
+}
+#endif
 
 /* ---- elementwise ---- */
 

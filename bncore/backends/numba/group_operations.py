@@ -37,15 +37,15 @@ class GroupOperations(Operations):
         with np.errstate(all="ignore"):
             var = m2 / (outer * wide * inner)
         if outer == inner == 1 and not (weight is None and bias is None):
-            given = self.line_coefficients(x, mean, var, eps), *line_parameters(x, weight, bias)
+            coefficients = self.line_coefficients(x, mean, var, eps)
+            arrays = flat(y), flat(x), coefficients, *line_parameters(x, weight, bias)
             threads = useful(n_threads, x.size)
-            lines = groups.lines_normalize
-            self.run(threads, len(mean), lines, flat(y), flat(x), *given, wide)
+            self.run(threads, len(mean), groups.lines_normalize, *arrays, wide)
             return
         means, variances = (v.repeat(wide).reshape(samples, channels) for v in (mean, var))
         for sample, one in enumerate(x):
-            given = means[sample], variances[sample], weight, bias
-            self.normalize(y[sample], one, *given, eps, n_threads)
+            statistics = means[sample], variances[sample]
+            self.normalize(y[sample], one, *statistics, weight, bias, eps, n_threads)
 
     def line_coefficients(self, x: Data, mean: Stat, var: Stat, eps: float) -> Data:
         """Compute those of `normalized` for every line."""
@@ -68,23 +68,22 @@ class GroupOperations(Operations):
         """Write the gradients of `group_norm`."""
         samples, outer, channels, inner = x.shape
         if outer == inner == 1:
-            totals = sum_dy, sum_dy_xhat
-            self.lines_backward(dx, *totals, dy, x, mean, var, weight, eps, n_threads)
+            self.lines_backward(dx, sum_dy, sum_dy_xhat, dy, x, mean, var, weight, eps, n_threads)
             return
         wide = channels // number
         means, variances = (v.repeat(wide).reshape(samples, channels) for v in (mean, var))
         sums = np.empty((2, samples, channels))
         for sample in range(samples):
-            arrays = dy[sample], x[sample], means[sample], variances[sample]
-            self.grad_sums(sums[0, sample], sums[1, sample], *arrays, eps, n_threads)
+            one = dy[sample], x[sample], means[sample], variances[sample]
+            self.grad_sums(sums[0, sample], sums[1, sample], *one, eps, n_threads)
         ones = np.ones(channels) if weight is None else weight
-        totals = np.empty((2, samples * number))
-        for total, result, each in zip(totals, (sum_dy, sum_dy_xhat), sums, strict=True):
+        a, b = np.empty((2, samples * number))
+        for total, result, each in ((a, sum_dy, sums[0]), (b, sum_dy_xhat, sums[1])):
             self.run(1, len(total), groups.add_groups, total, each.reshape(-1), ones, wide)
             self.run(1, channels, groups.add_samples, result, each.reshape(-1))
-        coefficients = self.slopes(x, mean, var, *totals, outer * wide * inner, eps)
+        coefficients = self.slopes(x, mean, var, a, b, outer * wide * inner, eps)
         given = coefficients.repeat(wide, axis=1), ones.astype(computed_in(x)), outer, inner
-        tasks, arrays = x.size // inner, (flat(dx), flat(dy), flat(x))
+        arrays, tasks = (flat(dx), flat(dy), flat(x)), x.size // inner
         self.run(useful(n_threads, x.size), tasks, groups.groups_grad_input, *arrays, *given)
 
     def slopes(
@@ -114,9 +113,9 @@ class GroupOperations(Operations):
         width, threads = x.size // lines, useful(n_threads, x.size)
         coefficients = self.line_coefficients(x, mean, var, eps)
         scale, _ = line_parameters(x, weight, None)
-        arrays, totals = (flat(dy), flat(x), coefficients), np.empty((2, lines))
-        self.run(threads, lines, groups.lines_sums, *totals, *arrays, scale, width)
-        slopes = self.slopes(x, mean, var, *totals, width, eps)
+        arrays, (a, b) = (flat(dy), flat(x), coefficients), np.empty((2, lines))
+        self.run(threads, lines, groups.lines_sums, a, b, *arrays, scale, width)
+        slopes = self.slopes(x, mean, var, a, b, width, eps)
         segment_len = line_segment(samples)
         sums = np.empty((-(-samples // segment_len), 2, channels))
         given = slopes, scale, width, segment_len

@@ -66,7 +66,14 @@ def groups_grad_input(
 
 
 def lines_normalize(
-    first: int, last: int, y: Data, x: Data, coefficients: Data, weight: Data, bias: Data, width: int
+    first: int,
+    last: int,
+    y: Data,
+    x: Data,
+    coefficients: Data,
+    weight: Data,
+    bias: Data,
+    width: int,
 ) -> None:
     """Write ``y = xhat * weight + bias``, where xhat itself is not rounded; tasks are lines."""
     for line in range(first, last):

@@ -90,10 +90,8 @@ def group_norm_backward(
     scale = np.ones(channels, kind) if weight is None else weight.astype(kind)
     for s in range(samples):
         for at in tile_slices(outer, channels, inner, TILE):
-            c = at[1]
-            w, h, a, k, t = (
-                v[c, np.newaxis] for v in (scale, hi[s], of_all[s], of_x[s], shift[s])
-            )
+            coefficients = scale, hi[s], of_all[s], of_x[s], shift[s]
+            w, h, a, k, t = (v[at[1], np.newaxis] for v in coefficients)
             g, numbers = computed(dy[s][at]), computed(x[s][at])
             store(dx[s][at], ((g * w + (numbers - h) * k) + t) * a)
 
@@ -102,12 +100,12 @@ def slopes(
     x: Data, mean: Stat, var: Stat, totals: Stat, count: int, eps: float
 ) -> tuple[Data, ...]:
     """Return hi, of_dy, of_x and shift of groups with these sums of g and g * xhat."""
-    coefficients = np.empty((4, len(mean)), computed_in(x))
-    invstd = reference.inverse_std(var, eps)
-    reference.gradient_coefficients(
-        *coefficients, mean, invstd, np.ones_like(mean), *totals, np.full(len(mean), float(count))
-    )
-    return tuple(coefficients)
+    hi, of_dy, of_x, shift = np.empty((4, len(mean)), computed_in(x))
+    statistics = mean, reference.inverse_std(var, eps), np.ones_like(mean)
+    a, b = totals
+    counts = np.full(len(mean), float(count))
+    reference.gradient_coefficients(hi, of_dy, of_x, shift, *statistics, a, b, counts)
+    return hi, of_dy, of_x, shift
 
 
 # Lines: groups of one position, in which each value has a weight of its own.  Arrays are
@@ -142,10 +140,10 @@ def line_tiles(
 ) -> list[tuple[slice, Data, Data, Data]]:
     """Return ranges of some samples, each with hi, scale and shift of its lines."""
     coefficients = reference.normalize_coefficients(x, mean, var, None, None, eps)
-    given = [c.reshape(*shape[:2], 1) for c in coefficients]
+    hi, scale, shift = (c.reshape(*shape[:2], 1) for c in coefficients)
     step = max(TILE // (shape[1] * shape[2]) // LINE_TILE, 1) * LINE_TILE
     ranges = [slice(first, first + step) for first in range(0, shape[0], step)]
-    return [(some, *(c[some] for c in given)) for some in ranges]
+    return [(some, hi[some], scale[some], shift[some]) for some in ranges]
 
 
 def lines_backward(

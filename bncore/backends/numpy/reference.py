@@ -37,7 +37,6 @@ from bncore.backends.partition import (
     unfused_gradient,
 )
 
-
 # The coefficients of the elementwise formulas are computed in float64; assigning them to an array
 # of the type that is computed in rounds them once.
 
