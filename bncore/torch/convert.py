@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import Module
 
-from bncore.torch import classes, known, wrapped
+from bncore.torch import blocks, classes, fusing, known, wrapped
 from bncore.torch.modules import Computed
 from bncore.torch.report import checked, report, target
 from bncore.torch.sync import SyncBatchNorm
@@ -20,7 +20,13 @@ GROUP = "process_group"
 
 
 def convert(
-    model: Module, *, sync: bool = False, process_group: Any = None, verbose: bool = False
+    model: Module,
+    *,
+    sync: bool = False,
+    process_group: Any = None,
+    fuse: bool = False,
+    example: Any = None,
+    verbose: bool = False,
 ) -> Module:
     """Let bncore compute a model's batch norm layers: PyTorch's modules and subclasses of them.
 
@@ -68,13 +74,15 @@ def convert(
     >>> type(bncore.torch.revert(model)[1])
     <class 'torch.nn.modules.batchnorm.BatchNorm2d'>
     """
-    for module in checked(model).modules():
-        try:
-            kind = target(module, sync=sync)
-        except classes.NotConvertible:
-            continue
-        if kind is not type(module):
-            _convert(module, kind, process_group)
+    checked(model)
+    if sync and fuse:
+        raise ValueError("fuse: expected False with sync=True, got True")
+    if example is not None and not fuse:
+        raise ValueError("example: expected None with fuse=False, got an example")
+    found = _found(model, example) if fuse else None
+    _convert_layers(model, sync, process_group)
+    if found:
+        _fuse(model, found)
     if verbose or not any(isinstance(module, Computed) for module in model.modules()):
         found = report(model)
         if not found.converted:
@@ -82,6 +90,35 @@ def convert(
         if verbose:
             print(found)
     return model
+
+
+def _convert_layers(model: Module, sync: bool, process_group: Any) -> None:
+    for module in model.modules():
+        try:
+            kind = target(module, sync=sync)
+        except classes.NotConvertible:
+            continue
+        if kind is not type(module):
+            _convert(module, kind, process_group)
+
+
+def _found(model: Module, example: Any) -> fusing.Found:
+    """Find what can be fused; everything is tried on a copy."""
+    trial = fusing.duplicate(model)
+    for module in trial.modules():
+        blocks.undo(module)
+    _convert_layers(trial, False, None)
+    return fusing.find(trial, example)
+
+
+def _fuse(model: Module, found: fusing.Found) -> None:
+    for name, block in model.named_modules():
+        blocks.undo(block)
+        fusing.refused.pop(block, None)
+        if name in found.plans:
+            blocks.fuse(block, found.plans[name])
+        elif name in found.refused:
+            fusing.refused[block] = found.refused[name]
 
 
 def revert(model: Module) -> Module:
@@ -113,6 +150,7 @@ def revert(model: Module) -> Module:
     BatchNorm1d(2, eps=0.001, momentum=0.1, affine=True, bias=True, track_running_stats=True)
     """
     for module in checked(model).modules():
+        blocks.undo(module)
         _revert(module)
     return model
 

@@ -98,8 +98,13 @@ class Normalizing(Computed, _BatchNorm):
         return self._bncore_normalized(input, None, counted)
 
     def _bncore_normalized(
-        self, input: torch.Tensor, residual: torch.Tensor | None, counted: Counted
+        self,
+        input: torch.Tensor,
+        residual: torch.Tensor | None,
+        counted: Counted,
+        then: tuple[str, float] | None = None,
     ) -> torch.Tensor:
+        """Do what forward does; `then` is an activation and its slope in place of the layer's."""
         self._check_input_dim(input)
         # Look them up once, because a module is slow to find its buffers and parameters.
         mean, var = self.running_mean, self.running_var
@@ -113,9 +118,8 @@ class Normalizing(Computed, _BatchNorm):
             batch, batches = True, self.num_batches_tracked
             if momentum is None:  # a cumulative average over all batches
                 momentum = 0.0 if batches is None else 1.0 / (float(batches) + 1.0)
-        return self._bncore_compute(
-            input, mean, var, self.weight, self.bias, batch, momentum, residual, batches, counted
-        )
+        given = (mean, var, self.weight, self.bias, batch, momentum, residual, batches, counted)
+        return self._bncore_compute(input, *given, **({"then": then} if then else {}))
 
     def _bncore_compute(
         self,
@@ -129,10 +133,13 @@ class Normalizing(Computed, _BatchNorm):
         residual: torch.Tensor | None,
         batches: torch.Tensor | None,
         counted: Counted,
+        *,
+        then: tuple[str, float] | None = None,
     ) -> torch.Tensor:
+        activation, slope = then or (self._bncore_activation, 0.0)
         return normalized(
             input, mean, var, weight, bias, batch, momentum, self.eps,
-            self._bncore_activation, 0.0, residual, batches, counted,
+            activation, slope, residual, batches, counted,
         )  # fmt: skip
 
 
