@@ -8,7 +8,6 @@ same flags.  Otherwise it runs the block's own forward, which is always there.
 
 from __future__ import annotations
 
-import operator
 import types
 import weakref
 from collections.abc import Callable, Iterator
@@ -17,11 +16,11 @@ from typing import Any, NamedTuple
 import torch
 from torch.fx import Graph, Proxy
 from torch.nn import Identity, Module
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as hooks
 
 from bncore.torch import classes, families, ops, patterns, tracing
 from bncore.torch.counting import ALL
-from bncore.torch.modules import BatchNormAddReLU, Normalizing, compile_instead
+from bncore.torch.modules import BatchNormAddReLU, Fused, Normalizing, compile_instead
 from bncore.torch.patterns import Activation, Pattern
 from bncore.torch.sync import SyncBatchNorm
 
@@ -122,11 +121,11 @@ class Variant(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How a fused block computes: in evaluation and in training, with `count` arguments."""
+    """How a fused block computes: in evaluation and in training, with so many arguments."""
 
     evaluation: Variant
     training: Variant
-    count: int
+    arguments: int
 
     @property
     def norms(self) -> tuple[Norm, ...]:
@@ -135,17 +134,13 @@ class Plan(NamedTuple):
 
     def variant(self, block: Module, given: tuple[Any, ...]) -> Variant | None:
         """Return the variant for a call, or None if the block's own forward has to run."""
-        if len(given) != self.count or _has_any_global_hook():
+        if len(given) != self.arguments or hooks._has_any_global_hook():
             return None
         for one in given:
             if isinstance(one, Proxy):
                 return None
         found = self.training if block.training else self.evaluation
         return found if found.fits(block) else None
-
-
-class Fused(Module):
-    """The base of all fused blocks."""
 
 
 def plan_of(block: Module) -> Plan:
@@ -258,8 +253,12 @@ def followed(module: Module, x: Any, tail: Tail | None) -> Any:
         return variant.program.run(module, x, tail)
     residual, in_place, activation = tail
     if residual is not None and not _is_like(x, residual):  # it broadcasts, or has another dtype
-        add = operator.iadd if in_place else operator.add
-        return _activated(add(module(x), residual), activation)
+        y = module(x)
+        if in_place:
+            y += residual
+        else:
+            y = y + residual
+        return _activated(y, activation)
     return module._bncore_normalized(x, residual, ALL, activation)
 
 
@@ -311,7 +310,7 @@ def ends_in_norm(module: Module | None) -> bool:
             return False
         return not isinstance(module, families.Activated) or families.alone(module)
     plan = module.__dict__.get(PLAN)
-    if plan is None or plan.count != 1:
+    if plan is None or plan.arguments != 1:
         return False
     variant: Variant = plan.training if module.training else plan.evaluation
     return variant.is_open and variant.fits(module)

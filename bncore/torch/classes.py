@@ -18,7 +18,7 @@ from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bncore.torch import families, modules
-from bncore.torch.modules import Computed, Normalizing
+from bncore.torch.modules import Computed, Fused, Normalizing
 from bncore.torch.sync import SyncBatchNorm
 
 PAIRS: dict[type[Module], type[Module]] = {
@@ -86,7 +86,7 @@ def original(kind: type[Module]) -> type[Module]:
     """Return the class that a class of bncore stands for, or the class itself if there is none."""
     if kind in BACK:
         return BACK[kind]
-    if not any(ORIGIN in vars(one) or one in BACK for one in kind.__mro__):
+    if not issubclass(kind, (Computed, Fused)):
         return kind
     if ORIGIN in vars(kind) and not _is_changed(kind):
         found: type[Module] = vars(kind)[ORIGIN]

@@ -20,9 +20,9 @@ from bncore.torch.sync import SyncBatchNorm
 class Activated(Normalizing):
     """Batch norm, then the modules ``drop`` and ``act``; a plain activation is part of it."""
 
-    def _bncore_compute(self, *given: Any, then: tuple[str, float] | None = None) -> torch.Tensor:
-        then = then or activation_alone(self)
-        y = super()._bncore_compute(*given, then=then)
+    def _bncore_compute(self, *given: Any) -> torch.Tensor:
+        then = activation_alone(self)
+        y: torch.Tensor = self._bncore_apply(*given, then)  # type: ignore[call-arg]
         return y if then else followed(self, y)
 
 
@@ -39,10 +39,11 @@ class Frozen(Computed):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalize (N, C, H, W) input by the given statistics."""
         kind = torch.promote_types(x.dtype, self.weight.dtype)
-        then = activation_alone(self)
+        then: tuple[Any, float] | None = activation_alone(self)
+        activation, slope = then or (None, 0.0)
         y = normalized(
             x if x.dtype is kind else x.to(kind), self.running_mean, self.running_var,
-            self.weight, self.bias, False, 0.0, self.eps, *(then or (None, 0.0)), None, None,
+            self.weight, self.bias, False, 0.0, self.eps, activation, slope, None, None,
         )  # fmt: skip
         return y if then else followed(self, y)
 

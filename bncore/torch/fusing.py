@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from bncore.torch import blocks
 from bncore.torch.classes import NotConvertible
-from bncore.torch.modules import Computed
+from bncore.torch.modules import Computed, Fused
 from bncore.torch.tracing import NotFusable
 
 SEED = 0
@@ -76,11 +76,11 @@ def find(trial: Module, example: Any) -> Found:
         except (NotFusable, NotConvertible) as error:
             found.refused[name] = str(error)
             continue
-        assert issubclass(kind, blocks.Fused)
+        assert issubclass(kind, Fused)
         blocks.fuse(block, plan)
     needed: set[Module] = set()
     for block, name in names.items():
-        if isinstance(block, blocks.Fused) and _is_needed(block, needed):
+        if isinstance(block, Fused) and _is_needed(block, needed):
             found.plans[name] = block.__dict__[blocks.PLAN]
     return found
 
@@ -96,7 +96,7 @@ def _is_needed(block: Module, needed: set[Module]) -> bool:
 
 def _may_have_patterns(module: Module) -> bool:
     """Tell whether a module calls modules, and one of them may end in a batch norm."""
-    if isinstance(module, (Computed, blocks.Fused)) or not isinstance(module, Module):
+    if isinstance(module, (Computed, Fused)) or not isinstance(module, Module):
         return False
     return any(isinstance(inner, Computed) for inner in module.modules())
 
@@ -131,8 +131,8 @@ def _try(block: Module, plan: blocks.Plan, seen: Any) -> None:
     if seen is None:
         raise NotFusable("the example did not reach it")
     given, named = seen
-    if named or len(given) != plan.count:
-        raise NotFusable(f"the model does not call it with {plan.count} positional arguments")
+    if named or len(given) != plan.arguments:
+        raise NotFusable(f"the model does not call it with {plan.arguments} positional arguments")
     mode = block.training
     try:
         for training in (True, False):
@@ -154,23 +154,18 @@ def _results(block: Module, given: Any, forward: Callable[..., Any]) -> dict[str
     before = {name: value.detach().clone() for name, value in block.named_buffers()}
     leaves = [one for one in tree_leaves(given) if _has_gradients(one)]
     inputs = [one.detach().requires_grad_() for one in leaves]
-    places = {
-        id(old): new * 1 for old, new in zip(leaves, inputs, strict=True)
-    }  # can be overwritten
-    parameters = [one for one in block.parameters() if one.requires_grad]
+    wanted = inputs + [one for one in block.parameters() if one.requires_grad]
     try:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(SEED)
-            results = forward(
-                block, *tree_map(lambda one: places.get(id(one), _copied(one)), given)
-            )
+            # A forward may write into its arguments, but not into leaves.
+            new = {id(old): one * 1 for old, one in zip(leaves, inputs, strict=True)}
+            results = forward(block, *tree_map(lambda one: new.get(id(one), _copied(one)), given))
             outputs = [one for one in tree_leaves(results) if isinstance(one, torch.Tensor)]
             live = [one for one in outputs if one.requires_grad]
-            wanted = inputs + parameters
+            directions = [torch.rand_like(one) - 0.5 for one in live]
             gradients = (
-                torch.autograd.grad(live, wanted, [_direction(y) for y in live], allow_unused=True)
-                if live and wanted
-                else ()
+                torch.autograd.grad(live, wanted, directions, allow_unused=True) if live else ()
             )
         state = [value.detach().clone() for value in block.buffers()]
     except Exception as error:  # of somebody's forward
@@ -183,11 +178,7 @@ def _results(block: Module, given: Any, forward: Callable[..., Any]) -> dict[str
 
 
 def _has_gradients(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_floating_point()
-
-
-def _direction(y: torch.Tensor) -> torch.Tensor:
-    return torch.rand_like(y) - 0.5
+    return isinstance(value, torch.Tensor) and bool(value.is_floating_point())
 
 
 def _compare(own: dict[str, list[Any]], got: dict[str, list[Any]], mode: str) -> None:
@@ -203,10 +194,8 @@ def _close(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
     if a.shape != b.shape or a.dtype is not b.dtype:
         return False
     if torch.equal(a, b) or not a.is_floating_point():
-        return torch.equal(a, b)
-    difference = (a.double() - b.double()).abs()
-    allowed = (
-        ROUNDINGS * torch.finfo(a.dtype).eps * a.double().abs().nan_to_num(0.0, 0.0, 0.0).max()
-    )
+        return bool(torch.equal(a, b))
+    difference, size = (a.double() - b.double()).abs(), a.double().abs()
+    allowed = ROUNDINGS * torch.finfo(a.dtype).eps * size.nan_to_num(0.0, 0.0, 0.0).max()
     same = (a == b) | (a.isnan() & b.isnan()) | (difference <= allowed)
     return bool(same.all())

@@ -76,6 +76,10 @@ class Computed(Module):
         return f"bncore.torch.{type(self).__name__}"
 
 
+class Fused(Module):
+    """The base of all blocks whose forward `convert` has replaced (`blocks.py`)."""
+
+
 class Normalizing(Computed, _BatchNorm):
     """PyTorch's own base class with another forward."""
 
@@ -118,8 +122,10 @@ class Normalizing(Computed, _BatchNorm):
             batch, batches = True, self.num_batches_tracked
             if momentum is None:  # a cumulative average over all batches
                 momentum = 0.0 if batches is None else 1.0 / (float(batches) + 1.0)
-        given = (mean, var, self.weight, self.bias, batch, momentum, residual, batches, counted)
-        return self._bncore_compute(input, *given, **({"then": then} if then else {}))
+        given = (
+            input, mean, var, self.weight, self.bias, batch, momentum, residual, batches, counted,
+        )  # fmt: skip
+        return self._bncore_compute(*given) if then is None else self._bncore_apply(*given, then)
 
     def _bncore_compute(
         self,
@@ -133,10 +139,27 @@ class Normalizing(Computed, _BatchNorm):
         residual: torch.Tensor | None,
         batches: torch.Tensor | None,
         counted: Counted,
-        *,
-        then: tuple[str, float] | None = None,
     ) -> torch.Tensor:
-        activation, slope = then or (self._bncore_activation, 0.0)
+        return self._bncore_apply(
+            input, mean, var, weight, bias, batch, momentum, residual, batches, counted,
+            self._bncore_activation and (self._bncore_activation, 0.0),
+        )  # fmt: skip
+
+    def _bncore_apply(
+        self,
+        input: torch.Tensor,
+        mean: torch.Tensor | None,
+        var: torch.Tensor | None,
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        batch: bool,
+        momentum: float,
+        residual: torch.Tensor | None,
+        batches: torch.Tensor | None,
+        counted: Counted,
+        then: tuple[Any, float] | None,
+    ) -> torch.Tensor:
+        activation, slope = then or (None, 0.0)
         return normalized(
             input, mean, var, weight, bias, batch, momentum, self.eps,
             activation, slope, residual, batches, counted,

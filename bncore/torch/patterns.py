@@ -54,7 +54,7 @@ class Pattern(NamedTuple):
     @property
     def is_open(self) -> bool:
         """Whether the block returns what the batch norm gives."""
-        return self.last.op == "output"
+        return bool(self.last.op == "output")
 
 
 def find(
@@ -162,10 +162,12 @@ def _can_wait(norm: Node, addition: Node) -> bool:
 
 def _writes(node: Node) -> bool:
     """Tell whether a function or a method writes into its argument, by its name."""
+    if node.op not in ("call_function", "call_method"):
+        return False
     name = str(getattr(node.target, "__name__", node.target))
     if node.op == "call_function" and node.target is getattr(operator, name, None):
         return name.startswith("i")
-    return node.op.startswith("call_f") and bool(node.kwargs.get("inplace")) or name.endswith("_")
+    return bool(node.kwargs.get("inplace")) or name.endswith("_")
 
 
 def activation_of(node: Node, value: Node, called: Callable[[Node], Module]) -> Activation | None:
@@ -188,7 +190,7 @@ def of_module(module: Module | None) -> Activation | None:
     """Return the activation that a module is, or None if it is another or has hooks."""
     if type(module) is ReLU:
         return Activation("relu", 0.0)
-    return _leaky(module.negative_slope) if type(module) is LeakyReLU else None
+    return _leaky(getattr(module, "negative_slope", None)) if type(module) is LeakyReLU else None
 
 
 def _leaky(slope: Any) -> Activation | None:

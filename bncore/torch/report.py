@@ -9,7 +9,7 @@ from torch.nn import Module
 from torch.nn.modules.batchnorm import _NormBase
 
 from bncore.torch import blocks, classes, fusing, wrapped
-from bncore.torch.modules import Computed
+from bncore.torch.modules import Computed, Fused
 
 __all__ = ["Layer", "Report", "report"]
 
@@ -117,7 +117,7 @@ def report(model: Module) -> Report:
     """
     converted, left, fused, unfused = [], [], [], []
     for name, module in checked(model).named_modules():
-        if isinstance(module, blocks.Fused):
+        if isinstance(module, Fused):
             fused += [Fusion(*given) for given in blocks.fusions(module, name)]
         elif module in fusing.refused:
             unfused.append(Layer(name, _name(module), fusing.refused[module]))

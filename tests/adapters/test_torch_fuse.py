@@ -1,4 +1,4 @@
-"""`convert(fuse=True)`: blocks compute what they did, with fewer operations, and go back exactly."""
+"""`convert(fuse=True)`: blocks compute what they did, in fewer operations, and go back exactly."""
 
 from __future__ import annotations
 
@@ -408,7 +408,7 @@ def test_arguments():
             bncore.torch.convert(block, **keywords)
         assert type(block.bn1) is torch.nn.BatchNorm2d
     block.copies = (one for one in ())
-    with pytest.raises(TypeError, match="model: expected a module that copy.deepcopy can copy"):
+    with pytest.raises(TypeError, match=r"model: expected a module that copy.deepcopy can"):
         fused(block)
     with pytest.raises(RuntimeError):  # of the convolution
         bncore.torch.convert(Block(), fuse=True, example=X[:, :2])
