@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 import bncore
 import bncore.torch
-from bncore.torch import sync
+from bncore.torch import sync_ops
 
 SHAPE = (12, 5, 4, 3)
 EPS = 1e-5
@@ -53,7 +53,7 @@ def merged(rank: int, world: int) -> dict[str, np.ndarray]:
     means = [values.mean() if len(values) else 0.0 for values in mine]
     m2s = [float(((values - m) ** 2).sum()) for values, m in zip(mine, means, strict=True)]
     local = bncore.Moments(list(map(len, mine)), means, m2s)
-    moments, weighs = sync.merged_moments(local, rank == 1, None)
+    moments, weighs = sync_ops.merged_moments(local, rank == 1, sync_ops.group_name(None))
     assert weighs
     return {f"ragged {name}": getattr(moments, name) for name in ("count", "mean", "m2")}
 
@@ -93,7 +93,7 @@ def run(rank: int, world: int, folder: Path) -> None:
     found |= counted(layer, x[0, part], dy[0, part], part)
     found |= again(x[0, part], dy[0, part], part)
     if world == 2:  # to import the compiler takes longer than all of the rest
-        found |= compiled(x[0, part], dy[0, part])
+        found |= compiled(x[0, part], dy[0, part], part)
     found |= recalibrated([x[0, part], x[1, part][:2]], rank)
     try:
         model.train()(torch.zeros(int(rank == 0), SHAPE[1], 1, 1).double())
@@ -190,15 +190,44 @@ def again(x: np.ndarray, dy: np.ndarray, part: slice) -> dict[str, np.ndarray]:
     return found | {f"masked {name}": value for name, value in masked.items()}
 
 
-def compiled(x: np.ndarray, dy: np.ndarray) -> dict[str, np.ndarray]:
-    """A result and a gradient of a gradient in a compiled function."""
-    layer = bncore.torch.SyncBatchNorm(SHAPE[1], 0.1, dtype=torch.float64)
-    run = torch.compile(lambda x: layer(x.sin()).cos(), backend="eager")
-    leaf = torch.from_numpy(x).requires_grad_()
-    y = run(leaf)
-    (gradient,) = torch.autograd.grad((y * torch.from_numpy(dy)).sum(), leaf, create_graph=True)
-    (gradient**2).sum().backward()
-    return {"compiled y": y.detach().numpy(), "compiled second": leaf.grad.numpy()}
+def compiled(x: np.ndarray, dy: np.ndarray, part: slice) -> dict[str, np.ndarray]:
+    """Steps of one graph, without and with a mask; `run` is twice differentiable."""
+    found = {}
+    where = torch.from_numpy(mask()[part])
+    for case, given in (("plain", ()), ("masked", (where,))):
+        layer = bncore.torch.SyncBatchNorm(SHAPE[1], 0.1, dtype=torch.float64)
+        run = torch.compile(
+            lambda x, layer=layer, given=given: layer(x.sin(), *given, fill=0.5).cos(),
+            backend="eager",
+            fullgraph=True,
+        )
+        leaf = torch.from_numpy(x).requires_grad_()
+        y = run(leaf)
+        loss = (y * torch.from_numpy(dy)).sum()
+        (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
+        (gradient**2).sum().backward()
+        found |= {f"compiled {case} y": y.detach().numpy()}
+        found |= {f"compiled {case} second": leaf.grad.numpy()}
+    return found | whole_graphs(layer, x, dy, where)
+
+
+def whole_graphs(
+    layer: torch.nn.Module, x: np.ndarray, dy: np.ndarray, where: torch.Tensor
+) -> dict[str, np.ndarray]:
+    """Take the same step eagerly, and in graphs of forward and backward."""
+    found = {}
+    for name in ("eager", "aot_eager"):
+        layer.reset_running_stats()
+        layer.zero_grad()
+        run = layer
+        if name != "eager":
+            run = torch.compile(layer, backend=name, fullgraph=True)
+        leaf = torch.from_numpy(x).requires_grad_()
+        y = run(leaf, where, fill=0.5)
+        y.backward(torch.from_numpy(dy))
+        tensors = {"y": y, "dx": leaf.grad, "dweight": layer.weight.grad, **layer.state_dict()}
+        found |= {f"{name} {key}": t.detach().numpy().copy() for key, t in tensors.items()}
+    return found
 
 
 def forked(rank: int, world: int, folder: Path) -> int:

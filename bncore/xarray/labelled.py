@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -48,7 +48,7 @@ def mean_var(
         As in `bncore.mean_var`.
     where, weights : xarray.DataArray, optional
         What counts, as in `bncore.mean_var`; their dimensions are some of x's, in any order, with
-        the same coordinates.  Groups have neither: use ``x.where(mask)`` and "omit" there.
+        the same coordinates.  Of groups, x is the array that was grouped.
 
     Returns
     -------
@@ -79,12 +79,12 @@ def mean_var(
     counted = {"where": where, "weights": weights}
     if not isinstance(x, DataArrayGroupBy):
         return _mean_var(_labelled("x", x), dim, keep, counted, options)
-    _refuse_for_groups(**counted)
+    parts = _of_groups(x, counted)
     seen: list[xr.DataArray] = []
 
     def of_group(group: xr.DataArray) -> xr.Dataset:
         seen[:] = [group]
-        mean, var = _mean_var(group, dim, keep, counted, options)
+        mean, var = _mean_var(group, dim, keep, next(parts), options)
         return xr.Dataset({MEAN: mean, VAR: var})
 
     both = x.map(of_group)
@@ -162,8 +162,8 @@ def normalize(
     counted = {"where": where, "weights": weights}
 
     if isinstance(x, DataArrayGroupBy):
-        _refuse_for_groups(**counted)
-        return x.map(lambda group: _normalize(group, dim, counted, options))
+        parts = _of_groups(x, counted)
+        return x.map(lambda group: _normalize(group, dim, next(parts), options))
     return _normalize(_labelled("x", x), dim, counted, options)
 
 
@@ -259,8 +259,25 @@ def _order_of_groups(
     return sorted(found, key=place)
 
 
-def _refuse_for_groups(**counted: object) -> None:
-    """Refuse masks and weights of groups, which would have to be divided as x is."""
+def _of_groups(x: DataArrayGroupBy, counted: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Divide masks and weights as x is divided; yield those of one group after the other.
+
+    xarray stacks the dimensions of a grouping that has several.
+    """
+    whole: xr.DataArray = x._original_obj
+    given = {}
     for name, value in counted.items():
-        if value is not None:
-            raise TypeError(f"{name}: expected None for groups, got {scalars.shown(value)}")
+        if value is None:
+            continue
+        _against(name, value, whole)
+        bare = value.drop_vars(value.coords)  # they are x's, of which a group has some
+        if x._stacked_dim is not None:
+            dims = x.groupers[0].group.dims
+            missing = {d: whole.sizes[d] for d in dims if d not in bare.dims}
+            bare = bare.expand_dims(missing).stack({x._stacked_dim: dims}, create_index=False)
+        given[name] = bare
+    for indices in filter(None, x.encoded.group_indices):  # xarray leaves out empty groups, too
+        yield {
+            name: bare.isel({x._group_dim: indices}) if x._group_dim in bare.dims else bare
+            for name, bare in given.items()
+        }

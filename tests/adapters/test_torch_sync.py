@@ -163,17 +163,30 @@ def test_gradients_of_gradients_are_those_of_one_process(ranks, case):
         np.testing.assert_allclose(got, want, rtol=0, atol=tolerances.TORCH_FLOAT64 * scale)
 
 
-def test_gradients_of_gradients_in_a_compiled_function(folder):
+@pytest.mark.parametrize("case", ["plain", "masked"])
+def test_gradients_of_gradients_in_a_compiled_function(folder, case):
+    """The graph has no break; its results are those of one process that compiles nothing."""
     ranks = [dict(np.load(folder / f"2-{rank}.npz")) for rank in range(2)]
     x, dy, _ = torch_ranks.data()
-    layer = torch.nn.BatchNorm2d(torch_ranks.SHAPE[1], 0.1, dtype=torch.float64)
+    layer = bncore.torch.BatchNorm2d(torch_ranks.SHAPE[1], 0.1, dtype=torch.float64)
+    where = [] if case == "plain" else [torch.from_numpy(torch_ranks.mask())]
     leaf = torch.from_numpy(x[0]).requires_grad_()
-    y = layer(leaf.sin()).cos()
+    y = layer(leaf.sin(), *where, fill=0.5).cos()
     (gradient,) = torch.autograd.grad((y * torch.from_numpy(dy[0])).sum(), leaf, create_graph=True)
     (gradient**2).sum().backward()
-    close(np.concatenate([rank["compiled y"] for rank in ranks]), y.detach().numpy())
-    got, want = np.concatenate([rank["compiled second"] for rank in ranks]), leaf.grad.numpy()
-    np.testing.assert_allclose(got, want, atol=tolerances.TORCH_FLOAT64 * np.abs(want).max())
+    close(np.concatenate([rank[f"compiled {case} y"] for rank in ranks]), y.detach().numpy())
+    got, want = np.concatenate([rank[f"compiled {case} second"] for rank in ranks]), leaf.grad
+    scale = float(want.abs().max())
+    np.testing.assert_allclose(got, want.numpy(), atol=tolerances.TORCH_FLOAT64 * scale)
+
+
+def test_a_compiled_step_has_the_bits_of_an_eager_one(folder):
+    for at in range(2):
+        rank = dict(np.load(folder / f"2-{at}.npz"))
+        names = [name for name in rank if name.startswith("aot_eager ")]
+        assert len(names) == 8
+        for name in names:
+            np.testing.assert_array_equal(rank[name], rank[name.removeprefix("aot_")])
 
 
 def test_recalibration_is_that_of_one_process(ranks):

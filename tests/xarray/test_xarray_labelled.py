@@ -108,6 +108,49 @@ def test_groups_have_the_dimensions_that_xarray_gives(x, by, dim):
         np.testing.assert_allclose(got.values, expected.values, rtol=tolerances.WEIGHTED)
 
 
+@pytest.mark.parametrize("by", ["time.month", "y", "area_of"])
+@pytest.mark.parametrize("dims", [("time", "y", "x"), ("x", "time"), ("y",)], ids=str)
+def test_groups_have_their_part_of_masks_and_weights(x, by, dims, rng):
+    """As a copy of x with gaps, or with each value as often as its weight says."""
+    places = np.add.outer(np.arange(5), np.arange(6)) % 3
+    x = x.assign_coords(area_of=(("y", "x"), places))
+    like = (
+        x.isel({d: 0 for d in x.dims if d not in dims}, drop=True)
+        .transpose(*dims)
+        .reset_coords(drop=True)
+    )
+    where = like.copy(data=rng.random(like.shape) < 0.7)
+    often = like.copy(data=rng.integers(1, 3, like.shape))
+    dim = ("time", "x") if by == "y" else ... if by == "area_of" else "time"
+    groups, gaps = x.groupby(by), x.where(where).groupby(by)
+    for got, want in zip(
+        bncore.xarray.mean_var(groups, dim, where=where),
+        bncore.xarray.mean_var(gaps, dim, nan_policy="omit"),
+        strict=True,
+    ):
+        xr.testing.assert_allclose(got, want, rtol=tolerances.WEIGHTED)
+    y = bncore.xarray.normalize(groups, dim, where=where, eps=0.5, fill=np.nan)
+    want = bncore.xarray.normalize(gaps, dim, nan_policy="omit", eps=0.5)
+    np.testing.assert_allclose(y, want.transpose(*y.dims), rtol=0, atol=1e-13)
+    if "time" in dims:  # so that a copy of some times stands for weights
+        return
+    twice = xr.concat([x, x.where(often == 2)], "time", coords="minimal")
+    weighted = bncore.xarray.mean_var(groups, dim, weights=often)
+    copies = bncore.xarray.mean_var(twice.groupby(by), dim, nan_policy="omit")
+    for got, want in zip(weighted, copies, strict=True):
+        np.testing.assert_allclose(got.values, want.values, rtol=tolerances.WEIGHTED)
+
+
+def test_groups_without_a_value_are_left_out_with_their_masks(x, rng):
+    where = xr.ones_like(x.time, dtype=bool).copy(data=rng.random(24) < 0.5)
+    bins = x.groupby_bins("y", [0, 15, 17, 60])
+    mean, _ = bncore.xarray.mean_var(bins, ..., where=where)
+    want = bncore.xarray.mean_var(
+        x.where(where).groupby_bins("y", [0, 15, 17, 60]), ..., nan_policy="omit"
+    )[0]
+    xr.testing.assert_allclose(mean, want, rtol=tolerances.MERGED)
+
+
 def test_coordinates_of_groups_may_have_any_name(x):
     groups = x.rename(y="mean", area="var").groupby("time.month")
     mean, var = bncore.xarray.mean_var(groups, "time")
@@ -153,8 +196,10 @@ def test_float32_far_from_zero_keeps_its_digits(rng):
     (lambda x: bncore.xarray.mean_var(x, where=x.rename(x="z") > 1), "where: expected some of the"),
     (lambda x: bncore.xarray.mean_var(x, where=x[:, :3] > 1), "where: expected x's coordinates"),
     (lambda x: bncore.xarray.mean_var(x, where=x), "where: expected bool, got float64"),
-    (lambda x: bncore.xarray.mean_var(x.groupby("time.month"), where=x > 1),
-     "where: expected None for groups"),
+    (lambda x: bncore.xarray.mean_var(x.groupby("time.month"), where=x[:, :3] > 1),
+     "where: expected x's coordinates"),
+    (lambda x: bncore.xarray.normalize(x.groupby("y"), weights=x.rename(x="z")),
+     "weights: expected some of the dimensions ('time', 'y', 'x')"),
     (lambda x: bncore.xarray.normalize(x, eps=-1.0), "eps: expected"),
 ])  # fmt: skip
 def test_bad_arguments(x, call, message):
