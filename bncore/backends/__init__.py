@@ -40,7 +40,7 @@ LEAVE_CHECKOUT = "run from another directory, or run `make build`"
 GET_NUMBA = "`pip install 'bncore[numba]'`"
 
 
-# The functions of contract.py and integer_contract.py that do computations.
+# The functions of the three contracts that do computations.
 COMPUTING = (
     "moments",
     "normalize",

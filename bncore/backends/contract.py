@@ -1,4 +1,4 @@
-"""The interface of every backend: nine functions over canonical arrays.
+"""The interface of every backend: seven functions over canonical arrays.
 
 A backend is a module with these names.  It checks no arguments, because `bncore.arguments.problem`
 has checked them before.
@@ -214,45 +214,6 @@ class Backend(Protocol):
         /,
     ) -> None:
         """Compute `grad_sums` and dx = dy * weight / sqrt(var + eps)."""
-
-    def group_norm(
-        self,
-        y: Data,
-        mean: Stat,
-        m2: Stat,
-        x: Data,
-        weight: Stat | None,
-        bias: Stat | None,
-        groups: int,
-        eps: float,
-        n_threads: int,
-        /,
-    ) -> None:
-        """Normalize every group of neighbouring channels of every sample by its own moments.
-
-        x and y are (samples, outer, channels, inner); `mean` and `m2` are (samples * groups,).
-        """
-
-    def group_norm_backward(
-        self,
-        dx: Data,
-        sum_dy: Stat,
-        sum_dy_xhat: Stat,
-        dy: Data,
-        x: Data,
-        mean: Stat,
-        var: Stat,
-        weight: Stat | None,
-        groups: int,
-        eps: float,
-        n_threads: int,
-        /,
-    ) -> None:
-        """Sum dy and dy * xhat over every channel of all samples, and compute dx.
-
-        dx = (weight * dy - (a + xhat * b) / n) / sqrt(var + eps), where a and b are the sums of
-        weight * dy and of weight * dy * xhat over the n values of a group.
-        """
 
 
 class FastPath(Protocol):

@@ -35,12 +35,15 @@ bncore_problem sample_problem(const Tensor &x, int64_t groups, double eps)
     TORCH_CHECK_VALUE(x.dim() >= 2, "x: expected at least 2 dimensions, got ", x.dim());
     TORCH_CHECK_VALUE(groups >= 1 && x.size(1) % groups == 0, "groups: expected a divisor of ",
                       x.size(1), " channels, got ", groups);
-    int64_t positions = 1;
-    for (int64_t d = 2; d < x.dim(); d++) positions *= x.size(d);
-    const bool last = !x.is_contiguous();
+    const auto positions = x.sizes().slice(2);
+    c10::SmallVector<int64_t, 8> sizes(positions.begin(), positions.end());
+    const int rank = static_cast<int>(x.dim()) - 1, at = x.is_contiguous() ? 0 : rank - 1;
+    sizes.insert(sizes.begin() + at, x.size(1));
+    int64_t canonical[3];
+    bncore_canonical(sizes.data(), rank, at, at + 1, canonical);
     bncore_problem p{};
-    bncore_problem_init(&p, sizeof p, static_cast<bncore_dtype>(dtype), last ? positions : 1,
-                        x.size(1), last ? 1 : positions);
+    bncore_problem_init(&p, sizeof p, static_cast<bncore_dtype>(dtype), canonical[0], canonical[1],
+                        canonical[2]);
     p.eps = eps;
     p.n_threads = at::get_num_threads();
     p.executor = executor_of_a_call();

@@ -11,7 +11,7 @@ from bncore.backends.partition import Data, Stat, computed_in, line_segment
 
 
 class GroupOperations(Operations):
-    """All functions of `bncore.backends.contract.Backend`."""
+    """The functions of the contract, and those of `bncore.backends.group_contract`."""
 
     def group_norm(
         self,
