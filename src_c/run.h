@@ -24,7 +24,8 @@ typedef struct operation {
     const double *sum_dy, *sum_dy_xhat;
     const double *counts; /* NULL: g.n for every channel */
 
-    int64_t wide;  /* how many neighbouring channels share statistics, as in group norm; 0: none do */
+    int64_t
+        wide; /* how many neighbouring channels share statistics, as in group norm; 0: none do */
     int streaming; /* bncore_streaming: for a part of a call, of which the whole decides */
 
     int weighted; /* whether there are weights */
