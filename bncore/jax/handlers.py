@@ -8,7 +8,7 @@ not copied.
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -18,11 +18,25 @@ import numpy as np
 from bncore import adapter_compiler
 from bncore.jax.manual_axes import alike
 
-NAMES = ("train", "train_backward", "infer", "infer_backward")
+STEPS = ("moments", "merge", "normalize", "grad_sums", "grad_input")
+NAMES = ("train", "train_backward", "infer", "infer_backward", *STEPS)
 ACTIVATIONS = {None: 0, "relu": 1, "leaky_relu": 2}  # bncore_activation
 ABSENT = np.zeros(0, np.float32)
 
 Shape: TypeAlias = jax.ShapeDtypeStruct
+
+
+class Devices(NamedTuple):
+    """Devices, or examples of `jax.vmap`, whose batches are one.
+
+    Attributes
+    ----------
+    names : the names of mapped axes
+    groups : indices along the axis that belong together, or None if all do
+    """
+
+    names: tuple[Hashable, ...]
+    groups: tuple[tuple[int, ...], ...] | None
 
 
 class Settings(NamedTuple):
@@ -35,6 +49,7 @@ class Settings(NamedTuple):
     slope: float
     omit_nan: bool = False
     fill: float | None = None
+    devices: Devices | None = None
 
     @property
     def changes_residual(self) -> bool:
@@ -47,7 +62,7 @@ def register() -> None:
     library = adapter_compiler.load(
         Path(__file__).with_name("handlers.cpp"),
         f"jaxlib {importlib.metadata.version('jaxlib')}",
-        [f"-I{jax.ffi.include_dir()}"],
+        [f"-I{jax.ffi.include_dir()}", "-ffp-contract=off"],  # moments merge as in NumPy
     ).library
     for name in NAMES:
         handler = jax.ffi.pycapsule(getattr(library, f"bncore_jax_{name}"))
