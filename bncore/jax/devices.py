@@ -11,7 +11,7 @@ import numpy as np
 
 from bncore.arguments import scalars
 from bncore.jax.handlers import Devices
-from bncore.jax.manual_axes import manual, varying
+from bncore.jax.manual_axes import manual
 
 Array: TypeAlias = jax.Array
 
@@ -64,8 +64,8 @@ def gathered(devices: Devices, values: Array) -> Array:
     names, groups = devices
     index = jax.lax.axis_index(names)
     if manual(names):
-        places = varying(jnp.zeros((_size(names), *values.shape), values.dtype), names)
-        found = jax.lax.psum(places.at[index].set(varying(values, names)), names)
+        places = jnp.zeros((_size(names), *values.shape), values.dtype)
+        found = jax.lax.psum(places.at[index].set(values), names)
     else:
         found = jax.lax.all_gather(values, names)
     if groups is None:
@@ -82,6 +82,5 @@ def total(devices: Devices | None, values: Array) -> Array:
         return values
     if devices.groups is not None:
         return jnp.sum(gathered(devices, values), 0)
-    names = devices.names
-    found: Array = jax.lax.psum(varying(values, names) if manual(names) else values, names)
+    found: Array = jax.lax.psum(values, devices.names)
     return found

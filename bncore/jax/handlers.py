@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
+from jax import export
 
 from bncore import adapter_compiler
 from bncore.jax.manual_axes import alike
@@ -67,6 +68,35 @@ def register() -> None:
     for name in NAMES:
         handler = jax.ffi.pycapsule(getattr(library, f"bncore_jax_{name}"))
         jax.ffi.register_ffi_target(_target(name), handler, platform="cpu")
+
+
+def export_checks() -> list[Any]:
+    """Return the checks of `jax.export` that bncore's custom calls need to be disabled.
+
+    JAX serializes a custom call only where its author promises that programs of today will run
+    with versions of tomorrow.  bncore promises it for one version of bncore and of jaxlib.
+
+    Returns
+    -------
+    list of jax.export.DisabledSafetyCheck
+        One for each custom call.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from jax import export
+    >>> import bncore.jax
+    >>> def norm(x):
+    ...     return bncore.jax.batch_norm_train(x)[0]
+    >>> x = jnp.array([[0.0, 1.0], [2.0, 5.0]])
+    >>> checks = bncore.jax.export_checks()
+    >>> kept = export.export(jax.jit(norm), disabled_checks=checks)(x).serialize(vjp_order=1)
+    >>> print(export.deserialize(kept).call(x).round(2))
+    [[-1. -1.]
+     [ 1.  1.]]
+    """
+    return [export.DisabledSafetyCheck.custom_call(_target(name)) for name in NAMES]
 
 
 def _target(name: str) -> str:

@@ -47,8 +47,3 @@ def abstract(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
 def manual(names: tuple[Any, ...]) -> bool:
     """Tell whether axes are those of a mesh, inside `jax.shard_map`."""
     return set(names) <= set(jax.sharding.get_abstract_mesh().manual_axes)
-
-
-def varying(array: Any, names: tuple[Any, ...]) -> Any:
-    """Return an array that differs along axes of a mesh."""
-    return _cast(array, frozenset(names))

@@ -32,7 +32,7 @@ def found(tmp_path_factory):
         capture_output=True,
         cwd=Path(jax_devices.__file__).parent.parent,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -63,6 +63,39 @@ def test_parts_are_those_of_the_whole(found, whole, spread, case):
     """Values, gradients, and derivatives of gradients in both modes."""
     for name, want in whole[case].items():
         close(found[f"{spread} {case} {name}"], want)
+
+
+def test_only_statistics_travel():
+    """XLA gathers nothing of a sharded x where `jax.shard_map` is around the batch norm."""
+    code = """
+import os
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+import re
+from functools import partial
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+import bncore.jax
+
+mesh = jax.make_mesh((2,), ("d",), axis_types=(AxisType.Auto,))
+rows, same = PartitionSpec("d"), PartitionSpec()
+norm = partial(bncore.jax.batch_norm_train, axis_name="d")
+norm = jax.shard_map(norm, mesh=mesh, in_specs=(rows, same), out_specs=(rows, same))
+x = jax.device_put(jnp.ones((8, 3, 50)), NamedSharding(mesh, rows))
+step = jax.jit(jax.grad(lambda x, weight: (norm(jnp.sin(x), weight)[0] ** 3).sum(), (0, 1)))
+text = step.lower(x, jnp.ones(3)).compile().as_text()
+found = re.findall(r"= (?:\\w+\\[([\\d,]*)\\])\\S* (all-\\w+|collective-\\w+)", text)
+sizes = [jnp.prod(jnp.array([int(n) for n in shape.split(",") if n])) for shape, _ in found]
+print(len(sizes), int(max(sizes)))
+print(step(x, jnp.ones(3))[0].sharding.spec)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    sizes, spec = done.stdout.splitlines()
+    number, largest = map(int, sizes.split())
+    assert number >= 3  # moments, gradient sums, and the gradient by the weight
+    assert largest <= 2 * 3 * 3 * 2  # the bits of two devices' moments
+    assert spec == "PartitionSpec('d',)"
 
 
 def test_float32(found, whole):
