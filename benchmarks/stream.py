@@ -9,7 +9,7 @@ run and in such chunks (hdf5, hdf5-chunks), and Dask over the Zarr array (dask).
 The array is written, read once so that the system's cache has it (it has to fit there), and deleted
 in the end.  Then, in turns: reading it block by block by the means of its format, and
 `stream_moments`.  Memory that exists is read into where the format can (memmap, HDF5).  The peak of
-this process's memory is reset before and read after each stream, with the pages of a map that are
+this process's memory is reset before and read after each of both, with the pages of a map that are
 resident.  The result is checked against the moments of one block, of which the array holds copies.
 """
 
@@ -92,11 +92,11 @@ def hdf5(
     import h5py
 
     shape = (copies * SAMPLES, CHANNELS, PLANE)
-    file = h5py.File(folder / "x.h5", "w")
-    x = file.create_dataset("x", shape=shape, dtype="float32", chunks=chunks)
-    for i in range(0, x.shape[0], SAMPLES):
-        x[i : i + SAMPLES] = piece
-    file.flush()
+    with h5py.File(folder / "x.h5", "w") as file:
+        x = file.create_dataset("x", shape=shape, dtype="float32", chunks=chunks)
+        for i in range(0, x.shape[0], SAMPLES):
+            x[i : i + SAMPLES] = piece
+    x = h5py.File(folder / "x.h5", "r")["x"]
 
     def read() -> None:
         buffer = np.empty(BLOCK, np.float32)
@@ -120,10 +120,12 @@ def resident(what: str) -> int:
     return int(re.search(rf"{what}:\s*(\d+) kB", text)[1]) << 10
 
 
-def seconds(call: Callable[[], Any]) -> tuple[float, Any]:
+def measured(call: Callable[[], Any]) -> tuple[Any, float, int]:
+    """Return what a call gives, its seconds, and the peak of this process's memory."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
     start = time.perf_counter()
     found = call()
-    return time.perf_counter() - start, found
+    return found, time.perf_counter() - start, resident("VmHWM")
 
 
 def measure(format: str, folder: Path, options: argparse.Namespace) -> None:
@@ -134,22 +136,22 @@ def measure(format: str, folder: Path, options: argparse.Namespace) -> None:
     size, one = copies * piece.nbytes, bncore.moments(piece)
     bncore.stream_moments(x[:SAMPLES], n_threads=options.threads)
     read()
-    reads, streams, peak = [], [], 0
+    reads, streams = [], []
     for _ in range(options.repeats):
-        reads.append(seconds(read)[0])
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
-        taken, moments = seconds(lambda: bncore.stream_moments(x, n_threads=options.threads))
-        streams.append(taken)
-        peak = max(peak, resident("VmHWM"))
+        reads.append(measured(read)[1:])
+        moments, *found = measured(lambda: bncore.stream_moments(x, n_threads=options.threads))
+        streams.append(found)
         assert (moments.count == one.count * copies).all()
         np.testing.assert_allclose(moments.mean, one.mean, rtol=1e-12)
         np.testing.assert_allclose(moments.var(), one.var(), rtol=1e-12)
-    speed, limit = (size / median(times) / 1e9 for times in (streams, reads))
+    speed, limit = (size / median(taken for taken, _ in runs) / 1e9 for runs in (streams, reads))
+    peak, alone = (max(memory for _, memory in runs) for runs in (streams, reads))
     print(
         f"{format}: {size / (1 << 30):.2f} GiB, "
         f"{options.threads or bncore.get_num_threads()} thread(s): "
         f"read {limit:.1f} GB/s, moments {speed:.1f} GB/s, {speed / limit:.0%} of it; "
-        f"peak of resident memory {peak / 1e6:.0f} MB, {(peak - start) / 1e6:.0f} more than before",
+        f"peak of resident memory {peak / 1e6:.0f} MB, {alone / 1e6:.0f} where it is only read, "
+        f"{start / 1e6:.0f} before",
         flush=True,
     )
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bncore.arguments.arrays import plain_array
+from bncore.data import hdf5_files, zarr_files
 
 Array: TypeAlias = npt.NDArray[Any]
 Place: TypeAlias = tuple[slice, ...]
@@ -63,7 +64,7 @@ class Stored:
     axis : the channel axis
     """
 
-    __slots__ = ("_memory", "_parts", "_x", "axis")
+    __slots__ = ("_mapped", "_memory", "_parts", "_x", "axis")
 
     def __init__(self, x: Any, channel_axis: int, block_bytes: int) -> None:
         self.axis = channel_axis
@@ -85,13 +86,19 @@ class Stored:
                 f"x: expected chunks of at most {most} bytes, {CHUNKS_IN_BLOCKS} times "
                 f"block_bytes, got a chunk of {largest * dtype.itemsize}"
             )
+        self._mapped = hdf5_files.mapped(x) or zarr_files.mapped(x)
         # HDF5 reads into memory that exists; fresh memory for every piece takes longer.
         self._memory = np.empty(largest, dtype) if hasattr(x, "read_direct") else None
 
     def __iter__(self) -> Iterator[tuple[slice, Array, Place]]:
         """Read piece after piece: its channels, its values, and its place."""
         for place in product(*self._parts):
-            yield place[self.axis], self._read(place), place
+            block = None if self._mapped is None else self._mapped.part(place)
+            if self._mapped is None or block is None:
+                yield place[self.axis], self._read(place), place
+            else:
+                yield place[self.axis], block, place
+                self._mapped.drop(block)
 
     def _read(self, place: Place) -> Array:
         if self._memory is None:

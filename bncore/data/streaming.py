@@ -6,7 +6,6 @@ compute the moments of a part of the data; `Moments` can be pickled and merged.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import zip_longest
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from bncore.arguments import layout, scalars
 from bncore.arguments.arrays import data_array, integer_scale, plain_array
 from bncore.arguments.weights import NanPolicy, weights_of
+from bncore.data.pages import Pages
 from bncore.data.stored import Stored, is_stored, stand_in
 from bncore.functions.steps import moments
 from bncore.statistics import Moments, concatenated
@@ -169,56 +169,6 @@ class Blocks:
         return np.broadcast_to(whole, self._shape).transpose(self._order)[place]
 
 
-# Pages of a mapped file
-
-
-class Pages:
-    """The pages of the mapped file that holds an array; without a mapped file it does nothing.
-
-    A page that was read counts as this process's memory until the process gives it back.  The
-    system keeps it in its cache in either case.
-    """
-
-    __slots__ = ("_map", "_start")
-
-    def __init__(self, x: npt.NDArray[Any]) -> None:
-        self._map = _file_map(x)
-        if self._map is not None:
-            self._start = np.frombuffer(self._map, np.uint8).ctypes.data
-
-    def _advise(self, name: str, block: npt.NDArray[Any]) -> None:
-        advice = getattr(mmap, name, None)  # not on every system
-        if self._map is None or advice is None or block.size == 0:
-            return
-        low, high = np.lib.array_utils.byte_bounds(block)
-        first = (low - self._start) // mmap.PAGESIZE * mmap.PAGESIZE
-        self._map.madvise(advice, first, high - self._start - first)
-
-    def expect(self, block: npt.NDArray[Any]) -> None:
-        """Ask the system to read the block ahead."""
-        self._advise("MADV_WILLNEED", block)
-
-    def drop(self, block: npt.NDArray[Any]) -> None:
-        """Give the block's pages back."""
-        self._advise("MADV_DONTNEED", block)
-
-
-def _file_map(x: npt.NDArray[Any]) -> mmap.mmap | None:
-    """Return the map that x lies in, if its pages can be given back without loss.
-
-    A private map that was written to would lose the written values.  The map must therefore be
-    read-only, or a shared map of NumPy.
-    """
-    base: object = x
-    shared = False
-    while isinstance(base, (np.ndarray, memoryview)):
-        shared |= isinstance(base, np.memmap) and base.mode in ("r", "r+", "w+")
-        base = base.obj if isinstance(base, memoryview) else base.base
-    if not isinstance(base, mmap.mmap) or not (shared or memoryview(base).readonly):
-        return None
-    return base
-
-
 # Progress
 
 
@@ -277,7 +227,10 @@ def stream_moments(
     system to read the next block ahead, and gives the pages of each finished block back.  So the
     process holds about two blocks of the file; the system's cache may hold more.  Arrays of Zarr,
     HDF5 and Dask, and others whose parts are read when they are asked for, are read by their
-    chunks: as many at once as fit into a block, and at least one; those of Dask one by one.
+    chunks: as many at once as fit into a block, and at least one; those of Dask one by one.  What
+    lies in a file as it lies in memory is mapped: HDF5 data sets without filters, if their file was
+    opened with mode "r", and Zarr arrays without compression in a local folder.  This needs chunks
+    of more than half a block, or none.
 
     Parameters
     ----------

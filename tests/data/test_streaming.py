@@ -17,8 +17,9 @@ import pytest
 import arrays
 import bncore
 from arrays import LAYOUTS
-from bncore.data import streaming as out_of_core
-from bncore.data.streaming import Blocks, Pages
+from bncore.data import pages as mapped_pages
+from bncore.data.pages import Pages
+from bncore.data.streaming import Blocks
 from tolerances import MERGED
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -167,7 +168,7 @@ OPENED = {
 def test_a_mapped_file(file, how):
     x = OPENED[how](file)
     assert_moments(bncore.stream_moments(x, block_bytes=1 << 14), np.array(x))
-    assert (out_of_core._file_map(x) is None) == (how == "c")
+    assert (mapped_pages._file_map(x) is None) == (how == "c")
 
 
 @pytest.mark.parametrize("how", ["r+", "c"])
