@@ -95,7 +95,7 @@ print(step(x, jnp.ones(3))[0].sharding.spec)
     number, largest = map(int, sizes.split())
     assert number >= 3  # moments, gradient sums, and the gradient by the weight
     assert largest <= 2 * 3 * 3 * 2  # the bits of two devices' moments
-    assert spec == "PartitionSpec('d',)"
+    assert spec.endswith("('d',)")
 
 
 def test_float32(found, whole):
