@@ -33,7 +33,8 @@ def active() -> bool:
 
 def nested() -> bool:
     """Tell whether forward mode is active inside forward mode."""
-    return sum(level.key() == TransformType.Jvp for level in _levels() or ()) > 1
+    forwards = [level for level in _levels() or () if level.key() == TransformType.Jvp]
+    return len(forwards) > 1
 
 
 # Forward mode: the tangents of the results, from the tangents of the arguments (which may be None).
