@@ -58,13 +58,13 @@ class BatchNorm(linen.BatchNorm):
     >>> import jax
     >>> import jax.numpy as jnp
     >>> from bncore.jax import linen
-    >>> layer = linen.BatchNorm(use_running_average=False, momentum=0.9)
+    >>> layer = linen.BatchNorm(use_running_average=False, momentum=0.5)
     >>> x = jnp.array([[0.0, 1.0], [2.0, 5.0]])
     >>> variables = layer.init(jax.random.key(0), x)
     >>> y, state = layer.apply(variables, x, mutable=["batch_stats"])
     >>> print(y.round(2), state["batch_stats"]["mean"].round(2))
     [[-1. -1.]
-     [ 1.  1.]] [0.1 0.3]
+     [ 1.  1.]] [0.5 1.5]
     """
 
     @compact  # type: ignore[untyped-decorator]

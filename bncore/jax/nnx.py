@@ -49,11 +49,11 @@ class BatchNorm(nnx.BatchNorm):
     >>> import jax.numpy as jnp
     >>> from flax import nnx
     >>> import bncore.jax.nnx
-    >>> layer = bncore.jax.nnx.BatchNorm(2, momentum=0.9, rngs=nnx.Rngs(0))
+    >>> layer = bncore.jax.nnx.BatchNorm(2, momentum=0.5, rngs=nnx.Rngs(0))
     >>> y = layer(jnp.array([[0.0, 1.0], [2.0, 5.0]]))
     >>> print(y.round(2), layer.mean[...].round(2))
     [[-1. -1.]
-     [ 1.  1.]] [0.1 0.3]
+     [ 1.  1.]] [0.5 1.5]
     """
 
     def __call__(
