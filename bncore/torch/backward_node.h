@@ -129,10 +129,11 @@ struct BatchNormBackward final : torch::autograd::Node {
 
     Gradients gradients(const Tensor &dy, bool through) const
     {
-        const Tensor saved_x = x.unpack(), m = mean.unpack(), v = var.unpack();
+        const Tensor kept = x.unpack(), m = mean.unpack(), v = var.unpack();
         const Optional w = some(weight.unpack()), b = some(bias.unpack()),
                        r = some(residual.unpack()), counted = some(where.unpack()),
                        numbers = some(weights.unpack());
+        const Tensor saved_x = kept.defined() ? kept : dy; /* its values do not matter, then */
         const bool direct = !at::GradMode::is_enabled() && !watched() &&
                             all_ordinary(dy, saved_x, m, v, w, b, r, counted, numbers) &&
                             !torch::autograd::isFwGradDefined(dy);
