@@ -52,7 +52,7 @@ BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyprojec
 .DELETE_ON_ERROR:
 .PHONY: help demo test bench bench-peers bench-torch bench-jax bench-onnxruntime bench-scale test-torch test-jax \
 	test-onnxruntime test-frameworks test-scale test-ray coverage lint format \
-	test-without-native test-freethreaded test-aarch64 sanitize fuzz sdist-check wheel check-kernels counts report pictures judge study docs \
+	test-without-native test-freethreaded test-aarch64 test-platforms sanitize fuzz sdist-check wheel check-kernels counts report pictures judge study docs \
 	build installs clean
 
 help: ## prints this list, as `make` alone does
@@ -100,8 +100,12 @@ test-without-native: $(PURE)/.test ## tests the default backend without the exte
 sanitize: $(VENV)/.test ## tests the C library, the extension and the threads under the compiler's sanitizers
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" .ci/sanitize
 
-test-aarch64: ## tests the C library for aarch64 under emulation (needs a cross compiler and qemu-aarch64)
-	.ci/aarch64
+test-aarch64: ## tests the C library for aarch64 under emulation (needs a cross compiler and qemu-aarch64-static)
+	.ci/platforms/c_library aarch64
+
+# ROWS="i686 python3.14" runs these rows of the table alone.
+test-platforms: ## tests what one Linux machine can of other platforms: processors, compilers, Windows, Pythons; prints a table
+	.ci/platforms/run $(ROWS)
 
 SECONDS ?= 60
 fuzz: build $(VENV)/.test ## makes random calls of the C interface and of the functions, 60 seconds each; SECONDS=600 for longer

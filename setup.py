@@ -46,7 +46,10 @@ FLAGS = [
 OPTIONAL_FLAGS = ["-fno-tree-loop-distribute-patterns"]
 # On x86: 32-bit compilers would compute in x87's registers, whose results have more digits.
 X86_FLAGS = ["-msse2", "-mfpmath=sse"]
+# GCC would compute a float in double there, as the C library's float_t asks for.
+S390_FLAGS = ["-fexcess-precision=fast"]
 X86 = platform.machine() in ("x86_64", "AMD64", "i386", "i486", "i586", "i686", "x86")
+S390 = platform.machine().startswith("s390")
 LIBRARIES = ["-pthread", "-lm"]
 # Elsewhere the extension is built without the library beside it.
 ELF = sys.platform not in ("darwin", "win32", "cygwin")
@@ -250,7 +253,7 @@ class BuildNative(build_ext):
         )
 
     def optional_flags(self) -> list[str]:
-        """Those of OPTIONAL_FLAGS and X86_FLAGS that the compiler accepts."""
+        """Those of OPTIONAL_FLAGS, and of the processor's own flags, that the compiler accepts."""
         with tempfile.TemporaryDirectory() as folder:
             program = Path(folder) / "probe.c"
             program.write_text("int main(void) { return 0; }\n")
@@ -263,7 +266,8 @@ class BuildNative(build_ext):
                     return False
                 return True
 
-            wanted = OPTIONAL_FLAGS + (X86_FLAGS if X86 else [])
+            own = X86_FLAGS if X86 else S390_FLAGS if S390 else []
+            wanted = OPTIONAL_FLAGS + own
             return [flag for flag in wanted if accepted(flag)]
 
     def openmp_flags(self) -> list[str]:

@@ -15,7 +15,7 @@ import bncore.torch
 KINDS = {
     "torch": "PyTorch",
     "convert": "after `convert`",
-    "fused": "with fused modules",
+    "fused": "after `convert(fuse=True)`",
 }
 STAGES = ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2))  # width, blocks, first stride
 INVERTED = (  # expansion, channels, blocks, first stride
@@ -29,38 +29,32 @@ INVERTED = (  # expansion, channels, blocks, first stride
 )
 
 
-def normalized(channels: int, fused: bool) -> list[nn.Module]:
+def normalized(channels: int) -> list[nn.Module]:
     """Batch norm and ReLU."""
-    if fused:
-        return [bncore.torch.BatchNormReLU(channels)]
     return [nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
 
 
 class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 convolutions with batch norm, and a shortcut."""
 
-    def __init__(self, inputs: int, width: int, stride: int, fused: bool) -> None:
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
         outputs = 4 * width
-        self.fused = fused
         self.main = nn.Sequential(
             nn.Conv2d(inputs, width, 1, bias=False),
-            *normalized(width, fused),
+            *normalized(width),
             nn.Conv2d(width, width, 3, stride, 1, bias=False),
-            *normalized(width, fused),
+            *normalized(width),
             nn.Conv2d(width, outputs, 1, bias=False),
         )
-        self.last = (bncore.torch.BatchNormAddReLU if fused else nn.BatchNorm2d)(outputs)
+        self.last = nn.BatchNorm2d(outputs)
         self.shortcut = nn.Sequential()
         if stride > 1 or inputs != outputs:
             self.shortcut.append(nn.Conv2d(inputs, outputs, 1, stride, bias=False))
             self.shortcut.append(nn.BatchNorm2d(outputs))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.fused:
-            joined: torch.Tensor = self.last(self.main(x), self.shortcut(x))
-            return joined
-        y = self.last(self.main(x))
+        y: torch.Tensor = self.last(self.main(x))
         y += self.shortcut(x)
         return torch.relu_(y)
 
@@ -68,15 +62,15 @@ class Bottleneck(nn.Module):
 class Inverted(nn.Module):
     """A 1x1 convolution to more channels, one of each channel alone, and a 1x1 one back."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int, fused: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
         super().__init__()
         width = expansion * inputs
         parts: list[nn.Module] = []
         if expansion > 1:
-            parts += [nn.Conv2d(inputs, width, 1, bias=False), *normalized(width, fused)]
+            parts += [nn.Conv2d(inputs, width, 1, bias=False), *normalized(width)]
         parts += [
             nn.Conv2d(width, width, 3, stride, 1, groups=width, bias=False),
-            *normalized(width, fused),
+            *normalized(width),
             nn.Conv2d(width, outputs, 1, bias=False),
             nn.BatchNorm2d(outputs),
         ]
@@ -88,26 +82,26 @@ class Inverted(nn.Module):
         return x + y if self.joined else y
 
 
-def resnet50(fused: bool, stages: int = len(STAGES)) -> nn.Sequential:
+def resnet50(stages: int = len(STAGES)) -> nn.Sequential:
     """Make a ResNet-50; fewer stages are its beginning, with a smaller last layer."""
-    parts = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), *normalized(64, fused), nn.MaxPool2d(3, 2, 1)]
+    parts = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), *normalized(64), nn.MaxPool2d(3, 2, 1)]
     inputs = 64
     for width, blocks, stride in STAGES[:stages]:
         for block in range(blocks):
-            parts.append(Bottleneck(inputs, width, 1 if block else stride, fused))
+            parts.append(Bottleneck(inputs, width, 1 if block else stride))
             inputs = 4 * width
     return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 1000))
 
 
-def mobilenet(fused: bool, stages: int = len(INVERTED)) -> nn.Sequential:
+def mobilenet(stages: int = len(INVERTED)) -> nn.Sequential:
     """Make a network like MobileNetV2, with ReLU where the paper has ReLU6."""
-    parts = [nn.Conv2d(3, 32, 3, 2, 1, bias=False), *normalized(32, fused)]
+    parts = [nn.Conv2d(3, 32, 3, 2, 1, bias=False), *normalized(32)]
     inputs = 32
     for expansion, channels, blocks, stride in INVERTED[:stages]:
         for block in range(blocks):
-            parts.append(Inverted(inputs, channels, 1 if block else stride, expansion, fused))
+            parts.append(Inverted(inputs, channels, 1 if block else stride, expansion))
             inputs = channels
-    parts += [nn.Conv2d(inputs, 1280, 1, bias=False), *normalized(1280, fused)]
+    parts += [nn.Conv2d(inputs, 1280, 1, bias=False), *normalized(1280)]
     return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 1000))
 
 
@@ -118,8 +112,13 @@ def network(name: str, kind: str, stages: int | None = None) -> nn.Module:
     """Make one of NETWORKS with the batch norm of one of KINDS; all kinds get the same weights."""
     torch.manual_seed(0)
     make = NETWORKS[name]
-    made = make(kind == "fused") if stages is None else make(kind == "fused", stages)
+    made = make() if stages is None else make(stages)
     for module in made.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return made if kind == "torch" else bncore.torch.convert(made)
+    if kind == "torch":
+        return made
+    fuse = kind == "fused"
+    return bncore.torch.convert(
+        made, fuse=fuse, example=torch.zeros(2, 3, 64, 64) if fuse else None
+    )

@@ -31,7 +31,8 @@
 /* 1 and 2: intermediate results have more digits (x87, and s390x in ISO mode). -1: it is not known. 16 differs from 0
  * for _Float16 alone. */
 #if FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 16
-#error "bncore's results rest on FLT_EVAL_METHOD 0; on 32-bit x86 add -msse2 -mfpmath=sse"
+#error                                                                                             \
+    "bncore's results rest on FLT_EVAL_METHOD 0; on 32-bit x86 add -msse2 -mfpmath=sse, on s390x -fexcess-precision=fast"
 #endif
 
 #ifdef __clang__

@@ -47,7 +47,8 @@ static int all_zero(const void *bytes, size_t size)
 /* Check a struct that says it has `size` bytes, of which this library knows the first `known`. */
 static bncore_status check_struct(const void *given, uint32_t size, size_t known)
 {
-    if (size < known || size > LARGEST_STRUCT || size % sizeof(uint64_t))
+    /* All structs have fields of 64 bits, which 32-bit x86 aligns to 4 bytes. */
+    if (size < known || size > LARGEST_STRUCT || size % _Alignof(bncore_problem))
         return BNCORE_ERROR_STRUCT;
     return all_zero((const char *)given + known, size - known) ? BNCORE_OK : BNCORE_ERROR_STRUCT;
 }

@@ -30,7 +30,9 @@ def mapped(x: Any) -> MappedChunks | None:
     if type(x.serializer) is not zarr.codecs.BytesCodec:
         return None
     endian = x.serializer.endian  # None for types of one byte, else a string or an enumeration
-    return MappedChunks(x, x.dtype if endian is None else x.dtype.newbyteorder(getattr(endian, "value", endian)))
+    return MappedChunks(
+        x, x.dtype if endian is None else x.dtype.newbyteorder(getattr(endian, "value", endian))
+    )
 
 
 class MappedChunks:

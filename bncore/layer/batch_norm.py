@@ -85,6 +85,10 @@ class BatchNorm(LayerCalls):
     A backward after it belongs to the empty batch: dx is empty and the gradients are 0.  A call
     that raises has changed nothing, and the next backward belongs to the forward before that call.
 
+    Several threads may call one layer at once in evaluation.  In training a layer belongs to one
+    thread at a time, since it keeps what backward needs and updates its running statistics; give
+    each thread a layer of its own, or hold a lock from forward to backward.
+
     References
     ----------
     S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing

@@ -18,7 +18,7 @@ from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bncore.torch import families, modules
-from bncore.torch.modules import Computed, Normalizing
+from bncore.torch.modules import Computed, Fused, Normalizing
 from bncore.torch.sync import SyncBatchNorm
 
 PAIRS: dict[type[Module], type[Module]] = {
@@ -32,6 +32,7 @@ PAIRS: dict[type[Module], type[Module]] = {
 }
 BACK = {own: theirs for theirs, own in PAIRS.items()}
 ORIGIN = "_bncore_origin"  # of a class that is made here: the class that it stands for
+MAKER = "_bncore_maker"  # of the same: what makes it again
 
 _Key = tuple[type[Module], bool]
 _made: weakref.WeakValueDictionary[_Key, type[Module]] = weakref.WeakValueDictionary()
@@ -85,13 +86,13 @@ def original(kind: type[Module]) -> type[Module]:
     """Return the class that a class of bncore stands for, or the class itself if there is none."""
     if kind in BACK:
         return BACK[kind]
-    if not issubclass(kind, Computed):
+    if not issubclass(kind, (Computed, Fused)):
         return kind
     if ORIGIN in vars(kind) and not _is_changed(kind):
         found: type[Module] = vars(kind)[ORIGIN]
         return found
     if _is_made_by_torch(kind):
-        bases = [original(b) if _normalizes(b) else b for b in _bases(kind)]
+        bases = [original(b) for b in _bases(kind)]
         return kind if bases == _bases(kind) else _rebuilt(kind, bases)
     return kind
 
@@ -112,25 +113,47 @@ def _subclass(kind: type[Module], sync: bool, base: type[Computed]) -> type[Modu
     if (kind, sync) in _made:
         return _made[kind, sync]
 
-    def fill(body: dict[str, Any]) -> None:
-        body.update(
+    body = {"_bncore_sync": sync, "_bncore_stock": modules.stock(kind.forward)}
+    if becomes := getattr(kind, "cls_to_become", None):  # of a lazy class
+        body["cls_to_become"] = counterpart(becomes, sync)
+    _made[kind, sync] = result = made(kind, base, body, (counterpart, kind, sync))
+    return result
+
+
+def made(
+    kind: type[Module], base: type[Module], body: dict[str, Any], maker: tuple[Any, ...]
+) -> type[Module]:
+    """Make a subclass of a class, with the same name, that has `base` before it.
+
+    Parameters
+    ----------
+    kind, base : type
+        The class that the new one stands for, and the one whose methods come first.
+    body : dict
+        Further attributes of the new class.
+    maker : tuple
+        A function, and its arguments, that return the new class again.
+
+    Raises
+    ------
+    NotConvertible
+        If the class takes no subclass.
+    """
+
+    def fill(place: dict[str, Any]) -> None:
+        place.update(body)
+        place.update(
             __module__=__name__,
             __qualname__=kind.__qualname__,
             __doc__=kind.__doc__,
             __reduce_ex__=_reduced,
-            _bncore_sync=sync,
-            _bncore_stock=modules.stock(kind.forward),
         )
-        body[ORIGIN] = kind
-        if becomes := getattr(kind, "cls_to_become", None):  # of a lazy class
-            body["cls_to_become"] = counterpart(becomes, sync)
+        place[ORIGIN], place[MAKER] = kind, maker
 
     try:
-        made = types.new_class(kind.__name__, (base, kind), {}, fill)
+        return types.new_class(kind.__name__, (base, kind), {}, fill)
     except Exception as error:  # somebody's metaclass or __init_subclass__ may refuse anything
         raise NotConvertible(f"{kind.__name__} cannot have a subclass: {error}") from error
-    _made[kind, sync] = made
-    return made
 
 
 def _reduced(self: Any, protocol: Any) -> Any:
@@ -138,16 +161,17 @@ def _reduced(self: Any, protocol: Any) -> Any:
     kind: Any = next(k for k in type(self).__mro__ if vars(k).get("__reduce_ex__") is _reduced)
     make, arguments, *rest = super(kind, self).__reduce_ex__(protocol)
     if make is copyreg.__newobj__ and arguments[0] is kind:  # type: ignore[attr-defined]
-        arguments = (vars(kind)[ORIGIN], vars(kind)["_bncore_sync"], *arguments[1:])
+        arguments = (vars(kind)[MAKER], *arguments[1:])
         make = _remade
     return make, arguments, *rest
 
 
-def _remade(kind: type[Module], sync: bool, *arguments: Any) -> Module:
-    """Make an empty object of the class that stands for a class, for pickle and copy."""
-    cls = counterpart(kind, sync)
-    made: Module = cls.__new__(cls, *arguments)
-    return made
+def _remade(maker: tuple[Any, ...], *arguments: Any) -> Module:
+    """Make an empty object of a class that was made here, for pickle and copy."""
+    make, *given = maker
+    cls = make(*given)
+    found: Module = cls.__new__(cls, *arguments)
+    return found
 
 
 # Classes that PyTorch makes for single modules: parametrized and sharded ones.  PyTorch looks for

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import Module
 
-from bncore.torch import classes, known, wrapped
+from bncore.torch import blocks, classes, fusing, known, wrapped
 from bncore.torch.modules import Computed
 from bncore.torch.report import checked, report, target
 from bncore.torch.sync import SyncBatchNorm
@@ -20,7 +20,13 @@ GROUP = "process_group"
 
 
 def convert(
-    model: Module, *, sync: bool = False, process_group: Any = None, verbose: bool = False
+    model: Module,
+    *,
+    sync: bool = False,
+    process_group: Any = None,
+    fuse: bool = False,
+    example: Any = None,
+    verbose: bool = False,
 ) -> Module:
     """Let bncore compute a model's batch norm layers: PyTorch's modules and subclasses of them.
 
@@ -37,6 +43,17 @@ def convert(
         Whether every batch norm becomes a `SyncBatchNorm`.
     process_group : optional
         The process group of the `SyncBatchNorm` modules; None for all processes.
+    fuse : bool, default False
+        Whether to make one operation of each batch norm and the addition, the ReLU or leaky ReLU,
+        or both, that follow it in the forward of a module.  Such a module changes in place, too,
+        by its class; `report` names the batch norms.  Modules whose forward `torch.fx` cannot trace
+        are left alone.  A module that is changed later, or gets hooks where they would not be
+        called, runs its own forward again.
+    example : optional
+        An input of the model, or a tuple of its positional arguments.  A copy of the model computes
+        it, and a module is fused only if its outputs, gradients and statistics are the same, but
+        for rounding, with what it gets there, in training and in evaluation.  Without an example,
+        the graph of the forward decides alone.
     verbose : bool, default False
         Whether to print the report.
 
@@ -48,7 +65,11 @@ def convert(
     Raises
     ------
     TypeError
-        If `model` is not a module.
+        If `model` is not a module, or cannot be copied with ``fuse=True``.
+    ValueError
+        If `fuse` and `sync` are both True, or there is an example without `fuse`.
+    Exception
+        What the model raises for `example`.  Nothing has been changed in these cases.
 
     Warns
     -----
@@ -67,14 +88,21 @@ def convert(
     True
     >>> type(bncore.torch.revert(model)[1])
     <class 'torch.nn.modules.batchnorm.BatchNorm2d'>
+
+    >>> _ = model.append(torch.nn.ReLU())
+    >>> _ = bncore.torch.convert(model, fuse=True, example=torch.ones(2, 3, 8, 8))
+    >>> bncore.torch.report(model).fused
+    (Fusion(name='1', block='', operations='relu'),)
     """
-    for module in checked(model).modules():
-        try:
-            kind = target(module, sync=sync)
-        except classes.NotConvertible:
-            continue
-        if kind is not type(module):
-            _convert(module, kind, process_group)
+    checked(model)
+    if sync and fuse:
+        raise ValueError("fuse: expected False with sync=True, got True")
+    if example is not None and not fuse:
+        raise ValueError("example: expected None with fuse=False, got an example")
+    fusions = _found(model, example) if fuse else None
+    _convert_layers(model, sync, process_group)
+    if fusions is not None:
+        _fuse(model, fusions)
     if verbose or not any(isinstance(module, Computed) for module in model.modules()):
         found = report(model)
         if not found.converted:
@@ -84,11 +112,41 @@ def convert(
     return model
 
 
+def _convert_layers(model: Module, sync: bool, process_group: Any) -> None:
+    for module in model.modules():
+        try:
+            kind = target(module, sync=sync)
+        except classes.NotConvertible:
+            continue
+        if kind is not type(module):
+            _convert(module, kind, process_group)
+
+
+def _found(model: Module, example: Any) -> fusing.Found:
+    """Find what can be fused; everything is tried on a copy."""
+    trial = fusing.duplicate(model)
+    for module in trial.modules():
+        blocks.undo(module)
+    _convert_layers(trial, False, None)
+    return fusing.find(trial, example)
+
+
+def _fuse(model: Module, found: fusing.Found) -> None:
+    for name, block in model.named_modules():
+        blocks.undo(block)
+        fusing.refused.pop(block, None)
+        if name in found.plans:
+            blocks.fuse(block, found.plans[name])
+        elif name in found.refused:
+            fusing.refused[block] = found.refused[name]
+
+
 def revert(model: Module) -> Module:
     """Let PyTorch compute a model's batch norm layers again; this undoes `convert`.
 
-    The modules get back their classes, and their forwards that were wrapped.  `BatchNormReLU` and
-    `BatchNormAddReLU` are kept, because PyTorch has no single module for them.
+    The modules get back their classes, and their forwards that were wrapped; nothing is fused any
+    more.  `BatchNormReLU` and `BatchNormAddReLU` are kept, because PyTorch has no single module for
+    them.
 
     Parameters
     ----------
@@ -113,6 +171,7 @@ def revert(model: Module) -> Module:
     BatchNorm1d(2, eps=0.001, momentum=0.1, affine=True, bias=True, track_running_stats=True)
     """
     for module in checked(model).modules():
+        blocks.undo(module)
         _revert(module)
     return model
 

@@ -9,25 +9,21 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.nn import Identity, Module, ReLU
+from torch.nn import Identity, Module
 
 from bncore.torch.functional import normalized
 from bncore.torch.modules import Computed, Normalizing, compile_instead, scripted
+from bncore.torch.patterns import Activation, of_module
 from bncore.torch.sync import SyncBatchNorm
 
 
 class Activated(Normalizing):
-    """Batch norm, then the modules ``drop`` and ``act``; a plain ReLU is part of batch norm."""
-
-    __jit_unused_properties__ = ("_bncore_activation",)
-
-    @property
-    def _bncore_activation(self) -> Any:  # type: ignore[override]
-        return "relu" if relu_alone(self) else None
+    """Batch norm, then the modules ``drop`` and ``act``; a plain activation is part of it."""
 
     def _bncore_compute(self, *given: Any) -> torch.Tensor:
-        y = super()._bncore_compute(*given)
-        return y if self._bncore_activation else followed(self, y)
+        then = activation_alone(self)
+        y: torch.Tensor = self._bncore_apply(*given, then)  # type: ignore[call-arg]
+        return y if then else followed(self, y)
 
 
 class ActivatedSync(SyncBatchNorm):
@@ -43,12 +39,13 @@ class Frozen(Computed):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalize (N, C, H, W) input by the given statistics."""
         kind = torch.promote_types(x.dtype, self.weight.dtype)
-        relu = relu_alone(self)
+        then: tuple[Any, float] | None = activation_alone(self)
+        activation, slope = then or (None, 0.0)
         y = normalized(
             x if x.dtype is kind else x.to(kind), self.running_mean, self.running_var,
-            self.weight, self.bias, False, 0.0, self.eps, "relu" if relu else None, 0.0, None, None,
+            self.weight, self.bias, False, 0.0, self.eps, activation, slope, None, None,
         )  # fmt: skip
-        return y if relu else followed(self, y)
+        return y if then else followed(self, y)
 
     def __repr__(self) -> str:
         return f"bncore.torch.{super().__repr__()}"
@@ -57,12 +54,18 @@ class Frozen(Computed):
 compile_instead(Frozen.forward, scripted)
 
 
-def relu_alone(module: Module) -> bool:
-    """Tell whether a module's own modules do a ReLU and nothing else, not even call a hook."""
+def activation_alone(module: Module) -> Activation | None:
+    """Return what a module's own modules do, if it is an activation of bncore's and no hooks."""
     drop, act = getattr(module, "drop", None), getattr(module, "act", None)
-    if type(act) is not ReLU or not (drop is None or type(drop) is Identity):
-        return False
-    return not any(map(hooked, (drop, act)))
+    if not (drop is None or type(drop) is Identity) or any(map(hooked, (drop, act))):
+        return None
+    return of_module(act)
+
+
+def alone(module: Module) -> bool:
+    """Tell whether the modules that a module has after batch norm do nothing at all."""
+    after = (getattr(module, "drop", None), getattr(module, "act", None))
+    return all(one is None or (type(one) is Identity and not hooked(one)) for one in after)
 
 
 def hooked(module: Module | None) -> bool:

@@ -76,6 +76,10 @@ class Computed(Module):
         return f"bncore.torch.{type(self).__name__}"
 
 
+class Fused(Module):
+    """The base of all blocks whose forward `convert` has replaced (`blocks.py`)."""
+
+
 class Normalizing(Computed, _BatchNorm):
     """PyTorch's own base class with another forward."""
 
@@ -98,8 +102,13 @@ class Normalizing(Computed, _BatchNorm):
         return self._bncore_normalized(input, None, counted)
 
     def _bncore_normalized(
-        self, input: torch.Tensor, residual: torch.Tensor | None, counted: Counted
+        self,
+        input: torch.Tensor,
+        residual: torch.Tensor | None,
+        counted: Counted,
+        then: tuple[str, float] | None = None,
     ) -> torch.Tensor:
+        """Do what forward does; `then` is an activation and its slope in place of the layer's."""
         self._check_input_dim(input)
         # Look them up once, because a module is slow to find its buffers and parameters.
         mean, var = self.running_mean, self.running_var
@@ -113,9 +122,10 @@ class Normalizing(Computed, _BatchNorm):
             batch, batches = True, self.num_batches_tracked
             if momentum is None:  # a cumulative average over all batches
                 momentum = 0.0 if batches is None else 1.0 / (float(batches) + 1.0)
-        return self._bncore_compute(
-            input, mean, var, self.weight, self.bias, batch, momentum, residual, batches, counted
-        )
+        given = (
+            input, mean, var, self.weight, self.bias, batch, momentum, residual, batches, counted,
+        )  # fmt: skip
+        return self._bncore_compute(*given) if then is None else self._bncore_apply(*given, then)
 
     def _bncore_compute(
         self,
@@ -130,9 +140,29 @@ class Normalizing(Computed, _BatchNorm):
         batches: torch.Tensor | None,
         counted: Counted,
     ) -> torch.Tensor:
+        return self._bncore_apply(
+            input, mean, var, weight, bias, batch, momentum, residual, batches, counted,
+            self._bncore_activation and (self._bncore_activation, 0.0),
+        )  # fmt: skip
+
+    def _bncore_apply(
+        self,
+        input: torch.Tensor,
+        mean: torch.Tensor | None,
+        var: torch.Tensor | None,
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        batch: bool,
+        momentum: float,
+        residual: torch.Tensor | None,
+        batches: torch.Tensor | None,
+        counted: Counted,
+        then: tuple[Any, float] | None,
+    ) -> torch.Tensor:
+        activation, slope = then or (None, 0.0)
         return normalized(
             input, mean, var, weight, bias, batch, momentum, self.eps,
-            self._bncore_activation, 0.0, residual, batches, counted,
+            activation, slope, residual, batches, counted,
         )  # fmt: skip
 
 

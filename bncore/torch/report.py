@@ -8,8 +8,8 @@ from typing import NamedTuple
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _NormBase
 
-from bncore.torch import classes, wrapped
-from bncore.torch.modules import Computed
+from bncore.torch import blocks, classes, fusing, wrapped
+from bncore.torch.modules import Computed, Fused
 
 __all__ = ["Layer", "Report", "report"]
 
@@ -32,6 +32,24 @@ class Layer(NamedTuple):
     reason: str | None
 
 
+class Fusion(NamedTuple):
+    """A batch norm of which a block makes one operation with what follows.
+
+    Attributes
+    ----------
+    name : str
+        The name of the batch norm.
+    block : str
+        The name of the module whose forward does so.
+    operations : str
+        What follows: "relu", "add, relu", "leaky_relu", "add, leaky_relu" or "add".
+    """
+
+    name: str
+    block: str
+    operations: str
+
+
 class Report(NamedTuple):
     """What `report` has found.
 
@@ -39,10 +57,16 @@ class Report(NamedTuple):
     ----------
     converted, left : tuple of Layer
         The layers that bncore computes, and those that it does not.
+    fused : tuple of Fusion
+        The batch norms that ``convert(fuse=True)`` has fused with what follows them.
+    unfused : tuple of Layer
+        The modules in which it could not look for that, or found that it changes results.
     """
 
     converted: tuple[Layer, ...]
     left: tuple[Layer, ...]
+    fused: tuple[Fusion, ...] = ()
+    unfused: tuple[Layer, ...] = ()
 
     def __str__(self) -> str:
         count = len(self.converted) + len(self.left)
@@ -51,6 +75,11 @@ class Report(NamedTuple):
         lines += [
             f"  {layer.name or '(the model)'}: left alone, because {layer.reason}"
             for layer in self.left
+        ]
+        lines += [f"  {one.name}: fused with {one.operations}" for one in self.fused]
+        lines += [
+            f"  {layer.name or '(the model)'}: nothing is fused there, because {layer.reason}"
+            for layer in self.unfused
         ]
         return "\n".join(lines)
 
@@ -69,7 +98,7 @@ def report(model: Module) -> Report:
     Returns
     -------
     Report
-        Two lists of layers; ``print`` shows both.
+        Lists of layers; ``print`` shows them.
 
     Raises
     ------
@@ -86,13 +115,17 @@ def report(model: Module) -> Report:
       0: bncore.torch.BatchNorm1d
       1: left alone, because LayerNorm is no batch norm of torch.nn
     """
-    converted, left = [], []
+    converted, left, fused, unfused = [], [], [], []
     for name, module in checked(model).named_modules():
+        if isinstance(module, Fused):
+            fused += [Fusion(*given) for given in blocks.fusions(module, name)]
+        elif module in fusing.refused:
+            unfused.append(Layer(name, _name(module), fusing.refused[module]))
         if isinstance(module, Computed):
             converted.append(Layer(name, module._get_name(), None))
         elif _seems_to_normalize(module) and not any(map(_seems_to_normalize, _inside(module))):
             left.append(Layer(name, _name(module), reason(module)))
-    return Report(tuple(converted), tuple(left))
+    return Report(tuple(converted), tuple(left), tuple(fused), tuple(unfused))
 
 
 def checked(model: object) -> Module:

@@ -169,6 +169,7 @@ def test_cmake_compiles_as_setup_does():
     assert listed("SOURCES") == setup_constant("SOURCES")
     assert listed("OPTIONAL_FLAGS") == setup_constant("OPTIONAL_FLAGS")
     assert listed("X86_FLAGS") == setup_constant("X86_FLAGS")
+    assert listed("S390_FLAGS") == setup_constant("S390_FLAGS")
     assert listed("STRICT_FLAGS") == setup_constant("STRICT_FLAGS")
     assert listed("STORAGE_TYPES") == setup_constant("STORAGE_TYPES")
     said_otherwise = {"-std=c11", "-O3", "-fvisibility=hidden"}  # by properties of the targets

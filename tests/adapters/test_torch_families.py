@@ -131,3 +131,41 @@ def test_the_feature_extractor_of_torchvision():
             for model in (plain, own)
         ]
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
+# Batch norms of which something is made besides, of all of the model's: what else follows them
+# (ReLU6, SiLU) bncore does not have, or they are part of the addition of another one.
+FUSED = {
+    "torchvision resnet18": (17, 20),
+    "timm regnety_002": (13, 44),
+    "timm efficientnet_b0": (9, 49),
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_models_are_fused(name):
+    library, kind = name.split()
+    plain = torchvision.models.get_model(kind) if library == "torchvision" else None
+    plain = bncore.torch.convert((plain or timm.create_model(kind)).train())
+    images = IMAGES[:, :, :32, :32]
+    own = bncore.torch.convert(copy.deepcopy(plain), fuse=True, example=images)
+    found = bncore.torch.report(own)
+    assert (len(found.fused), len(found.converted)) == FUSED[name] and not found.unfused
+    results = []
+    for model in (plain, own):
+        torch.manual_seed(0)
+        y = model(images)
+        gradients = torch.autograd.grad(y.square().sum(), list(model.parameters()))
+        results.append([y, *gradients, *model.buffers()])
+    torch.testing.assert_close(*results, rtol=0, atol=0)  # the same bits
+    bncore.torch.revert(own)
+    assert [type(one) for one in own.modules()] == [
+        type(one) for one in bncore.torch.revert(plain).modules()
+    ]
+
+
+def test_leaky_relu_in_a_layer_of_timm_is_part_of_batch_norm():
+    layer = norm_act.BatchNormAct2d(C, act_layer=torch.nn.LeakyReLU)
+    plain, own = layer(X), bncore.torch.convert(layer)(X)
+    torch.testing.assert_close(own, plain)
+    assert own.grad_fn.name() != plain.grad_fn.name()  # no operation of its own

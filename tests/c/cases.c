@@ -8,6 +8,14 @@
 
 #include "cases.h"
 
+#ifdef _WIN32 /* has another function for this, and its own to free the memory */
+#include <malloc.h>
+#define aligned_alloc(alignment, size) _aligned_malloc(size, alignment)
+#define free_aligned _aligned_free
+#else
+#define free_aligned free
+#endif
+
 #if defined(__SANITIZE_ADDRESS__)
 #define WATCHED_BY_COMPILER 1
 #elif defined(__has_feature)
@@ -93,7 +101,7 @@ static const char *damage(const memory *m, const void *dst, const void *dresidua
 
 static void release(memory *m)
 {
-    for (int i = 0; i < m->count; i++) free(m->arrays[i].block);
+    for (int i = 0; i < m->count; i++) free_aligned(m->arrays[i].block);
     m->count = 0;
 }
 

@@ -128,6 +128,10 @@ const bncore_executor *executor_of(host h);
 /* Allocates memory, or ends the program where there is none. */
 void *must_have(size_t bytes);
 
+/* Adds n values to a digest (FNV-1a), which begins with DIGEST. Any NaN is the same. */
+#define DIGEST UINT64_C(0xcbf29ce484222325)
+uint64_t digest(uint64_t state, bncore_dtype dtype, const void *array, int64_t n);
+
 /* A random number generator (xorshift64*), the same on every machine. */
 uint64_t random_bits(uint64_t *state);
 
