@@ -88,3 +88,18 @@ static inline ALWAYS_INLINE void NAME(flagged_rows)(const bncore_arrays *a, cons
     for (int64_t l = head; head > 0 && l < NAME(IN_LINE); l++) to[last - cols + l] = rest[l];
     if (streamed) stream_end();
 }
+
+/* Write the rows if they are such ones. Returns whether they are. */
+static inline ALWAYS_INLINE int NAME(write_flagged_rows)(const bncore_arrays *a, const ACC *coef,
+                                                         int64_t stride, const bncore_rows *t,
+                                                         NAME(weighted_arithmetic) * compute,
+                                                         NAME(arithmetic) * plain, int fused)
+{
+    if (fused & (ACTIVATION | DOUBLES) || a->weighting->frozen) return 0;
+    if (!has_row_flags(a->weighting, t->cols) || t->cols % NAME(IN_LINE)) return 0;
+    if (a->stream)
+        NAME(flagged_rows)(a, coef, stride, t, 1, compute, plain, fused);
+    else
+        NAME(flagged_rows)(a, coef, stride, t, 0, compute, plain, fused);
+    return 1;
+}

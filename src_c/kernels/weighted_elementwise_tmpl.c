@@ -261,17 +261,8 @@ static inline ALWAYS_INLINE void NAME(weighted_planes)(const bncore_arrays *a, c
 
 static inline ALWAYS_INLINE void NAME(weighted_rows)(const bncore_arrays *a, const ACC *coef,
                                                      int64_t stride, const bncore_rows *t,
-                                                     NAME(weighted_arithmetic) * compute,
-                                                     NAME(arithmetic) * plain, int fused)
+                                                     NAME(weighted_arithmetic) * compute, int fused)
 {
-    if (!(fused & (ACTIVATION | DOUBLES)) && !a->weighting->frozen &&
-        has_row_flags(a->weighting, t->cols) && t->cols % NAME(IN_LINE) == 0) {
-        if (a->stream)
-            NAME(flagged_rows)(a, coef, stride, t, 1, compute, plain, fused);
-        else
-            NAME(flagged_rows)(a, coef, stride, t, 0, compute, plain, fused);
-        return;
-    }
     NAME(weighted_walk) w;
     NAME(start_walk)(&w, a);
     NAME(walk_runs)(&w, a->dst, NAME(weighted_values_of)(a), a->at, t->rows * t->cols, t->cols,
@@ -285,11 +276,17 @@ static inline ALWAYS_INLINE void NAME(weighted_rows)(const bncore_arrays *a, con
     {                                                                                              \
         NAME(weighted_planes)(a, coef, stride, t, NAME(weighted_##operation), fused);              \
     }                                                                                              \
+    static ONCE_ONLY int NAME(flagged_##operation##_##variant)(                                    \
+        const bncore_arrays *a, const void *coef, int64_t stride, const bncore_rows *t)            \
+    {                                                                                              \
+        return NAME(write_flagged_rows)(a, coef, stride, t, NAME(weighted_##operation),            \
+                                        NAME(operation), fused);                                   \
+    }                                                                                              \
     static void NAME(weighted_##operation##_rows_##variant)(                                       \
         const bncore_arrays *a, const void *coef, int64_t stride, const bncore_rows *t)            \
     {                                                                                              \
-        NAME(weighted_rows)(a, coef, stride, t, NAME(weighted_##operation), NAME(operation),       \
-                            fused);                                                                \
+        if (NAME(flagged_##operation##_##variant)(a, coef, stride, t)) return;                     \
+        NAME(weighted_rows)(a, coef, stride, t, NAME(weighted_##operation), fused);                \
     }
 BNCORE_WEIGHTED(normalize, plain, WEIGHTED)
 BNCORE_WEIGHTED(normalize, fused, NAME(EVERYTHING) & ~DOUBLES)
