@@ -7,6 +7,8 @@ CVPR 2018, table 2).  Their activations work in place, as people write them.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -16,6 +18,7 @@ KINDS = {
     "torch": "PyTorch",
     "convert": "after `convert`",
     "fused": "after `convert(fuse=True)`",
+    "in place": "after `convert(fuse=True, in_place=True)`",
 }
 STAGES = ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2))  # width, blocks, first stride
 INVERTED = (  # expansion, channels, blocks, first stride
@@ -53,10 +56,12 @@ class Bottleneck(nn.Module):
             self.shortcut.append(nn.Conv2d(inputs, outputs, 1, stride, bias=False))
             self.shortcut.append(nn.BatchNorm2d(outputs))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> Any:
         y: torch.Tensor = self.last(self.main(x))
         y += self.shortcut(x)
-        return torch.relu_(y)
+        return self.relu(y)
 
 
 class Inverted(nn.Module):
@@ -105,7 +110,17 @@ def mobilenet(stages: int = len(INVERTED)) -> nn.Sequential:
     return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 1000))
 
 
-NETWORKS = {"resnet50": resnet50, "mobilenet_v2": mobilenet}
+def leaky(stages: int = len(STAGES)) -> nn.Sequential:
+    """Make a ResNet-50 with leaky ReLUs of slope 0.01, which can be inverted."""
+    made = resnet50(stages)
+    for module in list(made.modules()):
+        for name, inner in module.named_children():
+            if isinstance(inner, nn.ReLU):
+                setattr(module, name, nn.LeakyReLU(0.01, inplace=True))
+    return made
+
+
+NETWORKS = {"resnet50": resnet50, "mobilenet_v2": mobilenet, "resnet50_leaky": leaky}
 
 
 def network(name: str, kind: str, stages: int | None = None) -> nn.Module:
@@ -118,7 +133,7 @@ def network(name: str, kind: str, stages: int | None = None) -> nn.Module:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     if kind == "torch":
         return made
-    fuse = kind == "fused"
+    example = torch.zeros(2, 3, 64, 64) if kind in ("fused", "in place") else None
     return bncore.torch.convert(
-        made, fuse=fuse, example=torch.zeros(2, 3, 64, 64) if fuse else None
+        made, fuse=example is not None, example=example, in_place=kind == "in place"
     )

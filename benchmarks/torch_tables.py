@@ -13,7 +13,11 @@ from torch_worker import GROUPS
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE = DOCS / "pytorch.md"
 DATA = DOCS / "data" / "torch_model.csv"
-NAMES = {"resnet50": "ResNet-50", "mobilenet_v2": "MobileNetV2"}
+NAMES = {
+    "resnet50": "ResNet-50",
+    "mobilenet_v2": "MobileNetV2",
+    "resnet50_leaky": "ResNet-50 with leaky ReLU",
+}
 
 Row = dict[str, Any]
 Quantities = dict[str, dict[str, float]]  # medians by contestant and quantity

@@ -7,7 +7,7 @@ its input is a request, which a line of JSON answers:
   each of the N;
 - `operations N` returns the seconds that the operations of a step take, by group, as PyTorch's
   profiler sees them;
-- `memory` returns the most that the process ever had resident, in MiB, above what it had before the
+- `memory` returns the most that the process ever had resident, in MiB, above what it has before the
   first step;
 - `errors` returns the largest differences of the output and of all gradients from those of the same
   network in float64, relative to the largest value.
@@ -55,7 +55,7 @@ class Run:
         self.network = made.to(memory_format=order)
         self.optimizer = torch.optim.SGD(made.parameters(), lr=1e-3, momentum=0.9)
         self.call: Any = torch.compile(self.network) if options.compiled else self.network
-        self.before = high_water()
+        self.before = resident()
 
     def precision(self) -> contextlib.AbstractContextManager[Any]:
         """Return autocast to bfloat16, or what changes nothing."""
@@ -142,8 +142,13 @@ def group(event: Any) -> str:
 
 def high_water() -> int:
     """KiB that this process had resident at most (getrusage would count its parent's, too)."""
+    return resident("VmHWM")
+
+
+def resident(what: str = "VmRSS") -> int:
+    """KiB that this process has resident."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    found = re.search(rf"{what}:\s+(\d+) kB", status)
     assert found
     return int(found.group(1))
 

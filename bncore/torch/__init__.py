@@ -6,6 +6,7 @@ Only this package imports torch.  `docs/pytorch.md` shows how to use it.
 from bncore.torch.convert import convert, revert
 from bncore.torch.export import decompositions
 from bncore.torch.functional import batch_norm
+from bncore.torch.inplace import InPlaceBatchNorm
 from bncore.torch.memory import set_buffer_pool
 from bncore.torch.modules import (
     BatchNorm1d,
@@ -28,6 +29,7 @@ __all__ = [
     "BatchNorm3d",
     "BatchNormAddReLU",
     "BatchNormReLU",
+    "InPlaceBatchNorm",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",

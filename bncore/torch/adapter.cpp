@@ -102,10 +102,11 @@ struct BatchNormBackward final : torch::autograd::Node {
   private:
     Gradients gradients(const Tensor &dy, bool through) const
     {
-        const Tensor saved_x = x.unpack(), m = mean.unpack(), v = var.unpack();
+        const Tensor kept = x.unpack(), m = mean.unpack(), v = var.unpack();
         const Optional w = some(weight.unpack()), b = some(bias.unpack()),
                        r = some(residual.unpack()), counted = some(where.unpack()),
                        numbers = some(weights.unpack());
+        const Tensor saved_x = kept.defined() ? kept : dy; /* its values do not matter, then */
         const bool direct = !at::GradMode::is_enabled() && !watched() &&
                             all_ordinary(dy, saved_x, m, v, w, b, r, counted, numbers) &&
                             !torch::autograd::isFwGradDefined(dy);
@@ -183,7 +184,9 @@ void remember(const Tensor &y, const Given &given, const Tensor &moments)
         torch::autograd::collect_next_edges(given.x, given.weight, given.bias, given.residual));
     node->settings = given.settings;
     if (given.settings.policy == RAISE) node->settings.policy = PROPAGATE; /* it has been done */
-    node->x = SavedVariable(given.x, false);
+    const bool weight_moves = given.weight && given.weight->requires_grad();
+    if (moments.defined() || activated || weight_moves || given.where || given.weights)
+        node->x = SavedVariable(given.x, false); /* else dx depends on dy alone */
     node->weight = SavedVariable(given.weight, false);
     node->where = SavedVariable(given.where, false);
     node->weights = SavedVariable(given.weights, false);

@@ -20,6 +20,7 @@ from torch.nn.modules import module as hooks
 
 from bncore.torch import classes, families, ops, patterns, tracing
 from bncore.torch.counting import ALL
+from bncore.torch.inplace import InPlaceBatchNorm
 from bncore.torch.modules import BatchNormAddReLU, Fused, Normalizing, compile_instead
 from bncore.torch.patterns import Activation, Pattern
 from bncore.torch.sync import SyncBatchNorm
@@ -306,7 +307,10 @@ def ends_in_norm(module: Module | None) -> bool:
     if module.__dict__.get("_compiled_call_impl") is not None:
         return False
     if isinstance(module, Normalizing):
-        if isinstance(module, (SyncBatchNorm, BatchNormAddReLU)) or module._bncore_activation:
+        if (
+            isinstance(module, (SyncBatchNorm, BatchNormAddReLU, InPlaceBatchNorm))
+            or module._bncore_activation
+        ):
             return False
         return not isinstance(module, families.Activated) or families.alone(module)
     plan = module.__dict__.get(PLAN)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.nn import Module
 
-from bncore.torch import blocks, classes, fusing, known, wrapped
-from bncore.torch.modules import Computed
+from bncore.torch import blocks, classes, fusing, inverse, known, wrapped
+from bncore.torch.modules import Computed, Normalizing
 from bncore.torch.report import checked, report, target
 from bncore.torch.sync import SyncBatchNorm
 
@@ -26,6 +26,7 @@ def convert(
     process_group: Any = None,
     fuse: bool = False,
     example: Any = None,
+    in_place: bool = False,
     verbose: bool = False,
 ) -> Module:
     """Let bncore compute a model's batch norm layers: PyTorch's modules and subclasses of them.
@@ -54,6 +55,9 @@ def convert(
         it, and a module is fused only if its outputs, gradients and statistics are the same, but
         for rounding, with what it gets there, in training and in evaluation.  Without an example,
         the graph of the forward decides alone.
+    in_place : bool, default False
+        Whether a batch norm of which leaky ReLU is part keeps its output for the gradient, and not
+        its input, as `InPlaceBatchNorm` does, which says when and at what cost.
     verbose : bool, default False
         Whether to print the report.
 
@@ -103,6 +107,9 @@ def convert(
     _convert_layers(model, sync, process_group)
     if fusions is not None:
         _fuse(model, fusions)
+    for module in model.modules():
+        if in_place and isinstance(module, Normalizing):
+            module.__dict__.setdefault(inverse.KEEPS_OUTPUT, inverse.ACTIVATED)
     if verbose or not any(isinstance(module, Computed) for module in model.modules()):
         found = report(model)
         if not found.converted:
@@ -201,6 +208,7 @@ def _revert(module: Module) -> None:
     if kind is before:
         return
     _become(module, kind)
+    module.__dict__.pop(inverse.KEEPS_OUTPUT, None)
     wrapped.restore(module, before.forward, kind.forward)
     if came_from is not None:
         del module.__dict__[CAME_FROM]

@@ -83,9 +83,17 @@ def save_infer(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     ctx.settings = Settings.of_forward(*settings)
     if ctx.settings.activation is None:
         bias, residual = None, None
+    if not _needs_x(ctx, *inputs[6:8]):
+        x = None
     # Save copies, because a batch in training may update the statistics before this backward.
     statistics = mean.detach().clone(), var.detach().clone()
     ctx.save_for_backward(x, *statistics, weight, bias, residual, where, weights)
+
+
+def _needs_x(ctx: Any, *counts: Grad) -> bool:
+    """Tell whether backward in evaluation needs x: for a mask, or the gradient of weight."""
+    activated = ctx.settings.activation is not None
+    return activated or ctx.needs_input_grad[3] or any(one is not None for one in counts)
 
 
 def infer_backward(
@@ -95,6 +103,8 @@ def infer_backward(
     if dy is None:
         return (None,) * 13
     x, mean, var, *tensors = ctx.saved_tensors
+    if x is None:  # its values do not matter, and it is like dy
+        x = dy
     needs_x, _, _, *needs, needs_residual = ctx.needs_input_grad[:6]
     through = needs_residual and ctx.settings.changes_residual
     with torch._C.DisableTorchFunctionSubclass():  # as PyTorch's own gradients

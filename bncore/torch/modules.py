@@ -10,7 +10,7 @@ from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bncore.arguments.weights import NanPolicy
-from bncore.torch import counting, known
+from bncore.torch import counting, inverse, known
 from bncore.torch.counting import Counted
 from bncore.torch.functional import normalized
 
@@ -160,6 +160,13 @@ class Normalizing(Computed, _BatchNorm):
         then: tuple[Any, float] | None,
     ) -> torch.Tensor:
         activation, slope = then or (None, 0.0)
+        keeps = self.__dict__.get(inverse.KEEPS_OUTPUT)
+        if batch and (keeps == inverse.ALWAYS or (keeps and then)):
+            y = inverse.train(
+                input, mean, var, weight, bias, momentum, self.eps, then, residual, batches, counted
+            )
+            if y is not None:
+                return y
         return normalized(
             input, mean, var, weight, bias, batch, momentum, self.eps,
             activation, slope, residual, batches, counted,
