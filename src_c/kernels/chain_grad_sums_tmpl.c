@@ -174,8 +174,7 @@ static inline ALWAYS_INLINE void NAME(sum_strip)(bncore_partial partial, NAME(gr
         NAME(values) v = NAME(values_at)(values, block * t->stride, fused);
         for (int64_t r = 0; r < rows;) {
             const int chain = NAME(chain_rows)(rows - r);
-            if (fused & WEIGHTED)
-                NAME(find_flags)(&w->flags, v.x, (block + r) * t->stride, t, chain);
+            if (fused & WEIGHTED) NAME(find_flags)(&w->flags, v.x, block + r, t, chain);
             if (fused & WEIGHTED)
                 NAME(add_grad_rows)(w, v, t->stride, t->cols, chain, fused);
             else if (chain == CHAIN)

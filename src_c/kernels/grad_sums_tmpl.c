@@ -248,9 +248,11 @@ static inline ALWAYS_INLINE void NAME(sum_strip)(bncore_partial partial, NAME(gr
         for (int64_t r = 0; r < rows;) {
             const int tile = r + ROW_TILE <= rows ? ROW_TILE : 1;
             const NAME(values) here = NAME(values_at)(v, r * t->stride, fused);
-            if (fused & WEIGHTED)
-                NAME(find_flags)(&w->flags, here.x, (block + r) * t->stride, t, tile);
-            if (tile == ROW_TILE)
+            const int all =
+                fused & WEIGHTED && NAME(find_flags)(&w->flags, here.x, block + r, t, tile);
+            if (tile == ROW_TILE && all && !(fused & ACTIVATION))
+                NAME(add_grad_rows)(w, here, t->stride, t->cols, ROW_TILE, fused & ~WEIGHTED);
+            else if (tile == ROW_TILE)
                 NAME(add_grad_rows)(w, here, t->stride, t->cols, ROW_TILE, fused);
             else
                 NAME(add_grad_rows)(w, here, t->stride, t->cols, 1, fused);

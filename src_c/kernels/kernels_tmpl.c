@@ -29,11 +29,16 @@ enum {
 #include "weighted_moments_tmpl.c"
 #include "weighted_rows_tmpl.c"
 
+#include "weighted_columns_tmpl.c"
+
 #include "grad_input_tmpl.c"
 #include "normalize_tmpl.c"
 
 #include "traverse_tmpl.c"
 
+#include "weighted_arithmetic_tmpl.c"
+
+#include "flagged_rows_tmpl.c"
 #include "weighted_elementwise_tmpl.c"
 
 #include "variants_tmpl.c"

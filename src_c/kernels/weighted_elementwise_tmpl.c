@@ -1,56 +1,5 @@
 /* Elementwise kernels of weighted values, for storage type T. They compute some values of a run after the other into a
- * buffer, which streams whole lines where the output passes the caches by. Everything may be fused: what is not there
- * changes nothing (weighted_runs_tmpl.c, run.c). */
-
-enum { NAME(EVERYTHING) = ACTIVATION | RESIDUAL | WEIGHTED | DOUBLES };
-
-/* ---- arithmetic, as normalize and grad_input have it ---- */
-
-/* Compute WIDTH values, of which `fill` replaces those without weight (frozen is not used). */
-static inline ALWAYS_INLINE void NAME(weighted_normalize)(T *to, NAME(values) v, const ACC *coef,
-                                                          int64_t stride, int by_column, ACC fill,
-                                                          int frozen, int fused)
-{
-    NAME(inputs) in;
-    ACC y[NAME(WIDTH)], flags[NAME(WIDTH)];
-    (void)frozen;
-    NAME(load_flags)(flags, v.flags, NAME(WIDTH));
-    NAME(take)(&in, v, NAME(WIDTH), fused);
-#pragma omp simd
-    for (int l = 0; l < NAME(WIDTH); l++) {
-        const ACC *k = coef + l * by_column;
-        const ACC plain = NAME(y_of)(v, in.x[l] - k[0], in.r[l], k[stride], k[2 * stride], fused);
-        y[l] = flags[l] != (ACC)0 ? plain : fill;
-    }
-    NAME(store_many)(to, y, NAME(WIDTH));
-}
-
-/* dx = ((g + w * ((x - hi) * k)) + w * shift) * a; where there is no weight or, if `frozen`, everywhere it is g * a, and 0
- * where the value takes no part. */
-static inline ALWAYS_INLINE void NAME(weighted_grad_input)(T *to, NAME(values) v, const ACC *coef,
-                                                           int64_t stride, int by_column, ACC fill,
-                                                           int frozen, int fused)
-{
-    NAME(inputs) in;
-    ACC g[NAME(WIDTH)], dx[NAME(WIDTH)], flags[NAME(WIDTH)];
-    const ACC counts = frozen ? (ACC)0 : (ACC)1;
-    (void)fill;
-    NAME(load_flags)(flags, v.flags, NAME(WIDTH));
-    NAME(take)(&in, v, NAME(WIDTH), fused);
-    NAME(mask_gradients)(g, &in, v, coef, stride, by_column, fused);
-#pragma omp simd
-    for (int l = 0; l < NAME(WIDTH); l++) {
-        const ACC *k = coef + l * by_column;
-        const ACC w = fused & DOUBLES ? v.weights[l] : (ACC)1, d = in.x[l] - k[stride];
-        const ACC sum = (g[l] + w * (d * k[2 * stride])) + w * k[3 * stride];
-        const ACC value = (flags[l] * counts != (ACC)0 ? sum : g[l]) * k[0];
-        dx[l] = NAME(takes_part)(v, flags[l], g[l]) ? value : (ACC)0;
-    }
-    NAME(store_many)(to, dx, NAME(WIDTH));
-}
-
-typedef void NAME(weighted_arithmetic)(T *to, NAME(values) v, const ACC *coef, int64_t stride,
-                                       int by_column, ACC fill, int frozen, int fused);
+ * buffer, which streams whole lines where the output passes the caches by. */
 
 /* ---- the output ---- */
 
@@ -322,19 +271,26 @@ static inline ALWAYS_INLINE void NAME(weighted_rows)(const bncore_arrays *a, con
 }
 
 #define BNCORE_WEIGHTED(operation, variant, fused)                                                 \
-    static void NAME(operation##_planes_##variant)(const bncore_arrays *a, const void *coef,       \
-                                                   int64_t stride, const bncore_planes *t)         \
+    static void NAME(weighted_##operation##_planes_##variant)(                                     \
+        const bncore_arrays *a, const void *coef, int64_t stride, const bncore_planes *t)          \
     {                                                                                              \
-        NAME(weighted_planes)(a, coef, stride, t, NAME(operation), fused);                         \
+        NAME(weighted_planes)(a, coef, stride, t, NAME(weighted_##operation), fused);              \
     }                                                                                              \
-    static void NAME(operation##_rows_##variant)(const bncore_arrays *a, const void *coef,         \
-                                                 int64_t stride, const bncore_rows *t)             \
+    static ONCE_ONLY int NAME(flagged_##operation##_##variant)(                                    \
+        const bncore_arrays *a, const void *coef, int64_t stride, const bncore_rows *t)            \
     {                                                                                              \
-        NAME(weighted_rows)(a, coef, stride, t, NAME(operation), fused);                           \
+        return NAME(write_flagged_rows)(a, coef, stride, t, NAME(weighted_##operation),            \
+                                        NAME(operation), fused);                                   \
+    }                                                                                              \
+    static void NAME(weighted_##operation##_rows_##variant)(                                       \
+        const bncore_arrays *a, const void *coef, int64_t stride, const bncore_rows *t)            \
+    {                                                                                              \
+        if (NAME(flagged_##operation##_##variant)(a, coef, stride, t)) return;                     \
+        NAME(weighted_rows)(a, coef, stride, t, NAME(weighted_##operation), fused);                \
     }
-BNCORE_WEIGHTED(weighted_normalize, plain, WEIGHTED)
-BNCORE_WEIGHTED(weighted_normalize, fused, NAME(EVERYTHING) & ~DOUBLES)
-BNCORE_WEIGHTED(weighted_grad_input, flagged, WEIGHTED | BACKWARD)
-BNCORE_WEIGHTED(weighted_grad_input, plain, WEIGHTED | BACKWARD | DOUBLES)
-BNCORE_WEIGHTED(weighted_grad_input, fused, NAME(EVERYTHING) | BACKWARD)
+BNCORE_WEIGHTED(normalize, plain, WEIGHTED)
+BNCORE_WEIGHTED(normalize, fused, NAME(EVERYTHING) & ~DOUBLES)
+BNCORE_WEIGHTED(grad_input, flagged, WEIGHTED | BACKWARD)
+BNCORE_WEIGHTED(grad_input, plain, WEIGHTED | BACKWARD | DOUBLES)
+BNCORE_WEIGHTED(grad_input, fused, NAME(EVERYTHING) | BACKWARD)
 #undef BNCORE_WEIGHTED

@@ -5,12 +5,12 @@
 /* Columns at a time where every row has one weight; sums in chains take more of the stack. */
 enum { NAME(WIDE_STRIP) = CHAINED ? WEIGHTED_STRIP : 2 * WEIGHTED_STRIP };
 
-/* Up to ROW_TILE rows, with their flags or weights, as `from` says. */
+/* Some rows, with their flags or weights, as `from` says. */
 typedef struct NAME(weighted_tile) {
     int rows;
-    const T *x[ROW_TILE];
-    const uint8_t *flags[ROW_TILE];
-    const double *weights[ROW_TILE];
+    const T *const *x;
+    const uint8_t *const *flags;
+    const double *const *weights;
 } NAME(weighted_tile);
 
 /* The sums of a block. */
@@ -100,22 +100,23 @@ static inline ALWAYS_INLINE void NAME(add_weighted_tile)(NAME(weighted_columns) 
         }
 }
 
-/* Add a whole tile at once, or its rows one by one: the sums stay in registers where the number of rows is a constant. */
+/* Add ROW_TILE rows at once, and what is left one by one: the sums stay in registers where the number of rows is a
+ * constant. */
 static inline ALWAYS_INLINE void NAME(add_tile_from)(NAME(weighted_columns) * c,
-                                                     const NAME(weighted_tile) * t, int64_t cols,
-                                                     int from)
+                                                     NAME(weighted_tile) t, int64_t cols, int from)
 {
-    if (t->rows == ROW_TILE) {
-        NAME(add_weighted_tile)(c, t, cols, ROW_TILE, from);
-        return;
-    }
-    for (int r = 0; r < t->rows; r++) {
-        const NAME(weighted_tile) row = {1, {t->x[r]}, {t->flags[r]}, {t->weights[r]}};
-        NAME(add_weighted_tile)(c, &row, cols, 1, from);
+    for (int rows; t.rows > 0; t.rows -= rows, t.x += rows) {
+        rows = t.rows >= ROW_TILE ? ROW_TILE : 1;
+        if (rows == ROW_TILE)
+            NAME(add_weighted_tile)(c, &t, cols, ROW_TILE, from);
+        else
+            NAME(add_weighted_tile)(c, &t, cols, 1, from);
+        if (from == FLAGS) t.flags += rows;
+        if (from == WEIGHTS || from == ROW_WEIGHTS) t.weights += rows;
     }
 }
 
-static ONCE_ONLY void NAME(add_tile_with)(NAME(weighted_columns) * c, const NAME(weighted_tile) * t,
+static ONCE_ONLY void NAME(add_tile_with)(NAME(weighted_columns) * c, NAME(weighted_tile) t,
                                           int64_t cols, int from)
 {
     if (from == FLAGS)
@@ -130,32 +131,44 @@ static ONCE_ONLY void NAME(add_tile_with)(NAME(weighted_columns) * c, const NAME
         NAME(add_tile_from)(c, t, cols, WEIGHTS);
 }
 
-/* Add rows that have one weight each: those without weight are left out. Returns the sum of the weights. */
+/* Add up to BNCORE_ROW_BLOCK rows that have one weight each: those without weight are left out. Returns the sum of the
+ * weights. */
 static ONCE_ONLY double NAME(add_whole_rows)(NAME(weighted_columns) * c,
                                              const bncore_weighting *weighting, NAME(some_rows) t)
 {
-    NAME(weighted_tile) tile = {.rows = 0};
-    const int from = weighting->doubles ? ROW_WEIGHTS : ROW_FLAGS;
+    const T
+        *x[BNCORE_ROW_BLOCK]; /* those with weight from the front on, the others from the back */
+    const double *weights[BNCORE_ROW_BLOCK];
     const int64_t place = t.at / t.stride;
     double sum = 0.0;
+    int rows = 0, others = 0;
     for (int64_t r = 0; r < t.rows; r++) {
         const double w = weight_of(weighting, place + r);
-        if (w != 0.0) {
-            sum += w;
-            tile.x[tile.rows] = t.x + r * t.stride;
-            if (weighting->doubles)
-                tile.weights[tile.rows] = (const double *)weighting->values + place + r;
-            tile.rows++;
-        }
-        if (tile.rows < ROW_TILE && r + 1 < t.rows) continue;
-        NAME(add_tile_with)(c, &tile, t.cols, from);
-        tile.rows = 0;
+        x[rows] = x[BNCORE_ROW_BLOCK - 1 - others] = t.x + r * t.stride;
+        if (weighting->doubles) weights[rows] = (const double *)weighting->values + place + r;
+        sum += w;
+        rows += w != 0.0;
+        others += w == 0.0;
     }
+    /* Rows ahead of the others are fetched when these are added. */
+    for (int i = 0; i < others; i++)
+        for (int64_t j = 0; j < t.cols; j += NAME(IN_LINE))
+            fetch(x[BNCORE_ROW_BLOCK - 1 - i] + j, AHEAD, LEVEL_2);
+    const NAME(weighted_tile) tile = {rows, x, NULL, weights};
+    NAME(add_tile_with)(c, tile, t.cols, weighting->doubles ? ROW_WEIGHTS : ROW_FLAGS);
     return sum;
 }
 
+/* What the pointers of a tile point to. */
+typedef struct NAME(tile_rows) {
+    int rows;
+    const T *x[ROW_TILE];
+    const uint8_t *flags[ROW_TILE];
+    const double *weights[ROW_TILE];
+} NAME(tile_rows);
+
 /* Point a tile to rows r, r + 1 … and to their weights, which are laid out if need be. Returns where these come from. */
-static ONCE_ONLY int NAME(take_rows)(NAME(weighted_tile) * tile, NAME(weighted_columns) * c,
+static ONCE_ONLY int NAME(take_rows)(NAME(tile_rows) * tile, NAME(weighted_columns) * c,
                                      const bncore_weighting *w, NAME(some_rows) t, int64_t r)
 {
     const int lay_out = w->values && w->doubles && (w->width || w->omit_nan);
@@ -182,202 +195,13 @@ static ONCE_ONLY void NAME(sum_weighted_block)(NAME(weighted_columns) * c,
     if (has_row_weights(weighting, t.stride)) {
         n = NAME(add_whole_rows)(c, weighting, t);
     } else {
-        NAME(weighted_tile) tile = {.rows = 0};
-        for (int64_t r = 0; r < t.rows; r += tile.rows) {
-            const int from = NAME(take_rows)(&tile, c, weighting, t, r);
-            NAME(add_tile_with)(c, &tile, t.cols, from);
-            n += from == ROW_FLAGS ? tile.rows : 0;
+        NAME(tile_rows) rows = {.rows = 0};
+        for (int64_t r = 0; r < t.rows; r += rows.rows) {
+            const int from = NAME(take_rows)(&rows, c, weighting, t, r);
+            const NAME(weighted_tile) tile = {rows.rows, rows.x, rows.flags, rows.weights};
+            NAME(add_tile_with)(c, tile, t.cols, from);
+            n += from == ROW_FLAGS ? rows.rows : 0;
         }
     }
     for (int64_t j = 0; n != 0.0 && j < t.cols; j++) c->n[j] = n;
-}
-
-/* Add a row, whose flags are doubles, to what the first pivots are made of: of each column BNCORE_PIVOT_ROWS rows, from
- * the first value with weight on. That value is kept in `pivot`; `since` is how many rows have been seen from it on, and
- * `count` how many of them have weight. What is added to `to` is the difference to the first value, or, where the pivots
- * are known, the square of the difference to them. Returns whether a column has not seen all its rows. */
-static inline ALWAYS_INLINE int NAME(add_first_row)(double *restrict to, double *restrict pivot,
-                                                    double *restrict since, double *restrict count,
-                                                    const double *restrict flags,
-                                                    const T *restrict x, int64_t cols, int squares)
-{
-    const double all = BNCORE_PIVOT_ROWS;
-    double open = 0.0;
-#pragma omp simd reduction(+ : open)
-    for (int64_t j = 0; j < cols; j++) {
-        const double v = (double)NAME(load)(x[j]), rows = since[j];
-        const double begun = rows > 0.0 ? 1.0 : flags[j], in = rows < all ? flags[j] : 0.0;
-        const double first = rows > 0.0 || squares ? pivot[j] : v;
-        const double d = in != 0.0 ? v - first : 0.0;
-        if (!squares) pivot[j] = begun != 0.0 ? first : 0.0;
-        to[j] += squares ? d * d : d;
-        count[j] += in;
-        since[j] = rows + begun;
-        open += rows + begun < all ? 1.0 : 0.0;
-    }
-    return open > 0.0;
-}
-
-/* Add all rows that the first pivots are made of. `flags` has room for a row of them. */
-static ONCE_ONLY void NAME(add_first_rows)(double *restrict to, double *restrict pivot,
-                                           double *restrict flags, NAME(weighted_columns) * c,
-                                           const bncore_arrays *a, const bncore_rows *t,
-                                           int squares)
-{
-    uint8_t room[NAME(WIDE_STRIP)];
-    for (int64_t j = 0; j < t->cols; j++) to[j] = c->q[j] = c->n[j] = 0.0;
-    int open = 1;
-    for (int64_t r = 0; r < t->rows && open; r++) {
-        const T *x = (const T *)a->x + r * t->stride;
-        const uint8_t *bytes =
-            NAME(flags_in)(room, a->weighting, a->at + r * t->stride, x, t->cols);
-        for (int64_t j = 0; j < t->cols; j++) flags[j] = bytes[j];
-        open = squares ? NAME(add_first_row)(to, pivot, c->q, c->n, flags, x, t->cols, 1)
-                       : NAME(add_first_row)(to, pivot, c->q, c->n, flags, x, t->cols, 0);
-    }
-}
-
-/* Start the running statistics of columns, and set `square` to the mean square of the values that made the first pivots;
- * the pivot of a column without weight is 0. */
-static ONCE_ONLY void NAME(start_weighted_columns)(NAME(weighted_columns) * c,
-                                                   bncore_partial partial, const bncore_arrays *a,
-                                                   const bncore_rows *t, double *restrict square)
-{
-    double *restrict n = partial.at, *restrict pivot = n + RUNNING_PIVOT * partial.stride;
-    double *restrict S = n + RUNNING_S * partial.stride;
-    double *restrict Q = n + RUNNING_Q * partial.stride;
-    for (int64_t j = 0; j < t->cols; j++) n[j] = pivot[j] = S[j] = Q[j] = 0.0;
-    NAME(add_first_rows)(c->s, pivot, square, c, a, t, 0);
-    for (int64_t j = 0; j < t->cols; j++) {
-        const double mean = pivot[j] + c->s[j] / c->n[j];
-        pivot[j] = is_finite(mean) ? mean : 0.0;
-        square[j] = 0.0;
-    }
-#if CHAINED
-    if (a->float64_sums) return;
-    for (int64_t j = 0; j < t->cols; j++) pivot[j] = NAME(rounded_pivot)(pivot[j]);
-    NAME(add_first_rows)(square, pivot, c->s, c, a, t, 1);
-    for (int64_t j = 0; j < t->cols; j++) square[j] = c->n[j] > 0.0 ? square[j] / c->n[j] : 0.0;
-#endif
-}
-
-/* Flush a block; `square` becomes the mean square so far. */
-static ONCE_ONLY void NAME(flush_weighted_columns)(bncore_partial partial,
-                                                   const NAME(weighted_columns) * c,
-                                                   double *restrict square, int64_t cols,
-                                                   int float64_sums)
-{
-    double *restrict n = partial.at, *restrict pivot = n + RUNNING_PIVOT * partial.stride;
-    double *restrict S = n + RUNNING_S * partial.stride;
-    double *restrict Q = n + RUNNING_Q * partial.stride;
-    const double *restrict s = c->s, *restrict q = c->q, *restrict more = c->n;
-#pragma omp simd
-    for (int64_t j = 0; j < cols; j++) {
-        const double any = more[j];
-#if CHAINED
-        const running moved =
-            float64_sums
-                ? running_flush((running){n[j], pivot[j], S[j], Q[j]}, s[j], q[j], any)
-                : NAME(flush_rounded)((running){n[j], pivot[j], S[j], Q[j]}, s[j], q[j], any);
-#else
-        const running moved = running_flush((running){n[j], pivot[j], S[j], Q[j]}, s[j], q[j], any);
-        (void)float64_sums;
-#endif
-        n[j] = moved.n;
-        pivot[j] = any != 0.0 ? moved.pivot : pivot[j];
-        S[j] = any != 0.0 ? moved.S : S[j];
-        Q[j] = any != 0.0 ? moved.Q : Q[j];
-        square[j] = any != 0.0 ? moved.Q / moved.n : square[j];
-    }
-}
-
-#if CHAINED
-/* Whether all weights of each column are 1. Returns whether those of all columns are. */
-static ONCE_ONLY int NAME(find_ones)(uint8_t *ones, const bncore_weighting *weighting,
-                                     NAME(some_rows) t)
-{
-    memset(ones, 1, (size_t)t.cols);
-    for (int64_t r = 0; r < t.rows; r++) {
-        const NAME(some_rows) row = NAME(rows_from)(t, r, 1);
-        double room[WEIGHTED_STRIP];
-        if (weighting->doubles) {
-            const double *weights = NAME(weights_in)(room, weighting, row.at, row.x, row.cols);
-            for (int64_t j = 0; j < row.cols; j++) ones[j] &= weights[j] == 1.0;
-        } else {
-            const uint8_t *flags =
-                NAME(flags_in)((uint8_t *)room, weighting, row.at, row.x, row.cols);
-            for (int64_t j = 0; j < row.cols; j++) ones[j] &= flags[j];
-        }
-    }
-    return count_flags(ones, t.cols) == t.cols;
-}
-
-/* Sum a block in chains where they may be, and as sum_weighted_block does elsewhere. */
-static void NAME(sum_chained_block)(NAME(weighted_columns) * w, const bncore_weighting *weighting,
-                                    const double *square, NAME(some_rows) t)
-{
-    uint8_t ones[WEIGHTED_STRIP];
-    double s[WEIGHTED_STRIP] = {0}, q[WEIGHTED_STRIP] = {0};
-    running_columns chains = {s, q};
-    const int all = NAME(find_ones)(ones, weighting, t);
-    int any = 0;
-    for (int64_t j = 0; j < t.cols; j++) any |= ones[j] && is_chained(square[j]);
-    if (any) {
-        NAME(chain_block)(&chains, w->pivot, t.x, t.stride, t.cols, t.rows);
-        if (all) NAME(mend_columns)(&chains, square, w->pivot, t.x, t.stride, t.cols, t.rows);
-    }
-    if (!any || !all) NAME(sum_weighted_block)(w, weighting, t);
-    for (int64_t j = 0; any && j < t.cols; j++) {
-        const int counts =
-            ones[j] && is_chained(square[j]) && keeps_digits(s[j], q[j], (double)t.rows);
-        if (!all && !counts) continue;
-        w->s[j] = s[j], w->q[j] = q[j], w->n[j] = (double)t.rows;
-    }
-}
-#endif
-
-static ONCE_ONLY void NAME(weighted_strip)(bncore_partial partial, const bncore_arrays *a,
-                                           const bncore_rows *t)
-{
-    NAME(weighted_columns) w;
-    double square[NAME(WIDE_STRIP)];
-    w.pivot = partial.at + RUNNING_PIVOT * partial.stride;
-    NAME(start_weighted_columns)(&w, partial, a, t, square);
-    const NAME(some_rows) all = {a->x, a->at, t->stride, t->cols, t->rows};
-    for (int64_t block = 0; block < t->rows; block += BNCORE_ROW_BLOCK) {
-        const NAME(some_rows) rows =
-            NAME(rows_from)(all, block, bncore_min(t->rows - block, BNCORE_ROW_BLOCK));
-#if CHAINED
-        if (!a->float64_sums)
-            NAME(sum_chained_block)(&w, a->weighting, square, rows);
-        else
-#endif
-            NAME(sum_weighted_block)(&w, a->weighting, rows);
-        NAME(flush_weighted_columns)(partial, &w, square, t->cols, a->float64_sums);
-    }
-    for (int64_t j = 0; j < t->cols; j++) {
-        double *column = partial.at + j;
-        const running end = {column[0], column[RUNNING_PIVOT * partial.stride],
-                             column[RUNNING_S * partial.stride],
-                             column[RUNNING_Q * partial.stride]};
-        if (end.n == 0.0)
-            column[RUNNING_PIVOT * partial.stride] = 0.0;
-        else
-            running_finish(&end, partial, j);
-    }
-}
-
-static void NAME(weighted_moments_rows)(bncore_partial partial, const bncore_arrays *a,
-                                        const double *unused, const bncore_rows *t)
-{
-    (void)unused;
-    const int64_t width =
-        has_row_weights(a->weighting, t->stride) ? NAME(WIDE_STRIP) : WEIGHTED_STRIP;
-    for (int64_t j = 0; j < t->cols; j += width) {
-        const bncore_rows strip = {t->rows, bncore_min(t->cols - j, width), t->stride};
-        bncore_arrays here = *a;
-        here.x = (const T *)a->x + j;
-        here.at += j;
-        NAME(weighted_strip)((bncore_partial){partial.at + j, partial.stride}, &here, &strip);
-    }
 }

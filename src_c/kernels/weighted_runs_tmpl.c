@@ -48,7 +48,8 @@ static inline ALWAYS_INLINE int64_t NAME(next_flags)(NAME(run_flags) * f, NAME(v
 /* Rows: the flags of some rows of a strip, which lie `step` apart. Where a row has one flag, a vector of it is enough. */
 typedef struct NAME(row_flags) {
     const bncore_weighting *weighting;
-    int64_t at; /* the place in x of the first value of the strip */
+    int64_t at;  /* the place in x of the first value of the strip */
+    int64_t row; /* the first row of the strip among those of x */
     int in_rows, in_memory;
     const uint8_t *first;
     int64_t step;
@@ -60,30 +61,34 @@ static inline void NAME(start_row_flags)(NAME(row_flags) * f, const bncore_array
 {
     f->weighting = a->weighting;
     f->in_rows = has_row_flags(a->weighting, t->stride);
+    f->row = a->at / t->stride;
     f->in_memory = NAME(has_flags)(a->weighting);
     f->first = f->room[0];
     f->step = f->in_memory ? t->stride : WEIGHTED_STRIP;
 }
 
-/* Find the flags of rows whose first value lies `from` values behind the first one of the strip, or lay them out. */
-static inline void NAME(find_flags)(NAME(row_flags) * f, const T *x, int64_t from,
-                                    const bncore_rows *t, int rows)
+/* Find the flags of rows from row `first` of the strip on, or lay them out. Returns whether all are known to be 1. */
+static inline int NAME(find_flags)(NAME(row_flags) * f, const T *x, int64_t first,
+                                   const bncore_rows *t, int rows)
 {
+    int all = f->in_rows;
     if (f->in_memory) {
-        f->first = (const uint8_t *)f->weighting->values + f->at + from;
-        return;
+        f->first = (const uint8_t *)f->weighting->values + f->at + first * t->stride;
+        return 0;
     }
     for (int r = 0; r < rows; r++) {
         uint8_t *to = f->room[r];
-        const int64_t i = r * t->stride, at = f->at + from + i;
         if (f->in_rows) {
-            const int flag = weight_of(f->weighting, shared_place(f->weighting, at)) != 0.0;
+            const int flag = ((const uint8_t *)f->weighting->values)[f->row + first + r];
             memcpy(to, flags_of_row[flag], sizeof flags_of_row[flag]);
+            all &= flag;
             continue;
         }
+        const int64_t i = r * t->stride, at = f->at + first * t->stride + i;
         const uint8_t *flags = NAME(flags_in)(to, f->weighting, at, x + i, t->cols);
         if (flags != to) memcpy(to, flags, (size_t)t->cols);
     }
+    return all;
 }
 
 /* The values v of row r and column j, with their flags. */

@@ -1,0 +1,50 @@
+/* The arithmetic of weighted values, for storage type T, as normalize and grad_input have it. Everything may be fused: what is
+ * not there changes nothing (weighted_runs_tmpl.c, run.c). */
+
+enum { NAME(EVERYTHING) = ACTIVATION | RESIDUAL | WEIGHTED | DOUBLES };
+
+/* Compute WIDTH values, of which `fill` replaces those without weight (frozen is not used). */
+static inline ALWAYS_INLINE void NAME(weighted_normalize)(T *to, NAME(values) v, const ACC *coef,
+                                                          int64_t stride, int by_column, ACC fill,
+                                                          int frozen, int fused)
+{
+    NAME(inputs) in;
+    ACC y[NAME(WIDTH)], flags[NAME(WIDTH)];
+    (void)frozen;
+    NAME(load_flags)(flags, v.flags, NAME(WIDTH));
+    NAME(take)(&in, v, NAME(WIDTH), fused);
+#pragma omp simd
+    for (int l = 0; l < NAME(WIDTH); l++) {
+        const ACC *k = coef + l * by_column;
+        const ACC plain = NAME(y_of)(v, in.x[l] - k[0], in.r[l], k[stride], k[2 * stride], fused);
+        y[l] = flags[l] != (ACC)0 ? plain : fill;
+    }
+    NAME(store_many)(to, y, NAME(WIDTH));
+}
+
+/* dx = ((g + w * ((x - hi) * k)) + w * shift) * a; where there is no weight or, if `frozen`, everywhere it is g * a, and 0
+ * where the value takes no part. */
+static inline ALWAYS_INLINE void NAME(weighted_grad_input)(T *to, NAME(values) v, const ACC *coef,
+                                                           int64_t stride, int by_column, ACC fill,
+                                                           int frozen, int fused)
+{
+    NAME(inputs) in;
+    ACC g[NAME(WIDTH)], dx[NAME(WIDTH)], flags[NAME(WIDTH)];
+    const ACC counts = frozen ? (ACC)0 : (ACC)1;
+    (void)fill;
+    NAME(load_flags)(flags, v.flags, NAME(WIDTH));
+    NAME(take)(&in, v, NAME(WIDTH), fused);
+    NAME(mask_gradients)(g, &in, v, coef, stride, by_column, fused);
+#pragma omp simd
+    for (int l = 0; l < NAME(WIDTH); l++) {
+        const ACC *k = coef + l * by_column;
+        const ACC w = fused & DOUBLES ? v.weights[l] : (ACC)1, d = in.x[l] - k[stride];
+        const ACC sum = (g[l] + w * (d * k[2 * stride])) + w * k[3 * stride];
+        const ACC value = (flags[l] * counts != (ACC)0 ? sum : g[l]) * k[0];
+        dx[l] = NAME(takes_part)(v, flags[l], g[l]) ? value : (ACC)0;
+    }
+    NAME(store_many)(to, dx, NAME(WIDTH));
+}
+
+typedef void NAME(weighted_arithmetic)(T *to, NAME(values) v, const ACC *coef, int64_t stride,
+                                       int by_column, ACC fill, int frozen, int fused);
