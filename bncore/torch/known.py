@@ -4,13 +4,15 @@ Tracers of `torch.fx` keep a module as one node if its ``__module__`` begins wit
 each module says there where PyTorch's batch norm is.  Its class does not, as pickle looks there.
 
 Fusers and quantization look modules up by their exact classes.  They get these from two functions,
-which PyTorch has for modules whose class was exchanged: after `teach`, these functions return the
-class that a module had before `convert`.
+which PyTorch has for modules whose class was exchanged: from the first module of bncore on, these
+functions return the class that a module had before `convert`.  One of them is in a module of
+PyTorch that takes long to import, so `import bncore.torch` does not do that.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
 import warnings
 from collections.abc import Callable, Iterable
@@ -20,19 +22,19 @@ from typing import Any
 from torch.nn import Module
 from torch.nn.utils import parametrize
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # of what this module itself imports
-    from torch.fx.experimental import optimization
+Original = Callable[[type[Module]], type[Module]]
 
 MARK = "__module__"
 PLACE = "torch.nn.modules.batchnorm"
 
-_taught: list[Callable[..., Any]] = []
+_later: list[Original] = []  # what `teach` got, until there is a module
 
 
 def mark(module: Module) -> None:
     """Let tracers keep a module as one node."""
     module.__dict__[MARK] = PLACE
+    while _later:
+        _exchange(_later.pop())
 
 
 def unmark(module: Module) -> None:
@@ -40,10 +42,16 @@ def unmark(module: Module) -> None:
     module.__dict__.pop(MARK, None)
 
 
-def teach(original: Callable[[type[Module]], type[Module]]) -> None:
+def teach(original: Original) -> None:
     """Let PyTorch's fusers and quantization take a module for one of its original class."""
-    if _taught:
-        return
+    _later.append(original)
+
+
+def _exchange(original: Original) -> None:
+    """Exchange the two functions wherever they have been imported to."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of what this module itself imports
+        optimization = importlib.import_module("torch.fx.experimental.optimization")
     kind_of: Any = parametrize.type_before_parametrizations
     matches: Any = optimization.matches_module_pattern
 
@@ -68,4 +76,3 @@ def teach(original: Callable[[type[Module]], type[Module]]) -> None:
         for place in list(sys.modules.values()):
             if isinstance(place, ModuleType) and vars(place).get(new.__name__) is old:
                 setattr(place, new.__name__, new)
-        _taught.append(new)

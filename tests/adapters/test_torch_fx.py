@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -17,6 +18,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*reduce_range.*"),
     pytest.mark.filterwarnings("ignore:_aminmax is deprecated"),
 ]
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from torch.fx.experimental import optimization
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 NAMES = [["conv", "norm", "relu"]]
@@ -50,7 +55,7 @@ def default_mapping(qat):
 
 
 FUSERS = {
-    "fuse": (torch.fx.experimental.optimization.fuse, False),
+    "fuse": (optimization.fuse, False),
     "fuse_fx": (quantize_fx.fuse_fx, False),
     "prepare_fx": (lambda m: quantize_fx.prepare_fx(m, default_mapping(False), (X,)), False),
     "prepare_qat_fx": (lambda m: quantize_fx.prepare_qat_fx(m, default_mapping(True), (X,)), True),
@@ -107,9 +112,6 @@ def test_a_fuser_leaves_alone_what_it_would_leave_alone():
     """Somebody's own class, and a module that is PyTorch's nowhere."""
     for norm in (Own(4), bncore.torch.BatchNormReLU(4)):
         net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), norm).eval()
-        assert (
-            len([*torch.fx.experimental.optimization.fuse(bncore.torch.convert(net)).graph.nodes])
-            == 4
-        )
+        assert len([*optimization.fuse(bncore.torch.convert(net)).graph.nodes]) == 4
         with pytest.raises(AssertionError, match="did not find fuser method"):
             quantization.fuse_modules(net, [["0", "1"]])
