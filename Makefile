@@ -50,7 +50,7 @@ BUILD_REQUIRES = $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyprojec
 # pip must install into one environment at a time.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench bench-peers bench-torch bench-jax bench-onnxruntime bench-scale test-torch test-jax \
+.PHONY: help demo test bench bench-peers bench-torch torch-tables bench-jax bench-onnxruntime bench-scale test-torch test-jax \
 	test-onnxruntime test-frameworks test-scale test-ray coverage lint format \
 	test-without-native test-freethreaded test-aarch64 test-platforms sanitize fuzz sdist-check wheel check-kernels counts report pictures judge study docs \
 	build installs clean
@@ -77,6 +77,9 @@ BOTH_WAYS := ops modules gradients suites transforms
 test-torch: build $(VENV)/.test $(VENV)/.torch-tools ## tests bncore.torch, and compares with PyTorch (installs it)
 	$(EXPECT) $(PY) -m pytest -m needs_torch $(call WITH,needs_torch) $(SPREAD_FILES) $(PYTEST_ARGS)
 	BNCORE_TORCH_COMPILED=0 $(EXPECT) $(PY) -m pytest $(addprefix tests/adapters/test_torch_,$(addsuffix .py,$(BOTH_WAYS))) $(SPREAD_FILES) $(PYTEST_ARGS)
+
+torch-tables: build $(VENV)/.suite $(VENV)/.torch-tools ## compares models of torchvision and timm before and after convert, and writes docs/torch-models.md; TABLE_ARGS=--quick takes two small models
+	$(PY) benchmarks/torch_zoo.py $(or $(TABLE_ARGS),--write)
 
 test-onnxruntime: build $(VENV)/.test $(VENV)/.onnxruntime ## tests bncore.onnxruntime in sessions of ONNX Runtime (installs it)
 	$(EXPECT) $(PY) -m pytest -m needs_onnxruntime tests/adapters/test_onnxruntime_*.py $(SPREAD_FILES) $(PYTEST_ARGS)

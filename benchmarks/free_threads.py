@@ -7,7 +7,9 @@ Every thread makes calls on arrays of its own, each call on one thread, and a ro
 time.  Rounds with one caller and with several alternate, so that a busy machine slows both; the
 figures are medians over the rounds.  Three kinds of calls: long ones, which release the lock of an
 ordinary Python and scale there as well; short ones, which hold it; and steps of a layer, most of
-whose time is Python's.  In a free-threaded Python all of them should scale with the processors.
+whose time is Python's.  In a free-threaded Python all of them should scale with the processors, as
+a loop of Python alone does, which is timed first: where that does not scale, other programs take
+the processors, and the other figures say nothing.
 """
 
 from __future__ import annotations
@@ -24,6 +26,11 @@ import numpy as np
 import bncore
 
 Call = Callable[[], object]
+
+
+def python_alone() -> Call:
+    """Add numbers in a loop, without bncore."""
+    return lambda: sum(i for i in range(1000))
 
 
 def long_call() -> Call:
@@ -51,7 +58,12 @@ def layer_step() -> Call:
     return step
 
 
-CALLS = {"long calls": long_call, "short calls": short_call, "steps of a layer": layer_step}
+CALLS = {
+    "Python alone": python_alone,
+    "long calls": long_call,
+    "short calls": short_call,
+    "steps of a layer": layer_step,
+}
 
 
 def calls_per_second(make: Callable[[], Call], callers: int, seconds: float) -> float:

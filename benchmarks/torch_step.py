@@ -1,12 +1,14 @@
 """Time bncore.torch against PyTorch's own batch norm, and against bncore's NumPy functions.
 
-    python benchmarks/torch_step.py [--threads 1,2] [--repeats N] [--pool BYTES] [--write]
+    python benchmarks/torch_step.py [--threads 1,2] [--repeats N] [--pool BYTES] [--quick]
+                                    [--write]
 
 First a training step, forward and backward, of ``BatchNorm2d`` on the shapes of ResNet-50 at
 batch 32: both modules allocate what they return, bncore's from its pool of --pool bytes, and then
 without one.  Then what the adapter costs above the NumPy functions on the same memory, 32x64x56x56,
 and what PyTorch's autograd costs there by itself.  Everybody takes turns in one process, after
-results are compared; medians.  --write puts the tables into docs/pytorch.md.
+results are compared; medians.  --write puts the tables into docs/pytorch.md; --quick is a small run
+that shows whether everything works.
 """
 
 from __future__ import annotations
@@ -167,8 +169,11 @@ def main() -> None:
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--pool", type=int, default=1 << 28, help="bytes of its pool")
+    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
+    if options.quick:
+        options.threads, options.repeats = "1", 1
     console = Console(stderr=True)
     found: dict[int, Times] = {}
     without: dict[int, Times] = {}

@@ -18,6 +18,7 @@ from bncore.backends.native.binding cimport (
     bncore_problem_init, bncore_fusion_init, bncore_weights_init, bncore_scratch_size,
     bncore_moments, bncore_normalize, bncore_train,
     bncore_grad_sums, bncore_grad_input, bncore_train_backward, bncore_infer_backward,
+    bncore_group_norm, bncore_group_norm_backward,
     bncore_status_string, bncore_version, bncore_abi_version, bncore_isa, bncore_isa_available,
     bncore_isa_set, bncore_isa_init, bncore_executor_choose, bncore_executor_init,
     bncore_executor_name, bncore_executor_available, bncore_max_threads_set, bncore_max_threads,

@@ -61,7 +61,7 @@ myst_links_external_new_tab = False
 
 # The API of Python. The frameworks need not be installed: only their names are read.
 autodoc_mock_imports = ["torch", "jax", "onnx", "onnxruntime", "dask", "distributed", "xarray"]
-autodoc_mock_imports += ["mpi4py", "ray", "zarr", "h5py"]
+autodoc_mock_imports += ["mpi4py", "ray", "zarr", "h5py", "flax", "equinox"]
 autodoc_typehints = "none"  # the docstrings say more
 autosummary_generate = True
 numpydoc_show_class_members = False

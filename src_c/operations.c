@@ -2,7 +2,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "arguments.h"
+#include "parts.h"
 
 /* ---- per channel ---- */
 
@@ -93,6 +93,14 @@ static void set_grad_frozen(const operation *op, int64_t first, int64_t n)
     /* The weighted kernel reads the other fields of grad_input, too. The first of them may be set for the mask. */
     for (int f = op->set_mask ? 2 : 1; op->weighted && f < GRAD_INPUT_FIELDS; f++)
         memset(coef_at(op, f * op->coef_stride + first), 0, (size_t)n * op->kernels->coef_item);
+}
+
+static void set_grad_group(const operation *op, int64_t first, int64_t n)
+{
+    op->kernels->grad_group_coefs(coef_at(op, first), op->coef_stride, n, op->mean + first,
+                                  op->invstd + first, from_channel(op->weight, first),
+                                  op->sum_dy + first, op->sum_dy_xhat + first,
+                                  (double)(op->g.n * op->wide));
 }
 
 /* Compute the coefficients of z as normalize_by_var does, so that z has the bits that it had in forward. */
@@ -229,6 +237,12 @@ static bncore_status run(operation *op)
 
 bncore_status bncore_moments(const bncore_problem *p, double *mean, double *m2, const void *x)
 {
+    return bncore_group_moments(p, 0, mean, m2, x);
+}
+
+bncore_status bncore_group_moments(const bncore_problem *p, int64_t wide, double *mean, double *m2,
+                                   const void *x)
+{
     operation op;
     bncore_status status = bncore_start_any(&op, p, NULL, NULL, x);
     if (status == BNCORE_OK) status = bncore_check_data(&op, 1, (const void *[]){x});
@@ -236,11 +250,19 @@ bncore_status bncore_moments(const bncore_problem *p, double *mean, double *m2, 
     if (status == BNCORE_OK) status = bncore_check_count(&op);
     if (status != BNCORE_OK) return status;
     reduce_moments(&op, mean, m2);
+    op.wide = wide;
     return run(&op);
 }
 
 bncore_status bncore_normalize(const bncore_problem *p, void *y, const void *x, const double *mean,
                                const double *var, const double *weight, const double *bias)
+{
+    return bncore_normalize_part(p, BY_SIZE, y, x, mean, var, weight, bias);
+}
+
+bncore_status bncore_normalize_part(const bncore_problem *p, bncore_streaming streaming, void *y,
+                                    const void *x, const double *mean, const double *var,
+                                    const double *weight, const double *bias)
 {
     operation op;
     bncore_status status = bncore_start_any(&op, p, y, NULL, x);
@@ -250,6 +272,7 @@ bncore_status bncore_normalize(const bncore_problem *p, void *y, const void *x, 
     if (status != BNCORE_OK) return status;
     given(&op, mean, var, weight, bias);
     apply_normalize(&op, normalize_by_var);
+    op.streaming = streaming;
     return run(&op);
 }
 
@@ -310,6 +333,26 @@ bncore_status bncore_grad_input(const bncore_problem *p, void *dx, const void *d
     if (status == BNCORE_OK) status = bncore_check_counts(&op, count);
     if (status != BNCORE_OK) return status;
     apply_grad_input(&op, sum_dy, sum_dy_xhat, count);
+    return run(&op);
+}
+
+bncore_status bncore_grad_group(const bncore_problem *p, bncore_streaming streaming, int64_t wide,
+                                void *dx, const void *dy, const void *x, const double *mean,
+                                const double *var, const double *sum_dy, const double *sum_dy_xhat,
+                                const double *weight)
+{
+    operation op;
+    const bncore_status status =
+        start_gradient(&op, p, dx, sum_dy, sum_dy_xhat, dy, x, mean, var, weight);
+    if (status != BNCORE_OK) return status;
+    op.wide = wide;
+    op.streaming = streaming;
+    op.apply_planes = op.kernels->grad_group_planes[0];
+    op.apply_rows = op.kernels->grad_group_rows[0];
+    op.coef_fields = GRAD_GROUP_FIELDS;
+    op.set_coefs = set_grad_group;
+    op.sum_dy = sum_dy;
+    op.sum_dy_xhat = sum_dy_xhat;
     return run(&op);
 }
 

@@ -58,3 +58,9 @@ int64_t bncore_group_size(const bncore_geometry *g, int64_t bytes, int32_t threa
     const int64_t wanted = bncore_min(bncore_max(bncore_max(fits, long_enough), 1), BNCORE_GROUP);
     return bncore_min(wanted, bncore_max(g->channels / threads, 1));
 }
+
+int64_t bncore_line_segment(int64_t samples)
+{
+    const int64_t tiles = bncore_ceil_div(samples, BNCORE_LINE_SEGMENTS * BNCORE_LINE_TILE);
+    return bncore_max(tiles * BNCORE_LINE_TILE, BNCORE_LINE_SEGMENT);
+}

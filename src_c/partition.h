@@ -12,7 +12,11 @@ enum {
     BNCORE_SEGMENT = 32768, /* planes: least values of a segment, the unit of parallel reduction */
     BNCORE_MAX_SEGMENTS = 64, /* segments per channel: bounds scratch */
     BNCORE_FOLD_WIDTH = 256,  /* rows: rows narrower than this may be folded into wider ones */
-    BNCORE_GROUP = 32         /* planes: channels per task, at most */
+    BNCORE_GROUP = 32,        /* planes: channels per task, at most */
+    BNCORE_LINE_TILE = 4,     /* lines whose columns are added in one tree */
+    BNCORE_LINE_SEGMENT =
+        16, /* lines: least samples of a sum over samples, a multiple of BNCORE_LINE_TILE */
+    BNCORE_LINE_SEGMENTS = 64 /* lines: such sums, at most */
 };
 
 /* Planes (inner >= 16): a channel has `outer` runs of `inner` values, and value e lies in image e / inner. Rows (the
@@ -33,6 +37,9 @@ bncore_geometry bncore_partition(int64_t outer, int64_t channels, int64_t inner)
  * core's own cache between the two passes, runs are long enough for the prefetcher, and there are at least
  * `threads` tasks where there are as many channels. */
 int64_t bncore_group_size(const bncore_geometry *g, int64_t bytes, int32_t threads);
+
+/* Lines: how many samples a segment of a sum over samples has. */
+int64_t bncore_line_segment(int64_t samples);
 
 static inline int64_t bncore_min(int64_t a, int64_t b)
 {

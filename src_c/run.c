@@ -222,17 +222,17 @@ static void task_apply_rows(void *arg, int64_t i)
 
 /* ---- both ---- */
 
-/* Merge all segments, in order, into the first one, and then the columns of each channel, in order, into its first
- * column. */
+/* Merge all segments, and then the columns of each channel or group, both in order, into the first one. */
 static void finish_channels(const operation *op)
 {
     const bncore_geometry *g = &op->g;
-    const int64_t all = columns(g), inner = g->planes ? 1 : g->inner, width = g->channels * inner;
+    const int64_t all = columns(g), wide = bncore_max(op->wide, 1), results = g->channels / wide;
+    const int64_t inner = (g->planes ? 1 : g->inner) * wide, width = results * inner;
     const bncore_partial total = partial_at(op, 0);
     for (int64_t s = 1; s < g->segments; s++) op->merge(total, partial_at(op, s).at, all, 1);
     for (int64_t i = 1; i < inner * (all / width); i++)
-        op->merge(total, total.at + i / inner * width + i % inner, g->channels, inner);
-    op->finish(op, 0, g->channels, total, inner);
+        op->merge(total, total.at + i / inner * width + i % inner, results, inner);
+    op->finish(op, 0, results, total, inner);
 }
 
 /* Repeat each of `n` values of `item` bytes `inner` times, in place. */

@@ -7,6 +7,9 @@
 #include "include/bncore.h"
 #include "kernels/kernels.h"
 
+/* Whether stores pass the caches by. */
+typedef enum bncore_streaming { BY_SIZE = 0, KEPT, STREAMED } bncore_streaming;
+
 typedef struct operation {
     const bncore_problem *problem;
     const bncore_kernel_set *kernels;
@@ -20,6 +23,10 @@ typedef struct operation {
     const double *mean, *var, *weight, *bias;
     const double *sum_dy, *sum_dy_xhat;
     const double *counts; /* NULL: g.n for every channel */
+
+    int64_t
+        wide; /* how many neighbouring channels share statistics, as in group norm; 0: none do */
+    int streaming; /* bncore_streaming: for a part of a call, of which the whole decides */
 
     int weighted; /* whether there are weights */
     bncore_weighting weighting;

@@ -58,8 +58,9 @@ static void schedule_planes(operation *op)
         op->group = bncore_ceil_div(g->channels,
                                     bncore_min(bncore_ceil_div(wanted, g->segments), g->channels));
     op->groups = bncore_ceil_div(g->channels, op->group);
-    op->whole_groups = op->fields && (op->threads == 1 || g->segments == 1 ||
-                                      op->groups >= TASKS_PER_THREAD * op->threads);
+    op->whole_groups =
+        op->fields && !op->wide &&
+        (op->threads == 1 || g->segments == 1 || op->groups >= TASKS_PER_THREAD * op->threads);
 }
 
 void bncore_schedule(operation *op)
@@ -68,7 +69,8 @@ void bncore_schedule(operation *op)
     const int64_t useful = bncore_max(g->n * g->channels / THREAD_VALUES, 1);
     op->threads = (int32_t)bncore_min(op->problem->n_threads, useful);
     const int64_t bytes = g->n * g->channels * (int64_t)op->item * (inputs(&op->arrays) + 1);
-    op->arrays.stream = worth_streaming(op, bytes);
+    op->arrays.stream =
+        op->streaming == BY_SIZE ? worth_streaming(op, bytes) : op->streaming == STREAMED;
     op->arrays.near = bytes <= NEAR_CACHE;
     if (g->planes) {
         schedule_planes(op);

@@ -68,6 +68,16 @@ class GivenWeights(NamedTuple):
         """Whether every weight is 0 or 1."""
         return self.values is None or self.values.dtype == np.uint8
 
+    def where_needed(self, x: Array) -> GivenWeights:
+        """Return these weights, or none where all values of x count once; x is as kernels take it.
+
+        A norm that has another kernel for weights then has the same bits as without them.
+        """
+        ones = self.values is None or bool((self.values == 1).all())
+        if not self.weighs or not ones or (self.omit_nan and bool(is_nan(x).any())):
+            return self
+        return self._replace(values=None, omit_nan=False)
+
     def record(self, count: Stat) -> Weights | None:
         """Return what a backend takes, or None if all values count alike.
 

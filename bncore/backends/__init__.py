@@ -22,7 +22,7 @@ from bncore.backends.contract import Backend, FastPath
 MODULES = {
     "native": "bncore.backends.native.binding",
     "numba": "bncore.backends.numba.jit",
-    "numpy": "bncore.backends.numpy.reference",
+    "numpy": "bncore.backends.numpy.backend",
 }
 NAMES = tuple(MODULES)
 
@@ -40,7 +40,7 @@ LEAVE_CHECKOUT = "run from another directory, or run `make build`"
 GET_NUMBA = "`pip install 'bncore[numba]'`"
 
 
-# The functions of contract.py and integer_contract.py that do computations.
+# The functions of the three contracts that do computations.
 COMPUTING = (
     "moments",
     "normalize",
@@ -49,6 +49,8 @@ COMPUTING = (
     "grad_input",
     "train_backward",
     "infer_backward",
+    "group_norm",
+    "group_norm_backward",
     "integer_moments",
     "integer_normalize",
 )

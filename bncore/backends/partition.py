@@ -27,6 +27,9 @@ ROW_BLOCK = 256  # rows: the number of rows that are summed before the pivot mov
 PIVOT_ROWS = 8  # the number of rows from which a column gets its first pivot
 SEGMENT = 32768  # a segment of a channel has at least this many values
 MAX_SEGMENTS = 64  # a channel or column has at most this many segments
+LINE_TILE = 4  # lines: the number of samples whose terms of a column are added in a tree
+LINE_SEGMENT = 16  # lines: a segment of the samples has at least so many, a multiple of LINE_TILE
+LINE_SEGMENTS = 64  # lines: the samples have at most this many segments
 FOLD_WIDTH = 256  # rows up to this width are folded: several of them side by side make one row
 
 
@@ -137,6 +140,11 @@ def _rows(outer: int, channels: int, inner: int) -> Rows:
     blocks = _ceil_div(_ceil_div(outer, repeat), ROW_BLOCK)
     parts = min(blocks, MAX_SEGMENTS)
     return Rows(outer, channels, inner, repeat, _ceil_div(blocks, parts) * ROW_BLOCK)
+
+
+def line_segment(samples: int) -> int:
+    """Return the number of samples of a segment of a sum over samples."""
+    return max(_ceil_div(samples, LINE_SEGMENTS * LINE_TILE) * LINE_TILE, LINE_SEGMENT)
 
 
 def tile_slices(

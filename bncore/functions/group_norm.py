@@ -1,8 +1,9 @@
-"""Group norm: the kernels of batch norm, with statistics per sample and group.
+"""Group norm: one kernel call; with masks or weights, the kernels of batch norm.
 
-To compute the statistics, the groups of all samples are the channels of a batch norm.  To compute y
-and dx, every channel of every sample is a channel of a batch norm, and the channels of a group
-share one mean and variance.  `bncore.functions.sample_groups` gives both views of the same memory.
+With masks or weights, the groups of all samples are the channels of a batch norm that computes the
+statistics.  To compute y and dx, every channel of every sample is a channel of a batch norm, and
+the channels of a group share one mean and variance.  `bncore.functions.sample_groups` gives both
+views of the same memory.
 """
 
 from __future__ import annotations
@@ -134,6 +135,11 @@ def forward(
     y = p.output(out, parameters=inputs, allocate=buffer_pool.empty)
     number = g.samples * g.groups
     means, m2s, counts = np.full(number, np.nan), np.zeros(number), counts_of(g.count, number)
+    if not (p.empty or g.weights.weighs):
+        out, given = (values.reshape(g.shape) for values in (y.values, p.x))
+        affine = gamma.values, beta.values
+        kernels.group_norm(out, means, m2s, given, *affine, g.groups, eps, threads)
+        return y.finish(), trusted_moments(counts, means, m2s)
     for chunk in () if p.empty else g:
         given, result = chunk.by_channel(p.x), chunk.by_channel(y.values)
         mean, m2, count = (values[chunk.groups] for values in (means, m2s, counts))
@@ -194,9 +200,9 @@ def group_norm_backward(
 
     Notes
     -----
-    The kernel divides by the weight.  If a weight is 0 or below 2**-20 of the largest, the function
-    therefore writes weight * dy to a temporary array first: of x's size, and in float32 if x has 16
-    bits.
+    With masks or weights, the kernel divides by the weight.  If one is 0 or below 2**-20 of the
+    largest, the function therefore writes weight * dy to a temporary array first: of a sample's
+    size, and in float32 if x has 16 bits.
 
     References
     ----------
@@ -243,7 +249,12 @@ def backward(
     dx = p.output(out, source, (gamma, *g.weights.sources), allocate=buffer_pool.empty)
     dbias, dweight = p.zeros(), p.zeros()
     means, variances, counts = found.mean, found.var(), found.count
-    for chunk in () if p.empty else g:
+    if not (p.empty or g.weights.weighs):
+        arrays = (values.reshape(g.shape) for values in (gradient, p.x))
+        outputs = dx.values.reshape(g.shape), dbias, dweight
+        rest = gamma.values, g.groups, eps, threads
+        kernels.group_norm_backward(*outputs, *arrays, means, variances, *rest)
+    for chunk in g if g.weights.weighs and not p.empty else ():
         given, slope, result = map(chunk.by_channel, (p.x, gradient, dx.values))
         statistics = chunk.repeated(means[chunk.groups]), chunk.repeated(variances[chunk.groups])
         row = chunk.tiled(gamma.values)

@@ -1,6 +1,7 @@
 """Layer norm: statistics for every row, a weight for every column.
 
-The kernels take one weight per mean and variance.  Layer norm therefore needs two kernel calls: the
+It is one kernel call: group norm of one group, whose channels are the columns.  With masks or
+weights it needs two, since the kernels of batch norm take one weight per mean and variance: the
 first normalizes, and its channels are the rows; the second applies the weights, and its channels
 are the columns.  Both work on a few rows at a time, so that the rows stay in cache.  Rows of 16-bit
 values are converted to float32 for both calls, so that the results are rounded once.
@@ -96,6 +97,7 @@ class Rows:
             if bad.any():
                 at = rows.start + int(bad.any(axis=1).argmax())
                 raise ValueError(f"x: expected no NaN with nan_policy='raise', got NaN in row {at}")
+        self.weights = self.weights.where_needed(self.problem.x)
 
     def _values(self, rows: slice) -> Array:
         """Return the weights of a range of rows."""
@@ -115,6 +117,10 @@ class Rows:
             Weights(_lines(values), False, w.fill, count),
             Weights(_columns(values), False, w.fill, np.zeros(self.width)),
         )
+
+    def whole(self, values: Array) -> Array:
+        """Return an array of x's size as the kernels of group norm take it."""
+        return values.reshape(self.number, 1, self.width, 1)
 
     def of(self, values: Array, rows: slice) -> Array:
         """Return a range of rows of an array of x's size."""
@@ -213,6 +219,11 @@ def layer_norm(
     inputs = (gamma, beta, *r.weights.sources)
     y = p.output(out, parameters=inputs, allocate=buffer_pool.empty)
     mean, m2, count = np.full(r.number, np.nan), np.zeros(r.number), counts_of(r.width, r.number)
+    if not (p.empty or r.weights.weighs):
+        affine = gamma.values, beta.values
+        arrays = r.whole(y.values), mean, m2, r.whole(p.x)
+        kernels.group_norm(*arrays, *affine, 1, eps, threads)
+        return y.finish(), trusted_moments(count, mean, m2)
     plain = gamma.values is None and beta.values is None
     zeros, ones = np.zeros(r.width), np.ones(r.width)
     for rows in () if p.empty else r:
@@ -282,9 +293,10 @@ def layer_norm_backward(
 
     Notes
     -----
-    ``weight * dy`` is rounded to x's dtype (to float32 if x has 16 bits) before it is summed over a
-    row, and xhat is rounded before dweight is summed.  The error of a float32 gradient is therefore
-    relative to the sum of the absolute values of its terms.
+    The terms of all sums have the type of the arithmetic: x's dtype, or float32 if that has 16
+    bits.  Up to eight of a row, and four of a column, are added in this type, and then in float64.
+    The error of a float32 gradient is therefore relative to the sum of the absolute values of its
+    terms.
 
     References
     ----------
@@ -313,7 +325,11 @@ def layer_norm_backward(
     dbias, dweight = np.zeros(r.width), np.zeros(r.width)
     zeros, ones = np.zeros(r.width), np.ones(r.width)
     mean, var = found.mean, found.var()
-    for rows in () if p.empty else r:
+    if not (p.empty or r.weights.weighs):
+        arrays = r.whole(gradient), r.whole(p.x), mean, var
+        results = r.whole(dx.values), dbias, dweight
+        kernels.group_norm_backward(*results, *arrays, gamma.values, 1, eps, threads)
+    for rows in r if r.weights.weighs and not p.empty else ():
         target = r.of(dx.values, rows)
         given, slope = (in_float32(r.of(values, rows)) for values in (p.x, gradient))
         result = target if given.dtype == target.dtype else given

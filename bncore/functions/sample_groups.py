@@ -33,6 +33,7 @@ class SampleGroups:
         The problem of x, in which samples are slowest in memory.
     samples, groups, channels, count : the number of each, and of values per group
     wide : the number of channels of a group
+    shape : that of x as kernels take it, (samples, outer, channels, inner)
     weights : what counts
     """
 
@@ -60,10 +61,12 @@ class SampleGroups:
         sample = layout.canonical([array.shape[i] for i in faster], at, at + 1)
         self._outer, self._inner = sample.outer, sample.inner
         self.count = sample.values_per_channel * self.wide
+        self.shape = self.samples, sample.outer, self.channels, sample.inner
 
     def weigh(self, where: object, weights: object, nan_policy: object, fill: object) -> None:
         """Check the arguments that say what counts."""
-        self.weights = self.problem.weights(where, weights, nan_policy, fill)
+        given = self.problem.weights(where, weights, nan_policy, fill)
+        self.weights = given.where_needed(self.problem.x)
 
     def __iter__(self) -> Iterator[SampleRange]:
         """Yield a range of samples for each kernel call; its data fit in second-level cache.

@@ -16,6 +16,7 @@ from bncore.arguments import scalars
 from bncore.arguments.arrays import is_floating
 from bncore.arguments.problem import Problem
 from bncore.arguments.weights import NAN_POLICIES
+from bncore.jax import devices
 from bncore.jax.checks import arithmetic, array
 from bncore.jax.handlers import Settings
 
@@ -110,30 +111,37 @@ class Counting(NamedTuple):
 
     Attributes
     ----------
-    axes : all axes but the channels'
+    settings : of the call
     w : the weights, which broadcast against x, or None if all are 1
-    number : the sum of the weights of each channel; 1 if it is 0
-    fill : what y is where the weight is 0, or None
+    number : the sum of the weights of each channel, on all devices; 1 if it is 0
     """
 
-    axes: tuple[int, ...]
+    settings: Settings
     w: Array | None
     number: Any
-    fill: float | None
 
     @classmethod
     def of(cls, settings: Settings, x: Array, weights: Array | None) -> Counting:
         """Return the weights of x, which has the dtype of arithmetic."""
-        axes = tuple(i for i in range(settings.ndim) if i != settings.axis)
         w = None if weights is None else weights.astype(x.dtype)
         if settings.omit_nan:
             w = jnp.where(jnp.isnan(x), 0.0, jnp.ones_like(x) if w is None else w)
         if w is None:
-            n = x.size // max(x.shape[settings.axis], 1)
-            return cls(axes, None, n if isinstance(n, int) and n > 0 else jnp.maximum(n, 1), None)
+            n = x.size // max(x.shape[settings.axis], 1) * devices.count(settings.devices)
+            return cls(settings, None, n if isinstance(n, int) and n > 0 else jnp.maximum(n, 1))
         w = jax.lax.stop_gradient(w)
-        number = jnp.sum(jnp.broadcast_to(w, x.shape), axes, keepdims=True)
-        return cls(axes, w, jnp.where(number > 0.0, number, 1.0), settings.fill)
+        own = cls(settings, w, 1.0)
+        number = own.total(jnp.broadcast_to(w, x.shape))
+        return own._replace(number=jnp.where(number > 0.0, number, 1.0))
+
+    def sum(self, values: Array) -> Array:
+        """Sum every channel on this device."""
+        axes = tuple(i for i in range(self.settings.ndim) if i != self.settings.axis)
+        return jnp.sum(values, axes, keepdims=True)
+
+    def total(self, values: Array) -> Array:
+        """Sum every channel on all devices."""
+        return devices.total(self.settings.devices, self.sum(values))
 
     def counted(self, values: Array) -> Array:
         """Return values that are 0 where the weight is 0."""
@@ -141,9 +149,15 @@ class Counting(NamedTuple):
 
     def average(self, values: Array) -> Array:
         """Return the weighted mean of every channel."""
-        if self.w is None:
-            return jnp.mean(values, self.axes, keepdims=True)
-        return jnp.sum(self.counted(values) * self.w, self.axes, keepdims=True) / self.number
+        return self.total(self.weighted(values)) / self.number
+
+    def part(self, values: Array) -> Array:
+        """Return what this device adds to the weighted mean of every channel, as (C,) values."""
+        return (self.sum(self.weighted(values)) / self.number).ravel()
+
+    def weighted(self, values: Array) -> Array:
+        """Return values times their weights."""
+        return values if self.w is None else self.counted(values) * self.w
 
     def spread(self, values: Array) -> Array:
         """Return values times each weight's part of the sum of the weights."""
@@ -151,9 +165,10 @@ class Counting(NamedTuple):
 
     def filled(self, y: Array) -> Array:
         """Return y with the constant where the weight is 0."""
-        if self.w is None or self.fill is None:
+        fill = self.settings.fill
+        if self.w is None or fill is None:
             return y
-        return jnp.where(self.w == 0.0, jnp.asarray(self.fill, y.dtype), y)
+        return jnp.where(self.w == 0.0, jnp.asarray(fill, y.dtype), y)
 
 
 def clean(settings: Settings, x: Array, weights: Array | None, dy: Array) -> Array:

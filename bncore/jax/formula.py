@@ -26,6 +26,7 @@ def train(
     wide = x.astype(arithmetic(x.dtype))
     counting = Counting.of(settings, wide, weights)
     centered = wide - counting.average(wide)
+    centered = centered - counting.average(centered)  # what rounding left of a large mean
     var = counting.average(centered * centered)
     y = _finished(settings, negative, centered, var, weight, bias, residual)
     return counting.filled(y).astype(x.dtype)

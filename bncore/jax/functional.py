@@ -2,52 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, SupportsIndex, TypeAlias
+from collections.abc import Hashable, Sequence
+from typing import Literal, SupportsIndex, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy.typing as npt
-from jax import export
 
-from bncore.arguments import scalars
-from bncore.arguments.float_environment import silent_arithmetic
 from bncore.arguments.parameters import variances
 from bncore.arguments.weights import NanPolicy
-from bncore.jax import checks, counting, ops
+from bncore.jax import checks, counting, devices, inference, ops
+from bncore.jax.counting import Counting
+from bncore.jax.handlers import Settings
 from bncore.jax.manual_axes import alike
-from bncore.statistics import shown_count
+from bncore.jax.statistics import Given, Moments, moments_of
 
 # Jitted here, the functions take a fraction of the time if the caller does not jit them.
 _train = jax.jit(ops.train, static_argnums=0, inline=True)
-_infer = jax.jit(ops.infer, static_argnums=0, inline=True)
+_infer = jax.jit(inference.infer, static_argnums=0, inline=True)
 
 Array: TypeAlias = jax.Array
-Given: TypeAlias = jax.Array | npt.NDArray[Any]
-
-
-@partial(jax.tree_util.register_dataclass, data_fields=["count", "mean", "var"], meta_fields=[])
-@dataclass(frozen=True)
-class Moments:
-    """The statistics of a batch, which `batch_norm_train` returns; a pytree.
-
-    Attributes
-    ----------
-    count : (C,) array
-        The number of values of every channel, or the sum of their weights; float64 if JAX allows it
-        (``jax_enable_x64``), otherwise float32.  Without weights, `batch_norm_train` knows it when
-        it is traced and returns a NumPy array.
-    mean : (C,) array
-        The mean in x's unit, of the same dtype; NaN where count is 0.
-    var : (C,) array
-        The population variance, in x's unit squared, of the same dtype; NaN where count is 0.
-    """
-
-    count: Given
-    mean: Array
-    var: Array
 
 
 def batch_norm_train(
@@ -64,6 +38,8 @@ def batch_norm_train(
     weights: Given | None = None,
     nan_policy: NanPolicy = "propagate",
     fill: float | None = None,
+    axis_name: Hashable | Sequence[Hashable] | None = None,
+    axis_index_groups: Sequence[Sequence[int]] | None = None,
 ) -> tuple[Array, Moments]:
     """Normalize every channel of a batch by the batch's own mean and variance.
 
@@ -94,6 +70,11 @@ def batch_norm_train(
         traced.
     fill : float, optional
         What y is where the weight is 0; the gradient of x is 0 there.
+    axis_name : hashable or sequence of them, optional
+        The names of axes of `jax.shard_map`, `jax.pmap` or `jax.vmap` along which the batch is
+        spread: the statistics are those of all its parts.
+    axis_index_groups : sequence of groups of indices, optional
+        Indices along `axis_name` that belong together; all groups have one size.
 
     Returns
     -------
@@ -113,8 +94,12 @@ def batch_norm_train(
     The dtypes of x, weight and bias are independent of one another, and a gradient has the dtype of
     its argument.
 
-    Gradients flow from y and from the moments to x, weight, bias and residual, in reverse mode and
-    to any order.  Under `jax.vmap` every example is a batch of its own.
+    Gradients flow from y and from the moments to x, weight, bias and residual, in both modes and to
+    any order.  Under `jax.vmap` every example is a batch of its own.
+
+    With `axis_name` the devices gather the float64 moments of all, and merge them in one order, so
+    that all have the same bits.  Masks and weights may differ.  Activation, residual and fill are
+    operations of their own then.
 
     References
     ----------
@@ -152,21 +137,34 @@ def batch_norm_train(
     x = checks.data("x", x)
     settings = checks.settings(x, axis, eps, activation, negative_slope)
     arguments = checks.parameters(x, axis, weight=weight, bias=bias)
-    channels = x.shape[settings.axis]
-    count = x.size // max(channels, 1)
     settings, counts = counting.checked(settings, x, where, weights, nan_policy, fill)
+    settings = settings._replace(devices=devices.checked(axis_name, axis_index_groups))
+    count = x.size // max(x.shape[settings.axis], 1) * devices.count(settings.devices)
     if count == 1 and counts is None and not settings.omit_nan:
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {x.shape}"
         )
-    given = alike(x, *arguments, checks.residual(x, residual), counts)
-    y, mean, var, _, own = _train(settings, *given)
-    if own is not None:
-        return y, Moments(own, mean, var)
-    dtype = ops.statistics_dtype()
-    if export.is_symbolic_dim(count):  # known only when an exported function is called
-        return y, Moments(jnp.full(channels, jnp.asarray(count, dtype)), mean, var)
-    return y, Moments(np.full(channels, count, dtype), mean, var)
+    *given, added, counts = alike(x, *arguments, checks.residual(x, residual), counts)
+    if settings.devices is None:
+        y, mean, var, _, own = _train(settings, *given, added, counts)
+    else:
+        bare = settings._replace(activation=None, fill=None)
+        z, mean, var, _, own = _train(bare, *given, None, counts)
+        y = _after(settings, z, given[0], added, counts)
+    return y, moments_of(mean, var, count if own is None else own)
+
+
+def _after(
+    settings: Settings, z: Array, x: Array, residual: Array | None, weights: Array | None
+) -> Array:
+    """Return y from the normalized x, in operations that XLA may fuse."""
+    if residual is not None:
+        z = z + residual
+    if settings.activation is not None:
+        slope = 0.0 if settings.activation == "relu" else settings.slope
+        z = jnp.where(z <= 0, jnp.asarray(slope, z.dtype) * jnp.where(z <= 0, z, 0), z)
+    wide = x.astype(checks.arithmetic(x.dtype))
+    return Counting.of(settings, wide, weights).filled(z)
 
 
 def batch_norm_infer(
@@ -215,7 +213,7 @@ def batch_norm_infer(
 
     Notes
     -----
-    Gradients flow to every array, including mean and var, in reverse mode and to any order.
+    Gradients flow to every array, including mean and var, in both modes and to any order.
 
     References
     ----------
@@ -240,94 +238,3 @@ def batch_norm_infer(
         variances("var", np.asarray(arguments[1]), x.shape[settings.axis], axis)
     settings, counts = counting.checked(settings, x, where, weights, nan_policy, fill)
     return _infer(settings, *alike(x, *arguments, checks.residual(x, residual), counts))
-
-
-def update_running_stats(
-    running_mean: Given,
-    running_var: Given,
-    moments: Moments,
-    *,
-    momentum: float = 0.1,
-    correction: float = 1,
-) -> tuple[Array, Array]:
-    """Return running statistics, updated with those of a batch.
-
-    ``running = (1 - momentum) * running + momentum * batch``.
-
-    Parameters
-    ----------
-    running_mean, running_var : (C,) array of float
-        The running statistics before this batch.
-    moments : Moments
-        The moments of the batch.  A channel whose count is 0 keeps its running statistics.
-    momentum : float, default 0.1
-        The weight of the *new* batch, from 0 to 1, as in PyTorch.  In Flax it is the weight of the
-        old value.
-    correction : float, default 1
-        The batch variance is m2 / (count - correction).  PyTorch uses 1; Flax uses 0.
-
-    Returns
-    -------
-    running_mean, running_var : (C,) array
-        New arrays, each with its old dtype; they are computed in the dtype of the moments.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument is not as described above, or a count that is not 0 is not above
-        `correction`.  While a call is traced, the counts of moments that are its arguments are not
-        known: then the running variance of such a channel becomes NaN or infinite.
-
-    References
-    ----------
-    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
-    Internal Covariate Shift", ICML 2015, section 3.1 (moving averages), Algorithm 2, step 10 (the
-    unbiased variance).
-
-    Examples
-    --------
-    >>> import jax.numpy as jnp
-    >>> import bncore.jax
-    >>> _, moments = bncore.jax.batch_norm_train(jnp.array([[3.0], [5.0], [4.0]]))
-    >>> mean, var = jnp.zeros(1), jnp.ones(1)
-    >>> mean, var = bncore.jax.update_running_stats(mean, var, moments, momentum=0.5)
-    >>> print(mean, var)
-    [2.] [1.]
-    """
-    if not isinstance(moments, Moments):
-        raise TypeError(f"moments: expected Moments, got {scalars.shown(moments)}")
-    given = {"running_mean": running_mean, "running_var": running_var}
-    old = [checks.vector(name, v, moments.mean.shape[0]) for name, v in given.items()]
-    momentum = scalars.real("momentum", momentum, 0.0, 1.0)
-    correction = scalars.real("correction", correction)
-    empty, factor = _correction(moments, correction)
-    batch = moments.mean, moments.var * factor
-    new = [
-        ((1.0 - momentum) * a.astype(b.dtype) + momentum * b).astype(a.dtype)
-        for a, b in zip(old, batch, strict=True)
-    ]
-    if isinstance(empty, jax.Array) or empty.any():
-        new = [jnp.where(empty, a, b) for a, b in zip(old, new, strict=True)]
-    return new[0], new[1]
-
-
-def _correction(moments: Moments, correction: float) -> tuple[Given, Given]:
-    """Return which channels have no value, and count / (count - correction).
-
-    They are NumPy arrays, and the counts are checked, unless they are being traced.
-    """
-    dtype = moments.mean.dtype
-    if isinstance(moments.count, jax.core.Tracer):
-        count = moments.count
-        return count == 0.0, (count / jnp.maximum(count - correction, 0.0)).astype(dtype)
-    count = np.broadcast_to(np.asarray(moments.count, np.float64), moments.mean.shape)
-    some = count > 0.0
-    low = some & (count <= correction)
-    if low.any():
-        at = int(np.argmax(low))
-        raise ValueError(
-            f"moments: expected count > correction = {correction:g}, "
-            f"got {shown_count(count, at)} for channel {at}"
-        )
-    with silent_arithmetic():
-        return ~some, (count / (count - correction)).astype(dtype)

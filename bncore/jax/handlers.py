@@ -8,21 +8,36 @@ not copied.
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
+from jax import export
 
 from bncore import adapter_compiler
 from bncore.jax.manual_axes import alike
 
-NAMES = ("train", "train_backward", "infer", "infer_backward")
+STEPS = ("moments", "merge", "normalize", "grad_sums", "grad_input")
+NAMES = ("train", "train_backward", "infer", "infer_backward", *STEPS)
 ACTIVATIONS = {None: 0, "relu": 1, "leaky_relu": 2}  # bncore_activation
 ABSENT = np.zeros(0, np.float32)
 
 Shape: TypeAlias = jax.ShapeDtypeStruct
+
+
+class Devices(NamedTuple):
+    """Devices, or examples of `jax.vmap`, whose batches are one.
+
+    Attributes
+    ----------
+    names : the names of mapped axes
+    groups : indices along the axis that belong together, or None if all do
+    """
+
+    names: tuple[Hashable, ...]
+    groups: tuple[tuple[int, ...], ...] | None
 
 
 class Settings(NamedTuple):
@@ -35,6 +50,7 @@ class Settings(NamedTuple):
     slope: float
     omit_nan: bool = False
     fill: float | None = None
+    devices: Devices | None = None
 
     @property
     def changes_residual(self) -> bool:
@@ -47,11 +63,40 @@ def register() -> None:
     library = adapter_compiler.load(
         Path(__file__).with_name("handlers.cpp"),
         f"jaxlib {importlib.metadata.version('jaxlib')}",
-        [f"-I{jax.ffi.include_dir()}"],
+        [f"-I{jax.ffi.include_dir()}", "-ffp-contract=off"],  # moments merge as in NumPy
     ).library
     for name in NAMES:
         handler = jax.ffi.pycapsule(getattr(library, f"bncore_jax_{name}"))
         jax.ffi.register_ffi_target(_target(name), handler, platform="cpu")
+
+
+def export_checks() -> list[Any]:
+    """Return the checks of `jax.export` that bncore's custom calls need to be disabled.
+
+    JAX serializes a custom call only where its author promises that programs of today will run
+    with versions of tomorrow.  bncore promises it for one version of bncore and of jaxlib.
+
+    Returns
+    -------
+    list of jax.export.DisabledSafetyCheck
+        One for each custom call.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from jax import export
+    >>> import bncore.jax
+    >>> def norm(x):
+    ...     return bncore.jax.batch_norm_train(x)[0]
+    >>> x = jnp.array([[0.0, 1.0], [2.0, 5.0]])
+    >>> checks = bncore.jax.export_checks()
+    >>> kept = export.export(jax.jit(norm), disabled_checks=checks)(x).serialize(vjp_order=1)
+    >>> print(export.deserialize(kept).call(x).round(2))
+    [[-1. -1.]
+     [ 1.  1.]]
+    """
+    return [export.DisabledSafetyCheck.custom_call(_target(name)) for name in NAMES]
 
 
 def _target(name: str) -> str:

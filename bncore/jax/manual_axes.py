@@ -34,3 +34,16 @@ def _cast(array: Any, axes: Axes) -> Any:
     if hasattr(jax.lax, "pcast"):
         return jax.lax.pcast(array, missing, to="varying")
     return jax.lax.pvary(array, missing)  # before JAX 0.8
+
+
+def abstract(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
+    """Return the type of an array that differs between devices as another type does."""
+    name = "manual_axis_type" if hasattr(like, "manual_axis_type") else "vma"
+    sharding = jax.sharding.NamedSharding(like.sharding.mesh, jax.sharding.PartitionSpec())
+    own = {name: getattr(like, name), "sharding": sharding}
+    return jax.core.ShapedArray(shape, dtype, **own)
+
+
+def manual(names: tuple[Any, ...]) -> bool:
+    """Tell whether axes are those of a mesh, inside `jax.shard_map`."""
+    return set(names) <= set(jax.sharding.get_abstract_mesh().manual_axes)

@@ -1,30 +1,34 @@
-"""The operations and their gradients.
+"""The operations in training, and their derivatives.
 
-Each is a `jax.custom_vjp` around one custom call.  Their gradients are fast operations of the same
-kind.  Gradients of gradients, to any order, are JAX's own gradients of the formula in `formula.py`.
-A forward rule calls the operation itself and not the handler, so that it can be differentiated too.
+Each is a `jax.custom_jvp` around custom calls.  The tangents of `train` and `infer` are linear maps
+(`linear.py`), whose transposes are the backward operations.  The tangents of those, and so all
+derivatives of higher order, are JAX's own derivatives of the formula in `formula.py`.
 
 ``bits`` are the moments in float64.  JAX has no float64 unless the user enables it, so the moments
-are passed from forward to backward as uint32 of shape (3, C, 2).
+are passed on as uint32 of shape (3, C, 2).
 
 ``weights``, the last argument of each, is what counts (`counting.py`); it has no gradient.
+
+If the settings name devices, a batch is spread over them.  Then the operations are made of steps,
+between which the devices exchange moments or gradient sums, and fuse nothing.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
-from bncore.jax import formula
+from bncore.jax import devices, formula
 from bncore.jax.checks import arithmetic
 from bncore.jax.counting import Counting, clean
+from bncore.jax.derivatives import gradients_moved, kept, like, negative, pushed, there
 from bncore.jax.handlers import Settings, Shape, call
-from bncore.jax.manual_axes import alike
+from bncore.jax.linear import Rule, linear
 
 Array: TypeAlias = jax.Array
 Optional: TypeAlias = jax.Array | None
@@ -36,46 +40,22 @@ def statistics_dtype() -> np.dtype[Any]:
     return dtype
 
 
-def _like(array: Array) -> Shape:
-    return Shape(array.shape, array.dtype)
-
-
-def _like_optional(array: Optional) -> Shape | None:
-    return None if array is None else _like(array)
-
-
-def _values(given: tuple[Any, ...]) -> list[Any]:
-    """Return the values of the arguments of a forward rule."""
-    return [None if one is None else one.value for one in given]
-
-
-def _dense(gradient: Any) -> Any:
-    """Return a gradient as an array; JAX may pass a symbolic zero."""
-    if isinstance(gradient, SymbolicZero):
-        return jnp.zeros(gradient.shape, gradient.dtype)
-    return gradient
-
-
-# Without activation and fill no gradient depends on the residual, and its own gradient is dy.
-# The structure of the values that a forward rule keeps must not depend on which argument is
-# differentiated, because JAX reuses a rule that it traced for one gradient for another one.
-UNREAD = ()
-
-
-def _kept(settings: Settings, residual: Any) -> Any:
-    """Return what backward needs to know about the residual."""
-    return UNREAD if residual is not None and not settings.changes_residual else residual
-
-
-def _read(kept: Any) -> Optional:
-    """Return the residual if backward reads it, otherwise None."""
-    return None if isinstance(kept, tuple) else kept
-
-
 # Training
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+class Saved(NamedTuple):
+    """What the derivatives of `train` need."""
+
+    x: Array
+    mean: Array
+    bits: Array
+    weight: Optional
+    bias: Optional
+    residual: Optional
+    weights: Optional
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
 def train(
     settings: Settings,
     x: Array,
@@ -85,51 +65,182 @@ def train(
     weights: Optional,
 ) -> tuple[Array, Array, Array, Array, Optional]:
     """Return y, mean, var, bits, and the counts if values have weights."""
-    channels = x.shape[settings.axis]
-    statistic = Shape((channels,), statistics_dtype())
-    bits = Shape((3, channels, 2), np.uint32)
-    counted = weights is not None or settings.omit_nan
-    results = (_like(x), statistic, statistic, bits, statistic if counted else None)
+    if settings.devices is not None:
+        mean, var, bits, count = moments_of_all(settings, x, weights)
+        operands = (x, bits, weight, bias, weights)
+        y: Array = call("normalize", settings, (like(x),), operands)[0]
+        return y, mean, var, bits, count
     operands = (x, weight, bias, residual, weights)
-    y, mean, var, moments, count = call("train", settings, results, operands)
-    return y, mean, var, moments, count
+    results = (like(x), *_statistics(settings, x, weights))
+    y, mean, var, bits, count = call("train", settings, results, operands)
+    return y, mean, var, bits, count
 
 
-def _train_forward(settings: Settings, *given: Any) -> tuple[Any, Any]:
-    x, weight, bias, residual, weights = _values(given)
-    y, mean, var, bits, count = train(settings, x, weight, bias, residual, weights)
-    kept = _kept(settings, residual)
-    return (y, mean, var, bits, count), (x, mean, bits, weight, bias, kept, weights)
+def _statistics(settings: Settings, x: Array, weights: Optional) -> tuple[Shape | None, ...]:
+    """Return the shapes of mean, var, bits, and of the counts if values have weights."""
+    channels = x.shape[settings.axis]
+    one = Shape((channels,), statistics_dtype())
+    counted = weights is not None or settings.omit_nan
+    return one, one, Shape((3, channels, 2), np.uint32), one if counted else None
 
 
-def _train_backward(settings: Settings, saved: Any, given: Any) -> tuple[Any, ...]:
-    x, mean, bits, weight, bias, kept, weights = saved
-    dy, dmean, dvar, *_ = given
-    dy, _ = alike(_dense(dy), x)
-    dx, dweight, dbias, dresidual = train_backward(
-        settings, dy, x, bits, weight, bias, _read(kept), weights
-    )
-    dtype = arithmetic(x.dtype)
-    counting = Counting.of(settings, x.astype(dtype), weights)
-    extra = []
-    if not isinstance(dvar, SymbolicZero):
-        centered = counting.counted(x.astype(dtype) - formula.along(settings, mean.astype(dtype)))
-        extra.append(
-            counting.spread(centered * formula.along(settings, (2.0 * dvar).astype(dtype)))
-        )
-    if not isinstance(dmean, SymbolicZero):
-        extra.append(counting.spread(formula.along(settings, dmean.astype(dtype))))
-    if extra:
-        dx = sum(extra, dx.astype(dtype)).astype(x.dtype)
-    return dx, dweight, dbias, dy if isinstance(kept, tuple) else dresidual, None
+def moments_of_all(
+    settings: Settings, x: Array, weights: Optional
+) -> tuple[Array, Array, Array, Optional]:
+    """Return mean, var, bits and counts as `train`, merged in the order of the devices."""
+    mean, var, bits, count = _statistics(settings, x, weights)
+    results = (bits, mean, var, count)
+    if settings.devices is not None:
+        local = call("moments", settings, (bits, None, None, None), (x, weights))[0]
+        parts = devices.gathered(settings.devices, local)
+        found = call("merge", settings, results, (parts,))
+    else:
+        found = call("moments", settings, results, (x, weights))
+    return found[1], found[2], found[0], found[3]
 
 
-train.defvjp(_train_forward, _train_backward, symbolic_zeros=True)
+@partial(train.defjvp, symbolic_zeros=True)
+def _train_derivative(settings: Settings, primals: Any, tangents: Any) -> tuple[Any, Any]:
+    x, weight, bias, residual, weights = primals
+    y, mean, var, bits, count = train(settings, *primals)
+    saved = Saved(x, mean, bits, weight, bias, kept(settings, residual), weights)
+    moved, *statistics = linear(TRAIN, settings, saved, there(tangents[:4]))
+    results = y, mean, var, bits, count
+    return results, (moved, *_moved_statistics(settings, statistics, bits, count))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _moved_statistics(
+    settings: Settings, parts: list[Array], bits: Array, count: Optional
+) -> tuple[Any, ...]:
+    """Return the tangents of mean, var, bits and counts from what each device adds to them."""
+    mean, var = (devices.total(settings.devices, part) for part in parts)
+    return mean, var, _zero(bits), None if count is None else _zero(count)
+
+
+def _zero(array: Array) -> SymbolicZero:
+    """Return the tangent of an array that depends on nothing."""
+    return SymbolicZero(jax.typeof(array).to_tangent_aval())
+
+
+def _train_tangent(settings: Settings, saved: Saved, tangents: Any) -> tuple[Array, Array, Array]:
+    """Return the tangent of y, and what this device adds to those of mean and var."""
+    x, mean, bits, weight, bias, residual, weights = saved
+    if residual is None and tangents[3] is not None:
+        residual = jnp.zeros_like(tangents[3])  # y does not matter
+    given = x, weight, bias, residual
+    acts = negative(train_backward, settings, x, (bits,), *given[1:], weights)
+    moved = pushed(partial(formula.train, settings, acts, weights), given, tangents)
+    return moved, *_parts(settings, x, mean, weights, tangents[0])
+
+
+def _parts(
+    settings: Settings, x: Array, mean: Array, weights: Optional, moved: Optional
+) -> tuple[Array, Array]:
+    """Return what this device adds to the tangents of mean and var."""
+    if moved is None:
+        return jnp.zeros_like(mean), jnp.zeros_like(mean)
+    wide, moved = (one.astype(arithmetic(x.dtype)) for one in (x, moved))
+    counting = Counting.of(settings, wide, weights)
+    centered = wide - formula.along(settings, mean.astype(wide.dtype))
+    parts = counting.part(moved), counting.part(2.0 * centered * moved)
+    return parts[0].astype(mean.dtype), parts[1].astype(mean.dtype)
+
+
+def _train_transposed(
+    settings: Settings, saved: Saved, tangents: Any, given: Any
+) -> tuple[Any, ...]:
+    x, mean, bits, weight, bias, residual, weights = saved
+    dy, dmean, dvar = given
+    gradients: tuple[Any, ...]
+    if dy is None:
+        gradients = (None, *(None if one is None else jnp.zeros_like(one) for one in saved[3:6]))
+        dresidual = gradients[3]
+    else:
+        through = tangents[3] is not None and settings.changes_residual
+        rest = x, bits, weight, bias, residual, weights
+        gradients = train_backward(settings, through, dy, *rest)
+        dresidual = gradients[3] if through else dy
+    dx = _to_x(settings, saved.x, mean, weights, gradients[0], dmean, dvar)
+    if dresidual is None and tangents[3] is not None:
+        dresidual = jnp.zeros_like(x)
+    return dx, *gradients[1:3], dresidual
+
+
+def _to_x(
+    settings: Settings,
+    x: Array,
+    mean: Array,
+    weights: Optional,
+    dx: Optional,
+    dmean: Optional,
+    dvar: Optional,
+) -> Array:
+    """Add to dx what comes from the statistics, or return that alone."""
+    if dmean is None and dvar is None:
+        return jnp.zeros_like(x) if dx is None else dx
+    wide = x.astype(arithmetic(x.dtype))
+    counting = Counting.of(settings, wide, weights)
+    extra = [] if dx is None else [dx.astype(wide.dtype)]
+    if dvar is not None:
+        centered = counting.counted(wide - formula.along(settings, mean.astype(wide.dtype)))
+        slope = formula.along(settings, (2.0 * dvar).astype(wide.dtype))
+        extra.append(counting.spread(centered * slope))
+    if dmean is not None:
+        extra.append(counting.spread(formula.along(settings, dmean.astype(wide.dtype))))
+    return jnp.broadcast_to(sum(extra[1:], extra[0]), x.shape).astype(x.dtype)
+
+
+TRAIN = Rule(_train_tangent, _train_transposed, lambda saved: (saved.x, saved.mean, saved.mean))
+
+
+# Moments alone
+
+
+class SavedMoments(NamedTuple):
+    """What the derivatives of `moments` need."""
+
+    x: Array
+    mean: Array
+    weights: Optional
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def moments(
+    settings: Settings, x: Array, weights: Optional
+) -> tuple[Array, Array, Array, Optional]:
+    """Return mean, var, bits and counts as `train`, merged in the order of the devices."""
+    return moments_of_all(settings, x, weights)
+
+
+@partial(moments.defjvp, symbolic_zeros=True)
+def _moments_derivative(settings: Settings, primals: Any, tangents: Any) -> tuple[Any, Any]:
+    x, weights = primals
+    mean, var, bits, count = moments(settings, x, weights)
+    saved = SavedMoments(x, mean, weights)
+    parts = list(linear(MOMENTS, settings, saved, there(tangents[:1])))
+    return (mean, var, bits, count), _moved_statistics(settings, parts, bits, count)
+
+
+def _moments_tangent(settings: Settings, saved: SavedMoments, tangents: Any) -> tuple[Array, Array]:
+    return _parts(settings, *saved, tangents[0])
+
+
+def _moments_transposed(
+    settings: Settings, saved: SavedMoments, _: Any, given: Any
+) -> tuple[Array]:
+    return (_to_x(settings, *saved, None, *given),)
+
+
+MOMENTS = Rule(_moments_tangent, _moments_transposed, lambda saved: (saved.mean, saved.mean))
+
+
+# Gradients of training
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def train_backward(
     settings: Settings,
+    through: bool,
     dy: Array,
     x: Array,
     bits: Array,
@@ -138,129 +249,27 @@ def train_backward(
     residual: Optional,
     weights: Optional,
 ) -> tuple[Array, Optional, Optional, Optional]:
-    """Return the gradients of x, weight, bias and residual, if they were given."""
+    """Return the gradients of x, of weight and bias if given, and `through` the residual."""
+    if settings.devices is not None:
+        sums = Shape((2, *bits.shape[1:]), np.uint32)
+        results = [sums, like(weight), like(bias)]
+        local, dweight, dbias = call("grad_sums", settings, results, (dy, x, bits, weights))
+        given = (dy, x, bits, devices.gathered(settings.devices, local), weight, weights)
+        return call("grad_input", settings, (like(x),), given)[0], dweight, dbias, None
     operands = (dy, x, bits, weight, bias, residual, weights)
-    results = [_like(x), *map(_like_optional, (weight, bias, residual))]
+    results = [*map(like, (x, weight, bias)), like(x) if through else None]
     dx, dweight, dbias, dresidual = call("train_backward", settings, results, operands)
     return dx, dweight, dbias, dresidual
 
 
-def _train_backward_forward(
-    settings: Settings, dy: Array, x: Array, bits: Array, *rest: Optional
+@partial(train_backward.defjvp, symbolic_zeros=True)
+def _train_backward_derivative(
+    settings: Settings, through: bool, primals: Any, tangents: Any
 ) -> tuple[Any, Any]:
-    return train_backward(settings, dy, x, bits, *rest), (dy, x, bits, *rest)
-
-
-def _train_backward_backward(settings: Settings, saved: Any, given: Any) -> tuple[Any, ...]:
-    dy, x, bits, *rest, weights = saved
-    negative = _negative(train_backward, settings, x, (bits,), *rest, weights)
-    forward = partial(formula.train, settings, negative, weights)
-    x = clean(settings, x, weights, dy)
-    to_dy, to_x, *rest = _again(forward, dy, [x, *rest], given)
-    return to_dy, to_x, None, *rest, None
-
-
-train_backward.defvjp(_train_backward_forward, _train_backward_backward)
-
-
-# Gradients of gradients
-
-
-def _negative(
-    backward: Any, settings: Settings, x: Array, statistics: tuple[Array, ...], *rest: Optional
-) -> Optional:
-    """Return where the activation acted, by the kernel's own arithmetic.
-
-    y does not tell: a small positive z becomes 0 where y is rounded to 16 bits.  But relu gives a
-    gradient of 1 the value 0 where z <= 0, and the kernel returns that as the residual's gradient.
-    """
-    if settings.activation is None:
-        return None
-    *parameters, residual, weights = rest
-    residual = jnp.zeros_like(x) if residual is None else residual
-    given = x, *statistics, *parameters, residual
-    operands = jax.lax.stop_gradient((jnp.ones_like(x), *given))
-    relu = settings._replace(activation="relu", fill=None)
-    passed: Array = backward(relu, *operands, weights)[-1]
-    return passed == 0
-
-
-def _again(forward: Any, dy: Array, arguments: list[Optional], given: Any) -> tuple[Any, ...]:
-    """Differentiate the gradients of `forward`; `given` are the gradients with respect to them."""
-
-    def gradients(dy: Array, *arguments: Optional) -> Any:
-        return jax.vjp(forward, *arguments)[1](dy)
-
-    result: tuple[Any, ...] = jax.vjp(gradients, dy, *arguments)[1](tuple(given))
-    return result
-
-
-# Inference
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def infer(
-    settings: Settings,
-    x: Array,
-    mean: Array,
-    var: Array,
-    weight: Optional,
-    bias: Optional,
-    residual: Optional,
-    weights: Optional,
-) -> Array:
-    """Return y."""
-    operands = (x, mean, var, weight, bias, residual, weights)
-    y: Array = call("infer", settings, (_like(x),), operands)[0]
-    return y
-
-
-def _infer_forward(settings: Settings, *given: Any) -> tuple[Any, Any]:
-    *most, residual, weights = _values(given)
-    y = infer(settings, *most, residual, weights)
-    return y, (*most, _kept(settings, residual), weights)
-
-
-def _infer_backward(settings: Settings, saved: Any, dy: Any) -> tuple[Any, ...]:
-    *most, kept, weights = saved
-    dy, _ = alike(_dense(dy), most[0])
-    *gradients, dresidual = infer_backward(settings, dy, *most, _read(kept), weights)
-    return *gradients, dy if isinstance(kept, tuple) else dresidual, None
-
-
-infer.defvjp(_infer_forward, _infer_backward, symbolic_zeros=True)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def infer_backward(
-    settings: Settings,
-    dy: Array,
-    x: Array,
-    mean: Array,
-    var: Array,
-    weight: Optional,
-    bias: Optional,
-    residual: Optional,
-    weights: Optional,
-) -> tuple[Array, Array, Array, Optional, Optional, Optional]:
-    """Return the gradients of all arguments of `infer` that were given."""
-    arguments = (x, mean, var, weight, bias, residual)
-    results = list(map(_like_optional, arguments))
-    operands = (dy, *arguments, weights)
-    dx, dmean, dvar, *rest = call("infer_backward", settings, results, operands)
-    return dx, dmean, dvar, *rest
-
-
-def _infer_backward_forward(settings: Settings, *arguments: Optional) -> tuple[Any, Any]:
-    return infer_backward(settings, *arguments), arguments
-
-
-def _infer_backward_backward(settings: Settings, saved: Any, given: Any) -> tuple[Any, ...]:
-    dy, x, mean, var, *rest, weights = saved
-    negative = _negative(infer_backward, settings, x, (mean, var), *rest, weights)
-    forward = partial(formula.infer, settings, negative, weights)
-    arguments = [clean(settings, x, weights, dy), mean, var, *rest]
-    return *_again(forward, dy, arguments, given), None
-
-
-infer_backward.defvjp(_infer_backward_forward, _infer_backward_backward)
+    results = train_backward(settings, through, *primals)
+    dy, x, bits, *rest, weights = primals
+    acts = negative(train_backward, settings, x, (bits,), *rest, weights)
+    forward = partial(formula.train, settings, acts, weights)
+    given = [dy, clean(settings, x, weights, dy), *rest]
+    moved = there((*tangents[:2], *tangents[3:6]))
+    return results, gradients_moved(forward, given, moved, results)

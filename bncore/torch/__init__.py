@@ -18,6 +18,14 @@ from bncore.torch.modules import (
     LazyBatchNorm2d,
     LazyBatchNorm3d,
 )
+from bncore.torch.norm_modules import (
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    LayerNorm,
+)
+from bncore.torch.norms import group_norm, instance_norm, layer_norm
 from bncore.torch.recalibrate import recalibrate
 from bncore.torch.report import report
 from bncore.torch.statistics import moments, var_mean
@@ -29,7 +37,12 @@ __all__ = [
     "BatchNorm3d",
     "BatchNormAddReLU",
     "BatchNormReLU",
+    "GroupNorm",
     "InPlaceBatchNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LayerNorm",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
@@ -37,6 +50,9 @@ __all__ = [
     "batch_norm",
     "convert",
     "decompositions",
+    "group_norm",
+    "instance_norm",
+    "layer_norm",
     "moments",
     "recalibrate",
     "report",

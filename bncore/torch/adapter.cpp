@@ -18,115 +18,14 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
+#include "backward_node.h"
+#include "group_node.h"
 #include "kernels.h"
 #include "operators.h"
+#include "ordinary.h"
 
 namespace
 {
-
-/* ---- who may be passed by ---- */
-
-constexpr c10::DispatchKeySet ORDINARY({c10::DispatchKey::CPU, c10::DispatchKey::AutogradCPU,
-                                        c10::DispatchKey::AutocastCPU,
-                                        c10::DispatchKey::ADInplaceOrView});
-
-/* Whether tensors are plain memory on the CPU: not sparse, negated, traced, somebody's own ... */
-bool ordinary(const Tensor &tensor)
-{
-    return !tensor.defined() || ORDINARY.has_all(tensor.key_set());
-}
-bool ordinary(const Optional &tensor)
-{
-    return !tensor || ordinary(*tensor);
-}
-
-template <typename... Tensors> bool all_ordinary(const Tensors &...tensors)
-{
-    return (ordinary(tensors) && ...);
-}
-
-/* Whether a mode, a transform or a tracer wants to see every call, or gradients are somebody else's business. */
-bool watched()
-{
-    const auto keys = c10::impl::tls_local_dispatch_key_set();
-    if (!c10::default_included_set.has_all(keys.included_)) return true;
-    return at::GradMode::is_enabled() && keys.excluded_.has(c10::DispatchKey::AutogradCPU);
-}
-
-/* ---- gradients ---- */
-
-/* The operators as Python has them, for gradients that will be differentiated again, transformed or watched. */
-struct WatchedBackward {
-    pybind11::object train, infer;
-};
-
-WatchedBackward &watched_backward()
-{
-    static auto *const one = new WatchedBackward; /* outlives the interpreter */
-    return *one;
-}
-
-using torch::autograd::SavedVariable;
-using torch::autograd::variable_list;
-
-/* What backward needs of `x, weight, bias, residual`, and what counts; training: moments, else the running statistics. */
-struct BatchNormBackward final : torch::autograd::Node {
-    SavedVariable x, weight, bias, residual, where, weights, mean, var;
-    Tensor moments;
-    Settings settings;
-
-    std::string name() const override { return "BatchNormBackward"; }
-
-    void release_variables() override
-    {
-        std::lock_guard<std::mutex> lock(mutex_);
-        for (SavedVariable *saved : {&x, &weight, &bias, &residual, &where, &weights, &mean, &var})
-            saved->reset_data();
-        moments.reset();
-    }
-
-    variable_list apply(variable_list &&grads) override
-    {
-        std::lock_guard<std::mutex> lock(mutex_);
-        if (!grads[0].defined()) return variable_list(4);
-        const bool through =
-            task_should_compute_output(3) &&
-            (settings.activation != BNCORE_NO_ACTIVATION || settings.fill.has_value());
-        auto [dx, dweight, dbias, dresidual] = gradients(grads[0], through);
-        variable_list wanted{dx, dweight, dbias, through ? dresidual : grads[0]};
-        for (size_t i = 0; i < wanted.size(); i++)
-            if (!task_should_compute_output(i)) wanted[i].reset();
-        return wanted;
-    }
-
-  private:
-    Gradients gradients(const Tensor &dy, bool through) const
-    {
-        const Tensor kept = x.unpack(), m = mean.unpack(), v = var.unpack();
-        const Optional w = some(weight.unpack()), b = some(bias.unpack()),
-                       r = some(residual.unpack()), counted = some(where.unpack()),
-                       numbers = some(weights.unpack());
-        const Tensor saved_x = kept.defined() ? kept : dy; /* its values do not matter, then */
-        const bool direct = !at::GradMode::is_enabled() && !watched() &&
-                            all_ordinary(dy, saved_x, m, v, w, b, r, counted, numbers) &&
-                            !torch::autograd::isFwGradDefined(dy);
-        if (direct && m.defined())
-            return infer_backward(dy, saved_x, m, v, w, b, r, counted, numbers, settings, through);
-        if (direct)
-            return train_backward(dy, saved_x, moments, w, b, r, counted, numbers, settings,
-                                  through);
-        pybind11::gil_scoped_acquire held;
-        const char *activation = ACTIVATIONS[settings.activation];
-        const char *policy = POLICIES[settings.policy];
-        const auto call = [&](const pybind11::object &function, const auto &...statistics) {
-            return function(dy, saved_x, statistics..., w, b, r, counted, numbers, settings.eps,
-                            activation, settings.slope, policy, settings.fill, through)
-                .template cast<Gradients>();
-        };
-        return m.defined() ? call(watched_backward().infer, m, v)
-                           : call(watched_backward().train, moments);
-    }
-};
 
 /* ---- the call from Python ---- */
 
@@ -225,30 +124,6 @@ Tensor computed(const Given &given)
     return y;
 }
 
-/* Arguments as Python gives them; false where one is of another type. */
-bool read(PyObject *object, Optional &to)
-{
-    if (object == Py_None) return true;
-    if (!THPVariable_CheckExact(object)) return false;
-    to = THPVariable_Unpack(object);
-    return !torch::autograd::isFwGradDefined(to);
-}
-
-bool read(PyObject *object, double &to)
-{
-    if (!PyFloat_CheckExact(object) && !PyLong_CheckExact(object)) return false;
-    to = PyFloat_AsDouble(object);
-    if (!PyErr_Occurred()) return true;
-    PyErr_Clear(); /* an int that no double has */
-    return false;
-}
-
-bool read(PyObject *object, bool &to)
-{
-    to = object == Py_True;
-    return PyBool_Check(object);
-}
-
 /* A text as UTF-8; empty where there is none. */
 std::string_view text_of(PyObject *object)
 {
@@ -327,6 +202,13 @@ PyObject *set_backward(PyObject *, PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* The gradients of group norm as Python has them. */
+PyObject *set_group_backward(PyObject *, PyObject *function)
+{
+    watched_group_backward() = pybind11::reinterpret_borrow<pybind11::object>(function);
+    Py_RETURN_NONE;
+}
+
 PyObject *set_pool(PyObject *, PyObject *bytes)
 {
     const size_t limit = PyLong_AsSize_t(bytes);
@@ -356,8 +238,11 @@ PyObject *set_executor(PyObject *, PyObject *given)
 PyMethodDef METHODS[] = {
     {"batch_norm", reinterpret_cast<PyCFunction>(reinterpret_cast<void *>(&batch_norm)),
      METH_FASTCALL, nullptr},
+    {"group_norm", reinterpret_cast<PyCFunction>(reinterpret_cast<void *>(&call_group_norm)),
+     METH_FASTCALL, nullptr},
     {"output", &output, METH_O, nullptr},
     {"set_backward", &set_backward, METH_VARARGS, nullptr},
+    {"set_group_backward", &set_group_backward, METH_O, nullptr},
     {"set_pool", &set_pool, METH_O, nullptr},
     {"set_executor", &set_executor, METH_O, nullptr},
     {"pool_state", &pool_state, METH_NOARGS, nullptr},

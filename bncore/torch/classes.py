@@ -17,7 +17,7 @@ import torch
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bncore.torch import families, modules
+from bncore.torch import families, modules, norm_modules
 from bncore.torch.modules import Computed, Fused, Normalizing
 from bncore.torch.sync import SyncBatchNorm
 
@@ -30,7 +30,15 @@ PAIRS: dict[type[Module], type[Module]] = {
     torch.nn.LazyBatchNorm3d: modules.LazyBatchNorm3d,
     torch.nn.SyncBatchNorm: SyncBatchNorm,
 }
-BACK = {own: theirs for theirs, own in PAIRS.items()}
+# Group, instance and layer norm, which are converted on request.
+NORMS: dict[type[Module], type[Module]] = {
+    torch.nn.GroupNorm: norm_modules.GroupNorm,
+    torch.nn.InstanceNorm1d: norm_modules.InstanceNorm1d,
+    torch.nn.InstanceNorm2d: norm_modules.InstanceNorm2d,
+    torch.nn.InstanceNorm3d: norm_modules.InstanceNorm3d,
+    torch.nn.LayerNorm: norm_modules.LayerNorm,
+}
+BACK = {own: theirs for theirs, own in (PAIRS | NORMS).items()}
 ORIGIN = "_bncore_origin"  # of a class that is made here: the class that it stands for
 MAKER = "_bncore_maker"  # of the same: what makes it again
 
@@ -50,13 +58,16 @@ def counterpart(kind: type[Module], sync: bool) -> type[Module]:
     kind : type
         The class of any module.
     sync : bool
-        Whether the result has to synchronize its statistics.
+        Whether the result has to synchronize its statistics; those of a sample need not.
 
     Raises
     ------
     NotConvertible
         If there is none.
     """
+    norm = _norm_of(kind)
+    if norm is not None:
+        return _of_samples(kind, norm)
     if issubclass(kind, Computed):
         if not sync or issubclass(kind, (SyncBatchNorm, families.Frozen)):
             return kind
@@ -82,6 +93,30 @@ def counterpart(kind: type[Module], sync: bool) -> type[Module]:
     return _subclass(kind, sync, SyncBatchNorm if sync else Normalizing)
 
 
+def _norm_of(kind: type[Module]) -> type[Module] | None:
+    """Return the class of `NORMS` that a class is or is derived from."""
+    return next((one for one in NORMS if issubclass(kind, one)), None)
+
+
+def is_of_samples(kind: type[Module]) -> bool:
+    """Tell whether a class is a group, instance or layer norm, of PyTorch or of bncore."""
+    return _norm_of(kind) is not None
+
+
+def _of_samples(kind: type[Module], norm: type[Module]) -> type[Module]:
+    """Return the class of bncore for a group, instance or layer norm, or for a subclass of one."""
+    if issubclass(kind, Computed):
+        return kind
+    if kind is norm:
+        return NORMS[norm]
+    if kind.forward is not norm.forward:
+        raise NotConvertible(f"{kind.__name__} has a forward of its own")
+    if _is_made_by_torch(kind):
+        return _rebuilt(kind, [NORMS.get(base, base) for base in _bases(kind)])
+    own: Any = NORMS[norm]
+    return _subclass(kind, False, own)
+
+
 def original(kind: type[Module]) -> type[Module]:
     """Return the class that a class of bncore stands for, or the class itself if there is none."""
     if kind in BACK:
@@ -102,7 +137,7 @@ def _bases(kind: type[Module]) -> list[type[Module]]:
 
 
 def _normalizes(kind: type) -> bool:
-    return issubclass(kind, _BatchNorm)
+    return issubclass(kind, (_BatchNorm, *NORMS))
 
 
 # Subclasses of somebody else: Made -> base (Computed) -> theirs.

@@ -24,6 +24,7 @@ def convert(
     *,
     sync: bool = False,
     process_group: Any = None,
+    norms: bool = False,
     fuse: bool = False,
     example: Any = None,
     in_place: bool = False,
@@ -44,6 +45,8 @@ def convert(
         Whether every batch norm becomes a `SyncBatchNorm`.
     process_group : optional
         The process group of the `SyncBatchNorm` modules; None for all processes.
+    norms : bool, default False
+        Whether to convert group, instance and layer norms, too.
     fuse : bool, default False
         Whether to make one operation of each batch norm and the addition, the ReLU or leaky ReLU,
         or both, that follow it in the forward of a module.  Such a module changes in place, too,
@@ -104,7 +107,7 @@ def convert(
     if example is not None and not fuse:
         raise ValueError("example: expected None with fuse=False, got an example")
     fusions = _found(model, example) if fuse else None
-    _convert_layers(model, sync, process_group)
+    _convert_layers(model, sync, process_group, norms)
     if fusions is not None:
         _fuse(model, fusions)
     for module in model.modules():
@@ -119,10 +122,10 @@ def convert(
     return model
 
 
-def _convert_layers(model: Module, sync: bool, process_group: Any) -> None:
+def _convert_layers(model: Module, sync: bool, process_group: Any, norms: bool) -> None:
     for module in model.modules():
         try:
-            kind = target(module, sync=sync)
+            kind = target(module, sync=sync, norms=norms)
         except classes.NotConvertible:
             continue
         if kind is not type(module):
@@ -134,7 +137,7 @@ def _found(model: Module, example: Any) -> fusing.Found:
     trial = fusing.duplicate(model)
     for module in trial.modules():
         blocks.undo(module)
-    _convert_layers(trial, False, None)
+    _convert_layers(trial, False, None, False)
     return fusing.find(trial, example)
 
 
@@ -149,7 +152,7 @@ def _fuse(model: Module, found: fusing.Found) -> None:
 
 
 def revert(model: Module) -> Module:
-    """Let PyTorch compute a model's batch norm layers again; this undoes `convert`.
+    """Let PyTorch compute a model's normalizing layers again; this undoes `convert`.
 
     The modules get back their classes, and their forwards that were wrapped; nothing is fused any
     more.  `BatchNormReLU` and `BatchNormAddReLU` are kept, because PyTorch has no single module for

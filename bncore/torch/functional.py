@@ -144,6 +144,7 @@ def normalized(
     given = (x, running_mean, running_var, weight, bias)
     fusion = (activation, negative_slope, residual)
     if _traced():  # the compiler could not trace through all of the checks
+        momentum, eps = _number(momentum), _number(eps)
         check(*given, residual, training, eps, alone=not counted.weighs)
         counted = counting.checked(x, counted)
     else:
@@ -178,6 +179,11 @@ def normalized(
     if batches is not None:
         batches.add_(1)
     return y
+
+
+def _number(value: Any) -> Any:
+    """Return the number in a tensor; the compiler breaks its graph there, as for PyTorch's."""
+    return value.item() if isinstance(value, torch.Tensor) else value
 
 
 def _check_numbers(

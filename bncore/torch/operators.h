@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/library.h>
 
+#include "groups.h"
 #include "kernels.h"
 
 namespace
@@ -65,6 +66,20 @@ Gradients infer_backward_op(const Tensor &dy, const Tensor &x, const Tensor &mea
                           through);
 }
 
+std::tuple<Tensor, Tensor> group_norm_op(const Tensor &x, int64_t groups, const Optional &weight,
+                                         const Optional &bias, double eps)
+{
+    refuse_tangents(x, weight, bias);
+    return normalize_groups(x, groups, weight, bias, eps);
+}
+
+GroupGradients group_norm_backward_op(const Tensor &dy, const Tensor &x, const Tensor &moments,
+                                      int64_t groups, const Optional &weight, double eps)
+{
+    refuse_tangents(dy, x, weight);
+    return normalize_groups_backward(dy, x, moments, groups, weight, eps);
+}
+
 void update_op(const Tensor &running_mean, const Tensor &running_var, const Tensor &moments,
                double momentum)
 {
@@ -87,6 +102,8 @@ void register_kernels()
         made->impl("batch_norm_train_backward", train_backward_op);
         made->impl("batch_norm_infer", infer_op);
         made->impl("batch_norm_infer_backward", infer_backward_op);
+        made->impl("group_norm", group_norm_op);
+        made->impl("group_norm_backward", group_norm_backward_op);
         made->impl("update_running_stats_", update_op);
         return made;
     }();

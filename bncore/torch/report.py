@@ -113,7 +113,7 @@ def report(model: Module) -> Report:
     >>> print(bncore.torch.report(bncore.torch.convert(model)))
     bncore.torch computes 1 of 2 normalizing layers
       0: bncore.torch.BatchNorm1d
-      1: left alone, because LayerNorm is no batch norm of torch.nn
+      1: left alone, because LayerNorm is converted with norms=True alone
     """
     converted, left, fused, unfused = [], [], [], []
     for name, module in checked(model).named_modules():
@@ -138,14 +138,16 @@ def checked(model: object) -> Module:
 def reason(module: Module) -> str:
     """Say why `convert` leaves a module alone."""
     try:
-        target(module, sync=False)
+        target(module, sync=False, norms=False)
     except classes.NotConvertible as error:
         return str(error)
     return "convert has not seen it"
 
 
-def target(module: Module, *, sync: bool) -> type[Module]:
+def target(module: Module, *, sync: bool, norms: bool) -> type[Module]:
     """Return the class that `convert` gives to a module.
+
+    `norms` tells whether group, instance and layer norms are converted.
 
     Raises
     ------
@@ -154,6 +156,8 @@ def target(module: Module, *, sync: bool) -> type[Module]:
     """
     kind = type(module)
     found = classes.counterpart(kind, sync)
+    if found is not kind and classes.is_of_samples(kind) and not norms:
+        raise classes.NotConvertible(f"{kind.__name__} is converted with norms=True alone")
     if found is not kind and wrapped.leads_elsewhere(module, kind.forward):
         raise classes.NotConvertible(
             f"this {kind.__name__} has a forward of its own, which does not seem to call "
@@ -163,7 +167,9 @@ def target(module: Module, *, sync: bool) -> type[Module]:
 
 
 def _seems_to_normalize(module: Module) -> bool:
-    return isinstance(module, (Computed, _NormBase)) or "norm" in _name(module).lower()
+    if isinstance(module, (Computed, _NormBase)) or classes.is_of_samples(type(module)):
+        return True
+    return "norm" in _name(module).lower()
 
 
 def _inside(module: Module) -> Iterator[Module]:

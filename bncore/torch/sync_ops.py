@@ -227,6 +227,11 @@ def shape_of_gradients(
     return dx if rest[-1] else x.new_empty(0), dweight, dbias
 
 
+def shape_of_total(local: torch.Tensor, group: str) -> torch.Tensor:
+    """Make a tensor like the result of `sync_total`."""
+    return torch.empty_like(local)
+
+
 def _define() -> None:
     parts: dict[str, tuple[Callable[..., Any], ...]] = {
         "sync_batch_norm_train": (train, shapes.train, gradients_of_train, save_train),
@@ -236,7 +241,7 @@ def _define() -> None:
             gradients_of_train_backward,
             save_train_backward,
         ),
-        "sync_total": (total_of_all, torch.empty_like, gradient_of_total, save_total),
+        "sync_total": (total_of_all, shape_of_total, gradient_of_total, save_total),
     }
     for name, (kernel, shape, backward, setup) in parts.items():
         ops.library.define(name + SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))

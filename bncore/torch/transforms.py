@@ -15,7 +15,7 @@ import torch
 from torch._C._functorch import TransformType
 from torch.autograd import forward_ad
 
-from bncore.torch import compiled, gradients, ops
+from bncore.torch import compiled, formula, gradients, ops
 from bncore.torch.counting import ALL, Counting, total
 from bncore.torch.gradients import Grad, along_channels, wide
 
@@ -29,6 +29,12 @@ def active() -> bool:
     if _compiling():
         return False  # the compiler transforms the operators
     return _innermost() is not None or forward_ad._current_level >= 0
+
+
+def nested() -> bool:
+    """Tell whether forward mode is active inside forward mode."""
+    forwards = [level for level in _levels() or () if level.key() == TransformType.Jvp]
+    return len(forwards) > 1
 
 
 # Forward mode: the tangents of the results, from the tangents of the arguments (which may be None).
@@ -240,12 +246,10 @@ def _made(
         ctx.save_for_forward(*inputs[: len(axes)], *results)
 
     def jvp(ctx: Any, *tangents: Grad) -> Any:
-        levels = _levels() or ()
-        if sum(level.key() == TransformType.Jvp for level in levels) > 1:
-            # PyTorch would silently not differentiate the tangent.
+        if nested():  # only forward calls have a formula; PyTorch would return a wrong tangent
             raise NotImplementedError(
-                "bncore.torch: forward mode inside forward mode is not implemented; "
-                "torch.func.hessian and torch.func.jacrev are other ways to second derivatives"
+                "bncore.torch: a gradient was computed before two forward modes were entered; "
+                "compute it inside of them"
             )
         return tangent(ctx, *tangents)
 
@@ -343,12 +347,16 @@ torch.library.register_vmap(
 
 def train(*given: Any) -> Any:
     """Call `ops.train_op`, or its autograd function under a transform."""
-    return (Train.apply if active() else ops.train_op)(*given)
+    if not active():
+        return ops.train_op(*given)
+    return (formula.train if nested() else Train.apply)(*given)
 
 
 def infer(*given: Any) -> Any:
     """Call `ops.infer_op`, or its autograd function under a transform."""
-    return (Infer.apply if active() else ops.infer_op)(*given)
+    if not active():
+        return ops.infer_op(*given)
+    return (formula.infer if nested() else Infer.apply)(*given)
 
 
 def train_backward(*given: Any) -> Any:

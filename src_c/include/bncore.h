@@ -262,6 +262,28 @@ BNCORE_API bncore_status bncore_infer_backward(const bncore_problem *problem, vo
                                                const void *x, const double *mean, const double *var,
                                                const double *weight);
 
+/* Group norm: every group of channels of every sample has its own statistics. `samples` samples follow one another in memory,
+ * and the problem has the sizes of one: the shape of x is (samples, outer, channels, inner). The channels are divided into
+ * `groups` groups of neighbouring ones, of which one value each is in mean and m2 (double[samples * groups]); weight and bias
+ * are double[channels].
+ *
+ * With as many groups as channels this is instance norm. With one group and outer = inner = 1 it is layer norm over the last
+ * axis, whose values each have a weight.
+ *
+ * The problem must have no fusion and no weights (BNCORE_ERROR_STRUCT), and its scratch is not used. */
+BNCORE_API bncore_status bncore_group_norm(const bncore_problem *problem, int64_t samples,
+                                           int64_t groups, void *y, double *mean, double *m2,
+                                           const void *x, const double *weight, const double *bias);
+
+/* The gradients of bncore_group_norm. sum_dy and sum_dy_xhat, double[channels], are those by bias and by weight, and
+ * dx = (weight * dy - (a + xhat * b) / n) / sqrt(var + eps), where a and b are the sums of weight * dy and of weight * dy * xhat
+ * over the n = outer * channels / groups * inner values of a group. var is m2 / n. */
+BNCORE_API bncore_status bncore_group_norm_backward(const bncore_problem *problem, int64_t samples,
+                                                    int64_t groups, void *dx, double *sum_dy,
+                                                    double *sum_dy_xhat, const void *dy,
+                                                    const void *x, const double *mean,
+                                                    const double *var, const double *weight);
+
 /* Return what a status means, in English. */
 BNCORE_API const char *bncore_status_string(bncore_status status);
 

@@ -78,3 +78,40 @@ static inline ALWAYS_INLINE void NAME(grad_frozen)(T *to, NAME(values) v, const 
     for (int l = 0; l < NAME(WIDTH); l++) dx[l] = g[l] * coef[l * by_column];
     NAME(store_many)(to, dx, NAME(WIDTH));
 }
+
+/* ---- groups of channels that share their statistics (Wu & He, 2018) ---- */
+
+/* dx = ((dy * w + (x - hi) * k) + c) * a. Each channel has a weight w, and the sums of its group contain the weights, so w
+ * is no common factor. Fields: a, hi, k, c, w. */
+static void NAME(grad_group_coefs)(void *coef, int64_t stride, int64_t n,
+                                   const double *restrict mean, const double *restrict invstd,
+                                   const double *restrict weight, const double *restrict sum_dy,
+                                   const double *restrict sum_dy_xhat, double count)
+{
+    ACC *restrict w = (ACC *)coef + 4 * stride;
+    NAME(grad_input_coefs)(coef, stride, n, mean, invstd, NULL, sum_dy, sum_dy_xhat, NULL, count);
+#pragma omp simd
+    for (int64_t c = 0; c < n; c++) w[c] = NAME(coefficient)(weight ? weight[c] : 1.0);
+}
+
+static inline ALWAYS_INLINE void NAME(grad_group)(T *to, NAME(values) v, const ACC *coef,
+                                                  int64_t stride, int by_column, int fused)
+{
+    NAME(inputs) in;
+    ACC dx[NAME(WIDTH)];
+    NAME(take)(&in, v, NAME(WIDTH), fused);
+#pragma omp simd
+    for (int l = 0; l < NAME(WIDTH); l++) {
+        const ACC *k = coef + l * by_column;
+        const ACC d = in.x[l] - k[stride];
+        dx[l] = ((in.dy[l] * k[4 * stride] + d * k[2 * stride]) + k[3 * stride]) * k[0];
+    }
+    NAME(store_many)(to, dx, NAME(WIDTH));
+}
+
+static void NAME(convert)(void *to, int64_t n, const double *from, double otherwise)
+{
+    ACC *values = to;
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) values[i] = NAME(coefficient)(from ? from[i] : otherwise);
+}

@@ -35,6 +35,7 @@ enum {
     FIELDS_normalize = NORMALIZE_FIELDS,
     FIELDS_grad_input = GRAD_INPUT_FIELDS,
     FIELDS_grad_frozen = GRAD_FROZEN_FIELDS,
+    FIELDS_grad_group = GRAD_GROUP_FIELDS,
     STREAM_AHEAD = 4096,   /* bytes, for inputs of 16 bits while the output is streamed */
     WEIGHTED_AHEAD = 1024, /* bytes, for inputs of weighted elementwise kernels */
     AHEAD = 65536          /* rows: bytes from the current values to those that are prefetched */

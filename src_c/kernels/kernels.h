@@ -10,6 +10,9 @@
  *   normalize: {hi, scale, shift}
  *   grad_input: {a, hi, k, c}, and for a mask the shift of normalize, whose scale is a
  *   grad_frozen: the same fields, but only a and, for a mask, hi and the shift are set
+ *   grad_group: {a, hi, k, c, w}
+ * Those of lines (lines_tmpl.c) have one value per line: {hi, scale, shift} and, for backward, those of
+ * grad_input.
  */
 #ifndef BNCORE_KERNELS_H
 #define BNCORE_KERNELS_H
@@ -27,6 +30,9 @@ enum {
     NORMALIZE_FIELDS = 3,
     GRAD_INPUT_FIELDS = 4,
     GRAD_FROZEN_FIELDS = 1,
+    GRAD_GROUP_FIELDS = 5,
+    LINE_FIELDS = NORMALIZE_FIELDS + GRAD_INPUT_FIELDS, /* of lines in backward */
+    LINE_TILE = BNCORE_LINE_TILE,
     MASK_SHIFT = 4,  /* the field of coefficients that a mask adds */
     COEF_FIELDS = 5, /* of coefficients with a mask */
     REPEATED = 32    /* as many values as a line of the caches can have */
@@ -140,6 +146,24 @@ typedef struct bncore_kernel_set {
     void (*grad_frozen_rows[ELEMENTWISE_VARIANTS])(const bncore_arrays *a, const void *coef,
                                                    int64_t stride, const bncore_rows *t);
 
+    /* The gradient by x of a group whose channels have weights of their own. */
+    void (*grad_group_planes[1])(const bncore_arrays *a, const void *coef, int64_t stride,
+                                 const bncore_planes *t);
+    void (*grad_group_rows[1])(const bncore_arrays *a, const void *coef, int64_t stride,
+                               const bncore_rows *t);
+
+    /* Lines; weight and bias have one value of the arithmetic's type per column. line_sums gives the sums of g = weight * dy
+     * and of g * xhat of each line, line_grad_input adds to the sums of dy and of dy * xhat of each column. */
+    /* mean and m2 of up to BNCORE_GROUP lines of one segment; NULL where reductions are chained. */
+    void (*line_moments)(double *mean, double *m2, const bncore_arrays *a, const bncore_rows *t);
+    void (*line_normalize)(const bncore_arrays *a, const void *coef, int64_t stride,
+                           const void *weight, const void *bias, const bncore_rows *t);
+    void (*line_sums)(double *sum_g, double *sum_g_xhat, const bncore_arrays *a, const void *coef,
+                      int64_t stride, const void *weight, const bncore_rows *t);
+    void (*line_grad_input)(const bncore_arrays *a, const void *coef, int64_t stride,
+                            const void *weight, double *dweight, double *dbias,
+                            const bncore_rows *t);
+
     /* With weights: normalize for weights that are filled, and both gradients by x. The last variant has everything that may
      * be fused, the first ones nothing; the first gradient by x is for flags alone. */
     void (*weighted_normalize_planes[2])(const bncore_arrays *a, const void *coef, int64_t stride,
@@ -164,6 +188,12 @@ typedef struct bncore_kernel_set {
                              const double *invstd, const double *weight, const double *sum_dy,
                              const double *sum_dy_xhat, const double *counts, double count);
     void (*grad_frozen_coefs)(void *coef, int64_t n, const double *invstd, const double *weight);
+    /* The sums are those of a channel's group. */
+    void (*grad_group_coefs)(void *coef, int64_t stride, int64_t n, const double *mean,
+                             const double *invstd, const double *weight, const double *sum_dy,
+                             const double *sum_dy_xhat, double count);
+    /* n parameters in the type of the arithmetic; NULL: all are `otherwise`. */
+    void (*convert)(void *to, int64_t n, const double *from, double otherwise);
 } bncore_kernel_set;
 
 /* The kernels for integers of one size. `flip` is the highest bit where they are signed, and else 0. */

@@ -43,6 +43,8 @@ enum {
 
 #include "variants_tmpl.c"
 
+#include "lines_tmpl.c"
+
 #define BNCORE_SUMS(operation, variant, fused, reads)                                              \
     .operation##_planes[fused] = NAME(operation##_planes_##variant),                               \
     .operation##_rows[fused] = NAME(operation##_rows_##variant),
@@ -69,6 +71,12 @@ const bncore_kernel_set JOIN(NAME(bncore_kernels), BNCORE_ISA_NAME) = {
     .weighted_grad_input_rows = {NAME(weighted_grad_input_rows_flagged),
                                  NAME(weighted_grad_input_rows_plain),
                                  NAME(weighted_grad_input_rows_fused)},
+#if !CHAINED
+    .line_moments = NAME(line_moments),
+#endif
+    .line_normalize = NAME(line_normalize),
+    .line_sums = NAME(line_sums),
+    .line_grad_input = NAME(line_grad_input),
     .merge_moments = merge_moments,
     .merge_sums = merge_sums,
     .inverse_std = inverse_std,
@@ -76,6 +84,8 @@ const bncore_kernel_set JOIN(NAME(bncore_kernels), BNCORE_ISA_NAME) = {
     .mask_coefs = NAME(mask_coefs),
     .grad_input_coefs = NAME(grad_input_coefs),
     .grad_frozen_coefs = NAME(grad_frozen_coefs),
+    .grad_group_coefs = NAME(grad_group_coefs),
+    .convert = NAME(convert),
 #include "variants.def"
 };
 

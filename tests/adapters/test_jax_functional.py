@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import export
 
 import bncore
 import variants
@@ -367,38 +366,21 @@ def test_wrong_running_statistics_are_named(change, kind, text):
         bj.update_running_stats(**given)
 
 
-@pytest.mark.parametrize("module", ["functional"])
+@pytest.mark.parametrize("module", ["functional", "statistics", "handlers"])
 def test_the_examples_run(module):
     failed, tried = doctest.testmod(importlib.import_module(f"bncore.jax.{module}"))
     assert failed == 0
-    assert tried > 10
+    assert tried > 5
 
 
 def test_the_page_runs():
     page = Path(__file__).resolve().parents[2] / "docs" / "jax.md"
-    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     names: dict = {}
-    exec(block, names)
+    for block in blocks:
+        if "flax" not in block:  # test_flax_layers.py runs that
+            exec(block, names)
     assert names["y"].shape == (8, 16, 7, 7)
+    assert (names["moments"].count == 8 * 49).all()
     mean = np.asarray(names["x"], np.float64).mean((0, 2, 3))
     np.testing.assert_allclose(names["running"][0], 0.1 * mean, atol=1e-6)
-
-
-@pytest.mark.parametrize("correction", [0, 1])
-def test_running_statistics_of_a_symbolic_batch(correction):
-    """An exported function takes batches of any size, and counts each one's values."""
-    check = export.DisabledSafetyCheck.custom_call("bncore_batch_norm_train")
-    running = jnp.full(3, 0.5), jnp.full(3, 2.0)
-
-    def step(x):
-        _, moments = bj.batch_norm_train(x)
-        return bj.update_running_stats(*running, moments, correction=correction)
-
-    (size,) = export.symbolic_shape("n")
-    shape = jax.ShapeDtypeStruct((size, 3, 2), np.float32)
-    exported = export.export(jax.jit(step), disabled_checks=[check])(shape)
-    exported = export.deserialize(exported.serialize())
-    for n in (2, 5):
-        x = jnp.arange(n * 6.0).reshape(n, 3, 2) ** 2
-        for got, expected in zip(exported.call(x), step(x), strict=True):
-            np.testing.assert_allclose(got, expected, rtol=1e-6)

@@ -340,9 +340,9 @@ def test_the_report():
     assert [layer.name for layer in found.converted] == ["0.1", "0.3.3", "4"]
     assert [layer[1:] for layer in found.left] == [
         ("Doubled", "Doubled has a forward of its own"),
-        ("LayerNorm", "LayerNorm is no batch norm of torch.nn"),
+        ("LayerNorm", "LayerNorm is converted with norms=True alone"),
         ("Slotted", "Slotted cannot have a subclass: final"),
-        ("InstanceNorm1d", "InstanceNorm1d is no batch norm of torch.nn"),
+        ("InstanceNorm1d", "InstanceNorm1d is converted with norms=True alone"),
     ]
     text = str(found)
     assert text.startswith("bncore.torch computes 3 of 7 normalizing layers\n  0.1: bncore.torch.")

@@ -91,8 +91,9 @@ def test_forwards_backwards_and_batched(training, activation, count):
         torch.func.hessian,
         lambda f, n: torch.func.jacrev(torch.func.jacfwd(f, n), n),
         lambda f, n: torch.func.jacrev(torch.func.jacrev(f, n), n),
+        lambda f, n: torch.func.jacfwd(torch.func.jacfwd(f, n), n),
     ],
-    ids=["hessian", "reverse forward", "reverse twice"],
+    ids=["hessian", "reverse forward", "reverse twice", "forward twice"],
 )
 def test_second_derivatives_are_those_of_the_formula(twice, training, activation):
     """PyTorch's batch norm is no standard here: in training its second derivatives are wrong."""
@@ -107,11 +108,51 @@ def test_second_derivatives_are_those_of_the_formula(twice, training, activation
 
 
 @TRAINING
-def test_forward_inside_forward_is_refused(training):
-    """PyTorch would leave the outer tangent of a custom function out without a word."""
-    forwards = torch.func.jacfwd(own(training, None))
-    with pytest.raises(NotImplementedError, match="forward mode inside forward mode"):
-        torch.func.jacfwd(forwards)(values(4, C))
+def test_forward_three_times(training):
+    """And in three forward modes around reverse mode, with a mask, in 16 bits."""
+    given = arguments()
+    directions = tuple(torch.cos(one) for one in given)
+
+    def pushed(f):
+        return lambda *given: torch.func.jvp(f, given, directions[: len(given)])[1]
+
+    def thrice(batch_norm):
+        loss = torch.func.grad(lambda *given: (batch_norm(*given) ** 3).sum(), (0, 1, 2, 3))
+        return pushed(pushed(pushed(batch_norm)))(*given), pushed(pushed(loss))(*given)
+
+    got, want = (thrice(each(training, "leaky_relu")) for each in (own, formula))
+    torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
+
+    where = values(4, 1, 2, seed=9) > -0.5
+    where[0] = True
+
+    def masked(x, fill=None):
+        return bncore.torch.batch_norm(
+            x, *statistics(training, x.dtype), None, None, training, where=where, fill=fill
+        )
+
+    def kept(x):  # the same for a batch that has no other values
+        return masked(torch.where(where, x, 0.0), 0.25)
+
+    hole = torch.where(where, given[0], torch.nan)
+    got = torch.func.jvp(pushed(lambda x: masked(x, 0.25)), (hole,), directions[:1])
+    want = torch.func.jvp(pushed(kept), given[:1], directions[:1])
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    x = given[0].bfloat16()
+    short = torch.func.jvp(lambda x: torch.func.jvp(masked, (x,), (x,))[1], (x,), (x,))[1]
+    assert short.dtype == torch.bfloat16
+
+
+@TRAINING
+def test_a_gradient_between_two_forward_modes_is_refused(training):
+    """Its tangent would be wrong without a word; inside of both it is right."""
+
+    def between(x):
+        _, pull = torch.func.vjp(own(training, None), x)
+        return torch.func.jacfwd(lambda dy: torch.func.jacfwd(lambda z: pull(dy * z)[0])(dy))(x)
+
+    with pytest.raises(NotImplementedError, match="a gradient was computed before"):
+        between(values(4, C))
 
 
 @TRAINING

@@ -34,6 +34,7 @@ typedef enum operation {
     normalize,
     grad_input,
     grad_frozen,
+    grad_group,
     weighted_moments,
     weighted_grad_sums,
     weighted_normalize,
@@ -44,7 +45,8 @@ typedef enum operation {
     normalize_coefs,
     mask_coefs,
     grad_input_coefs,
-    grad_frozen_coefs
+    grad_frozen_coefs,
+    grad_group_coefs
 } operation;
 
 typedef struct kernel {
@@ -80,6 +82,7 @@ static const kernel all_kernels[] = {
     {"mask_coefs", mask_coefs, 0, 0},
     {"grad_input_coefs", grad_input_coefs, 0, 0},
     {"grad_frozen_coefs", grad_frozen_coefs, 0, 0},
+    {"grad_group_coefs", grad_group_coefs, 0, 0},
 };
 
 enum { KERNELS = sizeof all_kernels / sizeof all_kernels[0] };

@@ -117,6 +117,12 @@ static void NAME(run_elementwise)(const kernel *k, const bncore_kernel_set *s, c
         else
             s->grad_input_planes[k->fused](a, coef, stride, &t->planes);
         break;
+    case grad_group:
+        if (k->rows)
+            s->grad_group_rows[0](a, coef, stride, &t->rows);
+        else
+            s->grad_group_planes[0](a, coef, stride, &t->planes);
+        break;
     case weighted_normalize:
         if (k->rows)
             s->weighted_normalize_rows[k->fused != 0](a, coef, stride, &t->rows);
@@ -193,6 +199,10 @@ static void NAME(run)(const kernel *k, const bncore_kernel_set *s, const tile *t
     case grad_frozen_coefs:
         s->grad_frozen_coefs(to->coef, n, p->var, t->leaky ? p->weight : 0);
         break;
+    case grad_group_coefs:
+        s->grad_group_coefs(to->coef, stride, n, p->mean, p->var, t->leaky ? p->weight : 0,
+                            p->sum_dy, p->sum_dy_xhat, t->count);
+        break;
     default:
         NAME(run_elementwise)(k, s, t, &a);
     }
@@ -262,6 +272,7 @@ static int NAME(array_count)(const kernel *k)
     case weighted_normalize:
         return 2 + residual;
     case grad_input:
+    case grad_group:
     case weighted_grad_input:
         return 3 + residual;
     case grad_frozen: /* x is read for the mask alone */

@@ -267,10 +267,12 @@ static void NAME(plain_coefs)(const kernel *k, const tile *t, ACC *coef)
             NAME(plain_normalize_coefs)(coef + stride, coef, coef + MASK_SHIFT * stride, c, weight,
                                         bias);
         if (k->operation == grad_frozen_coefs) coef[0] = (ACC)(weight * invstd);
-        if (k->operation != grad_input_coefs) continue;
-        const double count = t->leaky ? given.counts[c] : t->count;
+        if (k->operation != grad_input_coefs && k->operation != grad_group_coefs) continue;
+        const int of_group = k->operation == grad_group_coefs;
+        const double count = t->leaky && !of_group ? given.counts[c] : t->count;
         const double shift = -(given.sum_dy[c] / count);
-        coef[0] = (ACC)(weight * invstd);
+        coef[0] = (ACC)(of_group ? invstd : weight * invstd);
+        if (of_group) coef[4 * stride] = (ACC)weight;
         coef[stride] = (ACC)given.mean[c];
         coef[2 * stride] = (ACC)(-invstd * (given.sum_dy_xhat[c] / count));
         const double lo = given.mean[c] - (double)coef[stride];
@@ -300,6 +302,7 @@ static void NAME(run_plainly)(const kernel *k, const tile *t, NAME(results) * to
     case mask_coefs:
     case grad_input_coefs:
     case grad_frozen_coefs:
+    case grad_group_coefs:
         NAME(plain_coefs)(k, t, to->coef);
         break;
     default:

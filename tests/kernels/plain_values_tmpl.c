@@ -93,6 +93,10 @@ static void NAME(one)(const kernel *k, const tile *t, const bncore_arrays *a, in
         dst[i] = NAME(store)((ACC)a->weighting->fill);
     else if (k->operation == normalize || k->operation == weighted_normalize)
         dst[i] = NAME(store)(NAME(plain_y)(v, coef, stride, k->fused));
+    else if (k->operation == grad_group)
+        dst[i] = NAME(store)(((v.dy * coef[4 * stride] + (v.x - coef[stride]) * coef[2 * stride]) +
+                              coef[3 * stride]) *
+                             coef[0]);
     else
         dst[i] = NAME(store)(NAME(plain_dx)(v, coef, stride, k->fused, frozen));
 }

@@ -7,7 +7,7 @@
 
 #include "bncore.h"
 
-enum { STACK = 256 * 1024, PAINT = 0xA5, OPERATIONS = 6, SHAPES = 6 };
+enum { STACK = 256 * 1024, PAINT = 0xA5, OPERATIONS = 8, SHAPES = 6, MOST = 4096 };
 
 static const int64_t shapes[SHAPES][3] = {
     {8, 32, 784}, {1, 1, 200000}, {2000, 64, 1}, {500, 1500, 1}, {4096, 3, 1}, {40, 170, 7},
@@ -57,8 +57,18 @@ static void *run(void *arg)
     case 4:
         c->status = bncore_train_backward(&p, c->y, first, second, c->x, c->x, given, given, given);
         break;
-    default:
+    case 5:
         c->status = bncore_infer_backward(&p, c->y, first, second, c->x, c->x, given, given, given);
+        break;
+    default: { /* rows are lines, and everything else is one sample */
+        const int64_t samples = p.inner == 1 ? p.outer : 1;
+        p.outer /= samples, p.fusion = NULL, p.weights = NULL;
+        c->status =
+            c->operation == 6
+                ? bncore_group_norm(&p, samples, 1, c->y, first, first + MOST, c->x, given, given)
+                : bncore_group_norm_backward(&p, samples, 1, c->y, first, second, c->x, c->x, given,
+                                             given, given);
+    }
     }
     return NULL;
 }
@@ -90,9 +100,9 @@ int main(void)
 {
     const size_t most = 8 * 1500 * 1000;
     call c = {.x = calloc(1, most), .y = calloc(1, most), .residual = calloc(1, most)};
-    c.given = malloc(1500 * sizeof(double));
-    c.results = malloc(3 * 1500 * sizeof(double));
-    for (int i = 0; i < 1500; i++) c.given[i] = 1.0;
+    c.given = malloc(MOST * sizeof(double));
+    c.results = malloc(3 * MOST * sizeof(double));
+    for (int i = 0; i < MOST; i++) c.given[i] = 1.0;
     const long of_thread = depth(rest, NULL);
     long deepest = 0;
     for (int i = 0; bncore_isa_available(i); i++) {

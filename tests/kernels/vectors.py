@@ -14,7 +14,8 @@ import sys
 from collections import Counter
 
 KERNEL = re.compile(
-    r"<((?:moments|grad_sums|normalize|grad_input|grad_frozen)_(?:planes|rows|strip)\w*)>:$"
+    r"<((?:moments|grad_sums|normalize|grad_input|grad_frozen|grad_group)_(?:planes|rows|strip)\w*"
+    r"|line_(?:moments|sums|normalize|grad_input)_\w*)>:$"
 )
 FUNCTION = re.compile(r"<[^>]+>:$")
 VECTOR = re.compile(r"\tf(?:mul|mla)\tv\d+\.\d+[hsd],")

@@ -43,6 +43,14 @@ cdef bncore_status bncore_infer_backward(const bncore_problem *problem, void *dx
                                          double *sum_dy_xhat, const void *dy, const void *x,
                                          const double *mean, const double *var,
                                          const double *weight) noexcept nogil
+cdef bncore_status bncore_group_norm(const bncore_problem *problem, int64_t samples, int64_t groups,
+                                     void *y, double *mean, double *m2, const void *x,
+                                     const double *weight, const double *bias) noexcept nogil
+cdef bncore_status bncore_group_norm_backward(const bncore_problem *problem, int64_t samples,
+                                              int64_t groups, void *dx, double *sum_dy,
+                                              double *sum_dy_xhat, const void *dy, const void *x,
+                                              const double *mean, const double *var,
+                                              const double *weight) noexcept nogil
 cdef const char *bncore_status_string(bncore_status status) noexcept nogil
 cdef const char *bncore_version() noexcept nogil
 cdef int bncore_abi_version() noexcept nogil

@@ -3,6 +3,7 @@
 from typing import Any
 
 from bncore.backends.contract import Backend, FastPath
+from bncore.backends.group_contract import GroupBackend
 from bncore.backends.integer_contract import IntegerBackend
 
 name: str
@@ -31,6 +32,10 @@ grad_sums = _backend.grad_sums
 grad_input = _backend.grad_input
 train_backward = _backend.train_backward
 infer_backward = _backend.infer_backward
+
+_group_backend: GroupBackend
+group_norm = _group_backend.group_norm
+group_norm_backward = _group_backend.group_norm_backward
 
 _integer_backend: IntegerBackend
 integer_moments = _integer_backend.integer_moments

@@ -155,9 +155,10 @@ cdef inline double *_doubles(cnp.ndarray array) noexcept nogil:
     return NULL if array is None else <double *>cnp.PyArray_DATA(array)
 
 
-cdef bncore_problem _problem(cnp.ndarray x, double eps, int n_threads) noexcept:
+cdef bncore_problem _problem(cnp.ndarray x, double eps, int n_threads, int first=0) noexcept:
+    """Return the problem of x, or (first=1) that of one of its samples, which lie along the first axis."""
     cdef bncore_problem p
-    cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(x)
+    cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(x) + first
     cdef int number = cnp.PyArray_TYPE(x)
     cdef bncore_dtype dtype = BNCORE_FLOAT64
     if number == cnp.NPY_FLOAT:
@@ -314,6 +315,28 @@ def infer_backward(cnp.ndarray dx, cnp.ndarray sum_dy, cnp.ndarray sum_dy_xhat, 
         status = bncore_infer_backward(&p, cnp.PyArray_DATA(dx), _doubles(sum_dy), _doubles(sum_dy_xhat),
                                        cnp.PyArray_DATA(dy), cnp.PyArray_DATA(x), _doubles(mean), _doubles(var),
                                        _doubles(weight))
+    _check(status)
+
+
+def group_norm(cnp.ndarray y, cnp.ndarray mean, cnp.ndarray m2, cnp.ndarray x, cnp.ndarray weight, cnp.ndarray bias,
+               int64_t groups, double eps, int n_threads):
+    cdef bncore_problem p = _problem(x, eps, n_threads, 1)
+    cdef bncore_status status
+    with nogil:
+        status = bncore_group_norm(&p, cnp.PyArray_DIM(x, 0), groups, cnp.PyArray_DATA(y), _doubles(mean), _doubles(m2),
+                                   cnp.PyArray_DATA(x), _doubles(weight), _doubles(bias))
+    _check(status)
+
+
+def group_norm_backward(cnp.ndarray dx, cnp.ndarray sum_dy, cnp.ndarray sum_dy_xhat, cnp.ndarray dy, cnp.ndarray x,
+                        cnp.ndarray mean, cnp.ndarray var, cnp.ndarray weight, int64_t groups, double eps,
+                        int n_threads):
+    cdef bncore_problem p = _problem(x, eps, n_threads, 1)
+    cdef bncore_status status
+    with nogil:
+        status = bncore_group_norm_backward(&p, cnp.PyArray_DIM(x, 0), groups, cnp.PyArray_DATA(dx), _doubles(sum_dy),
+                                            _doubles(sum_dy_xhat), cnp.PyArray_DATA(dy), cnp.PyArray_DATA(x),
+                                            _doubles(mean), _doubles(var), _doubles(weight))
     _check(status)
 
 

@@ -118,6 +118,14 @@ cdef extern from "bncore.h" nogil:
     bncore_status bncore_infer_backward(const bncore_problem *problem, void *dx, double *sum_dy,
                                         double *sum_dy_xhat, const void *dy, const void *x,
                                         const double *mean, const double *var, const double *weight)
+    bncore_status bncore_group_norm(const bncore_problem *problem, int64_t samples, int64_t groups,
+                                    void *y, double *mean, double *m2, const void *x,
+                                    const double *weight, const double *bias)
+    bncore_status bncore_group_norm_backward(const bncore_problem *problem, int64_t samples,
+                                             int64_t groups, void *dx, double *sum_dy,
+                                             double *sum_dy_xhat, const void *dy, const void *x,
+                                             const double *mean, const double *var,
+                                             const double *weight)
     const char *bncore_status_string(bncore_status status)
     const char *bncore_version()
     int bncore_abi_version()

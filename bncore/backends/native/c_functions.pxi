@@ -58,6 +58,19 @@ cdef bncore_status bncore_infer_backward(const bncore_problem *problem, void *dx
     return c_bncore.bncore_infer_backward(problem, dx, sum_dy, sum_dy_xhat, dy, x, mean, var,
                                           weight)
 
+cdef bncore_status bncore_group_norm(const bncore_problem *problem, int64_t samples, int64_t groups,
+                                     void *y, double *mean, double *m2, const void *x,
+                                     const double *weight, const double *bias) noexcept nogil:
+    return c_bncore.bncore_group_norm(problem, samples, groups, y, mean, m2, x, weight, bias)
+
+cdef bncore_status bncore_group_norm_backward(const bncore_problem *problem, int64_t samples,
+                                              int64_t groups, void *dx, double *sum_dy,
+                                              double *sum_dy_xhat, const void *dy, const void *x,
+                                              const double *mean, const double *var,
+                                              const double *weight) noexcept nogil:
+    return c_bncore.bncore_group_norm_backward(problem, samples, groups, dx, sum_dy, sum_dy_xhat,
+                                               dy, x, mean, var, weight)
+
 cdef const char *bncore_status_string(bncore_status status) noexcept nogil:
     return c_bncore.bncore_status_string(status)
 

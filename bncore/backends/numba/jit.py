@@ -16,8 +16,16 @@ import numba
 from numba.extending import overload, register_jitable
 from numba.np.numpy_support import as_dtype
 
-from bncore.backends.numba import elementwise, gradients, integers, storage, sums, weighted
-from bncore.backends.numba.operations import Operations
+from bncore.backends.numba import (
+    elementwise,
+    gradients,
+    groups,
+    integers,
+    storage,
+    sums,
+    weighted,
+)
+from bncore.backends.numba.group_operations import GroupOperations
 from bncore.backends.numba.threads import spread
 
 if numba.config.DISABLE_JIT:
@@ -27,7 +35,7 @@ if numba.config.DISABLE_JIT:
 # Two of them look up a function by the storage type, which is known when a kernel is compiled.
 BY_TYPE = storage.value, storage.stored
 
-for _module in (storage, sums, weighted, gradients, elementwise, integers):
+for _module in (storage, sums, weighted, gradients, elementwise, groups, integers):
     for _function in filter(isfunction, vars(_module).values()):
         if _function.__module__ == _module.__name__ and _function not in BY_TYPE:
             register_jitable(error_model="numpy")(_function)
@@ -76,7 +84,7 @@ def run(n_threads: int, n_tasks: int, kernel: Callable[..., None], /, *args: Any
 
 
 name = "numba"
-operations = Operations(run)
+operations = GroupOperations(run)
 moments = operations.moments
 normalize = operations.normalize
 train = operations.train
@@ -84,5 +92,7 @@ grad_sums = operations.grad_sums
 grad_input = operations.grad_input
 train_backward = operations.train_backward
 infer_backward = operations.infer_backward
+group_norm = operations.group_norm
+group_norm_backward = operations.group_norm_backward
 integer_moments = operations.integer_moments
 integer_normalize = operations.integer_normalize

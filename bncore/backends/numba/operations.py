@@ -92,8 +92,12 @@ class Operations:
         n_threads: int,
         float64_sums: bool = False,
         weights: Weights | None = None,
+        wide: int = 1,
     ) -> None:
-        """Write the mean of every channel, and the sum of squares about it; and its weight."""
+        """Write the mean of every channel, and the sum of squares about it; and its weight.
+
+        Groups of `wide` neighbouring channels are merged, in the order of the channels.
+        """
         geo, threads = geometry(*x.shape), useful(n_threads, x.size)
         chained = in_chains(x, float64_sums)
         if isinstance(geo, Planes):
@@ -111,7 +115,7 @@ class Operations:
             given = counted(weights, x, geo, width)
             self.run(threads, tasks, kernels[1], parts, flat(x), given, *rest)
         count = np.empty_like(mean) if weights is None else weights.count
-        self.run(1, len(mean), sums.merge_moments, count, mean, m2, parts, inner)
+        self.run(1, len(mean), sums.merge_moments, count, mean, m2, parts, inner * wide)
 
     def grad_sums(
         self,

@@ -53,7 +53,7 @@ def add_chains(totals: Stat, terms: Data) -> None:
             totals[j] += np.float64(tree(terms, at + j, width))
         at += 4 * width
     if at < len(terms):
-        last = np.zeros(4 * width, np.float32)
+        last = np.zeros(4 * width, terms.dtype)
         last[: whole - at] = terms[at:whole]
         last[4 * width - rest :] = terms[whole:]
         for j in range(width):

@@ -58,7 +58,7 @@ def add_in_order(total: Stat, terms: Data) -> Stat:
 
 
 def chains(rows: Data, tail: Data | None = None) -> Stat:
-    """Add float32 rows in chains of 8, one of 4, and one of what is left, where the tail is last.
+    """Add rows in chains of 8, one of 4, and one of what is left, where the tail is last.
 
     Terms which the last chain lacks are +0.
     """
@@ -68,7 +68,7 @@ def chains(rows: Data, tail: Data | None = None) -> Stat:
         sums.append(tree(rows[np.newaxis, at : at + 4]))
         at += 4
     if at < len(rows) or tail is not None:
-        last = np.zeros((1, 4, *rows.shape[1:]), np.float32)
+        last = np.zeros((1, 4, *rows.shape[1:]), rows.dtype)
         last[0, : len(rows) - at] = rows[at:]
         if tail is not None:
             last[0, 3] = tail

@@ -37,9 +37,6 @@ from bncore.backends.partition import (
     unfused_gradient,
 )
 
-name = "numpy"
-
-
 # The coefficients of the elementwise formulas are computed in float64; assigning them to an array
 # of the type that is computed in rounds them once.
 
@@ -106,23 +103,27 @@ def moments(
     n_threads: int,
     float64_sums: bool = False,
     weights: contract.Weights | None = None,
+    wide: int = 1,
 ) -> None:
-    """Write the mean of every channel, and the sum of squared deviations from it."""
+    """Write the mean of every channel, and the sum of squared deviations from it.
+
+    Groups of `wide` neighbouring channels are merged, in the order of the channels.
+    """
     geo, chained = geometry(*x.shape), in_chains(x, float64_sums)
     w = Weights.of(weights, x, geo)
     count = np.empty_like(mean) if weights is None else weights.count
     if isinstance(geo, Planes):
         planes = x.reshape(geo.outer, geo.channels, geo.inner)
+        columns = Partial(*np.empty((4, geo.channels)))
         for group in channel_groups(geo):
             w_group = None if w is None else w.of_group(group)
-            total = planes_moments(planes[:, group], geo, chained, w_group)
-            count[group], mean[group], m2[group] = total.n, total.pivot + total.offset, total.m2
+            columns[group] = planes_moments(planes[:, group], geo, chained, w_group)
     else:
         columns = Partial(*np.empty((4, geo.width)))
         for strip, rows in column_strips(geo):
             columns[strip] = rows_moments(x.reshape(-1), geo, strip, rows, chained, w)
-        total = merge_columns(columns, geo)
-        count[:], mean[:], m2[:] = total.n, total.pivot + total.offset, total.m2
+    total = merge_columns(columns, geo, wide)
+    count[:], mean[:], m2[:] = total.n, total.pivot + total.offset, total.m2
     mean[count == 0.0] = np.nan
 
 

@@ -355,10 +355,11 @@ def first_of_rows(
     return found[0], found[1] != 0.0
 
 
-def merge_columns(columns: Partial, geo: Rows) -> Partial:
-    """Merge the columns of each channel from left to right."""
-    cube = columns.reshape(geo.repeat, geo.channels, geo.inner)
+def merge_columns(columns: Partial, geo: Planes | Rows, wide: int) -> Partial:
+    """Merge the columns of each channel, or of `wide` neighbouring channels, from left to right."""
+    repeat, inner = (1, wide) if isinstance(geo, Planes) else (geo.repeat, geo.inner * wide)
+    cube = columns.reshape(repeat, geo.channels // wide, inner)
     total = cube[0, :, 0]
-    for j in range(1, geo.repeat * geo.inner):
-        total = total.merge(cube[j // geo.inner, :, j % geo.inner])
+    for j in range(1, repeat * inner):
+        total = total.merge(cube[j // inner, :, j % inner])
     return total
