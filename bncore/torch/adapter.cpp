@@ -84,7 +84,7 @@ void remember(const Tensor &y, const Given &given, const Tensor &moments)
     node->settings = given.settings;
     if (given.settings.policy == RAISE) node->settings.policy = PROPAGATE; /* it has been done */
     const bool weight_moves = given.weight && given.weight->requires_grad();
-    if (moments.defined() || activated || weight_moves || given.where || given.weights)
+    if (moments.defined() || activated || weight_moves || given.settings.fill)
         node->x = SavedVariable(given.x, false); /* else dx depends on dy alone */
     node->weight = SavedVariable(given.weight, false);
     node->where = SavedVariable(given.where, false);

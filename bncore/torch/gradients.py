@@ -83,17 +83,17 @@ def save_infer(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     ctx.settings = Settings.of_forward(*settings)
     if ctx.settings.activation is None:
         bias, residual = None, None
-    if not _needs_x(ctx, *inputs[6:8]):
+    if not _needs_x(ctx):
         x = None
     # Save copies, because a batch in training may update the statistics before this backward.
     statistics = mean.detach().clone(), var.detach().clone()
     ctx.save_for_backward(x, *statistics, weight, bias, residual, where, weights)
 
 
-def _needs_x(ctx: Any, *counts: Grad) -> bool:
-    """Tell whether backward in evaluation needs x: for a mask, or the gradient of weight."""
-    activated = ctx.settings.activation is not None
-    return activated or ctx.needs_input_grad[3] or any(one is not None for one in counts)
+def _needs_x(ctx: Any) -> bool:
+    """Tell whether backward in evaluation needs x; its NaNs may say where y is a constant."""
+    settings = ctx.settings
+    return settings.activation is not None or settings.fill is not None or ctx.needs_input_grad[3]
 
 
 def infer_backward(

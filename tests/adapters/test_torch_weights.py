@@ -124,6 +124,21 @@ def test_evaluation_gives_the_bits_of_numpy(way, rng, kind):
             np.testing.assert_array_equal(numpy(a), b)
 
 
+@pytest.mark.parametrize("trains", ["factor", "nothing"])
+def test_evaluation_fills_the_gradient_where_nan_is_omitted(way, rng, trains):
+    x, dy, factor = random(*SHAPE), random(*SHAPE, seed=1), random(C, seed=2)
+    x[1, 2, 0], x[0, 1] = torch.nan, torch.nan
+    given = {"fill": 0.5, "nan_policy": "omit"}
+    zeros, ones = torch.zeros(C), torch.ones(C)
+    expected = bncore.batch_norm_infer_backward(*map(numpy, (dy, x, zeros, ones, factor)), **given)
+    leaf = x.clone().requires_grad_()
+    factor.requires_grad_(trains == "factor")
+    got = bncore.torch.batch_norm(leaf, zeros, ones, factor, **given)
+    dx = torch.autograd.grad(got, leaf, dy)[0]
+    np.testing.assert_array_equal(numpy(dx), expected[0])
+    assert not dx[torch.isnan(x)].any()
+
+
 # Gradients
 
 
