@@ -79,7 +79,7 @@ static inline int NAME(find_flags)(NAME(row_flags) * f, const T *x, int64_t firs
     for (int r = 0; r < rows; r++) {
         uint8_t *to = f->room[r];
         if (f->in_rows) {
-            const int flag = ((const uint8_t *)f->weighting->values)[f->row + first + r];
+            const int flag = ((const uint8_t *)f->weighting->values)[f->row + first + r] != 0;
             memcpy(to, flags_of_row[flag], sizeof flags_of_row[flag]);
             all &= flag;
             continue;

@@ -44,6 +44,15 @@ def moved(array, axis):
     return np.ascontiguousarray(np.moveaxis(array, 1, axis))
 
 
+def test_a_mask_of_numpy_may_have_any_bytes(rng):
+    x = rng.standard_normal((6, C))
+    odd = np.array([2, 0, 255, 1, 0, 7], np.uint8).view(bool)[:, None]
+    _, moments = bj.batch_norm_train(jnp.asarray(x), where=odd)
+    _, expected = bncore.batch_norm_train(x, where=odd)
+    np.testing.assert_array_equal(np.asarray(moments.count), expected.count)
+    np.testing.assert_array_equal(np.asarray(moments.mean), expected.mean)
+
+
 @pytest.mark.parametrize(("axis", "jit"), [(1, False), (-1, True)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_gives_the_bits_of_numpy(rng, kind, axis, jit):
