@@ -222,6 +222,17 @@ static int is_empty(const bncore_group_call *c, int64_t results, double first)
     return 1;
 }
 
+/* Add the sums of all samples, one after the other. It is not inlined, so that no addition leaves the floating-point
+ * environment that it is called in. */
+static __attribute__((noinline)) void add_samples(double *to, const double *sums,
+                                                  const bncore_group_call *c)
+{
+    const int64_t channels = c->problem->channels;
+    for (int64_t i = 0; i < channels; i++) to[i] = 0.0;
+    for (int64_t s = 0; s < c->samples; s++, sums += channels)
+        for (int64_t i = 0; i < channels; i++) to[i] += sums[i];
+}
+
 static int one_value(const bncore_problem *p)
 {
     return p->outer == 1 && p->inner == 1;
@@ -267,11 +278,11 @@ bncore_status bncore_group_norm_backward(const bncore_problem *p, int64_t sample
     if (is_empty(&c, p->channels, 0.0)) return BNCORE_OK;
     if (one_value(p)) return bncore_lines_backward(&c);
     status = run_units(&c, 6, backward_unit, &d);
-    for (int r = 0; status == BNCORE_OK && r < 2; r++) {
-        const double *sums = d.scratch + r * samples * p->channels;
-        for (int64_t i = 0; i < p->channels; i++) c.results[r][i] = 0.0;
-        for (int64_t s = 0; s < samples; s++, sums += p->channels)
-            for (int64_t i = 0; i < p->channels; i++) c.results[r][i] += sums[i];
+    if (status == BNCORE_OK) {
+        const bncore_float_env own = bncore_float_env_enter();
+        for (int r = 0; r < 2; r++)
+            add_samples(c.results[r], d.scratch + r * samples * p->channels, &c);
+        bncore_float_env_leave(&own);
     }
     free(d.scratch);
     return status;

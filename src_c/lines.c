@@ -277,9 +277,14 @@ static int open_lines(lines *l, const bncore_group_call *c, size_t doubles)
     l->weight = (double *)l->memory + (LINE_DOUBLES - place) % LINE_DOUBLES;
     l->bias = (double *)l->weight + apart;
     l->more = (double *)l->bias + apart;
-    k->convert(l->weight, channels, c->weight, 1.0);
-    k->convert(l->bias, channels, c->bias, 0.0);
     return 1;
+}
+
+/* Convert the parameters, which rounds them. */
+static void convert_parameters(const lines *l)
+{
+    l->kernels->convert(l->weight, l->channels, l->call->weight, 1.0);
+    l->kernels->convert(l->bias, l->channels, l->call->bias, 0.0);
 }
 
 static bncore_status forward_apart(lines *l)
@@ -305,6 +310,7 @@ bncore_status bncore_lines_forward(const bncore_group_call *c)
     const int64_t all = c->samples * c->groups;
     if (!open_lines(&l, c, (size_t)((1 + NORMALIZE_FIELDS) * all))) return BNCORE_ERROR_MEMORY;
     const bncore_float_env own = bncore_float_env_enter();
+    convert_parameters(&l);
     bncore_status status = BNCORE_OK;
     l.each = bncore_max(TASK_VALUES / l.width, 1);
     l.each = bncore_min(l.each, bncore_ceil_div(all, TASKS_PER_THREAD * c->whole.threads));
@@ -328,6 +334,7 @@ bncore_status bncore_lines_backward(const bncore_group_call *c)
     if (!open_lines(&l, c, column_sums + (size_t)((2 + LINE_FIELDS) * all)))
         return BNCORE_ERROR_MEMORY;
     const bncore_float_env own = bncore_float_env_enter();
+    convert_parameters(&l);
     const bncore_executor *executor = c->problem->executor;
     l.each = each;
     l.columns = l.more;

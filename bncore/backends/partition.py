@@ -209,3 +209,19 @@ def unfused_gradient(
         target = np.empty_like(dy) if np.may_share_memory(dx, x) else dx
     activate(target, dy, fusion)
     return target
+
+
+def group_runs(
+    shape: tuple[int, int, int, int], mean: Stat, var: Stat, weight: Stat | None, bias: Stat | None
+) -> tuple[tuple[int, int, int], tuple[Stat, Stat, Stat | None, Stat | None]]:
+    """Return the shape of all samples as one, and a statistic and parameter for each channel.
+
+    Samples (samples, 1, channels, inner) become channels of one sample; without parameters, each
+    group becomes one.
+    """
+    samples, _, channels, inner = shape
+    if weight is None and bias is None:
+        return (1, len(mean), samples * channels * inner // len(mean)), (mean, var, None, None)
+    wide = samples * channels // len(mean)
+    gamma, beta = (None if v is None else np.tile(v, samples) for v in (weight, bias))
+    return (1, samples * channels, inner), (mean.repeat(wide), var.repeat(wide), gamma, beta)

@@ -22,7 +22,8 @@ import variants
 from arrays import FLOATS, SIXTEEN_BITS
 from bncore import backends
 from bncore.backends.numba import gradients, storage, sums
-from bncore.backends.numba.operations import Operations, in_order
+from bncore.backends.numba.group_operations import GroupOperations
+from bncore.backends.numba.operations import in_order
 from bncore.backends.partition import Planes, Rows, geometry
 
 # (N, C, L), and what the additions go through there.
@@ -61,7 +62,7 @@ SHORT_SHAPES = [
 @contextmanager
 def specification(run=in_order):
     """Let the functions of the package run on the plain text."""
-    token = backends._chosen.set(backends.Active("specification", Operations(run)))
+    token = backends._chosen.set(backends.Active("specification", GroupOperations(run)))
     try:
         yield
     finally:
@@ -450,9 +451,11 @@ def test_values_that_do_not_fill_the_lanes_go_to_the_last_ones():
 def test_the_plain_text_needs_no_numba():
     code = (
         "import sys; sys.modules['numba'] = sys.modules['llvmlite'] = None; "
-        "import numpy as np; from bncore.backends.numba.operations import Operations, in_order; "
+        "import numpy as np; "
+        "from bncore.backends.numba.group_operations import GroupOperations; "
+        "from bncore.backends.numba.operations import in_order; "
         "mean, m2 = np.empty((2, 3)); "
-        "Operations(in_order).moments(mean, m2, np.full((4, 3, 5), 2.0), 1); print(mean, m2)"
+        "GroupOperations(in_order).moments(mean, m2, np.full((4, 3, 5), 2.0), 1); print(mean, m2)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[2. 2. 2.] [0. 0. 0.]\n"

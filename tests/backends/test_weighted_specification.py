@@ -10,7 +10,8 @@ import variants
 import weighted
 from bncore import backends
 from bncore.backends.numba import weighted as kernels
-from bncore.backends.numba.operations import Operations, in_order
+from bncore.backends.numba.group_operations import GroupOperations
+from bncore.backends.numba.operations import in_order
 
 DTYPES = [np.float32, np.float64, np.float16, np.uint16]  # uint16: the bits of bfloat16
 # (outer, channels, inner), and what the additions go through there.
@@ -31,7 +32,7 @@ LARGE_SHAPES = {
 
 def specified(case):
     """The results of the plain text."""
-    token = backends._chosen.set(backends.Active("specification", Operations(in_order)))
+    token = backends._chosen.set(backends.Active("specification", GroupOperations(in_order)))
     try:
         return weighted.run(case)
     finally:
@@ -104,7 +105,7 @@ def test_blocks_of_16_bits_take_chains_only_if_all_weights_are_1(rng, shape, who
 
     monkeypatch.setattr(kernels, "keeps_digits", spied)
     mean, m2 = np.empty((2, shape[1]))
-    Operations(in_order).moments(mean, m2, x, 1, False, given)
+    GroupOperations(in_order).moments(mean, m2, x, 1, False, given)
     assert set(asked) == {whole}
 
 

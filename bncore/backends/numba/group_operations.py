@@ -7,7 +7,7 @@ import numpy as np
 from bncore.backends.numba import elementwise, groups
 from bncore.backends.numba.operations import Operations, flat
 from bncore.backends.numba.threads import useful
-from bncore.backends.partition import Data, Stat, computed_in, line_segment
+from bncore.backends.partition import Data, Stat, computed_in, group_runs, line_segment
 
 
 class GroupOperations(Operations):
@@ -33,7 +33,7 @@ class GroupOperations(Operations):
         else:
             for sample, one in enumerate(x):
                 mine = slice(sample * number, (sample + 1) * number)
-                self.moments(mean[mine], m2[mine], one, n_threads, False, None, wide)
+                self.group_moments(mean[mine], m2[mine], one, n_threads, wide)
         with np.errstate(all="ignore"):
             var = m2 / (outer * wide * inner)
         if outer == inner == 1 and not (weight is None and bias is None):
@@ -41,6 +41,10 @@ class GroupOperations(Operations):
             arrays = flat(y), flat(x), coefficients, *line_parameters(x, weight, bias)
             threads = useful(n_threads, x.size)
             self.run(threads, len(mean), groups.lines_normalize, *arrays, wide)
+            return
+        if outer == 1:
+            shape, given = group_runs(x.shape, mean, var, weight, bias)
+            self.normalize(y.reshape(shape), x.reshape(shape), *given, eps, n_threads)
             return
         means, variances = (v.repeat(wide).reshape(samples, channels) for v in (mean, var))
         for sample, one in enumerate(x):

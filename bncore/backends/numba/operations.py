@@ -92,12 +92,21 @@ class Operations:
         n_threads: int,
         float64_sums: bool = False,
         weights: Weights | None = None,
-        wide: int = 1,
     ) -> None:
-        """Write the mean of every channel, and the sum of squares about it; and its weight.
+        """Write the mean of every channel, and the sum of squares about it; and its weight."""
+        self.group_moments(mean, m2, x, n_threads, 1, float64_sums, weights)
 
-        Groups of `wide` neighbouring channels are merged, in the order of the channels.
-        """
+    def group_moments(
+        self,
+        mean: Stat,
+        m2: Stat,
+        x: Data,
+        n_threads: int,
+        wide: int,
+        float64_sums: bool = False,
+        weights: Weights | None = None,
+    ) -> None:
+        """Write those of groups of `wide` channels, merged in the order of the channels."""
         geo, threads = geometry(*x.shape), useful(n_threads, x.size)
         chained = in_chains(x, float64_sums)
         if isinstance(geo, Planes):

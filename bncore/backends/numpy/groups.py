@@ -14,6 +14,7 @@ from bncore.backends.partition import (
     Data,
     Stat,
     computed_in,
+    group_runs,
     line_segment,
     tile_slices,
 )
@@ -40,10 +41,14 @@ def group_norm(
     else:
         for sample, one in enumerate(x):
             mine = slice(sample * groups, (sample + 1) * groups)
-            reference.moments(mean[mine], m2[mine], one, n_threads, False, None, wide)
+            reference.group_moments(mean[mine], m2[mine], one, wide)
     var = m2 / (outer * wide * inner)
     if outer == inner == 1 and not (weight is None and bias is None):
         lines_normalize(y, mean, var, x, weight, bias, eps)
+        return
+    if outer == 1:
+        shape, statistics = group_runs(x.shape, mean, var, weight, bias)
+        reference.normalize(y.reshape(shape), x.reshape(shape), *statistics, eps, n_threads)
         return
     means, variances = (v.repeat(wide).reshape(samples, channels) for v in (mean, var))
     for sample, one in enumerate(x):

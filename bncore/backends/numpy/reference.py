@@ -103,12 +103,21 @@ def moments(
     n_threads: int,
     float64_sums: bool = False,
     weights: contract.Weights | None = None,
-    wide: int = 1,
 ) -> None:
-    """Write the mean of every channel, and the sum of squared deviations from it.
+    """Write the mean of every channel, and the sum of squared deviations from it."""
+    group_moments(mean, m2, x, 1, float64_sums, weights)
 
-    Groups of `wide` neighbouring channels are merged, in the order of the channels.
-    """
+
+@np.errstate(all="ignore")
+def group_moments(
+    mean: Stat,
+    m2: Stat,
+    x: Data,
+    wide: int,
+    float64_sums: bool = False,
+    weights: contract.Weights | None = None,
+) -> None:
+    """Write those of groups of `wide` channels, which are merged in the order of the channels."""
     geo, chained = geometry(*x.shape), in_chains(x, float64_sums)
     w = Weights.of(weights, x, geo)
     count = np.empty_like(mean) if weights is None else weights.count
