@@ -206,7 +206,7 @@ static bncore_status start(bncore_group_call *c, const bncore_problem *p, int64_
     if (status != BNCORE_OK) return status;
     status = bncore_check_data(&c->whole, dy ? 3 : 2, (const void *[]){dst, x, dy});
     if (status != BNCORE_OK) return status;
-    bncore_schedule(&c->whole);
+    if (c->whole.g.n * c->whole.g.channels > 0) bncore_schedule(&c->whole);
     c->whole.problem = p;
     return BNCORE_OK;
 }

@@ -54,18 +54,18 @@ def test_torch(data, dtype):
 
 @pytest.mark.needs_torch
 def test_torch_synchronized(data, monkeypatch):
-    """The functions of `SyncBatchNorm`, as a group of one process."""
+    """The operators of `SyncBatchNorm`, as a group of one process."""
     torch = pytest.importorskip("torch")
-    from bncore.torch import sync
-    from bncore.torch.counting import ALL
+    from bncore.torch import sync_ops
 
-    monkeypatch.setattr(sync, "gathered", lambda values, group: [values])
+    monkeypatch.setattr(sync_ops, "gathered", lambda values, group: [values])
     x, dy, weight, bias = map(torch.from_numpy, data)
     small = dy / 1024  # the gradients of weight and bias are subnormal, too
 
     def results() -> list[bytes]:
         given = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
-        y, moments = sync._Synchronized.apply(*given, 1e-30, None, ALL)
+        counted = None, None, 1e-30, "propagate", None, "the only process"
+        y, moments = sync_ops.train_op(*given, *counted)
         y.backward(small)
         tensors = [y.detach(), moments, *(tensor.grad for tensor in given)]
         return [tensor.numpy().tobytes() for tensor in tensors]

@@ -290,7 +290,9 @@ def test_the_page_runs():
     """Its example of several processes needs others: tests/torch_ranks.py is like it."""
     page = Path(__file__).resolve().parents[2] / "docs" / "pytorch.md"
     text = page.read_text(encoding="utf-8")
-    first, fusing, in_place, masks, _, second = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    first, fusing, norms, in_place, masks, _, second = re.findall(
+        r"```python\n(.*?)```", text, re.DOTALL
+    )
     names: dict = {}
     exec(first, names)
     exec(masks, names)
@@ -298,6 +300,8 @@ def test_the_page_runs():
     batch_norm = names["model"][1]
     assert type(batch_norm) is torch.nn.BatchNorm2d  # after revert
     assert batch_norm.num_batches_tracked == 1 and batch_norm.weight.grad is not None
+    exec(norms, names)
+    assert type(batch_norm) is not torch.nn.BatchNorm2d
     exec(in_place, names)
     assert "KeepsOutput" in names["model"](names["torch"].ones(2, 3, 8, 8)).grad_fn.name()
     exec(fusing, names)
