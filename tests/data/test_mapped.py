@@ -7,10 +7,10 @@ import sys
 
 import numpy as np
 import pytest
-from test_stored import SHAPE, close
 
 import bncore
 from bncore.data import hdf5_files, zarr_files
+from stored_arrays import SHAPE, close
 
 pytestmark = [
     pytest.mark.needs_scale,
