@@ -44,7 +44,7 @@ def _fitted(name: str, given: Array, x: Array) -> Array:
 
 def _mask(value: object, x: Array) -> Array:
     if isinstance(value, np.ndarray) and value.dtype == np.bool_:
-        value = value.view(np.uint8) != 0  # its bytes may be others than 0 and 1
+        value = np.asarray(value.view(np.uint8) != 0)  # its bytes may be others than 0 and 1
     mask = array("where", value)
     if mask.dtype != np.bool_:
         raise TypeError(f"where: expected bool, got {mask.dtype}")
