@@ -174,7 +174,9 @@ def _normalize(
     own = {name: _against(name, value, x) for name, value in counted.items()}
     axes = _axes(x, _names(x, dim))
     y = _functions(x).normalized_over(x.data, axes, **own, **options)
-    return x.copy(deep=False, data=y)
+    result = x.copy(deep=False, data=y)
+    result.encoding = {}  # x's says how x is stored
+    return result
 
 
 # NumPy and Dask

@@ -63,6 +63,13 @@ def test_normalize_over_any_dimensions(x, dim):
     np.testing.assert_allclose(y, expected, rtol=0, atol=tolerances.PIECES_FLOAT64 * 10)
 
 
+def test_what_is_normalized_is_stored_as_any_other_array(x):
+    x.encoding = {"dtype": "int16", "scale_factor": 0.5, "chunks": SHAPE}
+    for given in (x, x.groupby("time.month")):
+        assert bncore.xarray.normalize(given, "time").encoding == {}
+    assert x.encoding["dtype"] == "int16"
+
+
 def test_masks_and_weights_follow_the_names(x, rng):
     area = xr.DataArray(rng.random((6, 5)), dims=("x", "y"), coords={"y": x.y})
     land = xr.DataArray(rng.random(5) < 0.8, dims="y", coords={"y": x.y})
