@@ -93,12 +93,12 @@ class Stored:
     def __iter__(self) -> Iterator[tuple[slice, Array, Place]]:
         """Read piece after piece: its channels, its values, and its place."""
         for place in product(*self._parts):
-            block = None if self._mapped is None else self._mapped.part(place)
-            if self._mapped is None or block is None:
-                yield place[self.axis], self._read(place), place
-            else:
+            mapped = self._mapped
+            if mapped is not None and (block := mapped.part(place)) is not None:
                 yield place[self.axis], block, place
-                self._mapped.drop(block)
+                mapped.drop(block)
+            else:
+                yield place[self.axis], self._read(place), place
 
     def _read(self, place: Place) -> Array:
         if self._memory is None:

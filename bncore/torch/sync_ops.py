@@ -172,7 +172,10 @@ def save_train(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ..
     x, weight, _, where, weights, *settings = inputs
     gradients.refuse_gradients(ctx, weights=4)
     ctx.mark_non_differentiable(output[1])
-    ctx.settings = Settings(*settings)
+    given = Settings(*settings)
+    if given.nan_policy == "raise":  # forward has looked for NaN
+        given = given._replace(nan_policy="propagate")
+    ctx.settings = given
     ctx.save_for_backward(x, output[1], weight, where, weights)
 
 
