@@ -126,7 +126,7 @@ static void line_moments(const lines *l, int64_t first, int64_t n)
 {
     const bncore_group_call *c = l->call;
     const bncore_arrays a = arrays_at(l, &(some_lines){.first = first});
-    if (l->kernels->line_moments && l->g.segments == 1) {
+    if (l->kernels->line_moments && l->width <= BNCORE_BLOCK) {
         l->kernels->line_moments(c->results[0] + first, c->results[1] + first, &a,
                                  &(bncore_rows){n, l->width, l->width});
         return;

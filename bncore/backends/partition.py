@@ -142,6 +142,14 @@ def _rows(outer: int, channels: int, inner: int) -> Rows:
     return Rows(outer, channels, inner, repeat, _ceil_div(blocks, parts) * ROW_BLOCK)
 
 
+def in_one_block(x: Data, width: int) -> bool:
+    """Tell whether groups of x, (samples, outer, channels, inner), are lines summed about 0.
+
+    These have LANES to BLOCK values, which are not added in chains.
+    """
+    return x.shape[1] == x.shape[3] == 1 and LANES <= width <= BLOCK and not in_chains(x)
+
+
 def line_segment(samples: int) -> int:
     """Return the number of samples of a segment of a sum over samples."""
     return max(_ceil_div(samples, LINE_SEGMENTS * LINE_TILE) * LINE_TILE, LINE_SEGMENT)

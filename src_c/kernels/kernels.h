@@ -154,7 +154,7 @@ typedef struct bncore_kernel_set {
 
     /* Lines; weight and bias have one value of the arithmetic's type per column. line_sums gives the sums of g = weight * dy
      * and of g * xhat of each line, line_grad_input adds to the sums of dy and of dy * xhat of each column. */
-    /* mean and m2 of up to BNCORE_GROUP lines of one segment; NULL where reductions are chained. */
+    /* mean and m2 of up to BNCORE_GROUP lines of LANES to BLOCK values; NULL where reductions are chained. */
     void (*line_moments)(double *mean, double *m2, const bncore_arrays *a, const bncore_rows *t);
     void (*line_normalize)(const bncore_arrays *a, const void *coef, int64_t stride,
                            const void *weight, const void *bias, const bncore_rows *t);

@@ -45,16 +45,21 @@ static inline ALWAYS_INLINE void NAME(line_terms)(NAME(line_values) * to, NAME(l
     }
 }
 
-/* The sums of four vectors of terms from i on. */
-static inline ALWAYS_INLINE void NAME(add_line_four)(ACC *a, ACC *b, NAME(line) v, int64_t i)
+/* The sums of n vectors of terms from i on: of one to four, of which n is a constant. A term that is missing would add 0. */
+static inline ALWAYS_INLINE void NAME(add_line_few)(ACC *a, ACC *b, NAME(line) v, int64_t i, int n)
 {
     NAME(line_values) t[4];
-    for (int n = 0; n < 4; n++) NAME(line_terms)(&t[n], v, i + n * BNCORE_LANES);
+    for (int k = 0; k < n; k++) NAME(line_terms)(&t[k], v, i + k * BNCORE_LANES);
 #pragma omp simd
     for (int l = 0; l < BNCORE_LANES; l++) {
-        a[l] = (t[0].g[l] + t[1].g[l]) + (t[2].g[l] + t[3].g[l]);
-        b[l] = (t[0].g[l] * t[0].xhat[l] + t[1].g[l] * t[1].xhat[l]) +
-               (t[2].g[l] * t[2].xhat[l] + t[3].g[l] * t[3].xhat[l]);
+        a[l] = t[0].g[l];
+        b[l] = t[0].g[l] * t[0].xhat[l];
+        if (n > 1) a[l] += t[1].g[l], b[l] += t[1].g[l] * t[1].xhat[l];
+        if (n == 3) a[l] += t[2].g[l], b[l] += t[2].g[l] * t[2].xhat[l];
+        if (n == 4) {
+            a[l] += t[2].g[l] + t[3].g[l];
+            b[l] += t[2].g[l] * t[2].xhat[l] + t[3].g[l] * t[3].xhat[l];
+        }
     }
 }
 
@@ -73,16 +78,13 @@ static NOINLINE void NAME(last_line_terms)(NAME(line_values) * to, NAME(line) v,
     for (int64_t l = 0; l < BNCORE_LANES - left; l++) to->g[l] = to->xhat[l] = (ACC)0;
 }
 
-/* The sums of the last vectors, fewer than four, and of the values behind them. */
-static inline ALWAYS_INLINE void NAME(add_line_rest)(ACC *a, ACC *b, NAME(line) v, int64_t i,
-                                                     int64_t len)
+/* The sums of the last vectors, fewer than four, and of the values behind them, as terms of one tree. */
+static NOINLINE void NAME(add_line_rest)(ACC *a, ACC *b, NAME(line) v, int64_t i, int64_t len)
 {
     NAME(line_values) t[4] = {{{0}, {0}}};
     const int64_t vectors = (len - i) / BNCORE_LANES, left = len % BNCORE_LANES;
-    if (vectors > 0) NAME(line_terms)(&t[0], v, i);
-    if (vectors > 1) NAME(line_terms)(&t[1], v, i + BNCORE_LANES);
-    if (vectors > 2) NAME(line_terms)(&t[2], v, i + 2 * BNCORE_LANES);
-    if (left) NAME(last_line_terms)(&t[3], v, len, left);
+    for (int64_t k = 0; k < vectors; k++) NAME(line_terms)(&t[k], v, i + k * BNCORE_LANES);
+    NAME(last_line_terms)(&t[3], v, len, left);
 #pragma omp simd
     for (int l = 0; l < BNCORE_LANES; l++) {
         a[l] = (t[0].g[l] + t[1].g[l]) + (t[2].g[l] + t[3].g[l]);
@@ -91,7 +93,8 @@ static inline ALWAYS_INLINE void NAME(add_line_rest)(ACC *a, ACC *b, NAME(line) 
     }
 }
 
-/* The sums of the terms of up to BLOCK values. `ahead` is the distance in bytes at which values are prefetched. */
+/* The sums of the terms of up to BLOCK values. `ahead` is the distance in bytes at which dy is prefetched; line_grad_input
+ * prefetches x, so that memory is busy all the time. */
 static inline ALWAYS_INLINE void NAME(sum_line)(double *sum_a, double *sum_b, NAME(line) v,
                                                 int64_t len, int64_t ahead)
 {
@@ -102,26 +105,29 @@ static inline ALWAYS_INLINE void NAME(sum_line)(double *sum_a, double *sum_b, NA
 #pragma omp simd
     for (int l = 0; l < BNCORE_LANES; l++) a[l] = b[l] = 0.0;
     for (; i + 2 * four <= len; i += 2 * four) {
-        for (int n = 0; n < 8 * BNCORE_LANES; n += NAME(IN_LINE)) {
+        for (int n = 0; n < 8 * BNCORE_LANES; n += NAME(IN_LINE))
             fetch(v.dy + i + n, ahead, LEVEL_2);
-            fetch(v.x + i + n, ahead, LEVEL_2);
-        }
-        NAME(add_line_four)(low[0], low[1], v, i);
-        NAME(add_line_four)(high[0], high[1], v, i + four);
+        NAME(add_line_few)(low[0], low[1], v, i, 4);
+        NAME(add_line_few)(high[0], high[1], v, i + four, 4);
 #pragma omp simd
         for (int l = 0; l < BNCORE_LANES; l++) {
             a[l] += (double)(low[0][l] + high[0][l]);
             b[l] += (double)(low[1][l] + high[1][l]);
         }
     }
-    if (i + four <= len) {
-        NAME(add_line_four)(low[0], low[1], v, i);
-        i += four;
-#pragma omp simd
-        for (int l = 0; l < BNCORE_LANES; l++) a[l] += (double)low[0][l], b[l] += (double)low[1][l];
-    }
-    if (i < len) {
-        NAME(add_line_rest)(low[0], low[1], v, i, len);
+    while (i < len) {
+        const int64_t vectors = (len - i) / BNCORE_LANES;
+        if (vectors >= 4)
+            NAME(add_line_few)(low[0], low[1], v, i, 4);
+        else if (len % BNCORE_LANES)
+            NAME(add_line_rest)(low[0], low[1], v, i, len);
+        else if (vectors == 3)
+            NAME(add_line_few)(low[0], low[1], v, i, 3);
+        else if (vectors == 2)
+            NAME(add_line_few)(low[0], low[1], v, i, 2);
+        else
+            NAME(add_line_few)(low[0], low[1], v, i, 1);
+        i = vectors >= 4 ? i + four : len;
 #pragma omp simd
         for (int l = 0; l < BNCORE_LANES; l++) a[l] += (double)low[0][l], b[l] += (double)low[1][l];
     }
@@ -158,30 +164,46 @@ static void NAME(line_sums)(double *sum_g, double *sum_g_xhat, const bncore_arra
 }
 
 #if !CHAINED
-/* mean and m2 of lines of one segment, as moments_planes gives them; rows <= BNCORE_GROUP. */
+/* mean and m2 of a line of one block, about a pivot as in moments_planes. */
+static NOINLINE void NAME(line_about_pivot)(double *mean, double *m2, const T *x, int64_t len)
+{
+    running w = {.pivot = NAME(first_pivot)(x, BNCORE_LANES, 1)};
+    lanes acc = {0};
+    NAME(add_run)(&acc, x, len, w.pivot, 0);
+    w = running_flush(w, fold_lanes(acc.a), fold_lanes(acc.b), (double)len);
+    const double offset = w.S / w.n, rest = w.Q - w.S * offset;
+    *mean = w.pivot + offset;
+    *m2 = rest < 0.0 ? 0.0 : rest;
+}
+
+/* The same of lines of LANES to BLOCK values each; rows <= BNCORE_GROUP. They are summed about 0, which saves a third of
+ * the additions and all of a pivot, unless the squares about 0 are more than 16 times those about the mean. */
 static void NAME(line_moments)(double *mean, double *m2, const bncore_arrays *arrays,
                                const bncore_rows *t)
 {
-    double pivot[BNCORE_GROUP];
+    double s[BNCORE_GROUP], q[BNCORE_GROUP];
     const T *x = arrays->x;
     const int64_t ahead = t->rows * t->stride * (int64_t)sizeof(T); /* to the next lines */
-    for (int64_t r = 0; r < t->rows; r++)
-        pivot[r] = NAME(first_pivot)(x + r * t->stride, bncore_min(t->cols, BNCORE_LANES), 1);
-    for (int64_t r = 0; r < t->rows; r++, x += t->stride) {
-        running w = {.pivot = pivot[r]};
-        NAME(fetch_results)(arrays, r * t->stride, bncore_min(t->cols, BNCORE_BLOCK));
-        for (int64_t i = 0; i < t->cols; i += BNCORE_BLOCK) {
-            const int64_t len = bncore_min(t->cols - i, BNCORE_BLOCK);
-            lanes acc;
-#pragma omp simd
-            for (int l = 0; l < BNCORE_LANES; l++) acc.a[l] = acc.b[l] = 0.0;
-            NAME(add_run)(&acc, x + i, len, w.pivot, ahead);
-            w = running_flush(w, fold_lanes(acc.a), fold_lanes(acc.b), (double)len);
-        }
-        const double offset = w.S / w.n, rest = w.Q - w.S * offset;
-        mean[r] = w.pivot + offset;
-        m2[r] = rest < 0.0 ? 0.0 : rest;
+    const int left = (int)(t->cols % BNCORE_LANES);
+    const double n = (double)t->cols;
+    for (int64_t r = 0; r < t->rows; r++) {
+        lanes acc = {0};
+        NAME(fetch_results)(arrays, r * t->stride, t->cols);
+        if (left == 0)
+            NAME(add_vectors)(&acc, x + r * t->stride, t->cols, 0, 0.0, ahead);
+        else
+            NAME(add_vectors)(&acc, x + r * t->stride, t->cols, left, 0.0, ahead);
+        s[r] = fold_lanes(acc.a);
+        q[r] = fold_lanes(acc.b);
     }
+#pragma omp simd
+    for (int64_t r = 0; r < t->rows; r++) {
+        mean[r] = s[r] / n;
+        m2[r] = q[r] - s[r] * mean[r];
+    }
+    for (int64_t r = 0; r < t->rows; r++)
+        if (!(16.0 * (s[r] * s[r]) < 15.0 * (n * q[r])))
+            NAME(line_about_pivot)(&mean[r], &m2[r], x + r * t->stride, t->cols);
 }
 #endif
 
@@ -241,6 +263,7 @@ typedef struct NAME(line_slopes) {
     T *dx[LINE_TILE];
     ACC k[LINE_TILE], c[LINE_TILE];
     double *dweight, *dbias;
+    int64_t ahead; /* in bytes: to the x of the next tiles, as line_sums prefetches dy */
 } NAME(line_slopes);
 
 /* dx of LANES columns of a tile of lines, and what the lines add to dbias and dweight. `to` is where dx is written. */
@@ -252,6 +275,7 @@ NAME(line_gradients)(T *const to[LINE_TILE], const NAME(line_slopes) * s, int64_
         const NAME(line) v = s->line[n];
         const ACC k = s->k[n], c = s->c[n];
         ACC x[BNCORE_LANES], dx[BNCORE_LANES];
+        for (int l = 0; l < BNCORE_LANES; l += NAME(IN_LINE)) fetch(v.x + i + l, s->ahead, LEVEL_2);
         NAME(load_many)(slopes[n], v.dy + i, BNCORE_LANES);
         NAME(load_many)(x, v.x + i, BNCORE_LANES);
 #pragma omp simd
@@ -314,9 +338,10 @@ static void NAME(line_grad_input)(const bncore_arrays *arrays, const void *coef,
 {
     const ACC *k = coef;
     const int streamed = NAME(streams_lines)(arrays, t);
+    const int64_t ahead = t->rows * t->stride * (int64_t)sizeof(T);
     for (int64_t r = 0; r < t->rows; r += LINE_TILE) {
         const int lines = (int)bncore_min(t->rows - r, LINE_TILE);
-        NAME(line_slopes) s = {.dweight = dweight, .dbias = dbias};
+        NAME(line_slopes) s = {.dweight = dweight, .dbias = dbias, .ahead = ahead};
         for (int n = 0; n < lines; n++) {
             s.line[n] = NAME(line_at)(arrays, coef, stride, weight, r + n, t);
             s.dx[n] = (T *)arrays->dst + (r + n) * t->stride;

@@ -7,7 +7,14 @@ import numpy as np
 from bncore.backends.numba import elementwise, groups
 from bncore.backends.numba.operations import Operations, flat
 from bncore.backends.numba.threads import useful
-from bncore.backends.partition import Data, Stat, computed_in, group_runs, line_segment
+from bncore.backends.partition import (
+    Data,
+    Stat,
+    computed_in,
+    group_runs,
+    in_one_block,
+    line_segment,
+)
 
 
 class GroupOperations(Operations):
@@ -28,7 +35,10 @@ class GroupOperations(Operations):
         """Write y, and the moments of `number` groups of every sample."""
         samples, outer, channels, inner = x.shape
         wide = channels // number
-        if outer == 1:  # a group is one run of memory
+        if in_one_block(x, wide):
+            threads = useful(n_threads, x.size)
+            self.run(threads, len(mean), groups.lines_moments, mean, m2, flat(x), wide)
+        elif outer == 1:  # a group is one run of memory
             self.moments(mean, m2, x.reshape(1, samples * number, wide * inner), n_threads)
         else:
             for sample, one in enumerate(x):

@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 
 from bncore.backends.numba.storage import stored, value
-from bncore.backends.numba.sums import add_chains, fold, tree
+from bncore.backends.numba.sums import (
+    add_chains,
+    add_squares,
+    close,
+    first_pivot,
+    flush,
+    fold,
+    tree,
+)
 from bncore.backends.partition import BLOCK, LANES, LINE_TILE, Data, Stat
 
 
@@ -63,6 +71,28 @@ def groups_grad_input(
 
 
 # Lines; their coefficients are those of `normalized` without weight and bias
+
+
+def lines_moments(first: int, last: int, mean: Stat, m2: Stat, x: Data, width: int) -> None:
+    """Take the moments of lines of LANES to BLOCK values about 0; tasks are lines.
+
+    Where the squares about 0 are more than 16 times those about the mean, whose digits they would
+    hide, the line is added up about a pivot, as a segment in planes is.
+    """
+    s, q = np.zeros(LANES), np.zeros(LANES)
+    for line in range(first, last):
+        values = x[line * width : (line + 1) * width]
+        add_squares(s, q, values, np.zeros(LANES), False)
+        total, squares = fold(s), fold(q)
+        if 16.0 * (total * total) < 15.0 * (width * squares):
+            mean[line] = total / width
+            m2[line] = squares - total * mean[line]
+            continue
+        pivot = first_pivot(values[:LANES], False)
+        add_squares(s, q, values, np.full(LANES, pivot), False)
+        state = flush((0.0, pivot, 0.0, 0.0), fold(s), fold(q), width, x, False)
+        _, pivot, offset, m2[line] = close(state)
+        mean[line] = pivot + offset
 
 
 def lines_normalize(

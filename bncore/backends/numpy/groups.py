@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bncore.backends.numpy import reference
-from bncore.backends.numpy.order import TILE, add_in_order, chains, fold, tree
+from bncore.backends.numpy.order import TILE, add_in_order, add_to_lanes, chains, fold, tree
 from bncore.backends.numpy.storage import computed, store
 from bncore.backends.partition import (
     BLOCK,
@@ -15,6 +15,7 @@ from bncore.backends.partition import (
     Stat,
     computed_in,
     group_runs,
+    in_one_block,
     line_segment,
     tile_slices,
 )
@@ -35,7 +36,9 @@ def group_norm(
     """Write y, and the moments of the groups of every sample."""
     samples, outer, channels, inner = x.shape
     wide = channels // groups
-    if outer == 1:  # a group is one run of memory
+    if in_one_block(x, wide):
+        lines_moments(mean, m2, x.reshape(-1, wide))
+    elif outer == 1:  # a group is one run of memory
         runs = x.reshape(1, samples * groups, wide * inner)
         reference.moments(mean, m2, runs, n_threads)
     else:
@@ -126,6 +129,27 @@ def parameters(x: Data, given: Stat | None, otherwise: float, shape: tuple[int, 
     """Return the parameters of every value of a sample, in the type of the arithmetic."""
     values = np.full(x.shape[2], otherwise) if given is None else given
     return values.astype(computed_in(x)).reshape(shape[1:])
+
+
+def lines_moments(mean: Stat, m2: Stat, lines: Data) -> None:
+    """Write the moments of lines of LANES to BLOCK values, (lines, width).
+
+    The sums are those about 0, where these keep the digits of the squares about the mean.
+    """
+    width = lines.shape[1]
+    step = max(TILE // width, 1)
+    for first in range(0, len(lines), step):
+        some = slice(first, first + step)
+        values = lines[some].astype(np.float64)
+        empty = np.zeros((len(values), LANES))
+        s, q = (fold(add_to_lanes(empty, terms)) for terms in (values, values * values))
+        mean[some] = s / width
+        m2[some] = q - s * mean[some]
+        others = first + np.flatnonzero(~(16.0 * (s * s) < 15.0 * (width * q)))
+        if len(others) > 0:
+            found = np.empty((2, len(others)))
+            reference.moments(found[0], found[1], lines[others].reshape(1, -1, width), 1)
+            mean[others], m2[others] = found
 
 
 def lines_normalize(
