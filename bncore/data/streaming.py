@@ -19,6 +19,7 @@ from bncore.arguments.arrays import data_array, integer_scale, plain_array
 from bncore.arguments.weights import NanPolicy, weights_of
 from bncore.data.pages import Pages
 from bncore.data.stored import Stored, is_stored, stand_in
+from bncore.extras import pip_install
 from bncore.functions.steps import moments
 from bncore.statistics import Moments, concatenated
 
@@ -178,7 +179,7 @@ def _bar(total: int) -> AbstractContextManager[Advance]:
         from rich import progress
     except ImportError as error:
         raise ImportError(
-            "progress: True needs rich: pip install 'bncore[progress]', or give a function"
+            f"progress: True needs rich: {pip_install('progress')} installs it; or give a function"
         ) from error
 
     @contextmanager

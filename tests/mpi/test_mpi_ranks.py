@@ -20,7 +20,6 @@ import oracle
 import tolerances
 from bncore.mpi import reduction
 from checkout import ROOT, blocks_of
-from processes import python
 
 pytestmark = pytest.mark.needs_scale
 
@@ -135,18 +134,6 @@ def test_slabs_of_channels_change_no_bit(rng, monkeypatch):
 def test_the_examples_of_the_docstrings_run(module):
     failed, tried = doctest.testmod(importlib.import_module(f"bncore.mpi.{module}"))
     assert failed == 0 and tried >= 4
-
-
-def test_without_mpi4py_the_error_names_the_extra():
-    said = python("""
-        import sys
-        sys.modules["mpi4py"] = None
-        try:
-            import bncore.mpi
-        except ModuleNotFoundError as error:
-            print(error)
-    """)
-    assert "pip install 'bncore[mpi]'" in said
 
 
 def test_the_example_of_features_runs(tmp_path):

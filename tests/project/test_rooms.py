@@ -22,7 +22,7 @@ SOURCES = {
 # Each room with the folders and modules in it.  A module imports from its own room and from those
 # before it, no others.
 ROOMS = {
-    "version": ("version",),
+    "version": ("version", "extras"),
     "arguments": ("arguments",),
     "statistics": ("statistics",),
     "backends": ("backends",),

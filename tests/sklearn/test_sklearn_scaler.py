@@ -13,7 +13,6 @@ import bncore
 import oracle
 import tolerances
 from checkout import blocks_of
-from processes import python
 
 pytestmark = pytest.mark.needs_scale
 sklearn = pytest.importorskip("sklearn", reason="the extra sklearn is not installed")
@@ -288,18 +287,6 @@ def test_parameters_are_checked(table):
         StandardScaler().transform(table)
     with pytest.raises(ValueError, match="X: expected 6 features, got 2"):
         StandardScaler().fit(table).inverse_transform(table[:, :2])
-
-
-def test_without_scikit_learn_the_error_names_the_extra():
-    said = python("""
-        import sys
-        sys.modules["sklearn"] = None
-        try:
-            import bncore.sklearn
-        except ModuleNotFoundError as error:
-            print(error)
-    """)
-    assert "pip install 'bncore[sklearn]'" in said
 
 
 def test_the_examples_of_the_docstrings_run():
