@@ -6,7 +6,7 @@ compute the moments of a part of the data; `Moments` can be pickled and merged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import zip_longest
 from typing import Any, SupportsIndex, TypeAlias
@@ -82,8 +82,8 @@ def merged_moments(
     optional = {"where": where, "weights": weights}
     given: dict[str, Iterable[Any]] = {k: v for k, v in optional.items() if v is not None}
     for name, value in {"pieces": pieces, **given}.items():
-        if not isinstance(value, Iterable):
-            raise TypeError(f"{name}: expected an iterable, got {scalars.shown(value)}")
+        if not isinstance(value, Iterable) or isinstance(value, (str, bytes, Mapping)):
+            raise TypeError(f"{name}: expected an iterable of arrays, got {scalars.shown(value)}")
     scalars.float64_sums("dtype", dtype)  # even if all pieces are moments already
     options: dict[str, Any] = {
         "axis": axis, "dtype": dtype, "n_threads": n_threads, "scale": scale,
@@ -267,8 +267,9 @@ def stream_moments(
     Raises
     ------
     TypeError, ValueError
-        As `moments`; and if `block_bytes` or `progress` is not as described above, or a chunk has
-        more than 16 times `block_bytes`, since it can only be read as a whole.
+        As `moments`, also for a path, an open file or a group of arrays; and if `block_bytes` or
+        `progress` is not as described above, or a chunk has more than 16 times `block_bytes`, since
+        it can only be read as a whole.
     ImportError
         If `progress` is True and rich is not installed.
 

@@ -47,7 +47,7 @@ def test_a_generator_is_taken_one_by_one(rng):
 
 @pytest.mark.parametrize(("pieces", "error", "message"), [
     ([], ValueError, r"^pieces: expected at least one piece, got none$"),
-    (3, TypeError, r"^pieces: expected an iterable, got 3$"),
+    (3, TypeError, r"^pieces: expected an iterable of arrays, got 3$"),
     ([np.ones((2, 3)), np.ones((2, 4))], ValueError,
      r"^pieces: expected 3 channels as in the first piece, got 4$"),
 ])  # fmt: skip
