@@ -150,7 +150,7 @@ def test_the_example_of_features_runs(tmp_path):
 
 
 def test_the_example_of_the_page_runs():
-    example, _ = blocks_of("docs/mpi.md", "python")
+    (example,) = blocks_of("docs/mpi.md", "python")
     names: dict[str, object] = {}
     exec(compile(example, "mpi.md", "exec"), names)
     assert (names["moments"].count == 32 * 14 * 14).all()

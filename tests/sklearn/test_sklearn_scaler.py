@@ -294,10 +294,15 @@ def test_the_examples_of_the_docstrings_run():
     assert failed == 0 and tried >= 8
 
 
-def test_the_example_of_the_page_runs():
-    (example,) = blocks_of("docs/scikit-learn.md", "python")
+def test_the_examples_of_the_page_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    batches, stored = blocks_of("docs/scikit-learn.md", "python")
     names: dict[str, object] = {}
-    exec(compile(example, "scikit-learn.md", "exec"), names)
+    exec(compile(batches, "scikit-learn.md", "exec"), names)
+    fitted, y = names["scaler"], names["y"][:100]
+    exec(compile(stored, "scikit-learn.md", "exec"), names)
+    np.testing.assert_allclose(names["scaler"].scale_, fitted.scale_, rtol=1e-12)
+    np.testing.assert_allclose(names["y"], y, rtol=0, atol=1e-6)
     assert names["scaler"].n_samples_seen_.tolist() == [900, 1000, 1000]
     np.testing.assert_allclose(names["scaler"].scale_, [2.0, 1.0, 1.0], rtol=0.1)
     assert np.isnan(names["y"][::10, 0]).all() and (names["y"][:, 2] == 0.0).all()
