@@ -135,7 +135,7 @@ def test_the_bar(capsys):
 
 def test_no_bar_without_rich(monkeypatch):
     monkeypatch.setitem(sys.modules, "rich", None)
-    with pytest.raises(ImportError, match=r"^progress: True needs rich: pip install"):
+    with pytest.raises(ImportError, match=r"^progress: True needs rich: `pip install .*progress"):
         bncore.stream_moments(np.ones((9, 2)), progress=True)
 
 
