@@ -328,7 +328,7 @@ ONES = np.ones(3)
     [
         (lambda: bncore.moments(X8.astype(np.int64)), TypeError,
          "x: expected float16, bfloat16, float32, float64, bool or integers of 8 to 32 bits, "
-         "got int64 (convert with .astype(np.float32))"),
+         "got int64 (convert with .astype(np.float64), or to int32 if it fits)"),
         (lambda: bncore.mean_var(X8.astype(np.uint64)), TypeError, "got uint64"),
         (lambda: bncore.stream_moments(X8.astype(complex)), TypeError, "got complex128"),
         (lambda: bncore.moments(X8, scale=0), ValueError,
