@@ -2,7 +2,7 @@
  * `fused` is a sum of variants (kernels.h) and a constant wherever these functions are inlined. */
 
 /* Where the values of a run begin. dy is used with BACKWARD only, r with RESIDUAL, dr with STORED, and the rest with
- * WEIGHTED: flags that tell which values have weight, weights for the gradient by x, what fills the values of y without
+ * WEIGHTED: flags that tell which values have weight (NULL: those that are numbers), weights for the gradient by x, what fills the values of y without
  * weight, whether a gradient counts without weight, and whether the statistics are constants. With WEIGHTED dr may be NULL, and r and flags may be vectors that stand for all others (r_by, flags_by: 0, else
  * 1). */
 typedef struct NAME(values) {

@@ -3,6 +3,17 @@
 
 enum { NAME(EVERYTHING) = ACTIVATION | RESIDUAL | WEIGHTED | DOUBLES };
 
+/* Replace those of WIDTH values that have no weight by `others`. */
+static inline ALWAYS_INLINE void NAME(replace_weightless)(ACC *values, const ACC *others,
+                                                          NAME(values) v, const ACC *x)
+{
+    if (v.flags)
+        NAME(replace)(values, others, v.flags, NAME(WIDTH));
+    else
+#pragma omp simd
+        for (int l = 0; l < NAME(WIDTH); l++) values[l] = x[l] == x[l] ? values[l] : others[l];
+}
+
 /* Compute WIDTH values, of which `fill` replaces those without weight. */
 static inline ALWAYS_INLINE void NAME(weighted_normalize)(T *to, NAME(values) v, const ACC *coef,
                                                           int64_t stride, int by_column, int fused)
@@ -16,7 +27,7 @@ static inline ALWAYS_INLINE void NAME(weighted_normalize)(T *to, NAME(values) v,
         y[l] = NAME(y_of)(v, in.x[l] - k[0], in.r[l], k[stride], k[2 * stride], fused);
         fills[l] = v.fill;
     }
-    NAME(replace)(y, fills, v.flags, NAME(WIDTH));
+    NAME(replace_weightless)(y, fills, v, in.x);
     NAME(store_many)(to, y, NAME(WIDTH));
 }
 
@@ -38,6 +49,6 @@ static inline ALWAYS_INLINE void NAME(weighted_grad_input)(T *to, NAME(values) v
         const ACC counts = v.unfilled ? g[l] : (ACC)0;
         alone[l] = counts != (ACC)0 ? counts * k[0] : (ACC)0;
     }
-    NAME(replace)(dx, alone, v.flags, NAME(WIDTH));
+    NAME(replace_weightless)(dx, alone, v, in.x);
     NAME(store_many)(to, dx, NAME(WIDTH));
 }

@@ -279,7 +279,7 @@ static inline ALWAYS_INLINE void NAME(weighted_rows)(const bncore_arrays *a, con
     static ONCE_ONLY int NAME(flagged_##operation##_planes)(                                       \
         const bncore_arrays *a, const void *coef, int64_t stride, const bncore_planes *t)          \
     {                                                                                              \
-        if (!NAME(has_flags)(a->weighting)) return 0;                                              \
+        if (!NAME(knows_weights)(a->weighting)) return 0;                                          \
         NAME(walk_planes)(a, coef, stride, t, NAME(weighted_##operation),                          \
                           NAME(few_flagged_##operation##_planes), FIELDS_##operation, fused);      \
         return 1;                                                                                  \
@@ -287,7 +287,7 @@ static inline ALWAYS_INLINE void NAME(weighted_rows)(const bncore_arrays *a, con
     static ONCE_ONLY int NAME(flagged_##operation##_rows)(                                         \
         const bncore_arrays *a, const void *coef, int64_t stride, const bncore_rows *t)            \
     {                                                                                              \
-        if (!NAME(has_flags)(a->weighting))                                                        \
+        if (!NAME(knows_weights)(a->weighting))                                                    \
             return NAME(write_flagged_rows)(a, coef, stride, t, NAME(weighted_##operation),        \
                                             NAME(operation), fused);                               \
         NAME(walk_rows)(a, coef, stride, t, NAME(weighted_##operation),                            \
