@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 
+from bncore.extras import pip_install
+
 try:
     import rich  # noqa: F401
     import sklearn  # noqa: F401
 except ImportError as error:
     sys.exit(
-        f"The demo needs scikit-learn and rich ({error}): "
-        "in bncore's checkout, pip install '.[demo]', or make demo"
+        f"The demo needs scikit-learn and rich ({error}): {pip_install('demo')} installs them, "
+        "and `make demo` in a checkout does all of it"
     )
 
 from dataclasses import asdict
@@ -69,7 +71,11 @@ def print_training(console: Console, without: Epochs, with_norm: Epochs) -> None
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and run both parts."""
-    parser = argparse.ArgumentParser(prog="python -m bncore demo", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m bncore demo",
+        description="Normalize images of handwritten digits, and show errors and times beside the "
+        "usual NumPy formula. Then train a small network without and with batch norm.",
+    )
     parser.add_argument("--quick", action="store_true", help="fewer images, repeats and epochs")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     options = parser.parse_args(arguments)
