@@ -69,7 +69,7 @@ struct GivenMoments {
 ffi::Error moments(ffi::ThreadPool pool, Settings settings, In x_, In weights_, Out moments_,
                    Out mean, Out var, Out count)
 {
-    Call call(pool, settings, *moments_, 3, x_, weights_);
+    Call call(pool, settings, *moments_, 3, x_, ExampleBuffer(weights_, settings.ndim));
     const ExampleBuffer x(x_, settings.ndim);
     const Statistics found(*moments_, *mean, *var, *count);
     const int64_t channels = call.channels();
@@ -160,7 +160,7 @@ ffi::Error normalize(ffi::ThreadPool pool, Settings settings, In x_, In moments_
 ffi::Error grad_sums(ffi::ThreadPool pool, Settings settings, In dy_, In x_, In moments_,
                      In weights_, Out sums_, Out dweight_, Out dbias_)
 {
-    Call call(pool, settings, *sums_, 3, x_, weights_);
+    Call call(pool, settings, *sums_, 3, x_, ExampleBuffer(weights_, settings.ndim));
     const ExampleBuffer &sums = call.all, dy(dy_, settings.ndim), x(x_, settings.ndim);
     const ExampleBuffer moments(moments_, 3), dweight(*dweight_, 1), dbias(*dbias_, 1);
     const int64_t channels = call.channels();
