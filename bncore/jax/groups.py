@@ -70,7 +70,8 @@ def _transposed(
             None if one is None else jnp.zeros_like(one)
             for one in (saved.x, saved.weight, saved.bias)
         )
-    return group_norm_backward(settings, dy, *saved)
+    dx, dweight, dbias = group_norm_backward(settings, dy, *saved)
+    return dx, dweight, dbias
 
 
 # The bias is the same for all examples where the weight is, or there is none.

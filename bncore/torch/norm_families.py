@@ -41,8 +41,8 @@ class Rows(Computed):
         weight, bias, shape = self.weight, self.bias, self.normalized_shape
         if not self._bncore_wide:
             return layer_norm(x, shape, weight, bias, self.eps)
-        wide = (None if one is None else one.float() for one in (weight, bias))
-        return layer_norm(x.float(), shape, *wide, self.eps).to(x.dtype)
+        weight, bias = (None if one is None else one.float() for one in (weight, bias))
+        return layer_norm(x.float(), shape, weight, bias, self.eps).to(x.dtype)
 
 
 class Channels(Rows):

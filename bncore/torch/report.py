@@ -156,11 +156,11 @@ def target(module: Module, *, sync: bool, norms: bool) -> type[Module]:
     """
     kind = type(module)
     found = classes.counterpart(kind, sync)
-    if found is not kind and classes.is_of_samples(kind) and not norms:
-        raise classes.NotConvertible(f"{kind.__name__} is converted with norms=True alone")
     refusal = norm_families.refusal(module)
     if refusal is not None:
         raise classes.NotConvertible(refusal)
+    if found is not kind and classes.is_of_samples(kind) and not norms:
+        raise classes.NotConvertible(f"{kind.__name__} is converted with norms=True alone")
     if found is not kind and wrapped.leads_elsewhere(module, kind.forward):
         raise classes.NotConvertible(
             f"this {kind.__name__} has a forward of its own, which does not seem to call "
