@@ -18,8 +18,10 @@ from jax.custom_derivatives import SymbolicZero
 
 from bncore.jax import formula
 from bncore.jax.derivatives import gradients_moved, like, pushed, there
-from bncore.jax.handlers import GroupSettings, Shape, call
+from bncore.jax.devices import summed, wider
+from bncore.jax.handlers import Devices, GroupSettings, Shape, call
 from bncore.jax.linear import Rule, linear
+from bncore.jax.sharding import Division, Results, divided
 
 Array: TypeAlias = jax.Array
 Optional: TypeAlias = jax.Array | None
@@ -40,10 +42,20 @@ def group_norm(
     settings: GroupSettings, x: Array, weight: Optional, bias: Optional
 ) -> tuple[Array, Array, Array]:
     """Return y, and mean and var of every group."""
-    of_groups = Shape((x.shape[0], settings.groups, 2), np.uint32)
-    results = (like(x), of_groups, of_groups)
-    y, mean, var = call("group_norm", settings, results, (x, weight, bias))
+    y, mean, var = divided(_FORWARD, settings, x, weight, bias)
     return y, mean, var
+
+
+def _forward(settings: GroupSettings, x: Array, *rest: Optional) -> Results:
+    of_groups = Shape((x.shape[0], settings.groups, 2), np.uint32)
+    return tuple(call("group_norm", settings, (like(x), of_groups, of_groups), (x, *rest)))
+
+
+def _forward_part(settings: GroupSettings, _: Devices, *operands: Any) -> Results:
+    return _forward(settings, *operands)
+
+
+_FORWARD = Division("xcc", "xgg", True, _forward, _forward_part)
 
 
 @partial(group_norm.defjvp, symbolic_zeros=True)
@@ -94,9 +106,25 @@ def group_norm_backward(
     bias: Optional,
 ) -> tuple[Array, Optional, Optional]:
     """Return the gradients of x, and of weight and bias if given."""
-    results = [*map(like, (x, weight, bias))]
-    dx, dweight, dbias = call("group_norm_backward", settings, results, (dy, x, mean, var, weight))
+    operands = (dy, x, mean, var, weight, bias)
+    dx, dweight, dbias = divided(_BACKWARD, settings, *operands)
     return dx, dweight, dbias
+
+
+def _backward(settings: GroupSettings, *operands: Any) -> Results:
+    *given, bias = operands
+    results = [*map(like, (given[1], given[4], bias))]
+    return tuple(call("group_norm_backward", settings, results, given))
+
+
+def _backward_parts(settings: GroupSettings, parts: Devices, *operands: Any) -> Results:
+    *given, bias = operands
+    results = [like(given[1]), *map(wider, (given[4], bias))]
+    dx, *sums = call("group_norm_backward", settings, results, given)
+    return dx, *summed(parts, sums, [given[4], bias])
+
+
+_BACKWARD = Division("xxggcc", "xcc", True, _backward, _backward_parts)
 
 
 @partial(group_norm_backward.defjvp, symbolic_zeros=True)

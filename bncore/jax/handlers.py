@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import export
 
@@ -23,7 +24,6 @@ STEPS = ("moments", "merge", "normalize", "grad_sums", "grad_input")
 GROUPS = ("group_norm", "group_norm_backward")
 NAMES = ("train", "train_backward", "infer", "infer_backward", *STEPS, *GROUPS)
 ACTIVATIONS = {None: 0, "relu": 1, "leaky_relu": 2}  # bncore_activation
-ABSENT = np.zeros(0, np.float32)
 
 Shape: TypeAlias = jax.ShapeDtypeStruct
 
@@ -148,7 +148,8 @@ def call(
     operands: Sequence[jax.Array | None],
 ) -> list[Any]:
     """Call a handler; None stands for a missing operand or result."""
-    given = alike(*(ABSENT if operand is None else operand for operand in operands))
+    absent = jnp.zeros(0, np.float32)  # an operation of the trace, as no array of before would be
+    given = alike(*(absent if operand is None else operand for operand in operands))
     shapes = [Shape((0,), np.float32) if asked is None else asked for asked in results]
     made = jax.ffi.ffi_call(_target(name), shapes, vmap_method="expand_dims")(
         *given, **settings.attributes
