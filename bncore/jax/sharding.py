@@ -47,6 +47,39 @@ class Division(NamedTuple):
     parts: Callable[..., Results]
 
 
+class Call(NamedTuple):
+    """A call with those operands that are there, and those results that are asked for."""
+
+    division: Division
+    settings: AnySettings
+    there: tuple[bool, ...]
+    asked: tuple[bool, ...]
+
+    @property
+    def kinds(self) -> list[str]:
+        """The letters of the operands."""
+        return [k for k, one in zip(self.division.operands, self.there, strict=True) if one]
+
+    @property
+    def made(self) -> list[str]:
+        """The letters of the results."""
+        return [k for k, one in zip(self.division.results, self.asked, strict=True) if one]
+
+    def whole(self, *operands: Any) -> Results:
+        """Compute the call of arrays that are not divided."""
+        return self._computed(partial(self.division.whole, self.settings), operands)
+
+    def part(self, devices: Devices | None, *operands: Any) -> Results:
+        """Compute the call of a part, where devices may have other parts of the same batch."""
+        if devices is None:
+            return self.whole(*operands)
+        return self._computed(partial(self.division.parts, self.settings, devices), operands)
+
+    def _computed(self, how: Callable[..., Results], operands: Sequence[Any]) -> Results:
+        rest = iter(operands)
+        return _only(how(*(next(rest) if one else None for one in self.there)))
+
+
 def divided(division: Division, settings: AnySettings, *operands: Any) -> Results:
     """Make a call that XLA may divide; None stands for a missing operand or result."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -54,7 +87,8 @@ def divided(division: Division, settings: AnySettings, *operands: Any) -> Result
         return division.whole(settings, *operands)
     made = jax.eval_shape(partial(division.whole, settings), *operands)
     there, asked = (tuple(one is not None for one in some) for some in (operands, made))
-    found = iter(_call(division, settings, there, asked)(*_only(operands)))
+    call = Call(division, settings, there, asked)
+    found = iter(_partitioned(call)(*_only(operands)))
     return tuple(next(found) if one else None for one in asked)
 
 
@@ -63,53 +97,36 @@ def _only(arrays: Sequence[Any]) -> Results:
 
 
 @lru_cache(maxsize=256)
-def _call(
-    division: Division, settings: AnySettings, there: tuple[bool, ...], asked: tuple[bool, ...]
-) -> Any:
-    """Return the call with those operands that are there, and those results that are asked for."""
-    kinds = [k for k, one in zip(division.operands, there, strict=True) if one]
-    kinds_made = [k for k, one in zip(division.results, asked, strict=True) if one]
-
-    def computed(how: Callable[..., Results], operands: Sequence[Any]) -> Results:
-        rest = iter(operands)
-        return _only(how(*(next(rest) if one else None for one in there)))
-
-    def whole(*operands: Any) -> Results:
-        return computed(partial(division.whole, settings), operands)
+def _partitioned(call: Call) -> Any:
+    """Return the call as a function that tells XLA how it is divided."""
+    settings, samples = call.settings, call.division.samples
 
     def partition(mesh: Any, shapes: Sequence[Any], made: Sequence[Any]) -> Any:
-        spec = _spec(mesh, shapes[kinds.index("x")], division.samples)
+        spec = _spec(mesh, shapes[call.kinds.index("x")], samples)
         names = _names(spec, settings.axis)
-
-        def part(*operands: Any) -> Results:
-            if not names:
-                return whole(*operands)
-            return computed(partial(division.parts, settings, Devices(names, None)), operands)
-
+        part = partial(call.part, Devices(names, None) if names else None)
         own = partial(_sharding, mesh, spec, settings.axis)
-        return mesh, part, tuple(map(own, kinds_made, made)), tuple(map(own, kinds, shapes))
+        return mesh, part, tuple(map(own, call.made, made)), tuple(map(own, call.kinds, shapes))
 
     def rule(mesh: Any, types: Sequence[Any], made: Sequence[Any]) -> tuple[str, dict[str, Any]]:
-        unique = map("u{}".format, count())
-        own = partial(_factors, settings, unique)
+        own = partial(_factors, settings, map("u{}".format, count()))
         before, after = (
-            ", ".join(map(own, some, map(_shape, given)))
-            for some, given in ((kinds, types), (kinds_made, made))
+            ", ".join(map(own, kinds, map(_shape, given)))
+            for kinds, given in ((call.kinds, types), (call.made, made))
         )
-        alone = tuple(f"d{i}" for i in range(1, settings.ndim)) if division.samples else ()
+        alone = tuple(f"d{i}" for i in range(1, settings.ndim)) if samples else ()
         return f"{before} -> {after}", {"need_replication_factors": alone}
 
-    call = custom_partitioning(whole)
-    call.def_partition(partition=partition, sharding_rule=rule)
-    mapped = custom_vmap(lambda *operands: call(*operands))
-
     def many(size: int, axes: Sequence[bool], *operands: Any) -> tuple[Results, Any]:
-        every = jax.vmap(whole, [0 if one else None for one in axes], axis_size=size)
-        found = every(*operands)
-        return found, tuple(True for _ in found)
+        mapped = [0 if one else None for one in axes]
+        found = jax.vmap(call.whole, mapped, axis_size=size)(*operands)
+        return found, (True,) * len(found)
 
-    mapped.def_vmap(many)
-    return mapped
+    whole = custom_partitioning(call.whole)
+    whole.def_partition(partition=partition, sharding_rule=rule)
+    found = custom_vmap(lambda *operands: whole(*operands))
+    found.def_vmap(many)  # custom_partitioning has no rule
+    return found
 
 
 def _shape(kind: Any) -> list[int]:
