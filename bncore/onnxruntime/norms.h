@@ -138,7 +138,6 @@ class NormCall
 struct NormNode {
     enum { X, SCALE, BIAS, INPUTS };
     static constexpr bool of_samples = true;
-    using KernelType = NormKernel;
     static constexpr std::size_t required_inputs = INPUTS, required_outputs = 1;
     static constexpr int in_place[][2] = {{X, 0}};
 

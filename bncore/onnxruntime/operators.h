@@ -277,7 +277,6 @@ struct Forward {
     enum { X, SCALE, BIAS, MEAN, VAR, RESIDUAL, INPUTS };
     enum { Y, NEW_MEAN, NEW_VAR, SAVED_MEAN, SAVED_VAR, OUTPUTS };
     static constexpr bool of_samples = false;
-    using KernelType = Kernel;
     static constexpr const char *name = "BatchNormalization";
     static constexpr bool training_by_default = false;
     static constexpr const char *inputs[] = {"X",          "scale",     "B",
@@ -350,7 +349,6 @@ struct Backward {
     enum { DY, X, SCALE, MEAN, VAR, BIAS, RESIDUAL, INPUTS };
     enum { DX, DSCALE, DBIAS, DRESIDUAL, OUTPUTS };
     static constexpr bool of_samples = false;
-    using KernelType = Kernel;
     static constexpr const char *name = "BatchNormalizationGrad";
     static constexpr bool training_by_default = true;
     static constexpr const char *inputs[] = {"dY", "X", "scale", "mean", "var", "B", "residual"};

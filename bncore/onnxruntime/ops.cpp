@@ -137,6 +137,8 @@ void require_shapes(const OrtApi *api, const OrtKernelInfo *info, std::int64_t a
 // ---- what ONNX Runtime asks of an operator ----
 
 template <typename Kind> struct Described {
+    using KernelOf = std::conditional_t<Kind::of_samples, NormKernel, Kernel>;
+
     static const Operator &self(const OrtCustomOp *op)
     {
         return *static_cast<const Operator *>(op);
@@ -166,7 +168,7 @@ template <typename Kind> struct Described {
 
     static OrtStatus *compute(void *kernel, OrtKernelContext *context)
     {
-        const auto &k = *static_cast<const typename Kind::KernelType *>(kernel);
+        const auto &k = *static_cast<const KernelOf *>(kernel);
         return guarded(k.op->api, [&] {
             const Environment environment;
             if constexpr (Kind::of_samples) {
@@ -218,9 +220,7 @@ template <typename Kind> struct Described {
         op.GetInputMemoryType = [](const OrtCustomOp *, std::size_t) { return OrtMemTypeDefault; };
         op.CreateKernelV2 = create;
         op.KernelComputeV2 = compute;
-        op.KernelDestroy = [](void *kernel) {
-            delete static_cast<typename Kind::KernelType *>(kernel);
-        };
+        op.KernelDestroy = [](void *kernel) { delete static_cast<KernelOf *>(kernel); };
         op.InferOutputShapeFn = [](const OrtCustomOp *o, OrtShapeInferContext *context) {
             const OrtApi *api = self(o).api;
             OrtStatus *status = guarded(api, [&] {
