@@ -44,17 +44,15 @@ class NormCall
         const Input found = required(i, name);
         const Shape wanted(x.shape.begin() + static_cast<std::ptrdiff_t>(first),
                            x.shape.begin() + static_cast<std::ptrdiff_t>(last));
-        std::size_t size = 1, missing = wanted.size() - found.shape.size();
+        const std::size_t missing = wanted.size() - found.shape.size();
         bool fits = found.shape.size() <= wanted.size();
-        for (std::size_t d = 0; d < found.shape.size() && fits; d++) {
+        for (std::size_t d = 0; d < found.shape.size() && fits; d++)
             fits = found.shape[d] == 1 || found.shape[d] == wanted[missing + d];
-            size *= static_cast<std::size_t>(found.shape[d]);
-        }
         if (!fits)
             refuse(std::string(name) + ": expected a shape that broadcasts to " + shown(wanted) +
                    ", got " + shown(found.shape));
-        const auto values =
-            bncore_values::widened(dtype_of(kernel_.op->types.t1), found.data, size);
+        const auto values = bncore_values::widened(dtype_of(kernel_.op->types.t1), found.data,
+                                                   count_of(found.shape));
         return spread(values, found.shape, wanted);
     }
 
@@ -107,12 +105,19 @@ class NormCall
         return *found;
     }
 
+    static std::size_t count_of(const Shape &shape)
+    {
+        const int rank = static_cast<int>(shape.size());
+        std::int64_t canonical[3];
+        bncore_canonical(shape.data(), rank, 0, rank, canonical);
+        return static_cast<std::size_t>(canonical[1]);
+    }
+
     // Values of a shape that broadcasts to another, with as many or fewer dimensions.
     static std::vector<double> spread(const std::vector<double> &values, const Shape &shape,
                                       const Shape &wanted)
     {
-        std::size_t size = 1;
-        for (const auto n : wanted) size *= static_cast<std::size_t>(n);
+        const std::size_t size = count_of(wanted);
         if (size == values.size()) return values;
         std::vector<double> all(size);
         for (std::size_t i = 0; i < size; i++) {
@@ -163,8 +168,9 @@ struct GroupNorm : NormNode {
         const Shape &shape = call.x.shape;
         if (shape.size() < 2)
             refuse("X: expected at least 2 dimensions, got shape " + shown(shape));
-        call.samples = shape[0], call.channels = shape[1];
-        for (std::size_t d = 2; d < shape.size(); d++) call.inner *= shape[d];
+        std::int64_t canonical[3];
+        bncore_canonical(shape.data(), static_cast<int>(shape.size()), 1, 2, canonical);
+        call.samples = canonical[0], call.channels = canonical[1], call.inner = canonical[2];
         call.groups = kernel.groups ? kernel.groups : call.channels;
         if (call.groups == 0 || call.channels % call.groups)
             refuse("num_groups: expected a divisor of " + std::to_string(call.channels) +
@@ -196,8 +202,10 @@ struct LayerNorm : NormNode {
             refuse("axis: expected " + std::to_string(-rank) + " to " + std::to_string(rank - 1) +
                    " for X of shape " + shown(shape) + ", got " + std::to_string(kernel.axis));
         const auto first = static_cast<std::size_t>((kernel.axis + rank) % rank);
-        for (std::size_t d = 0; d < shape.size(); d++)
-            (d < first ? call.samples : call.channels) *= shape[d];
+        std::int64_t canonical[3];
+        bncore_canonical(shape.data(), static_cast<int>(rank), static_cast<int>(first),
+                         static_cast<int>(rank), canonical);
+        call.samples = canonical[0], call.channels = canonical[1];
         std::vector<double> mean, var;
         call.run(call.parameter(SCALE, "Scale", first, shape.size()),
                  call.parameter(BIAS, "B", first, shape.size()), mean, var);
