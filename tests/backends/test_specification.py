@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -59,14 +58,9 @@ SHORT_SHAPES = [
 ]
 
 
-@contextmanager
 def specification(run=in_order):
     """Let the functions of the package run on the plain text."""
-    token = backends._chosen.set(backends.Active("specification", GroupOperations(run)))
-    try:
-        yield
-    finally:
-        backends._chosen.reset(token)
+    return backends._using(backends.Active("specification", GroupOperations(run)))
 
 
 def in_pieces(n_threads, n_tasks, kernel, *args):

@@ -32,11 +32,8 @@ LARGE_SHAPES = {
 
 def specified(case):
     """The results of the plain text."""
-    token = backends._chosen.set(backends.Active("specification", GroupOperations(in_order)))
-    try:
+    with backends._using(backends.Active("specification", GroupOperations(in_order))):
         return weighted.run(case)
-    finally:
-        backends._chosen.reset(token)
 
 
 def assert_every_backend_gives(expected, case):
