@@ -161,7 +161,7 @@ def unchanged(block: Module, found: tuple[Read, ...]) -> bool:
 
 def _same(module: Module, name: str, what: str, value: Any) -> bool:
     if what == INSIDE:
-        return _inside(module._modules) == value
+        return bool(_inside(module._modules) == value)
     if what == MISSING:
         return not hasattr(module, name)
     now = getattr(module, name, None)
