@@ -90,14 +90,14 @@ test-jax: build $(VENV)/.test $(VENV)/.jax ## compares bncore.jax with the NumPy
 test-frameworks: build $(VENV)/.test $(VENV)/.frameworks ## compares BatchNorm with the layers of PyTorch, Keras and Flax (installs them)
 	$(EXPECT) $(PY) -m pytest -m needs_frameworks $(call WITH,needs_frameworks) $(PYTEST_ARGS)
 
-# The tests that run on the backend that is the default. Most tests of the functions and of the backends name their backend and run
-# on Numba and NumPy in `make test` already; the checkout, the programs and the builds are the same with and without the extension.
+# The tests that run on the backend that is the default. Those that take the fixture `backend` run on Numba and NumPy in `make test`
+# already; the checkout, the programs and the builds are the same with and without the extension.
 WITHOUT_NATIVE := $(addprefix tests/,data layer runtime test_statistics.py test_bad_statistics.py \
 	arguments/test_dlpack.py arguments/test_messages.py backends/test_backend_choice.py backends/test_variants.py \
-	functions/test_train.py functions/test_mean_var.py functions/test_group_norm.py functions/test_beyond_int.py \
+	functions/test_train.py functions/test_mean_var.py functions/test_group_norm.py \
 	adapters/test_numba_calls.py project/test_habits.py)
 test-without-native: $(PURE)/.test ## tests the default backend without the extension: Numba and NumPy, with the package installed
-	BNCORE_EXPECT_NATIVE=0 $(PURE)/bin/pytest --import-mode=importlib -m "$(ALONE)" $(SPREAD) \
+	BNCORE_EXPECT_NATIVE=0 $(PURE)/bin/pytest --import-mode=importlib -m "$(ALONE) and not every_backend" $(SPREAD) \
 		$(WITHOUT_NATIVE) --pyargs bncore $(PYTEST_ARGS)
 
 sanitize: $(VENV)/.test ## tests the C library, the extension and the threads under the compiler's sanitizers

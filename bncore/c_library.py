@@ -192,7 +192,7 @@ def compiler_flags(arguments: list[str]) -> str:
         if not archive.exists():
             raise RuntimeError(
                 "bncore was installed from a wheel, which has no archive for --static: leave "
-                "--static out, or install with pip install --no-binary bncore bncore"
+                "--static out, or run `pip install .` in a checkout, which builds it"
             )
         flags += [str(archive), *_private_libraries()]
     elif "--libs" in arguments:

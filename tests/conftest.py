@@ -53,6 +53,13 @@ def backend(request):
         yield request.param
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "backend" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.every_backend)
+
+
 @pytest.fixture(autouse=True)
 def _thread_count_restored():
     yield

@@ -92,13 +92,26 @@ def weighted_moments(x: np.ndarray, w: np.ndarray) -> list[ExactMoments]:
     """Sum of weights, mean and weighted squares of every channel; x is anything where w is 0."""
     found = []
     for c in range(x.shape[1]):
-        pairs = zip(x[:, c].ravel().tolist(), w[:, c].ravel().tolist(), strict=True)
-        exact = [(Fraction(value), Fraction(weight)) for value, weight in pairs if weight != 0.0]
-        total = sum((weight for _, weight in exact), Fraction(0))
-        mean = sum((value * weight for value, weight in exact), Fraction(0)) / total
-        squares = sum((weight * (value - mean) ** 2 for value, weight in exact), Fraction(0))
-        found.append(ExactMoments(total, mean, squares))
+        counts = w[:, c] != 0
+        values, unit = _integers(x[:, c][counts])
+        weights, share = _integers(w[:, c][counts])
+        total = sum(weights)
+        products = [weight * value for weight, value in zip(weights, values, strict=True)]
+        first = sum(products)
+        squares = sum(p * value for p, value in zip(products, values, strict=True))
+        m2 = Fraction(squares * total - first * first, total)
+        found.append(
+            ExactMoments(total * share, Fraction(first, total) * unit, m2 * unit**2 * share)
+        )
     return found
+
+
+def _integers(values: np.ndarray) -> tuple[list[int], Fraction]:
+    """Finite floats as integers, and the power of two that these are multiplied by."""
+    fraction, exponent = np.frexp(np.asarray(values, np.float64))
+    low = int(exponent.min(initial=0))
+    pairs = zip(np.ldexp(fraction, 53).tolist(), (exponent - low).tolist(), strict=True)
+    return [int(mantissa) << shift for mantissa, shift in pairs], Fraction(2) ** (low - 53)
 
 
 def relative_error(got: float, exact: Fraction) -> float:

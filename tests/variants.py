@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
 
 import bncore
 from bncore.backends.contract import FastPath
@@ -75,6 +79,26 @@ def find() -> Found:
 
 
 FOUND = find()
+
+
+def taking_turns(**values: Iterable[Any]) -> pytest.MarkDecorator:
+    """Parametrize a test by every combination of these values, each on one variant in turn.
+
+    So every value meets every variant, which takes a fraction of the time of all combinations on
+    all variants.  It is for results that are held against exact ones: that variants have the same
+    bits is what the tests of bits are for.
+    """
+    lists = {name: list(value) for name, value in values.items()}
+    cases, met = [], set()
+    for places in product(*(range(len(each)) for each in lists.values())):
+        variant = FOUND.present[sum(places) % len(FOUND.present)]
+        chosen = [each[k] for each, k in zip(lists.values(), places, strict=True)]
+        met.update((name, k, variant) for name, k in zip(lists, places, strict=True))
+        words = [variant, *(getattr(one, "__name__", one) for one in chosen)]
+        cases.append(pytest.param(variant, *chosen, id="-".join(map(str, words))))
+    if len(met) != len(FOUND.present) * sum(map(len, lists.values())):
+        raise ValueError(f"there are too few combinations of {', '.join(lists)} for all to meet")
+    return pytest.mark.parametrize(["backend", *lists], cases, indirect=["backend"])
 
 
 def watched(short: Callable, calls: list[bool]) -> Callable:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -108,23 +107,6 @@ def omitting(rng: Rng, x: np.ndarray) -> tuple[np.ndarray, Counts]:
 
 
 # ----------------------------------------------------------------------------------- exact results
-
-
-def exact_moments(values: np.ndarray, w: np.ndarray) -> oracle.ExactMoments:
-    """Sum of weights, mean and sum of squared deviations of one channel, as fractions."""
-    pairs = [
-        (Fraction(float(weight)), Fraction(float(value)))
-        for value, weight in zip(values.ravel(), w.ravel(), strict=True)
-        if weight
-    ]
-    count = sum((weight for weight, _ in pairs), Fraction(0))
-    mean = sum((weight * value for weight, value in pairs), Fraction(0)) / count
-    m2 = sum((weight * (value - mean) ** 2 for weight, value in pairs), Fraction(0))
-    return oracle.ExactMoments(count, mean, m2)  # type: ignore[arg-type]
-
-
-def channel_moments(x: np.ndarray, w: np.ndarray) -> list[oracle.ExactMoments]:
-    return [exact_moments(x[:, c], w[:, c]) for c in range(x.shape[1])]
 
 
 def backward(

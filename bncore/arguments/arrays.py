@@ -5,6 +5,9 @@ Every message reads "<argument>: expected <what>, got <what>".
 
 from __future__ import annotations
 
+import io
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -84,14 +87,32 @@ def plain_array(name: str, value: object) -> npt.NDArray[Any]:
         raise TypeError(f"{name}: expected an array, got {shown(value)} ({error})") from error
 
 
-def dtype_shown(value: object, array: npt.NDArray[Any]) -> str:
-    """Describe a refused dtype and how to convert it, or the type of what is not an array."""
+def _require_no_container(name: str, value: object) -> None:
+    """Refuse what has arrays and is none, such as an open file, and say what to pass instead."""
+    if isinstance(value, (str, bytes, os.PathLike, io.IOBase)):
+        what = "open the file, and pass its array, such as numpy.load(path, mmap_mode='r')"
+    elif hasattr(type(value), "keys") and not hasattr(type(value), "__array__"):
+        what = "it has arrays by name: pass one of them, such as x['name']"
+    elif isinstance(value, Iterator):
+        what = "bncore.merged_moments takes arrays one after the other"
+    else:
+        return
+    raise TypeError(f"{name}: expected an array, got {shown(value)} ({what})")
+
+
+def dtype_shown(value: object, array: npt.NDArray[Any], integers: bool = False) -> str:
+    """Describe a refused dtype and how to convert it, or the type of what is not an array.
+
+    `integers` says that integers of other sizes are taken.
+    """
     if array.dtype.kind == "O" and value is not array:
         return f"{shown(value)} (not called?)" if callable(value) else shown(value)
     if array.dtype.kind in "biuf":
         known = issubclass(type(value), np.ndarray)
-        how = ".astype(np.float32)" if known else "np.asarray(..., np.float32)"
-        return f"{array.dtype} (convert with {how})"
+        wide = integers and array.dtype.kind in "iu"  # 64 bits, of which float32 holds 24
+        dtype = "np.float64" if wide else "np.float32"
+        how = f".astype({dtype})" if known else f"np.asarray(..., {dtype})"
+        return f"{array.dtype} (convert with {how}{', or to int32 if it fits' if wide else ''})"
     return str(array.dtype)
 
 
@@ -100,10 +121,12 @@ def data_array(name: str, value: object, integers: bool = False) -> Array:
 
     `integers` allows those that `layout.integer_dtype` knows.
     """
+    if type(value) is not np.ndarray:
+        _require_no_container(name, value)
     array = plain_array(name, value)
     if layout.native_dtype(array.dtype) is None and not (integers and is_integer(array)):
         expected = DATA_AND_INTEGERS if integers else DATA_DTYPES
-        raise TypeError(f"{name}: expected {expected}, got {dtype_shown(value, array)}")
+        raise TypeError(f"{name}: expected {expected}, got {dtype_shown(value, array, integers)}")
     return array
 
 

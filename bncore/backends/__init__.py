@@ -17,6 +17,7 @@ from typing import Any
 
 from bncore.arguments.float_environment import in_default_environment
 from bncore.backends.contract import Backend, FastPath
+from bncore.extras import pip_install
 
 # The backends, best first, each with its module.
 MODULES = {
@@ -35,9 +36,6 @@ ROOT = Path(__file__).resolve().parents[2]
 # Python imports the checkout itself if it runs there, although an installed package exists, too.
 FROM_CHECKOUT = "you imported the checkout itself, which has no compiled part"
 LEAVE_CHECKOUT = "run from another directory, or run `make build`"
-
-# Numba is an extra.  If bncore is installed, this command installs only the extra.
-GET_NUMBA = "`pip install 'bncore[numba]'`"
 
 
 # The functions of the three contracts that do computations.
@@ -135,7 +133,7 @@ def why_missing(name: str) -> str | None:
             return f"{FROM_CHECKOUT}: {LEAVE_CHECKOUT}"
         return f"the compiled extension was not built (in bncore's checkout, {REMEDY} shows why)"
     if name == "numba" and isinstance(error, ModuleNotFoundError) and error.name == "numba":
-        return f"Numba is not installed ({GET_NUMBA} installs it)"
+        return f"Numba is not installed ({pip_install('numba')} installs it)"
     return str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
 
 
@@ -230,7 +228,7 @@ def _absence(used: str) -> str:
     else:
         what = "the native extension is not installed"
         remedy = f"{REMEDY} in bncore's checkout shows why"
-    faster = f"; {GET_NUMBA} installs a faster backend" if used == "numpy" else ""
+    faster = f"; {pip_install('numba')} installs a faster backend" if used == "numpy" else ""
     return (
         f"bncore: {what}; using {used} ({remedy}{faster}; set BNCORE_BACKEND={used} to silence "
         "this)"

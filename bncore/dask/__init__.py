@@ -5,11 +5,13 @@ numbers travel and are merged in a tree that the chunks alone determine.  So eve
 every number of workers gives the same bits.  `docs/dask.md` shows how to use it.
 """
 
+from bncore.extras import pip_install
+
 try:
     import dask.array  # noqa: F401  # the message below names what installs it
 except ImportError as error:
     raise ImportError(
-        "bncore.dask: expected Dask with its arrays, got none: pip install 'bncore[dask]'"
+        f"bncore.dask: expected Dask with its arrays, got none: {pip_install('dask')} installs it"
     ) from error
 
 from bncore.dask.batch_norm import (

@@ -6,7 +6,7 @@ compute the moments of a part of the data; `Moments` can be pickled and merged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import zip_longest
 from typing import Any, SupportsIndex, TypeAlias
@@ -19,6 +19,7 @@ from bncore.arguments.arrays import data_array, integer_scale, plain_array
 from bncore.arguments.weights import NanPolicy, weights_of
 from bncore.data.pages import Pages
 from bncore.data.stored import Stored, is_stored, stand_in
+from bncore.extras import pip_install
 from bncore.functions.steps import moments
 from bncore.statistics import Moments, concatenated
 
@@ -81,8 +82,8 @@ def merged_moments(
     optional = {"where": where, "weights": weights}
     given: dict[str, Iterable[Any]] = {k: v for k, v in optional.items() if v is not None}
     for name, value in {"pieces": pieces, **given}.items():
-        if not isinstance(value, Iterable):
-            raise TypeError(f"{name}: expected an iterable, got {scalars.shown(value)}")
+        if not isinstance(value, Iterable) or isinstance(value, (str, bytes, Mapping)):
+            raise TypeError(f"{name}: expected an iterable of arrays, got {scalars.shown(value)}")
     scalars.float64_sums("dtype", dtype)  # even if all pieces are moments already
     options: dict[str, Any] = {
         "axis": axis, "dtype": dtype, "n_threads": n_threads, "scale": scale,
@@ -178,7 +179,7 @@ def _bar(total: int) -> AbstractContextManager[Advance]:
         from rich import progress
     except ImportError as error:
         raise ImportError(
-            "progress: True needs rich: pip install 'bncore[progress]', or give a function"
+            f"progress: True needs rich: {pip_install('progress')} installs it; or give a function"
         ) from error
 
     @contextmanager
@@ -266,8 +267,9 @@ def stream_moments(
     Raises
     ------
     TypeError, ValueError
-        As `moments`; and if `block_bytes` or `progress` is not as described above, or a chunk has
-        more than 16 times `block_bytes`, since it can only be read as a whole.
+        As `moments`, also for a path, an open file or a group of arrays; and if `block_bytes` or
+        `progress` is not as described above, or a chunk has more than 16 times `block_bytes`, since
+        it can only be read as a whole.
     ImportError
         If `progress` is True and rich is not installed.
 

@@ -5,6 +5,13 @@ Only this package imports jax.  The first import compiles its C++ part, once.  T
 to use them.
 """
 
+from bncore.extras import missing
+
+try:
+    import jax  # noqa: F401  # the error below says how to get it
+except ModuleNotFoundError as error:
+    raise missing("jax", "JAX", {"jax"}, error) from None
+
 from bncore.jax import handlers
 from bncore.jax.functional import batch_norm_infer, batch_norm_train
 from bncore.jax.handlers import export_checks

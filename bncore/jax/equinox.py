@@ -6,11 +6,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from bncore.extras import pip_install
+
 try:
     import equinox
 except ImportError as error:
     raise ImportError(
-        "bncore.jax.equinox: expected equinox, got none: pip install 'bncore[equinox]'"
+        f"bncore.jax.equinox: expected equinox, got none: {pip_install('equinox')} installs it"
     ) from error
 
 from bncore.jax.functional import batch_norm_infer

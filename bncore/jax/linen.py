@@ -6,13 +6,15 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
+from bncore.extras import pip_install
+
 try:
     from flax import linen
     from flax.linen.dtypes import canonicalize_dtype
     from flax.linen.module import compact, merge_param
 except ImportError as error:
     raise ImportError(
-        "bncore.jax.linen: expected flax, got none: pip install 'bncore[flax]'"
+        f"bncore.jax.linen: expected flax, got none: {pip_install('flax')} installs it"
     ) from error
 
 from bncore.jax.layers import computed, feature_axis, running

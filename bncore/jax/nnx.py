@@ -6,13 +6,15 @@ from typing import Any, Literal
 
 import jax
 
+from bncore.extras import pip_install
+
 try:
     from flax import nnx
     from flax.nnx.module import first_from
     from flax.nnx.nn.dtypes import canonicalize_dtype
 except ImportError as error:
     raise ImportError(
-        "bncore.jax.nnx: expected flax, got none: pip install 'bncore[flax]'"
+        f"bncore.jax.nnx: expected flax, got none: {pip_install('flax')} installs it"
     ) from error
 
 from bncore.jax.layers import computed, feature_axis, running

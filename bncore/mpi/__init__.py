@@ -6,16 +6,12 @@ however the ranks lie on the machines and in whatever order they arrive.  Import
 initializes MPI, as ``from mpi4py import MPI`` does.  `docs/mpi.md` shows how to use it.
 """
 
+from bncore.extras import missing
+
 try:
     import mpi4py  # noqa: F401  # the message below names what installs it
 except ModuleNotFoundError as error:
-    if error.name != "mpi4py":  # mpi4py is installed, but broken
-        raise
-    raise ModuleNotFoundError(
-        "bncore.mpi: mpi4py is not installed; `pip install 'bncore[mpi]'` installs it, and "
-        "`pip install mpich` an MPI library if you have none",
-        name="mpi4py",
-    ) from None
+    raise missing("mpi", "mpi4py", {"mpi4py"}, error) from None
 
 from bncore.mpi.batch_norm import batch_norm_train, batch_norm_train_backward
 from bncore.mpi.reduction import allreduce

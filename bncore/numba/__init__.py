@@ -33,15 +33,12 @@ Examples
 [[-1.0, -1.0], [1.0, 1.0]]
 """
 
+from bncore.extras import missing
+
 try:
     import numba  # noqa: F401  # the error below says how to get it
 except ModuleNotFoundError as error:
-    if error.name != "numba":  # Numba is installed, but broken
-        raise
-    raise ModuleNotFoundError(
-        "bncore.numba: Numba is not installed; `pip install 'bncore[numba]'` installs it",
-        name="numba",
-    ) from None
+    raise missing("numba", "Numba", {"numba"}, error) from None
 
 from bncore.numba.batch_norm import (
     batch_norm_infer,

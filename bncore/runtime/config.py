@@ -15,6 +15,7 @@ import numpy as np
 
 from bncore import backends
 from bncore.arguments import scalars
+from bncore.extras import pip_install
 from bncore.runtime import threads
 from bncore.version import __version__
 
@@ -90,7 +91,7 @@ def _state(name: str) -> str:
     """Say whether a backend can be used; only look for Numba, because importing it is slow."""
     if name == "numba" and "numba" not in sys.modules:
         found = importlib.util.find_spec("numba") is not None
-        return "installed" if found else f"not installed ({backends.GET_NUMBA} installs it)"
+        return "installed" if found else f"not installed ({pip_install('numba')} installs it)"
     try:
         backends.load(name)
     except ImportError:

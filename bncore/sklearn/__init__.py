@@ -4,16 +4,12 @@ scikit-learn is an extra: ``pip install 'bncore[sklearn]'`` installs it.  `docs/
 shows how to use it.
 """
 
+from bncore.extras import missing
+
 try:
     import sklearn  # noqa: F401  # the error below says how to get it
 except ModuleNotFoundError as error:
-    if error.name != "sklearn":  # scikit-learn is installed, but broken
-        raise
-    raise ModuleNotFoundError(
-        "bncore.sklearn: scikit-learn is not installed; `pip install 'bncore[sklearn]'` "
-        "installs it",
-        name="sklearn",
-    ) from None
+    raise missing("sklearn", "scikit-learn", {"sklearn"}, error) from None
 
 from bncore.sklearn.scaler import StandardScaler
 

@@ -3,6 +3,13 @@
 Only this package imports torch.  `docs/pytorch.md` shows how to use it.
 """
 
+from bncore.extras import missing
+
+try:
+    import torch  # noqa: F401  # the error below says how to get it
+except ModuleNotFoundError as error:
+    raise missing("torch", "PyTorch", {"torch"}, error) from None
+
 from bncore.torch.convert import convert, revert
 from bncore.torch.export import decompositions
 from bncore.torch.functional import batch_norm

@@ -41,7 +41,9 @@ def mean_var(
     x : xarray.DataArray, or groups of one
         Of a dtype that `bncore.mean_var` takes, and with NumPy or Dask arrays in it.  Groups, such
         as ``x.groupby("time.month")``, are reduced one by one and joined along a new dimension.
-        It takes the place of the grouped one.
+        It takes the place of the grouped one.  In place of ``x.resample(time="MS")``, pass
+        ``x.groupby(time=xarray.groupers.TimeResampler("MS"))``.  Make a dimension of the blocks of
+        ``coarsen`` and the windows of ``rolling`` by their ``construct``.
     dim : name or names of dimensions, optional
         The dimensions to reduce; all by default, as ``...`` says, too.
     correction, keepdims, dtype, scale, ddof, nan_policy
@@ -209,10 +211,25 @@ def _functions(x: xr.DataArray) -> Any:
 # Labels
 
 
+# What to pass in place of xarray's other objects, by their classes.
+INSTEAD = {
+    "DataArrayResample": "group it: .groupby(time=xarray.groupers.TimeResampler('MS'))",
+    "DataArrayCoarsen": "make blocks a dimension: "
+    ".coarsen(time=7).construct(time=('week', 'day')), and reduce 'day'",
+    "DataArrayRolling": "make windows a dimension: "
+    ".rolling(time=7).construct('window'), and reduce 'window'",
+    "DataArrayWeighted": "pass weights=",
+    "Dataset": "pass one of its variables, or use its map()",
+    "DatasetGroupBy": "group one of its variables",
+}
+
+
 def _labelled(name: str, value: object) -> xr.DataArray:
     """Return a DataArray; refuse anything else."""
     if not isinstance(value, xr.DataArray):
-        raise TypeError(f"{name}: expected a DataArray, got {scalars.shown(value)}")
+        instead = INSTEAD.get(type(value).__name__)
+        how = f" ({instead})" if instead else ""
+        raise TypeError(f"{name}: expected a DataArray, got {scalars.shown(value)}{how}")
     return value
 
 

@@ -241,10 +241,10 @@ def shifted(array: np.ndarray, by: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("shape", [(4, 3, 5), (64, 128, 784)], ids=["small", "streamed"])
+@pytest.mark.parametrize("shape", [SHAPE, (64, 128, 784)], ids=["small", "streamed"])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_misaligned_arrays_are_refused(name, shape, dtype):
-    """Each array in turn, at every address that does not suit its values."""
+    """Each array in turn, at addresses that do not suit its values."""
     p, kinds = host.problem(shape, dtype), OPERATIONS[name]
     x = np.ones(np.prod(shape), dtype)
     arguments = [x.copy() if kind == "x" else np.ones(shape[1]) for kind in kinds]
@@ -252,7 +252,7 @@ def test_misaligned_arrays_are_refused(name, shape, dtype):
     before = [array.tobytes() for array in arguments]
     for wrong, kind in enumerate(kinds):
         size = 8 if kind == "c" else np.dtype(dtype).itemsize
-        for by in (1, size // 2, size - 1):
+        for by in (1, size // 2, size - 1) if shape == SHAPE else (size // 2,):
             given = [shifted(a, by) if i == wrong else a for i, a in enumerate(arguments)]
             assert name_of(host.run(name, p, *given)) == "ERROR_ALIGNMENT", (wrong, by)
             assert [array.tobytes() for array in given] == before

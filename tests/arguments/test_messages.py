@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 
@@ -23,9 +25,37 @@ MESSAGES = [
     ),
     pytest.param(
         lambda: bncore.moments({"x": 1}),
-        "x: expected float16, bfloat16, float32, float64, bool or integers of 8 to 32 bits, "
-        "got dict",
+        "x: expected an array, got dict "
+        "(it has arrays by name: pass one of them, such as x['name'])",
         id="dict-for-x",
+    ),
+    pytest.param(
+        lambda: bncore.stream_moments("x.npy"),
+        "x: expected an array, got 'x.npy' "
+        "(open the file, and pass its array, such as numpy.load(path, mmap_mode='r'))",
+        id="path-for-x",
+    ),
+    pytest.param(
+        lambda: bncore.stream_moments(io.BytesIO()),
+        "x: expected an array, got BytesIO "
+        "(open the file, and pass its array, such as numpy.load(path, mmap_mode='r'))",
+        id="file-for-x",
+    ),
+    pytest.param(
+        lambda: bncore.stream_moments(x for x in [X]),
+        "x: expected an array, got generator "
+        "(bncore.merged_moments takes arrays one after the other)",
+        id="generator-for-x",
+    ),
+    pytest.param(
+        lambda: bncore.merged_moments({"x": X}),
+        "pieces: expected an iterable of arrays, got dict",
+        id="dict-for-pieces",
+    ),
+    pytest.param(
+        lambda: bncore.merged_moments("x.npy"),
+        "pieces: expected an iterable of arrays, got 'x.npy'",
+        id="path-for-pieces",
     ),
     pytest.param(
         lambda: bncore.batch_norm_train(X.astype(np.int64)),

@@ -19,6 +19,7 @@ import bncore
 import variants
 from bncore import backends
 from bncore.backends.contract import Backend
+from bncore.extras import pip_install
 
 PRESENT = sorted(variants.FOUND.names())
 X = np.array([[1.0, 2.0], [3.0, 6.0]])
@@ -143,7 +144,7 @@ def test_an_absent_native_module_is_told_once(registry):
     without(registry, native=ABSENT, numba=NO_NUMBA)
     with pytest.warns(RuntimeWarning, match=TOLD.format("numpy", "numpy")) as warned:
         bncore.moments(X)
-    assert "`pip install 'bncore[numba]'` installs a faster backend" in str(warned[0].message)
+    assert f"{pip_install('numba')} installs a faster backend" in str(warned[0].message)
     assert [warning.filename for warning in warned] == [__file__]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -165,7 +166,7 @@ def test_the_warning_names_the_backend_in_use(registry):
     registry.setitem(backends.MODULES, "numba", backends.MODULES["numpy"])  # quick to import
     with pytest.warns(RuntimeWarning, match=TOLD.format("numba", "numba")) as warned:
         bncore.moments(X)
-    assert "pip install 'bncore" not in str(warned[0].message)
+    assert "pip install" not in str(warned[0].message)
 
 
 def test_who_imported_the_checkout_is_told_so(registry):
@@ -175,7 +176,7 @@ def test_who_imported_the_checkout_is_told_so(registry):
         bncore.moments(X)
     assert [str(warning.message) for warning in warned] == [
         "bncore: you imported the checkout itself, which has no compiled part; using numpy (run "
-        "from another directory, or run `make build`; `pip install 'bncore[numba]'` installs a "
+        f"from another directory, or run `make build`; {pip_install('numba')} installs a "
         "faster backend; set BNCORE_BACKEND=numpy to silence this)"
     ]
     assert backends.why_missing("native") == (

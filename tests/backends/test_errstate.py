@@ -15,6 +15,7 @@ import bncore
 import operations
 from arrays import FLOATS
 from bncore import GradSums, Moments
+from variants import taking_turns
 
 
 def _mixed_with(value: float) -> arrays.Values:
@@ -207,27 +208,25 @@ def floating_point_state() -> tuple[object, ...]:
     )
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_operations_in_a_strict_caller(backend, rng, kind, dtype):
+@taking_turns(shape=SHAPES, kind=KINDS, dtype=FLOATS)
+def test_operations_in_a_strict_caller(backend, rng, shape, kind, dtype):
     """Draw canonical arguments and arguments that are converted, with every kind as x and dy."""
-    for shape in SHAPES:
-        x, dy = KINDS[kind](rng, shape, dtype), arrays.normal(rng, shape, dtype)
-        plain = operations.make_case(rng, shape, dtype)
-        weight, var = np.resize([1e300, 5e-324, -1.0], shape[1]), np.full(shape[1], 1e-310)
-        cases = [
-            operations.replace(plain, x=x, eps=0.0),
-            operations.replace(plain, dy=KINDS[kind](rng, shape, dtype)),
-            operations.replace(plain, x=x, dy=x.copy(), weight=weight, bias=weight, mean=weight,
-                               var=var, eps=5e-324),
-            operations.replace(plain, x=x[::-1], dy=dy[::-1], weight=weight.astype(np.longdouble)),
-        ]  # fmt: skip
-        for case in cases:
-            with np.errstate(all="raise"):
-                before = floating_point_state()
-                operations.run_all(case, n_threads=3)
-                bncore.mean_var(case.x, axis=None, correction=1)
-                assert floating_point_state() == before
+    x, dy = KINDS[kind](rng, shape, dtype), arrays.normal(rng, shape, dtype)
+    plain = operations.make_case(rng, shape, dtype)
+    weight, var = np.resize([1e300, 5e-324, -1.0], shape[1]), np.full(shape[1], 1e-310)
+    cases = [
+        operations.replace(plain, x=x, eps=0.0),
+        operations.replace(plain, dy=KINDS[kind](rng, shape, dtype)),
+        operations.replace(plain, x=x, dy=x.copy(), weight=weight, bias=weight, mean=weight,
+                           var=var, eps=5e-324),
+        operations.replace(plain, x=x[::-1], dy=dy[::-1], weight=weight.astype(np.longdouble)),
+    ]  # fmt: skip
+    for case in cases:
+        with np.errstate(all="raise"):
+            before = floating_point_state()
+            operations.run_all(case, n_threads=3)
+            bncore.mean_var(case.x, axis=None, correction=1)
+            assert floating_point_state() == before
 
 
 @pytest.mark.parametrize("call", sorted(set(NO_ARRAYS.values()), key=lambda call: call.__name__),

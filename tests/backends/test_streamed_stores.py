@@ -36,15 +36,27 @@ SHAPES = [
 ]
 
 
-@pytest.fixture(params=[v for v in FOUND.present if v.name == "native"], ids=str)
+NATIVE = [variant for variant in FOUND.present if variant.name == "native"]
+
+
+@pytest.fixture(params=NATIVE, ids=str)
 def streaming(request):
     """The backend that streams: native, with each instruction set."""
     with request.param.active():
         yield
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def alternating(name: str, pair) -> pytest.MarkDecorator:
+    """Parametrize by every instruction set and shape, with one of the two values by turns."""
+    cases = [
+        pytest.param(variant, shape, pair[(i + k) % 2], id=f"{variant}-{shape}")
+        for i, variant in enumerate(NATIVE)
+        for k, shape in enumerate(SHAPES)
+    ]
+    return pytest.mark.parametrize(["streaming", "shape", name], cases, indirect=["streaming"])
+
+
+@alternating("dtype", FLOATS)
 def test_streamed_output_has_the_bits_of_one_in_place(streaming, shape, dtype, rng):
     if dtype == np.float64:
         shape = ((shape[0] + 1) // 2, *shape[1:])
@@ -75,8 +87,7 @@ def test_streamed_output_of_16_bits(streaming, shape, rng):
         assert arrays.same_bits(out, in_place), (place, n_threads)
 
 
-@pytest.mark.parametrize("activation", ["relu", None])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@alternating("activation", ["relu", None])
 def test_streamed_output_of_what_is_fused(streaming, shape, activation, rng):
     case = operations.make_case(rng, shape)
     residual = rng.standard_normal(shape, np.float32)

@@ -15,6 +15,7 @@ import pytest
 import bncore
 import gates
 import operations
+import variants
 import weighted
 
 DTYPES = [np.float32, np.float64, np.float16, np.uint16]
@@ -47,9 +48,7 @@ def reference(shape, dtype, kind):
         return digests(weighted.run(threaded_case(shape, dtype, kind)))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", weighted.KINDS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@variants.taking_turns(shape=SHAPES, kind=weighted.KINDS, dtype=DTYPES)
 def test_threads(backend, shape, kind, dtype):
     case = threaded_case(shape, dtype, kind)
     for n_threads in (1, 4) if backend.name != "numpy" else (4,):

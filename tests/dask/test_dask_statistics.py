@@ -19,6 +19,7 @@ import tolerances
 from allocations import bytes_of_large
 from arrays import same_bits
 from bncore.dask import chunks
+from bncore.extras import pip_install
 
 pytestmark = pytest.mark.needs_scale
 
@@ -255,4 +256,4 @@ def test_without_dask_the_import_names_the_extra():
     code = "import sys; sys.modules['dask'] = None; import bncore.dask"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "ImportError: bncore.dask: expected Dask" in done.stderr
-    assert "pip install 'bncore[dask]'" in done.stderr
+    assert pip_install("dask") in done.stderr

@@ -47,7 +47,7 @@ def test_a_generator_is_taken_one_by_one(rng):
 
 @pytest.mark.parametrize(("pieces", "error", "message"), [
     ([], ValueError, r"^pieces: expected at least one piece, got none$"),
-    (3, TypeError, r"^pieces: expected an iterable, got 3$"),
+    (3, TypeError, r"^pieces: expected an iterable of arrays, got 3$"),
     ([np.ones((2, 3)), np.ones((2, 4))], ValueError,
      r"^pieces: expected 3 channels as in the first piece, got 4$"),
 ])  # fmt: skip
@@ -135,7 +135,7 @@ def test_the_bar(capsys):
 
 def test_no_bar_without_rich(monkeypatch):
     monkeypatch.setitem(sys.modules, "rich", None)
-    with pytest.raises(ImportError, match=r"^progress: True needs rich: pip install"):
+    with pytest.raises(ImportError, match=r"^progress: True needs rich: `pip install .*progress"):
         bncore.stream_moments(np.ones((9, 2)), progress=True)
 
 

@@ -167,5 +167,5 @@ def test_merged_moments_count_each_piece_by_its_own_mask(rng):
         bncore.merged_moments(pieces, where=[None])
     with pytest.raises(ValueError, match=r"weights: expected one item .*, got more than 3$"):
         bncore.merged_moments(pieces, weights=[None] * 4)
-    with pytest.raises(TypeError, match=r"weights: expected an iterable, got 1"):
+    with pytest.raises(TypeError, match=r"weights: expected an iterable of arrays, got 1"):
         bncore.merged_moments(pieces, weights=1)

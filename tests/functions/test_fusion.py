@@ -11,17 +11,18 @@ import arrays
 import bncore
 import operations
 import tolerances
+import variants
 from arrays import FLOATS, LAYOUTS
 from operations import FUSED, WRITING, Case, Fusion
 
 # By what differs in the code: the activation, whether there is a residual, and slopes at the ends.
 KINDS = [
-    pytest.param(("relu", 0.01, False), id="relu"),
-    pytest.param(("relu", 0.01, True), id="relu-residual"),
-    pytest.param(("leaky_relu", 0.2, False), id="leaky"),
-    pytest.param(("leaky_relu", 0.2, True), id="leaky-residual"),
-    pytest.param(("leaky_relu", 0, True), id="leaky-0"),
-    pytest.param((None, 0.01, True), id="residual"),
+    ("relu", 0.01, False),
+    ("relu", 0.01, True),
+    ("leaky_relu", 0.2, False),
+    ("leaky_relu", 0.2, True),
+    ("leaky_relu", 0, True),
+    (None, 0.01, True),
 ]
 # Planes and rows, whole vectors and ends of runs, short runs, one channel, folded and short rows.
 SHAPES = [
@@ -48,7 +49,7 @@ def fused(case: Case, name: str, **options) -> operations.Results:
     return WRITING[name](case, **options)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_fused_is_composed(backend, rng, dtype, kind):
     for shape in SHAPES:
@@ -78,7 +79,7 @@ def test_threads(backend, rng, shape, dtype):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("kind", KINDS[1::2])
+@pytest.mark.parametrize("kind", KINDS[1::2], ids=str)
 def test_layouts(backend, rng, layout, kind):
     for shape in [(4, 3, 9, 7), (40, 8)]:
         case = make_case(rng, shape, np.float32, kind).laid_out(layout)
@@ -100,27 +101,30 @@ def test_a_residual_of_another_order_is_as_good(backend, rng, layout):
 
 
 PLACES = ("new", "x", "dy", "residual")
+IN_PLACE = ("contiguous", "channels_last_view", "unaligned", "window")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", [(4, 3, 9, 7), (600, 300), (2, 2, 40001)], ids=str)
-def test_in_place(backend, rng, shape, kind):
+@variants.taking_turns(
+    shape=[(4, 3, 9, 7), (600, 300), (2, 2, 40001)],
+    kind=KINDS,
+    layout=[layout for layout in LAYOUTS if str(layout) in IN_PLACE],
+)
+def test_in_place(backend, rng, shape, kind, layout):
     """Give out and dresidual every memory that they may have, one at a time and together."""
-    for layout in (arrays.LAYOUTS[0], arrays.LAYOUTS[1], arrays.LAYOUTS[8], arrays.LAYOUTS[12]):
-        plain = make_case(rng, shape, np.float32, kind)
-        for name in FUSED:
-            expected = operations.composed(plain.laid_out(layout), name)
-            for out, dresidual in places(name, kind[2]):
-                case = plain.laid_out(layout).with_statistics()
-                memory = vars(case) | {"residual": case.fusion.residual}
-                memory["new"] = np.full_like(case.x, 7.0)
-                options = {"out": memory[out]}
-                if dresidual is not None:
-                    options["dresidual"] = memory[dresidual]
-                got = WRITING[name](case, n_threads=4, **options)
-                assert got["dx" if backward(name) else "y"] is options["out"]
-                wanted = {key: expected[key] for key in got}
-                assert operations.differences(got, wanted) == [], (name, out, dresidual, layout)
+    plain = make_case(rng, shape, np.float32, kind)
+    for name in FUSED:
+        expected = operations.composed(plain.laid_out(layout), name)
+        for out, dresidual in places(name, kind[2]):
+            case = plain.laid_out(layout).with_statistics()
+            memory = vars(case) | {"residual": case.fusion.residual}
+            memory["new"] = np.full_like(case.x, 7.0)
+            options = {"out": memory[out]}
+            if dresidual is not None:
+                options["dresidual"] = memory[dresidual]
+            got = WRITING[name](case, n_threads=4, **options)
+            assert got["dx" if backward(name) else "y"] is options["out"]
+            wanted = {key: expected[key] for key in got}
+            assert operations.differences(got, wanted) == [], (name, out, dresidual)
 
 
 def places(name: str, added: bool) -> list[tuple[str, str | None]]:
@@ -161,7 +165,7 @@ def test_relu_at_the_edges(backend, dtype):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("rows", [False, True], ids=["planes", "rows"])
 def test_every_kind_at_the_edges(backend, dtype, kind, rows):
     activation, slope, added = kind
@@ -205,7 +209,7 @@ def test_empty_batches(backend, rng, shape):
 # --------------------------------------------------------------------------------------- gradients
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("shape", [(6, 3, 5), (4, 2, 17)], ids=str)
 @pytest.mark.parametrize("frozen", [False, True], ids=["train", "infer"])
 def test_central_differences(backend, rng, shape, kind, frozen):

@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import arrays
@@ -15,6 +15,7 @@ import bncore
 import operations
 import oracle
 import tolerances
+import variants
 from arrays import EDGE_SHAPES, FLOATS, LAYOUTS, VALUES
 from differences import stencil_difference
 
@@ -65,7 +66,7 @@ def test_gate_float64(backend, shape, with_weight):
         *[("huge", 0.0), ("huge", 1e-5), ("tiny", 0.0), ("subnormal", 1e-5), ("subnormal", 1e-30)],
     ],
 )
-def test_edge_shapes(backend, dtype, kind, eps):
+def test_edge_shapes(dtype, kind, eps):
     rng = np.random.default_rng(13)
     for shape in EDGE_SHAPES:
         case = operations.replace(operations.make_case(rng, shape, dtype, kind), eps=eps)
@@ -73,10 +74,13 @@ def test_edge_shapes(backend, dtype, kind, eps):
             continue  # the gates have size; these are about edges
         exact = oracle.channel_moments(case.x)
         expected = oracle.backward(case.dy, case.x, exact, case.weight, eps)
-        got = operations.train_backward(case)
-        assert oracle.gradient_error(got["dx"], expected) <= tolerances.gradient(dtype), shape
-        error = oracle.sums_error(got["dweight"], got["dbias"], expected)
-        assert error <= tolerances.GRADIENT_FLOAT64, shape
+        for variant in variants.FOUND.present:
+            with variant.active():
+                got = operations.train_backward(operations.replace(case))
+            error = oracle.gradient_error(got["dx"], expected)
+            assert error <= tolerances.gradient(dtype), (shape, variant)
+            error = oracle.sums_error(got["dweight"], got["dbias"], expected)
+            assert error <= tolerances.GRADIENT_FLOAT64, (shape, variant)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -162,7 +166,6 @@ def shapes(draw):
     return tuple(draw(st.integers(1, longest)) for _ in range(rank))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shape=shapes(),
     dtype=float_types(),
@@ -171,7 +174,7 @@ def shapes(draw):
     weighted=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_any_shape_and_layout(backend, shape, dtype, layout, eps, weighted, seed):
+def test_any_shape_and_layout(shape, dtype, layout, eps, weighted, seed):
     """Forward and backward are within their gates, and results have x's memory order."""
     if shape[0] * int(np.prod(shape[2:])) < 2:
         return
@@ -183,18 +186,18 @@ def test_any_shape_and_layout(backend, shape, dtype, layout, eps, weighted, seed
     exact = oracle.channel_moments(plain.x)
     forward = oracle.forward(plain.x, exact, plain.weight, plain.bias, eps)
     backward = oracle.backward(plain.dy, plain.x, exact, plain.weight, eps)
-
-    trained = operations.train(case)
-    assert arrays.memory_order(trained["y"]) == arrays.memory_order(case.x)
-    y = layout.plain(trained["y"])
-    assert oracle.forward_error(y, forward) <= tolerances.forward(dtype)
-    assert arrays.same_bits(trained["y"], operations.normalize(case)["y"])
-
-    gradient = operations.train_backward(case)
-    assert arrays.memory_order(gradient["dx"]) == arrays.memory_order(case.x)
-    dx = layout.plain(gradient["dx"])
-    assert oracle.gradient_error(dx, backward) <= tolerances.gradient(dtype)
-    assert arrays.same_bits(gradient["dx"], operations.grad_input(case)["dx"])
+    for variant in variants.FOUND.present:
+        with variant.active():
+            results = operations.run_all(operations.replace(case))
+        y, dx = results["train.y"], results["train_backward.dx"]
+        for result in (y, dx):
+            assert arrays.memory_order(result) == arrays.memory_order(case.x), variant
+        error = oracle.forward_error(layout.plain(y), forward)
+        assert error <= tolerances.forward(dtype), variant
+        error = oracle.gradient_error(layout.plain(dx), backward)
+        assert error <= tolerances.gradient(dtype), variant
+        assert arrays.same_bits(y, results["normalize.y"]), variant
+        assert arrays.same_bits(dx, results["grad_input.dx"]), variant
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

@@ -48,7 +48,7 @@ def assert_moments(got: bncore.Moments, exact: list[oracle.ExactMoments]) -> Non
 def assert_all(rng, x, dy, counts: weight_cases.Counts, layout: Layout, dtype) -> None:
     """Compare every function that computes batch norm with the exact results."""
     weight, bias = arrays.parameters(rng, x.shape[1])
-    exact = weight_cases.channel_moments(without_nan(x), counts.w)
+    exact = oracle.weighted_moments(without_nan(x), counts.w)
     given = counts.given(layout) | {"axis": layout.axis(x.ndim)}
     there, slope = layout.build(x), layout.build(dy)
 

@@ -10,6 +10,7 @@ import pytest
 
 import bncore
 import tolerances
+import variants
 import weight_cases
 from differences import stencil_difference
 
@@ -86,9 +87,7 @@ def check(rng, norm, x, counts: weight_cases.Counts, fill: float | None, **fused
             assert abs(numeric - gradient[index]) <= tolerances.CENTRAL_DIFFERENCES * largest
 
 
-@pytest.mark.parametrize("fill", [None, 0.0], ids=["formula", "fill"])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("norm", NORMS)
+@variants.taking_turns(norm=NORMS, kind=KINDS, fill=[None, 0.0])
 def test_central_differences(backend, rng, norm, kind, fill):
     x = rng.standard_normal(SHAPE)
     if kind == "omitted_nan":

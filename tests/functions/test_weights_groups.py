@@ -116,23 +116,22 @@ def test_layer_norm_of_every_layout(backend, rng, kind, fill, dtype):
     dx, dweight, dbias = bncore.layer_norm_backward(
         dy, x, moments, weight, axis=2, fill=fill, **counts.given()
     )
-    sums = np.zeros((2, 3, 11))
-    tolerance = tolerances.WEIGHTED if dtype == np.float64 else 1e-5
-    for row in np.ndindex(8, 5):
-        w = counts.w[row]
-        if not w.any():
-            want = np.isnan(y[row]) if fill is None else y[row] == fill
-            assert want.all()
-            continue
-        wide = x[row].astype(float), dy[row].astype(float)
-        want_y, want_dx, *terms, one = normalized(*wide, w, weight, bias, fill)
-        at = row[0] * 5 + row[1]
-        np.testing.assert_allclose(
-            [moments.count[at], moments.mean[at], moments.m2[at]], one, rtol=1e-12, atol=1e-14
+    sums, found, rows = np.zeros((2, 3, 11)), np.empty((3, 8, 5)), counts.w.any(axis=(2, 3))
+    want_y, want_dx = np.empty((2, *shape))
+    for row in np.argwhere(rows):
+        at = tuple(row)
+        wide = x[at].astype(float), dy[at].astype(float)
+        want_y[at], want_dx[at], *terms, found[:, *at] = normalized(
+            *wide, counts.w[at], weight, bias, fill
         )
-        np.testing.assert_allclose(y[row], want_y, rtol=tolerance, atol=10 * tolerance)
-        np.testing.assert_allclose(dx[row], want_dx, rtol=tolerance, atol=10 * tolerance)
         sums += terms
+    tolerance = tolerances.WEIGHTED if dtype == np.float64 else 1e-5
+    got = np.stack([moments.count, moments.mean, moments.m2]).reshape(3, 8, 5)
+    np.testing.assert_allclose(got[:, rows], found[:, rows], rtol=1e-12, atol=1e-14)
+    for got, want in ((y, want_y), (dx, want_dx)):
+        np.testing.assert_allclose(got[rows], want[rows], rtol=tolerance, atol=10 * tolerance)
+    empty = y[~rows]
+    assert (np.isnan(empty) if fill is None else empty == fill).all()
     if kind != "of_rows" or fill is not None:  # else y of a row is NaN, and so is its gradient
         np.testing.assert_allclose(dweight, sums[0], rtol=tolerance, atol=100 * tolerance)
         np.testing.assert_allclose(dbias, sums[1], rtol=tolerance, atol=100 * tolerance)

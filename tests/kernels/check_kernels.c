@@ -238,6 +238,16 @@ static double now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+/* Every fifth partial result is one of no value. */
+static void clear_partial(double *partial)
+{
+    static double cleared[5 * MAX_FIELDS * MOST_COLS];
+    if (cleared[1] == 0.0) /* the first time */
+        for (int i = 0; i < 5 * MAX_FIELDS * MOST_COLS; i++)
+            cleared[i] = i % MOST_COLS % 5 ? 1.0 + i % 7 : 0.0;
+    memcpy(partial, cleared, sizeof cleared);
+}
+
 #include "plain.h"
 
 static const char *const dtype_names[] = {"float32", "float64", "float16", "bfloat16"};

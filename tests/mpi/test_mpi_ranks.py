@@ -20,7 +20,6 @@ import oracle
 import tolerances
 from bncore.mpi import reduction
 from checkout import ROOT, blocks_of
-from processes import python
 
 pytestmark = pytest.mark.needs_scale
 
@@ -137,18 +136,6 @@ def test_the_examples_of_the_docstrings_run(module):
     assert failed == 0 and tried >= 4
 
 
-def test_without_mpi4py_the_error_names_the_extra():
-    said = python("""
-        import sys
-        sys.modules["mpi4py"] = None
-        try:
-            import bncore.mpi
-        except ModuleNotFoundError as error:
-            print(error)
-    """)
-    assert "pip install 'bncore[mpi]'" in said
-
-
 def test_the_example_of_features_runs(tmp_path):
     """Four processes standardize a table as one process does."""
     table = np.random.default_rng(3).normal([5.0, 1e9, 7.0], [2.0, 1.0, 0.0], (1001, 3))
@@ -163,7 +150,7 @@ def test_the_example_of_features_runs(tmp_path):
 
 
 def test_the_example_of_the_page_runs():
-    example, _ = blocks_of("docs/mpi.md", "python")
+    (example,) = blocks_of("docs/mpi.md", "python")
     names: dict[str, object] = {}
     exec(compile(example, "mpi.md", "exec"), names)
     assert (names["moments"].count == 32 * 14 * 14).all()

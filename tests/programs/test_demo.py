@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from bncore.extras import pip_install
 from bncore.programs.demo import __main__ as demo
 from bncore.programs.demo import data, formula, network, table
 from differences import central_difference
@@ -118,4 +119,4 @@ def test_a_missing_dependency_is_explained():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
-    assert "pip install '.[demo]', or make demo" in done.stderr
+    assert f"{pip_install('demo')} installs them" in done.stderr

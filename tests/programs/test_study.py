@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import bncore
+from bncore.extras import pip_install
 from bncore.programs.study import __main__ as study
 from bncore.programs.study import data, judge, networks, page, plan, training
 from bncore.programs.study.execute import run
@@ -373,7 +374,7 @@ def test_a_missing_dependency_is_explained():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
-    assert "pip install '.[study]', or make study" in done.stderr
+    assert f"{pip_install('study')} installs them" in done.stderr
 
 
 def test_results_that_were_kept_are_drawn_without_training(monkeypatch, tiny, tmp_path, capsys):

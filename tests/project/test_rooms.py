@@ -22,7 +22,7 @@ SOURCES = {
 # Each room with the folders and modules in it.  A module imports from its own room and from those
 # before it, no others.
 ROOMS = {
-    "version": ("version",),
+    "version": ("version", "extras"),
     "arguments": ("arguments",),
     "statistics": ("statistics",),
     "backends": ("backends",),
@@ -137,7 +137,11 @@ def test_an_adapter_is_known_to_nobody_but_itself(framework):
 
 def test_the_registry_of_backends_imports_none_of_them():
     used = of_bncore(imports(SOURCES["bncore.backends"]))
-    assert used == {"bncore.arguments.float_environment", "bncore.backends.contract"}
+    assert used == {
+        "bncore.arguments.float_environment",
+        "bncore.backends.contract",
+        "bncore.extras",
+    }
 
 
 def test_the_cython_sources_import_nothing_outside_the_backends():

@@ -63,6 +63,15 @@ def test_the_guide_to_gaps(monkeypatch, tmp_path):
     assert names["moments"].count.tolist() == there.sum(axis=0).tolist()
 
 
+def test_the_page_of_populations(monkeypatch, tmp_path):
+    names = run("docs/populations.md", monkeypatch, tmp_path)
+    whole, moments = np.concatenate(names["pieces"]), names["batch"].moments
+    np.testing.assert_allclose(moments.mean, whole.mean((0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(names["dx"].sum((0, 2, 3)) / 1e3, 0, atol=0.1)
+    values = np.concatenate(names["batches"])
+    np.testing.assert_allclose(names["network"].layers[0].running_mean, values.mean(0), rtol=1e-12)
+
+
 def test_every_public_name_is_in_the_reference():
     found = set()
     for page in ("python.rst", "frameworks.rst"):

@@ -11,6 +11,7 @@ import pytest
 
 import bncore
 from bncore import backends
+from bncore.extras import pip_install
 from bncore.runtime import config
 from processes import python
 from variants import FOUND
@@ -77,7 +78,7 @@ def test_it_says_what_is_missing(monkeypatch, capsys):
     assert line.startswith("  native  not available: the compiled extension was not built")
     assert "BNCORE_REQUIRE_NATIVE=1 pip install -v --force-reinstall --no-deps ." in line
     assert line.endswith("; BNCORE_ISA=avx2 is ignored")
-    assert "numba   not installed (`pip install 'bncore[numba]'` installs it)" in printed
+    assert f"numba   not installed ({pip_install('numba')} installs it)" in printed
     assert "numba     not installed" in printed
 
 

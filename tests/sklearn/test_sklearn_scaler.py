@@ -13,7 +13,6 @@ import bncore
 import oracle
 import tolerances
 from checkout import blocks_of
-from processes import python
 
 pytestmark = pytest.mark.needs_scale
 sklearn = pytest.importorskip("sklearn", reason="the extra sklearn is not installed")
@@ -290,27 +289,20 @@ def test_parameters_are_checked(table):
         StandardScaler().fit(table).inverse_transform(table[:, :2])
 
 
-def test_without_scikit_learn_the_error_names_the_extra():
-    said = python("""
-        import sys
-        sys.modules["sklearn"] = None
-        try:
-            import bncore.sklearn
-        except ModuleNotFoundError as error:
-            print(error)
-    """)
-    assert "pip install 'bncore[sklearn]'" in said
-
-
 def test_the_examples_of_the_docstrings_run():
     failed, tried = doctest.testmod(bncore.sklearn.scaler)
     assert failed == 0 and tried >= 8
 
 
-def test_the_example_of_the_page_runs():
-    (example,) = blocks_of("docs/scikit-learn.md", "python")
+def test_the_examples_of_the_page_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    batches, stored = blocks_of("docs/scikit-learn.md", "python")
     names: dict[str, object] = {}
-    exec(compile(example, "scikit-learn.md", "exec"), names)
+    exec(compile(batches, "scikit-learn.md", "exec"), names)
+    fitted, y = names["scaler"], names["y"][:100]
+    exec(compile(stored, "scikit-learn.md", "exec"), names)
+    np.testing.assert_allclose(names["scaler"].scale_, fitted.scale_, rtol=1e-12)
+    np.testing.assert_allclose(names["y"], y, rtol=0, atol=1e-6)
     assert names["scaler"].n_samples_seen_.tolist() == [900, 1000, 1000]
     np.testing.assert_allclose(names["scaler"].scale_, [2.0, 1.0, 1.0], rtol=0.1)
     assert np.isnan(names["y"][::10, 0]).all() and (names["y"][:, 2] == 0.0).all()

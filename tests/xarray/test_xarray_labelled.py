@@ -17,6 +17,7 @@ import xarray as xr
 import bncore
 import bncore.xarray
 import tolerances
+from bncore.extras import pip_install
 
 pytestmark = pytest.mark.needs_scale
 
@@ -102,6 +103,21 @@ def test_groups(x):
     assert y.dims == x.dims
     expected = (months - mean).groupby("time.month") / np.sqrt(var)
     np.testing.assert_allclose(y, expected.values, rtol=0, atol=tolerances.PIECES_FLOAT64 * 10)
+
+
+def test_what_takes_the_place_of_resample_coarsen_and_rolling(x):
+    quarters = x.groupby(time=xr.groupers.TimeResampler("QS"))
+    blocks = x.coarsen(x=3).construct(x=("block", "of_block"))
+    windows = x.rolling(time=3).construct("window")
+    for given, dim, own in (
+        (quarters, "time", x.resample(time="QS")),
+        (blocks, "of_block", x.coarsen(x=3)),
+        (windows, "window", x.rolling(time=3, min_periods=1)),
+    ):
+        mean, var = bncore.xarray.mean_var(given, dim, nan_policy="omit")
+        assert mean.sizes == var.sizes
+        np.testing.assert_allclose(mean, own.mean().values, rtol=tolerances.WEIGHTED)
+        np.testing.assert_allclose(var, own.var().values, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("by, dim", [("y", "x"), ("column", ["x"]), ("area_of", ...)])
@@ -197,6 +213,18 @@ def test_float32_far_from_zero_keeps_its_digits(rng):
 
 @pytest.mark.parametrize("call, message", [
     (lambda x: bncore.xarray.mean_var(x.values, "time"), "x: expected a DataArray, got ndarray"),
+    (lambda x: bncore.xarray.mean_var(x.resample(time="MS"), "time"),
+     "x: expected a DataArray, got DataArrayResample (group it: .groupby("),
+    (lambda x: bncore.xarray.normalize(x.coarsen(x=2)),
+     "x: expected a DataArray, got DataArrayCoarsen (make blocks a dimension: "),
+    (lambda x: bncore.xarray.normalize(x.rolling(time=3)),
+     "x: expected a DataArray, got DataArrayRolling (make windows a dimension: "),
+    (lambda x: bncore.xarray.mean_var(x.weighted(x[0, 0])),
+     "x: expected a DataArray, got DataArrayWeighted (pass weights=)"),
+    (lambda x: bncore.xarray.mean_var(x.to_dataset(name="rain")),
+     "x: expected a DataArray, got Dataset (pass one of its variables"),
+    (lambda x: bncore.xarray.mean_var(x.to_dataset(name="rain").groupby("time.month")),
+     "x: expected a DataArray, got DatasetGroupBy (group one of its variables)"),
     (lambda x: bncore.xarray.mean_var(x, "z"), "dim: expected some of ('time', 'y', 'x'), got 'z'"),
     (lambda x: bncore.xarray.mean_var(x, keepdims=3), "keepdims: expected"),
     (lambda x: bncore.xarray.mean_var(x, where=x.values > 1), "where: expected a DataArray"),
@@ -219,7 +247,7 @@ def test_without_xarray_the_import_names_the_extra():
     code = "import sys; sys.modules['xarray'] = None; import bncore.xarray"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "ImportError: bncore.xarray: expected xarray" in done.stderr
-    assert "pip install 'bncore[xarray]'" in done.stderr
+    assert pip_install("xarray") in done.stderr
 
 
 def test_the_examples_run():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bncore.backends import native_module, why_missing
+from bncore.extras import pip_install
 from bncore.programs import terminal
 from bncore.programs.bench import busy, machine, plan, promises, summary, tables
 from bncore.programs.bench.cases import SWEPT, Case, named
@@ -21,7 +22,7 @@ from bncore.programs.terminal import console, json_text
 if TYPE_CHECKING:
     from rich.console import Console
 
-MISSING = "The benchmark needs rich and matplotlib ({}): pip install 'bncore[bench]'"
+MISSING = "The benchmark needs rich and matplotlib ({}): {} installs them"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         import matplotlib  # noqa: F401
         import rich  # noqa: F401
     except ImportError as error:
-        sys.exit(MISSING.format(error))
+        sys.exit(MISSING.format(error, pip_install("bench")))
     # Whoever names peers may want to compare them with another backend.
     if (isinstance(options, busy.Options) or not plan.names_peers(words)) and not native_module():
         sys.exit(f"The benchmark needs the native extension: {why_missing('native')}")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 
+from bncore.extras import pip_install
+
 try:
     import rich  # noqa: F401
     import sklearn  # noqa: F401
 except ImportError as error:
     sys.exit(
-        f"The demo needs scikit-learn and rich ({error}): "
-        "in bncore's checkout, pip install '.[demo]', or make demo"
+        f"The demo needs scikit-learn and rich ({error}): {pip_install('demo')} installs them, "
+        "and `make demo` in a checkout does all of it"
     )
 
 from dataclasses import asdict

@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from bncore.extras import pip_install
+
 try:
     import matplotlib  # noqa: F401
     import rich  # noqa: F401
@@ -14,8 +16,8 @@ try:
     import threadpoolctl  # noqa: F401
 except ImportError as error:
     sys.exit(
-        f"The study needs matplotlib, rich and scikit-learn ({error}): "
-        "in bncore's checkout, pip install '.[study]', or make study"
+        f"The study needs matplotlib, rich and scikit-learn ({error}): {pip_install('study')} "
+        "installs them, and `make study` in a checkout does all of it"
     )
 
 from rich.markdown import Markdown
