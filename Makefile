@@ -117,7 +117,7 @@ fuzz: build $(VENV)/.test ## makes random calls of the C interface and of the fu
 # The interpreter for test-freethreaded: FREETHREADED_PYTHON=path, or the first of these that exists.
 FREETHREADED_PYTHON ?= $(firstword $(shell command -v python3.14t python3.13t))
 # The tests of what threads can do to each other, of functions and of the layer.
-FREE_TESTS := $(addprefix tests/,runtime functions/test_train.py functions/test_group_norm.py layer/test_batch_norm.py)
+FREE_TESTS := $(addprefix tests/,runtime functions/test_train.py functions/test_group_norm.py layer/test_batch_norm.py layer/test_kept_for_backward.py)
 test-freethreaded: $(FREE)/.test ## tests threads without a global lock, in a free-threaded Python; FREETHREADED_PYTHON=path names it
 	$(FREE)/bin/python -X gil=0 -m pytest --import-mode=importlib -m "$(ALONE)" $(FREE_TESTS) $(PYTEST_ARGS)
 

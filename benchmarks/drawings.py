@@ -61,7 +61,11 @@ def accuracy() -> Figure:
     axes.set_yticks([1, 1e2, 1e4, 1e6, 1e8], ["1", "100", "10⁴", "10⁶", "10⁸"])
     axes.minorticks_off()
     axes.grid(axis="y", color=look.FAINT)
-    look.describe(axes, x="mean of the data, in standard deviations", y="largest error, in ulp")
+    look.describe(
+        axes,
+        x="mean of the data, in standard deviations",
+        y="largest error, in ulp; dashed: channels last",
+    )
     look.names_at_ends(axes, drawn)
     look.head(made, "Training forward: bncore keeps its digits")
     return made

@@ -2,8 +2,8 @@
  * `fused` is a sum of variants (kernels.h) and a constant wherever these functions are inlined. */
 
 /* Where the values of a run begin. dy is used with BACKWARD only, r with RESIDUAL, dr with STORED, and the rest with
- * WEIGHTED: flags that tell which values have weight, weights for the gradient by x, and whether a gradient counts without
- * weight. With WEIGHTED dr may be NULL, and r and flags may be vectors that stand for all others (r_by, flags_by: 0, else
+ * WEIGHTED: flags that tell which values have weight (NULL: those that are numbers), weights for the gradient by x, what fills the values of y without
+ * weight, whether a gradient counts without weight, and whether the statistics are constants. With WEIGHTED dr may be NULL, and r and flags may be vectors that stand for all others (r_by, flags_by: 0, else
  * 1). */
 typedef struct NAME(values) {
     const T *dy, *x, *r;
@@ -12,8 +12,9 @@ typedef struct NAME(values) {
     const uint8_t *flags;
     const ACC *weights;
     int64_t r_by, flags_by,
-        flags_step; /* flags_step: from one vector or row of flags to the next */
-    int unfilled;
+        flags_step; /* flags_step: from one vector, row or run of flags to the next */
+    ACC fill;
+    int unfilled, frozen;
 } NAME(values);
 
 static inline ALWAYS_INLINE NAME(values) NAME(values_of)(const bncore_arrays *a)
@@ -56,10 +57,8 @@ static inline ALWAYS_INLINE int NAME(takes_part)(NAME(values) v, ACC flag, ACC g
 static inline ALWAYS_INLINE void NAME(fill_gradients)(ACC *g, NAME(values) v, int n, int fused)
 {
     if (!(fused & WEIGHTED) || v.unfilled) return;
-    ACC flags[BNCORE_LANES];
-    NAME(load_flags)(flags, v.flags, n);
-#pragma omp simd
-    for (int l = 0; l < n; l++) g[l] = flags[l] != (ACC)0 ? g[l] : (ACC)0;
+    const ACC zeros[BNCORE_LANES] = {0};
+    NAME(replace)(g, zeros, v.flags, n);
 }
 
 static inline ALWAYS_INLINE ACC NAME(filled_g)(NAME(values) v, ACC g, int fused)

@@ -19,16 +19,19 @@ static inline ALWAYS_INLINE void NAME(grad_term)(chain_terms *to, const NAME(abo
 #pragma omp simd
         for (int l = 0; l < CHAIN_WIDTH; l++) v.dr[l] = h + l >= skip ? stored[l] : v.dr[l];
     }
-    float flags[CHAIN_WIDTH] = {0};
-    if (fused & WEIGHTED) NAME(load_flags)(flags, v.flags, CHAIN_WIDTH);
+    float alone_a[CHAIN_WIDTH], alone_b[CHAIN_WIDTH];
 #pragma omp simd
     for (int l = 0; l < CHAIN_WIDTH; l++) {
         const float xhat = (in.x[l] - about->centre[h + l]) * about->scale[h + l];
-        const int weighs = !(fused & WEIGHTED) || NAME(takes_part)(v, flags[l], g[l]);
-        const int in = (h + l >= skip) & weighs;
-        to->a[l] = in ? g[l] : 0.0F;
-        to->b[l] = in ? g[l] * xhat : 0.0F;
+        const int some = v.unfilled & (g[l] != 0.0F);
+        to->a[l] = h + l >= skip ? g[l] : 0.0F;
+        to->b[l] = h + l >= skip ? g[l] * xhat : 0.0F;
+        alone_a[l] = some ? to->a[l] : 0.0F;
+        alone_b[l] = some ? to->b[l] : 0.0F;
     }
+    if (!(fused & WEIGHTED)) return;
+    NAME(replace)(to->a, alone_a, v.flags, CHAIN_WIDTH);
+    NAME(replace)(to->b, alone_b, v.flags, CHAIN_WIDTH);
 }
 
 /* One value alone. */

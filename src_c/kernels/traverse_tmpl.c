@@ -22,11 +22,26 @@ static inline ALWAYS_INLINE void NAME(few)(T *to, NAME(values) v, int64_t len, c
                                            int by_column, int fused)
 {
     T dy[NAME(WIDTH)], x[NAME(WIDTH)], r[NAME(WIDTH)], result[NAME(WIDTH)];
+    uint8_t flags[NAME(WIDTH)];
+    if (fused & WEIGHTED && v.flags) {
+        for (int64_t l = 0; l < NAME(WIDTH); l++) flags[l] = l < len ? v.flags[l] : 0;
+        v.flags = flags;
+    }
     if (fused & BACKWARD) v.dy = NAME(padded)(dy, v.dy, len);
     v.x = NAME(padded)(x, v.x, len);
     if (fused & RESIDUAL) v.r = NAME(padded)(r, v.r, len);
     compute(result, v, coef, stride, by_column, fused);
     for (int64_t l = 0; l < len; l++) to[l] = result[l];
+}
+
+/* All inputs; the flags, if there are some, lie in memory. */
+static inline NAME(values) NAME(inputs_of)(const bncore_arrays *a, int fused)
+{
+    if (!(fused & WEIGHTED)) return NAME(values_of)(a);
+    NAME(values) v = NAME(weighted_values_of)(a);
+    v.flags = a->weighting->values ? (const uint8_t *)a->weighting->values + a->at : NULL;
+    v.flags_by = 1;
+    return v;
 }
 
 static inline ALWAYS_INLINE void NAME(copy)(T *to, const T *from)
@@ -87,7 +102,7 @@ static inline ALWAYS_INLINE void NAME(write_run)(T *to, NAME(values) v, int64_t 
 /* Write `runs` neighbouring runs of `len` values; whole lines pass the caches by. WIDTH values in which two runs meet
  * are computed with the coefficients of both. Three runs never meet there, because len >= WIDTH where there are several
  * runs. `ahead` is the distance in bytes at which the residual is prefetched, since, unlike x, no earlier pass has read
- * it. */
+ * it. The flags of the next run lie v.flags_step values behind those of a run. */
 static inline ALWAYS_INLINE void NAME(stream_runs)(T *dst, NAME(values) v, int64_t runs,
                                                    int64_t len, int64_t ahead, const ACC *coef,
                                                    int64_t stride, NAME(arithmetic) * compute,
@@ -98,6 +113,7 @@ static inline ALWAYS_INLINE void NAME(stream_runs)(T *dst, NAME(values) v, int64
     int64_t i = bncore_min(NAME(to_part)(dst), len), end = len;
     if (i) compute_few(dst, v, i, coef, stride);
     for (int64_t c = 0; c < runs; c++, end += len) {
+        if (fused & WEIGHTED && v.flags && c) v.flags += v.flags_step - len;
         ACC k[COEF_FIELDS];
         T values[NAME(IN_LINE)], next[NAME(WIDTH)];
         for (int f = 0; f < fields; f++) k[f] = coef[f * stride + c];
@@ -129,6 +145,29 @@ static inline ALWAYS_INLINE void NAME(stream_runs)(T *dst, NAME(values) v, int64
         compute_few(dst + i, NAME(values_at)(v, i, fused), runs * len - i, coef + runs - 1, stride);
 }
 
+/* The flags of a run, which all channels share. They begin once more behind its end, in `room`, if they fit: then neighbouring
+ * runs can be streamed at once. */
+static inline const uint8_t *NAME(shared_flags)(uint8_t room[MOST_FLAGS], const bncore_arrays *a,
+                                                int64_t e, int64_t len)
+{
+    const uint8_t *flags = (const uint8_t *)a->weighting->values + e;
+    if (!a->stream || len + NAME(IN_LINE) > MOST_FLAGS) return flags;
+    for (int64_t i = 0, n; i < len + NAME(IN_LINE); i += n) {
+        n = bncore_min(len, len + NAME(IN_LINE) - i);
+        memcpy(room + i, flags, (size_t)n);
+    }
+    return room;
+}
+
+/* The values of a run that begins at value i of x; its flags, if given, are shared. */
+static inline ALWAYS_INLINE NAME(values)
+    NAME(run_at)(NAME(values) v, int64_t i, const uint8_t *flags, int fused)
+{
+    v = NAME(values_at)(v, i, fused);
+    if (fused & WEIGHTED && flags) v.flags = flags;
+    return v;
+}
+
 /* The last image comes first, because the reduction read it last and it is still in the cache. Within an image,
  * memory is walked forwards. */
 static inline ALWAYS_INLINE void NAME(walk_planes)(const bncore_arrays *arrays, const ACC *coef,
@@ -137,18 +176,22 @@ static inline ALWAYS_INLINE void NAME(walk_planes)(const bncore_arrays *arrays, 
                                                    NAME(few_values) * compute_few, int fields,
                                                    int fused)
 {
-    const NAME(values) values = NAME(values_of)(arrays);
+    NAME(values) values = NAME(inputs_of)(arrays, fused);
+    const int shared = fused & WEIGHTED && values.flags && !arrays->weighting->per_channel;
     const int64_t ahead = residual_ahead(t, sizeof(T));
     const int copied = fused & BACKWARD && fused & ACTIVATION ? COEF_FIELDS : fields;
     T *dst = arrays->dst;
+    uint8_t room[MOST_FLAGS];
     piece p;
     for (int64_t e = t->end; e > t->begin; e -= p.len) {
         p = piece_before(t, e);
+        const uint8_t *flags = shared ? NAME(shared_flags)(room, arrays, e - p.len, p.len) : NULL;
+        values.flags_step = shared ? 0 : p.len;
         if (arrays->stream) {
-            const int whole = p.len == t->inner;
+            const int whole = p.len == t->inner && (!shared || flags == room);
             for (int64_t c = 0; c < t->channels; c += whole ? t->channels : 1) {
                 const int64_t at = c * t->inner + p.offset;
-                NAME(stream_runs)(dst + at, NAME(values_at)(values, at, fused),
+                NAME(stream_runs)(dst + at, NAME(run_at)(values, at, flags, fused),
                                   whole ? t->channels : 1, p.len, ahead, coef + c, stride, compute,
                                   compute_few, copied, fused);
             }
@@ -158,7 +201,7 @@ static inline ALWAYS_INLINE void NAME(walk_planes)(const bncore_arrays *arrays, 
             const int64_t at = c * t->inner + p.offset;
             ACC k[COEF_FIELDS];
             for (int f = 0; f < copied; f++) k[f] = coef[f * stride + c];
-            NAME(write_run)(dst + at, NAME(values_at)(values, at, fused), p.len, k, 1, compute,
+            NAME(write_run)(dst + at, NAME(run_at)(values, at, flags, fused), p.len, k, 1, compute,
                             compute_few, fused);
         }
     }
@@ -172,7 +215,7 @@ static inline ALWAYS_INLINE void NAME(walk_columns)(const bncore_arrays *arrays,
                                                     int rows, int streamed,
                                                     NAME(arithmetic) * compute, int fused)
 {
-    const NAME(values) values = NAME(values_at)(NAME(values_of)(arrays), at, fused);
+    const NAME(values) values = NAME(values_at)(NAME(inputs_of)(arrays, fused), at, fused);
     T *dst = (T *)arrays->dst + at;
     const int width = streamed ? NAME(IN_LINE) : NAME(WIDTH);
     for (int64_t j = 0; j < cols; j += width) {
@@ -213,7 +256,7 @@ static inline ALWAYS_INLINE void NAME(walk_on)(const bncore_arrays *arrays, int6
                                                NAME(arithmetic) * compute,
                                                NAME(few_values) * compute_few, int fused)
 {
-    const NAME(values) v = NAME(values_of)(arrays);
+    const NAME(values) v = NAME(inputs_of)(arrays, fused);
     T *dst = arrays->dst;
     int64_t i = first, column = first % cols;
     const int width = streamed ? NAME(IN_LINE) : NAME(WIDTH);
@@ -262,7 +305,7 @@ static inline ALWAYS_INLINE void NAME(walk_rows)(const bncore_arrays *arrays, co
                                                  NAME(few_values) * compute_few, int fused)
 {
     const int64_t all = t->rows * t->cols;
-    const NAME(values) v = NAME(values_of)(arrays);
+    const NAME(values) v = NAME(inputs_of)(arrays, fused);
     if (t->cols < NAME(WIDTH))
         for (int64_t at = 0; at < all; at += t->cols)
             compute_few((T *)arrays->dst + at, NAME(values_at)(v, at, fused), t->cols, coef,

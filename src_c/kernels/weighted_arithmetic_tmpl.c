@@ -3,36 +3,41 @@
 
 enum { NAME(EVERYTHING) = ACTIVATION | RESIDUAL | WEIGHTED | DOUBLES };
 
-/* Compute WIDTH values, of which `fill` replaces those without weight (frozen is not used). */
+/* Replace those of WIDTH values that have no weight by `others`. */
+static inline ALWAYS_INLINE void NAME(replace_weightless)(ACC *values, const ACC *others,
+                                                          NAME(values) v, const ACC *x)
+{
+    if (v.flags)
+        NAME(replace)(values, others, v.flags, NAME(WIDTH));
+    else
+#pragma omp simd
+        for (int l = 0; l < NAME(WIDTH); l++) values[l] = x[l] == x[l] ? values[l] : others[l];
+}
+
+/* Compute WIDTH values, of which `fill` replaces those without weight. */
 static inline ALWAYS_INLINE void NAME(weighted_normalize)(T *to, NAME(values) v, const ACC *coef,
-                                                          int64_t stride, int by_column, ACC fill,
-                                                          int frozen, int fused)
+                                                          int64_t stride, int by_column, int fused)
 {
     NAME(inputs) in;
-    ACC y[NAME(WIDTH)], flags[NAME(WIDTH)];
-    (void)frozen;
-    NAME(load_flags)(flags, v.flags, NAME(WIDTH));
+    ACC y[NAME(WIDTH)], fills[NAME(WIDTH)];
     NAME(take)(&in, v, NAME(WIDTH), fused);
 #pragma omp simd
     for (int l = 0; l < NAME(WIDTH); l++) {
         const ACC *k = coef + l * by_column;
-        const ACC plain = NAME(y_of)(v, in.x[l] - k[0], in.r[l], k[stride], k[2 * stride], fused);
-        y[l] = flags[l] != (ACC)0 ? plain : fill;
+        y[l] = NAME(y_of)(v, in.x[l] - k[0], in.r[l], k[stride], k[2 * stride], fused);
+        fills[l] = v.fill;
     }
+    NAME(replace_weightless)(y, fills, v, in.x);
     NAME(store_many)(to, y, NAME(WIDTH));
 }
 
 /* dx = ((g + w * ((x - hi) * k)) + w * shift) * a; where there is no weight or, if `frozen`, everywhere it is g * a, and 0
  * where the value takes no part. */
 static inline ALWAYS_INLINE void NAME(weighted_grad_input)(T *to, NAME(values) v, const ACC *coef,
-                                                           int64_t stride, int by_column, ACC fill,
-                                                           int frozen, int fused)
+                                                           int64_t stride, int by_column, int fused)
 {
     NAME(inputs) in;
-    ACC g[NAME(WIDTH)], dx[NAME(WIDTH)], flags[NAME(WIDTH)];
-    const ACC counts = frozen ? (ACC)0 : (ACC)1;
-    (void)fill;
-    NAME(load_flags)(flags, v.flags, NAME(WIDTH));
+    ACC g[NAME(WIDTH)], dx[NAME(WIDTH)], alone[NAME(WIDTH)];
     NAME(take)(&in, v, NAME(WIDTH), fused);
     NAME(mask_gradients)(g, &in, v, coef, stride, by_column, fused);
 #pragma omp simd
@@ -40,11 +45,10 @@ static inline ALWAYS_INLINE void NAME(weighted_grad_input)(T *to, NAME(values) v
         const ACC *k = coef + l * by_column;
         const ACC w = fused & DOUBLES ? v.weights[l] : (ACC)1, d = in.x[l] - k[stride];
         const ACC sum = (g[l] + w * (d * k[2 * stride])) + w * k[3 * stride];
-        const ACC value = (flags[l] * counts != (ACC)0 ? sum : g[l]) * k[0];
-        dx[l] = NAME(takes_part)(v, flags[l], g[l]) ? value : (ACC)0;
+        dx[l] = (v.frozen ? g[l] : sum) * k[0];
+        const ACC counts = v.unfilled ? g[l] : (ACC)0;
+        alone[l] = counts != (ACC)0 ? counts * k[0] : (ACC)0;
     }
+    NAME(replace_weightless)(dx, alone, v, in.x);
     NAME(store_many)(to, dx, NAME(WIDTH));
 }
-
-typedef void NAME(weighted_arithmetic)(T *to, NAME(values) v, const ACC *coef, int64_t stride,
-                                       int by_column, ACC fill, int frozen, int fused);

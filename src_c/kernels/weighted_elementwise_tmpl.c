@@ -98,8 +98,6 @@ typedef struct NAME(weighted_walk) {
     NAME(run_flags) flags;
     NAME(weight_buffer) weights;
     int64_t weights_by; /* 0: a vector of ones stands for all weights */
-    ACC fill;
-    int frozen;
 } NAME(weighted_walk);
 
 static NOINLINE void NAME(start_walk)(NAME(weighted_walk) * w, const bncore_arrays *a)
@@ -108,8 +106,6 @@ static NOINLINE void NAME(start_walk)(NAME(weighted_walk) * w, const bncore_arra
     w->writer.pending = 0;
     w->writer.stream = a->stream;
     w->weights_by = a->weighting->doubles;
-    w->fill = NAME(coefficient)(a->weighting->fill);
-    w->frozen = a->weighting->frozen;
     NAME(start_runs)(&w->flags, a);
     for (int i = 0; i < BNCORE_LANES; i++) w->weights.weights[i] = (ACC)1;
 }
@@ -125,13 +121,13 @@ static void NAME(end_walk)(NAME(weighted_walk) * w)
  * them, `before` of these are computed once more; dst may hold their results already. */
 static inline ALWAYS_INLINE void NAME(compute_rest)(T *to, NAME(values) v, int64_t before,
                                                     int64_t left, const ACC *coef, int64_t stride,
-                                                    int by_column, ACC fill, int frozen,
-                                                    NAME(weighted_arithmetic) * compute, int fused)
+                                                    int by_column, NAME(arithmetic) * compute,
+                                                    int fused)
 {
     T out[NAME(WIDTH)];
     NAME(copies) copies;
     if (before == 0) v = NAME(copied)(&copies, v, left, fused);
-    compute(out, v, coef, stride, by_column, fill, frozen, fused);
+    compute(out, v, coef, stride, by_column, fused);
     for (int64_t l = 0; l < left; l++) to[l] = out[before + l];
 }
 
@@ -139,11 +135,11 @@ static inline ALWAYS_INLINE void NAME(compute_rest)(T *to, NAME(values) v, int64
 static inline ALWAYS_INLINE void NAME(compute_at)(const NAME(weighted_walk) * w, T *to,
                                                   NAME(values) v, int64_t i, const ACC *coef,
                                                   int64_t stride, int by_column,
-                                                  NAME(weighted_arithmetic) * compute, int fused)
+                                                  NAME(arithmetic) * compute, int fused)
 {
     NAME(values) here = NAME(values_at)(v, i, fused);
     if (fused & DOUBLES) here.weights += i * w->weights_by;
-    compute(to, here, coef + i * by_column, stride, by_column, w->fill, w->frozen, fused);
+    compute(to, here, coef + i * by_column, stride, by_column, fused);
 }
 
 /* Stream the whole lines among the n values v, which are at least two lines. What lies before the first of them goes to the
@@ -151,8 +147,7 @@ static inline ALWAYS_INLINE void NAME(compute_at)(const NAME(weighted_walk) * w,
 static inline ALWAYS_INLINE int64_t NAME(stream_lines)(NAME(weighted_walk) * w, T *dst,
                                                        NAME(values) v, int64_t n, const ACC *coef,
                                                        int64_t stride, int by_column,
-                                                       NAME(weighted_arithmetic) * compute,
-                                                       int fused)
+                                                       NAME(arithmetic) * compute, int fused)
 {
     NAME(writer) *writer = &w->writer;
     const int64_t head = NAME(to_line)(dst);
@@ -177,8 +172,8 @@ static inline ALWAYS_INLINE int64_t NAME(stream_lines)(NAME(weighted_walk) * w, 
 /* Compute the n values v, and write them to dst. */
 static inline ALWAYS_INLINE void NAME(compute_some)(NAME(weighted_walk) * w, T *dst, NAME(values) v,
                                                     int64_t n, const ACC *coef, int64_t stride,
-                                                    int by_column,
-                                                    NAME(weighted_arithmetic) * compute, int fused)
+                                                    int by_column, NAME(arithmetic) * compute,
+                                                    int fused)
 {
     NAME(writer) *writer = &w->writer;
     int64_t i = 0;
@@ -196,7 +191,7 @@ static inline ALWAYS_INLINE void NAME(compute_some)(NAME(weighted_walk) * w, T *
         NAME(values) here = NAME(values_at)(v, i - before, fused);
         if (fused & DOUBLES) here.weights += (i - before) * w->weights_by;
         NAME(compute_rest)(to + i, here, before, n - i, coef + (i - before) * by_column, stride,
-                           by_column, w->fill, w->frozen, compute, fused);
+                           by_column, compute, fused);
     }
     if (writer->stream) NAME(written)(writer, n - computed);
 }
@@ -205,7 +200,7 @@ static inline ALWAYS_INLINE void NAME(compute_some)(NAME(weighted_walk) * w, T *
 static inline ALWAYS_INLINE void NAME(walk_runs)(NAME(weighted_walk) * w, T *dst, NAME(values) v,
                                                  int64_t at, int64_t len, int64_t width,
                                                  const ACC *coef, int64_t stride, int by_column,
-                                                 NAME(weighted_arithmetic) * compute, int fused)
+                                                 NAME(arithmetic) * compute, int fused)
 {
     if (w->writer.stream && w->writer.to + w->writer.pending != dst) {
         NAME(write_rest)(&w->writer);
@@ -236,8 +231,7 @@ static inline ALWAYS_INLINE void NAME(walk_runs)(NAME(weighted_walk) * w, T *dst
 /* The last image comes first, as in walk_planes. */
 static inline ALWAYS_INLINE void NAME(weighted_planes)(const bncore_arrays *a, const ACC *coef,
                                                        int64_t stride, const bncore_planes *t,
-                                                       NAME(weighted_arithmetic) * compute,
-                                                       int fused)
+                                                       NAME(arithmetic) * compute, int fused)
 {
     const NAME(values) values = NAME(weighted_values_of)(a);
     NAME(weighted_walk) w;
@@ -261,7 +255,7 @@ static inline ALWAYS_INLINE void NAME(weighted_planes)(const bncore_arrays *a, c
 
 static inline ALWAYS_INLINE void NAME(weighted_rows)(const bncore_arrays *a, const ACC *coef,
                                                      int64_t stride, const bncore_rows *t,
-                                                     NAME(weighted_arithmetic) * compute, int fused)
+                                                     NAME(arithmetic) * compute, int fused)
 {
     NAME(weighted_walk) w;
     NAME(start_walk)(&w, a);
@@ -270,27 +264,60 @@ static inline ALWAYS_INLINE void NAME(weighted_rows)(const bncore_arrays *a, con
     NAME(end_walk)(&w);
 }
 
-#define BNCORE_WEIGHTED(operation, variant, fused)                                                 \
+/* Write planes whose flags lie in memory as plain values are written, or rows whose flags do. Returns whether they do. */
+#define BNCORE_FLAGGED(operation, fused)                                                           \
+    static NOINLINE void NAME(few_flagged_##operation##_planes)(                                   \
+        T * to, NAME(values) v, int64_t len, const ACC *coef, int64_t stride)                      \
+    {                                                                                              \
+        NAME(few)(to, v, len, coef, stride, NAME(weighted_##operation), 0, fused);                 \
+    }                                                                                              \
+    static NOINLINE void NAME(few_flagged_##operation##_rows)(T * to, NAME(values) v, int64_t len, \
+                                                              const ACC *coef, int64_t stride)     \
+    {                                                                                              \
+        NAME(few)(to, v, len, coef, stride, NAME(weighted_##operation), 1, fused);                 \
+    }                                                                                              \
+    static ONCE_ONLY int NAME(flagged_##operation##_planes)(                                       \
+        const bncore_arrays *a, const void *coef, int64_t stride, const bncore_planes *t)          \
+    {                                                                                              \
+        if (!NAME(knows_weights)(a->weighting)) return 0;                                          \
+        NAME(walk_planes)(a, coef, stride, t, NAME(weighted_##operation),                          \
+                          NAME(few_flagged_##operation##_planes), FIELDS_##operation, fused);      \
+        return 1;                                                                                  \
+    }                                                                                              \
+    static ONCE_ONLY int NAME(flagged_##operation##_rows)(                                         \
+        const bncore_arrays *a, const void *coef, int64_t stride, const bncore_rows *t)            \
+    {                                                                                              \
+        if (!NAME(knows_weights)(a->weighting))                                                    \
+            return NAME(write_flagged_rows)(a, coef, stride, t, NAME(weighted_##operation),        \
+                                            NAME(operation), fused);                               \
+        NAME(walk_rows)(a, coef, stride, t, NAME(weighted_##operation),                            \
+                        NAME(few_flagged_##operation##_rows), fused);                              \
+        return 1;                                                                                  \
+    }
+BNCORE_FLAGGED(normalize, WEIGHTED)
+BNCORE_FLAGGED(grad_input, WEIGHTED | BACKWARD)
+#undef BNCORE_FLAGGED
+
+#define BNCORE_WEIGHTED(operation, variant, fused, try_planes, try_rows)                           \
     static void NAME(weighted_##operation##_planes_##variant)(                                     \
         const bncore_arrays *a, const void *coef, int64_t stride, const bncore_planes *t)          \
     {                                                                                              \
+        if (try_planes(a, coef, stride, t)) return;                                                \
         NAME(weighted_planes)(a, coef, stride, t, NAME(weighted_##operation), fused);              \
-    }                                                                                              \
-    static ONCE_ONLY int NAME(flagged_##operation##_##variant)(                                    \
-        const bncore_arrays *a, const void *coef, int64_t stride, const bncore_rows *t)            \
-    {                                                                                              \
-        return NAME(write_flagged_rows)(a, coef, stride, t, NAME(weighted_##operation),            \
-                                        NAME(operation), fused);                                   \
     }                                                                                              \
     static void NAME(weighted_##operation##_rows_##variant)(                                       \
         const bncore_arrays *a, const void *coef, int64_t stride, const bncore_rows *t)            \
     {                                                                                              \
-        if (NAME(flagged_##operation##_##variant)(a, coef, stride, t)) return;                     \
+        if (try_rows(a, coef, stride, t)) return;                                                  \
         NAME(weighted_rows)(a, coef, stride, t, NAME(weighted_##operation), fused);                \
     }
-BNCORE_WEIGHTED(normalize, plain, WEIGHTED)
-BNCORE_WEIGHTED(normalize, fused, NAME(EVERYTHING) & ~DOUBLES)
-BNCORE_WEIGHTED(grad_input, flagged, WEIGHTED | BACKWARD)
-BNCORE_WEIGHTED(grad_input, plain, WEIGHTED | BACKWARD | DOUBLES)
-BNCORE_WEIGHTED(grad_input, fused, NAME(EVERYTHING) | BACKWARD)
+#define NO_SHORTER_WAY(a, coef, stride, t) 0
+BNCORE_WEIGHTED(normalize, plain, WEIGHTED, NAME(flagged_normalize_planes),
+                NAME(flagged_normalize_rows))
+BNCORE_WEIGHTED(normalize, fused, NAME(EVERYTHING) & ~DOUBLES, NO_SHORTER_WAY, NO_SHORTER_WAY)
+BNCORE_WEIGHTED(grad_input, flagged, WEIGHTED | BACKWARD, NAME(flagged_grad_input_planes),
+                NAME(flagged_grad_input_rows))
+BNCORE_WEIGHTED(grad_input, plain, WEIGHTED | BACKWARD | DOUBLES, NO_SHORTER_WAY, NO_SHORTER_WAY)
+BNCORE_WEIGHTED(grad_input, fused, NAME(EVERYTHING) | BACKWARD, NO_SHORTER_WAY, NO_SHORTER_WAY)
 #undef BNCORE_WEIGHTED
+#undef NO_SHORTER_WAY

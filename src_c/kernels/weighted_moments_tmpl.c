@@ -38,7 +38,7 @@ static inline ALWAYS_INLINE int NAME(add_weighted_vector)(double *restrict s, do
     NAME(load_doubles)(d, run.x, BNCORE_LANES);
 #pragma omp simd
     for (int l = 0; l < BNCORE_LANES; l++) d[l] -= pivot;
-    if (from == FLAGS) count = keep_flagged(d, run.flags, skip);
+    if (from == FLAGS) count = keep_and_count(d, run.flags, skip);
 #pragma omp simd
     for (int l = 0; l < BNCORE_LANES; l++) {
         w[l] = from == WEIGHTS ? run.weights[l] : from == NUMBERS && d[l] == d[l] ? 1.0 : 0.0;

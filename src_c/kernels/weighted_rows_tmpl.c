@@ -17,6 +17,7 @@ typedef struct NAME(weighted_tile) {
 typedef struct NAME(weighted_columns) {
     double s[NAME(WIDE_STRIP)], q[NAME(WIDE_STRIP)], n[NAME(WIDE_STRIP)];
     const double *pivot;
+    uint8_t few[NAME(WIDE_STRIP)]; /* flags that are not in n yet, fewer than 256 */
     union {
         uint8_t flags[ROW_TILE][WEIGHTED_STRIP];
         double weights[1][WEIGHTED_STRIP];
@@ -44,7 +45,40 @@ static inline ALWAYS_INLINE double NAME(tile_weight)(const NAME(weighted_tile) *
     return from == NUMBERS ? (double)NAME(is_number)(t->x[r][j]) : 1.0;
 }
 
-/* Add the rows, which are t->rows, to LANES columns from j on. */
+/* Add the rows, which are t->rows and have flags, to LANES columns from j on. */
+static inline ALWAYS_INLINE void NAME(add_flagged_strip)(NAME(weighted_columns) * c,
+                                                         const NAME(weighted_tile) * t, int64_t j,
+                                                         int rows)
+{
+    double s[BNCORE_LANES], q[BNCORE_LANES], pivot[BNCORE_LANES];
+    uint8_t few[BNCORE_LANES];
+#pragma omp simd
+    for (int l = 0; l < BNCORE_LANES; l++)
+        s[l] = c->s[j + l], q[l] = c->q[j + l], pivot[l] = c->pivot[j + l];
+    memcpy(few, c->few + j, sizeof few);
+    for (int r = 0; r < rows; r++) {
+        const uint8_t *flags = t->flags[r] + j;
+        double d[BNCORE_LANES];
+        fetch(t->x[r] + j, AHEAD, LEVEL_2);
+        fetch(flags, AHEAD / (int)sizeof(T), LEVEL_2);
+        NAME(load_doubles)(d, t->x[r] + j, BNCORE_LANES);
+#pragma omp simd
+        for (int l = 0; l < BNCORE_LANES; l++) d[l] -= pivot[l];
+        keep_flagged(d, flags);
+#pragma omp simd
+        for (int l = 0; l < BNCORE_LANES; l++) {
+            s[l] += d[l];
+            q[l] += d[l] * d[l];
+        }
+#pragma omp simd
+        for (int l = 0; l < BNCORE_LANES; l++) few[l] += flags[l];
+    }
+#pragma omp simd
+    for (int l = 0; l < BNCORE_LANES; l++) c->s[j + l] = s[l], c->q[j + l] = q[l];
+    memcpy(c->few + j, few, sizeof few);
+}
+
+/* The same for rows that have no flags. */
 static inline ALWAYS_INLINE void NAME(add_weighted_strip)(NAME(weighted_columns) * c,
                                                           const NAME(weighted_tile) * t, int64_t j,
                                                           int rows, int from)
@@ -60,7 +94,6 @@ static inline ALWAYS_INLINE void NAME(add_weighted_strip)(NAME(weighted_columns)
         double d[BNCORE_LANES], w[BNCORE_LANES];
         fetch(t->x[r] + j, AHEAD, LEVEL_2);
         NAME(load_doubles)(d, t->x[r] + j, BNCORE_LANES);
-        if (from == FLAGS) load_flags_f64(w, t->flags[r] + j, BNCORE_LANES);
 #pragma omp simd
         for (int l = 0; l < BNCORE_LANES; l++) {
             d[l] -= pivot[l];
@@ -88,7 +121,10 @@ static inline ALWAYS_INLINE void NAME(add_weighted_tile)(NAME(weighted_columns) 
     const int counts = from != ROW_FLAGS && from != ROW_WEIGHTS;
     int64_t j = 0;
     for (; j + BNCORE_LANES <= cols; j += BNCORE_LANES)
-        NAME(add_weighted_strip)(c, t, j, rows, from);
+        if (from == FLAGS)
+            NAME(add_flagged_strip)(c, t, j, rows);
+        else
+            NAME(add_weighted_strip)(c, t, j, rows, from);
     for (; j < cols; j++)
         for (int r = 0; r < rows; r++) {
             const double w = NAME(tile_weight)(t, r, j, from);
@@ -159,20 +195,21 @@ static ONCE_ONLY double NAME(add_whole_rows)(NAME(weighted_columns) * c,
     return sum;
 }
 
-/* What the pointers of a tile point to. */
+/* The rows of a tile, and what its pointers point to. */
 typedef struct NAME(tile_rows) {
     int rows;
-    const T *x[ROW_TILE];
-    const uint8_t *flags[ROW_TILE];
-    const double *weights[ROW_TILE];
+    const T *x[COUNTED_ROWS];
+    const uint8_t *flags[COUNTED_ROWS];
+    const double *weights[COUNTED_ROWS];
 } NAME(tile_rows);
 
 /* Point a tile to rows r, r + 1 … and to their weights, which are laid out if need be. Returns where these come from. */
 static ONCE_ONLY int NAME(take_rows)(NAME(tile_rows) * tile, NAME(weighted_columns) * c,
                                      const bncore_weighting *w, NAME(some_rows) t, int64_t r)
 {
-    const int lay_out = w->values && w->doubles && (w->width || w->omit_nan);
-    tile->rows = lay_out ? 1 : (int)bncore_min(t.rows - r, ROW_TILE);
+    const int in_memory = !w->values || (!w->width && !w->omit_nan);
+    const int most = in_memory ? COUNTED_ROWS : w->doubles ? 1 : ROW_TILE;
+    tile->rows = (int)bncore_min(t.rows - r, most);
     for (int i = 0; i < tile->rows; i++) {
         const int64_t from = (r + i) * t.stride;
         tile->x[i] = t.x + from;
@@ -187,6 +224,14 @@ static ONCE_ONLY int NAME(take_rows)(NAME(tile_rows) * tile, NAME(weighted_colum
     return w->doubles ? WEIGHTS : FLAGS;
 }
 
+/* Add the flags that were counted as bytes to n. */
+static ONCE_ONLY void NAME(count_few)(NAME(weighted_columns) * c, int64_t cols)
+{
+#pragma omp simd
+    for (int64_t j = 0; j < cols; j++) c->n[j] += c->few[j];
+    memset(c->few, 0, (size_t)cols);
+}
+
 static ONCE_ONLY void NAME(sum_weighted_block)(NAME(weighted_columns) * c,
                                                const bncore_weighting *weighting, NAME(some_rows) t)
 {
@@ -196,12 +241,15 @@ static ONCE_ONLY void NAME(sum_weighted_block)(NAME(weighted_columns) * c,
         n = NAME(add_whole_rows)(c, weighting, t);
     } else {
         NAME(tile_rows) rows = {.rows = 0};
+        memset(c->few, 0, (size_t)t.cols);
         for (int64_t r = 0; r < t.rows; r += rows.rows) {
+            if (r == COUNTED_ROWS) NAME(count_few)(c, t.cols);
             const int from = NAME(take_rows)(&rows, c, weighting, t, r);
             const NAME(weighted_tile) tile = {rows.rows, rows.x, rows.flags, rows.weights};
             NAME(add_tile_with)(c, tile, t.cols, from);
             n += from == ROW_FLAGS ? rows.rows : 0;
         }
+        NAME(count_few)(c, t.cols);
     }
     for (int64_t j = 0; n != 0.0 && j < t.cols; j++) c->n[j] = n;
 }

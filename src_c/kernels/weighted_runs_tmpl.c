@@ -9,7 +9,9 @@ static const T NAME(no_residual)[BNCORE_LANES] = {
 static inline NAME(values) NAME(weighted_values_of)(const bncore_arrays *a)
 {
     NAME(values) v = NAME(values_of)(a);
+    v.fill = NAME(coefficient)(a->weighting->fill);
     v.unfilled = !a->weighting->filled;
+    v.frozen = a->weighting->frozen;
     v.r_by = a->residual != NULL;
     if (!a->residual) v.r = NAME(no_residual);
     return v;
@@ -51,6 +53,7 @@ typedef struct NAME(row_flags) {
     int64_t at;  /* the place in x of the first value of the strip */
     int64_t row; /* the first row of the strip among those of x */
     int in_rows, in_memory;
+    int64_t ahead; /* bytes from the current flags to those that are prefetched */
     const uint8_t *first;
     int64_t step;
     uint8_t room[FLAGGED_ROWS][WEIGHTED_STRIP];
@@ -63,6 +66,7 @@ static inline void NAME(start_row_flags)(NAME(row_flags) * f, const bncore_array
     f->in_rows = has_row_flags(a->weighting, t->stride);
     f->row = a->at / t->stride;
     f->in_memory = NAME(has_flags)(a->weighting);
+    f->ahead = f->in_memory ? AHEAD / (int)sizeof(T) : 0;
     f->first = f->room[0];
     f->step = f->in_memory ? t->stride : WEIGHTED_STRIP;
 }

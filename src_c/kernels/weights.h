@@ -163,53 +163,93 @@ static ONCE_ONLY int64_t count_flags(const uint8_t *flags, int64_t len)
     return count;
 }
 
-/* Flags as numbers of the arithmetic's type: a vector loop that mixes types of different size is not vectorized where a vector
- * of the smaller ones would be longer than the loop. n is a constant and a multiple of 8. */
-static inline ALWAYS_INLINE void load_flags_f32(float *to, const uint8_t *flags, int n)
+/* Replace those of n values whose flag is 0 by `others`; n is a constant and a multiple of 8. */
+static inline ALWAYS_INLINE void replace_f32(float *values, const float *others,
+                                             const uint8_t *flags, int n)
 {
     int l = 0;
 #if defined(__AVX512F__)
-    for (; l + 16 <= n; l += 16)
-        _mm512_storeu_ps(to + l, _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(
-                                     _mm_loadu_si128((const void *)(flags + l)))));
+    for (; l + 16 <= n; l += 16) {
+        const __m128i bytes = _mm_loadu_si128((const void *)(flags + l));
+        const __mmask16 kept = _mm_test_epi8_mask(bytes, bytes);
+        _mm512_storeu_ps(values + l, _mm512_mask_blend_ps(kept, _mm512_loadu_ps(others + l),
+                                                          _mm512_loadu_ps(values + l)));
+    }
 #endif
 #if defined(__AVX2__)
-    for (; l + 8 <= n; l += 8)
-        _mm256_storeu_ps(to + l, _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(
-                                     _mm_loadl_epi64((const void *)(flags + l)))));
+    for (; l + 8 <= n; l += 8) {
+        const __m128i bytes = _mm_loadl_epi64((const void *)(flags + l));
+        const __m256i kept = _mm256_cvtepi8_epi32(_mm_sub_epi8(_mm_setzero_si128(), bytes));
+        _mm256_storeu_ps(values + l,
+                         _mm256_blendv_ps(_mm256_loadu_ps(others + l), _mm256_loadu_ps(values + l),
+                                          _mm256_castsi256_ps(kept)));
+    }
 #endif
-    for (; l < n; l++) to[l] = flags[l];
+    for (; l < n; l++) values[l] = flags[l] ? values[l] : others[l];
 }
 
-static inline ALWAYS_INLINE void load_flags_f64(double *to, const uint8_t *flags, int n)
+static inline ALWAYS_INLINE void replace_f64(double *values, const double *others,
+                                             const uint8_t *flags, int n)
 {
     int l = 0;
 #if defined(__AVX512F__)
-    for (; l + 8 <= n; l += 8)
-        _mm512_storeu_pd(to + l, _mm512_cvtepi32_pd(_mm256_cvtepu8_epi32(
-                                     _mm_loadl_epi64((const void *)(flags + l)))));
+    for (; l + 8 <= n; l += 8) {
+        const __m128i bytes = _mm_loadl_epi64((const void *)(flags + l));
+        const __mmask8 kept = (__mmask8)_mm_test_epi8_mask(bytes, bytes);
+        _mm512_storeu_pd(values + l, _mm512_mask_blend_pd(kept, _mm512_loadu_pd(others + l),
+                                                          _mm512_loadu_pd(values + l)));
+    }
 #elif defined(__AVX2__)
     for (; l + 4 <= n; l += 4) {
         int32_t four;
         memcpy(&four, flags + l, sizeof four);
-        _mm256_storeu_pd(to + l, _mm256_cvtepi32_pd(_mm_cvtepu8_epi32(_mm_cvtsi32_si128(four))));
+        const __m128i bytes = _mm_sub_epi8(_mm_setzero_si128(), _mm_cvtsi32_si128(four));
+        _mm256_storeu_pd(values + l,
+                         _mm256_blendv_pd(_mm256_loadu_pd(others + l), _mm256_loadu_pd(values + l),
+                                          _mm256_castsi256_pd(_mm256_cvtepi8_epi64(bytes))));
     }
 #endif
-    for (; l < n; l++) to[l] = flags[l];
+    for (; l < n; l++) values[l] = flags[l] ? values[l] : others[l];
 }
 
-static inline ALWAYS_INLINE void load_flags_f16(float *to, const uint8_t *flags, int n)
+static inline ALWAYS_INLINE void replace_f16(float *values, const float *others,
+                                             const uint8_t *flags, int n)
 {
-    load_flags_f32(to, flags, n);
+    replace_f32(values, others, flags, n);
 }
 
-static inline ALWAYS_INLINE void load_flags_bf16(float *to, const uint8_t *flags, int n)
+static inline ALWAYS_INLINE void replace_bf16(float *values, const float *others,
+                                              const uint8_t *flags, int n)
 {
-    load_flags_f32(to, flags, n);
+    replace_f32(values, others, flags, n);
 }
 
-/* Make 0 of those of LANES values whose flag is 0, and of the first `skip`. Returns how many are kept. */
-static inline ALWAYS_INLINE int keep_flagged(double *values, const uint8_t *flags, int skip)
+/* Make 0 of those of LANES values whose flag is 0. */
+static inline ALWAYS_INLINE void keep_flagged(double *values, const uint8_t *flags)
+{
+#if defined(__AVX512F__)
+    const __m128i bytes = _mm_loadu_si128((const void *)flags);
+    const __mmask16 kept = _mm_test_epi8_mask(bytes, bytes);
+    const __m512d low = _mm512_loadu_pd(values), high = _mm512_loadu_pd(values + 8);
+    _mm512_storeu_pd(values, _mm512_maskz_mov_pd((__mmask8)kept, low));
+    _mm512_storeu_pd(values + 8, _mm512_maskz_mov_pd((__mmask8)(kept >> 8), high));
+#elif defined(__AVX2__)
+    const __m128i bytes = _mm_sub_epi8(_mm_setzero_si128(), _mm_loadu_si128((const void *)flags));
+    const __m256d a = _mm256_castsi256_pd(_mm256_cvtepi8_epi64(bytes));
+    const __m256d b = _mm256_castsi256_pd(_mm256_cvtepi8_epi64(_mm_srli_si128(bytes, 4)));
+    const __m256d c = _mm256_castsi256_pd(_mm256_cvtepi8_epi64(_mm_srli_si128(bytes, 8)));
+    const __m256d d = _mm256_castsi256_pd(_mm256_cvtepi8_epi64(_mm_srli_si128(bytes, 12)));
+    _mm256_storeu_pd(values, _mm256_and_pd(a, _mm256_loadu_pd(values)));
+    _mm256_storeu_pd(values + 4, _mm256_and_pd(b, _mm256_loadu_pd(values + 4)));
+    _mm256_storeu_pd(values + 8, _mm256_and_pd(c, _mm256_loadu_pd(values + 8)));
+    _mm256_storeu_pd(values + 12, _mm256_and_pd(d, _mm256_loadu_pd(values + 12)));
+#else
+    for (int l = 0; l < BNCORE_LANES; l++) values[l] = flags[l] ? values[l] : 0.0;
+#endif
+}
+
+/* The same, and 0 of the first `skip`. Returns how many are kept. */
+static inline ALWAYS_INLINE int keep_and_count(double *values, const uint8_t *flags, int skip)
 {
 #if defined(__AVX512F__)
     const __m128i bytes = _mm_loadu_si128((const void *)flags);

@@ -55,9 +55,11 @@ def test_threads(backend, shape, kind, dtype):
         assert digests(weighted.run(case, n_threads)) == reference(shape, dtype, kind)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
-@pytest.mark.parametrize("shape", [(5, 2, 49), (1, 1, 40000), (613, 3, 1), (600, 257, 1)], ids=str)
+@variants.taking_turns(
+    shape=[(5, 2, 49), (1, 1, 40000), (613, 3, 1), (600, 257, 1)],
+    fused=[False, True],
+    dtype=DTYPES,
+)
 def test_weights_of_1_are_the_plain_call(backend, rng, shape, fused, dtype):
     case = weighted.make_case(rng, shape, dtype, "mask", fused=fused)
     case = case.with_values("x", np.isnan(weighted.in_numbers(case.x)), 3.0)
@@ -70,9 +72,11 @@ def test_weights_of_1_are_the_plain_call(backend, rng, shape, fused, dtype):
 GARBAGE = (np.nan, np.inf, -np.inf, 1e38, 0.0)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", ["mask shared", "numbers", "late"])
-@pytest.mark.parametrize("shape", [(5, 3, 49), (2, 2, 4103), (613, 3, 1)], ids=str)
+@variants.taking_turns(
+    shape=[(5, 3, 49), (2, 2, 4103), (613, 3, 1)],
+    kind=["mask shared", "numbers", "late"],
+    dtype=DTYPES,
+)
 def test_garbage_under_the_mask(backend, rng, shape, kind, dtype):
     """With fill it may be in dy as well; without, dy has to be 0 there, and y alone shows it."""
     for fill, fused in ((0.5, True), (None, False)):

@@ -1,0 +1,31 @@
+"""The specification as a backend, and the comparison of all others with it."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import arrays
+import operations
+import variants
+from bncore import backends
+from bncore.backends.numba.group_operations import GroupOperations
+from bncore.backends.numba.operations import in_order
+
+
+@contextmanager
+def specification(run=in_order):
+    """Let the functions of the package run on the plain text."""
+    token = backends._chosen.set(backends.Active("specification", GroupOperations(run)))
+    try:
+        yield
+    finally:
+        backends._chosen.reset(token)
+
+
+def assert_every_backend_gives(expected, run):
+    """Compare all bits, but those of a NaN, which no backend promises."""
+    expected = {name: arrays.one_nan(values) for name, values in expected.items()}
+    for variant in variants.FOUND.present:
+        with variant.active():
+            got = {name: arrays.one_nan(values) for name, values in run().items()}
+        assert operations.differences(got, expected) == [], variant
