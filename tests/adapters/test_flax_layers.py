@@ -149,7 +149,6 @@ def test_sixteen_bits(rng, name, fields):
     close(*results, tolerance=2.0**-7)
 
 
-@pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("wide", [True, False])
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16, jnp.float32])
 @pytest.mark.parametrize("own", [jnp.bfloat16, jnp.float16, jnp.float32])
@@ -168,6 +167,7 @@ def test_statistics_have_the_dtype_of_flax(own, dtype, wide):
     assert kinds[0] == kinds[1]
 
 
+@pytest.mark.parametrize("name", LAYERS)
 def test_parts_of_a_batch_are_one(rng, name):
     """`axis_name`, here that of `jax.vmap`; all parts have the same number of values."""
     run, own, theirs = LAYERS[name]
