@@ -140,7 +140,7 @@ bench-torch: build $(VENV)/.suite $(VENV)/.torch ## times bncore.torch against P
 bench-onnxruntime: build $(VENV)/.suite $(VENV)/.onnxruntime ## times bncore.onnxruntime against ONNX Runtime's own operator; BENCH_ARGS=--write for docs/onnxruntime.md
 	$(PY) benchmarks/onnxruntime_step.py $(BENCH_ARGS)
 
-bench-jax: build $(VENV)/.suite $(VENV)/.jax ## times bncore.jax against the formula in jax.numpy (installs JAX); BENCH_ARGS=--write for docs/jax.md
+bench-jax: build $(VENV)/.suite $(VENV)/.flax ## times bncore.jax against the formula in jax.numpy and Flax's layer (installs both); BENCH_ARGS=--write for docs/jax.md
 	$(PY) benchmarks/jax_step.py $(BENCH_ARGS)
 
 bench-scale: build $(VENV)/.suite $(VENV)/.scale ## measures bncore.dask beside Dask, a small cluster, streams of stored arrays, and the plan at size (installs them)
@@ -238,7 +238,7 @@ $(VENV)/.study $(VENV)/.test $(VENV)/.suite $(VENV)/.docs $(VENV)/.lint: $(VENV)
 	@touch $@
 
 # The comparisons need PyTorch's build for CPUs. If pip would take another build, set PIP_INDEX_URL or PIP_FIND_LINKS.
-$(VENV)/.torch $(VENV)/.torch-tools $(VENV)/.jax $(VENV)/.frameworks $(VENV)/.scale $(VENV)/.ray $(VENV)/.peers: $(VENV)/.%: $(VENV)/.base
+$(VENV)/.torch $(VENV)/.torch-tools $(VENV)/.jax $(VENV)/.flax $(VENV)/.frameworks $(VENV)/.scale $(VENV)/.ray $(VENV)/.peers: $(VENV)/.%: $(VENV)/.base
 	$(SKIP_NATIVE) $(PIP) install -q --no-build-isolation -e ".[$*]"
 	@touch $@
 

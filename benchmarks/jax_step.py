@@ -1,12 +1,14 @@
-"""Time bncore.jax against the formula of batch norm in jax.numpy, both compiled by `jax.jit`.
+"""Time bncore.jax against jax.numpy's formula and Flax's layer, all compiled by `jax.jit`.
 
-    python benchmarks/jax_step.py [--threads 1,2] [--repeats N] [--write]
+    python benchmarks/jax_step.py [--threads 1,2] [--repeats N] [--part PART] [--write]
 
-A training step, forward and backward by `jax.vjp`, on the shapes of ResNet-50 at batch 32: both
-allocate what they return.  Then the smallest step, beside bncore's NumPy functions.  Everybody
-takes turns in one process, after the results are compared; medians.  JAX makes its threads once, as
-many as there are processors to run on: every number of threads has a process of its own.  --write
-puts the tables into docs/jax.md.
+A training step, forward and backward by `jax.vjp`, on the shapes of ResNet-50 at batch 32: all
+allocate what they return.  PART is "functions" (bncore.jax.batch_norm_train beside the formula, and
+the smallest step beside bncore's NumPy functions) or "layers" (bncore.jax.linen.BatchNorm beside
+flax.linen.BatchNorm, running statistics included); without it, both.  Everybody takes turns in one
+process, after the results are compared; medians.  JAX makes its threads once, as many as there are
+processors to run on: every number of threads has a process of its own.  --write puts the tables
+into docs/jax.md.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import argparse
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +83,45 @@ def calls(p: Problem) -> dict[str, Callable[[], Any]]:
     }
 
 
-def steps(repeats: int, title: str, console: Console) -> Times:
+def layer_step(module: Any, p: Problem) -> Callable[[], Any]:
+    """One training step of a layer of Flax: y, new statistics, gradients; compiled."""
+    layer = module(use_running_average=False, axis=p.axis, epsilon=EPS)
+    x, dy = jnp.asarray(p.x), jnp.asarray(p.dy)
+    parameters = {"scale": jnp.asarray(p.weight), "bias": jnp.asarray(p.bias)}
+    stats = {"mean": jnp.zeros_like(parameters["bias"]), "var": jnp.ones_like(parameters["bias"])}
+
+    def forward_and_backward(parameters: Any, stats: Any, x: Array, dy: Array) -> Any:
+        def forward(parameters: Any, x: Array) -> Any:
+            variables = {"params": parameters, "batch_stats": stats}
+            return layer.apply(variables, x, mutable=["batch_stats"])
+
+        y, pull, state = jax.vjp(forward, parameters, x, has_aux=True)
+        return y, state, *pull(dy)
+
+    compiled = jax.jit(forward_and_backward)
+    return lambda: jax.block_until_ready(compiled(parameters, stats, x, dy))
+
+
+def layers(p: Problem) -> dict[str, Callable[[], Any]]:
+    """A step of each layer, on the same arrays, waited for; compared."""
+    from flax import linen  # an extra of its own
+
+    import bncore.jax.linen
+
+    found = {
+        "flax": layer_step(linen.BatchNorm, p),
+        "bncore.jax": layer_step(bncore.jax.linen.BatchNorm, p),
+    }
+    check(*(tuple(jax.tree.leaves(found[name]())) for name in ("bncore.jax", "flax")))
+    return found
+
+
+def steps(made: Callable[[Problem], Any], repeats: int, title: str, console: Console) -> Times:
     """Seconds of a step by layout, shape and contestant."""
     found: Times = {layout: {} for layout in LAYOUTS}
     cases = [(layout, shape) for layout in LAYOUTS for shape in SHAPES[NETWORK]]
     for layout, shape in track(cases, title, console=console):
-        found[layout][named(shape)] = medians(calls(Problem(shape, layout)), repeats)
+        found[layout][named(shape)] = medians(made(Problem(shape, layout)), repeats)
     return found
 
 
@@ -103,11 +139,13 @@ def smallest(threads: int, repeats: int) -> dict[str, float]:
     return medians({"NumPy functions": functions, **compared}, repeats)
 
 
-def measured(threads: int, repeats: int) -> tuple[Times, dict[str, float]]:
-    """All of it, in a process that has not started JAX yet."""
+def measured(threads: int, repeats: int, part: str) -> tuple[Times, dict[str, float]]:
+    """One part, in a process that has not started JAX yet."""
     start_with(threads)
-    title = f"steps, {counted(threads)}"
-    return steps(repeats, title, Console(stderr=True)), smallest(threads, 100 * repeats)
+    title, console = f"{part}, {counted(threads)}", Console(stderr=True)
+    if part == "layers":
+        return steps(layers, repeats, title, console), {}
+    return steps(calls, repeats, title, console), smallest(threads, 100 * repeats)
 
 
 def small_table(found: dict[int, dict[str, float]]) -> Table:
@@ -124,18 +162,26 @@ def main() -> None:
     )
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--part", choices=("functions", "layers"))
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    found, small = {}, {}
-    for threads in map(int, options.threads.split(",")):
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            done = process.submit(measured, threads, options.repeats)
-            found[threads], small[threads] = done.result()
-    tables = ratio_table(found, "bncore.jax", "jax.numpy"), small_table(small)
-    text = "\n\n".join([*(table.markdown() for table in tables), made_on("jax")])
-    print(text)
-    if options.write:
-        put(PAGE, "step", text)
+    for part in (options.part,) if options.part else ("functions", "layers"):
+        found, small = {}, {}
+        for threads in map(int, options.threads.split(",")):
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                done = process.submit(measured, threads, options.repeats, part)
+                found[threads], small[threads] = done.result()
+        if part == "functions":
+            tables = [ratio_table(found, "bncore.jax", "jax.numpy"), small_table(small)]
+        else:
+            tables = [ratio_table(found, "bncore.jax", "flax")]
+        made = made_on("jax")
+        if part == "layers":
+            made = f"{made.removesuffix('.')}; flax {version('flax')}."
+        text = "\n\n".join([*(table.markdown() for table in tables), made])
+        print(text)
+        if options.write:
+            put(PAGE, "step" if part == "functions" else "layers", text)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,11 @@ import pytest
 from hypothesis import settings
 
 import bncore
+import untraced
 import variants
+
+if "NUMBA_JIT_COVERAGE" in os.environ:  # as make test COVERAGE=1 sets it
+    untraced.compile_untraced()
 
 # The suite draws the same examples every day; HYPOTHESIS_PROFILE=search draws more of them, random
 # others each time.

@@ -17,7 +17,7 @@ if __name__ == "__main__":
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import bncore.jax as bj
 
@@ -127,6 +127,32 @@ def on_a_mesh(given: Any, case: str, devices: int, checked: bool) -> dict[str, A
     return found | jax.jit(partial(again, y))(given)
 
 
+def under_jit(given: Any, case: str) -> dict[str, Any]:
+    """Divided over a mesh of two by two devices, of which one axis has samples, by `jax.jit`."""
+    mesh = jax.make_mesh((2, 2), ("d", "e"), axis_types=(AxisType.Auto,) * 2)
+    split = specs(given, PartitionSpec("d"))
+    split["x"] = PartitionSpec(("d", "e")) if case == "plain" else PartitionSpec("d")
+    placed = {k: jax.device_put(v, NamedSharding(mesh, split[k])) for k, v in given.items()}
+    found: dict[str, Any] = jax.jit(partial(one, case=case))(placed)
+    assert found["dx"].sharding.spec[0] == split["x"][0]
+    return found
+
+
+def samples(given: Any, devices: int) -> dict[str, Any]:
+    """Group and layer norm of samples on several devices, and batch norm of examples there."""
+    rows = NamedSharding(mesh_of(devices), PartitionSpec("d"))
+    x, dy = (jax.device_put(given[name], rows) for name in ("x", "dy"))
+
+    def loss(x: Any, weight: Any) -> Any:
+        y = bj.layer_norm(bj.group_norm(x, 3, weight))
+        many = jax.vmap(lambda x: bj.batch_norm_train(x, weight)[0])(x.reshape(4, 2, 3, 5))
+        return (y**3 * dy).sum() + (many**2 * dy.reshape(many.shape)).sum(), (y, many)
+
+    step = jax.value_and_grad(loss, (0, 1), has_aux=True)
+    (_, (y, many)), (dx, dweight) = jax.jit(step)(x, given["weight"])
+    return {"y": y, "many": many, "dx": dx, "dweight": dweight}
+
+
 def mapped(given: Any, case: str) -> dict[str, Any]:
     """In `jax.vmap`, which has an axis of four parts."""
     parts = {k: v.reshape(4, -1, *v.shape[1:]) if v.ndim == 3 else v for k, v in given.items()}
@@ -164,9 +190,11 @@ def main(file: str) -> None:
     found = {}
     for case in CASES:
         found |= {f"vmap {case} {k}": v for k, v in mapped(given, case).items()}
+        found |= {f"jit {case} {k}": v for k, v in under_jit(given, case).items()}
         for devices, checked in ((2, True), (4, False))[: 2 if case == "plain" else 1]:
             more = on_a_mesh(given, case, devices, checked)
             found |= {f"{devices} {case} {k}": v for k, v in more.items()}
+    found |= {f"samples {k}": v for k, v in samples(given, 2).items()}
     for checked in (True, False):
         found |= {f"groups {checked} {k}": v for k, v in grouped(given, checked).items()}
     jax.config.update("jax_enable_x64", False)

@@ -56,7 +56,7 @@ class SampleGroups:
         at = faster.index(channel_axis)
         self.problem = Problem(array, channel_axis, source)
         self.samples, self.channels = array.shape[0], array.shape[channel_axis]
-        self.groups = self.channels if groups is None else _divisor(groups, self.channels)
+        self.groups = self.channels if groups is None else divisor(groups, self.channels)
         self.wide = self.channels // max(self.groups, 1)
         sample = layout.canonical([array.shape[i] for i in faster], at, at + 1)
         self._outer, self._inner = sample.outer, sample.inner
@@ -136,7 +136,8 @@ class SampleRange:
         return None if values is None else np.tile(values, self._number)
 
 
-def _divisor(groups: object, channels: int) -> int:
+def divisor(groups: object, channels: int) -> int:
+    """Return a number of groups, which must divide that of channels."""
     number = scalars.integer_at_least("groups", groups, 1)
     if channels % number:
         raise ValueError(f"groups: expected a divisor of {channels} channels, got {number}")

@@ -1,4 +1,4 @@
-"""bncore for JAX: batch norm as XLA custom calls, with derivatives, under `jit`, `vmap` and `grad`.
+"""bncore for JAX: batch norm and the norms of samples as XLA custom calls, under every transform.
 
 Only this package imports jax.  The first import compiles its C++ part, once.  The modules `linen`,
 `nnx` and `equinox` have layers; import the one whose framework you have.  `docs/jax.md` shows how
@@ -15,6 +15,7 @@ except ModuleNotFoundError as error:
 from bncore.jax import handlers
 from bncore.jax.functional import batch_norm_infer, batch_norm_train
 from bncore.jax.handlers import export_checks
+from bncore.jax.sample_norms import group_norm, instance_norm, layer_norm
 from bncore.jax.statistics import Moments, merge, moments, update_running_stats
 
 __all__ = [
@@ -22,6 +23,9 @@ __all__ = [
     "batch_norm_infer",
     "batch_norm_train",
     "export_checks",
+    "group_norm",
+    "instance_norm",
+    "layer_norm",
     "merge",
     "moments",
     "update_running_stats",

@@ -38,6 +38,9 @@ inline bncore_dtype dtype_of(const xla::ffi::AnyBuffer &buffer)
 class ExampleBuffer
 {
   public:
+    /* One that is not there. */
+    ExampleBuffer() : memory_(nullptr), dtype_(BNCORE_FLOAT64), there_(false), leading_(0) {}
+
     ExampleBuffer(const xla::ffi::AnyBuffer &buffer, int64_t own_dimensions)
         : memory_(static_cast<char *>(buffer.untyped_data())), sizes_(buffer.dimensions()),
           dtype_(dtype_of(buffer)), there_(buffer.element_count() > 0),
@@ -81,6 +84,15 @@ class ExampleBuffer
     int64_t size(int64_t dimension) const
     {
         return sizes_[leading_ + static_cast<std::size_t>(dimension)];
+    }
+
+    /* Whether it is the same for all examples. */
+    bool is_shared() const { return !there_ || examples() == 1; }
+
+    /* Whether it has a section of its own for each example that `all` counts. */
+    bool is_for_each(const ExampleBuffer &all) const
+    {
+        return there_ && examples() == all.examples();
     }
 
     bool has_bytes() const { return width_ == 1; }

@@ -27,10 +27,15 @@ namespace
 struct Settings {
     int64_t ndim, axis; /* of one example */
     double eps;
-    int64_t activation; /* bncore_activation */
-    double slope;
-    int64_t omit_nan, filled; /* 0 or 1 */
-    double fill;
+    int64_t activation = BNCORE_NO_ACTIVATION; /* bncore_activation */
+    double slope = 0.0;
+    int64_t omit_nan = 0, filled = 0; /* 0 or 1 */
+    double fill = 0.0;
+};
+
+struct GroupSettings {
+    int64_t ndim, axis, groups; /* of one example, whose samples lie along axis 0 */
+    double eps;
 };
 
 } // namespace
@@ -40,6 +45,10 @@ XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(
     ffi::StructMember<double>("eps"), ffi::StructMember<int64_t>("activation"),
     ffi::StructMember<double>("slope"), ffi::StructMember<int64_t>("omit_nan"),
     ffi::StructMember<int64_t>("filled"), ffi::StructMember<double>("fill"));
+XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(GroupSettings, ffi::StructMember<int64_t>("ndim"),
+                                      ffi::StructMember<int64_t>("axis"),
+                                      ffi::StructMember<int64_t>("groups"),
+                                      ffi::StructMember<double>("eps"));
 
 namespace
 {
@@ -127,17 +136,16 @@ class Call
     /* `all`: a result of x's shape, which has every example. */
     Call(ffi::ThreadPool pool, const Settings &settings, const ffi::AnyBuffer &all,
          const ffi::AnyBuffer &weights)
-        : Call(pool, settings, all, settings.ndim, all, weights)
+        : Call(pool, settings, all, settings.ndim, all, ExampleBuffer(weights, settings.ndim))
     {
     }
 
     /* `all`: a result of any shape of so many dimensions. */
     Call(ffi::ThreadPool pool, const Settings &settings, const ffi::AnyBuffer &all,
-         int64_t own_dimensions, const ffi::AnyBuffer &x, const ffi::AnyBuffer &weights)
-        : all(all, own_dimensions), weights_(weights, settings.ndim), pool_(pool),
-          executor_{parallel_for, &pool_}, settings_(settings),
-          threads_(static_cast<int32_t>(
-              std::max<int64_t>(1, std::min<int64_t>(pool.num_threads(), INT32_MAX))))
+         int64_t own_dimensions, const ffi::AnyBuffer &x, const ExampleBuffer &weights)
+        : all(all, own_dimensions), weights_(weights), pool_(pool), executor_{parallel_for, &pool_},
+          settings_(settings), threads_(static_cast<int32_t>(std::max<int64_t>(
+                                   1, std::min<int64_t>(pool.num_threads(), INT32_MAX))))
     {
         const auto dimensions = x.dimensions();
         const auto first = dimensions.size() - static_cast<std::size_t>(settings.ndim);
@@ -155,6 +163,7 @@ class Call
     Call(const Call &) = delete;
 
     int64_t channels() const { return problem_.channels; }
+    /* The values of a channel. */
     double count() const { return static_cast<double>(problem_.outer * problem_.inner); }
 
     /* Call work(problem, fusion, weights, example) for every example, where problem may be pointed to fusion. It is
@@ -181,9 +190,9 @@ class Call
             }
             if (status != BNCORE_OK) failed = status;
         };
-        const int64_t examples = status_ == BNCORE_OK ? all.examples() : 0;
+        const int64_t examples = status_ == BNCORE_OK ? (joined ? 1 : all.examples()) : 0;
         const int64_t values = problem_.outer * problem_.channels * problem_.inner;
-        if (examples > 1 && values / threads_ < LARGE) {
+        if (examples > 1 && values / threads_ * samples < LARGE) {
             parallel_for(
                 &pool_, examples, threads_,
                 [](void *arg, int64_t i) { (*static_cast<decltype(one) *>(arg))(i, 1); }, &one);
@@ -196,6 +205,10 @@ class Call
     }
 
     const ExampleBuffer all;
+
+  protected:
+    int64_t samples = 1; /* of an example */
+    bool joined = false; /* all examples are one */
 
   private:
     /* What counts in an example; `numbers` may hold the values. */

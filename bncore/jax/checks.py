@@ -55,30 +55,32 @@ def settings(
     )
 
 
-def vector(name: str, value: object, size: int, source: str = "") -> Array:
-    """Return a per-channel argument; in a message `source` says where the size comes from."""
+def shaped(name: str, value: object, shape: tuple[int, ...], source: str = "") -> Array:
+    """Return an array of a shape; in a message `source` says where the shape comes from."""
     given = array(name, value)
     if not jnp.issubdtype(given.dtype, jnp.floating):
         raise TypeError(f"{name}: expected a real floating dtype, got {given.dtype}")
-    if given.shape != (size,):
-        raise ValueError(f"{name}: expected shape ({size},){source}, got {given.shape}")
+    if given.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}{source}, got {given.shape}")
     return given
 
 
-def parameters(x: Array, axis: SupportsIndex, **given: object) -> list[Array | None]:
-    """Return per-channel arguments with one of `DTYPES`; each may be None.
+def computable(given: Array) -> Array:
+    """Return a parameter with one of `DTYPES`.
 
     Shorter dtypes, such as those of 8 bits, become float32, which represents them exactly.
     """
+    return given if given.dtype in DTYPES else given.astype(np.float32)
+
+
+def parameters(x: Array, axis: SupportsIndex, **given: object) -> list[Array | None]:
+    """Return per-channel arguments with one of `DTYPES`; each may be None."""
     size = x.shape[axis]
     source = f" ({size} channels along axis {axis})"
-    found: list[Array | None] = []
-    for name, value in given.items():
-        one = None if value is None else vector(name, value, size, source)
-        if one is not None and one.dtype not in DTYPES:
-            one = one.astype(np.float32)
-        found.append(one)
-    return found
+    return [
+        None if value is None else computable(shaped(name, value, (size,), source))
+        for name, value in given.items()
+    ]
 
 
 def residual(x: Array, value: object) -> Array | None:

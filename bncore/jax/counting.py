@@ -165,12 +165,13 @@ class Counting(NamedTuple):
         """Return values times each weight's part of the sum of the weights."""
         return values / self.number if self.w is None else values * (self.w / self.number)
 
-    def filled(self, y: Array) -> Array:
-        """Return y with the constant where the weight is 0."""
+    def filled(self, y: Array, constant: float | None = None) -> Array:
+        """Return y with `fill` where the weight is 0, or with another constant where it fills."""
         fill = self.settings.fill
         if self.w is None or fill is None:
             return y
-        return jnp.where(self.w == 0.0, jnp.asarray(fill, y.dtype), y)
+        constant = fill if constant is None else constant
+        return jnp.where(self.w == 0.0, jnp.asarray(constant, y.dtype), y)
 
 
 def clean(settings: Settings, x: Array, weights: Array | None, dy: Array) -> Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bncore.arguments import scalars
-from bncore.jax.handlers import Devices
+from bncore.jax.handlers import Devices, Shape
 from bncore.jax.manual_axes import manual
 
 Array: TypeAlias = jax.Array
@@ -84,3 +84,18 @@ def total(devices: Devices | None, values: Array) -> Array:
         return jnp.sum(gathered(devices, values), 0)
     found: Array = jax.lax.psum(values, devices.names)
     return found
+
+
+def wider(array: Array | None) -> Shape | None:
+    """Return the shape of an array whose parts are summed in float32 at least; None for None."""
+    if array is None:
+        return None
+    return Shape(array.shape, jnp.promote_types(array.dtype, jnp.float32))
+
+
+def summed(devices: Devices, parts: list[Any], like: list[Any]) -> list[Any]:
+    """Return the sums over all devices, in the dtypes of other arrays; None stays."""
+    return [
+        None if one is None else total(devices, one).astype(own.dtype)
+        for one, own in zip(parts, like, strict=True)
+    ]

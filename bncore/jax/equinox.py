@@ -1,4 +1,4 @@
-"""`equinox.nn.BatchNorm`, computed by bncore.  Only this module imports equinox."""
+"""Equinox's norms, computed by bncore.  Only this module imports equinox."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ except ImportError as error:
         f"bncore.jax.equinox: expected equinox, got none: {pip_install('equinox')} installs it"
     ) from error
 
+from bncore.jax import layers
 from bncore.jax.functional import batch_norm_infer
 from bncore.jax.layers import computed, running
 from bncore.jax.statistics import moments
@@ -115,3 +116,97 @@ class BatchNorm(equinox.nn.BatchNorm):
     def _inferred(self, x: Any, mean: Any, var: Any) -> Any:
         x = x.astype(jnp.result_type(x, mean, var))
         return batch_norm_infer(x, mean, var, self.weight, self.bias, axis=0, eps=self.eps)
+
+
+_ABSENT: Any = object()  # of a state
+
+
+def _with_state(y: Any, state: Any) -> Any:
+    return y if state is _ABSENT else (y, state)
+
+
+class GroupNorm(equinox.nn.GroupNorm):
+    """`equinox.nn.GroupNorm` with another forward: same constructor and fields.
+
+    Parameters
+    ----------
+    groups, channels, eps, channelwise_affine, dtype
+        As in `equinox.nn.GroupNorm`.
+
+    Notes
+    -----
+    As Equinox's layer it takes one example, of shape (C, ...).  The examples of a `jax.vmap` around
+    it are one call.
+
+    References
+    ----------
+    Y. Wu, K. He, "Group Normalization", ECCV 2018.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import bncore.jax.equinox
+    >>> layer = bncore.jax.equinox.GroupNorm(2, 4)
+    >>> print(layer(jnp.array([0.0, 2.0, 5.0, 9.0])).round(2))
+    [-1.  1. -1.  1.]
+    """
+
+    def __call__(self, x: Any, state: Any = _ABSENT, *, key: Any = None) -> Any:
+        """Normalize one example, and return it, with the state if there is one.
+
+        Parameters
+        ----------
+        x : (C, ...) array
+        state, key
+            As in Equinox; they are not used.
+        """
+        norm = layers.by_groups(x[None], self.groups, 1) if x.ndim else None
+        if norm is None or not jnp.issubdtype(x.dtype, jnp.floating):
+            return _with_state(super().__call__(x), state)
+        y = norm(x[None], weight=self.weight, bias=self.bias, eps=self.eps)[0]
+        return _with_state(y, state)
+
+
+class LayerNorm(equinox.nn.LayerNorm):
+    """`equinox.nn.LayerNorm` with another forward: same constructor and fields.
+
+    Parameters
+    ----------
+    shape, eps, use_weight, use_bias, dtype
+        As in `equinox.nn.LayerNorm`.
+
+    Notes
+    -----
+    As Equinox's layer it takes one example, of the shape of the layer.  The examples of a
+    `jax.vmap` around it are one call.
+
+    References
+    ----------
+    J. L. Ba, J. R. Kiros, G. E. Hinton, "Layer Normalization", arXiv:1607.06450 (2016).
+
+    Examples
+    --------
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import bncore.jax.equinox
+    >>> layer = bncore.jax.equinox.LayerNorm(2)
+    >>> print(jax.vmap(layer)(jnp.array([[0.0, 2.0], [5.0, 9.0]])).round(2))
+    [[-1.  1.]
+     [-1.  1.]]
+    """
+
+    def __call__(self, x: Any, state: Any = _ABSENT, *, key: Any = None) -> Any:
+        """Normalize one example, and return it, with the state if there is one.
+
+        Parameters
+        ----------
+        x : array of the layer's shape
+        state, key
+            As in Equinox; they are not used.
+        """
+        every = tuple(range(x.ndim))
+        norm = layers.by_rows(x, every, every) if x.shape == self.shape else None
+        if norm is None or not jnp.issubdtype(x.dtype, jnp.floating):
+            return _with_state(super().__call__(x), state)
+        y = norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+        return _with_state(y, state)

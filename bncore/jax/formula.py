@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from bncore.jax.checks import arithmetic
 from bncore.jax.counting import Counting
-from bncore.jax.handlers import Settings
+from bncore.jax.handlers import AnySettings, GroupSettings, Settings
 
 
 def train(
@@ -51,9 +51,39 @@ def infer(
     return Counting.of(settings, wide, weights).filled(y).astype(x.dtype)
 
 
-def along(settings: Settings, values: jax.Array) -> jax.Array:
+def group_norm(
+    settings: GroupSettings, x: jax.Array, weight: jax.Array | None, bias: jax.Array | None
+) -> jax.Array:
+    """Return y of `bncore.jax.group_norm`."""
+    wide = x.astype(arithmetic(x.dtype))
+    sizes = list(x.shape)
+    sizes[settings.axis : settings.axis + 1] = (
+        settings.groups,
+        x.shape[settings.axis] // settings.groups,
+    )
+    parts = wide.reshape(sizes)
+    axes = tuple(i for i in range(1, parts.ndim) if i != settings.axis)
+    centered = parts - jnp.mean(parts, axes, keepdims=True)
+    centered = centered - jnp.mean(centered, axes, keepdims=True)
+    var = jnp.mean(centered * centered, axes, keepdims=True)
+    z = (centered * jax.lax.rsqrt(var + settings.eps)).reshape(x.shape)
+    return _affine(settings, z, weight, bias).astype(x.dtype)
+
+
+def along(settings: AnySettings, values: jax.Array) -> jax.Array:
     """Return (C,) values in a shape that broadcasts against x."""
     return values.reshape([-1 if i == settings.axis else 1 for i in range(settings.ndim)])
+
+
+def _affine(
+    settings: AnySettings,
+    z: jax.Array,
+    weight: jax.Array | None,
+    bias: jax.Array | None,
+) -> jax.Array:
+    if weight is not None:
+        z = z * along(settings, weight.astype(z.dtype))
+    return z if bias is None else z + along(settings, bias.astype(z.dtype))
 
 
 def _finished(
@@ -65,14 +95,9 @@ def _finished(
     bias: jax.Array | None,
     residual: jax.Array | None,
 ) -> jax.Array:
-    dtype = centered.dtype
-    z = centered * jax.lax.rsqrt(var + settings.eps)
-    if weight is not None:
-        z = z * along(settings, weight.astype(dtype))
-    if bias is not None:
-        z = z + along(settings, bias.astype(dtype))
+    z = _affine(settings, centered * jax.lax.rsqrt(var + settings.eps), weight, bias)
     if residual is not None:
-        z = z + residual.astype(dtype)
+        z = z + residual.astype(z.dtype)
     if negative is None:
         return z
     return jnp.where(negative, settings.slope * z if settings.activation != "relu" else 0.0, z)

@@ -6,14 +6,11 @@ from collections.abc import Hashable, Sequence
 from typing import Literal, SupportsIndex, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bncore.arguments.parameters import variances
 from bncore.arguments.weights import NanPolicy
 from bncore.jax import checks, counting, devices, inference, ops
-from bncore.jax.counting import Counting
-from bncore.jax.handlers import Settings
 from bncore.jax.manual_axes import alike
 from bncore.jax.statistics import Given, Moments, moments_of
 
@@ -150,21 +147,8 @@ def batch_norm_train(
     else:
         bare = settings._replace(activation=None, fill=None)
         z, mean, var, _, own = _train(bare, *given, None, counts)
-        y = _after(settings, z, given[0], added, counts)
+        y = ops.finished(settings, z, given[0], added, counts)
     return y, moments_of(mean, var, count if own is None else own)
-
-
-def _after(
-    settings: Settings, z: Array, x: Array, residual: Array | None, weights: Array | None
-) -> Array:
-    """Return y from the normalized x, in operations that XLA may fuse."""
-    if residual is not None:
-        z = z + residual
-    if settings.activation is not None:
-        slope = 0.0 if settings.activation == "relu" else settings.slope
-        z = jnp.where(z <= 0, jnp.asarray(slope, z.dtype) * jnp.where(z <= 0, z, 0), z)
-    wide = x.astype(checks.arithmetic(x.dtype))
-    return Counting.of(settings, wide, weights).filled(z)
 
 
 def batch_norm_infer(

@@ -6,7 +6,8 @@
  * each has a dtype of its own. The moments are uint32[3, channels, 2], the bits of double[3, channels]: count, mean and sum
  * of squared deviations. JAX has no float64 unless it is told to. Weights have x's dimensions, but their size may be 1
  * along the channels; they are of one byte, 0 or 1, or of floating point. A buffer without elements stands for an argument
- * or a result that is not there. The calls of steps.h have more about what devices exchange. */
+ * or a result that is not there. The calls of steps.h have more about what devices exchange,
+ * and those of groups.h about group norm. */
 #include <algorithm>
 #include <cmath>
 #include <utility>
@@ -15,6 +16,7 @@
 #include "bncore.h"
 #include "buffers.h"
 #include "calls.h"
+#include "groups.h"
 #include "steps.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -160,9 +162,10 @@ auto bound(Binding binding, Function function)
         return std::move(binding).To(function);
 }
 
-template <int arguments, int results, typename Function> auto handler(Function function)
+template <int arguments, int results, typename Given, typename... Rest>
+auto handler(ffi::Error (*function)(ffi::ThreadPool, Given, Rest...))
 {
-    return bound<arguments, results>(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Attrs<Settings>(),
+    return bound<arguments, results>(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Attrs<Given>(),
                                      function);
 }
 
@@ -184,4 +187,6 @@ DEFINE_HANDLER(moments, 2, 4)
 DEFINE_HANDLER(merge, 1, 4)
 DEFINE_HANDLER(normalize, 5, 1)
 DEFINE_HANDLER(grad_sums, 4, 3)
-DEFINE_HANDLER(grad_input, 6, 1)
+DEFINE_HANDLER(grad_input, 6, 3)
+DEFINE_HANDLER(group_norm, 3, 3)
+DEFINE_HANDLER(group_norm_backward, 5, 3)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import export
 
@@ -20,9 +21,9 @@ from bncore import adapter_compiler
 from bncore.jax.manual_axes import alike
 
 STEPS = ("moments", "merge", "normalize", "grad_sums", "grad_input")
-NAMES = ("train", "train_backward", "infer", "infer_backward", *STEPS)
+GROUPS = ("group_norm", "group_norm_backward")
+NAMES = ("train", "train_backward", "infer", "infer_backward", *STEPS, *GROUPS)
 ACTIVATIONS = {None: 0, "relu": 1, "leaky_relu": 2}  # bncore_activation
-ABSENT = np.zeros(0, np.float32)
 
 Shape: TypeAlias = jax.ShapeDtypeStruct
 
@@ -56,6 +57,43 @@ class Settings(NamedTuple):
     def changes_residual(self) -> bool:
         """Whether the gradient of the residual may differ from that of y."""
         return self.activation is not None or self.fill is not None
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The settings as a handler takes them."""
+        return {
+            "ndim": np.int64(self.ndim),
+            "axis": np.int64(self.axis),
+            "eps": np.float64(self.eps),
+            "activation": np.int64(ACTIVATIONS[self.activation]),
+            "slope": np.float64(self.slope),
+            "omit_nan": np.int64(self.omit_nan),
+            "filled": np.int64(self.fill is not None),
+            "fill": np.float64(0.0 if self.fill is None else self.fill),
+        }
+
+
+class GroupSettings(NamedTuple):
+    """The same of a call of group norm, whose samples lie along axis 0."""
+
+    ndim: int
+    axis: int
+    groups: int
+    eps: float
+    devices: None = None  # a sample is on one of them
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The settings as a handler takes them."""
+        return {
+            "ndim": np.int64(self.ndim),
+            "axis": np.int64(self.axis),
+            "groups": np.int64(self.groups),
+            "eps": np.float64(self.eps),
+        }
+
+
+AnySettings: TypeAlias = Settings | GroupSettings
 
 
 def register() -> None:
@@ -105,23 +143,16 @@ def _target(name: str) -> str:
 
 def call(
     name: str,
-    settings: Settings,
+    settings: AnySettings,
     results: Sequence[Shape | None],
     operands: Sequence[jax.Array | None],
 ) -> list[Any]:
     """Call a handler; None stands for a missing operand or result."""
-    given = alike(*(ABSENT if operand is None else operand for operand in operands))
+    absent = jnp.zeros(0, np.float32)  # an operation of the trace, as no array of before would be
+    given = alike(*(absent if operand is None else operand for operand in operands))
     shapes = [Shape((0,), np.float32) if asked is None else asked for asked in results]
     made = jax.ffi.ffi_call(_target(name), shapes, vmap_method="expand_dims")(
-        *given,
-        ndim=np.int64(settings.ndim),
-        axis=np.int64(settings.axis),
-        eps=np.float64(settings.eps),
-        activation=np.int64(ACTIVATIONS[settings.activation]),
-        slope=np.float64(settings.slope),
-        omit_nan=np.int64(settings.omit_nan),
-        filled=np.int64(settings.fill is not None),
-        fill=np.float64(0.0 if settings.fill is None else settings.fill),
+        *given, **settings.attributes
     )
     # Some versions of JAX take the results of a custom call for the same on all devices.
     found = alike(given[0], *made)[1:]

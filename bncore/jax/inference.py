@@ -11,8 +11,10 @@ import jax.numpy as jnp
 from bncore.jax import formula
 from bncore.jax.counting import clean
 from bncore.jax.derivatives import gradients_moved, kept, like, negative, pushed, there
-from bncore.jax.handlers import Settings, call
+from bncore.jax.devices import summed, wider
+from bncore.jax.handlers import Devices, Settings, call
 from bncore.jax.linear import Rule, linear
+from bncore.jax.sharding import Division, Results, divided
 
 Array: TypeAlias = jax.Array
 Optional: TypeAlias = jax.Array | None
@@ -42,9 +44,19 @@ def infer(
     weights: Optional,
 ) -> Array:
     """Return y."""
-    operands = (x, mean, var, weight, bias, residual, weights)
-    y: Array = call("infer", settings, (like(x),), operands)[0]
+    y: Array = divided(_INFER, settings, x, mean, var, weight, bias, residual, weights)[0]
     return y
+
+
+def _infer(settings: Settings, x: Array, *rest: Optional) -> Results:
+    return tuple(call("infer", settings, (like(x),), (x, *rest)))
+
+
+def _infer_part(settings: Settings, _: Devices, *operands: Any) -> Results:
+    return _infer(settings, *operands)
+
+
+_INFER = Division("xccccxw", "x", False, _infer, _infer_part)
 
 
 @partial(infer.defjvp, symbolic_zeros=True)
@@ -94,9 +106,28 @@ def infer_backward(
 ) -> tuple[Array, Array, Array, Optional, Optional, Optional]:
     """Return the gradients of x, the statistics and parameters, and `through` the residual."""
     operands = (dy, x, mean, var, weight, bias, residual, weights)
-    results = [*map(like, (x, mean, var, weight, bias)), like(x) if through else None]
-    dx, dmean, dvar, *rest = call("infer_backward", settings, results, operands)
+    dx, dmean, dvar, *rest = divided(_BACKWARD[through], settings, *operands)
     return dx, dmean, dvar, *rest
+
+
+def _backward(through: bool, settings: Settings, *operands: Any) -> Results:
+    results = [*map(like, operands[1:6]), like(operands[1]) if through else None]
+    return tuple(call("infer_backward", settings, results, operands))
+
+
+def _backward_parts(through: bool, settings: Settings, parts: Devices, *operands: Any) -> Results:
+    x, *given = operands[1:6]
+    results = [like(x), *map(wider, given), like(x) if through else None]
+    dx, *sums, dresidual = call("infer_backward", settings, results, operands)
+    return dx, *summed(parts, sums, given), dresidual
+
+
+_BACKWARD = {
+    through: Division(
+        "xxccccxw", "xccccx", False, partial(_backward, through), partial(_backward_parts, through)
+    )
+    for through in (False, True)
+}
 
 
 @partial(infer_backward.defjvp, symbolic_zeros=True)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from bncore.jax.handlers import Settings
+from bncore.jax.handlers import AnySettings
 from bncore.jax.manual_axes import abstract, alike
 
 Arrays: TypeAlias = tuple[Any, ...]
@@ -31,11 +31,15 @@ class Rule(NamedTuple):
     transposed : (settings, saved, tangents, cotangents) -> cotangents of the tangents
         A cotangent that is None is 0; of the tangents matters which are None.
     like : saved -> arrays that have the shapes and dtypes of the results
+    samples : (saved, tangents) of bool, optional
+        Which arrays have samples along axis 0, where the results have them, too: examples of
+        `jax.vmap` are more samples if the other arrays are the same for all of them.
     """
 
-    tangent: Callable[[Settings, Any, Arrays], Arrays]
-    transposed: Callable[[Settings, Any, Arrays, Arrays], Arrays]
+    tangent: Callable[[Any, Any, Arrays], Arrays]
+    transposed: Callable[[Any, Any, Arrays, Arrays], Arrays]
     like: Callable[[Any], Arrays]
+    samples: tuple[Arrays, Arrays] | None = None
 
 
 class Level(NamedTuple):
@@ -51,13 +55,15 @@ class _Shape(NamedTuple):
     dtype: Any
 
 
-def linear(rule: Rule, settings: Settings, saved: Any, tangents: Arrays) -> Arrays:
+def linear(rule: Rule, settings: AnySettings, saved: Any, tangents: Arrays) -> Arrays:
     """Apply a map; `saved` is a tuple of arrays, and None in it is nothing."""
     flat, tree = jax.tree.flatten((saved, tangents))
     return tuple(_linear.bind(*alike(*flat), rule=rule, settings=settings, tree=tree, levels=()))
 
 
-def _run(*flat: Any, rule: Rule, settings: Settings, tree: Any, levels: tuple[Level, ...]) -> Any:
+def _run(
+    *flat: Any, rule: Rule, settings: AnySettings, tree: Any, levels: tuple[Level, ...]
+) -> Any:
     """Apply a map of flat arguments under every `jax.vmap`."""
 
     def map_(*flat: Any) -> list[Any]:
@@ -73,7 +79,7 @@ def _mapped(function: Any, level: Level, axes: Sequence[int | None]) -> Any:
 
 
 def _shapes(
-    *flat: Any, rule: Rule, settings: Settings, tree: Any, levels: tuple[Level, ...]
+    *flat: Any, rule: Rule, settings: AnySettings, tree: Any, levels: tuple[Level, ...]
 ) -> list[Any]:
     depth = [sum(level.axes[i] is not None for level in levels) for i in range(len(flat))]
     own = [_Shape(one.shape[d:], one.dtype) for one, d in zip(flat, depth, strict=True)]
@@ -114,7 +120,7 @@ def _transpose(
     given: Sequence[Any],
     *flat: Any,
     rule: Rule,
-    settings: Settings,
+    settings: AnySettings,
     tree: Any,
     levels: tuple[Level, ...],
 ) -> list[Any]:
@@ -163,10 +169,28 @@ def _batched(axis: Any, flat: Any, dimensions: Any, **parameters: Any) -> tuple[
         first = jnp.broadcast_to(flat[0], (axis.size, *flat[0].shape))
         pairs[0] = first, 0
     moved = [one if at is None else jnp.moveaxis(one, at, 0) for one, at in pairs]
+    if _are_samples(pairs, **parameters):
+        more = [
+            one if at is None else one.reshape(-1, *one.shape[2:])
+            for one, at in zip(moved, dimensions, strict=True)
+        ]
+        results = _linear.bind(*more, **parameters)
+        return [one.reshape(axis.size, -1, *one.shape[1:]) for one in results], [0] * len(results)
     axes = tuple(None if at is None else 0 for _, at in pairs)
     parameters["levels"] += (Level(axes, axis.name, axis.size),)
     results = _linear.bind(*moved, **parameters)
     return results, [0] * len(results)
+
+
+def _are_samples(
+    pairs: Sequence[tuple[Any, int | None]], rule: Rule, tree: Any, levels: Any, **_: Any
+) -> bool:
+    """Tell whether the examples of a `jax.vmap` may be more samples."""
+    if rule.samples is None or levels:
+        return False
+    saved, tangents = tree.unflatten([at is not None for _, at in pairs])
+    given = zip((*saved, *tangents), (*rule.samples[0], *rule.samples[1]), strict=True)
+    return all(own is None or own is expected for own, expected in given)
 
 
 _linear = Primitive("bncore_linear")

@@ -1,4 +1,4 @@
-"""`flax.linen.BatchNorm`, computed by bncore.  Only this module and `nnx.py` import flax."""
+"""Flax linen's norms, computed by bncore.  Only this module and `nnx.py` import flax."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ except ImportError as error:
         f"bncore.jax.linen: expected flax, got none: {pip_install('flax')} installs it"
     ) from error
 
+from bncore.jax import layers
 from bncore.jax.layers import computed, feature_axis, running
 
 
@@ -124,3 +125,140 @@ class BatchNorm(linen.BatchNorm):
             new = running(mean.value, var.value, moments, self.momentum, wide)
             mean.value, var.value = new
         return y
+
+
+def _normalized(layer: Any, norm: layers.Norm, x: Any, shape: tuple[int, ...]) -> Any:
+    """Compute a norm of samples with a layer's own parameters of a shape."""
+    scale = bias = None
+    if layer.use_scale:
+        scale = layer.param("scale", layer.scale_init, shape, layer.param_dtype)
+    if layer.use_bias:
+        bias = layer.param("bias", layer.bias_init, shape, layer.param_dtype)
+    given = [one for one in (x, scale, bias) if one is not None]
+    dtype = canonicalize_dtype(*given, dtype=layer.dtype)
+    return layers.normalized(norm, x, scale, bias, dtype, layer.epsilon)
+
+
+class GroupNorm(linen.GroupNorm):
+    """`flax.linen.GroupNorm` with another forward: same fields, names and state.
+
+    Parameters
+    ----------
+    num_groups, group_size, epsilon, dtype, param_dtype, use_bias, use_scale
+        As in `flax.linen.GroupNorm`.
+    bias_init, scale_init
+        As in `flax.linen.GroupNorm`.
+    use_fast_variance, force_float32_reductions
+        Have no effect: bncore computes statistics in float64, in one pass over memory.
+    reduction_axes, axis_name, axis_index_groups
+        As in `flax.linen.GroupNorm`.  A layer that has `reduction_axes` or an `axis_name`, and a
+        call with a mask, is computed by Flax.
+
+    References
+    ----------
+    Y. Wu, K. He, "Group Normalization", ECCV 2018.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from bncore.jax import linen
+    >>> layer, x = linen.GroupNorm(2), jnp.array([[0.0, 2.0, 5.0, 9.0]])
+    >>> print(layer.apply(layer.init(jax.random.key(0), x), x).round(2))
+    [[-1.  1. -1.  1.]]
+    """
+
+    @compact  # type: ignore[untyped-decorator]
+    def __call__(self, x: Any, *, mask: Any = None) -> Any:
+        """Normalize x; its last axis has the channels."""
+        x = jnp.asarray(x)
+        groups = self.num_groups
+        if self.group_size is not None and groups is None and not x.shape[-1] % self.group_size:
+            groups = x.shape[-1] // self.group_size
+        plain = self.reduction_axes is None and self.axis_name is None and mask is None
+        norm = layers.by_groups(x, groups) if plain else None
+        if norm is None or None not in (self.num_groups, self.group_size):
+            return super().__call__(x, mask=mask)
+        return _normalized(self, norm, x, x.shape[-1:])
+
+
+class LayerNorm(linen.LayerNorm):
+    """`flax.linen.LayerNorm` with another forward: same fields, names and state.
+
+    Parameters
+    ----------
+    epsilon, dtype, param_dtype, use_bias, use_scale, bias_init, scale_init
+        As in `flax.linen.LayerNorm`.
+    use_fast_variance, force_float32_reductions
+        Have no effect: bncore computes statistics in float64, in one pass over memory.
+    reduction_axes, feature_axes, axis_name, axis_index_groups
+        As in `flax.linen.LayerNorm`.  bncore computes the norm where both name the last axes, or
+        where all axes but the first are reduced and one has the features.  Everything else, a layer
+        with an `axis_name` and a call with a mask are computed by Flax.
+
+    References
+    ----------
+    J. L. Ba, J. R. Kiros, G. E. Hinton, "Layer Normalization", arXiv:1607.06450 (2016).
+
+    Examples
+    --------
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from bncore.jax import linen
+    >>> layer, x = linen.LayerNorm(), jnp.array([[0.0, 2.0], [5.0, 9.0]])
+    >>> print(layer.apply(layer.init(jax.random.key(0), x), x).round(2))
+    [[-1.  1.]
+     [-1.  1.]]
+    """
+
+    @compact  # type: ignore[untyped-decorator]
+    def __call__(self, x: Any, *, mask: Any = None) -> Any:
+        """Normalize x over its last axes."""
+        x = jnp.asarray(x)
+        norm = None
+        if self.axis_name is None and mask is None:
+            norm = layers.by_rows(x, self.reduction_axes, self.feature_axes)
+        if norm is None:
+            return super().__call__(x, mask=mask)
+        return _normalized(self, norm, x, layers.sizes(x, self.feature_axes))
+
+
+class InstanceNorm(linen.InstanceNorm):
+    """`flax.linen.InstanceNorm` with another forward: same fields, names and state.
+
+    Parameters
+    ----------
+    epsilon, dtype, param_dtype, use_bias, use_scale, bias_init, scale_init
+        As in `flax.linen.InstanceNorm`.
+    use_fast_variance, force_float32_reductions
+        Have no effect: bncore computes statistics in float64, in one pass over memory.
+    feature_axes, axis_name, axis_index_groups
+        As in `flax.linen.InstanceNorm`.  A layer with several `feature_axes` or an `axis_name`, and
+        a call with a mask, is computed by Flax.
+
+    References
+    ----------
+    D. Ulyanov, A. Vedaldi, V. Lempitsky, "Instance Normalization: The Missing Ingredient for Fast
+    Stylization", arXiv:1607.08022 (2016).
+
+    Examples
+    --------
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from bncore.jax import linen
+    >>> layer, x = linen.InstanceNorm(), jnp.array([[[0.0, 5.0], [2.0, 9.0]]])
+    >>> print(layer.apply(layer.init(jax.random.key(0), x), x).round(2))
+    [[[-1. -1.]
+      [ 1.  1.]]]
+    """
+
+    @compact  # type: ignore[untyped-decorator]
+    def __call__(self, x: Any, *, mask: Any = None) -> Any:
+        """Normalize x, each channel of each sample."""
+        x = jnp.asarray(x)
+        norm = None
+        if self.axis_name is None and mask is None:
+            norm = layers.by_channels(x, self.feature_axes)
+        if norm is None:
+            return super().__call__(x, mask=mask)
+        return _normalized(self, norm, x, layers.sizes(x, self.feature_axes))

@@ -27,8 +27,9 @@ from bncore.jax import devices, formula
 from bncore.jax.checks import arithmetic
 from bncore.jax.counting import Counting, clean
 from bncore.jax.derivatives import gradients_moved, kept, like, negative, pushed, there
-from bncore.jax.handlers import Settings, Shape, call
+from bncore.jax.handlers import Devices, Settings, Shape, call
 from bncore.jax.linear import Rule, linear
+from bncore.jax.sharding import Division, Results, divided
 
 Array: TypeAlias = jax.Array
 Optional: TypeAlias = jax.Array | None
@@ -65,15 +66,48 @@ def train(
     weights: Optional,
 ) -> tuple[Array, Array, Array, Array, Optional]:
     """Return y, mean, var, bits, and the counts if values have weights."""
-    if settings.devices is not None:
-        mean, var, bits, count = moments_of_all(settings, x, weights)
-        operands = (x, bits, weight, bias, weights)
-        y: Array = call("normalize", settings, (like(x),), operands)[0]
+    if settings.devices is None:
+        operands = (x, weight, bias, residual, weights)
+        y, mean, var, bits, count = divided(_TRAIN, settings, *operands)
         return y, mean, var, bits, count
-    operands = (x, weight, bias, residual, weights)
-    results = (like(x), *_statistics(settings, x, weights))
-    y, mean, var, bits, count = call("train", settings, results, operands)
-    return y, mean, var, bits, count
+    mean, var, bits, count = moments_of_all(settings, x, weights)
+    z: Array = call("normalize", settings, (like(x),), (x, bits, weight, bias, weights))[0]
+    return z, mean, var, bits, count
+
+
+def _train(settings: Settings, x: Array, *rest: Optional) -> Results:
+    results = (like(x), *_statistics(settings, x, rest[-1]))
+    return tuple(call("train", settings, results, (x, *rest)))
+
+
+def _train_parts(
+    settings: Settings,
+    parts: Devices,
+    x: Array,
+    weight: Optional,
+    bias: Optional,
+    residual: Optional,
+    weights: Optional,
+) -> Results:
+    bare = settings._replace(activation=None, fill=None, devices=parts)
+    z, *statistics = train(bare, x, weight, bias, None, weights)
+    return finished(settings, z, x, residual, weights), *statistics
+
+
+_TRAIN = Division("xccxw", "xccbc", False, _train, _train_parts)
+
+
+def finished(
+    settings: Settings, z: Array, x: Array, residual: Optional, weights: Optional
+) -> Array:
+    """Return y from the normalized x, in operations that XLA may fuse."""
+    if residual is not None:
+        z = z + residual
+    if settings.activation is not None:
+        slope = 0.0 if settings.activation == "relu" else settings.slope
+        z = jnp.where(z <= 0, jnp.asarray(slope, z.dtype) * jnp.where(z <= 0, z, 0), z)
+    wide = x.astype(arithmetic(x.dtype))
+    return Counting.of(settings, wide, weights).filled(z)
 
 
 def _statistics(settings: Settings, x: Array, weights: Optional) -> tuple[Shape | None, ...]:
@@ -88,15 +122,27 @@ def moments_of_all(
     settings: Settings, x: Array, weights: Optional
 ) -> tuple[Array, Array, Array, Optional]:
     """Return mean, var, bits and counts as `train`, merged in the order of the devices."""
+    if settings.devices is None:
+        mean, var, bits, count = divided(_MOMENTS, settings, x, weights)
+        return mean, var, bits, count
     mean, var, bits, count = _statistics(settings, x, weights)
-    results = (bits, mean, var, count)
-    if settings.devices is not None:
-        local = call("moments", settings, (bits, None, None, None), (x, weights))[0]
-        parts = devices.gathered(settings.devices, local)
-        found = call("merge", settings, results, (parts,))
-    else:
-        found = call("moments", settings, results, (x, weights))
+    local = call("moments", settings, (bits, None, None, None), (x, weights))[0]
+    parts = devices.gathered(settings.devices, local)
+    found = call("merge", settings, (bits, mean, var, count), (parts,))
     return found[1], found[2], found[0], found[3]
+
+
+def _moments(settings: Settings, x: Array, weights: Optional) -> Results:
+    mean, var, bits, count = _statistics(settings, x, weights)
+    found = call("moments", settings, (bits, mean, var, count), (x, weights))
+    return found[1], found[2], found[0], found[3]
+
+
+def _moments_parts(settings: Settings, parts: Devices, x: Array, weights: Optional) -> Results:
+    return moments_of_all(settings._replace(devices=parts), x, weights)
+
+
+_MOMENTS = Division("xw", "ccbc", False, _moments, _moments_parts)
 
 
 @partial(train.defjvp, symbolic_zeros=True)
@@ -250,16 +296,63 @@ def train_backward(
     weights: Optional,
 ) -> tuple[Array, Optional, Optional, Optional]:
     """Return the gradients of x, of weight and bias if given, and `through` the residual."""
-    if settings.devices is not None:
-        sums = Shape((2, *bits.shape[1:]), np.uint32)
-        results = [sums, like(weight), like(bias)]
-        local, dweight, dbias = call("grad_sums", settings, results, (dy, x, bits, weights))
-        given = (dy, x, bits, devices.gathered(settings.devices, local), weight, weights)
-        return call("grad_input", settings, (like(x),), given)[0], dweight, dbias, None
-    operands = (dy, x, bits, weight, bias, residual, weights)
+    if settings.devices is None:
+        operands = (dy, x, bits, weight, bias, residual, weights)
+        dx, dweight, dbias, dresidual = divided(_BACKWARD[through], settings, *operands)
+        return dx, dweight, dbias, dresidual
+    sums, dweight, dbias = _sums(settings, dy, x, bits, weights, like(weight), like(bias))
+    given = (dy, x, bits, sums, weight, weights)
+    return call("grad_input", settings, (like(x), None, None), given)[0], dweight, dbias, None
+
+
+def _sums(
+    settings: Settings, dy: Array, x: Array, bits: Array, weights: Optional, *asked: Shape | None
+) -> list[Any]:
+    """Return the gradient sums of all devices, and this device's gradients of parameters."""
+    assert settings.devices is not None
+    results = [Shape((2, *bits.shape[1:]), np.uint32), *asked]
+    local, *gradients = call("grad_sums", settings, results, (dy, x, bits, weights))
+    return [devices.gathered(settings.devices, local), *gradients]
+
+
+def _backward(through: bool, settings: Settings, *operands: Any) -> Results:
+    _, x, _, weight, bias, *_ = operands
     results = [*map(like, (x, weight, bias)), like(x) if through else None]
-    dx, dweight, dbias, dresidual = call("train_backward", settings, results, operands)
-    return dx, dweight, dbias, dresidual
+    return tuple(call("train_backward", settings, results, operands))
+
+
+def _backward_parts(
+    through: bool,
+    settings: Settings,
+    parts: Devices,
+    dy: Array,
+    x: Array,
+    bits: Array,
+    weight: Optional,
+    bias: Optional,
+    residual: Optional,
+    weights: Optional,
+) -> Results:
+    bare = settings._replace(activation=None, fill=None, devices=parts)
+    if settings.activation is not None:
+        wide = x.astype(arithmetic(x.dtype))
+        z = call("normalize", bare, (like(wide),), (wide, bits, weight, bias, weights))[0]
+        z = z if residual is None else z + residual.astype(wide.dtype)
+        slope = 0.0 if settings.activation == "relu" else settings.slope
+        dy = jnp.where(z <= 0, jnp.asarray(slope, dy.dtype) * dy, dy)
+    dy = Counting.of(settings, x.astype(arithmetic(x.dtype)), weights).filled(dy, 0.0)
+    (sums,) = _sums(bare, dy, x, bits, weights, None, None)[:1]
+    results = [like(x), like(weight), like(bias)]
+    found = call("grad_input", bare, results, (dy, x, bits, sums, weight, weights))
+    return *found, dy if through else None
+
+
+_BACKWARD = {
+    through: Division(
+        "xxbccxw", "xccx", False, partial(_backward, through), partial(_backward_parts, through)
+    )
+    for through in (False, True)
+}
 
 
 @partial(train_backward.defjvp, symbolic_zeros=True)

@@ -231,7 +231,7 @@ def update_running_stats(
     if not isinstance(moments, Moments):
         raise TypeError(f"moments: expected Moments, got {scalars.shown(moments)}")
     given = {"running_mean": running_mean, "running_var": running_var}
-    old = [checks.vector(name, v, moments.mean.shape[0]) for name, v in given.items()]
+    old = [checks.shaped(name, v, moments.mean.shape) for name, v in given.items()]
     momentum = scalars.real("momentum", momentum, 0.0, 1.0)
     correction = scalars.real("correction", correction)
     empty, factor = _correction(moments, correction)

@@ -69,7 +69,7 @@ struct GivenMoments {
 ffi::Error moments(ffi::ThreadPool pool, Settings settings, In x_, In weights_, Out moments_,
                    Out mean, Out var, Out count)
 {
-    Call call(pool, settings, *moments_, 3, x_, weights_);
+    Call call(pool, settings, *moments_, 3, x_, ExampleBuffer(weights_, settings.ndim));
     const ExampleBuffer x(x_, settings.ndim);
     const Statistics found(*moments_, *mean, *var, *count);
     const int64_t channels = call.channels();
@@ -160,7 +160,7 @@ ffi::Error normalize(ffi::ThreadPool pool, Settings settings, In x_, In moments_
 ffi::Error grad_sums(ffi::ThreadPool pool, Settings settings, In dy_, In x_, In moments_,
                      In weights_, Out sums_, Out dweight_, Out dbias_)
 {
-    Call call(pool, settings, *sums_, 3, x_, weights_);
+    Call call(pool, settings, *sums_, 3, x_, ExampleBuffer(weights_, settings.ndim));
     const ExampleBuffer &sums = call.all, dy(dy_, settings.ndim), x(x_, settings.ndim);
     const ExampleBuffer moments(moments_, 3), dweight(*dweight_, 1), dbias(*dbias_, 1);
     const int64_t channels = call.channels();
@@ -177,11 +177,12 @@ ffi::Error grad_sums(ffi::ThreadPool pool, Settings settings, In dy_, In x_, In 
 }
 
 ffi::Error grad_input(ffi::ThreadPool pool, Settings settings, In dy_, In x_, In moments_,
-                      In parts_, In weight_, In weights_, Out dx_)
+                      In parts_, In weight_, In weights_, Out dx_, Out dweight_, Out dbias_)
 {
     Call call(pool, settings, *dx_, weights_);
     const ExampleBuffer &dx = call.all, dy(dy_, settings.ndim), x(x_, settings.ndim);
     const ExampleBuffer moments(moments_, 3), parts(parts_, 4), weight(weight_, 1);
+    const ExampleBuffer dweight(*dweight_, 1), dbias(*dbias_, 1);
     const auto size = static_cast<std::size_t>(2 * call.channels());
     return call.each([&](bncore_problem &problem, bncore_fusion &, bncore_weights &, int64_t i) {
         std::vector<double> w, sums(size);
@@ -189,6 +190,9 @@ ffi::Error grad_input(ffi::ThreadPool pool, Settings settings, In dy_, In x_, In
         const auto *part = static_cast<const double *>(parts.at(dx, i));
         for (int64_t r = 0; r < parts.size(0); r++)
             for (double &sum : sums) sum += *part++;
+        const auto half = sums.begin() + call.channels();
+        dbias.store(dx, i, {sums.begin(), half});
+        dweight.store(dx, i, {half, sums.end()});
         return bncore_grad_input(&problem, dx.at(dx, i), dy.at(dx, i), x.at(dx, i), given.mean,
                                  given.var.data(), sums.data(), sums.data() + size / 2, given.count,
                                  weight.doubles(dx, i, w));

@@ -1,4 +1,4 @@
-"""Replace ONNX's BatchNormalization by bncore's operator in a whole model."""
+"""Replace ONNX's normalizing operators by bncore's in a whole model."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ from typing import Any
 
 import onnx
 
+from bncore.onnxruntime.norms import NORMS, adapt, ranks
 from bncore.onnxruntime.report import (
     DOMAIN,
     NAME,
-    batch_norms,
     checked,
     is_training,
+    normalizing,
     report,
     unsupported,
+    version_of,
 )
-from bncore.onnxruntime.transposes import ONNX_DOMAINS, sink
+from bncore.onnxruntime.transposes import sink
 
 __all__ = ["DOMAIN", "convert"]
 
@@ -26,7 +28,9 @@ Node = Any  # onnx's classes are made at run time
 Model = Any
 
 
-def convert(model: Model, *, inference: bool = False, verbose: bool = False) -> Model:
+def convert(
+    model: Model, *, inference: bool = False, norms: bool = False, verbose: bool = False
+) -> Model:
     """Replace ONNX's BatchNormalization by bncore's operator, in the model itself.
 
     Nodes keep their names and attributes; their domain becomes ``"bncore"``.  bncore's node takes
@@ -42,6 +46,9 @@ def convert(model: Model, *, inference: bool = False, verbose: bool = False) -> 
     inference : bool, default False
         Whether to convert nodes without ``training_mode=1`` too.  ONNX Runtime fuses many of these
         with the convolutions before them, so do not convert them in models with such convolutions.
+    norms : bool, default False
+        Whether to convert GroupNormalization, InstanceNormalization and LayerNormalization, too.
+        A layer norm's scale and bias need shapes that the model states.
     verbose : bool, default False
         Whether to print the report.
 
@@ -72,13 +79,16 @@ def convert(model: Model, *, inference: bool = False, verbose: bool = False) -> 
     >>> model.graph.node[0].domain
     'bncore'
     """
-    found = [(owner, node) for owner, node in batch_norms(checked(model)) if node.domain != DOMAIN]
+    found = [(owner, node) for owner, node in normalizing(checked(model)) if node.domain != DOMAIN]
+    known, owners = ranks(model), {}
     for owner, node in found:
-        _check_meaning(node, owner, inference)
-    owners: dict[int, Any] = {}
+        if node.op_type == NAME:
+            _check_meaning(node, owner, inference)
     for owner, node in found:
-        if (inference or is_training(node)) and unsupported(node) is None:
+        wanted = norms if node.op_type in NORMS else inference or is_training(node)
+        if wanted and unsupported(node, owner, known if owner is model else {}) is None:
             node.domain = DOMAIN
+            adapt(node, version_of(owner))
             owners[id(owner)] = owner
     for owner in owners.values():
         _import(owner)
@@ -102,7 +112,7 @@ def _is_plain(node: Node) -> bool:
 
 def _check_meaning(node: Node, owner: Any, inference: bool) -> None:
     """Raise ValueError if a node's operator set gives it another meaning."""
-    version = max(e.version for e in owner.opset_import if e.domain in ONNX_DOMAINS)
+    version = version_of(owner)
     several = len([name for name in node.output if name]) > 1
     oldest = OLDEST_TRAINING if several else OLDEST
     if version < oldest and (inference or several):

@@ -127,7 +127,10 @@ struct Operator : OrtCustomOp {
 
 template <typename Kind> ONNXTensorElementDataType input_type(const Types &types, std::size_t i)
 {
-    if (i == Kind::MEAN || i == Kind::VAR) return types.t2;
+    if constexpr (Kind::of_samples)
+        return i == Kind::X ? types.t : types.t1;
+    else if (i == Kind::MEAN || i == Kind::VAR)
+        return types.t2;
     return i == Kind::SCALE || i == Kind::BIAS ? types.t1 : types.t;
 }
 
@@ -273,6 +276,7 @@ class Call
 struct Forward {
     enum { X, SCALE, BIAS, MEAN, VAR, RESIDUAL, INPUTS };
     enum { Y, NEW_MEAN, NEW_VAR, SAVED_MEAN, SAVED_VAR, OUTPUTS };
+    static constexpr bool of_samples = false;
     static constexpr const char *name = "BatchNormalization";
     static constexpr bool training_by_default = false;
     static constexpr const char *inputs[] = {"X",          "scale",     "B",
@@ -344,6 +348,7 @@ struct Forward {
 struct Backward {
     enum { DY, X, SCALE, MEAN, VAR, BIAS, RESIDUAL, INPUTS };
     enum { DX, DSCALE, DBIAS, DRESIDUAL, OUTPUTS };
+    static constexpr bool of_samples = false;
     static constexpr const char *name = "BatchNormalizationGrad";
     static constexpr bool training_by_default = true;
     static constexpr const char *inputs[] = {"dY", "X", "scale", "mean", "var", "B", "residual"};

@@ -1,5 +1,5 @@
-// The library of custom operators: BatchNormalization and BatchNormalizationGrad of the domain "bncore", as ONNX Runtime
-// wants them described. operators.h computes.
+// The library of custom operators of the domain "bncore", as ONNX Runtime wants them described. operators.h computes
+// BatchNormalization and its gradient, norms.h the norms of samples.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -10,6 +10,7 @@
 #include <mutex>
 #include <thread>
 
+#include "norms.h"
 #include "operators.h"
 
 using namespace bncore_ort;
@@ -107,6 +108,19 @@ template <typename Kind> void infer_shapes(const OrtApi *api, OrtShapeInferConte
     }
 }
 
+// The same for the first output, of X's shape.
+void infer_y(const OrtApi *api, OrtShapeInferContext *context)
+{
+    OrtTensorTypeAndShapeInfo *of_x = nullptr;
+    check(api->ShapeInferContext_GetInputTypeShape(context, 0, &of_x));
+    const Shape shape = known_shape(api, of_x);
+    std::vector<const char *> symbols(shape.size());
+    check(api->GetSymbolicDimensions(of_x, symbols.data(), symbols.size()));
+    for (std::size_t i = 0; i < shape.size(); i++)
+        if (shape[i] < 0 && !*symbols[i]) return;
+    if (!shape.empty()) check(api->ShapeInferContext_SetOutputTypeShape(context, 0, of_x));
+}
+
 // The shapes that a model states, before any tensor is there.
 template <typename Kind>
 void require_shapes(const OrtApi *api, const OrtKernelInfo *info, std::int64_t axis)
@@ -123,6 +137,8 @@ void require_shapes(const OrtApi *api, const OrtKernelInfo *info, std::int64_t a
 // ---- what ONNX Runtime asks of an operator ----
 
 template <typename Kind> struct Described {
+    using KernelOf = std::conditional_t<Kind::of_samples, NormKernel, Kernel>;
+
     static const Operator &self(const OrtCustomOp *op)
     {
         return *static_cast<const Operator *>(op);
@@ -134,10 +150,16 @@ template <typename Kind> struct Described {
         return guarded(api, [&] {
             const Attributes node(api, info);
             try {
-                Settings settings(node, Kind::training_by_default);
-                Kind::check(settings, node);
-                require_shapes<Kind>(api, info, settings.axis);
-                *kernel = new Kernel{&self(op), settings};
+                if constexpr (Kind::of_samples) {
+                    auto made = std::make_unique<NormKernel>(self(op), node);
+                    Kind::check(*made);
+                    *kernel = made.release();
+                } else {
+                    Settings settings(node, Kind::training_by_default);
+                    Kind::check(settings, node);
+                    require_shapes<Kind>(api, info, settings.axis);
+                    *kernel = new Kernel{&self(op), settings};
+                }
             } catch (const Error &error) { // ONNX Runtime does not say which node it was
                 throw Error{error.code, node.place(Kind::name) + error.text};
             }
@@ -146,11 +168,15 @@ template <typename Kind> struct Described {
 
     static OrtStatus *compute(void *kernel, OrtKernelContext *context)
     {
-        const Kernel &k = *static_cast<const Kernel *>(kernel);
+        const auto &k = *static_cast<const KernelOf *>(kernel);
         return guarded(k.op->api, [&] {
             const Environment environment;
-            Call call(k, context, Kind::X);
-            Kind::compute(call);
+            if constexpr (Kind::of_samples) {
+                Kind::compute(k, context);
+            } else {
+                Call call(k, context, Kind::X);
+                Kind::compute(call);
+            }
         });
     }
 
@@ -194,10 +220,15 @@ template <typename Kind> struct Described {
         op.GetInputMemoryType = [](const OrtCustomOp *, std::size_t) { return OrtMemTypeDefault; };
         op.CreateKernelV2 = create;
         op.KernelComputeV2 = compute;
-        op.KernelDestroy = [](void *kernel) { delete static_cast<Kernel *>(kernel); };
+        op.KernelDestroy = [](void *kernel) { delete static_cast<KernelOf *>(kernel); };
         op.InferOutputShapeFn = [](const OrtCustomOp *o, OrtShapeInferContext *context) {
             const OrtApi *api = self(o).api;
-            OrtStatus *status = guarded(api, [&] { infer_shapes<Kind>(api, context); });
+            OrtStatus *status = guarded(api, [&] {
+                if constexpr (Kind::of_samples)
+                    infer_y(api, context);
+                else
+                    infer_shapes<Kind>(api, context);
+            });
             if (status) api->ReleaseStatus(status); // nobody would; `create` refuses the same
             return static_cast<OrtStatus *>(nullptr);
         };
@@ -227,11 +258,15 @@ struct Domain {
             ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16};
         // ONNX Runtime finds the types of the outputs by the operator whose input types are the node's.
         for (const auto t : types)
-            for (const auto t1 : types)
+            for (const auto t1 : types) {
+                operators.push_back(Described<GroupNorm>::made(api, threads, {t, t1, t1}));
+                operators.push_back(Described<InstanceNorm>::made(api, threads, {t, t1, t1}));
+                operators.push_back(Described<LayerNorm>::made(api, threads, {t, t1, t1}));
                 for (const auto t2 : types) {
                     operators.push_back(Described<Forward>::made(api, threads, {t, t1, t2}));
                     operators.push_back(Described<Backward>::made(api, threads, {t, t1, t2}));
                 }
+            }
         check(api->CreateCustomOpDomain(domain_name, &domain));
         for (const Operator &op : operators) check(api->CustomOpDomain_Add(domain, &op));
     }

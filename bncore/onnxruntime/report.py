@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import onnx
 
+from bncore.onnxruntime import norms
+from bncore.onnxruntime.norms import NORMS
 from bncore.onnxruntime.transposes import ONNX_DOMAINS, attributes, everywhere
 
 __all__ = ["DOMAIN", "NAME", "Layer", "Report", "report"]
@@ -19,7 +21,7 @@ Model = Any
 
 
 class Layer(NamedTuple):
-    """A batch norm of a model.
+    """A normalizing node of a model.
 
     Attributes
     ----------
@@ -47,14 +49,16 @@ class Report(NamedTuple):
 
     def __str__(self) -> str:
         count = len(self.converted) + len(self.left)
-        lines = [f"bncore computes {len(self.converted)} of {count} BatchNormalization nodes"]
+        lines = [f"bncore computes {len(self.converted)} of {count} normalizing nodes"]
         lines += [f"  {layer.name}" for layer in self.converted]
         lines += [f"  {layer.name}: left as it is, because {layer.reason}" for layer in self.left]
         return "\n".join(lines)
 
 
 def report(model: Model) -> Report:
-    """Say which BatchNormalization nodes of a model are bncore's, and why others are not.
+    """Say which nodes of a model that normalize are bncore's, and why others are not.
+
+    These are the nodes of ONNX's operators whose names end with "Normalization".
 
     Parameters
     ----------
@@ -84,21 +88,28 @@ def report(model: Model) -> Report:
     ... }'''
     >>> model = bncore.onnxruntime.convert(onnx.parser.parse_model(text))
     >>> print(bncore.onnxruntime.report(model))
-    bncore computes 1 of 2 BatchNormalization nodes
+    bncore computes 1 of 2 normalizing nodes
       y
       a: left as it is, because its training_mode is 0; convert(inference=True) takes it
     """
-    converted, left = [], []
-    for _, node in batch_norms(checked(model)):
+    converted, left, known = [], [], norms.ranks(checked(model))
+    for owner, node in normalizing(model):
         name = node.name or node.output[0]
         if node.domain == DOMAIN:
             converted.append(Layer(name, None))
         else:
-            found = unsupported(node)
-            if found is None and not is_training(node):
-                found = "its training_mode is 0; convert(inference=True) takes it"
-            left.append(Layer(name, found or "convert has not seen it"))
+            left.append(Layer(name, _reason(node, owner, known if owner is model else {})))
     return Report(tuple(converted), tuple(left))
+
+
+def _reason(node: Node, owner: Any, known: norms.Ranks) -> str:
+    """Say why a node is not bncore's."""
+    found = unsupported(node, owner, known)
+    if found is None and node.op_type in NORMS:
+        found = f"{node.op_type} is converted with norms=True alone"
+    elif found is None and not is_training(node):
+        found = "its training_mode is 0; convert(inference=True) takes it"
+    return found or "convert has not seen it"
 
 
 def checked(model: object) -> Model:
@@ -108,12 +119,18 @@ def checked(model: object) -> Model:
     return model
 
 
-def batch_norms(model: Model) -> Iterator[tuple[Any, Node]]:
-    """Yield the batch norms of a model, ONNX's and bncore's, with the model or its function."""
+def normalizing(model: Model) -> Iterator[tuple[Any, Node]]:
+    """Yield the nodes that normalize, ONNX's and bncore's, with the model or its function."""
     for owner, nodes in [(model, model.graph.node), *((f, f.node) for f in model.functions)]:
         for node in everywhere(nodes):
-            if node.op_type == NAME and node.domain in (*ONNX_DOMAINS, DOMAIN):
+            known = node.domain in ONNX_DOMAINS and node.op_type.endswith("Normalization")
+            if known or (node.domain == DOMAIN and node.op_type in (NAME, *NORMS)):
                 yield owner, node
+
+
+def version_of(owner: Any) -> int:
+    """Return the version of ONNX's operator set that a model or a function imports."""
+    return max(int(e.version) for e in owner.opset_import if e.domain in ONNX_DOMAINS)
 
 
 def is_training(node: Node) -> bool:
@@ -121,8 +138,10 @@ def is_training(node: Node) -> bool:
     return bool(attributes(node).get("training_mode", 0) == 1)
 
 
-def unsupported(node: Node) -> str | None:
+def unsupported(node: Node, owner: Any, known: norms.Ranks) -> str | None:
     """Say why bncore's operator cannot take the place of a node; None if it can."""
+    if node.op_type not in (NAME, *NORMS):
+        return f"bncore has no {node.op_type}"
     given = attributes(node)
     epsilon, momentum = given.get("epsilon", 1e-5), given.get("momentum", 0.9)
     if not (math.isfinite(epsilon) and epsilon >= 0.0):
@@ -131,4 +150,6 @@ def unsupported(node: Node) -> str | None:
         return f"its momentum is {momentum:g}, not a number from 0 to 1"
     if "" in node.input or "" in list(node.output)[:-1]:
         return "an input or output without a name stands before others"
+    if node.op_type in NORMS:
+        return norms.refusal(node, version_of(owner), known)
     return None

@@ -17,7 +17,7 @@ import torch
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bncore.torch import families, modules, norm_modules
+from bncore.torch import families, modules, norm_families, norm_modules
 from bncore.torch.modules import Computed, Fused, Normalizing
 from bncore.torch.sync import SyncBatchNorm
 
@@ -80,7 +80,7 @@ def counterpart(kind: type[Module], sync: bool) -> type[Module]:
         alone, together = templates
         return _subclass(kind, sync, together if sync and together else alone)
     if not issubclass(kind, _BatchNorm):
-        raise NotConvertible(f"{kind.__name__} is no batch norm of torch.nn")
+        raise NotConvertible(f"{kind.__name__} is no batch, group, instance or layer norm")
     if kind in PAIRS and not (sync and "cls_to_become" in vars(kind)):
         return SyncBatchNorm if sync else PAIRS[kind]
     if _is_made_by_torch(kind):
@@ -109,6 +109,9 @@ def _of_samples(kind: type[Module], norm: type[Module]) -> type[Module]:
         return kind
     if kind is norm:
         return NORMS[norm]
+    template = norm_families.template(kind)
+    if template is not None:
+        return _subclass(kind, False, template)
     if kind.forward is not norm.forward:
         raise NotConvertible(f"{kind.__name__} has a forward of its own")
     if _is_made_by_torch(kind):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _NormBase
 
-from bncore.torch import blocks, classes, fusing, wrapped
+from bncore.torch import blocks, classes, fusing, norm_families, wrapped
 from bncore.torch.modules import Computed, Fused
 
 __all__ = ["Layer", "Report", "report"]
@@ -156,6 +156,9 @@ def target(module: Module, *, sync: bool, norms: bool) -> type[Module]:
     """
     kind = type(module)
     found = classes.counterpart(kind, sync)
+    refusal = norm_families.refusal(module)
+    if refusal is not None:
+        raise classes.NotConvertible(refusal)
     if found is not kind and classes.is_of_samples(kind) and not norms:
         raise classes.NotConvertible(f"{kind.__name__} is converted with norms=True alone")
     if found is not kind and wrapped.leads_elsewhere(module, kind.forward):

@@ -57,7 +57,8 @@ def close(got, want, tolerance=tolerances.JAX_FLOAT64):
 
 
 @pytest.mark.parametrize(("spread", "case"), [
-    *((spread, case) for spread in ("2", "vmap") for case in jax_devices.CASES), ("4", "plain"),
+    *((spread, case) for spread in ("2", "vmap", "jit") for case in jax_devices.CASES),
+    ("4", "plain"),
 ])  # fmt: skip
 def test_parts_are_those_of_the_whole(found, whole, spread, case):
     """Values, gradients, and derivatives of gradients in both modes."""
@@ -65,9 +66,30 @@ def test_parts_are_those_of_the_whole(found, whole, spread, case):
         close(found[f"{spread} {case} {name}"], want)
 
 
-def test_only_statistics_travel():
-    """XLA gathers nothing of a sharded x where `jax.shard_map` is around the batch norm."""
-    code = """
+def test_norms_of_samples(found):
+    """Divided by `jax.jit`, beside batch norm under `jax.vmap`, which XLA gathers."""
+    jax.config.update("jax_enable_x64", True)
+    want = jax_devices.samples(jax_devices.data(), 1)
+    jax.config.update("jax_enable_x64", False)
+    for name, value in want.items():
+        close(found[f"samples {name}"], np.asarray(value))
+
+
+MAPPED = """
+norm = partial(bncore.jax.batch_norm_train, axis_name="d")
+norm = jax.shard_map(norm, mesh=mesh, in_specs=(rows, same), out_specs=(rows, same))
+"""
+
+
+@pytest.mark.parametrize("norm, number", [
+    (MAPPED, 3),  # moments, gradient sums, and the gradient by the weight
+    ("norm = bncore.jax.batch_norm_train", 2),
+    ("norm = partial(bncore.jax.batch_norm_train, activation='relu')", 2),
+    ("norm = lambda x, weight: (bncore.jax.group_norm(x, 3, weight),)", 1),
+], ids=["shard_map", "jit", "relu", "group norm"])  # fmt: skip
+def test_only_statistics_travel(norm, number):
+    """XLA gathers nothing of a sharded x, be it under `jax.jit` alone or `jax.shard_map`."""
+    code = f"""
 import os
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 import re
@@ -79,8 +101,7 @@ import bncore.jax
 
 mesh = jax.make_mesh((2,), ("d",), axis_types=(AxisType.Auto,))
 rows, same = PartitionSpec("d"), PartitionSpec()
-norm = partial(bncore.jax.batch_norm_train, axis_name="d")
-norm = jax.shard_map(norm, mesh=mesh, in_specs=(rows, same), out_specs=(rows, same))
+{norm}
 x = jax.device_put(jnp.ones((8, 3, 50)), NamedSharding(mesh, rows))
 step = jax.jit(jax.grad(lambda x, weight: (norm(jnp.sin(x), weight)[0] ** 3).sum(), (0, 1)))
 text = step.lower(x, jnp.ones(3)).compile().as_text()
@@ -92,10 +113,10 @@ print(step(x, jnp.ones(3))[0].sharding.spec)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     sizes, spec = done.stdout.splitlines()
-    number, largest = map(int, sizes.split())
-    assert number >= 3  # moments, gradient sums, and the gradient by the weight
+    found, largest = map(int, sizes.split())
+    assert found >= number
     assert largest <= 2 * 3 * 3 * 2  # the bits of two devices' moments
-    assert spec.endswith("('d',)")
+    assert spec.startswith("PartitionSpec('d',") or spec.endswith("('d',)")
 
 
 def test_float32(found, whole):

@@ -28,7 +28,8 @@ def loss(x, weight):
     y, moments = bj.batch_norm_train(x, weight, activation="relu", residual=x)
     z = bj.batch_norm_infer(y, moments.mean, moments.var, weight)
     merged = bj.merge(moments, bj.moments(z))
-    return (z**3).sum() + (merged.var**2).sum()
+    w = bj.layer_norm(bj.instance_norm(z, weight))
+    return (z**3).sum() + (merged.var**2).sum() + (w**3).sum()
 
 
 def test_it_is_refused_by_jax_unless_it_is_allowed():

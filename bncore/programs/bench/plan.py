@@ -220,11 +220,12 @@ def parser(prog: str) -> argparse.ArgumentParser:
     add = made.add_argument
     add("--quick", action="store_true", help="five shapes, in under two minutes")
     add("--judged", action="store_true",
-        help="what is judged in two networks; with --shapes, only these of it")  # fmt: skip
+        help="float32 and 16 bits in the shapes of two networks, beside PyTorch; "
+        "--shapes takes some of these shapes")  # fmt: skip
     add("--other-torch", type=Path, metavar="PYTHON",
-        help="the interpreter of another PyTorch, which is measured, too")  # fmt: skip
-    add("--peers", type=listed([k for k in PEERS if k != OWN]), help="who, beside bncore",
-        metavar="A,B")  # fmt: skip
+        help="also measure the PyTorch of another interpreter")  # fmt: skip
+    add("--peers", type=listed([k for k in PEERS if k != OWN]), metavar="A,B",
+        help="the libraries to measure beside bncore, of those below")  # fmt: skip
     add("--shapes", type=_shape_names, default=(), metavar="SET|NxCxHxW,...",
         help="sets or shapes, instead of the standard run")  # fmt: skip
     add(
@@ -232,7 +233,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
         type=listed(list(ARRAYS_MOVED)),
         default=(),
         metavar="A,B",
-        help="only these",
+        help="the operations to measure, such as train,infer",
     )
     add("--outputs", type=listed(OUTPUTS), default=OUTPUTS[:1], metavar="A,B",
         help="with --shapes: given (out=, the default), returned, pooled")  # fmt: skip
@@ -240,8 +241,9 @@ def parser(prog: str) -> argparse.ArgumentParser:
         help="with --shapes: float32 (the default), float64, bfloat16, float16")  # fmt: skip
     add("--caches", type=listed(CACHES), default=CACHES[:1], metavar="A,B",
         help="with --shapes: warm (the default), cold (64 MB written between calls)")  # fmt: skip
-    add("--threads", type=_counts, default=(1, 2), metavar="1,2", help="numbers of threads (1,2)")
-    add("--repeats", type=count_from(1), help="turns of each (5 in a quick run, else 11)")
+    add("--threads", type=_counts, default=(1, 2), metavar="1,2", help="how many threads (1,2)")
+    add("--repeats", type=count_from(1),
+        help="how often each is measured (5 with --quick, else 11)")  # fmt: skip
     add("--output", type=Path, metavar="DIR", help="write results.json and pictures there")
     add("--json", action="store_true", help="print the results as JSON instead of tables")
     return made
