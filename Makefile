@@ -165,12 +165,16 @@ docs: build $(VENV)/.docs ## builds the site into build/docs, runs its examples,
 	$(PY) -m sphinx -W --keep-going -q -b html docs build/docs
 	$(PY) docs/site/check.py build/docs
 
-lint: $(VENV)/.lint ## checks formatting, lint and types of Python, Cython and C
+# Whatever begins as a script of bash does.
+SCRIPTS = $$(grep -lr '^\#!/usr/bin/env bash' .ci)
+lint: $(VENV)/.lint ## checks formatting, lint and types of Python, Cython and C, the scripts, and the workflows
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint bncore docs/examples # it runs pycodestyle from the PATH
 	$(VENV)/bin/clang-format --dry-run -Werror $(CLANG_FORMATTED)
+	$(VENV)/bin/shellcheck $(SCRIPTS)
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 format: $(VENV)/.lint ## rewrites Python and C in the project's format
 	$(VENV)/bin/ruff check --fix .

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-
 import arrays
 import operations
 import variants
@@ -12,14 +10,9 @@ from bncore.backends.numba.group_operations import GroupOperations
 from bncore.backends.numba.operations import in_order
 
 
-@contextmanager
 def specification(run=in_order):
     """Let the functions of the package run on the plain text."""
-    token = backends._chosen.set(backends.Active("specification", GroupOperations(run)))
-    try:
-        yield
-    finally:
-        backends._chosen.reset(token)
+    return backends._using(backends.Active("specification", GroupOperations(run)))
 
 
 def assert_every_backend_gives(expected, run):

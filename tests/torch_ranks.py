@@ -90,6 +90,7 @@ def run(rank: int, world: int, folder: Path) -> None:
         found[name] = value.numpy()
     found |= short(x[0, part], dy[0, part])
     found |= merged(rank, world)
+    found |= refused(x[0, :3].copy(), rank == world - 1)
     found |= counted(layer, x[0, part], dy[0, part], part)
     found |= again(x[0, part], dy[0, part], part)
     if world == 2:  # to import the compiler takes longer than all of the rest
@@ -125,6 +126,28 @@ def recalibrated(parts: list[np.ndarray], rank: int) -> dict[str, np.ndarray]:
         state["failure"] = np.array(f"{type(error).__name__}: {error}")
     assert all(np.array_equal(v, state[n]) for n, v in model.state_dict().items())
     return {f"recalibrated {name}": value for name, value in state.items()}
+
+
+def refused(x: np.ndarray, bad: bool) -> dict[str, np.ndarray]:
+    """Give one process a batch that is refused; afterwards all take a step with a good one."""
+    layer = bncore.torch.SyncBatchNorm(SHAPE[1], dtype=torch.float64)
+    good = torch.from_numpy(x)
+    hole = good.clone()
+    hole[0, 2, 0, 0] = torch.nan
+    given = {
+        "nan": (hole if bad else good, {"nan_policy": "raise"}),
+        "weights": (good, {"weights": torch.full((1, 1, 1, 1), -1.0 if bad else 1.0)}),
+        "mask": (good, {"where": torch.ones(7 if bad else 3, dtype=torch.bool)}),
+        "dtype": (good.int() if bad else good, {}),
+    }
+    found = {}
+    for name, (batch, options) in given.items():
+        try:
+            layer(batch, **options)
+        except Exception as error:
+            found[f"refused {name}"] = np.array(f"{type(error).__name__}: {error}")
+    assert layer.num_batches_tracked == 0 and not layer.running_mean.any()
+    return found | {"refused after": layer(good).detach().numpy()}
 
 
 def short(x: np.ndarray, dy: np.ndarray) -> dict[str, np.ndarray]:

@@ -79,17 +79,20 @@ class Active:
         self.name = name
         self.kernels: Any = module if name == "native" else InDefaultEnvironment(module)
         self.fast: FastPath | None = module if hasattr(module, "fast_train") else None
+        if name == "native":
+            module.share(self)  # every call in every thread uses it
 
 
 _loaded: dict[str, Active] = {}
 _missing: dict[str, Exception] = {}
 _default: Active | None = None
 _chosen: ContextVar[Active | None] = ContextVar("bncore backend", default=None)
+_chosen_once = False  # whether `use_backend` ever was called; until then no thread reads _chosen
 
 
 def current() -> Active:
     """Return the backend of `use_backend` or of BNCORE_BACKEND, or the best one that works."""
-    return _chosen.get() or _default or _choose_default()
+    return (_chosen_once and _chosen.get()) or _default or _choose_default()
 
 
 def name_in_use() -> str:
@@ -273,6 +276,8 @@ def use_backend(name: str) -> AbstractContextManager[str]:
 
 @contextmanager
 def _using(backend: Active) -> Iterator[str]:
+    global _chosen_once
+    _chosen_once = True
     token = _chosen.set(backend)
     try:
         yield backend.name

@@ -119,8 +119,9 @@ class BatchNorm(linen.BatchNorm):
             residual=residual,
         )
         if moments is not None and not self.is_initializing():
-            wide = jnp.float32 if self.force_float32_reductions else x.dtype
-            wide = jnp.promote_types(self.dtype or x.dtype, wide)
+            wide = jnp.dtype(self.dtype or x.dtype)
+            if self.force_float32_reductions:
+                wide = jnp.promote_types(wide, jnp.float32)
             new = running(mean.value, var.value, moments, self.momentum, wide)
             mean.value, var.value = new
         return y

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch.fx import Graph, Proxy
+from torch.fx import Graph
 from torch.nn import Identity, Module
 from torch.nn.modules import module as hooks
 
-from bncore.torch import classes, families, ops, patterns, tracing
+from bncore.torch import classes, families, ops, patterns, reads, tracing
 from bncore.torch.counting import ALL
 from bncore.torch.inplace import InPlaceBatchNorm
 from bncore.torch.modules import BatchNormAddReLU, Fused, Normalizing, compile_instead
@@ -102,23 +102,23 @@ class Variant(NamedTuple):
     program: Program
     norms: tuple[Norm, ...]
     skipped: tuple[Skipped, ...]
-    read: dict[str, Any]
-    absent: dict[str, bool]  # which of the modules are None
+    read: tuple[reads.Read, ...]
+    kinds: tuple[type, ...] | None  # of the arguments, where they matter
     is_open: bool  # whether the block returns what a batch norm gives
 
     def fits(self, block: Module) -> bool:
         """Tell whether the program is still that of a block."""
-        modules = block._modules
-        if len(modules) != len(self.absent):
-            return False
-        for name, module in modules.items():
-            if self.absent.get(name) is not (module is None):
-                return False
         return (
-            all(ends_in_norm(_at(block, norm.path)) for norm in self.norms)
-            and all(_does(_at(block, one.path), one.activation) for one in self.skipped)
-            and tracing.unchanged(block, self.read)
+            all(ends_in_norm(reads.at(block, norm.path)) for norm in self.norms)
+            and all(_does(reads.at(block, one.path), one.activation) for one in self.skipped)
+            and reads.unchanged(block, self.read)
         )
+
+    def takes(self, given: tuple[Any, ...]) -> bool:
+        """Tell whether arguments are of the kinds for which the block was traced."""
+        if self.kinds is not None and tuple(map(tracing.kind, given)) != self.kinds:
+            return False
+        return all(map(tracing.is_ordinary, given))
 
 
 class Plan(NamedTuple):
@@ -137,15 +137,19 @@ class Plan(NamedTuple):
         """Return the variant for a call, or None if the block's own forward has to run."""
         if len(given) != self.arguments or hooks._has_any_global_hook():
             return None
-        for one in given:
-            if isinstance(one, Proxy):
-                return None
         found = self.training if block.training else self.evaluation
-        return found if found.fits(block) else None
+        return found if found.takes(given) and found.fits(block) else None
 
 
-def plan_of(block: Module) -> Plan:
+def plan_of(block: Module, kinds: tuple[type, ...] | None) -> Plan:
     """Return the plan of a block of which nothing has been fused yet.
+
+    Parameters
+    ----------
+    block : Module
+        A copy, as `tracing.trace` wants it.
+    kinds : tuple of type, optional
+        The types of its arguments.
 
     Raises
     ------
@@ -153,24 +157,26 @@ def plan_of(block: Module) -> Plan:
         If its forward cannot be traced, or there is nothing to fuse.
     """
     if "forward" in block.__dict__:
-        raise tracing.NotFusable("it has a forward of its own")
-    evaluation, training = (_variant(block, mode) for mode in (False, True))
+        raise reads.NotFusable("it has a forward of its own")
+    evaluation, training = (_variant(block, mode, kinds) for mode in (False, True))
     if not (evaluation.norms and training.norms):
         raise Nothing("nothing follows a batch norm that is fused with it")
     return Plan(evaluation, training, tracing.positional(block))
 
 
-class Nothing(tracing.NotFusable):
+class Nothing(reads.NotFusable):
     """A block has nothing to fuse."""
 
 
-def _variant(block: Module, training: bool) -> Variant:
-    graph, read = tracing.trace(block, training)
+def _variant(block: Module, training: bool, kinds: tuple[type, ...] | None) -> Variant:
+    with tracing.mode(block, training):
+        graph, read, kinds = tracing.trace(block, kinds)
     found = patterns.find(graph, lambda node: block.get_submodule(str(node.target)), ends_in_norm)
     norms, skipped = [], []
     tail = graph_tail(graph)
+    made: dict[Any, Any] = {}
     for pattern in found:
-        _replace(graph, pattern, tail)
+        _replace(graph, pattern, tail, made)
         norms.append(Norm(_path(pattern.norm), _words(pattern)))
         for node in pattern.skipped:
             module = block.get_submodule(str(node.target))
@@ -180,7 +186,7 @@ def _variant(block: Module, training: bool) -> Variant:
         tuple(reversed(norms)),
         tuple(skipped),
         read,
-        {name: module is None for name, module in block._modules.items()},
+        kinds,
         any(pattern.is_open for pattern in found),
     )
 
@@ -192,8 +198,11 @@ def graph_tail(graph: Graph) -> Any:
         return graph.placeholder(TAIL)
 
 
-def _replace(graph: Graph, pattern: Pattern, tail: Any) -> None:
-    """Let the one call of `followed` do what the nodes of a pattern do."""
+def _replace(graph: Graph, pattern: Pattern, tail: Any, made: dict[Any, Any]) -> None:
+    """Let the one call of `followed` do what the nodes of a pattern do.
+
+    `made` has the nodes that have replaced others, which may have been residuals.
+    """
     before = pattern.addition or pattern.norm
     with graph.inserting_after(before):
         module = graph.get_attr(str(pattern.norm.target))
@@ -205,8 +214,10 @@ def _replace(graph: Graph, pattern: Pattern, tail: Any) -> None:
         else:
             activation = tuple(pattern.activation) if pattern.activation else None
             in_place = pattern.addition is not None and pattern.addition.target in patterns.IN_PLACE
-            new = graph.call_function(fused, (module, x, pattern.residual, in_place, activation))
+            residual = made.get(pattern.residual, pattern.residual)
+            new = graph.call_function(fused, (module, x, residual, in_place, activation))
             old = pattern.last
+    made[old] = new
     old.replace_all_uses_with(new)
     _erase(graph, old, new)
 
@@ -282,15 +293,15 @@ def _activated(y: torch.Tensor, activation: Activation | None) -> torch.Tensor:
 
 def fusions(block: Module, name: str) -> Iterator[tuple[str, str, str]]:
     """Yield the name of each batch norm that a block fuses, the block's, and what follows."""
-    plan: Plan = block.__dict__[PLAN]
-    for norm in plan.norms:
+    plan: Plan | None = block.__dict__.get(PLAN)
+    for norm in plan.norms if plan else ():
         if norm.does:
             yield ".".join(filter(None, (name, *norm.path, *_inside(block, norm)))), name, norm.does
 
 
 def _inside(block: Module, norm: Norm) -> tuple[str, ...]:
     """Return the way from a part that ends in a batch norm to the batch norm."""
-    part = _at(block, norm.path)
+    part = reads.at(block, norm.path)
     if part is None or not isinstance(part, Fused):
         return ()
     (last,) = (one for one in part.__dict__[PLAN].norms if not one.does)
@@ -329,13 +340,6 @@ def _does(module: Module | None, activation: Activation | None) -> bool:
     return patterns.of_module(module) == activation
 
 
-def _at(block: Module, path: tuple[str, ...]) -> Module | None:
-    found: Module | None = block
-    for name in path:
-        found = None if found is None else found._modules.get(name)
-    return found
-
-
 # Classes
 
 _made: weakref.WeakValueDictionary[type[Module], type[Module]] = weakref.WeakValueDictionary()
@@ -352,7 +356,7 @@ def undo(block: Module) -> None:
     """Undo `fuse`."""
     if isinstance(block, Fused):
         object.__setattr__(block, "__class__", classes.original(type(block)))
-        del block.__dict__[PLAN]
+        block.__dict__.pop(PLAN, None)
 
 
 def class_of(kind: type[Module]) -> type[Module]:
@@ -371,7 +375,8 @@ def class_of(kind: type[Module]) -> type[Module]:
 
 def _forward(kind: type[Module]) -> Callable[..., Any]:
     def forward(self: Any, *given: Any, **named: Any) -> Any:
-        variant = None if named else self.__dict__[PLAN].variant(self, given)
+        plan = None if named else self.__dict__.get(PLAN)  # a slice of a Sequential has none
+        variant = None if plan is None else plan.variant(self, given)
         if variant is None:
             return kind.forward(self, *given, **named)
         return variant.program.run(self, *given, None)

@@ -15,10 +15,10 @@ import torch
 from torch.nn import Module
 from torch.utils._pytree import tree_leaves, tree_map
 
-from bncore.torch import blocks
+from bncore.torch import blocks, tracing
 from bncore.torch.classes import NotConvertible
 from bncore.torch.modules import Computed, Fused
-from bncore.torch.tracing import NotFusable
+from bncore.torch.reads import NotFusable
 
 SEED = 0
 # How far results may be apart, in the rounding errors of the largest value: what follows a batch
@@ -67,7 +67,7 @@ def find(trial: Module, example: Any) -> Found:
     found = Found({}, {})
     for block, name in reversed(names.items()):  # parts before the whole
         try:
-            plan = blocks.plan_of(block)
+            plan = blocks.plan_of(block, None if seen is None else _kinds(seen.get(block)))
             kind = blocks.class_of(type(block))
             if seen is not None:
                 _try(block, plan, seen.get(block))
@@ -133,20 +133,21 @@ def _try(block: Module, plan: blocks.Plan, seen: Any) -> None:
     given, named = seen
     if named or len(given) != plan.arguments:
         raise NotFusable(f"the model does not call it with {plan.arguments} positional arguments")
-    mode = block.training
-    try:
-        for training in (True, False):
-            block.train(training)
-            variant = plan.training if training else plan.evaluation
-            if not variant.fits(block):
-                raise NotFusable("it is not as it was when it was traced")
+    for training in (True, False):
+        variant = plan.training if training else plan.evaluation
+        with tracing.mode(block, training):
+            if not (variant.takes(given) and variant.fits(block)):
+                raise NotFusable("the example gives it something else than tensors")
             own = _results(block, given, type(block).forward)
             got = _results(
                 block, given, lambda self, *x, run=variant.program.run: run(self, *x, None)
             )
-            _compare(own, got, "training" if training else "evaluation")
-    finally:
-        block.train(mode)
+        _compare(own, got, "training" if training else "evaluation")
+
+
+def _kinds(seen: Any) -> tuple[type, ...] | None:
+    """Return the types of the arguments that a block got, or None if it got none."""
+    return None if seen is None else tuple(map(tracing.kind, seen[0]))
 
 
 def _results(block: Module, given: Any, forward: Callable[..., Any]) -> dict[str, list[Any]]:

@@ -39,10 +39,11 @@ class InPlaceBatchNorm(AnyDimension):
     -----
     A call keeps x as every other layer does, and says nothing, where the inverse would lose more
     than 7 bits: where a weight is smaller than 1/128 of its bias, or than 1/128 if there is a
-    residual, as after an initialization with zeros; and for 16-bit data, masks and weights, and
-    where the call is compiled, traced or transformed.  The residual's values are not looked at:
-    where they are much larger than the weight, digits are lost in proportion.  y must not be
-    written to before backward, which PyTorch checks, and there are no second gradients.
+    residual, as after an initialization with zeros; for a slope outside of 2^-60 to 2^60, 16-bit
+    data, masks and weights; and where the call is compiled, traced or transformed.  The residual's
+    values are not looked at: where they are much larger than the weight, digits are lost in
+    proportion.  y must not be written to before backward, which PyTorch checks, and there are no
+    second gradients.
 
     References
     ----------

@@ -28,7 +28,7 @@ from bncore.torch.memory import output
 KEEPS_OUTPUT = "_bncore_keeps_output"  # the attribute of a module that keeps y where it can:
 ALWAYS, ACTIVATED = "always", "activated"  # ... whatever follows, or if leaky ReLU does
 LOSS = 128.0  # |bias| may be so many weights, and 1 where there is a residual: 7 bits are lost
-SMALLEST = 2.0**-60  # of a weight: gradients are divided by it
+SMALLEST = 2.0**-60  # of a weight or slope: gradients or y are divided by it
 FLOATS = (torch.float32, torch.float64)  # 16 bits have none to lose
 
 
@@ -49,7 +49,7 @@ def train(
     tensors = (weight, bias, residual, running_mean, running_var, batches)
     if not (torch.is_grad_enabled() and counted.plain and eager.possible(x, *tensors)):
         return None
-    if x.dtype not in FLOATS or not (then is None or (then[0] == "leaky_relu" and then[1] > 0.0)):
+    if x.dtype not in FLOATS or not (then is None or _can_go_back(*then)):
         return None
     check(x, running_mean, running_var, weight, bias, residual, True, eps)
     if not x.numel() or not _is_invertible(weight, bias, residual is not None):
@@ -58,6 +58,11 @@ def train(
     eager.track(ops.update_op, running_mean, running_var, moments, momentum, batches)
     result: torch.Tensor = y
     return result
+
+
+def _can_go_back(activation: str, slope: float) -> bool:
+    """Tell whether an activation has an inverse, for values that neither vanish nor overflow."""
+    return activation == "leaky_relu" and SMALLEST <= slope <= 1.0 / SMALLEST
 
 
 def _is_invertible(weight: torch.Tensor | None, bias: torch.Tensor | None, residual: bool) -> bool:

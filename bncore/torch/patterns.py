@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.fx import Graph, Node
-from torch.nn import Identity, LeakyReLU, Module, ReLU, functional
+from torch.nn import Identity, LeakyReLU, Linear, Module, ReLU, functional
+from torch.nn.modules.conv import _ConvNd
 
 ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 IN_PLACE = {operator.iadd, "add_"}
@@ -98,7 +99,7 @@ def _follow(norm: Node, called: Callable[[Node], Module]) -> Pattern | None:
     if user is not None and user.op == "output" and user.args[0] is _before(user):
         return Pattern(norm, tuple(skipped), None, None, None, user)
     if user is not None and (other := _added(user, _last(norm, skipped))) is not None:
-        if not _can_wait(norm, user):
+        if not (_can_wait(norm, user, called) and _is_kept(other, user, called)):
             return None
         node, addition, residual = user, user, other
         user = _pass_by(addition, called, skipped)
@@ -143,31 +144,69 @@ def _added(node: Node, value: Node) -> Node | None:
     if len(node.args) != 2 or node.kwargs:
         return None
     first, second = node.args
-    if first is value and isinstance(second, Node) and second is not value:
+    if first is second:
+        return None
+    if first is value and isinstance(second, Node):
         return second
     if second is value and isinstance(first, Node) and node.target not in IN_PLACE:
         return first
     return None
 
 
-def _can_wait(norm: Node, addition: Node) -> bool:
-    """Tell whether nothing between a batch norm and the addition may write into its input."""
+def _can_wait(norm: Node, addition: Node, called: Callable[[Node], Module]) -> bool:
+    """Tell whether a batch norm may be called where the addition is.
+
+    Nothing between them may write into its input, or call it, too.
+    """
+    between: list[Node] = []
     node = norm.next
     while node is not addition:
-        if norm.args[0] in node.all_input_nodes or _writes(node):
+        between.append(node)
+        node = node.next
+    if any(norm.args[0] in node.all_input_nodes or _writes(node) for node in between):
+        return False
+    modules = [called(node) for node in between if node.op == "call_module"]
+    if any(called(norm) in module.modules() for module in modules):
+        return False
+    return _is_new(norm.args[0], called) or not any(map(_may_write, modules))
+
+
+def _is_kept(residual: Node, addition: Node, called: Callable[[Node], Module]) -> bool:
+    """Tell whether nothing writes into a residual later: the gradient of an activation reads it."""
+    node = addition.next
+    while node.op != "output":
+        writes = _may_write(called(node)) if node.op == "call_module" else _writes(node)
+        if writes and residual in node.all_input_nodes:
             return False
         node = node.next
     return True
 
 
 def _writes(node: Node) -> bool:
-    """Tell whether a function or a method writes into its argument, by its name."""
+    """Tell whether a function or a method writes into its argument, by its name and arguments."""
     if node.op not in ("call_function", "call_method"):
         return False
     name = str(getattr(node.target, "__name__", node.target))
     if node.op == "call_function" and node.target is getattr(operator, name, None):
         return name.startswith("i")
-    return bool(node.kwargs.get("inplace")) or name.endswith("_")
+    flags = (*node.args, node.kwargs.get("inplace"))  # functions take `inplace` at many places
+    return name.endswith("_") or node.kwargs.get("out") is not None or any(f is True for f in flags)
+
+
+def _is_new(value: Any, called: Callable[[Node], Module]) -> bool:
+    """Tell whether nobody but its one user can have a value: it is no view of anything."""
+    if value.op != "call_module" or len(value.users) != 1:
+        return False
+    return isinstance(called(value), (_ConvNd, Linear))
+
+
+def _may_write(module: Module) -> bool:
+    """Tell whether a module may write into its arguments: in place, or in somebody's forward."""
+    for inner in module.modules():
+        known = inner.__module__.startswith("torch.nn.") and "forward" not in inner.__dict__
+        if not known or getattr(inner, "inplace", False):
+            return True
+    return False
 
 
 def activation_of(node: Node, value: Node, called: Callable[[Node], Module]) -> Activation | None:

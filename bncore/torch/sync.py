@@ -30,6 +30,9 @@ class SyncBatchNorm(AnyDimension):
 
     Notes
     -----
+    If the batch of a process is refused, for NaN with ``nan_policy="raise"``, its mask or weights,
+    or a shape or dtype, all processes raise its error, which names the rank.
+
     As with every collective operation, every process must call forward, and every process must call
     backward if one of them does, and so it is with backwards of gradients.  Gradients of any order
     exist, if the same arguments need gradients in every process.  `torch.compile` keeps a layer in
@@ -86,10 +89,12 @@ class SyncBatchNorm(AnyDimension):
             return super()._bncore_compute(
                 input, mean, var, weight, bias, batch, momentum, residual, batches, counted
             )
-        check(input, mean, var, weight, bias, residual, True, self.eps, alone=False)
-        counted = counting.checked(input, counted)
-        where, weights, nan_policy, fill = counted
         group = sync_ops.group_name(self.process_group)
+        try:
+            check(input, mean, var, weight, bias, residual, True, self.eps, alone=False)
+            where, weights, nan_policy, fill = counting.checked(input, counted)
+        except Exception as error:  # the other processes must not wait for this one
+            sync_ops.refuse(error, self.num_features, group)
         y, moments = sync_ops.train_op(
             input, weight, bias, where, weights, self.eps, nan_policy, fill, group
         )

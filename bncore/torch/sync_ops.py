@@ -4,6 +4,9 @@ Each process gathers the moments of all processes and merges them in the order o
 that all processes get the same bits.  Batches may differ in size and may be empty, and each process
 has its own mask and weights.  The gradient sums are gathered and added in the same way.
 
+A process whose batch is refused tells the others in the same exchange, so that none of them waits
+for it: all raise its error.
+
 A process group goes by its name, as in PyTorch's functional collectives, so that compilers can
 keep an operator in their graphs.
 """
@@ -11,7 +14,7 @@ keep an operator in their graphs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -55,16 +58,42 @@ def gathered(values: Array, group: str) -> list[Array]:
     return [array(part) for part in parts]
 
 
-def merged_moments(local: Moments, weighs: bool, group: str) -> tuple[Moments, bool]:
-    """Return the moments of all processes together, and whether values have weights in any."""
-    packed = np.concatenate(([float(weighs)], local.count, local.mean, local.m2))
-    parts = gathered(packed, group)
+ERRORS = {kind.__name__: kind for kind in (TypeError, ValueError, NotImplementedError)}
+
+
+def merged_moments(
+    local: Moments, weighs: bool, group: str, error: Exception | None = None
+) -> tuple[Moments, bool]:
+    """Return the moments of all processes together, and whether values have weights in any.
+
+    If there is an error in any process, all of them raise it.
+    """
+    flags = [float(weighs), float(error is not None)]
+    parts = gathered(np.concatenate((flags, local.count, local.mean, local.m2)), group)
+    if any(part[1] for part in parts):
+        raise _first_error(error, group) from error
     merged: Moments | None = None
     for part in parts:
-        moments = Moments(*part[1:].reshape(3, -1))
+        moments = Moments(*part[2:].reshape(3, -1))
         merged = moments if merged is None else merged.merge(moments)
     assert merged is not None
     return merged, any(part[0] for part in parts)
+
+
+def refuse(error: Exception, channels: int, group: str) -> NoReturn:
+    """Raise an error in all processes, which are about to merge moments of so many channels."""
+    merged_moments(Moments(*np.zeros((3, channels))), False, group, error)
+    raise error
+
+
+def _first_error(mine: Exception | None, group: str) -> Exception:
+    """Return the error of the first process that has one; all processes exchange them."""
+    found = dist.distributed_c10d._resolve_process_group(group)
+    told: list[Any] = [None] * dist.get_world_size(found)
+    text = None if mine is None else (type(mine).__name__, str(mine))
+    dist.all_gather_object(told, text, group=found)
+    rank, (kind, message) = next((i, one) for i, one in enumerate(told) if one is not None)
+    return ERRORS.get(kind, RuntimeError)(f"rank {rank}: {message}")
 
 
 def added_sums(local: GradSums, group: str) -> GradSums:
@@ -107,7 +136,10 @@ def train(
     y = output(dtypes.checked(x))
     values = array(in_order_of(y, x))
     common = options(where, weights, nan_policy)
-    local = bncore.moments(values, **common)
+    try:
+        local = bncore.moments(values, **common)
+    except Exception as error:  # of a mask, weights or NaN; the others must not wait
+        refuse(error, x.shape[1], group)
     counted = Counted(where, weights, nan_policy, fill)
     moments, weighs = merged_moments(local, counted.weighs, group)
     if not weighs and (moments.count == 1.0).any():

@@ -149,6 +149,24 @@ def test_sixteen_bits(rng, name, fields):
     close(*results, tolerance=2.0**-7)
 
 
+@pytest.mark.parametrize("wide", [True, False])
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("own", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_statistics_have_the_dtype_of_flax(own, dtype, wide):
+    """Also where the layer's dtype is narrower than that of x."""
+    fields = {"param_dtype": jnp.bfloat16, "dtype": dtype, "force_float32_reductions": wide}
+    kinds = []
+    for module in (bncore.jax.linen.BatchNorm, linen.BatchNorm):
+        layer = module(use_running_average=False, **fields)
+        x = jnp.ones((4, C), own)
+        variables = layer.init(jax.random.key(0), x)
+        _, state = jax.eval_shape(
+            lambda v, x, layer=layer: layer.apply(v, x, mutable=["batch_stats"]), variables, x
+        )
+        kinds.append(jax.tree.map(lambda one: one.dtype, state))
+    assert kinds[0] == kinds[1]
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_parts_of_a_batch_are_one(rng, name):
     """`axis_name`, here that of `jax.vmap`; all parts have the same number of values."""

@@ -121,6 +121,19 @@ def test_where_a_weight_is_too_small_x_is_kept(activation):
         torch.testing.assert_close(got.double(), exact, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("slope", [1e-42, 2.0**-61, 1e-10, 3.0, 2.0**61])
+def test_slopes_with_which_y_would_vanish_or_overflow_keep_x(slope):
+    module = layer(negative_slope=slope)
+    assert keeps_output(module, X) == (2.0**-60 <= slope <= 2.0**60)
+    (dx, dweight), wanted = results(module)[1:3], X.clone().requires_grad_()
+    plain = torch.nn.BatchNorm2d(C)
+    plain.load_state_dict(module.state_dict())
+    y = functional.leaky_relu(plain(wanted), slope)
+    exact = torch.autograd.grad(y, (wanted, plain.weight), DY)
+    for got, want in zip((dx, dweight), exact, strict=True):
+        assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+
+
 def test_what_it_cannot_do_keeps_x():
     module = layer()
     assert keeps_output(module, X)

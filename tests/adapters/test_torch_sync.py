@@ -217,6 +217,27 @@ def test_every_process_hears_of_a_failure(ranks):
         assert str(rank["recalibrated failure"]) == text
 
 
+REFUSED = {
+    "nan": "ValueError: rank {}: x: expected no NaN with nan_policy='raise', got NaN in channel 2",
+    "weights": "ValueError: rank {}: weights: expected finite numbers >= 0, got -1.0 at (0, 0",
+    "mask": "ValueError: rank {}: where: expected a shape that broadcasts against x's",
+    "dtype": "NotImplementedError: rank {}: \"batch_norm\" not implemented for 'Int'",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_batch_that_is_refused_in_one_process_is_refused_in_all(ranks, name):
+    texts = {str(rank[f"refused {name}"]) for rank in ranks}
+    assert len(texts) == 1 and texts.pop().startswith(REFUSED[name].format(len(ranks) - 1))
+
+
+def test_processes_go_on_after_a_refusal(ranks):
+    x = torch.from_numpy(torch_ranks.data()[0][0, :3])
+    expected = torch.nn.functional.batch_norm(x, None, None, training=True)
+    for rank in ranks:
+        close(rank["refused after"], expected.numpy())
+
+
 def test_one_value_in_all_is_refused_by_every_process(ranks):
     for rank in ranks:
         assert str(rank["one value"]).startswith("Expected more than 1 value per channel")

@@ -302,3 +302,13 @@ def test_importing_bncore_does_not_bring_the_lock_back():
 @pytest.mark.skipif(not FREE, reason="needs a free-threaded Python; see `make test-freethreaded`")
 def test_the_lock_is_off_while_these_tests_run():
     assert not sys._is_gil_enabled()
+
+
+@pytest.mark.skipif(not FREE, reason="needs a free-threaded Python; see `make test-freethreaded`")
+@pytest.mark.skipif(sys.version_info[:2] != (3, 13), reason="later ones count what is in a list")
+def test_threads_do_not_count_the_references_to_what_all_of_them_use():
+    native = backends.load("native")
+    for each in (native, native.fast.fast_train):
+        before = sys.getrefcount(each)
+        several = [each] * 100
+        assert sys.getrefcount(several[0]) == before
