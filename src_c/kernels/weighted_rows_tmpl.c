@@ -198,9 +198,9 @@ static ONCE_ONLY double NAME(add_whole_rows)(NAME(weighted_columns) * c,
 /* The rows of a tile, and what its pointers point to. */
 typedef struct NAME(tile_rows) {
     int rows;
-    const T *x[COUNTED_ROWS];
-    const uint8_t *flags[COUNTED_ROWS];
-    const double *weights[COUNTED_ROWS];
+    const T *x[TAKEN_ROWS];
+    const uint8_t *flags[TAKEN_ROWS];
+    const double *weights[TAKEN_ROWS];
 } NAME(tile_rows);
 
 /* Point a tile to rows r, r + 1 … and to their weights, which are laid out if need be. Returns where these come from. */
@@ -208,7 +208,7 @@ static ONCE_ONLY int NAME(take_rows)(NAME(tile_rows) * tile, NAME(weighted_colum
                                      const bncore_weighting *w, NAME(some_rows) t, int64_t r)
 {
     const int in_memory = !w->values || (!w->width && !w->omit_nan);
-    const int most = in_memory ? COUNTED_ROWS : w->doubles ? 1 : ROW_TILE;
+    const int most = in_memory ? TAKEN_ROWS : w->doubles ? 1 : ROW_TILE;
     tile->rows = (int)bncore_min(t.rows - r, most);
     for (int i = 0; i < tile->rows; i++) {
         const int64_t from = (r + i) * t.stride;
@@ -243,7 +243,7 @@ static ONCE_ONLY void NAME(sum_weighted_block)(NAME(weighted_columns) * c,
         NAME(tile_rows) rows = {.rows = 0};
         memset(c->few, 0, (size_t)t.cols);
         for (int64_t r = 0; r < t.rows; r += rows.rows) {
-            if (r == COUNTED_ROWS) NAME(count_few)(c, t.cols);
+            if (r == BNCORE_ROW_BLOCK / 2) NAME(count_few)(c, t.cols);
             const int from = NAME(take_rows)(&rows, c, weighting, t, r);
             const NAME(weighted_tile) tile = {rows.rows, rows.x, rows.flags, rows.weights};
             NAME(add_tile_with)(c, tile, t.cols, from);
