@@ -21,7 +21,7 @@ def compile_untraced() -> None:
     @wraps(compile_)
     def untraced(self: Any, signature: Any) -> Any:
         before = sys.gettrace()
-        if before is None or not self.py_func.__module__.startswith(KERNELS):
+        if before is None or not str(self.py_func.__module__).startswith(KERNELS):
             return compile_(self, signature)
         sys.settrace(None)
         try:
