@@ -2,7 +2,7 @@
  * `fused` is a sum of variants (kernels.h) and a constant wherever these functions are inlined. */
 
 /* Where the values of a run begin. dy is used with BACKWARD only, r with RESIDUAL, dr with STORED, and the rest with
- * WEIGHTED: flags that tell which values have weight (NULL: those that are numbers), weights for the gradient by x, what fills the values of y without
+ * WEIGHTED: flags that tell which values have weight, whether NaN has none, weights for the gradient by x, what fills the values of y without
  * weight, whether a gradient counts without weight, and whether the statistics are constants. With WEIGHTED dr may be NULL, and r and flags may be vectors that stand for all others (r_by, flags_by: 0, else
  * 1). */
 typedef struct NAME(values) {
@@ -14,7 +14,7 @@ typedef struct NAME(values) {
     int64_t r_by, flags_by,
         flags_step; /* flags_step: from one vector, row or run of flags to the next */
     ACC fill;
-    int unfilled, frozen;
+    int omit_nan, unfilled, frozen;
 } NAME(values);
 
 static inline ALWAYS_INLINE NAME(values) NAME(values_of)(const bncore_arrays *a)
@@ -33,7 +33,7 @@ static inline ALWAYS_INLINE NAME(values) NAME(values_at)(NAME(values) v, int64_t
     v.x += i;
     if (fused & RESIDUAL) v.r += fused & WEIGHTED ? i * v.r_by : i;
     if (fused & STORED && !(fused & WEIGHTED && !v.dr)) v.dr += i;
-    if (fused & WEIGHTED && v.flags) v.flags += i * v.flags_by;
+    if (fused & WEIGHTED) v.flags += i & -v.flags_by;
     return v;
 }
 

@@ -23,7 +23,7 @@ static inline ALWAYS_INLINE void NAME(few)(T *to, NAME(values) v, int64_t len, c
 {
     T dy[NAME(WIDTH)], x[NAME(WIDTH)], r[NAME(WIDTH)], result[NAME(WIDTH)];
     uint8_t flags[NAME(WIDTH)];
-    if (fused & WEIGHTED && v.flags) {
+    if (fused & WEIGHTED) {
         for (int64_t l = 0; l < NAME(WIDTH); l++) flags[l] = l < len ? v.flags[l] : 0;
         v.flags = flags;
     }
@@ -34,12 +34,13 @@ static inline ALWAYS_INLINE void NAME(few)(T *to, NAME(values) v, int64_t len, c
     for (int64_t l = 0; l < len; l++) to[l] = result[l];
 }
 
-/* All inputs; the flags, if there are some, lie in memory. */
+/* All inputs; flags lie in memory, or are a vector that stands for all. */
 static inline NAME(values) NAME(inputs_of)(const bncore_arrays *a, int fused)
 {
     if (!(fused & WEIGHTED)) return NAME(values_of)(a);
     NAME(values) v = NAME(weighted_values_of)(a);
-    v.flags = a->weighting->values ? (const uint8_t *)a->weighting->values + a->at : NULL;
+    if (!a->weighting->values) return v;
+    v.flags = (const uint8_t *)a->weighting->values + a->at;
     v.flags_by = 1;
     return v;
 }
@@ -113,7 +114,7 @@ static inline ALWAYS_INLINE void NAME(stream_runs)(T *dst, NAME(values) v, int64
     int64_t i = bncore_min(NAME(to_part)(dst), len), end = len;
     if (i) compute_few(dst, v, i, coef, stride);
     for (int64_t c = 0; c < runs; c++, end += len) {
-        if (fused & WEIGHTED && v.flags && c) v.flags += v.flags_step - len;
+        if (fused & WEIGHTED && c) v.flags += v.flags_step - len;
         ACC k[COEF_FIELDS];
         T values[NAME(IN_LINE)], next[NAME(WIDTH)];
         for (int f = 0; f < fields; f++) k[f] = coef[f * stride + c];
@@ -177,7 +178,8 @@ static inline ALWAYS_INLINE void NAME(walk_planes)(const bncore_arrays *arrays, 
                                                    int fused)
 {
     NAME(values) values = NAME(inputs_of)(arrays, fused);
-    const int shared = fused & WEIGHTED && values.flags && !arrays->weighting->per_channel;
+    const int shared =
+        fused & WEIGHTED && arrays->weighting->values && !arrays->weighting->per_channel;
     const int64_t ahead = residual_ahead(t, sizeof(T));
     const int copied = fused & BACKWARD && fused & ACTIVATION ? COEF_FIELDS : fields;
     T *dst = arrays->dst;

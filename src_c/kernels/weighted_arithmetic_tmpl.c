@@ -3,15 +3,11 @@
 
 enum { NAME(EVERYTHING) = ACTIVATION | RESIDUAL | WEIGHTED | DOUBLES };
 
-/* Replace those of WIDTH values that have no weight by `others`. */
-static inline ALWAYS_INLINE void NAME(replace_weightless)(ACC *values, const ACC *others,
-                                                          NAME(values) v, const ACC *x)
+/* Whether a value takes no part since it is NaN. */
+static inline ALWAYS_INLINE int NAME(is_omitted)(NAME(values) v, ACC x)
 {
-    if (v.flags)
-        NAME(replace)(values, others, v.flags, NAME(WIDTH));
-    else
-#pragma omp simd
-        for (int l = 0; l < NAME(WIDTH); l++) values[l] = x[l] == x[l] ? values[l] : others[l];
+    const ACC looked_at = v.omit_nan ? x : (ACC)0;
+    return looked_at != looked_at;
 }
 
 /* Compute WIDTH values, of which `fill` replaces those without weight. */
@@ -24,10 +20,11 @@ static inline ALWAYS_INLINE void NAME(weighted_normalize)(T *to, NAME(values) v,
 #pragma omp simd
     for (int l = 0; l < NAME(WIDTH); l++) {
         const ACC *k = coef + l * by_column;
-        y[l] = NAME(y_of)(v, in.x[l] - k[0], in.r[l], k[stride], k[2 * stride], fused);
+        const ACC plain = NAME(y_of)(v, in.x[l] - k[0], in.r[l], k[stride], k[2 * stride], fused);
+        y[l] = NAME(is_omitted)(v, in.x[l]) ? v.fill : plain;
         fills[l] = v.fill;
     }
-    NAME(replace_weightless)(y, fills, v, in.x);
+    NAME(replace)(y, fills, v.flags, NAME(WIDTH));
     NAME(store_many)(to, y, NAME(WIDTH));
 }
 
@@ -45,10 +42,10 @@ static inline ALWAYS_INLINE void NAME(weighted_grad_input)(T *to, NAME(values) v
         const ACC *k = coef + l * by_column;
         const ACC w = fused & DOUBLES ? v.weights[l] : (ACC)1, d = in.x[l] - k[stride];
         const ACC sum = (g[l] + w * (d * k[2 * stride])) + w * k[3 * stride];
-        dx[l] = (v.frozen ? g[l] : sum) * k[0];
-        const ACC counts = v.unfilled ? g[l] : (ACC)0;
+        const ACC counts = v.unfilled ? g[l] : (ACC)0, value = (v.frozen ? g[l] : sum) * k[0];
         alone[l] = counts != (ACC)0 ? counts * k[0] : (ACC)0;
+        dx[l] = NAME(is_omitted)(v, in.x[l]) ? alone[l] : value;
     }
-    NAME(replace_weightless)(dx, alone, v, in.x);
+    NAME(replace)(dx, alone, v.flags, NAME(WIDTH));
     NAME(store_many)(to, dx, NAME(WIDTH));
 }

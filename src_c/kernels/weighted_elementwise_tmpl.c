@@ -207,11 +207,11 @@ static inline ALWAYS_INLINE void NAME(walk_runs)(NAME(weighted_walk) * w, T *dst
         w->writer.to = dst;
     }
     v.weights = w->weights.weights;
-    v.flags_by = 1;
     for (int64_t i = 0, n, column = 0; i < len; i += n) {
         NAME(values) some = NAME(values_at)(v, i, fused);
         if (fused & DOUBLES && w->weights_by) {
             some.flags = w->flags.flags;
+            some.flags_by = 1;
             n = NAME(next_weights)(&w->weights, w->flags.flags, w->flags.weighting, at + i, some.x,
                                    len - i);
         } else {
@@ -279,7 +279,7 @@ static inline ALWAYS_INLINE void NAME(weighted_rows)(const bncore_arrays *a, con
     static ONCE_ONLY int NAME(flagged_##operation##_planes)(                                       \
         const bncore_arrays *a, const void *coef, int64_t stride, const bncore_planes *t)          \
     {                                                                                              \
-        if (!NAME(knows_weights)(a->weighting)) return 0;                                          \
+        if (!NAME(reads_flags)(a->weighting)) return 0;                                            \
         NAME(walk_planes)(a, coef, stride, t, NAME(weighted_##operation),                          \
                           NAME(few_flagged_##operation##_planes), FIELDS_##operation, fused);      \
         return 1;                                                                                  \
@@ -287,7 +287,7 @@ static inline ALWAYS_INLINE void NAME(weighted_rows)(const bncore_arrays *a, con
     static ONCE_ONLY int NAME(flagged_##operation##_rows)(                                         \
         const bncore_arrays *a, const void *coef, int64_t stride, const bncore_rows *t)            \
     {                                                                                              \
-        if (!NAME(knows_weights)(a->weighting))                                                    \
+        if (!NAME(reads_flags)(a->weighting))                                                      \
             return NAME(write_flagged_rows)(a, coef, stride, t, NAME(weighted_##operation),        \
                                             NAME(operation), fused);                               \
         NAME(walk_rows)(a, coef, stride, t, NAME(weighted_##operation),                            \

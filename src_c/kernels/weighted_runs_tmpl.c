@@ -9,6 +9,8 @@ static const T NAME(no_residual)[BNCORE_LANES] = {
 static inline NAME(values) NAME(weighted_values_of)(const bncore_arrays *a)
 {
     NAME(values) v = NAME(values_of)(a);
+    v.flags = flags_of_row[1];
+    v.omit_nan = a->weighting->omit_nan;
     v.fill = NAME(coefficient)(a->weighting->fill);
     v.unfilled = !a->weighting->filled;
     v.frozen = a->weighting->frozen;

@@ -17,10 +17,10 @@ static inline int NAME(has_flags)(const bncore_weighting *w)
     return w->values && !w->doubles && !w->omit_nan && !w->width;
 }
 
-/* Whether it is known of any number of values which have weight: by such flags, or as they are numbers. */
-static inline int NAME(knows_weights)(const bncore_weighting *w)
+/* Whether flags, if there are some, lie in memory as they are, and NaN may have to be left out besides. */
+static inline int NAME(reads_flags)(const bncore_weighting *w)
 {
-    return NAME(has_flags)(w) || (!w->values && w->omit_nan);
+    return w->values ? !w->doubles && !w->width : w->omit_nan;
 }
 
 /* The flags of `len` values that follow each other, of which the first is value `at` of x. Where they do not lie in
