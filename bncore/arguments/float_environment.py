@@ -22,7 +22,7 @@ __all__ = ["default_environment", "in_default_environment", "silent_arithmetic"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-SIZE = 64  # bytes: more than any system's fenv_t
+Environment = ctypes.c_char * 64  # more bytes than any system's fenv_t
 
 
 def _library() -> Any:
@@ -63,7 +63,7 @@ class default_environment:
 
     def __enter__(self) -> None:
         if _LIBRARY is not None:
-            self._own = ctypes.create_string_buffer(SIZE)
+            self._own = Environment()
             _LIBRARY.fegetenv(self._own)
             _LIBRARY.fesetenv(_DEFAULT)
 

@@ -97,10 +97,10 @@ ALL_ONE = GivenWeights(None, False, None, ())
 
 def _collapsed(name: str, array: Array, shape: tuple[int, ...]) -> Array:
     """Return an array that broadcasts against `shape`, with size 1 where it repeats itself."""
-    try:
-        fits = np.broadcast_shapes(array.shape, shape) == shape
-    except ValueError:
-        fits = False
+    sizes = shape[len(shape) - array.ndim :]
+    fits = array.ndim <= len(shape) and all(
+        own in (1, size) for own, size in zip(array.shape, sizes, strict=True)
+    )
     if not fits:
         raise ValueError(
             f"{name}: expected a shape that broadcasts against x's {shape}, got {array.shape}"
@@ -179,7 +179,8 @@ def _canonical(
     full = values.reshape((1,) * (len(shape) - values.ndim) + values.shape)
     shared = all(full.shape[i] == 1 for i in kept)
     target = tuple(1 if shared and i in kept else size for i, size in enumerate(shape))
-    block = np.ascontiguousarray(np.broadcast_to(full, target).transpose(order))
+    repeated = full if full.shape == target else np.broadcast_to(full, target)
+    block = np.ascontiguousarray(repeated.transpose(order))
     return block.reshape(to.outer, 1 if shared else to.channels, to.inner)
 
 
