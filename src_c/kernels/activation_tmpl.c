@@ -2,9 +2,10 @@
  * `fused` is a sum of variants (kernels.h) and a constant wherever these functions are inlined. */
 
 /* Where the values of a run begin. dy is used with BACKWARD only, r with RESIDUAL, dr with STORED, and the rest with
- * WEIGHTED: flags that tell which values have weight, whether NaN has none, weights for the gradient by x, what fills the values of y without
- * weight, whether a gradient counts without weight, and whether the statistics are constants. With WEIGHTED dr may be NULL, and r and flags may be vectors that stand for all others (r_by, flags_by: 0, else
- * 1). */
+ * WEIGHTED: flags that tell which values have weight, whether a NaN of x has no weight, weights for the gradient by x,
+ * what fills the values of y without weight, whether a gradient counts without weight, and whether the statistics are
+ * constants. With WEIGHTED dr may be NULL, and r and flags may be vectors that stand for all others (r_by, flags_by: 0,
+ * else 1). */
 typedef struct NAME(values) {
     const T *dy, *x, *r;
     T *dr;
@@ -46,7 +47,7 @@ static inline ALWAYS_INLINE NAME(values)
     return to;
 }
 
-/* Whether a value with this flag takes part in the sums, and its gradient g in dx. */
+/* Whether a value with this flag and its gradient g take part in the sums. */
 static inline ALWAYS_INLINE int NAME(takes_part)(NAME(values) v, ACC flag, ACC g)
 {
     const ACC alone = v.unfilled ? g : (ACC)0;

@@ -205,7 +205,8 @@ static inline ALWAYS_INLINE void NAME(sum_rows)(bncore_partial partial, const bn
     NAME(grad_columns) w;
     w.mask_stride = arrays->mask_stride;
     if (fused & WEIGHTED) NAME(start_row_flags)(&w.flags, arrays, t);
-    const int64_t width = fused & WEIGHTED && !w.flags.in_rows ? WEIGHTED_STRIP : STRIP;
+    const int laid_out = fused & WEIGHTED && !w.flags.in_rows && !w.flags.in_memory;
+    const int64_t width = laid_out ? WEIGHTED_STRIP : STRIP;
     for (int64_t j = 0; j < t->cols; j += width) {
         const bncore_rows strip = {t->rows, bncore_min(t->cols - j, width), t->stride};
         w.flags.at = arrays->at + j;

@@ -25,8 +25,9 @@
 enum {
     STRIP =
         1024, /* rows: the sums of so many columns stay in L1 and L2 with the data, and fit the stack */
-    WEIGHTED_STRIP = 256, /* the same with weights, which take a part of the stack */
-    FLAGGED_ROWS = 8,     /* rows: a chain */
+    WEIGHTED_STRIP =
+        256,          /* the same with weights that are laid out, which take a part of the stack */
+    FLAGGED_ROWS = 8, /* rows: a chain */
     TAKEN_ROWS = 64, /* rows: so many are taken at once where nothing has to be laid out for them */
     ROW_TILE = 4,    /* rows: rows that are added between a load and a store of these sums */
     /* Rows: from so many columns on, streamed rows are taken ROW_TILE at a time. The coefficients of fewer columns stay

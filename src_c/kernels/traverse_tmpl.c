@@ -1,6 +1,6 @@
 /* The order in which an elementwise kernel for storage type T goes through memory, and how it writes. The arithmetic
- * is a function of normalize_tmpl.c or grad_input_tmpl.c in the variant `fused`; both are constants here. `to` may be
- * an input itself, because value i of the result depends only on value i of the inputs. */
+ * is a function of normalize_tmpl.c, grad_input_tmpl.c or weighted_arithmetic_tmpl.c in the variant `fused`; both are
+ * constants here. `to` may be an input itself, because value i of the result depends only on value i of the inputs. */
 
 /* Compute WIDTH values and write them to `to`, after all inputs were read. coef has one value per field (planes), or
  * with by_column one per value (rows). */
@@ -34,12 +34,12 @@ static inline ALWAYS_INLINE void NAME(few)(T *to, NAME(values) v, int64_t len, c
     for (int64_t l = 0; l < len; l++) to[l] = result[l];
 }
 
-/* All inputs; flags lie in memory, or are a vector that stands for all. */
-static inline NAME(values) NAME(inputs_of)(const bncore_arrays *a, int fused)
+/* All inputs. Flags lie in memory, or a vector of them stands for all; run_at sets those that channels share. */
+static inline ALWAYS_INLINE NAME(values) NAME(inputs_of)(const bncore_arrays *a, int fused)
 {
     if (!(fused & WEIGHTED)) return NAME(values_of)(a);
     NAME(values) v = NAME(weighted_values_of)(a);
-    if (!a->weighting->values) return v;
+    if (!a->weighting->values || !a->weighting->per_channel) return v;
     v.flags = (const uint8_t *)a->weighting->values + a->at;
     v.flags_by = 1;
     return v;
@@ -146,8 +146,8 @@ static inline ALWAYS_INLINE void NAME(stream_runs)(T *dst, NAME(values) v, int64
         compute_few(dst + i, NAME(values_at)(v, i, fused), runs * len - i, coef + runs - 1, stride);
 }
 
-/* The flags of a run, which all channels share. They begin once more behind its end, in `room`, if they fit: then neighbouring
- * runs can be streamed at once. */
+/* The flags of a run, which all channels share. Where the output is streamed, they begin once more behind the end of the run,
+ * in `room`, if they fit: then neighbouring runs can be streamed at once. */
 static inline const uint8_t *NAME(shared_flags)(uint8_t room[MOST_FLAGS], const bncore_arrays *a,
                                                 int64_t e, int64_t len)
 {
@@ -165,7 +165,9 @@ static inline ALWAYS_INLINE NAME(values)
     NAME(run_at)(NAME(values) v, int64_t i, const uint8_t *flags, int fused)
 {
     v = NAME(values_at)(v, i, fused);
-    if (fused & WEIGHTED && flags) v.flags = flags;
+    if (!(fused & WEIGHTED) || !flags) return v;
+    v.flags = flags;
+    v.flags_by = 1;
     return v;
 }
 

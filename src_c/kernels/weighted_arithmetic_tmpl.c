@@ -3,7 +3,7 @@
 
 enum { NAME(EVERYTHING) = ACTIVATION | RESIDUAL | WEIGHTED | DOUBLES };
 
-/* Whether a value takes no part since it is NaN. */
+/* Whether a value takes no part because it is NaN. */
 static inline ALWAYS_INLINE int NAME(is_omitted)(NAME(values) v, ACC x)
 {
     const ACC looked_at = v.omit_nan ? x : (ACC)0;

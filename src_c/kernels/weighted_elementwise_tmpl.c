@@ -1,5 +1,6 @@
-/* Elementwise kernels of weighted values, for storage type T. They compute some values of a run after the other into a
- * buffer, which streams whole lines where the output passes the caches by. */
+/* Elementwise kernels of weighted values, for storage type T. Where flags can be read as they lie in
+ * memory, they take the traversals of plain values (traverse_tmpl.c). Elsewhere they compute some values of a run after
+ * the other into a buffer, which streams whole lines where the output passes the caches by. */
 
 /* ---- the output ---- */
 

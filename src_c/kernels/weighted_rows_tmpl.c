@@ -78,7 +78,7 @@ static inline ALWAYS_INLINE void NAME(add_flagged_strip)(NAME(weighted_columns) 
     memcpy(c->few + j, few, sizeof few);
 }
 
-/* The same for rows that have no flags. */
+/* The same for rows whose weights are not a flag for each value. */
 static inline ALWAYS_INLINE void NAME(add_weighted_strip)(NAME(weighted_columns) * c,
                                                           const NAME(weighted_tile) * t, int64_t j,
                                                           int rows, int from)
@@ -218,7 +218,8 @@ static ONCE_ONLY int NAME(take_rows)(NAME(tile_rows) * tile, NAME(weighted_colum
             tile->weights[i] =
                 NAME(weights_in)(c->room.weights[0], w, t.at + from, tile->x[i], t.cols);
         else
-            tile->flags[i] = NAME(flags_in)(c->room.flags[i], w, t.at + from, tile->x[i], t.cols);
+            tile->flags[i] = NAME(flags_in)(c->room.flags[in_memory ? 0 : i], w, t.at + from,
+                                            tile->x[i], t.cols);
     }
     if (!w->values) return w->omit_nan ? NUMBERS : ROW_FLAGS;
     return w->doubles ? WEIGHTS : FLAGS;

@@ -179,10 +179,10 @@ static inline ALWAYS_INLINE void replace_f32(float *values, const float *others,
 #if defined(__AVX2__)
     for (; l + 8 <= n; l += 8) {
         const __m128i bytes = _mm_loadl_epi64((const void *)(flags + l));
-        const __m256i kept = _mm256_cvtepi8_epi32(_mm_sub_epi8(_mm_setzero_si128(), bytes));
+        const __m256i none = _mm256_cvtepi8_epi32(_mm_cmpeq_epi8(bytes, _mm_setzero_si128()));
         _mm256_storeu_ps(values + l,
-                         _mm256_blendv_ps(_mm256_loadu_ps(others + l), _mm256_loadu_ps(values + l),
-                                          _mm256_castsi256_ps(kept)));
+                         _mm256_blendv_ps(_mm256_loadu_ps(values + l), _mm256_loadu_ps(others + l),
+                                          _mm256_castsi256_ps(none)));
     }
 #endif
     for (; l < n; l++) values[l] = flags[l] ? values[l] : others[l];
@@ -203,10 +203,10 @@ static inline ALWAYS_INLINE void replace_f64(double *values, const double *other
     for (; l + 4 <= n; l += 4) {
         int32_t four;
         memcpy(&four, flags + l, sizeof four);
-        const __m128i bytes = _mm_sub_epi8(_mm_setzero_si128(), _mm_cvtsi32_si128(four));
+        const __m128i none = _mm_cmpeq_epi8(_mm_cvtsi32_si128(four), _mm_setzero_si128());
         _mm256_storeu_pd(values + l,
-                         _mm256_blendv_pd(_mm256_loadu_pd(others + l), _mm256_loadu_pd(values + l),
-                                          _mm256_castsi256_pd(_mm256_cvtepi8_epi64(bytes))));
+                         _mm256_blendv_pd(_mm256_loadu_pd(values + l), _mm256_loadu_pd(others + l),
+                                          _mm256_castsi256_pd(_mm256_cvtepi8_epi64(none))));
     }
 #endif
     for (; l < n; l++) values[l] = flags[l] ? values[l] : others[l];
@@ -234,15 +234,16 @@ static inline ALWAYS_INLINE void keep_flagged(double *values, const uint8_t *fla
     _mm512_storeu_pd(values, _mm512_maskz_mov_pd((__mmask8)kept, low));
     _mm512_storeu_pd(values + 8, _mm512_maskz_mov_pd((__mmask8)(kept >> 8), high));
 #elif defined(__AVX2__)
-    const __m128i bytes = _mm_sub_epi8(_mm_setzero_si128(), _mm_loadu_si128((const void *)flags));
-    const __m256d a = _mm256_castsi256_pd(_mm256_cvtepi8_epi64(bytes));
-    const __m256d b = _mm256_castsi256_pd(_mm256_cvtepi8_epi64(_mm_srli_si128(bytes, 4)));
-    const __m256d c = _mm256_castsi256_pd(_mm256_cvtepi8_epi64(_mm_srli_si128(bytes, 8)));
-    const __m256d d = _mm256_castsi256_pd(_mm256_cvtepi8_epi64(_mm_srli_si128(bytes, 12)));
-    _mm256_storeu_pd(values, _mm256_and_pd(a, _mm256_loadu_pd(values)));
-    _mm256_storeu_pd(values + 4, _mm256_and_pd(b, _mm256_loadu_pd(values + 4)));
-    _mm256_storeu_pd(values + 8, _mm256_and_pd(c, _mm256_loadu_pd(values + 8)));
-    _mm256_storeu_pd(values + 12, _mm256_and_pd(d, _mm256_loadu_pd(values + 12)));
+    const __m128i bytes = _mm_loadu_si128((const void *)flags);
+    const __m128i none = _mm_cmpeq_epi8(bytes, _mm_setzero_si128());
+    const __m256d a = _mm256_castsi256_pd(_mm256_cvtepi8_epi64(none));
+    const __m256d b = _mm256_castsi256_pd(_mm256_cvtepi8_epi64(_mm_srli_si128(none, 4)));
+    const __m256d c = _mm256_castsi256_pd(_mm256_cvtepi8_epi64(_mm_srli_si128(none, 8)));
+    const __m256d d = _mm256_castsi256_pd(_mm256_cvtepi8_epi64(_mm_srli_si128(none, 12)));
+    _mm256_storeu_pd(values, _mm256_andnot_pd(a, _mm256_loadu_pd(values)));
+    _mm256_storeu_pd(values + 4, _mm256_andnot_pd(b, _mm256_loadu_pd(values + 4)));
+    _mm256_storeu_pd(values + 8, _mm256_andnot_pd(c, _mm256_loadu_pd(values + 8)));
+    _mm256_storeu_pd(values + 12, _mm256_andnot_pd(d, _mm256_loadu_pd(values + 12)));
 #else
     for (int l = 0; l < BNCORE_LANES; l++) values[l] = flags[l] ? values[l] : 0.0;
 #endif
