@@ -5,7 +5,7 @@
 
 Numbers: each architecture computes a batch in training and in evaluation, in both memory formats.
 Outputs and gradients are compared with those of a float64 copy, for PyTorch and for bncore: the
-errors are the largest difference, relative to the largest value.  They are medians of three
+errors are the largest difference, relative to the largest value.  They are medians of five
 batches, since one value that rounding moves across 0 before a ReLU changes a gradient by much.  A
 layer that bncore does not compute is named.
 
@@ -43,7 +43,7 @@ from torch_vision import timm, torchvision
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "torch-models.md"
 TORCHVISION = (
     *("resnet18", "resnet50", "resnext50_32x4d", "vgg11_bn", "densenet121", "googlenet"),
-    *("inception_v3", "mobilenet_v2", "mobilenet_v3_small", "mnasnet0_5", "shufflenet_v2_x0_5"),
+    *("resnet34", "mobilenet_v2", "mobilenet_v3_small", "mnasnet0_5", "shufflenet_v2_x0_5"),
     *("efficientnet_b0", "efficientnet_v2_s", "regnet_x_400mf", "regnet_y_400mf"),
 )
 TIMM = (
@@ -58,7 +58,7 @@ WAYS_NAMES = [
     "timm resnet18", "timm mobilenetv3_small_100", "timm regnety_002", "timm efficientnet_lite0",
 ]  # fmt: skip
 QUICK = ["timm test_resnet", "timm test_efficientnet"]
-BATCHES = 3
+BATCHES = 5
 FACTOR = 2.0  # an error of bncore may be so many times that of PyTorch: both are noise
 FORMATS = {"NCHW": torch.contiguous_format, "channels last": torch.channels_last}
 LARGE = {"inception_v3": 139}  # images that are smaller do not go through
