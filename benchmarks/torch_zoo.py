@@ -61,7 +61,6 @@ QUICK = ["timm test_resnet", "timm test_efficientnet"]
 BATCHES = 5
 FACTOR = 2.0  # an error of bncore may be so many times that of PyTorch: both are noise
 FORMATS = {"NCHW": torch.contiguous_format, "channels last": torch.channels_last}
-LARGE = {"inception_v3": 139}  # images that are smaller do not go through
 
 
 def made(name: str) -> nn.Module:
@@ -81,8 +80,7 @@ def made(name: str) -> nn.Module:
     return model
 
 
-def images(name: str, size: int, seed: int = 1) -> torch.Tensor:
-    size = max(size, LARGE.get(name.split()[1], 0))
+def images(size: int, seed: int = 1) -> torch.Tensor:
     return torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
@@ -148,7 +146,7 @@ def numbers(name: str, size: int) -> Numbers:
     for training in (True, False):
         found: dict[str, list[list[tuple[float, float]]]] = {order: [] for order in FORMATS}
         for seed in range(BATCHES):
-            x = images(name, size, seed)
+            x = images(size, seed)
             exact = computed_from(state, exact_model.train(training), x.double())
             for order, memory_format in FORMATS.items():
                 batch = x.to(memory_format=memory_format)
@@ -204,7 +202,7 @@ def tried(way: str, model: nn.Module, x: torch.Tensor) -> str:
 
 def ways(name: str, size: int) -> dict[str, tuple[str, str]]:
     """Go all ways with a model of PyTorch and with the converted one."""
-    x = images(name, size)
+    x = images(size)
     found = {}
     for way in WAYS:
         plain = made(name)
