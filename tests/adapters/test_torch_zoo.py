@@ -37,7 +37,7 @@ def test_outputs_and_gradients_are_as_exact_as_those_of_pytorch(name):
 def test_a_converted_model_goes_the_ways_of_pytorch(way):
     name = torch_zoo.QUICK[0]
     model = bncore.torch.convert(torch_zoo.made(name))
-    assert torch_zoo.tried(way, model, torch_zoo.images(name, 64)) == "yes"
+    assert torch_zoo.tried(way, model, torch_zoo.images(64)) == "yes"
 
 
 def test_other_results_are_noticed():
