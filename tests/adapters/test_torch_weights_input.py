@@ -79,6 +79,9 @@ def test_nan_that_counts_is_refused(way, memory_format):
     assert y[:2].isfinite().all()
 
 
+FEW = r"^input: expected a sum of weights per channel > correction = 1"
+
+
 def test_channels_without_a_value(way):
     """They leave the running statistics as they are, and one value alone cannot move them."""
     layer = BatchNorm1d(C)
@@ -95,8 +98,11 @@ def test_channels_without_a_value(way):
     single = torch.zeros(4, 1, 5, dtype=torch.bool)
     single[0, 0, 0] = True
     before = [one.clone() for one in layer.buffers()]
-    with pytest.raises(ValueError, match=r"moments: expected count > correction = 1, got 1 for"):
+    with pytest.raises(ValueError, match=FEW + ", got 1 for channel 0"):
         layer(x, single)
+    weights = torch.full((4, 1, 5), 0.05, dtype=torch.float64) + 2.0**-50
+    with pytest.raises(ValueError, match=FEW + " by more than rounding, got 1"):
+        layer(x, weights=weights)
     assert all(map(torch.equal, layer.buffers(), before))
     y = bncore.torch.batch_norm(x, None, None, training=True, where=single)
     assert not y[0, :, 0].any()
