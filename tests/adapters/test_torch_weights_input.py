@@ -100,12 +100,21 @@ def test_channels_without_a_value(way):
     before = [one.clone() for one in layer.buffers()]
     with pytest.raises(ValueError, match=FEW + ", got 1 for channel 0"):
         layer(x, single)
-    weights = torch.full((4, 1, 5), 0.05, dtype=torch.float64) + 2.0**-50
-    with pytest.raises(ValueError, match=FEW + " by more than rounding, got 1"):
-        layer(x, weights=weights)
+    for above in (2.0**-50, 9e-6):
+        weights = torch.full((4, 1, 5), 0.05, dtype=torch.float64) * (1.0 + above)
+        with pytest.raises(ValueError, match=FEW + " by more than rounding, got 1"):
+            layer(x, weights=weights)
     assert all(map(torch.equal, layer.buffers(), before))
     y = bncore.torch.batch_norm(x, None, None, training=True, where=single)
     assert not y[0, :, 0].any()
+    layer(x, weights=torch.full((4, 1, 5), 0.05, dtype=torch.float64) * (1.0 + 2e-5))
+    assert layer.num_batches_tracked == 3 and layer.running_var.isfinite().all()
+
+
+def test_a_mask_in_the_place_of_the_residual(way):
+    layer = bncore.torch.BatchNormAddReLU(C)
+    with pytest.raises(RuntimeError, match=r"^residual: expected Float .* where=mask\)$"):
+        layer(X, torch.ones_like(X, dtype=torch.bool))
 
 
 def test_a_negative_running_variance_is_refused(way):
