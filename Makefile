@@ -15,6 +15,7 @@ FREE_PIP := $(FREE)/bin/python -m pip --disable-pip-version-check
 # Python compiles what pip installs when it is first imported. Most of it never is, and to compile all takes pip longer
 # than the rest.
 INSTALL := install -q --no-compile
+unexport PYTHONDONTWRITEBYTECODE # or every process would compile it again
 SKIP_NATIVE := BNCORE_REQUIRE_NATIVE= BNCORE_SKIP_NATIVE=1
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
