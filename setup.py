@@ -25,9 +25,9 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 SOURCES = [
-    "arguments.c", "dispatch.c", "environment.c", "groups.c", "integers.c", "learning.c",
-    "library.c", "lines.c", "operations.c", "parallel_for.c", "partition.c", "problem.c", "run.c",
-    "schedule.c", "workers.c",
+    "arguments.c", "dispatch.c", "environment.c", "finish.c", "groups.c", "integers.c",
+    "learning.c", "library.c", "lines.c", "operations.c", "parallel_for.c", "partition.c",
+    "problem.c", "run.c", "schedule.c", "workers.c",
 ]  # fmt: skip
 # The kernels of each storage type (bncore_dtype) are an object of their own, which spreads the work
 # over the processors.  Those of 16 bits take the longest.

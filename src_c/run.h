@@ -86,6 +86,22 @@ void bncore_schedule(operation *op);
 /* Schedule the operation, take scratch, and run it. */
 bncore_status bncore_run(operation *op);
 
+/* How many columns the partial results have: one for each channel of planes, or for each value of a row. */
+static inline int64_t bncore_columns(const bncore_geometry *g)
+{
+    return g->planes ? g->channels : g->cols;
+}
+
+/* The partial results of a segment. */
+static inline bncore_partial bncore_partial_at(const operation *op, int64_t segment)
+{
+    const int64_t all = bncore_columns(&op->g);
+    return (bncore_partial){op->partial + segment * op->fields * all, all};
+}
+
+/* Merge the partial results of all segments, and then those of the columns of each channel or group, and finish them. */
+void bncore_finish(const operation *op);
+
 /* For an x of integers: set how it is read; change the reduction to sums of integers, and the elementwise pass to one that
  * converts them. */
 void bncore_read_integers(operation *op, const bncore_kernels *kernels);
