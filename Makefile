@@ -73,7 +73,7 @@ coverage: ## runs the test suite; fails if it reaches less than 95 % of the line
 WITH = $$(grep -lr --include='test_*.py' 'mark\.$(1)' tests)
 
 # The tests whose results could depend on whether bncore.torch has its compiled part.
-BOTH_WAYS := ops modules gradients suites transforms
+BOTH_WAYS := ops pool modules gradients suites transforms
 test-torch: build $(VENV)/.test $(VENV)/.torch-tools ## tests bncore.torch, and compares with PyTorch (installs it)
 	$(EXPECT) $(PY) -m pytest -m needs_torch $(call WITH,needs_torch) $(SPREAD_FILES) $(PYTEST_ARGS)
 	BNCORE_TORCH_COMPILED=0 $(EXPECT) $(PY) -m pytest $(addprefix tests/adapters/test_torch_,$(addsuffix .py,$(BOTH_WAYS))) $(SPREAD_FILES) $(PYTEST_ARGS)
