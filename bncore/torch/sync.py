@@ -73,9 +73,9 @@ class SyncBatchNorm(AnyDimension):
             return None
         return sync_ops.group_name(self.process_group)
 
-    def _check_input_dim(self, input: torch.Tensor) -> None:
+    def _bncore_check(self, input: torch.Tensor) -> None:
         if self._bncore_group() is None:  # otherwise all processes have to hear of it
-            super()._check_input_dim(input)
+            super()._bncore_check(input)
 
     def _bncore_check_channels(self, input: torch.Tensor) -> None:
         """Refuse other channels than the other processes have, which no parameter may show."""
@@ -108,7 +108,7 @@ class SyncBatchNorm(AnyDimension):
                 input, mean, var, weight, bias, batch, momentum, residual, batches, counted
             )
         try:
-            super()._check_input_dim(input)
+            self._check_input_dim(input)
             check(input, mean, var, weight, bias, residual, True, self.eps, alone=False)
             self._bncore_check_channels(input)
             where, weights, nan_policy, fill = counting.checked(input, counted)
