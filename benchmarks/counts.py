@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import ModuleType
 
 RECORD = Path(__file__).with_name("counts.json")
 STRUCTS = Path(__file__).parent.parent / "bncore" / "c_structs.py"
@@ -57,14 +56,6 @@ WEIGHTS = {
 }
 FUSION = ", relu and residual"
 
-# Norms of samples: how many samples and groups, and the shape of a sample.  Instance norm and group
-# norm of planes, of short planes and of rows, and layer norm of long and of short lines.
-NORMS = {"bncore_group_norm": "xssxcc", "bncore_group_norm_backward": "xccxxssc"}
-NORM_SHAPES = [
-    (2, 8, (1, 8, 784)), (2, 4, (1, 64, 49)), (2, 4, (49, 64, 1)),
-    (64, 1, (1, 768, 1)), (256, 1, (1, 100, 1)),
-]  # fmt: skip
-
 Call = tuple[str, tuple[int, int, int], str, str]
 
 
@@ -87,18 +78,6 @@ def names() -> list[str]:
     ]
 
 
-def norm_calls() -> list[tuple[str, int, int, tuple[int, int, int], str]]:
-    """Return function, samples, groups, the shape of a sample, and type."""
-    return [(f, *sizes, dtype) for f in NORMS for sizes in NORM_SHAPES for dtype in DTYPES]
-
-
-def norm_names() -> list[str]:
-    return [
-        f"{function} of {samples} samples, {groups} groups {'x'.join(map(str, shape))} {dtype}"
-        for function, samples, groups, shape, dtype in norm_calls()
-    ]
-
-
 def bits_of(dtype: str) -> list[int]:
     """0 to 10, in 16 bits as the bits that stand for them."""
     import struct
@@ -110,46 +89,15 @@ def bits_of(dtype: str) -> list[int]:
     return list(range(11))
 
 
-def c_structs() -> ModuleType:
-    """Return bncore's structs for ctypes; no NumPy: valgrind makes its import slow."""
+def call_all(library: str) -> None:
+    """Make every call once, in the order of `names`; no NumPy: valgrind makes its import slow."""
+    import ctypes
+    from array import array
     from importlib.util import module_from_spec, spec_from_file_location
 
     spec = spec_from_file_location("c_structs", STRUCTS)
     structs = module_from_spec(spec)
     spec.loader.exec_module(structs)
-    return structs
-
-
-def call_norms(library: str) -> None:
-    """Make every call of a norm once, in the order of `norm_names`."""
-    import ctypes
-    from array import array
-
-    native, problem = ctypes.CDLL(library), c_structs().Problem()
-    of_problem = ctypes.c_size_t(ctypes.sizeof(problem))
-    for function, samples, groups, shape, dtype in norm_calls():
-        number, code = DTYPES[dtype]
-        sizes = map(ctypes.c_int64, shape)
-        native.bncore_problem_init(ctypes.byref(problem), of_problem, number, *sizes)
-        n = samples * shape[0] * shape[1] * shape[2]
-        memory = {
-            "x": array(code, bits_of(dtype)) * (n // 11 + 1),
-            "c": array("d", [1.0]) * shape[1],
-            "s": array("d", [1.0]) * (samples * groups),
-        }
-        given = [memory[a][:] for a in NORMS[function]]
-        arguments = [ctypes.c_void_p(array.buffer_info()[0]) for array in given]
-        counts = ctypes.c_int64(samples), ctypes.c_int64(groups)
-        status = getattr(native, function)(ctypes.byref(problem), *counts, *arguments)
-        assert status == 0, f"{function} returned {status}"
-
-
-def call_all(library: str) -> None:
-    """Make every other call once, in the order of `names`."""
-    import ctypes
-    from array import array
-
-    structs = c_structs()
     problem, fusion, weights = structs.Problem(), structs.Fusion(), structs.Weights()
     of_problem, of_fusion, of_weights = (
         ctypes.c_size_t(ctypes.sizeof(s)) for s in (problem, fusion, weights)
@@ -203,24 +151,14 @@ def compiler(binary: Path) -> str:
 
 
 def count(isa: str, binary: Path) -> dict[str, int]:
-    """Instructions of every call."""
-    # A norm of samples may run several operations.
-    norms = count_calls(isa, binary, "--norms", tuple(NORMS), norm_names())
-    return count_calls(isa, binary, "--calls", ("bncore_run",), names()) | norms
-
-
-def count_calls(
-    isa: str, binary: Path, option: str, functions: tuple[str, ...], names: list[str]
-) -> dict[str, int]:
-    """Instructions of some calls of these functions, in one process under callgrind."""
+    """Instructions of every call, in one process under callgrind."""
     with tempfile.TemporaryDirectory() as folder:
-        # The instructions of each call are written apart.
+        # Each call of the API runs one operation, whose instructions are written apart.
         options = [f"--callgrind-out-file={folder}/out", "--collect-atstart=no"]
-        for function in functions:
-            options += [f"--toggle-collect={function}", f"--dump-after={function}"]
+        options += ["--toggle-collect=bncore_run", "--dump-after=bncore_run"]
         command = [sys.executable, "-S", "-E", __file__]
         done = subprocess.run(
-            ["valgrind", "--tool=callgrind", *options, *command, option, str(binary)],
+            ["valgrind", "--tool=callgrind", *options, *command, "--calls", str(binary)],
             env={"BNCORE_ISA": isa, "PYTHONMALLOC": "malloc", "PATH": "/usr/bin:/bin"},
             capture_output=True,
             text=True,
@@ -229,10 +167,10 @@ def count_calls(
         if done.returncode:
             sys.exit(f"counts: {' '.join(done.args)}\n{done.stderr}")
         totals = []
-        for part in range(1, len(names) + 1):
+        for part in range(1, len(names()) + 1):
             text = Path(f"{folder}/out.{part}").read_text(encoding="utf-8")
             totals.append(int(re.search(r"^totals: (\d+)", text, re.M)[1]))
-    return dict(zip(names, totals, strict=True))
+    return dict(zip(names(), totals, strict=True))
 
 
 def main() -> None:
@@ -241,10 +179,9 @@ def main() -> None:
     )
     parser.add_argument("--record", action="store_true", help=f"write {RECORD.name}")
     parser.add_argument("--calls", metavar="LIBRARY", help=argparse.SUPPRESS)
-    parser.add_argument("--norms", metavar="LIBRARY", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.calls or options.norms:
-        call_all(options.calls) if options.calls else call_norms(options.norms)
+    if options.calls:
+        call_all(options.calls)
         return
 
     binary = library()
