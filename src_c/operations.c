@@ -18,15 +18,17 @@ static void finish_moments(const operation *op, int64_t first, int64_t n, bncore
     }
 }
 
-/* Where the mean is NaN, the sum of products is NaN, or 0 if backward leaves out all values, and stays as it is. */
+/* Where x was summed about 0, the mean is taken away here. Where it is NaN, the sum of products is NaN, or 0 if backward
+ * leaves out all values, and stays as it is. */
 static void finish_sums(const operation *op, int64_t first, int64_t n, bncore_partial partial,
                         int64_t step)
 {
     for (int64_t c = 0; c < n; c++) {
-        const double *from = partial.at + c * step;
+        const double *from = partial.at + c * step, mean = op->mean[first + c];
+        double products = from[partial.stride];
+        if (bncore_sum_mean(op, first + c) != mean) products -= mean * from[0];
         op->results[0][first + c] = from[0];
-        op->results[1][first + c] =
-            from[partial.stride] * (isnan(op->mean[first + c]) ? 1.0 : op->invstd[first + c]);
+        op->results[1][first + c] = isnan(mean) ? products : products * op->invstd[first + c];
     }
 }
 

@@ -101,7 +101,9 @@ static void reduce_segment(const operation *op, int64_t group, int64_t segment,
     const bncore_planes t = planes_segment(op, group, segment);
     const int64_t first = group * op->group;
     const bncore_arrays a = arrays_before(op, first * op->g.inner, first);
-    op->reduce_planes(partial, &a, op->mean ? op->mean + first : NULL, &t);
+    double mean[BNCORE_GROUP];
+    for (int64_t c = 0; op->mean && c < t.channels; c++) mean[c] = bncore_sum_mean(op, first + c);
+    op->reduce_planes(partial, &a, op->mean ? mean : NULL, &t);
 }
 
 static void apply_tile(const operation *op, int64_t group, const bncore_planes *t)
@@ -304,7 +306,8 @@ static void run_rows(operation *op)
     if (op->at_once || op->set_mask) set_coefs(op, op->at_once);
     if (op->fields) {
         if (op->column_mean) {
-            memcpy(op->column_mean, op->mean, (size_t)op->g.channels * sizeof(double));
+            for (int64_t c = 0; c < op->g.channels; c++)
+                op->column_mean[c] = bncore_sum_mean(op, c);
             spread_over_columns(&op->g, op->column_mean, sizeof(double));
         }
         if (op->column_invstd) {

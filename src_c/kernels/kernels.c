@@ -29,6 +29,7 @@ enum {
         256,          /* the same with weights that are laid out, which take a part of the stack */
     FLAGGED_ROWS = 8, /* rows: a chain */
     TAKEN_ROWS = 64, /* rows: so many are taken at once where nothing has to be laid out for them */
+    ONE_ABOVE = 2 * BNCORE_PIVOT_ROWS,
     ROW_TILE = 4,    /* rows: rows that are added between a load and a store of these sums */
     /* Rows: from so many columns on, streamed rows are taken ROW_TILE at a time. The coefficients of fewer columns stay
      * in L1 anyway. */
@@ -42,6 +43,9 @@ enum {
     WEIGHTED_AHEAD = 1024, /* bytes, for inputs of weighted elementwise kernels */
     AHEAD = 65536          /* rows: bytes from the current values to those that are prefetched */
 };
+
+/* What weighted columns add up of their first values. */
+enum { DIFFERENCES, SQUARES, SIGNS };
 
 /* Rows: the sums of some columns in the current block. */
 typedef struct running_columns {

@@ -238,12 +238,12 @@ static ONCE_ONLY void NAME(flush_weighted)(NAME(weighted_channel) * channel, con
     if (channel->ones)
         NAME(flush_ones)(channel, a, t, c, begin, end);
     else if (n != 0.0)
-        channel->w = a->float64_sums ? running_flush(channel->w, s, q, n)
+        channel->w = a->float64_sums ? running_flush(channel->w, s, q, n, 0)
                                      : NAME(flush_rounded)(channel->w, s, q, n);
     if (channel->ones || n != 0.0) channel->chained = is_chained(channel->w.Q / channel->w.n);
 #else
     (void)a, (void)t, (void)c, (void)begin, (void)end;
-    if (n != 0.0) channel->w = running_flush(channel->w, s, q, n);
+    if (n != 0.0) channel->w = running_flush(channel->w, s, q, n, NAME(ABOUT_0));
 #endif
     channel->acc = (lanes){0};
     channel->count = 0;

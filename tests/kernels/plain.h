@@ -41,6 +41,12 @@ static double flush(column *w, double sum, double more, double n)
     return w->pivot + w->sum / w->n;
 }
 
+/* Whether n values with this mean, and these squares about it, are summed about 0. */
+static int near_zero(double n, double mean, double squares)
+{
+    return n * (mean * mean) <= 15.0 * squares;
+}
+
 static void move(column *w, double pivot)
 {
     const double t = pivot - w->pivot, nt = w->n * t;

@@ -19,6 +19,7 @@ from bncore.backends.numpy.gradients import (
     add_columns,
     planes_grad_sums,
     rows_grad_sums,
+    sum_mean,
     scaled,
 )
 from bncore.backends.numpy.order import channel_groups, column_strips
@@ -151,25 +152,25 @@ def grad_sums(
     """Write sum(dy) and sum(dy * xhat) of every channel."""
     geo, chained = geometry(*x.shape), in_chains(x)
     w = Weights.of(weights, x, geo)
-    invstd = inverse_std(var, eps)
+    invstd, centre = inverse_std(var, eps), sum_mean(mean, var, x)
     if isinstance(geo, Planes):
         shape = geo.outer, geo.channels, geo.inner
         for group in channel_groups(geo):
             g, values = dy.reshape(shape)[:, group], x.reshape(shape)[:, group]
             w_group = None if w is None else w.of_group(group)
             sum_dy[group], sum_dy_xhat[group] = planes_grad_sums(
-                g, values, mean[group], invstd[group], geo, chained, w_group
+                g, values, centre[group], invstd[group], geo, chained, w_group
             )
     else:
-        means, invstds = (np.tile(v.repeat(geo.inner), geo.repeat) for v in (mean, invstd))
+        centres, invstds = (np.tile(v.repeat(geo.inner), geo.repeat) for v in (centre, invstd))
         a, b = np.empty((2, geo.width))
         for strip, rows in column_strips(geo):
             g, values = dy.reshape(-1), x.reshape(-1)
             a[strip], b[strip] = rows_grad_sums(
-                g, values, means[strip], invstds[strip], geo, strip, rows, chained, w
+                g, values, centres[strip], invstds[strip], geo, strip, rows, chained, w
             )
         sum_dy[:], sum_dy_xhat[:] = add_columns(a, geo), add_columns(b, geo)
-    sum_dy_xhat[:] = scaled(sum_dy_xhat, sum_dy, mean, invstd, chained)
+    sum_dy_xhat[:] = scaled(sum_dy_xhat, sum_dy, mean, centre, invstd, chained)
 
 
 @np.errstate(all="ignore")
