@@ -83,8 +83,7 @@ bncore_status bncore_problem_open(const bncore_problem *problem, bncore_geometry
 static inline double bncore_sum_mean(const operation *op, int64_t channel)
 {
     const double mean = op->mean[channel];
-    const int near_0 =
-        op->kernels->about_0 && bncore_is_near_0(1.0, mean, op->var[channel]);
+    const int near_0 = op->kernels->about_0 && bncore_is_near_0(1.0, mean, op->var[channel]);
     return near_0 ? 0.0 : mean;
 }
 

@@ -121,12 +121,12 @@ static inline ALWAYS_INLINE void NAME(add_grad_run)(lanes *acc, NAME(values) v, 
     const int about_0 = NAME(ABOUT_0) && !(fused & WEIGHTED) && mean == 0.0;
     if (len < BNCORE_LANES)
         NAME(add_short_grad_run)(acc, v, len, mean, m, fused);
-    else if (about_0 && left == 0)
+    else if (left == 0 && about_0)
         NAME(add_grad_vectors)(acc, v, len, 0, 0.0, m, ahead, fused | ABOUT_0);
-    else if (about_0)
-        NAME(add_grad_vectors)(acc, v, len, left, 0.0, m, ahead, fused | ABOUT_0);
     else if (left == 0)
         NAME(add_grad_vectors)(acc, v, len, 0, mean, m, ahead, fused);
+    else if (about_0)
+        NAME(add_grad_vectors)(acc, v, len, left, 0.0, m, ahead, fused | ABOUT_0);
     else
         NAME(add_grad_vectors)(acc, v, len, left, mean, m, ahead, fused);
 }

@@ -47,6 +47,7 @@ enum {
     WEIGHTED = 16,  /* only within the templates: the kernel reads weights */
     DOUBLES = 32,   /* only within the templates: these may be other ones than 0 and 1 */
     ABOUT_0 = 64,   /* only within the templates: all means are 0 */
+    PAIRS = 128,    /* only within the templates: a line of values is computed in pairs */
     ELEMENTWISE_VARIANTS = 4,
     SUMS_VARIANTS = 8
 };

@@ -5,6 +5,7 @@ enum {
     NAME(WIDTH) = LINE / sizeof(ACC), /* elementwise kernels compute so many values at once */
     NAME(IN_LINE) = LINE / sizeof(T), /* values of a line */
     NAME(PARTS) = NAME(IN_LINE) / NAME(WIDTH), /* of a line: WIDTH values each */
+    NAME(MOST_AT_ONCE) = NAME(IS_PAIRED) ? NAME(IN_LINE) : BNCORE_LANES,
     NAME(ABOUT_0) = sizeof(T) == sizeof(float) /* reductions add about 0 where that loses nothing */
 };
 

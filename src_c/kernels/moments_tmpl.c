@@ -8,6 +8,7 @@ static inline ALWAYS_INLINE void NAME(add_vectors)(lanes *restrict acc, const T 
                                                    int64_t len, int left, double pivot,
                                                    int64_t ahead)
 {
+    const double one = ONE;
     double s[BNCORE_LANES], q[BNCORE_LANES];
 #pragma omp simd
     for (int l = 0; l < BNCORE_LANES; l++) s[l] = acc->a[l], q[l] = acc->b[l];
@@ -19,7 +20,7 @@ static inline ALWAYS_INLINE void NAME(add_vectors)(lanes *restrict acc, const T 
         for (int l = 0; l < BNCORE_LANES; l++) {
             const double d = v[l] - pivot;
             s[l] += d;
-            q[l] += d * d;
+            q[l] = plus(q[l], d * d, one);
         }
     }
     if (left) {
@@ -29,7 +30,7 @@ static inline ALWAYS_INLINE void NAME(add_vectors)(lanes *restrict acc, const T 
         for (int l = 0; l < BNCORE_LANES; l++) {
             const double d = l >= BNCORE_LANES - left ? last[l] - pivot : 0.0;
             s[l] += d;
-            q[l] += d * d;
+            q[l] = plus(q[l], d * d, one);
         }
     }
 #pragma omp simd
@@ -53,12 +54,12 @@ static inline void NAME(add_run)(lanes *acc, const T *x, int64_t len, double piv
     const int left = (int)(len % BNCORE_LANES);
     if (len < BNCORE_LANES)
         NAME(add_short_run)(acc, x, len, pivot);
-    else if (NAME(ABOUT_0) && pivot == 0.0 && left == 0)
+    else if (left == 0 && NAME(ABOUT_0) && pivot == 0.0)
         NAME(add_vectors)(acc, x, len, 0, 0.0, ahead);
-    else if (NAME(ABOUT_0) && pivot == 0.0)
-        NAME(add_vectors)(acc, x, len, left, 0.0, ahead);
     else if (left == 0)
         NAME(add_vectors)(acc, x, len, 0, pivot, ahead);
+    else if (NAME(ABOUT_0) && pivot == 0.0)
+        NAME(add_vectors)(acc, x, len, left, 0.0, ahead);
     else
         NAME(add_vectors)(acc, x, len, left, pivot, ahead);
 }
@@ -66,14 +67,10 @@ static inline void NAME(add_run)(lanes *acc, const T *x, int64_t len, double piv
 /* Whether 0 is between the least and the largest of k values, or one of them. */
 static inline int NAME(around_0)(const T *x, int64_t k)
 {
-    int below = 0, above = 0;
-#pragma omp simd reduction(| : below, above)
-    for (int64_t i = 0; i < k; i++) {
-        const ACC v = NAME(load)(x[i]);
-        below |= v <= (ACC)0;
-        above |= v >= (ACC)0;
-    }
-    return below && above;
+    int64_t below = 0, above = 0;
+    while (below < k && !(NAME(load)(x[below]) <= (ACC)0)) below++;
+    while (above < k && !(NAME(load)(x[above]) >= (ACC)0)) above++;
+    return below < k && above < k;
 }
 
 /* The first pivot: the mean of the first k values, or 0 if they lie around 0. The mean is computed from their differences
@@ -122,10 +119,10 @@ static inline ALWAYS_INLINE void NAME(add_strip)(double *restrict s_, double *re
                                                  const double *restrict pivot_, const T *restrict x,
                                                  int64_t stride, int rows, int about_0)
 {
+    const double one = ONE;
     double s[BNCORE_LANES], q[BNCORE_LANES], pivot[BNCORE_LANES];
 #pragma omp simd
-    for (int l = 0; l < BNCORE_LANES; l++)
-        s[l] = s_[l], q[l] = q_[l], pivot[l] = pivot_[l];
+    for (int l = 0; l < BNCORE_LANES; l++) s[l] = s_[l], q[l] = q_[l], pivot[l] = pivot_[l];
     for (int r = 0; r < rows; r++) {
         double v[BNCORE_LANES];
         fetch(x + r * stride, AHEAD, LEVEL_2);
@@ -134,7 +131,7 @@ static inline ALWAYS_INLINE void NAME(add_strip)(double *restrict s_, double *re
         for (int l = 0; l < BNCORE_LANES; l++) {
             const double d = about_0 ? v[l] : v[l] - pivot[l];
             s[l] += d;
-            q[l] += d * d;
+            q[l] = plus(q[l], d * d, one);
         }
     }
 #pragma omp simd
@@ -164,8 +161,8 @@ static ONCE_ONLY void NAME(add_block)(running_columns *w, const double *pivot, c
     uint8_t at_0[STRIP / BNCORE_LANES];
     int64_t r = 0;
     if (NAME(ABOUT_0)) find_0(at_0, pivot, cols);
-    for (; r + ROW_TILE <= rows; r += ROW_TILE)
-        NAME(add_rows)(w, pivot, at_0, x + r * stride, stride, cols, ROW_TILE);
+    for (; r + SUM_ROWS <= rows; r += SUM_ROWS)
+        NAME(add_rows)(w, pivot, at_0, x + r * stride, stride, cols, SUM_ROWS);
     for (; r < rows; r++) NAME(add_rows)(w, pivot, at_0, x + r * stride, stride, cols, 1);
 }
 

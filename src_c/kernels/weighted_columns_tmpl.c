@@ -79,7 +79,8 @@ static ONCE_ONLY void NAME(add_first_rows)(double *restrict to, double *restrict
         for (int64_t j = 0; j < t->cols; j++) flags[j] = bytes[j];
         open = what == DIFFERENCES
                    ? NAME(add_first_row)(to, pivot, c->q, c->n, flags, x, t->cols, DIFFERENCES)
-                   : NAME(add_first_row)(to, pivot, c->q, c->n, flags, x, t->cols, CHAINED ? SQUARES : SIGNS);
+                   : NAME(add_first_row)(to, pivot, c->q, c->n, flags, x, t->cols,
+                                         CHAINED ? SQUARES : SIGNS);
     }
 }
 
@@ -133,8 +134,8 @@ static ONCE_ONLY void NAME(flush_weighted_columns)(bncore_partial partial,
                 ? running_flush((running){n[j], pivot[j], S[j], Q[j]}, s[j], q[j], any, 0)
                 : NAME(flush_rounded)((running){n[j], pivot[j], S[j], Q[j]}, s[j], q[j], any);
 #else
-        const running moved = running_flush((running){n[j], pivot[j], S[j], Q[j]}, s[j], q[j], any,
-                                            NAME(ABOUT_0));
+        const running moved =
+            running_flush((running){n[j], pivot[j], S[j], Q[j]}, s[j], q[j], any, NAME(ABOUT_0));
         (void)float64_sums;
 #endif
         n[j] = moved.n;

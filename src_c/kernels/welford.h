@@ -62,6 +62,21 @@ static inline piece piece_before(const bncore_planes *t, int64_t e)
     return (piece){image * t->image_stride + (begin - start), e - begin};
 }
 
+/* The compiler must not know this 1, or it would make an addition of plus. */
+static const volatile double ONE = 1.0;
+
+/* s + v, on the units that multiply. Conversions and additions share the others, which sums keep busy. The product is exact,
+ * so that the bits are those of the addition. */
+static inline ALWAYS_INLINE double plus(double s, double v, double one)
+{
+#ifdef __FMA__
+    return __builtin_fma(v, one, s);
+#else
+    (void)one;
+    return s + v;
+#endif
+}
+
 typedef struct lanes {
     double a[BNCORE_LANES], b[BNCORE_LANES];
 } lanes;
@@ -120,6 +135,7 @@ static inline running running_flush(running w, double s, double q, double n, int
     const double mean = w.pivot + w.S / w.n, t = mean - w.pivot;
     const double squares = w.Q - t * (2.0 * w.S - w.n * t);
     const int near_0 = about_0 && is_finite(mean) && bncore_is_near_0(w.n, mean, squares);
+    if (near_0 && w.pivot == 0.0) return w;
     return running_moved(w, near_0 ? 0.0 : mean);
 }
 

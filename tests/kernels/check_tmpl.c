@@ -29,7 +29,8 @@ static void NAME(fill)(const tile *t, int wild)
         in->r[i] = NAME(store)((ACC)random_or_special(wild));
     }
     for (int64_t c = 0; c < t->columns; c++) {
-        given.mean[c] = far == 0.0 ? 0.0 : random_value(), given.var[c] = fabs(random_or_special(wild));
+        given.mean[c] = far == 0.0 ? 0.0 : random_value(),
+        given.var[c] = fabs(random_or_special(wild));
         given.weight[c] = random_value(), given.bias[c] = random_value();
         given.sum_dy[c] = random_value(), given.sum_dy_xhat[c] = random_value();
         given.counts[c] = 1.0 + fabs(random_or_special(wild));

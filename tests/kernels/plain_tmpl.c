@@ -172,8 +172,7 @@ static void NAME(flush)(column *w, const double sums[2], double n)
     if (!w->moments) return;
     column at_mean = *w;
     move(&at_mean, pivot);
-    const int zero =
-        sizeof(T) == 4 && isfinite(pivot) && near_zero(w->n, pivot, at_mean.more);
+    const int zero = sizeof(T) == 4 && isfinite(pivot) && near_zero(w->n, pivot, at_mean.more);
     move(w, zero ? 0.0 : w->chains ? NAME(nearest)(pivot) : pivot);
     w->chained = w->chains && in_range(w->more / w->n);
 }
