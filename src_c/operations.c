@@ -26,9 +26,11 @@ static void finish_sums(const operation *op, int64_t first, int64_t n, bncore_pa
     for (int64_t c = 0; c < n; c++) {
         const double *from = partial.at + c * step, mean = op->mean[first + c];
         double products = from[partial.stride];
-        if (bncore_sum_mean(op, first + c) != mean) products -= mean * from[0];
         op->results[0][first + c] = from[0];
-        op->results[1][first + c] = isnan(mean) ? products : products * op->invstd[first + c];
+        op->results[1][first + c] = products;
+        if (isnan(mean)) continue;
+        if (bncore_sum_mean(op, first + c) != mean) products -= mean * from[0];
+        op->results[1][first + c] = products * op->invstd[first + c];
     }
 }
 

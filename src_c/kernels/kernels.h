@@ -96,7 +96,7 @@ typedef struct bncore_arrays {
     int64_t mask_stride;
     /* For grad_sums of 16-bit values: 1 / sqrt(var + eps) of each channel (planes) or column (rows). */
     const double *invstd;
-    int float64_sums; /* for moments of 16-bit values: add no value in float32 */
+    int float64_sums; /* for moments: add no value in float32, and none about 0 */
     /* For weighted kernels, and the place of the arrays' first value in x. These kernels are not compiled for each variant: a
      * residual or a dresidual that is NULL is left out, and a slope of 1 with a least of -infinity is no activation. */
     const bncore_weighting *weighting;

@@ -73,11 +73,17 @@ static inline int NAME(around_0)(const T *x, int64_t k)
     return below < k && above < k;
 }
 
-/* The first pivot: the mean of the first k values, or 0 if they lie around 0. The mean is computed from their differences
- * to the first value, so that the mean of equal values is that value. */
-static inline double NAME(first_pivot)(const T *x, int64_t k)
+/* Whether the sums of a call may be about 0. */
+static inline int NAME(may_be_about_0)(const bncore_arrays *a)
 {
-    if (NAME(ABOUT_0) && NAME(around_0)(x, k)) return 0.0;
+    return NAME(ABOUT_0) && !a->float64_sums;
+}
+
+/* The first pivot: the mean of the first k values, or with about_0 0 if they lie around it. The mean is computed from their differences
+ * to the first value, so that the mean of equal values is that value. */
+static inline double NAME(first_pivot)(const T *x, int64_t k, int about_0)
+{
+    if (about_0 && NAME(around_0)(x, k)) return 0.0;
     const double x0 = (double)NAME(load)(x[0]);
     double sum = 0.0;
     for (int64_t i = 1; i < k; i++) sum += (double)NAME(load)(x[i]) - x0;
@@ -93,10 +99,12 @@ static void NAME(moments_planes)(bncore_partial partial, const bncore_arrays *ar
     running w[BNCORE_GROUP];
     lanes acc[BNCORE_GROUP] = {0};
     int64_t pending = 0;
+    const int about_0 = NAME(may_be_about_0)(arrays);
     const int64_t ahead = bytes_ahead(t, sizeof(T));
     const piece first = piece_at(t, t->begin, BNCORE_LANES);
     for (int64_t c = 0; c < t->channels; c++)
-        w[c] = (running){.pivot = NAME(first_pivot)(x + c * t->inner + first.offset, first.len)};
+        w[c] = (running){
+            .pivot = NAME(first_pivot)(x + c * t->inner + first.offset, first.len, about_0)};
     for (int64_t e = t->begin; e < t->end;) {
         const piece p = piece_at(t, e, BNCORE_BLOCK);
         for (int64_t c = 0; c < t->channels; c++)
@@ -106,7 +114,7 @@ static void NAME(moments_planes)(bncore_partial partial, const bncore_arrays *ar
         if (pending < BNCORE_BLOCK && e < t->end) continue;
         for (int64_t c = 0; c < t->channels; c++) {
             w[c] = running_flush(w[c], fold_lanes(acc[c].a), fold_lanes(acc[c].b), (double)pending,
-                                 NAME(ABOUT_0));
+                                 about_0);
             acc[c] = (lanes){0};
         }
         pending = 0;
@@ -168,7 +176,7 @@ static ONCE_ONLY void NAME(add_block)(running_columns *w, const double *pivot, c
 
 /* Start the running statistics of columns with a pivot as in first_pivot. The sums of differences are kept in `sum`. */
 static void NAME(start_columns)(bncore_partial partial, double *restrict sum, const T *x,
-                                const bncore_rows *t)
+                                const bncore_rows *t, int about_0)
 {
     const int64_t k = bncore_min(t->rows, BNCORE_PIVOT_ROWS);
     double *restrict pivot_ = partial.at + RUNNING_PIVOT * partial.stride;
@@ -183,7 +191,7 @@ static void NAME(start_columns)(bncore_partial partial, double *restrict sum, co
         pivot_[j] = is_finite(pivot) ? pivot : 0.0;
         S[j] = Q[j] = 0.0;
     }
-    if (!NAME(ABOUT_0)) return;
+    if (!about_0) return;
     for (int64_t j = 0; j < t->cols; j++) {
         int below = 0, above = 0;
         for (int64_t r = 0; r < k; r++) {
@@ -195,17 +203,18 @@ static void NAME(start_columns)(bncore_partial partial, double *restrict sum, co
 }
 
 /* Reduce up to STRIP columns, so that their sums stay in L1 and L2 with the data. */
-static void NAME(moments_strip)(bncore_partial partial, const T *x, const bncore_rows *t)
+static void NAME(moments_strip)(bncore_partial partial, const T *x, const bncore_rows *t,
+                                int about_0)
 {
     double s[STRIP], q[STRIP];
     running_columns w = {s, q};
     const double *pivot = partial.at + RUNNING_PIVOT * partial.stride;
-    NAME(start_columns)(partial, w.s, x, t);
+    NAME(start_columns)(partial, w.s, x, t, about_0);
     for (int64_t block = 0; block < t->rows; block += BNCORE_ROW_BLOCK) {
         const int64_t rows = bncore_min(t->rows - block, BNCORE_ROW_BLOCK);
         for (int64_t j = 0; j < t->cols; j++) w.s[j] = w.q[j] = 0.0;
         NAME(add_block)(&w, pivot, x + block * t->stride, t->stride, t->cols, rows);
-        flush_columns(partial, w.s, w.q, t->cols, (double)block, (double)rows, NAME(ABOUT_0));
+        flush_columns(partial, w.s, w.q, t->cols, (double)block, (double)rows, about_0);
     }
     finish_columns(partial, t->cols, (double)t->rows);
 }
@@ -217,6 +226,7 @@ static void NAME(moments_rows)(bncore_partial partial, const bncore_arrays *arra
     const T *x = arrays->x;
     for (int64_t j = 0; j < t->cols; j += STRIP) {
         const bncore_rows strip = {t->rows, bncore_min(t->cols - j, STRIP), t->stride};
-        NAME(moments_strip)((bncore_partial){partial.at + j, partial.stride}, x + j, &strip);
+        NAME(moments_strip)((bncore_partial){partial.at + j, partial.stride}, x + j, &strip,
+                            NAME(may_be_about_0)(arrays));
     }
 }

@@ -100,7 +100,7 @@ static ONCE_ONLY void NAME(start_weighted_columns)(NAME(weighted_columns) * c,
         pivot[j] = is_finite(mean) ? mean : 0.0;
         square[j] = 0.0;
     }
-    if (NAME(ABOUT_0)) {
+    if (NAME(may_be_about_0)(a)) {
         NAME(add_first_rows)(c->s, pivot, square, c, a, t, SIGNS);
         for (int64_t j = 0; j < t->cols; j++) {
             const int signs = (int)c->s[j];
@@ -134,9 +134,8 @@ static ONCE_ONLY void NAME(flush_weighted_columns)(bncore_partial partial,
                 ? running_flush((running){n[j], pivot[j], S[j], Q[j]}, s[j], q[j], any, 0)
                 : NAME(flush_rounded)((running){n[j], pivot[j], S[j], Q[j]}, s[j], q[j], any);
 #else
-        const running moved =
-            running_flush((running){n[j], pivot[j], S[j], Q[j]}, s[j], q[j], any, NAME(ABOUT_0));
-        (void)float64_sums;
+        const running moved = running_flush((running){n[j], pivot[j], S[j], Q[j]}, s[j], q[j], any,
+                                            NAME(ABOUT_0) && !float64_sums);
 #endif
         n[j] = moved.n;
         pivot[j] = any != 0.0 ? moved.pivot : pivot[j];

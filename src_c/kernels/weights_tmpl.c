@@ -60,13 +60,14 @@ static inline int64_t NAME(plane_place)(const bncore_arrays *a, const bncore_pla
 }
 
 /* first_pivot of the values with weight among k, of which the first one has weight. */
-static ONCE_ONLY double NAME(weighted_pivot)(const T *x, const uint8_t *flags, int64_t k)
+static ONCE_ONLY double NAME(weighted_pivot)(const T *x, const uint8_t *flags, int64_t k,
+                                             int about_0)
 {
     T taken[BNCORE_LANES] = {0};
     int64_t n = 0;
     for (int64_t i = 0; i < k; i++)
         if (flags[i]) taken[n++] = x[i];
-    return NAME(first_pivot)(taken, n);
+    return NAME(first_pivot)(taken, n, about_0);
 }
 
 #if CHAINED

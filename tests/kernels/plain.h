@@ -28,6 +28,7 @@ static double fold(const double lanes[BNCORE_LANES])
 typedef struct column {
     int moments;
     int chains, chained; /* whether a block may be added in chains, and whether the next one is */
+    int about_zero;      /* whether the pivot may be 0 */
     int empty;           /* no value has weight */
     double n, pivot, sum, more;
 } column;

@@ -152,7 +152,7 @@ static void NAME(start)(column *w, const bncore_arrays *a, const tile *t, int64_
     const T *x = a->x;
     double squares = 0.0, taken = 0.0;
     w->pivot = NAME(pivot)(a, t, i, count, step);
-    if (sizeof(T) == 4 && NAME(both_signs)(a, t, i, count, step)) w->pivot = 0.0;
+    if (w->about_zero && NAME(both_signs)(a, t, i, count, step)) w->pivot = 0.0;
     if (!w->chains) return;
     w->pivot = NAME(nearest)(w->pivot);
     if (!isfinite(w->pivot)) w->pivot = 0.0;
@@ -172,7 +172,7 @@ static void NAME(flush)(column *w, const double sums[2], double n)
     if (!w->moments) return;
     column at_mean = *w;
     move(&at_mean, pivot);
-    const int zero = sizeof(T) == 4 && isfinite(pivot) && near_zero(w->n, pivot, at_mean.more);
+    const int zero = w->about_zero && isfinite(pivot) && near_zero(w->n, pivot, at_mean.more);
     move(w, zero ? 0.0 : w->chains ? NAME(nearest)(pivot) : pivot);
     w->chained = w->chains && in_range(w->more / w->n);
 }
@@ -248,7 +248,9 @@ static void NAME(plain_reduction)(const kernel *k, const tile *t, const bncore_a
                                   double *partial)
 {
     for (int64_t c = 0; c < t->columns; c++) {
-        column w = {.moments = is_moments(k), .chains = sizeof(T) == 2};
+        column w = {.moments = is_moments(k),
+                    .chains = sizeof(T) == 2,
+                    .about_zero = sizeof(T) == 4 && !t->float64_sums};
         if (w.moments && t->float64_sums) w.chains = 0;
         if (!w.moments) w.pivot = given.mean[c], w.chained = w.chains;
         if (k->rows)

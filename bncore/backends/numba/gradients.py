@@ -2,8 +2,8 @@
 
 They walk as the moments in `sums.py` do, but no pivot moves.  Wide terms are dy and dy * (x - mean)
 in float64, and the sum of products is scaled by invstd at the end.  Where a mean is near 0, float32
-data have the terms dy * x, and mean * sum(dy) is taken away at the end.  Terms in chains, of data of 16
-bits, are dy and dy * ((x - hi) * r) in float32, where hi and r are mean and invstd, rounded.
+data have the terms dy * x, and mean * sum(dy) is taken away at the end.  Terms in chains, of data
+of 16 bits, are dy and dy * ((x - hi) * r) in float32, where hi and r are mean and invstd, rounded.
 
 With weights, both factors of a value that is left out are 0.  `weights` is None without.
 """

@@ -107,6 +107,8 @@ class Operations:
         weights: Weights | None = None,
     ) -> None:
         """Write those of groups of `wide` channels, merged in the order of the channels."""
+        if float64_sums and sums.sums_about_0(x):
+            x = x.astype(np.float64)  # whose sums are never about 0
         geo, threads = geometry(*x.shape), useful(n_threads, x.size)
         chained = in_chains(x, float64_sums)
         if isinstance(geo, Planes):

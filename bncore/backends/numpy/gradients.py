@@ -113,7 +113,7 @@ def scaled(b: Stat, a: Stat, mean: Stat, centre: Stat, invstd: Stat, chained: bo
     the mean has the mean taken away.
     """
     if not chained:
-        b = np.where(centre == mean, b, b - mean * a)
+        b = np.where((centre == mean) | np.isnan(mean), b, b - mean * a)
         return np.where(np.isnan(mean), b, b * invstd)
     lo = mean - mean.astype(np.float32)
     exact = (lo == 0.0) | ~np.isfinite(a) | np.isnan(mean)

@@ -19,11 +19,17 @@ from bncore.backends.numpy.gradients import (
     add_columns,
     planes_grad_sums,
     rows_grad_sums,
-    sum_mean,
     scaled,
+    sum_mean,
 )
 from bncore.backends.numpy.order import channel_groups, column_strips
-from bncore.backends.numpy.statistics import Partial, merge_columns, planes_moments, rows_moments
+from bncore.backends.numpy.statistics import (
+    Partial,
+    merge_columns,
+    planes_moments,
+    rows_moments,
+    sums_about_0,
+)
 from bncore.backends.numpy.storage import computed, store
 from bncore.backends.numpy.tiles import tiles
 from bncore.backends.numpy.weights import Weights
@@ -119,6 +125,8 @@ def group_moments(
     weights: contract.Weights | None = None,
 ) -> None:
     """Write those of groups of `wide` channels, which are merged in the order of the channels."""
+    if float64_sums and sums_about_0(x):
+        x = x.astype(np.float64)  # whose sums are never about 0
     geo, chained = geometry(*x.shape), in_chains(x, float64_sums)
     w = Weights.of(weights, x, geo)
     count = np.empty_like(mean) if weights is None else weights.count

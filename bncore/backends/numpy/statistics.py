@@ -63,7 +63,8 @@ def is_near_0(n: int | Stat, mean: Stat, squares: Stat) -> Data:
 def first_pivot(values: Stat, counted: Data, number: Data, x: Data, chained: bool) -> Stat:
     """Return the mean of the first values, (k, channels), as the pivot, or 0 if it is not finite.
 
-    It is also 0 for data that are summed about 0, if the first values lie around 0.  Differences from the first value keep the digits of a mean that is far from zero.
+    It is also 0 for data that are summed about 0, if the first values lie around it.  Differences
+    from the first value keep the digits of a mean that is far from zero.
     """
     total = np.zeros_like(values[0])
     for i in range(1, len(values)):
