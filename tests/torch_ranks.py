@@ -139,11 +139,14 @@ def refused(x: np.ndarray, bad: bool) -> dict[str, np.ndarray]:
         "weights": (good, {"weights": torch.full((1, 1, 1, 1), -1.0 if bad else 1.0)}),
         "mask": (good, {"where": torch.ones(7 if bad else 3, dtype=torch.bool)}),
         "dtype": (good.int() if bad else good, {}),
+        "dimensions": (good[0, 0, 0] if bad else good, {}),
+        "channels": (good[:, :2] if bad else good, {}),
     }
+    bare = bncore.torch.SyncBatchNorm(SHAPE[1], affine=False, track_running_stats=False)
     found = {}
     for name, (batch, options) in given.items():
         try:
-            layer(batch, **options)
+            (bare if name == "channels" else layer)(batch, **options)
         except Exception as error:
             found[f"refused {name}"] = np.array(f"{type(error).__name__}: {error}")
     assert layer.num_batches_tracked == 0 and not layer.running_mean.any()

@@ -20,6 +20,7 @@ from bncore.arguments.float_environment import silent_arithmetic
 from bncore.arguments.layout import Array
 from bncore.arguments.scalars import real, shown
 
+MASK_HINT = "pass a mask by its name, where=mask"
 DATA_DTYPES = "float16, bfloat16, float32 or float64"
 DATA_AND_INTEGERS = "float16, bfloat16, float32, float64, bool or integers of 8 to 32 bits"
 
@@ -126,6 +127,8 @@ def data_array(name: str, value: object, integers: bool = False) -> Array:
     array = plain_array(name, value)
     if layout.native_dtype(array.dtype) is None and not (integers and is_integer(array)):
         expected = DATA_AND_INTEGERS if integers else DATA_DTYPES
+        if name == "residual" and array.dtype == np.bool_:
+            raise TypeError(f"residual: expected {expected}, got bool ({MASK_HINT})")
         raise TypeError(f"{name}: expected {expected}, got {dtype_shown(value, array, integers)}")
     return array
 

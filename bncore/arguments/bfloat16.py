@@ -86,7 +86,7 @@ def rounded_float32(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
 
 def rounded(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint16]:
     """Round values of any floating dtype to the bits of bfloat16, once."""
-    exact = np.asarray(values, np.float64)
+    exact = np.asarray(values, np.promote_types(values.dtype, np.float64))  # longdouble stays
     nearest = np.array(exact, np.float32, order="C")
     # Only where rounding to float32 arrives exactly between two values of bfloat16 does it decide
     # the second rounding.  There, the error of the first one tells on which side the value lies.

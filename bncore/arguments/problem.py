@@ -28,7 +28,7 @@ from bncore.arguments.parameters import (
     variances,
 )
 from bncore.arguments.scalars import one_axis, option, real
-from bncore.arguments.weights import GivenWeights, Place, channel_of_nan, given_weights
+from bncore.arguments.weights import GivenWeights, Place, given_weights, nan_that_counts
 
 # A function that makes a new array from a shape and a dtype, as `numpy.empty` does.
 Allocate: TypeAlias = Callable[[tuple[int, ...], np.dtype[Any]], Array]
@@ -200,10 +200,10 @@ class Problem:
         place = Place(self.shape, self._order, (axis,), self._sizes)
         given, policy = given_weights(place, where, weights, nan_policy, fill)
         if policy == "raise" and not is_integer(self.array):
-            channel = channel_of_nan(self.x, given.values)
-            if channel is not None:
+            at = nan_that_counts(self.x, given.values)
+            if at is not None:
                 raise ValueError(
-                    f"x: expected no NaN with nan_policy='raise', got NaN in channel {channel}"
+                    f"x: expected no NaN with nan_policy='raise', got NaN in channel {at[1]}"
                 )
         return given
 

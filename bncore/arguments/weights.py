@@ -68,6 +68,14 @@ class GivenWeights(NamedTuple):
         """Whether every weight is 0 or 1."""
         return self.values is None or self.values.dtype == np.uint8
 
+    def numbers(self, x: Array) -> Array:
+        """Return how many values of each channel have a weight above 0; x is as kernels take it."""
+        counts = np.True_ if self.values is None else self.values != 0
+        if self.omit_nan:
+            counts = counts & ~is_nan(x)
+        numbers: Array = np.broadcast_to(counts, x.shape).sum((0, 2))
+        return numbers
+
     def where_needed(self, x: Array) -> GivenWeights:
         """Return these weights, or none where all values of x count once; x is as kernels take it.
 
@@ -200,6 +208,12 @@ class Place(NamedTuple):
     kept: Sequence[int]
     sizes: Canonical
 
+    def index_of(self, at: tuple[int, int, int]) -> tuple[int, ...]:
+        """Return the index of a value of x from the one that it has for the kernels."""
+        flat = np.ravel_multi_index(at, self.sizes)
+        in_order = np.unravel_index(flat, [self.shape[i] for i in self.order])
+        return tuple(int(i) for _, i in sorted(zip(self.order, in_order, strict=True)))
+
 
 def weights_of(
     shape: tuple[int, ...], where: object, weights: object, nan_policy: object, fill: object
@@ -244,8 +258,8 @@ def is_nan(values: Array) -> Array:
     return np.isnan(values)
 
 
-def channel_of_nan(x: Array, weights: Array | None) -> int | None:
-    """Return the channel of the first NaN of x whose weight is not 0, or None.
+def nan_that_counts(x: Array, weights: Array | None) -> tuple[int, int, int] | None:
+    """Return where x has its first NaN whose weight is not 0, or None.
 
     Both are as kernels take them.
     """
@@ -255,9 +269,9 @@ def channel_of_nan(x: Array, weights: Array | None) -> int | None:
         if not found.size:
             continue
         outer, channel, inner = np.unravel_index(found + start, x.shape)
-        if weights is not None:
-            row = channel if weights.shape[1] == x.shape[1] else 0
-            channel = channel[weights[outer, row, inner] != 0]
-        if channel.size:
-            return int(channel[0])
+        row = 0 if weights is None or weights.shape[1] == 1 else channel
+        counts = np.ones(found.size, bool) if weights is None else weights[outer, row, inner] != 0
+        if counts.any():
+            first = counts.argmax()
+            return int(outer[first]), int(channel[first]), int(inner[first])
     return None

@@ -16,8 +16,8 @@ from bncore.arguments.weights import (
     GivenWeights,
     NanPolicy,
     Place,
-    channel_of_nan,
     given_weights,
+    nan_that_counts,
 )
 from bncore.backends import current
 from bncore.functions import integers
@@ -84,9 +84,11 @@ class Reduction:
     def weights(self, where: object, weights: object, nan_policy: object) -> GivenWeights:
         """Check the arguments that say what counts; refuse a NaN if they say so."""
         given, policy = given_weights(self._place, where, weights, nan_policy)
-        seen = policy == "raise" and self.scale is None  # integers have no NaN
-        if seen and channel_of_nan(self.x, given.values) is not None:
-            raise ValueError("x: expected no NaN with nan_policy='raise', got NaN")
+        if policy == "raise" and self.scale is None:  # integers have no NaN
+            at = nan_that_counts(self.x, given.values)
+            if at is not None:
+                place = self._place.index_of(at)
+                raise ValueError(f"x: expected no NaN with nan_policy='raise', got NaN at {place}")
         return given
 
     def sums(self, given: GivenWeights, threads: int, exact: bool) -> tuple[Stat, Stat, Stat]:

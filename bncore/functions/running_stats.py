@@ -12,7 +12,7 @@ from bncore.arguments.arrays import cast, writable_array
 from bncore.arguments.float_environment import silent_arithmetic
 from bncore.arguments.parameters import float64, vector
 from bncore.backends import current
-from bncore.statistics import Moments, Stat, given_moments, require_counts
+from bncore.statistics import Moments, Stat, given_moments, require_divisors
 
 
 def update_running_stats(
@@ -39,7 +39,8 @@ def update_running_stats(
         is the weight of the old value.
     correction : float, default 1
         The batch variance is m2 / (count - correction), with the count of each channel.  PyTorch
-        uses 1; Keras and ONNX use 0.
+        uses 1; Keras and ONNX use 0.  As in `Moments.var`, a count above it by rounding alone is
+        taken as equal to it.
 
     Raises
     ------
@@ -87,8 +88,7 @@ def update_running_stats(
     momentum = scalars.real("momentum", momentum, 0.0, 1.0)
     correction = scalars.real("correction", correction)
     empty = moments.count == 0.0
-    fit = empty | (moments.count > correction)
-    require_counts(moments, fit, f"count > correction = {correction:g}")
+    require_divisors(moments.count, correction)
     var = moments.var(correction)
     with silent_arithmetic():
         new_mean = _moved(to_mean, moments.mean, momentum, empty)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bncore.arguments import scalars
+from bncore.arguments.arrays import MASK_HINT
 from bncore.arguments.problem import ACTIVATIONS
 from bncore.jax.handlers import Settings
 
@@ -87,7 +88,10 @@ def residual(x: Array, value: object) -> Array | None:
     """Return the residual, which must have x's shape and dtype."""
     if value is None:
         return None
-    given = data("residual", value)
+    given = array("residual", value)
+    if given.dtype == bool:
+        raise TypeError(f"residual: expected {x.dtype}, got bool ({MASK_HINT})")
+    given = data("residual", given)
     if given.shape != x.shape:
         raise ValueError(f"residual: expected shape {x.shape}, got {given.shape}")
     if given.dtype != x.dtype:

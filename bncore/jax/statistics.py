@@ -18,7 +18,7 @@ from bncore.arguments.float_environment import silent_arithmetic
 from bncore.arguments.weights import NanPolicy
 from bncore.jax import checks, counting, devices, ops
 from bncore.jax.manual_axes import alike
-from bncore.statistics import shown_count
+from bncore.statistics import ROUNDING, divisor, require_divisors
 
 Array: TypeAlias = jax.Array
 Given: TypeAlias = jax.Array | npt.NDArray[Any]
@@ -253,15 +253,10 @@ def _correction(moments: Moments, correction: float) -> tuple[Given, Given]:
     dtype = moments.mean.dtype
     if isinstance(moments.count, jax.core.Tracer):
         count = moments.count
-        return count == 0.0, (count / jnp.maximum(count - correction, 0.0)).astype(dtype)
+        left = count - correction
+        left = jnp.where(left <= ROUNDING * correction, 0.0, left)
+        return count == 0.0, (count / left).astype(dtype)
     count = np.broadcast_to(np.asarray(moments.count, np.float64), moments.mean.shape)
-    some = count > 0.0
-    low = some & (count <= correction)
-    if low.any():
-        at = int(np.argmax(low))
-        raise ValueError(
-            f"moments: expected count > correction = {correction:g}, "
-            f"got {shown_count(count, at)} for channel {at}"
-        )
+    require_divisors(count, correction)
     with silent_arithmetic():
-        return ~some, (count / (count - correction)).astype(dtype)
+        return count == 0.0, (count / divisor(count, correction)).astype(dtype)

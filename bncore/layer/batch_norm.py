@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from inspect import unwrap
+from types import FunctionType
 from typing import Any, Self
 
 import numpy.typing as npt
@@ -15,6 +17,7 @@ from bncore.functions.fold import ScaleShift, as_scale_shift
 from bncore.layer import interchange
 from bncore.layer.calls import LayerCalls
 from bncore.layer.formats import AnyArray
+from bncore.layer.state import LayerState
 
 
 class BatchNorm(LayerCalls):
@@ -59,7 +62,8 @@ class BatchNorm(LayerCalls):
     on_single : {"raise", "running"}
         What to do in training with one value per channel, whose variance is always 0.  "raise"
         raises `ValueError`.  "running" normalizes by the running statistics, as after `freeze`, and
-        does not change them.
+        does not change them.  It does so for the whole batch, too, if a mask, weights or
+        ``nan_policy="omit"`` leave one value in any channel.
 
     Attributes
     ----------
@@ -294,3 +298,9 @@ class BatchNorm(LayerCalls):
         array([1., 1.], dtype=float32)
         """
         return interchange.to_onnx(self, x, y, prefix)
+
+
+for _base in (LayerCalls, LayerState):  # Python's own messages name methods by their class
+    for _name, _method in vars(_base).items():
+        if isinstance(_method, FunctionType):
+            _method.__qualname__ = unwrap(_method).__qualname__ = f"{BatchNorm.__name__}.{_name}"

@@ -30,7 +30,7 @@ from bncore.layer.state import (
     require_finite,
     weight_for_sums,
 )
-from bncore.statistics import Moments, Stat
+from bncore.statistics import Moments, Stat, require_divisors
 
 
 class LayerCalls(LayerState):
@@ -98,7 +98,7 @@ class LayerCalls(LayerState):
             return self._evaluate(x, residual, out, options)
         if out is not None:
             self._require_apart(out, x, residual)
-        if self._frozen or (count == 1 and self._on_single == "running"):
+        if self._frozen or (self._on_single == "running" and self._is_single(x, count, counted)):
             return self._by_running(x, residual, out, options)
         track = update_stats and self._tracks
         if out is not None and track:
@@ -201,6 +201,13 @@ class LayerCalls(LayerState):
             )
         return x.size // channels if channels else 0
 
+    def _is_single(self, x: Array, count: int, counted: dict[str, Any]) -> bool:
+        """Tell whether a channel has one value only, or one that counts."""
+        if not counted:
+            return count == 1
+        p = problem.Problem(x, self.axis)
+        return bool((p.weights(**counted).numbers(p.x) == 1).any())
+
     def _require_apart(self, out: Any, x: Array, residual: Array | None) -> None:
         """Refuse an output that would change what backward needs."""
         if not issubclass(type(out), np.ndarray):
@@ -263,13 +270,18 @@ class LayerCalls(LayerState):
         moments = steps.moments(x, **{name: options[name] for name in names if name in options})
         if refuses:
             require_finite(moments)
-        if track:
-            mean, var = (array.copy() for array in self._running())
-            update_running_stats(mean, var, moments, correction=self._correction)  # may raise
+        if track and weighs:
+            self._require_divisors(moments)
         y = batch_norm_infer(
             x, moments.mean, moments.var(), weight, bias, out=out, residual=residual, **options
         )
         return y, moments
+
+    def _require_divisors(self, moments: Moments) -> None:
+        """Refuse a batch whose mask or weights leave no variance for the running statistics."""
+        require_divisors(
+            moments.count, self._correction, "x: expected a sum of weights per channel"
+        )
 
     def _kept(
         self,
@@ -302,6 +314,8 @@ class LayerCalls(LayerState):
         if not some or not track or (self._on_nonfinite == "skip" and not finite(moments)):
             vars(self).update(changes)
             return
+        if options is not self._options:
+            self._require_divisors(moments)
         tracked, missed = self._num_batches_tracked, self._missed
         new = averages.after(moments, tracked, missed)
         changes["_num_batches_tracked"], changes["_missed"] = new

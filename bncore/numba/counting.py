@@ -239,6 +239,9 @@ def _refuse_nan(x, at, values, shared):
                 sample = i // (shape.channels * shape.inner)
                 own = sample * shape.inner + i % shape.inner if shared else i
                 if not weighs or values[own] != 0:
-                    raise ValueError("x: expected no NaN with nan_policy='raise', got NaN")
+                    raise ValueError(
+                        "x: expected no NaN with nan_policy='raise', got NaN in channel "
+                        + str(i // shape.inner % shape.channels)
+                    )
 
     return implementation

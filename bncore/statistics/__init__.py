@@ -5,14 +5,17 @@ Both can be merged, pickled and exchanged between processes.
 
 from bncore.statistics.grad_sums import GradSums, checked_sums, frozen_sums, trusted_sums
 from bncore.statistics.moments import (
+    ROUNDING,
     Moments,
     channels_of,
     checked_moments,
     concatenated,
     counts_of,
+    divisor,
     frozen_moments,
     given_moments,
     require_counts,
+    require_divisors,
     shifted,
     shown_count,
     trusted_moments,
@@ -22,6 +25,7 @@ from bncore.statistics.values import Stat
 from bncore.statistics.values import restored as _restored  # what earlier pickles name
 
 __all__ = [
+    "ROUNDING",
     "GradSums",
     "Moments",
     "Stat",
@@ -31,10 +35,12 @@ __all__ = [
     "checked_sums",
     "concatenated",
     "counts_of",
+    "divisor",
     "frozen_moments",
     "frozen_sums",
     "given_moments",
     "require_counts",
+    "require_divisors",
     "shifted",
     "shown_count",
     "trusted_moments",

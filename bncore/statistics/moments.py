@@ -16,6 +16,11 @@ from bncore.statistics.values import Stat, copied, frozen, new, of_class, pair, 
 
 FIELDS = ("count", "mean", "m2")
 
+# A count that is above a correction by no more than this part of it is taken as equal: so far from
+# 1 are sums of float32 weights that have been divided by their sum.  `fast_running.pxi` has it
+# again for Cython, and `torch/kernels.h` for C++.
+ROUNDING = 1e-5
+
 
 def _two_sum(a: Stat, b: Stat) -> tuple[Stat, Stat]:
     """Return the rounded a + b and the exact rounding error (Knuth 1969).
@@ -52,10 +57,17 @@ def _given_counts(count: object, channels: int) -> Stat:
     return counts
 
 
+def divisor(count: Stat | float, correction: float) -> Stat:
+    """Return count - correction, or 0 where the count is not above it by more than rounding."""
+    with silent_arithmetic():
+        left = count - correction
+        return np.where(left <= ROUNDING * correction, 0.0, left)
+
+
 def variance(count: Stat | float, m2: Stat, correction: float) -> Stat:
     """Compute m2 / (count - correction) without warnings; NaN or inf where it divides by 0."""
     with silent_arithmetic():
-        return m2 / np.maximum(count - correction, 0.0)
+        return m2 / divisor(count, correction)
 
 
 class Moments:
@@ -194,7 +206,8 @@ class Moments:
         correction : float, default 0
             0 for the population variance, which batch norm normalizes by; 1 for the unbiased
             estimate.  It is subtracted from the count of each channel.  So weights count as that
-            many copies of their values.
+            many copies of their values.  A count above it by a part of 1e-5 or less, as sums of
+            rounded weights are, is taken as equal to it.
 
         Returns
         -------
@@ -317,3 +330,21 @@ def require_counts(
     at = int(np.argmin(fit))
     got = shown_count(moments.count, at)
     raise ValueError(f"moments: expected {expected}, got {got} for {place} {at}")
+
+
+def require_divisors(
+    counts: Stat, correction: float, what: str = "moments: expected count", where: str = ""
+) -> None:
+    """Refuse counts that are neither 0 nor above the correction of a variance.
+
+    `what` begins the message: an argument of the function that the user has called, and what the
+    count is there.  `where` ends it.
+    """
+    few = (counts != 0.0) & ~(divisor(counts, correction) > 0.0)
+    if few.any():
+        at = int(np.argmax(few))
+        more = " by more than rounding" if counts[at] > correction else ""
+        raise ValueError(
+            f"{what} > correction = {correction:g}{more}, "
+            f"got {shown_count(counts, at)} for channel {at}{where}"
+        )

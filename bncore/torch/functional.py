@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from bncore.arguments import problem, scalars
+from bncore.arguments.arrays import MASK_HINT
 from bncore.arguments.weights import NanPolicy
 from bncore.torch import compiled, counting, dtypes, eager, export, foreign, ops, transforms
 from bncore.torch.counting import ALL, Counted
@@ -276,6 +277,7 @@ def check(
         raise RuntimeError(
             f"residual: expected {dtypes.scalar_type(x)} of size {tuple(x.shape)}, "
             f"but found {dtypes.scalar_type(residual)} of size {tuple(residual.shape)}"
+            + (f" ({MASK_HINT})" if residual.dtype == torch.bool else "")
         )
 
 

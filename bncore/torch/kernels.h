@@ -160,6 +160,8 @@ void move(const Tensor &running, const double *count, const double *batch, doubl
     });
 }
 
+const double ROUNDING = 1e-5; // that of bncore.statistics.moments
+
 /* In float64, rounded once, for any momentum. */
 void update(const Tensor &running_mean, const Tensor &running_var, const Tensor &moments,
             double momentum)
@@ -176,8 +178,9 @@ void update(const Tensor &running_mean, const Tensor &running_var, const Tensor 
     const double *count = batch.const_data_ptr<double>(), *mean = count + channels;
     if (std::all_of(count, mean, [](double n) { return n == 0.0; })) return;
     for (int64_t c = 0; c < channels; c++)
-        TORCH_CHECK_VALUE(count[c] == 0.0 || count[c] > 1.0,
-                          "moments: expected count > correction = 1, got ", count[c],
+        TORCH_CHECK_VALUE(count[c] == 0.0 || count[c] - 1.0 > ROUNDING,
+                          "input: expected a sum of weights per channel > correction = 1",
+                          count[c] > 1.0 ? " by more than rounding, got " : ", got ", count[c],
                           " for channel ", c);
     std::vector<double> var(mean + channels, mean + 2 * channels);
     for (int64_t c = 0; c < channels; c++) var[c] /= std::max(count[c] - 1.0, 0.0);

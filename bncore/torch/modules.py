@@ -109,7 +109,7 @@ class Normalizing(Computed, _BatchNorm):
         then: tuple[str, float] | None = None,
     ) -> torch.Tensor:
         """Do what forward does; `then` is an activation and its slope in place of the layer's."""
-        self._check_input_dim(input)
+        self._bncore_check(input)
         # Look them up once, because a module is slow to find its buffers and parameters.
         mean, var = self.running_mean, self.running_var
         momentum = self.momentum
@@ -126,6 +126,9 @@ class Normalizing(Computed, _BatchNorm):
             input, mean, var, self.weight, self.bias, batch, momentum, residual, batches, counted,
         )  # fmt: skip
         return self._bncore_compute(*given) if then is None else self._bncore_apply(*given, then)
+
+    def _bncore_check(self, input: torch.Tensor) -> None:
+        self._check_input_dim(input)  # TorchScript compiles that
 
     def _bncore_compute(
         self,

@@ -24,7 +24,7 @@ import bncore
 from bncore.arguments.arrays import cast
 from bncore.arguments.float_environment import silent_arithmetic
 from bncore.arguments.weights import PROPAGATE
-from bncore.statistics import Moments, require_counts, trusted_moments
+from bncore.statistics import Moments, require_divisors, trusted_moments
 from bncore.torch import compiled, shapes
 from bncore.torch.dtypes import NOT_DIFFERENTIABLE, checked
 from bncore.torch.memory import array, copied, in_order_of, optional, output
@@ -246,7 +246,7 @@ def move_running_stats(
     some = moments.count > 0.0
     if not some.any():
         return
-    require_counts(moments, ~some | (moments.count > 1.0), "count > correction = 1")
+    require_divisors(moments.count, 1, "input: expected a sum of weights per channel")
     stats = array(running_mean), array(running_var)
     torch.autograd.graph.increment_version(
         [one for one in (running_mean, running_var) if not one.is_inference()]

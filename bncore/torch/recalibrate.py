@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 
 import bncore
 from bncore.arguments import scalars
-from bncore.statistics import Moments, shown_count
+from bncore.statistics import Moments, require_divisors
 from bncore.torch.dependence import Dependence
 from bncore.torch.memory import array, rounded
 from bncore.torch.modules import Normalizing
@@ -299,12 +299,8 @@ def _exchanged(mine: _Result, error: Exception | None, group: Any) -> _Result:
 
 def _store(name: str, layer: Any, moments: Moments, batches: int, correction: float) -> None:
     """Write moments to a layer's running statistics; a channel without a value keeps its own."""
-    few = (moments.count > 0.0) & (moments.count <= correction)
-    if few.any():
-        raise ValueError(
-            f"loader: expected more than {correction:g} values per channel, got "
-            f"{shown_count(moments.count, int(np.argmax(few)))} for {name!r}"
-        )
+    what = "loader: expected values per channel"
+    require_divisors(moments.count, correction, what, f" of {name!r}")
     some = torch.from_numpy(moments.count > 0.0)
     for running, values in (
         (layer.running_mean, moments.mean),

@@ -66,6 +66,24 @@ class SyncBatchNorm(AnyDimension):
         )
         self.process_group = process_group
 
+    def _bncore_group(self) -> str | None:
+        """Return the name of the group of processes that train together, or None if it is alone."""
+        together = dist.is_available() and dist.is_initialized() and self.training
+        if not together or dist.get_world_size(self.process_group) == 1:
+            return None
+        return sync_ops.group_name(self.process_group)
+
+    def _bncore_check(self, input: torch.Tensor) -> None:
+        if self._bncore_group() is None:  # otherwise all processes have to hear of it
+            super()._bncore_check(input)
+
+    def _bncore_check_channels(self, input: torch.Tensor) -> None:
+        """Refuse other channels than the other processes have, which no parameter may show."""
+        if input.shape[1] != self.num_features:
+            raise ValueError(
+                f"input: expected {self.num_features} channels, got {tuple(input.shape)}"
+            )
+
     def _bncore_scripted(self, input: torch.Tensor) -> torch.Tensor:
         if self.training:
             raise RuntimeError("SyncBatchNorm: after torch.jit.script, it can only evaluate")
@@ -84,14 +102,15 @@ class SyncBatchNorm(AnyDimension):
         batches: torch.Tensor | None,
         counted: Counted,
     ) -> torch.Tensor:
-        together = dist.is_available() and dist.is_initialized() and self.training
-        if not together or dist.get_world_size(self.process_group) == 1:
+        group = self._bncore_group()
+        if group is None:
             return super()._bncore_compute(
                 input, mean, var, weight, bias, batch, momentum, residual, batches, counted
             )
-        group = sync_ops.group_name(self.process_group)
         try:
+            self._check_input_dim(input)
             check(input, mean, var, weight, bias, residual, True, self.eps, alone=False)
+            self._bncore_check_channels(input)
             where, weights, nan_policy, fill = counting.checked(input, counted)
         except Exception as error:  # the other processes must not wait for this one
             sync_ops.refuse(error, self.num_features, group)

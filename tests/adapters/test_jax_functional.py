@@ -263,9 +263,14 @@ def test_every_channel_moves_by_its_own_count(traced):
 
 
 def test_too_small_a_count_is_refused_where_it_is_known():
+    nearly = bj.Moments(np.array([4.0, 1.000001, 0.0]), V, V)
+    with pytest.raises(ValueError, match=r"by more than rounding, got 1.000001 for channel 1$"):
+        bj.update_running_stats(V, V, nearly)
     moments = bj.Moments(np.array([4.0, 1.0, 0.0]), V, V)
     with pytest.raises(ValueError, match=r"count > correction = 1, got 1 for channel 1$"):
         bj.update_running_stats(V, V, moments)
+    _, var = jax.jit(bj.update_running_stats)(V, V, nearly)
+    assert not np.isfinite(var[1]) and np.isfinite(np.array(var)[[0, 2]]).all()
     _, var = jax.jit(bj.update_running_stats)(V, V, moments)
     assert not np.isfinite(var[1]) and np.isfinite(np.array(var)[[0, 2]]).all()
 
@@ -315,7 +320,7 @@ TRAIN_ERRORS = [
     ((X, V.astype(int)), {}, TypeError, "weight: expected a real floating dtype, got int"),
     ((X, V), {"axis": -1}, ValueError, "weight: expected shape (5,) (5 channels along axis -1)"),
     ((X,), {"residual": X[0]}, ValueError, "residual: expected shape (4, 3, 5), got (3, 5)"),
-    ((X,), {"residual": X > 0}, TypeError, "residual: expected float16, bfloat16, float32 or"),
+    ((X,), {"residual": X > 0}, TypeError, "residual: expected float32, got bool (pass a mask"),
     ((X[:1, :, 0],), {}, ValueError, "Expected more than 1 value per channel when training"),
 ]
 

@@ -106,7 +106,9 @@ def test_bad_values_are_refused(rng):
     with pytest.raises(ValueError, match=r"nan_policy: expected 'propagate', 'omit' or 'raise'"):
         weighted(x, where, weights, "skip")
     x[2, 1, 0] = np.nan
-    with pytest.raises(ValueError, match=r"x: expected no NaN with nan_policy='raise', got NaN"):
+    with pytest.raises(
+        ValueError, match=r"x: expected no NaN with nan_policy='raise', got NaN in channel 1"
+    ):
         weighted(x, where, weights, "raise")
     where[0] = False
     assert np.isfinite(weighted(x, where, weights, "raise").mean).all()

@@ -314,7 +314,7 @@ def test_a_compiled_model_is_followed():
     ({"loader": 3}, TypeError, "loader: expected an iterable, got 3"),
     ({"loader": []}, ValueError, "loader: expected at least one batch, got none"),
     ({"loader": iter([])}, TypeError, "starts anew every time, such as a list, for 2 layers"),
-    ({"loader": [torch.ones(1, 4)]}, ValueError, "more than 1 values per channel, got 1 for 'fir"),
+    ({"loader": [torch.ones(1, 4)]}, ValueError, "> correction = 1, got 1 for channel 0 of 'fir"),
     ({"forward": 3}, TypeError, "forward: expected a callable, got 3"),
     ({"one_pass": 1}, TypeError, "one_pass: expected a bool, got 1"),
     ({"correction": -1}, ValueError, "correction: expected a finite number >= 0, got -1"),

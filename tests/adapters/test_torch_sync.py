@@ -222,6 +222,8 @@ REFUSED = {
     "weights": "ValueError: rank {}: weights: expected finite numbers >= 0, got -1.0 at (0, 0",
     "mask": "ValueError: rank {}: where: expected a shape that broadcasts against x's",
     "dtype": "NotImplementedError: rank {}: \"batch_norm\" not implemented for 'Int'",
+    "dimensions": "ValueError: rank {}: expected at least 2D input (got 1D input)",
+    "channels": "ValueError: rank {}: input: expected 5 channels, got (3, 2, ",
 }
 
 

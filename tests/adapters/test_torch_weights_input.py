@@ -79,6 +79,9 @@ def test_nan_that_counts_is_refused(way, memory_format):
     assert y[:2].isfinite().all()
 
 
+FEW = r"^input: expected a sum of weights per channel > correction = 1"
+
+
 def test_channels_without_a_value(way):
     """They leave the running statistics as they are, and one value alone cannot move them."""
     layer = BatchNorm1d(C)
@@ -95,11 +98,23 @@ def test_channels_without_a_value(way):
     single = torch.zeros(4, 1, 5, dtype=torch.bool)
     single[0, 0, 0] = True
     before = [one.clone() for one in layer.buffers()]
-    with pytest.raises(ValueError, match=r"moments: expected count > correction = 1, got 1 for"):
+    with pytest.raises(ValueError, match=FEW + ", got 1 for channel 0"):
         layer(x, single)
+    for above in (2.0**-50, 9e-6):
+        weights = torch.full((4, 1, 5), 0.05, dtype=torch.float64) * (1.0 + above)
+        with pytest.raises(ValueError, match=FEW + " by more than rounding, got 1"):
+            layer(x, weights=weights)
     assert all(map(torch.equal, layer.buffers(), before))
     y = bncore.torch.batch_norm(x, None, None, training=True, where=single)
     assert not y[0, :, 0].any()
+    layer(x, weights=torch.full((4, 1, 5), 0.05, dtype=torch.float64) * (1.0 + 2e-5))
+    assert layer.num_batches_tracked == 3 and layer.running_var.isfinite().all()
+
+
+def test_a_mask_in_the_place_of_the_residual(way):
+    layer = bncore.torch.BatchNormAddReLU(C)
+    with pytest.raises(RuntimeError, match=r"^residual: expected Float .* where=mask\)$"):
+        layer(X, torch.ones_like(X, dtype=torch.bool))
 
 
 def test_a_negative_running_variance_is_refused(way):

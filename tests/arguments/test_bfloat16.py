@@ -63,6 +63,16 @@ def test_some_roundings_against_fractions(value):
     assert got == nearest_even(value, got)
 
 
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant <= 52, reason="longdouble is float64 here")
+def test_longdouble_is_rounded_once():
+    """Also where rounding to float64 first would end between two numbers of bfloat16."""
+    tiny = np.longdouble(2) ** -60
+    half = np.longdouble(1) + np.longdouble(2) ** -8
+    given = np.array([half + tiny, half, half - tiny, -half - tiny, half + 2.0**-7 - tiny])
+    got = cast(given, BFLOAT16).astype(np.float64)
+    assert got.tolist() == [1 + 2.0**-7, 1.0, 1.0, -1 - 2.0**-7, 1 + 2.0**-7]
+
+
 def test_special_values():
     given = np.array([np.inf, -np.inf, np.nan, 1e300, -1e300, -0.0, 1e-300])
     with silent_arithmetic():

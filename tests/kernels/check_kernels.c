@@ -149,13 +149,13 @@ static double size_at(const tile *t, int64_t i)
     return sizes[(t->in_rows ? i % t->rows.stride : i / t->planes.inner) % many];
 }
 
-/* Give the tile weights: runs of 1 and of 0, or any. */
-static void weigh(tile *t, int fixed)
+/* Give the tile so many weights: runs of 1 and of 0, or any. */
+static void weigh(tile *t, int fixed, int64_t weights)
 {
     bncore_weighting *w = &t->weighting;
     const int doubles = !fixed && random_int(0, 1), runs = (int)random_int(0, 2);
     const int64_t every = random_int(2, 9), run = random_int(1, 5000);
-    for (int64_t i = 0; i < 2 * MOST_VALUES; i++) {
+    for (int64_t i = 0; i < weights; i++) {
         const int one = runs ? i / run % runs == 0 : random_int(0, every) > 0;
         weights_of_all.flags[i] = (uint8_t)one;
         weights_of_all.numbers[i] = one && !runs && random_int(0, 2) == 0 ? 1.5 : one;
@@ -177,8 +177,8 @@ static void weigh(tile *t, int fixed)
     t->without_fused = (int)random_int(0, 1);
 }
 
-/* fixed: the tile that a kernel is timed with. */
-static tile random_tile(const kernel *k, int fixed)
+/* fixed: the tile that a kernel is timed with. weights: as many as are read. */
+static tile random_tile(const kernel *k, int fixed, int64_t weights)
 {
     tile t = {.count = 1.0 + (double)random_int(0, 100000), .eps = 1e-5};
     static const int64_t planes[] = {16, 17, 31, 32, 33, 49, 63, 64, 196, 784, 5000};
@@ -207,7 +207,7 @@ static tile random_tile(const kernel *k, int fixed)
     t.float64_sums = !fixed && random_int(0, 3) == 0;
     t.in_rows = k->rows;
     t.uneven = !fixed && random_int(0, 2) == 0;
-    if (is_weighted(k)) weigh(&t, fixed);
+    if (is_weighted(k)) weigh(&t, fixed, weights);
     return t;
 }
 
@@ -308,7 +308,7 @@ static void check_all(const options *o, const bncore_kernels *isa)
         const kernel *k = &all_kernels[i];
         if (!strstr(k->name, o->part)) continue;
         for (int n = 0; n < o->tiles; n++) {
-            const tile t = random_tile(k, 0);
+            const tile t = random_tile(k, 0, 2 * MOST_VALUES);
             for (int dtype = 0; dtype < DTYPES; dtype++) check[dtype](k, isa, &t);
         }
     }
@@ -317,15 +317,16 @@ static void check_all(const options *o, const bncore_kernels *isa)
 /* Runs of every length, so that chains end in every way. */
 static void check_lengths(const options *o, const bncore_kernels *isa)
 {
+    const int64_t longest = 130 + BNCORE_LANES, columns = 19;
     for (int i = 0; i < KERNELS; i++) {
         const kernel *k = &all_kernels[i];
         if (!is_reduction(k) || !strstr(k->name, o->part)) continue;
-        for (int len = 1; len <= 130 + BNCORE_LANES; len++) {
-            tile t = random_tile(k, 1);
+        for (int64_t len = 1; len <= longest; len++) {
+            tile t = random_tile(k, 1, columns * longest);
             t.planes = (bncore_planes){2, len, 3 * len, 0, 2 * len - len / 3};
-            t.rows = (bncore_rows){len, 19, 19};
+            t.rows = (bncore_rows){len, columns, columns};
             t.columns = k->rows ? t.rows.cols : t.planes.channels;
-            t.values = k->rows ? 19 * len : 6 * len;
+            t.values = k->rows ? columns * len : 6 * len;
             for (int dtype = 0; dtype < DTYPES; dtype++) check[dtype](k, isa, &t);
         }
     }
@@ -342,7 +343,7 @@ static void time_all(const options *o, const bncore_kernels *const isas[], int c
         char name[64];
         snprintf(name, sizeof name, "%s %s", timed->name, dtype_names[k % DTYPES]);
         printf("%-36s", name);
-        const tile t = random_tile(timed, 1);
+        const tile t = random_tile(timed, 1, 2 * MOST_VALUES);
         for (int i = 0; i < count; i++) {
             double bytes;
             const double ns = timing[k % DTYPES](timed, isas[i], &t, &bytes);

@@ -26,7 +26,7 @@ pytestmark = [
     ),
 ]
 INCLUDES = [f"-I{ROOT / 'src_c'}", f"-I{ROOT / 'src_c' / 'include'}"]
-CFLAGS = ["-std=c11", "-O1", "-ffp-contract=off", "-D_GNU_SOURCE", *INCLUDES]
+CFLAGS = ["-std=c11", "-O2", "-ffp-contract=off", "-D_GNU_SOURCE", *INCLUDES]
 
 
 def printed(*command: object, given: str = "") -> str:

@@ -11,6 +11,7 @@ import pytest
 import arrays
 import bncore
 from bncore import BatchNorm
+from bncore.arguments.arrays import cast
 from layers import ACTIVATIONS, C, a_layer, assert_unchanged, data, snapshot
 
 
@@ -113,6 +114,54 @@ def test_frozen_and_evaluation_are_the_functions_to_the_bit(rng, activation):
     np.testing.assert_array_equal(layer.backward(dy), wanted[0])
     np.testing.assert_array_equal(layer.dweight, wanted[1])
     np.testing.assert_array_equal(layer.dbias, wanted[2])
+
+
+@pytest.mark.parametrize("dtype", ["e", "f", "d", "g", ">f4", "bfloat16"])
+def test_an_assigned_parameter_is_the_array_itself_in_its_own_dtype(backend, rng, dtype):
+    if dtype == "bfloat16":
+        dtype = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed").bfloat16
+    x, dy, _ = data(rng)
+    given = np.arange(1, x.shape[1] + 1).astype(dtype)
+    layer = a_layer(rng)
+    layer.weight = given
+    assert layer.weight is given
+    y, moments = bncore.batch_norm_train(x, given.astype(np.float64), layer.bias)
+    np.testing.assert_array_equal(layer(x), y)
+    layer.backward(dy)
+    assert layer.dweight.dtype == given.dtype.newbyteorder("=")
+    want = bncore.batch_norm_train_backward(dy, x, moments, np.ones(x.shape[1]))[1]
+    np.testing.assert_array_equal(layer.dweight, cast(want, given.dtype))
+    assert layer.state_dict()["weight"].dtype == given.dtype
+
+
+def test_a_wrong_parameter_is_refused_when_it_is_assigned(rng):
+    layer = a_layer(rng)
+    before = layer.weight
+    for wrong, kind, text in (
+        (np.ones(before.size + 1), ValueError, "weight: expected shape"),
+        (np.ones((before.size, 1)), ValueError, "weight: expected 1 dimension"),
+        (np.ones(before.size, int), TypeError, "weight: expected a real floating dtype, got int64"),
+        (np.broadcast_to(1.0, before.shape), ValueError, "weight: expected a writable array"),
+        (1.0, ValueError, "weight: expected 1 dimension"),
+    ):
+        with pytest.raises(kind, match=f"^{text}"):
+            layer.weight = wrong
+        assert layer.weight is before
+
+
+def test_messages_of_python_name_the_class_of_the_user(rng):
+    layer = a_layer(rng)
+    x = data(rng)[0]
+    for call, name in (
+        (lambda: layer(x, None, x), "__call__"),
+        (lambda: layer.forward(x, wrong=1), "forward"),
+        (lambda: layer.backward(), "backward"),
+        (lambda: BatchNorm(3, wrong=1), "__init__"),
+        (lambda: layer.train(1, 2), "train"),
+        (lambda: layer.load_state_dict(), "load_state_dict"),
+    ):
+        with pytest.raises(TypeError, match=rf"^BatchNorm\.{name}\(\) "):
+            call()
 
 
 def test_modes_and_their_names(rng):

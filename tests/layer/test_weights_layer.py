@@ -119,7 +119,8 @@ def test_too_few_values_for_the_running_variance_change_nothing(backend, rng, wi
     where = np.zeros((6, 1, 10), bool)
     where[2, 0, 3] = True
     for given in ({"where": where}, {"weights": np.full((6, 1, 10), 0.01)}):
-        with pytest.raises(ValueError, match=r"^moments: expected count > correction = 1"):
+        text = r"^x: expected a sum of weights per channel > correction = 1, got .* for channel 0$"
+        with pytest.raises(ValueError, match=text):
             layer(x, out=out, **given)
     assert out is None or (out == 7.0).all()
     for name, value in before.items():
@@ -130,6 +131,59 @@ def test_too_few_values_for_the_running_variance_change_nothing(backend, rng, wi
     layer.correction = 0
     layer(x, out=out, where=where)
     assert layer.num_batches_tracked == 1
+
+
+SINGLE = [(2, 0, 3), (2, 1, 3), (2, 2, 3)]  # one value of each channel
+
+
+@pytest.mark.parametrize("kind", ["mask", "of_one_channel", "weights", "omitted_nan", "alone"])
+def test_one_value_that_counts_is_normalized_by_the_running_statistics(backend, rng, kind):
+    """If on_single says so; the whole batch is, and the running statistics stay."""
+    x, dy = rng.standard_normal((2, *SHAPE))
+    where = np.zeros(SHAPE, bool)
+    where[tuple(zip(*SINGLE, strict=True))] = True
+    given = {"where": where, "fill": 0.25}
+    if kind == "of_one_channel":
+        where[:, 1:] = True
+    elif kind == "weights":
+        given = {"weights": np.where(where, 3.0, 0.0)}
+    elif kind == "omitted_nan":
+        x[~where] = np.nan
+        given = {"nan_policy": "omit", "fill": 0.5}
+    elif kind == "alone":
+        x, dy, given = x[:1, :, :1], dy[:1, :, :1], {"fill": 0.5}
+    layer, frozen = (layer_of(np.random.default_rng(5), on_single="running") for _ in range(2))
+    for one in (layer, frozen):
+        one(rng.standard_normal(SHAPE)[::-1], where=np.ones(SHAPE, bool))
+        one.load_state_dict(layer.state_dict())
+    before, moments = layer.state_dict(), layer.moments
+    frozen.freeze()
+    assert same_bits(layer(x, **given), frozen(x, **given))
+    assert same_bits(layer.backward(dy), frozen.backward(dy))
+    assert same_bits(layer.dweight, frozen.dweight) and layer.moments is moments
+    for name, value in before.items():
+        assert same_bits(layer.state_dict()[name], value)
+
+
+def test_two_values_that_count_are_a_batch(backend, rng):
+    x, where = rng.standard_normal(SHAPE), np.zeros(SHAPE, bool)
+    where[:2, :, 0] = True
+    layer, plain = (layer_of(np.random.default_rng(5), on_single=s) for s in ("running", "raise"))
+    assert same_bits(layer(x, where=where), plain(x, where=where))
+    assert same_bits(layer.running_var, plain.running_var) and layer.num_batches_tracked == 1
+    where[1, 1] = False  # nothing counts in a channel, or one value
+    for rest in (False, True):
+        where[0, 1, 0] = rest
+        layer(x, where=where)
+        assert layer.num_batches_tracked == 2
+
+
+def test_a_mask_in_the_place_of_the_residual(backend, rng):
+    x, layer = rng.standard_normal(SHAPE), layer_of(rng)
+    for mask in (np.ones(SHAPE, bool), [True]):
+        text = r"^residual: expected .*, got bool \(pass a mask by its name, where=mask\)$"
+        with pytest.raises(TypeError, match=text):
+            layer(x, mask)
 
 
 def test_nonfinite_values_that_do_not_count_are_no_nonfinite_batch(backend, rng):

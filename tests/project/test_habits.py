@@ -120,3 +120,16 @@ def test_native_is_there_exactly_when_it_must_be():
     assert found == (os.environ["BNCORE_EXPECT_NATIVE"] == "1")
     if found:
         assert importlib.import_module("bncore.backends.native.binding").isa()
+
+
+def test_what_the_compiler_says_of_source_is_an_error_unless_it_is_of_other_packages(
+    tmp_path, monkeypatch
+):
+    """They are installed without bytecode, so a test may be the first to compile them."""
+    for folder, name in (("site-packages", "theirs"), ("checkout", "ours")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{name}.py").write_text(r'ESCAPE = "\d"')
+        monkeypatch.syspath_prepend(tmp_path / folder)
+    assert importlib.import_module("theirs").ESCAPE == r"\d"
+    with pytest.raises(SyntaxError, match="invalid escape"):
+        importlib.import_module("ours")

@@ -8,6 +8,7 @@ from libc.stdint cimport int64_t
 cimport numpy as cnp
 
 
+cdef double ROUNDING = 1e-5  # that of bncore.statistics.moments
 cdef int64_t EXACT = 9007199254740992  # 2**53: the integers below it are doubles
 
 
@@ -34,6 +35,12 @@ cdef bint _corrected(object given, double *correction) noexcept:
     return not overflow and -EXACT < number < EXACT
 
 
+cdef inline double _divisor(double count, double correction) noexcept:
+    """Compute divisor of bncore.statistics: what m2 is divided by, for a variance."""
+    cdef double left = count - correction
+    return 0.0 if left <= ROUNDING * correction else left
+
+
 def fast_running(running_mean, running_var, cnp.ndarray count, cnp.ndarray mean, cnp.ndarray m2, momentum_,
                  correction_):
     """Compute update_running_stats with the arrays of a Moments; return True, or None if one is not canonical."""
@@ -50,11 +57,12 @@ def fast_running(running_mean, running_var, cnp.ndarray count, cnp.ndarray mean,
     cdef const double *counts = _doubles(count)
     cdef const double *batch_mean = _doubles(mean)
     cdef const double *batch_m2 = _doubles(m2)
-    for c in range(channels):
-        if counts[c] > 0.0 and not counts[c] > correction:
-            return None
     cdef bncore_environment own
     bncore_environment_enter(&own)
+    for c in range(channels):
+        if counts[c] != 0.0 and not _divisor(counts[c], correction) > 0.0:
+            bncore_environment_leave(&own)
+            return None
     keep = 1.0 - momentum
     for c in range(channels):  # selects values, so that the compiler can make vectors of the channels
         old_mean, old_var = to_mean[c], to_var[c]

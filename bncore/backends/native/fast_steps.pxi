@@ -161,6 +161,6 @@ def fast_mean_var(x_, axis, correction_, keepdims, int n_threads, bint float64_s
     call.results[0], call.results[1] = _doubles(mean), _doubles(var)
     _run(&call, _only_moments)
     values = _doubles(var)
-    _divide(values, values, max(<double>_count(&call) - correction, 0.0), call.problem.channels)
+    _divide(values, values, _divisor(<double>_count(&call), correction), call.problem.channels)
     cdef int dtype = BNCORE_FLOAT64 if float64_sums else call.problem.dtype
     return _reduced(mean, dtype), _reduced(var, dtype)
