@@ -305,15 +305,12 @@ static void run_rows(operation *op)
     const bncore_executor *executor = op->problem->executor;
     if (op->at_once || op->set_mask) set_coefs(op, op->at_once);
     if (op->fields) {
-        if (op->column_mean) {
-            for (int64_t c = 0; c < op->g.channels; c++)
-                op->column_mean[c] = bncore_sum_mean(op, c);
-            spread_over_columns(&op->g, op->column_mean, sizeof(double));
-        }
-        if (op->column_invstd) {
-            memcpy(op->column_invstd, op->invstd, (size_t)op->g.channels * sizeof(double));
-            spread_over_columns(&op->g, op->column_invstd, sizeof(double));
-        }
+        for (int64_t c = 0; op->column_mean && c < op->g.channels; c++)
+            op->column_mean[c] = bncore_sum_mean(op, c);
+        for (int64_t c = 0; op->column_invstd && c < op->g.channels; c++)
+            op->column_invstd[c] = op->invstd[c];
+        if (op->column_mean) spread_over_columns(&op->g, op->column_mean, sizeof(double));
+        if (op->column_invstd) spread_over_columns(&op->g, op->column_invstd, sizeof(double));
         bncore_parallel_for(executor, op->g.segments * op->strips, op->threads, 0, task_reduce_rows,
                             op);
         finish_channels(op);

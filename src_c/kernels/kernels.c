@@ -15,6 +15,7 @@
 #include "storage.h"
 
 #include "chains.h"
+#include "pairs.h"
 #include "stream.h"
 #include "weights.h"
 #include "welford.h"

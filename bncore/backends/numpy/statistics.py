@@ -54,7 +54,7 @@ def sums_about_0(x: Data) -> bool:
     return x.dtype == np.float32
 
 
-def is_near_0(n: int | Stat, mean: Stat, squares: Stat) -> Data:
+def is_near_0(n: float | Stat, mean: Stat, squares: Stat) -> Data:
     """Tell which means of n values are near 0, beside the squares about them."""
     near: Data = n * (mean * mean) <= 15.0 * squares
     return near
