@@ -90,7 +90,9 @@ static void reduce_segment(const operation *op, int64_t group, int64_t segment,
     const bncore_planes t = planes_segment(op, group, segment);
     const int64_t first = group * op->group;
     const bncore_arrays a = arrays_before(op, first * op->g.inner, first);
-    op->reduce_planes(partial, &a, op->mean ? op->mean + first : NULL, &t);
+    double mean[BNCORE_GROUP];
+    for (int64_t c = 0; op->mean && c < t.channels; c++) mean[c] = bncore_sum_mean(op, first + c);
+    op->reduce_planes(partial, &a, op->mean ? mean : NULL, &t);
 }
 
 static void apply_tile(const operation *op, int64_t group, const bncore_planes *t)
@@ -279,14 +281,12 @@ static void run_rows(operation *op)
     const bncore_executor *executor = op->problem->executor;
     if (op->at_once || op->set_mask) set_coefs(op, op->at_once);
     if (op->fields) {
-        if (op->column_mean) {
-            memcpy(op->column_mean, op->mean, (size_t)op->g.channels * sizeof(double));
-            spread_over_columns(&op->g, op->column_mean, sizeof(double));
-        }
-        if (op->column_invstd) {
-            memcpy(op->column_invstd, op->invstd, (size_t)op->g.channels * sizeof(double));
-            spread_over_columns(&op->g, op->column_invstd, sizeof(double));
-        }
+        for (int64_t c = 0; op->column_mean && c < op->g.channels; c++)
+            op->column_mean[c] = bncore_sum_mean(op, c);
+        for (int64_t c = 0; op->column_invstd && c < op->g.channels; c++)
+            op->column_invstd[c] = op->invstd[c];
+        if (op->column_mean) spread_over_columns(&op->g, op->column_mean, sizeof(double));
+        if (op->column_invstd) spread_over_columns(&op->g, op->column_invstd, sizeof(double));
         bncore_parallel_for(executor, op->g.segments * op->strips, op->threads, 0, task_reduce_rows,
                             op);
         bncore_finish(op);

@@ -65,7 +65,7 @@ typedef struct operation {
     /* Scratch. */
     double *partial;       /* [segment][field][column] */
     double *invstd;        /* [channel], once a variance is known */
-    double *column_mean;   /* rows: the mean of each column's channel */
+    double *column_mean;   /* rows: what grad_sums subtracts from x in each column */
     double *column_invstd; /* rows of 16-bit values: the same of invstd */
     void *coef;            /* [field][column], fields coef_stride columns apart */
     int64_t coef_stride;
@@ -78,6 +78,14 @@ typedef struct operation {
 
 /* Check a problem and partition it. Where the status is not BNCORE_OK, *g is undefined. */
 bncore_status bncore_problem_open(const bncore_problem *problem, bncore_geometry *g);
+
+/* What grad_sums subtracts from the values of a channel: the mean, or 0 where that loses nothing. */
+static inline double bncore_sum_mean(const operation *op, int64_t channel)
+{
+    const double mean = op->mean[channel];
+    const int near_0 = op->kernels->about_0 && bncore_is_near_0(1.0, mean, op->var[channel]);
+    return near_0 ? 0.0 : mean;
+}
 
 /* Set the number of threads, the sizes of tasks, and whether the output passes the caches by. at_once becomes 0 where
  * a task has not whole rows. */

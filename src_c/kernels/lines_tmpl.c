@@ -165,10 +165,10 @@ static void NAME(line_sums)(double *sum_g, double *sum_g_xhat, const bncore_arra
 /* mean and m2 of a line of one block, about a pivot as in moments_planes. */
 static NOINLINE void NAME(line_about_pivot)(double *mean, double *m2, const T *x, int64_t len)
 {
-    running w = {.pivot = NAME(first_pivot)(x, BNCORE_LANES, 1)};
+    running w = {.pivot = NAME(first_pivot)(x, BNCORE_LANES, NAME(ABOUT_0))};
     lanes acc = {0};
     NAME(add_run)(&acc, x, len, w.pivot, 0);
-    w = running_flush(w, fold_lanes(acc.a), fold_lanes(acc.b), (double)len);
+    w = running_flush(w, fold_lanes(acc.a), fold_lanes(acc.b), (double)len, NAME(ABOUT_0));
     const double offset = w.S / w.n, rest = w.Q - w.S * offset;
     *mean = w.pivot + offset;
     *m2 = rest < 0.0 ? 0.0 : rest;
