@@ -25,9 +25,9 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 SOURCES = [
-    "arguments.c", "dispatch.c", "environment.c", "groups.c", "integers.c", "learning.c",
-    "library.c", "lines.c", "operations.c", "parallel_for.c", "partition.c", "problem.c", "run.c",
-    "schedule.c", "workers.c",
+    "arguments.c", "dispatch.c", "environment.c", "finish.c", "groups.c", "integers.c",
+    "learning.c", "library.c", "lines.c", "operations.c", "parallel_for.c", "partition.c",
+    "problem.c", "run.c", "schedule.c", "workers.c",
 ]  # fmt: skip
 # The kernels of each storage type (bncore_dtype) are an object of their own, which spreads the work
 # over the processors.  Those of 16 bits take the longest.
@@ -44,8 +44,9 @@ FLAGS = [
 ]  # fmt: skip
 # Where the compiler knows them.  GCC: lanes copied by memcpy would not stay in registers.
 OPTIONAL_FLAGS = ["-fno-tree-loop-distribute-patterns"]
-# On x86: 32-bit compilers would compute in x87's registers, whose results have more digits.
-X86_FLAGS = ["-msse2", "-mfpmath=sse"]
+# On x86: 32-bit compilers would compute in x87's registers, whose results have more digits.  GCC 12
+# puts integers into MMX's registers, which are x87's, and leaves a caller's long double invalid.
+X86_FLAGS = ["-msse2", "-mfpmath=sse", "-mno-mmx"]
 # GCC would compute a float in double there, as the C library's float_t asks for.
 S390_FLAGS = ["-fexcess-precision=fast"]
 X86 = platform.machine() in ("x86_64", "AMD64", "i386", "i486", "i586", "i686", "x86")

@@ -1,9 +1,12 @@
 """Time bncore.torch's group, instance and layer norm against PyTorch's, in shapes of real networks.
 
 Each case checks y and the gradients against float64 before it is timed.  The two libraries take
-turns within one run, and a time is the median of their turns.
+turns within one run, and a time is the median of their turns.  Each library has tensors of its own,
+which the other's turn may push out of the caches.  With --warm each turn begins with a call that is
+not timed, so that what fits the caches comes from there, as it does behind another layer.
 
-    python benchmarks/norms.py [--quick] [--threads N ...] [--only PART_OF_A_NAME] [--json FILE]
+    python benchmarks/norms.py [--quick] [--warm] [--threads N ...] [--only PART_OF_A_NAME]
+                               [--json FILE]
 """
 
 from __future__ import annotations
@@ -118,7 +121,7 @@ def check(layer: Layer, case: Case, given: tuple[torch.Tensor, ...]) -> None:
             raise SystemExit(f"{case.network}: {name} is wrong by {error:.1e} of its largest value")
 
 
-def medians(calls: list[Callable[[], None]], seconds: float) -> list[float]:
+def medians(calls: list[Callable[[], None]], seconds: float, warm: bool) -> list[float]:
     """Time calls that take turns, and return the median of each."""
     for one in calls * 2:
         one()
@@ -126,13 +129,17 @@ def medians(calls: list[Callable[[], None]], seconds: float) -> list[float]:
     end = time.perf_counter() + seconds
     while len(times[0]) < 5 or time.perf_counter() < end:
         for one, found in zip(calls, times, strict=True):
+            if warm:
+                one()
             start = time.perf_counter()
             one()
             found.append(time.perf_counter() - start)
     return [statistics.median(found) for found in times]
 
 
-def measure(case: Case, layout: str, threads: int, seconds: float) -> list[dict[str, Any]]:
+def measure(
+    case: Case, layout: str, threads: int, seconds: float, warm: bool
+) -> list[dict[str, Any]]:
     """Return a row for each direction."""
     torch.set_num_threads(threads)
     given = tensors(case, layout)
@@ -141,10 +148,11 @@ def measure(case: Case, layout: str, threads: int, seconds: float) -> list[dict[
     rows = []
     for direction in ("forward", "backward"):
         calls = [getattr(layer, direction) for layer in layers]
-        torch_time, own_time = medians(calls, seconds)
+        torch_time, own_time = medians(calls, seconds, warm)
         row = {
             "network": case.network, "kind": str(case.kind), "shape": case.shape, "layout": layout,
-            "threads": threads, "direction": direction, "torch": torch_time, "bncore": own_time,
+            "threads": threads, "warm": warm, "direction": direction,
+            "torch": torch_time, "bncore": own_time,
         }  # fmt: skip
         rows.append(row)
         print(
@@ -170,6 +178,7 @@ def summary(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="time three layers, one thread")
+    parser.add_argument("--warm", action="store_true", help="begin each turn with an untimed call")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--only", default="", help="time networks with this in their name")
     parser.add_argument("--seconds", type=float, default=0.5, help="for each pair of times")
@@ -181,7 +190,8 @@ def main() -> None:
             if (given.quick and not case.quick) or given.only not in case.network:
                 continue
             for layout in layouts(case):
-                rows += measure(case, layout, threads, 0.1 if given.quick else given.seconds)
+                seconds = 0.1 if given.quick else given.seconds
+                rows += measure(case, layout, threads, seconds, given.warm)
     summary(rows)
     if given.json:
         given.json.write_text(json.dumps(rows, indent=1))

@@ -42,11 +42,6 @@ static bncore_problem problem_of(const division *d, int64_t outer, int64_t chann
     return p;
 }
 
-static const double *from(const double *parameter, int64_t channel)
-{
-    return parameter ? parameter + channel : NULL;
-}
-
 static unit unit_at(const division *d, int64_t i)
 {
     const bncore_group_call *c = d->call;
@@ -60,8 +55,8 @@ static unit unit_at(const division *d, int64_t i)
                   .result = sample * c->groups + first,
                   .channel = channel,
                   .offset = channel * p->outer * p->inner,
-                  .weight = from(c->weight, first * c->wide),
-                  .bias = from(c->bias, first * c->wide)};
+                  .weight = bncore_from_channel(c->weight, first * c->wide),
+                  .bias = bncore_from_channel(c->bias, first * c->wide)};
 }
 
 /* The place in scratch of one of its arrays, for this unit. */

@@ -18,15 +18,17 @@ static void finish_moments(const operation *op, int64_t first, int64_t n, bncore
     }
 }
 
-/* Where the mean is NaN, the sum of products is NaN, or 0 if backward leaves out all values, and stays as it is. */
+/* Where x was summed about 0, the mean is taken away here. Where it is NaN, the sum of products is NaN, or 0 if backward
+ * leaves out all values, and stays as it is. */
 static void finish_sums(const operation *op, int64_t first, int64_t n, bncore_partial partial,
                         int64_t step)
 {
     for (int64_t c = 0; c < n; c++) {
-        const double *from = partial.at + c * step;
+        const double *from = partial.at + c * step, mean = op->mean[first + c];
+        const int about_0 = bncore_sum_mean(op, first + c) == 0.0 && mean != 0.0;
+        const double products = from[partial.stride] - (about_0 ? mean * from[0] : 0.0);
         op->results[0][first + c] = from[0];
-        op->results[1][first + c] =
-            from[partial.stride] * (isnan(op->mean[first + c]) ? 1.0 : op->invstd[first + c]);
+        op->results[1][first + c] = isnan(mean) ? products : products * op->invstd[first + c];
     }
 }
 
@@ -45,11 +47,6 @@ static void finish_chained_sums(const operation *op, int64_t first, int64_t n,
     }
 }
 
-static const double *from_channel(const double *parameter, int64_t first)
-{
-    return parameter ? parameter + first : NULL;
-}
-
 static void *coef_at(const operation *op, int64_t column)
 {
     return (char *)op->coef + (size_t)column * op->kernels->coef_item;
@@ -58,8 +55,8 @@ static void *coef_at(const operation *op, int64_t column)
 static void set_normalize(const operation *op, int64_t first, int64_t n, const double *mean)
 {
     op->kernels->normalize_coefs(coef_at(op, first), op->coef_stride, n, mean + first,
-                                 op->invstd + first, from_channel(op->weight, first),
-                                 from_channel(op->bias, first));
+                                 op->invstd + first, bncore_from_channel(op->weight, first),
+                                 bncore_from_channel(op->bias, first));
 }
 
 static void normalize_by_var(const operation *op, int64_t first, int64_t n)
@@ -81,15 +78,15 @@ static void normalize_by_moments(const operation *op, int64_t first, int64_t n)
 static void set_grad_input(const operation *op, int64_t first, int64_t n)
 {
     op->kernels->grad_input_coefs(coef_at(op, first), op->coef_stride, n, op->mean + first,
-                                  op->invstd + first, from_channel(op->weight, first),
+                                  op->invstd + first, bncore_from_channel(op->weight, first),
                                   op->sum_dy + first, op->sum_dy_xhat + first,
-                                  from_channel(op->counts, first), (double)op->g.n);
+                                  bncore_from_channel(op->counts, first), (double)op->g.n);
 }
 
 static void set_grad_frozen(const operation *op, int64_t first, int64_t n)
 {
     op->kernels->grad_frozen_coefs(coef_at(op, first), n, op->invstd + first,
-                                   from_channel(op->weight, first));
+                                   bncore_from_channel(op->weight, first));
     /* The weighted kernel reads the other fields of grad_input, too. The first of them may be set for the mask. */
     for (int f = op->set_mask ? 2 : 1; op->weighted && f < GRAD_INPUT_FIELDS; f++)
         memset(coef_at(op, f * op->coef_stride + first), 0, (size_t)n * op->kernels->coef_item);
@@ -98,7 +95,7 @@ static void set_grad_frozen(const operation *op, int64_t first, int64_t n)
 static void set_grad_group(const operation *op, int64_t first, int64_t n)
 {
     op->kernels->grad_group_coefs(coef_at(op, first), op->coef_stride, n, op->mean + first,
-                                  op->invstd + first, from_channel(op->weight, first),
+                                  op->invstd + first, bncore_from_channel(op->weight, first),
                                   op->sum_dy + first, op->sum_dy_xhat + first,
                                   (double)(op->g.n * op->wide));
 }
@@ -107,8 +104,8 @@ static void set_grad_group(const operation *op, int64_t first, int64_t n)
 static void set_mask(const operation *op, int64_t first, int64_t n)
 {
     op->kernels->mask_coefs(coef_at(op, first), op->coef_stride, n, op->mean + first,
-                            op->invstd + first, from_channel(op->weight, first),
-                            from_channel(op->bias, first));
+                            op->invstd + first, bncore_from_channel(op->weight, first),
+                            bncore_from_channel(op->bias, first));
 }
 
 /* ---- fusion ---- */

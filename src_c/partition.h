@@ -41,6 +41,13 @@ int64_t bncore_group_size(const bncore_geometry *g, int64_t bytes, int32_t threa
 /* Lines: how many samples a segment of a sum over samples has. */
 int64_t bncore_line_segment(int64_t samples);
 
+/* Whether the mean of n values is so near 0, beside their squares about the mean, that nothing is lost if they are summed
+ * about 0: the squares about 0 are then at most 16 times as large. */
+static inline int bncore_is_near_0(double n, double mean, double squares)
+{
+    return n * (mean * mean) <= 15.0 * squares;
+}
+
 static inline int64_t bncore_min(int64_t a, int64_t b)
 {
     return a < b ? a : b;

@@ -32,4 +32,10 @@ typedef struct bncore_group_call {
 bncore_status bncore_lines_forward(const bncore_group_call *call);
 bncore_status bncore_lines_backward(const bncore_group_call *call);
 
+/* A parameter from this channel on; NULL where there is none. */
+static inline const double *bncore_from_channel(const double *parameter, int64_t channel)
+{
+    return parameter ? parameter + channel : NULL;
+}
+
 #endif

@@ -17,15 +17,10 @@ enum {
     COEF_APART = 80
 };
 
-static int64_t columns(const bncore_geometry *g)
-{
-    return g->planes ? g->channels : g->cols;
-}
-
 int64_t bncore_scratch_doubles(const bncore_geometry *g)
 {
     const int64_t per_column = g->segments * MAX_FIELDS + COEF_FIELDS + 2;
-    return columns(g) * per_column + COEF_FIELDS * COEF_APART;
+    return bncore_columns(g) * per_column + COEF_FIELDS * COEF_APART;
 }
 
 static const void *coef_at(const operation *op, int64_t column)
@@ -69,12 +64,6 @@ static bncore_arrays arrays_after(const operation *op, int64_t offset)
     return a;
 }
 
-static bncore_partial partial_at(const operation *op, int64_t segment)
-{
-    const int64_t all = columns(&op->g);
-    return (bncore_partial){op->partial + segment * op->fields * all, all};
-}
-
 /* ---- planes ---- */
 
 static bncore_planes planes_tile(const operation *op, int64_t group)
@@ -101,7 +90,9 @@ static void reduce_segment(const operation *op, int64_t group, int64_t segment,
     const bncore_planes t = planes_segment(op, group, segment);
     const int64_t first = group * op->group;
     const bncore_arrays a = arrays_before(op, first * op->g.inner, first);
-    op->reduce_planes(partial, &a, op->mean ? op->mean + first : NULL, &t);
+    double mean[BNCORE_GROUP];
+    for (int64_t c = 0; op->mean && c < t.channels; c++) mean[c] = bncore_sum_mean(op, first + c);
+    op->reduce_planes(partial, &a, op->mean ? mean : NULL, &t);
 }
 
 static void apply_tile(const operation *op, int64_t group, const bncore_planes *t)
@@ -135,7 +126,7 @@ static void task_reduce_planes(void *arg, int64_t i)
 {
     const operation *op = arg;
     const int64_t group = i / op->g.segments, segment = i % op->g.segments;
-    const bncore_partial partial = partial_at(op, segment);
+    const bncore_partial partial = bncore_partial_at(op, segment);
     reduce_segment(op, group, segment,
                    (bncore_partial){partial.at + group * op->group, partial.stride});
     if (!op->at_once) return;
@@ -206,7 +197,7 @@ static void task_reduce_rows(void *arg, int64_t i)
     const bncore_geometry *g = &op->g;
     const int64_t segment = i / op->strips, first = i % op->strips * op->strip;
     const int64_t begin = segment * g->segment, end = bncore_min(begin + g->segment, g->rows);
-    reduce_columns(op, partial_at(op, segment), begin, end, first,
+    reduce_columns(op, bncore_partial_at(op, segment), begin, end, first,
                    bncore_min(op->strip, g->cols - first));
     if (op->at_once) apply_whole_rows(op, begin, end);
 }
@@ -221,19 +212,6 @@ static void task_apply_rows(void *arg, int64_t i)
 }
 
 /* ---- both ---- */
-
-/* Merge all segments, and then the columns of each channel or group, both in order, into the first one. */
-static void finish_channels(const operation *op)
-{
-    const bncore_geometry *g = &op->g;
-    const int64_t all = columns(g), wide = bncore_max(op->wide, 1), results = g->channels / wide;
-    const int64_t inner = (g->planes ? 1 : g->inner) * wide, width = results * inner;
-    const bncore_partial total = partial_at(op, 0);
-    for (int64_t s = 1; s < g->segments; s++) op->merge(total, partial_at(op, s).at, all, 1);
-    for (int64_t i = 1; i < inner * (all / width); i++)
-        op->merge(total, total.at + i / inner * width + i % inner, results, inner);
-    op->finish(op, 0, results, total, inner);
-}
 
 /* Repeat each of `n` values of `item` bytes `inner` times, in place. */
 static inline void repeat_each(char *to, int64_t n, int64_t inner, size_t item)
@@ -255,7 +233,7 @@ static void spread_over_columns(const bncore_geometry *g, void *values, size_t i
         repeat_each(values, g->channels, inner, sizeof(float));
     else if (inner > 1)
         repeat_each(values, g->channels, inner, sizeof(double));
-    for (int64_t fold = width; fold < columns(g); fold += width)
+    for (int64_t fold = width; fold < bncore_columns(g); fold += width)
         memcpy((char *)values + (size_t)fold * item, values, (size_t)width * item);
 }
 
@@ -291,7 +269,7 @@ static void run_planes(operation *op)
     if (op->at_once || op->set_mask) set_coefs(op, op->at_once);
     if (op->fields) {
         bncore_parallel_for(executor, tasks, op->threads, 0, task_reduce_planes, op);
-        finish_channels(op);
+        bncore_finish(op);
     }
     if (!op->apply_planes || op->at_once) return;
     set_coefs(op, 1);
@@ -303,17 +281,15 @@ static void run_rows(operation *op)
     const bncore_executor *executor = op->problem->executor;
     if (op->at_once || op->set_mask) set_coefs(op, op->at_once);
     if (op->fields) {
-        if (op->column_mean) {
-            memcpy(op->column_mean, op->mean, (size_t)op->g.channels * sizeof(double));
-            spread_over_columns(&op->g, op->column_mean, sizeof(double));
-        }
-        if (op->column_invstd) {
-            memcpy(op->column_invstd, op->invstd, (size_t)op->g.channels * sizeof(double));
-            spread_over_columns(&op->g, op->column_invstd, sizeof(double));
-        }
+        for (int64_t c = 0; op->column_mean && c < op->g.channels; c++)
+            op->column_mean[c] = bncore_sum_mean(op, c);
+        for (int64_t c = 0; op->column_invstd && c < op->g.channels; c++)
+            op->column_invstd[c] = op->invstd[c];
+        if (op->column_mean) spread_over_columns(&op->g, op->column_mean, sizeof(double));
+        if (op->column_invstd) spread_over_columns(&op->g, op->column_invstd, sizeof(double));
         bncore_parallel_for(executor, op->g.segments * op->strips, op->threads, 0, task_reduce_rows,
                             op);
-        finish_channels(op);
+        bncore_finish(op);
     }
     if (!op->apply_rows || op->at_once) return;
     set_coefs(op, 1);
@@ -362,12 +338,12 @@ static size_t scratch_bytes(const operation *op)
 {
     const int64_t per_column =
         op->g.segments * op->fields + 1 + has_column_mean(op) + has_column_invstd(op);
-    return coef_bytes(op) + (size_t)(columns(&op->g) * per_column) * sizeof(double);
+    return coef_bytes(op) + (size_t)(bncore_columns(&op->g) * per_column) * sizeof(double);
 }
 
 static void lay_out_scratch(operation *op, void *scratch)
 {
-    const int64_t all = columns(&op->g);
+    const int64_t all = bncore_columns(&op->g);
     op->coef = scratch;
     op->invstd = (double *)((char *)scratch + coef_bytes(op));
     op->column_mean = has_column_mean(op) ? op->invstd + all : NULL;
@@ -381,7 +357,7 @@ bncore_status bncore_run(operation *op)
     const bncore_problem *p = op->problem;
     if (p->scratch && p->scratch_size < (size_t)bncore_scratch_doubles(&op->g) * sizeof(double))
         return BNCORE_ERROR_SCRATCH;
-    op->coef_stride = columns(&op->g) + COEF_APART;
+    op->coef_stride = bncore_columns(&op->g) + COEF_APART;
     const size_t need = scratch_bytes(op);
     void *scratch = p->scratch ? p->scratch : need <= sizeof local ? local : malloc(need);
     if (!scratch) return BNCORE_ERROR_MEMORY;

@@ -65,7 +65,7 @@ typedef struct operation {
     /* Scratch. */
     double *partial;       /* [segment][field][column] */
     double *invstd;        /* [channel], once a variance is known */
-    double *column_mean;   /* rows: the mean of each column's channel */
+    double *column_mean;   /* rows: what grad_sums subtracts from x in each column */
     double *column_invstd; /* rows of 16-bit values: the same of invstd */
     void *coef;            /* [field][column], fields coef_stride columns apart */
     int64_t coef_stride;
@@ -79,12 +79,36 @@ typedef struct operation {
 /* Check a problem and partition it. Where the status is not BNCORE_OK, *g is undefined. */
 bncore_status bncore_problem_open(const bncore_problem *problem, bncore_geometry *g);
 
+/* What grad_sums subtracts from the values of a channel: the mean, or 0 where that loses nothing. */
+static inline double bncore_sum_mean(const operation *op, int64_t channel)
+{
+    const double mean = op->mean[channel];
+    const int near_0 = op->kernels->about_0 && bncore_is_near_0(1.0, mean, op->var[channel]);
+    return near_0 ? 0.0 : mean;
+}
+
 /* Set the number of threads, the sizes of tasks, and whether the output passes the caches by. at_once becomes 0 where
  * a task has not whole rows. */
 void bncore_schedule(operation *op);
 
 /* Schedule the operation, take scratch, and run it. */
 bncore_status bncore_run(operation *op);
+
+/* How many columns the partial results have: one for each channel of planes, or for each value of a row. */
+static inline int64_t bncore_columns(const bncore_geometry *g)
+{
+    return g->planes ? g->channels : g->cols;
+}
+
+/* The partial results of a segment. */
+static inline bncore_partial bncore_partial_at(const operation *op, int64_t segment)
+{
+    const int64_t all = bncore_columns(&op->g);
+    return (bncore_partial){op->partial + segment * op->fields * all, all};
+}
+
+/* Merge the partial results of all segments, and then those of the columns of each channel or group, and finish them. */
+void bncore_finish(const operation *op);
 
 /* For an x of integers: set how it is read; change the reduction to sums of integers, and the elementwise pass to one that
  * converts them. */

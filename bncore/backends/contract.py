@@ -111,7 +111,8 @@ class Backend(Protocol):
         """Compute the mean and the sum of squared deviations of every channel.
 
         float64_sums adds up all terms in float64, where data of 16 bits would otherwise be added
-        up in short chains of float32.  It changes nothing for other data.
+        up in short chains of float32.  float32 data then have the moments of the same values in
+        float64, and nothing changes for float64 data.
         """
 
     def normalize(

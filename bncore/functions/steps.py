@@ -61,7 +61,8 @@ def moments(
         What the values are summed in.  With None, values of 16 bits are summed in float32, a few at
         a time, and then in float64: the variance is right to 6e-6, mostly to 2**-22.  With float64
         they are summed in float64 from the start, which takes longer and gives the last digits.
-        float32 and float64 are summed in float64 in either case.
+        float32 and float64 are summed in float64 in either case; only where a mean is near 0, the
+        last bits for float32 differ.
     n_threads : int, optional
         The largest number of threads to use; `get_num_threads()` by default.
     scale : float, optional

@@ -64,7 +64,7 @@ typedef enum bncore_dtype {
 typedef enum bncore_flag {
     /* Add all squares and products of the statistics in double, whatever the dtype is. Without it, those of dtypes other
      * than BNCORE_FLOAT64 may be added in short chains of float first, which is faster and costs the variance digits
-     * beyond 2^-22. */
+     * beyond 2^-22; those of BNCORE_FLOAT32 may be added about 0, which changes last bits. */
     BNCORE_FLOAT64_SUMS = 1
 } bncore_flag;
 

@@ -69,19 +69,41 @@ static inline ALWAYS_INLINE ACC NAME(filled_g)(NAME(values) v, ACC g, int fused)
 
 /* The first values of a run, in the type of the arithmetic. */
 typedef struct NAME(inputs) {
-    ACC dy[BNCORE_LANES], x[BNCORE_LANES], r[BNCORE_LANES];
+    ACC dy[NAME(MOST_AT_ONCE)], x[NAME(MOST_AT_ONCE)], r[NAME(MOST_AT_ONCE)];
 } NAME(inputs);
+
+static inline ALWAYS_INLINE void NAME(load_values)(ACC *to, const T *from, int n, int fused)
+{
+    if (fused & PAIRS)
+        NAME(load_pairs)(to, from, n);
+    else
+        NAME(load_many)(to, from, n);
+}
+
+static inline ALWAYS_INLINE void NAME(store_values)(T *to, const ACC *from, int n, int fused)
+{
+    if (fused & PAIRS)
+        NAME(store_pairs)(to, from, n);
+    else
+        NAME(store_many)(to, from, n);
+}
 
 /* Take n values of each array; n is a constant. r is 0 where there is no residual. */
 static inline ALWAYS_INLINE void NAME(take)(NAME(inputs) * in, NAME(values) v, int n, int fused)
 {
-    if (fused & BACKWARD) NAME(load_many)(in->dy, v.dy, n);
-    NAME(load_many)(in->x, v.x, n);
+    if (fused & BACKWARD) NAME(load_values)(in->dy, v.dy, n, fused);
+    NAME(load_values)(in->x, v.x, n, fused);
     if (fused & RESIDUAL)
-        NAME(load_many)(in->r, v.r, n);
+        NAME(load_values)(in->r, v.r, n, fused);
     else
 #pragma omp simd
         for (int l = 0; l < n; l++) in->r[l] = (ACC)0;
+}
+
+/* How many values an elementwise kernel computes at once: WIDTH, or a line in pairs. */
+static inline ALWAYS_INLINE int NAME(at_once)(int fused)
+{
+    return fused & PAIRS ? NAME(IN_LINE) : NAME(WIDTH);
 }
 
 /* d is x - hi, and r the residual. */

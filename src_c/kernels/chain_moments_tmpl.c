@@ -73,7 +73,7 @@ static inline void NAME(chain_moments_run)(lanes *acc, const T *x, int64_t len, 
 /* Start channel c with the mean of its first k values as the pivot, and choose how its first block is summed. */
 static void NAME(start_chained)(NAME(chained_planes) * p, int64_t c, const T *x, int64_t k)
 {
-    const double pivot = NAME(rounded_pivot)(NAME(first_pivot)(x, k, 1));
+    const double pivot = NAME(rounded_pivot)(NAME(first_pivot)(x, k, 0));
     double squares = 0.0;
     for (int64_t i = 0; i < k; i++) {
         const double d = (double)NAME(load)(x[i]) - pivot;
@@ -147,7 +147,7 @@ static void NAME(start_chained_columns)(bncore_partial partial, double *restrict
 {
     const int64_t k = bncore_min(t->rows, BNCORE_PIVOT_ROWS);
     double *restrict square = partial.at, *restrict pivot = square + RUNNING_PIVOT * partial.stride;
-    NAME(start_columns)(partial, sum, x, t);
+    NAME(start_columns)(partial, sum, x, t, 0);
     for (int64_t j = 0; j < t->cols; j++) {
         pivot[j] = NAME(rounded_pivot)(pivot[j]);
         square[j] = 0.0;

@@ -34,49 +34,52 @@ static void NAME(grad_frozen_coefs)(void *coef, int64_t n, const double *restric
         a[c] = NAME(coefficient)(weight ? weight[c] * invstd[c] : invstd[c]);
 }
 
-/* The gradients by z of WIDTH values. Without an activation the coefficients hi and shift may be missing. */
+/* The gradients by z of as many values as are computed at once. Without an activation the coefficients hi and shift may be missing. */
 static inline ALWAYS_INLINE void NAME(mask_gradients)(ACC *g, const NAME(inputs) * in,
                                                       NAME(values) v, const ACC *coef,
                                                       int64_t stride, int by_column, int fused)
 {
+    const int n = NAME(at_once)(fused);
 #pragma omp simd
-    for (int l = 0; l < NAME(WIDTH); l++) {
+    for (int l = 0; l < n; l++) {
         const ACC *k = coef + l * by_column;
         const ACC hi = fused & ACTIVATION ? k[stride] : (ACC)0;
         const ACC shift = fused & ACTIVATION ? k[MASK_SHIFT * stride] : (ACC)0;
         g[l] = NAME(g_of)(v, in->dy[l], in->x[l] - hi, in->r[l], k[0], shift, fused);
     }
-    NAME(round_g)(g, NAME(WIDTH), fused);
+    NAME(round_g)(g, n, fused);
 }
 
-/* WIDTH values, as NAME(arithmetic) in traverse_tmpl.c says. */
+/* As many values as NAME(arithmetic) in traverse_tmpl.c says. */
 static inline ALWAYS_INLINE void NAME(grad_input)(T *to, NAME(values) v, const ACC *coef,
                                                   int64_t stride, int by_column, int fused)
 {
+    const int n = NAME(at_once)(fused);
     NAME(inputs) in;
-    ACC g[NAME(WIDTH)], dx[NAME(WIDTH)];
-    NAME(take)(&in, v, NAME(WIDTH), fused);
+    ACC g[NAME(MOST_AT_ONCE)], dx[NAME(MOST_AT_ONCE)];
+    NAME(take)(&in, v, n, fused);
     NAME(mask_gradients)(g, &in, v, coef, stride, by_column, fused);
 #pragma omp simd
-    for (int l = 0; l < NAME(WIDTH); l++) {
+    for (int l = 0; l < n; l++) {
         const ACC *k = coef + l * by_column;
         const ACC d = in.x[l] - k[stride];
         dx[l] = ((g[l] + d * k[2 * stride]) + k[3 * stride]) * k[0];
     }
-    NAME(store_many)(to, dx, NAME(WIDTH));
+    NAME(store_values)(to, dx, n, fused);
 }
 
 /* For frozen statistics: dx = dy * a. The fields of the coefficients are those of grad_input. */
 static inline ALWAYS_INLINE void NAME(grad_frozen)(T *to, NAME(values) v, const ACC *coef,
                                                    int64_t stride, int by_column, int fused)
 {
+    const int n = NAME(at_once)(fused);
     NAME(inputs) in;
-    ACC g[NAME(WIDTH)], dx[NAME(WIDTH)];
-    NAME(take)(&in, v, NAME(WIDTH), fused);
+    ACC g[NAME(MOST_AT_ONCE)], dx[NAME(MOST_AT_ONCE)];
+    NAME(take)(&in, v, n, fused);
     NAME(mask_gradients)(g, &in, v, coef, stride, by_column, fused);
 #pragma omp simd
-    for (int l = 0; l < NAME(WIDTH); l++) dx[l] = g[l] * coef[l * by_column];
-    NAME(store_many)(to, dx, NAME(WIDTH));
+    for (int l = 0; l < n; l++) dx[l] = g[l] * coef[l * by_column];
+    NAME(store_values)(to, dx, n, fused);
 }
 
 /* ---- groups of channels that share their statistics (Wu & He, 2018) ---- */
@@ -97,16 +100,17 @@ static void NAME(grad_group_coefs)(void *coef, int64_t stride, int64_t n,
 static inline ALWAYS_INLINE void NAME(grad_group)(T *to, NAME(values) v, const ACC *coef,
                                                   int64_t stride, int by_column, int fused)
 {
+    const int n = NAME(at_once)(fused);
     NAME(inputs) in;
-    ACC dx[NAME(WIDTH)];
-    NAME(take)(&in, v, NAME(WIDTH), fused);
+    ACC dx[NAME(MOST_AT_ONCE)];
+    NAME(take)(&in, v, n, fused);
 #pragma omp simd
-    for (int l = 0; l < NAME(WIDTH); l++) {
+    for (int l = 0; l < n; l++) {
         const ACC *k = coef + l * by_column;
         const ACC d = in.x[l] - k[stride];
         dx[l] = ((in.dy[l] * k[4 * stride] + d * k[2 * stride]) + k[3 * stride]) * k[0];
     }
-    NAME(store_many)(to, dx, NAME(WIDTH));
+    NAME(store_values)(to, dx, n, fused);
 }
 
 static void NAME(convert)(void *to, int64_t n, const double *from, double otherwise)

@@ -49,7 +49,7 @@ static inline ALWAYS_INLINE void NAME(add_grad_vectors)(lanes *restrict acc, NAM
 #pragma omp simd
         for (int l = 0; l < BNCORE_LANES; l++) {
             dy[l] = fused & ACTIVATION ? (double)g[l] : dy[l];
-            x[l] -= mean;
+            x[l] = fused & ABOUT_0 ? x[l] : x[l] - mean;
         }
         if (fused & WEIGHTED) leave_out(dy, x, v.flags, v.unfilled);
         NAME(add_products)(a, b, dy, x);
@@ -118,10 +118,15 @@ static inline ALWAYS_INLINE void NAME(add_grad_run)(lanes *acc, NAME(values) v, 
                                                     int fused)
 {
     const int left = (int)(len % BNCORE_LANES);
+    const int about_0 = NAME(ABOUT_0) && !(fused & WEIGHTED) && mean == 0.0;
     if (len < BNCORE_LANES)
         NAME(add_short_grad_run)(acc, v, len, mean, m, fused);
+    else if (left == 0 && about_0)
+        NAME(add_grad_vectors)(acc, v, len, 0, 0.0, m, ahead, fused | ABOUT_0);
     else if (left == 0)
         NAME(add_grad_vectors)(acc, v, len, 0, mean, m, ahead, fused);
+    else if (about_0)
+        NAME(add_grad_vectors)(acc, v, len, left, 0.0, m, ahead, fused | ABOUT_0);
     else
         NAME(add_grad_vectors)(acc, v, len, left, mean, m, ahead, fused);
 }
@@ -172,6 +177,7 @@ static inline ALWAYS_INLINE void NAME(sum_planes)(bncore_partial partial,
 typedef struct NAME(grad_columns) {
     double a[STRIP], b[STRIP];
     const double *mean;
+    uint8_t at_0[STRIP / BNCORE_LANES]; /* of every LANES columns, whether their means are all 0 */
     const ACC *mask;
     int64_t mask_stride;
     NAME(row_flags) flags;
@@ -208,7 +214,7 @@ static inline ALWAYS_INLINE void NAME(add_grad_strip)(NAME(grad_columns) * w, in
 #pragma omp simd
         for (int l = 0; l < BNCORE_LANES; l++) {
             dy[l] = fused & ACTIVATION ? (double)g[l] : dy[l];
-            x[l] -= mean[l];
+            x[l] = fused & ABOUT_0 ? x[l] : x[l] - mean[l];
         }
         if (fused & WEIGHTED) leave_out(dy, x, v.flags, v.unfilled);
         NAME(add_products)(a, b, dy, x);
@@ -223,7 +229,10 @@ static inline ALWAYS_INLINE void NAME(add_grad_rows)(NAME(grad_columns) * w, NAM
 {
     int64_t j = 0;
     for (; j + BNCORE_LANES <= cols; j += BNCORE_LANES)
-        NAME(add_grad_strip)(w, j, values, stride, rows, fused);
+        if (NAME(ABOUT_0) && !(fused & WEIGHTED) && w->at_0[j / BNCORE_LANES])
+            NAME(add_grad_strip)(w, j, values, stride, rows, fused | ABOUT_0);
+        else
+            NAME(add_grad_strip)(w, j, values, stride, rows, fused);
     for (; j < cols; j++) {
         const NAME(mask) m = NAME(mask_of)(w->mask + j, w->mask_stride, fused);
         for (int r = 0; r < rows; r++) {
@@ -281,6 +290,7 @@ static inline ALWAYS_INLINE void NAME(sum_rows)(bncore_partial partial, const bn
         const bncore_rows strip = {t->rows, bncore_min(t->cols - j, width), t->stride};
         w.flags.at = arrays->at + j;
         w.mean = mean + j;
+        if (NAME(ABOUT_0)) find_0(w.at_0, w.mean, strip.cols);
         w.mask = mask ? mask + j : NULL;
         NAME(sum_strip)((bncore_partial){partial.at + j, partial.stride}, &w,
                         NAME(values_at)(values, j, fused), &strip, fused);

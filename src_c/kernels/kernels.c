@@ -15,6 +15,7 @@
 #include "storage.h"
 
 #include "chains.h"
+#include "pairs.h"
 #include "stream.h"
 #include "weights.h"
 #include "welford.h"
@@ -29,7 +30,9 @@ enum {
         256,          /* the same with weights that are laid out, which take a part of the stack */
     FLAGGED_ROWS = 8, /* rows: a chain */
     TAKEN_ROWS = 64, /* rows: so many are taken at once where nothing has to be laid out for them */
-    ROW_TILE = 4,    /* rows: rows that are added between a load and a store of these sums */
+    ONE_ABOVE = 2 * BNCORE_PIVOT_ROWS,
+    SUM_ROWS = 8, /* the same of moments, which need fewer registers */
+    ROW_TILE = 4, /* rows: rows that are added between a load and a store of these sums */
     /* Rows: from so many columns on, streamed rows are taken ROW_TILE at a time. The coefficients of fewer columns stay
      * in L1 anyway. */
     TILED_COLS = 2048,
@@ -38,10 +41,14 @@ enum {
     FIELDS_grad_input = GRAD_INPUT_FIELDS,
     FIELDS_grad_frozen = GRAD_FROZEN_FIELDS,
     FIELDS_grad_group = GRAD_GROUP_FIELDS,
+    LONG_IN_PAIRS = 96,    /* values of a run whose lines are computed in pairs */
     STREAM_AHEAD = 4096,   /* bytes, for inputs of 16 bits while the output is streamed */
     WEIGHTED_AHEAD = 1024, /* bytes, for inputs of weighted elementwise kernels */
     AHEAD = 65536          /* rows: bytes from the current values to those that are prefetched */
 };
+
+/* What weighted columns add up of their first values. */
+enum { DIFFERENCES, SQUARES, SIGNS };
 
 /* Rows: the sums of some columns in the current block. */
 typedef struct running_columns {

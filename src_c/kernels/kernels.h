@@ -3,8 +3,8 @@
  * A reduction gives one partial result per channel (planes) or column (rows), with these fields:
  *   moments: {n, pivot, offset, m2}, where the mean is pivot + offset
  *   sums of integers: {sum of x, sum of x * x}, both wide integers (wide.h) that take two fields each
- *   grad_sums: {sum of dy, sum of dy * (x - mean)}; of 16-bit values {sum of dy, sum of dy * (x - hi) * scale}, where hi
- *              and scale are the mean and 1 / sqrt(var + eps), rounded to float32
+ *   grad_sums: {sum of dy, sum of dy * (x - mean)}, where the mean may be any number; of 16-bit values {sum of dy, sum of
+ *              dy * (x - hi) * scale}, where hi and scale are the mean and 1 / sqrt(var + eps), rounded to float32
  * An elementwise kernel reads coefficients of the arithmetic type: field f of column c is coefficient[f * stride + c]. For
  * rows, the coefficients of the first REPEATED columns follow those of the last column once more.
  *   normalize: {hi, scale, shift}
@@ -46,6 +46,8 @@ enum {
     BACKWARD = 8,   /* only within the templates: the kernel reads dy */
     WEIGHTED = 16,  /* only within the templates: the kernel reads weights */
     DOUBLES = 32,   /* only within the templates: these may be other ones than 0 and 1 */
+    ABOUT_0 = 64,   /* only within the templates: all means are 0 */
+    PAIRS = 128,    /* only within the templates: a line of values is computed in pairs */
     ELEMENTWISE_VARIANTS = 4,
     SUMS_VARIANTS = 8
 };
@@ -94,7 +96,7 @@ typedef struct bncore_arrays {
     int64_t mask_stride;
     /* For grad_sums of 16-bit values: 1 / sqrt(var + eps) of each channel (planes) or column (rows). */
     const double *invstd;
-    int float64_sums; /* for moments of 16-bit values: add no value in float32 */
+    int float64_sums; /* for moments: add no value in float32, and none about 0 */
     /* For weighted kernels, and the place of the arrays' first value in x. These kernels are not compiled for each variant: a
      * residual or a dresidual that is NULL is left out, and a slope of 1 with a least of -infinity is no activation. */
     const bncore_weighting *weighting;
@@ -111,6 +113,7 @@ static inline void bncore_without_activation(bncore_arrays *a)
 typedef struct bncore_kernel_set {
     size_t item, coef_item; /* bytes of a value, and of a coefficient */
     int chained;            /* whether reductions add in chains of float32 */
+    int about_0;            /* whether they add about 0 where is_near_0 allows it */
     int streams;            /* whether this instruction set has stores that pass the caches by */
     void (*moments_planes)(bncore_partial partial, const bncore_arrays *a, const double *unused,
                            const bncore_planes *t);

@@ -4,7 +4,9 @@
 enum {
     NAME(WIDTH) = LINE / sizeof(ACC), /* elementwise kernels compute so many values at once */
     NAME(IN_LINE) = LINE / sizeof(T), /* values of a line */
-    NAME(PARTS) = NAME(IN_LINE) / NAME(WIDTH) /* of a line: WIDTH values each */
+    NAME(PARTS) = NAME(IN_LINE) / NAME(WIDTH), /* of a line: WIDTH values each */
+    NAME(MOST_AT_ONCE) = NAME(IS_PAIRED) ? NAME(IN_LINE) : BNCORE_LANES,
+    NAME(ABOUT_0) = sizeof(T) == sizeof(float) /* reductions add about 0 where that loses nothing */
 };
 
 /* The order matters: each uses those before it. */
@@ -57,6 +59,7 @@ const bncore_kernel_set JOIN(NAME(bncore_kernels), BNCORE_ISA_NAME) = {
     .coef_item = sizeof(ACC),
     .streams = STREAMS,
     .chained = CHAINED,
+    .about_0 = NAME(ABOUT_0),
     .moments_planes = MOMENTS(planes),
     .moments_rows = MOMENTS(rows),
     .weighted_moments_planes = NAME(weighted_moments_planes),

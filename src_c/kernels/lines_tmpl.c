@@ -93,6 +93,13 @@ static NOINLINE void NAME(add_line_rest)(ACC *a, ACC *b, NAME(line) v, int64_t i
     }
 }
 
+/* Add the sums of a chain, which have the type of the arithmetic, to those of a line. */
+static inline ALWAYS_INLINE void NAME(widen_line)(double *a, double *b, ACC low[2][BNCORE_LANES])
+{
+#pragma omp simd
+    for (int l = 0; l < BNCORE_LANES; l++) a[l] += (double)low[0][l], b[l] += (double)low[1][l];
+}
+
 /* The sums of the terms of up to BLOCK values. `ahead` is the distance in bytes at which dy is prefetched; line_grad_input
  * prefetches x, so that memory is busy all the time. */
 static inline ALWAYS_INLINE void NAME(sum_line)(double *sum_a, double *sum_b, NAME(line) v,
@@ -115,11 +122,14 @@ static inline ALWAYS_INLINE void NAME(sum_line)(double *sum_a, double *sum_b, NA
             b[l] += (double)(low[1][l] + high[1][l]);
         }
     }
-    while (i < len) {
+    if (i + four <= len) {
+        NAME(add_line_few)(low[0], low[1], v, i, 4);
+        NAME(widen_line)(a, b, low);
+        i += four;
+    }
+    if (i < len) {
         const int64_t vectors = (len - i) / BNCORE_LANES;
-        if (vectors >= 4)
-            NAME(add_line_few)(low[0], low[1], v, i, 4);
-        else if (len % BNCORE_LANES)
+        if (len % BNCORE_LANES)
             NAME(add_line_rest)(low[0], low[1], v, i, len);
         else if (vectors == 3)
             NAME(add_line_few)(low[0], low[1], v, i, 3);
@@ -127,21 +137,10 @@ static inline ALWAYS_INLINE void NAME(sum_line)(double *sum_a, double *sum_b, NA
             NAME(add_line_few)(low[0], low[1], v, i, 2);
         else
             NAME(add_line_few)(low[0], low[1], v, i, 1);
-        i = vectors >= 4 ? i + four : len;
-#pragma omp simd
-        for (int l = 0; l < BNCORE_LANES; l++) a[l] += (double)low[0][l], b[l] += (double)low[1][l];
+        NAME(widen_line)(a, b, low);
     }
     *sum_a += fold_lanes(a);
     *sum_b += fold_lanes(b);
-}
-
-/* Fetch where the results of some lines will be written, unless they pass the caches by. */
-static inline ALWAYS_INLINE void NAME(fetch_results)(const bncore_arrays *arrays, int64_t first,
-                                                     int64_t len)
-{
-    if (arrays->stream) return;
-    const T *dst = (const T *)arrays->dst + first;
-    for (int64_t i = 0; i < len; i += NAME(IN_LINE)) fetch(dst + i, 0, LEVEL_1);
 }
 
 /* For each line the sums of g = weight * dy and of g * xhat. coef has the fields of normalize. */
@@ -153,7 +152,6 @@ static void NAME(line_sums)(double *sum_g, double *sum_g_xhat, const bncore_arra
     for (int64_t r = 0; r < t->rows; r++) {
         NAME(line) v = NAME(line_at)(arrays, coef, stride, weight, r, t);
         double a = 0.0, b = 0.0;
-        NAME(fetch_results)(arrays, r * t->stride, bncore_min(t->cols, BNCORE_BLOCK));
         for (int64_t i = 0; i < t->cols; i += BNCORE_BLOCK) {
             NAME(sum_line)(&a, &b, v, bncore_min(t->cols - i, BNCORE_BLOCK), ahead);
             v.dy += BNCORE_BLOCK, v.x += BNCORE_BLOCK, v.weight += BNCORE_BLOCK;
@@ -167,13 +165,55 @@ static void NAME(line_sums)(double *sum_g, double *sum_g_xhat, const bncore_arra
 /* mean and m2 of a line of one block, about a pivot as in moments_planes. */
 static NOINLINE void NAME(line_about_pivot)(double *mean, double *m2, const T *x, int64_t len)
 {
-    running w = {.pivot = NAME(first_pivot)(x, BNCORE_LANES, 1)};
+    running w = {.pivot = NAME(first_pivot)(x, BNCORE_LANES, NAME(ABOUT_0))};
     lanes acc = {0};
     NAME(add_run)(&acc, x, len, w.pivot, 0);
-    w = running_flush(w, fold_lanes(acc.a), fold_lanes(acc.b), (double)len);
+    w = running_flush(w, fold_lanes(acc.a), fold_lanes(acc.b), (double)len, NAME(ABOUT_0));
     const double offset = w.S / w.n, rest = w.Q - w.S * offset;
     *mean = w.pivot + offset;
     *m2 = rest < 0.0 ? 0.0 : rest;
+}
+
+/* Add v * v to q. The square of a float32 value is exact, so that this is one operation where the processor has it. */
+static inline ALWAYS_INLINE double NAME(plus_square)(double q, double v)
+{
+#if defined(__FMA__)
+    if (sizeof(T) == sizeof(float)) return __builtin_fma(v, v, q);
+#endif
+    return q + v * v;
+}
+
+/* The sums about 0 of a line's values and of their squares; the last `left` values go to the last lanes. */
+static inline ALWAYS_INLINE void NAME(sums_about_0)(double *sum, double *squares, const T *x,
+                                                    int64_t len, int left, int64_t ahead,
+                                                    int64_t results)
+{
+    double s[BNCORE_LANES], q[BNCORE_LANES];
+#pragma omp simd
+    for (int l = 0; l < BNCORE_LANES; l++) s[l] = q[l] = 0.0;
+    for (int64_t i = 0; i + BNCORE_LANES <= len; i += BNCORE_LANES) {
+        double v[BNCORE_LANES];
+        fetch(x + i, ahead, LEVEL_1);
+        fetch(x + i, results, LEVEL_1);
+        NAME(load_doubles)(v, x + i, BNCORE_LANES);
+#pragma omp simd
+        for (int l = 0; l < BNCORE_LANES; l++) {
+            s[l] += v[l];
+            q[l] = NAME(plus_square)(q[l], v[l]);
+        }
+    }
+    if (left) {
+        double last[BNCORE_LANES];
+        NAME(load_doubles)(last, x + len - BNCORE_LANES, BNCORE_LANES);
+#pragma omp simd
+        for (int l = 0; l < BNCORE_LANES; l++) {
+            const double v = l >= BNCORE_LANES - left ? last[l] : 0.0;
+            s[l] += v;
+            q[l] = NAME(plus_square)(q[l], v);
+        }
+    }
+    *sum = fold_lanes(s);
+    *squares = fold_lanes(q);
 }
 
 /* The same of lines of LANES to BLOCK values each; rows <= BNCORE_GROUP. They are summed about 0, which saves a third of
@@ -182,19 +222,18 @@ static void NAME(line_moments)(double *mean, double *m2, const bncore_arrays *ar
                                const bncore_rows *t)
 {
     double s[BNCORE_GROUP], q[BNCORE_GROUP];
-    const T *x = arrays->x;
     const int64_t ahead = t->rows * t->stride * (int64_t)sizeof(T); /* to the next lines */
+    /* From x to the results, which are fetched, too, unless they pass the caches by. */
+    const int64_t results =
+        arrays->stream ? 0 : (int64_t)((uintptr_t)arrays->dst - (uintptr_t)arrays->x);
     const int left = (int)(t->cols % BNCORE_LANES);
     const double n = (double)t->cols;
     for (int64_t r = 0; r < t->rows; r++) {
-        lanes acc = {0};
-        NAME(fetch_results)(arrays, r * t->stride, t->cols);
+        const T *x = (const T *)arrays->x + r * t->stride;
         if (left == 0)
-            NAME(add_vectors)(&acc, x + r * t->stride, t->cols, 0, 0.0, ahead);
+            NAME(sums_about_0)(&s[r], &q[r], x, t->cols, 0, ahead, results);
         else
-            NAME(add_vectors)(&acc, x + r * t->stride, t->cols, left, 0.0, ahead);
-        s[r] = fold_lanes(acc.a);
-        q[r] = fold_lanes(acc.b);
+            NAME(sums_about_0)(&s[r], &q[r], x, t->cols, left, ahead, results);
     }
 #pragma omp simd
     for (int64_t r = 0; r < t->rows; r++) {
@@ -203,7 +242,7 @@ static void NAME(line_moments)(double *mean, double *m2, const bncore_arrays *ar
     }
     for (int64_t r = 0; r < t->rows; r++)
         if (!(16.0 * (s[r] * s[r]) < 15.0 * (n * q[r])))
-            NAME(line_about_pivot)(&mean[r], &m2[r], x + r * t->stride, t->cols);
+            NAME(line_about_pivot)(&mean[r], &m2[r], (const T *)arrays->x + r * t->stride, t->cols);
 }
 #endif
 

@@ -33,17 +33,18 @@ static void NAME(mask_coefs)(void *coef, int64_t stride, int64_t n, const double
     NAME(normalize_fields)(a + stride, a, a + MASK_SHIFT * stride, n, mean, invstd, weight, bias);
 }
 
-/* WIDTH values, as NAME(arithmetic) in traverse_tmpl.c says. */
+/* As many values as NAME(arithmetic) in traverse_tmpl.c says. */
 static inline ALWAYS_INLINE void NAME(normalize)(T *to, NAME(values) v, const ACC *coef,
                                                  int64_t stride, int by_column, int fused)
 {
+    const int n = NAME(at_once)(fused);
     NAME(inputs) in;
-    ACC y[NAME(WIDTH)];
-    NAME(take)(&in, v, NAME(WIDTH), fused);
+    ACC y[NAME(MOST_AT_ONCE)];
+    NAME(take)(&in, v, n, fused);
 #pragma omp simd
-    for (int l = 0; l < NAME(WIDTH); l++) {
+    for (int l = 0; l < n; l++) {
         const ACC *k = coef + l * by_column;
         y[l] = NAME(y_of)(v, in.x[l] - k[0], in.r[l], k[stride], k[2 * stride], fused);
     }
-    NAME(store_many)(to, y, NAME(WIDTH));
+    NAME(store_values)(to, y, n, fused);
 }

@@ -2,8 +2,8 @@
  * is a function of normalize_tmpl.c, grad_input_tmpl.c or weighted_arithmetic_tmpl.c in the variant `fused`; both are
  * constants here. `to` may be an input itself, because value i of the result depends only on value i of the inputs. */
 
-/* Compute WIDTH values and write them to `to`, after all inputs were read. coef has one value per field (planes), or
- * with by_column one per value (rows). */
+/* Compute WIDTH values, or with PAIRS a line of them, and write them to `to`, after all inputs were read. coef has one value
+ * per field (planes), or with by_column and without PAIRS one per value (rows). */
 typedef void NAME(arithmetic)(T *to, NAME(values) v, const ACC *coef, int64_t stride, int by_column,
                               int fused);
 
@@ -43,6 +43,12 @@ static inline ALWAYS_INLINE NAME(values) NAME(inputs_of)(const bncore_arrays *a,
     v.flags = (const uint8_t *)a->weighting->values + a->at;
     v.flags_by = 1;
     return v;
+}
+
+/* PAIRS where lines of a run may be computed in pairs. Weights are read in the order of the values. */
+static inline ALWAYS_INLINE int NAME(pairs)(int fused)
+{
+    return NAME(IS_PAIRED) && !(fused & WEIGHTED) ? PAIRS : 0;
 }
 
 static inline ALWAYS_INLINE void NAME(copy)(T *to, const T *from)
@@ -95,7 +101,11 @@ static inline ALWAYS_INLINE void NAME(write_run)(T *to, NAME(values) v, int64_t 
         return;
     }
     if (left) compute(last, NAME(values_at)(v, tail, fused), coef, stride, 0, fused);
-    for (int64_t i = 0; i <= tail; i += NAME(WIDTH))
+    int64_t i = 0;
+    if (NAME(pairs)(fused) && len >= LONG_IN_PAIRS)
+        for (; i + NAME(IN_LINE) <= len; i += NAME(IN_LINE))
+            compute(to + i, NAME(values_at)(v, i, fused), coef, stride, 0, fused | PAIRS);
+    for (; i <= tail; i += NAME(WIDTH))
         compute(to + i, NAME(values_at)(v, i, fused), coef, stride, 0, fused);
     if (left) NAME(copy)(to + tail, last);
 }
@@ -111,6 +121,7 @@ static inline ALWAYS_INLINE void NAME(stream_runs)(T *dst, NAME(values) v, int64
                                                    int fused)
 {
     const int64_t line = NAME(to_line)(dst);
+    const int pairs = NAME(pairs)(fused);
     int64_t i = bncore_min(NAME(to_part)(dst), len), end = len;
     if (i) compute_few(dst, v, i, coef, stride);
     for (int64_t c = 0; c < runs; c++, end += len) {
@@ -123,8 +134,9 @@ static inline ALWAYS_INLINE void NAME(stream_runs)(T *dst, NAME(values) v, int64
                 for (; i + NAME(IN_LINE) <= end; i += NAME(IN_LINE)) {
                     if (fused & RESIDUAL) fetch(v.r + i, ahead, ONCE);
                     NAME(fetch_ahead)(NAME(values_at)(v, i, fused), fused);
-                    for (int p = 0; p < NAME(IN_LINE); p += NAME(WIDTH))
-                        compute(values + p, NAME(values_at)(v, i + p, fused), k, 1, 0, fused);
+                    for (int p = 0; p < NAME(IN_LINE); p += NAME(at_once)(pairs))
+                        compute(values + p, NAME(values_at)(v, i + p, fused), k, 1, 0,
+                                fused | pairs);
                     NAME(stream_parts)(dst + i, values, NAME(PARTS));
                 }
             if (NAME(PARTS) == 1 || i + NAME(WIDTH) > end) break;

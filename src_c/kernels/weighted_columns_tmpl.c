@@ -1,14 +1,23 @@
 /* The running statistics of weighted columns, for storage type T: their start, and a block after the other, whose sums are
  * those of weighted_rows_tmpl.c. */
 
+/* What a value adds: its difference to the first value, the square of its difference to the pivot, or 1 if it is not above
+ * 0 and ONE_ABOVE if it is not below 0. */
+static inline ALWAYS_INLINE double NAME(first_term)(double v, double first, int what)
+{
+    const double d = v - first;
+    const double signs = (v <= 0.0 ? 1.0 : 0.0) + (v >= 0.0 ? (double)ONE_ABOVE : 0.0);
+    return what == DIFFERENCES ? d : what == SQUARES ? d * d : signs;
+}
+
 /* Add a row, whose flags are doubles, to what the first pivots are made of: of each column BNCORE_PIVOT_ROWS rows, from
- * the first value with weight on. That value is kept in `pivot`; `since` is how many rows have been seen from it on, and
- * `count` how many of them have weight. What is added to `to` is the difference to the first value, or, where the pivots
- * are known, the square of the difference to them. Returns whether a column has not seen all its rows. */
+ * the first value with weight on. That value is kept in `pivot` where differences are added; later it has the pivot.
+ * `since` is how many rows have been seen from it on, and `count` how many of them have weight. Returns whether a column
+ * has not seen all its rows. */
 static inline ALWAYS_INLINE int NAME(add_first_row)(double *restrict to, double *restrict pivot,
                                                     double *restrict since, double *restrict count,
                                                     const double *restrict flags,
-                                                    const T *restrict x, int64_t cols, int squares)
+                                                    const T *restrict x, int64_t cols, int what)
 {
     const double all = BNCORE_PIVOT_ROWS;
     double open = 0.0;
@@ -16,10 +25,9 @@ static inline ALWAYS_INLINE int NAME(add_first_row)(double *restrict to, double 
     for (int64_t j = 0; j < cols; j++) {
         const double v = (double)NAME(load)(x[j]), rows = since[j];
         const double begun = rows > 0.0 ? 1.0 : flags[j], in = rows < all ? flags[j] : 0.0;
-        const double first = rows > 0.0 || squares ? pivot[j] : v;
-        const double d = in != 0.0 ? v - first : 0.0;
-        if (!squares) pivot[j] = begun != 0.0 ? first : 0.0;
-        to[j] += squares ? d * d : d;
+        const double first = rows > 0.0 || what != DIFFERENCES ? pivot[j] : v;
+        if (what == DIFFERENCES) pivot[j] = begun != 0.0 ? first : 0.0;
+        to[j] += in != 0.0 ? NAME(first_term)(v, first, what) : 0.0;
         count[j] += in;
         since[j] = rows + begun;
         open += rows + begun < all ? 1.0 : 0.0;
@@ -30,7 +38,7 @@ static inline ALWAYS_INLINE int NAME(add_first_row)(double *restrict to, double 
 /* The same for rows that have one weight each, all of them. */
 static ONCE_ONLY void NAME(add_first_whole_rows)(double *restrict to, double *restrict pivot,
                                                  NAME(weighted_columns) * c, const bncore_arrays *a,
-                                                 const bncore_rows *t, int squares)
+                                                 const bncore_rows *t, int what)
 {
     const int64_t place = a->at / t->stride;
     int64_t first = 0, count = 0;
@@ -43,9 +51,8 @@ static ONCE_ONLY void NAME(add_first_whole_rows)(double *restrict to, double *re
 #pragma omp simd
         for (int64_t j = 0; j < t->cols; j++) {
             const double v = (double)NAME(load)(x[j]);
-            if (r == first && !squares) pivot[j] = v;
-            const double d = v - pivot[j];
-            to[j] += squares ? d * d : d;
+            if (r == first && what == DIFFERENCES) pivot[j] = v;
+            to[j] += NAME(first_term)(v, pivot[j], what);
         }
     }
     for (int64_t j = 0; j < t->cols; j++) c->n[j] = (double)count;
@@ -54,13 +61,12 @@ static ONCE_ONLY void NAME(add_first_whole_rows)(double *restrict to, double *re
 /* Add all rows that the first pivots are made of. `flags` has room for a row of them. */
 static ONCE_ONLY void NAME(add_first_rows)(double *restrict to, double *restrict pivot,
                                            double *restrict flags, NAME(weighted_columns) * c,
-                                           const bncore_arrays *a, const bncore_rows *t,
-                                           int squares)
+                                           const bncore_arrays *a, const bncore_rows *t, int what)
 {
     uint8_t room[NAME(WIDE_STRIP)];
     for (int64_t j = 0; j < t->cols; j++) to[j] = c->q[j] = c->n[j] = 0.0;
     if (has_row_weights(a->weighting, t->stride)) {
-        NAME(add_first_whole_rows)(to, pivot, c, a, t, squares);
+        NAME(add_first_whole_rows)(to, pivot, c, a, t, what);
         return;
     }
     int open = 1, begun = 0;
@@ -71,8 +77,10 @@ static ONCE_ONLY void NAME(add_first_rows)(double *restrict to, double *restrict
         begun = begun || count_flags(bytes, t->cols) > 0;
         if (!begun) continue; /* such rows change nothing */
         for (int64_t j = 0; j < t->cols; j++) flags[j] = bytes[j];
-        open = squares ? NAME(add_first_row)(to, pivot, c->q, c->n, flags, x, t->cols, 1)
-                       : NAME(add_first_row)(to, pivot, c->q, c->n, flags, x, t->cols, 0);
+        open = what == DIFFERENCES
+                   ? NAME(add_first_row)(to, pivot, c->q, c->n, flags, x, t->cols, DIFFERENCES)
+                   : NAME(add_first_row)(to, pivot, c->q, c->n, flags, x, t->cols,
+                                         CHAINED ? SQUARES : SIGNS);
     }
 }
 
@@ -86,16 +94,23 @@ static ONCE_ONLY void NAME(start_weighted_columns)(NAME(weighted_columns) * c,
     double *restrict S = n + RUNNING_S * partial.stride;
     double *restrict Q = n + RUNNING_Q * partial.stride;
     for (int64_t j = 0; j < t->cols; j++) n[j] = pivot[j] = S[j] = Q[j] = 0.0;
-    NAME(add_first_rows)(c->s, pivot, square, c, a, t, 0);
+    NAME(add_first_rows)(c->s, pivot, square, c, a, t, DIFFERENCES);
     for (int64_t j = 0; j < t->cols; j++) {
         const double mean = pivot[j] + c->s[j] / c->n[j];
         pivot[j] = is_finite(mean) ? mean : 0.0;
         square[j] = 0.0;
     }
+    if (NAME(may_be_about_0)(a)) {
+        NAME(add_first_rows)(c->s, pivot, square, c, a, t, SIGNS);
+        for (int64_t j = 0; j < t->cols; j++) {
+            const int signs = (int)c->s[j];
+            if (signs % ONE_ABOVE && signs / ONE_ABOVE) pivot[j] = 0.0;
+        }
+    }
 #if CHAINED
     if (a->float64_sums) return;
     for (int64_t j = 0; j < t->cols; j++) pivot[j] = NAME(rounded_pivot)(pivot[j]);
-    NAME(add_first_rows)(square, pivot, c->s, c, a, t, 1);
+    NAME(add_first_rows)(square, pivot, c->s, c, a, t, SQUARES);
     for (int64_t j = 0; j < t->cols; j++) square[j] = c->n[j] > 0.0 ? square[j] / c->n[j] : 0.0;
 #endif
 }
@@ -116,11 +131,11 @@ static ONCE_ONLY void NAME(flush_weighted_columns)(bncore_partial partial,
 #if CHAINED
         const running moved =
             float64_sums
-                ? running_flush((running){n[j], pivot[j], S[j], Q[j]}, s[j], q[j], any)
+                ? running_flush((running){n[j], pivot[j], S[j], Q[j]}, s[j], q[j], any, 0)
                 : NAME(flush_rounded)((running){n[j], pivot[j], S[j], Q[j]}, s[j], q[j], any);
 #else
-        const running moved = running_flush((running){n[j], pivot[j], S[j], Q[j]}, s[j], q[j], any);
-        (void)float64_sums;
+        const running moved = running_flush((running){n[j], pivot[j], S[j], Q[j]}, s[j], q[j], any,
+                                            NAME(ABOUT_0) && !float64_sums);
 #endif
         n[j] = moved.n;
         pivot[j] = any != 0.0 ? moved.pivot : pivot[j];

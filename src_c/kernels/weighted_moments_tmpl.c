@@ -171,7 +171,7 @@ static ONCE_ONLY void NAME(start_weighted)(NAME(weighted_channel) * channel, con
     const uint8_t *flags =
         NAME(flags_in)(room, a->weighting, NAME(plane_place)(a, t, c, e), x, p.len);
     channel->empty = 0;
-    channel->w.pivot = NAME(weighted_pivot)(x, flags, p.len);
+    channel->w.pivot = NAME(weighted_pivot)(x, flags, p.len, NAME(may_be_about_0)(a));
 #if CHAINED
     if (a->float64_sums) return;
     channel->w.pivot = NAME(rounded_pivot)(channel->w.pivot);
@@ -238,12 +238,12 @@ static ONCE_ONLY void NAME(flush_weighted)(NAME(weighted_channel) * channel, con
     if (channel->ones)
         NAME(flush_ones)(channel, a, t, c, begin, end);
     else if (n != 0.0)
-        channel->w = a->float64_sums ? running_flush(channel->w, s, q, n)
+        channel->w = a->float64_sums ? running_flush(channel->w, s, q, n, 0)
                                      : NAME(flush_rounded)(channel->w, s, q, n);
     if (channel->ones || n != 0.0) channel->chained = is_chained(channel->w.Q / channel->w.n);
 #else
-    (void)a, (void)t, (void)c, (void)begin, (void)end;
-    if (n != 0.0) channel->w = running_flush(channel->w, s, q, n);
+    (void)t, (void)c, (void)begin, (void)end;
+    if (n != 0.0) channel->w = running_flush(channel->w, s, q, n, NAME(may_be_about_0)(a));
 #endif
     channel->acc = (lanes){0};
     channel->count = 0;

@@ -59,22 +59,19 @@ static inline int64_t NAME(plane_place)(const bncore_arrays *a, const bncore_pla
     return a->at + c * t->inner + e / t->inner * t->image_stride + e % t->inner;
 }
 
-/* The first pivot of k values of which some have no weight, but the first one has: as first_pivot, of those that have. */
-static ONCE_ONLY double NAME(weighted_pivot)(const T *x, const uint8_t *flags, int64_t k)
+/* first_pivot of the values with weight among k, of which the first one has weight. */
+static ONCE_ONLY double NAME(weighted_pivot)(const T *x, const uint8_t *flags, int64_t k,
+                                             int about_0)
 {
-    const double x0 = (double)NAME(load)(x[0]);
-    double sum = 0.0, count = 1.0;
-    for (int64_t i = 1; i < k; i++) {
-        if (!flags[i]) continue;
-        sum += (double)NAME(load)(x[i]) - x0;
-        count += 1.0;
-    }
-    const double pivot = x0 + sum / count;
-    return is_finite(pivot) ? pivot : 0.0;
+    T taken[BNCORE_LANES] = {0};
+    int64_t n = 0;
+    for (int64_t i = 0; i < k; i++)
+        if (flags[i]) taken[n++] = x[i];
+    return NAME(first_pivot)(taken, n, about_0);
 }
 
 #if CHAINED
-/* The mean square of the values that made the pivot, about it. */
+/* The mean square of these values about the pivot. */
 static NOINLINE double NAME(weighted_square)(const T *x, const uint8_t *flags, int64_t k,
                                              double pivot)
 {

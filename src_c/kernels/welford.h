@@ -62,6 +62,21 @@ static inline piece piece_before(const bncore_planes *t, int64_t e)
     return (piece){image * t->image_stride + (begin - start), e - begin};
 }
 
+/* The compiler must not know this 1, or it would make an addition of plus. */
+static const volatile double ONE = 1.0;
+
+/* s + v, on the units that multiply. Conversions and additions share the others, which sums keep busy. The product is exact,
+ * so that the bits are those of the addition. */
+static inline ALWAYS_INLINE double plus(double s, double v, double one)
+{
+#ifdef __FMA__
+    return __builtin_fma(v, one, s);
+#else
+    (void)one;
+    return s + v;
+#endif
+}
+
 typedef struct lanes {
     double a[BNCORE_LANES], b[BNCORE_LANES];
 } lanes;
@@ -73,6 +88,16 @@ static inline double fold_lanes(const double *lane)
     for (int w = BNCORE_LANES / 4; w >= 1; w /= 2)
         for (int l = 0; l < w; l++) f[l] += f[l + w];
     return f[0];
+}
+
+/* For every LANES columns, whether their values are all 0. */
+static inline void find_0(uint8_t *at_0, const double *v, int64_t cols)
+{
+    for (int64_t j = 0; j + BNCORE_LANES <= cols; j += BNCORE_LANES) {
+        int others = 0;
+        for (int l = 0; l < BNCORE_LANES; l++) others |= v[j + l] != 0.0;
+        at_0[j / BNCORE_LANES] = !others;
+    }
 }
 
 static inline int is_finite(double v)
@@ -101,12 +126,17 @@ static inline running running_moved(running w, double moved)
     return w;
 }
 
-static inline running running_flush(running w, double s, double q, double n)
+/* Add a block, and move the pivot to the mean. With about_0 it moves to 0 instead where the mean is near 0. */
+static inline running running_flush(running w, double s, double q, double n, int about_0)
 {
     w.n += n;
     w.S += s;
     w.Q += q;
-    return running_moved(w, w.pivot + w.S / w.n);
+    const double mean = w.pivot + w.S / w.n, t = mean - w.pivot;
+    const double squares = w.Q - t * (2.0 * w.S - w.n * t);
+    const int near_0 = about_0 && is_finite(mean) && bncore_is_near_0(w.n, mean, squares);
+    if (near_0 && w.pivot == 0.0) return w;
+    return running_moved(w, near_0 ? 0.0 : mean);
 }
 
 /* The partial result {n, pivot, offset, m2} of a segment. */
@@ -125,14 +155,15 @@ enum { RUNNING_PIVOT = 1, RUNNING_S, RUNNING_Q };
 
 /* Flush a block of `rows` rows with the sums s and q, after `before` rows. */
 static inline void flush_columns(bncore_partial partial, const double *restrict s,
-                                 const double *restrict q, int64_t cols, double before, double rows)
+                                 const double *restrict q, int64_t cols, double before, double rows,
+                                 int about_0)
 {
     double *restrict pivot = partial.at + RUNNING_PIVOT * partial.stride;
     double *restrict S = partial.at + RUNNING_S * partial.stride;
     double *restrict Q = partial.at + RUNNING_Q * partial.stride;
     for (int64_t j = 0; j < cols; j++) {
         const running moved =
-            running_flush((running){before, pivot[j], S[j], Q[j]}, s[j], q[j], rows);
+            running_flush((running){before, pivot[j], S[j], Q[j]}, s[j], q[j], rows, about_0);
         pivot[j] = moved.pivot;
         S[j] = moved.S;
         Q[j] = moved.Q;

@@ -21,13 +21,16 @@ static NAME(results) NAME(got), NAME(want);
 static void NAME(fill)(const tile *t, int wild)
 {
     NAME(arrays) *in = &NAME(in);
+    const double far = random_int(0, 1) * 30.0; /* sums about 0 and about other numbers */
     for (int64_t i = 0; i < t->values + 2 * AROUND; i++) {
         in->dy[i] = NAME(store)((ACC)random_or_special(wild));
-        in->x[i] = NAME(store)((ACC)(random_or_special(wild) * size_at(t, i - AROUND - t->offset)));
+        in->x[i] =
+            NAME(store)((ACC)(far + random_or_special(wild) * size_at(t, i - AROUND - t->offset)));
         in->r[i] = NAME(store)((ACC)random_or_special(wild));
     }
     for (int64_t c = 0; c < t->columns; c++) {
-        given.mean[c] = random_value(), given.var[c] = fabs(random_or_special(wild));
+        given.mean[c] = far == 0.0 ? 0.0 : random_value(),
+        given.var[c] = fabs(random_or_special(wild));
         given.weight[c] = random_value(), given.bias[c] = random_value();
         given.sum_dy[c] = random_value(), given.sum_dy_xhat[c] = random_value();
         given.counts[c] = 1.0 + fabs(random_or_special(wild));

@@ -28,6 +28,7 @@ static double fold(const double lanes[BNCORE_LANES])
 typedef struct column {
     int moments;
     int chains, chained; /* whether a block may be added in chains, and whether the next one is */
+    int about_zero;      /* whether the pivot may be 0 */
     int empty;           /* no value has weight */
     double n, pivot, sum, more;
 } column;
@@ -39,6 +40,12 @@ static double flush(column *w, double sum, double more, double n)
     w->sum += sum;
     w->more += more;
     return w->pivot + w->sum / w->n;
+}
+
+/* Whether n values with this mean, and these squares about it, are summed about 0. */
+static int near_zero(double n, double mean, double squares)
+{
+    return n * (mean * mean) <= 15.0 * squares;
 }
 
 static void move(column *w, double pivot)

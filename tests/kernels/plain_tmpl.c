@@ -49,6 +49,19 @@ static double NAME(pivot)(const bncore_arrays *a, const tile *t, int64_t i, int6
     return isfinite(pivot) ? pivot : 0.0;
 }
 
+/* Whether values with weight, among `count` from i on, `step` apart, lie on both sides of 0. */
+static int NAME(both_signs)(const bncore_arrays *a, const tile *t, int64_t i, int64_t count,
+                            int64_t step)
+{
+    int sides = 0;
+    for (int64_t n = 0; n < count; n++) {
+        const ACC v = NAME(load)(((const T *)a->x)[i + n * step]);
+        if (NAME(plain_weight)(a, t, i + n * step) == 0.0) continue;
+        sides |= (v <= 0 ? 1 : 0) + (v >= 0 ? 2 : 0);
+    }
+    return sides == 3;
+}
+
 /* The two terms of a value in a chain of float32. */
 static void NAME(terms)(const kernel *k, const tile *t, const bncore_arrays *a, int64_t i,
                         int64_t c, double about, float terms[2])
@@ -139,6 +152,7 @@ static void NAME(start)(column *w, const bncore_arrays *a, const tile *t, int64_
     const T *x = a->x;
     double squares = 0.0, taken = 0.0;
     w->pivot = NAME(pivot)(a, t, i, count, step);
+    if (w->about_zero && NAME(both_signs)(a, t, i, count, step)) w->pivot = 0.0;
     if (!w->chains) return;
     w->pivot = NAME(nearest)(w->pivot);
     if (!isfinite(w->pivot)) w->pivot = 0.0;
@@ -156,7 +170,10 @@ static void NAME(flush)(column *w, const double sums[2], double n)
 {
     const double pivot = flush(w, sums[0], sums[1], n);
     if (!w->moments) return;
-    move(w, w->chains ? NAME(nearest)(pivot) : pivot);
+    column at_mean = *w;
+    move(&at_mean, pivot);
+    const int zero = w->about_zero && isfinite(pivot) && near_zero(w->n, pivot, at_mean.more);
+    move(w, zero ? 0.0 : w->chains ? NAME(nearest)(pivot) : pivot);
     w->chained = w->chains && in_range(w->more / w->n);
 }
 
@@ -231,7 +248,9 @@ static void NAME(plain_reduction)(const kernel *k, const tile *t, const bncore_a
                                   double *partial)
 {
     for (int64_t c = 0; c < t->columns; c++) {
-        column w = {.moments = is_moments(k), .chains = sizeof(T) == 2};
+        column w = {.moments = is_moments(k),
+                    .chains = sizeof(T) == 2,
+                    .about_zero = sizeof(T) == 4 && !t->float64_sums};
         if (w.moments && t->float64_sums) w.chains = 0;
         if (!w.moments) w.pivot = given.mean[c], w.chained = w.chains;
         if (k->rows)

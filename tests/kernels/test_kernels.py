@@ -6,6 +6,7 @@ import math
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 from random import Random
@@ -54,6 +55,18 @@ def test_every_kernel_agrees_with_a_plain_loop(check_kernels):
     assert [line.split()[0] for line in lines] == list(native_module().available_isas())
     for line in lines:
         assert re.fullmatch(r"\w+ +56 kernels, all dtypes, 6 tiles each: ok", line), line
+
+
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or shutil.which("objdump") is None,
+    reason="needs the registers of x86-64, and objdump",
+)
+def test_no_instruction_takes_a_register_of_mmx():
+    """They are x87's: with integers in them, the caller's next long double would be NaN."""
+    library = c_library.PACKAGE / "lib" / "libbncore.a"
+    code = printed("objdump", "-d", "--no-show-raw-insn", library)
+    assert "%xmm0" in code
+    assert not re.search(r"%mm[0-7]\b", code)
 
 
 def test_the_kernels_are_timed_by_name(check_kernels):

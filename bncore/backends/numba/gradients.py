@@ -1,8 +1,9 @@
 """The gradient sums of docs/numerics.md in plain loops: those of dy and of dy * xhat.
 
 They walk as the moments in `sums.py` do, but no pivot moves.  Wide terms are dy and dy * (x - mean)
-in float64, and the sum of products is scaled by invstd at the end.  Terms in chains, of data of 16
-bits, are dy and dy * ((x - hi) * r) in float32, where hi and r are mean and invstd, rounded.
+in float64, and the sum of products is scaled by invstd at the end.  Where a mean is near 0, float32
+data have the terms dy * x, and mean * sum(dy) is taken away at the end.  Terms in chains, of data
+of 16 bits, are dy and dy * ((x - hi) * r) in float32, where hi and r are mean and invstd, rounded.
 
 With weights, both factors of a value that is left out are 0.  `weights` is None without.
 """
@@ -14,7 +15,17 @@ from typing import Any
 import numpy as np
 
 from bncore.backends.numba.storage import value
-from bncore.backends.numba.sums import CHAIN, STRIP, add_chains, fold, lines, longer, piece
+from bncore.backends.numba.sums import (
+    CHAIN,
+    STRIP,
+    add_chains,
+    fold,
+    is_near_0,
+    lines,
+    longer,
+    piece,
+    sums_about_0,
+)
 from bncore.backends.numba.weighted import Counted, left_out, line_weights, piece_weights
 from bncore.backends.partition import BLOCK, LANES, ROW_BLOCK, Data, Stat
 
@@ -22,6 +33,13 @@ from bncore.backends.partition import BLOCK, LANES, ROW_BLOCK, Data, Stat
 def inverse_std(var: Any, eps: float) -> Any:
     """Compute 1 / sqrt(var + eps)."""
     return 1.0 / np.sqrt(np.float64(var + eps))
+
+
+def sum_means(first: int, last: int, centres: Stat, mean: Stat, var: Stat, x: Data) -> None:
+    """Compute what is subtracted from the values of every channel as they are summed."""
+    for c in range(first, last):
+        near_0 = sums_about_0(x) and is_near_0(1.0, mean[c], var[c])
+        centres[c] = 0.0 if near_0 else mean[c]
 
 
 def inverse_stds(first: int, last: int, invstd: Stat, var: Stat, eps: float) -> None:
@@ -156,6 +174,7 @@ def add_grad_sums(
     sum_dy_xhat: Stat,
     parts: Stat,
     mean: Stat,
+    centres: Stat,
     invstd: Stat,
     inner: int,
     chained: bool,
@@ -175,7 +194,7 @@ def add_grad_sums(
         if mean[c] != mean[c]:  # b is NaN, or 0 if all values are left out
             sum_dy_xhat[c] = b
         elif not chained:
-            sum_dy_xhat[c] = b * invstd[c]
+            sum_dy_xhat[c] = (b if centres[c] == mean[c] else b - mean[c] * a) * invstd[c]
         else:  # the products are scaled already; take away what the rounding of the mean added
             lo = mean[c] - np.float64(np.float32(mean[c]))
             exact = lo == 0.0 or not np.isfinite(a)  # an infinite sum would make NaN of it

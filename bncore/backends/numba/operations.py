@@ -107,6 +107,8 @@ class Operations:
         weights: Weights | None = None,
     ) -> None:
         """Write those of groups of `wide` channels, merged in the order of the channels."""
+        if float64_sums and sums.sums_about_0(x):
+            x = x.astype(np.float64)  # whose sums are never about 0
         geo, threads = geometry(*x.shape), useful(n_threads, x.size)
         chained = in_chains(x, float64_sums)
         if isinstance(geo, Planes):
@@ -141,22 +143,23 @@ class Operations:
         """Write sum(dy) and sum(dy * xhat) of every channel."""
         geo, threads = geometry(*x.shape), useful(n_threads, x.size)
         chained = in_chains(x)
-        invstd = np.empty_like(mean)
+        invstd, centres = np.empty_like(mean), np.empty_like(mean)
         self.run(1, len(mean), gradients.inverse_stds, invstd, var, float(eps))
         arrays = flat(dy), flat(x)
+        self.run(1, len(mean), gradients.sum_means, centres, mean, var, arrays[1])
         if isinstance(geo, Planes):
             parts, inner = np.empty((geo.n_segments, 2, geo.channels)), 1
             tasks, shape = geo.n_segments * geo.channels, (geo.inner, geo.segment_len)
-            given = mean, invstd, counted(weights, x, geo)
+            given = centres, invstd, counted(weights, x, geo)
             kernel = gradients.planes_grad_sums
             self.run(threads, tasks, kernel, parts, *arrays, *given, *shape, chained)
         else:
             parts, inner = np.empty((geo.n_segments, 2, geo.width)), geo.inner
             tasks = geo.n_segments * max(geo.width // sums.STRIP, 1)
-            given = columns(mean, geo), columns(invstd, geo), counted(weights, x, geo, geo.width)
+            given = columns(centres, geo), columns(invstd, geo), counted(weights, x, geo, geo.width)
             rest = geo.segment_rows, chained
             self.run(threads, tasks, gradients.rows_grad_sums, parts, *arrays, *given, *rest)
-        results, statistics = (sum_dy, sum_dy_xhat), (mean, invstd)
+        results, statistics = (sum_dy, sum_dy_xhat), (mean, centres, invstd)
         self.run(
             1, len(mean), gradients.add_grad_sums, *results, parts, *statistics, inner, chained
         )

@@ -70,13 +70,28 @@ def tree(terms: Data, at: int, step: int) -> Any:
 
 
 def first_pivot(values: Data, chained: bool) -> Any:
-    """Average the first values of a segment; 0 where that is not finite."""
+    """Average the first values of a segment; 0 if that is not finite, or if they lie around 0."""
+    if sums_about_0(values) and (values <= 0.0).any() and (values >= 0.0).any():
+        return 0.0
     first = np.float64(value(values[0]))
     total = 0.0
     for i in range(1, len(values)):
         total += np.float64(value(values[i])) - first
     pivot = storable(first + total / len(values), values, chained)
     return pivot if np.isfinite(pivot) else 0.0
+
+
+def sums_about_0(x: Data) -> Any:
+    """Tell whether data are of a type that is summed about 0 where that loses nothing."""
+    return x.itemsize == 4  # float32
+
+
+def is_near_0(n: Any, mean: Any, squares: Any) -> Any:
+    """Tell whether the mean of n values is near 0, beside their squares about the mean.
+
+    The squares about 0 are then at most 16 times as large, so float64 keeps what float32 needs.
+    """
+    return n * (mean * mean) <= 15.0 * squares
 
 
 def storable(pivot: Any, x: Data, chained: bool) -> Any:
@@ -110,17 +125,25 @@ def keeps_digits(block_s: Any, block_q: Any, count: int) -> Any:
 def flush(state: State, block_s: Any, block_q: Any, count: Any, x: Data, chained: bool) -> State:
     """Add the sums of a block of `count` values, then move the pivot to the mean so far.
 
-    The pivot stays where the mean is not finite: there is a NaN or Inf, or a sum overflowed.
+    It moves to 0 instead if the mean is near 0.  It stays where the mean is not finite: there is a
+    NaN or Inf, or a sum overflowed.
     """
     n, p, s, q = state
     n, s, q = n + count, s + block_s, q + block_q
     new_p = storable(p + s / n, x, chained)
     if not np.isfinite(new_p):
         return n, p, s, q
-    t = new_p - p
+    new_s, new_q = moved(n, s, q, new_p - p)
+    if sums_about_0(x) and is_near_0(n, new_p, new_q):
+        new_p = 0.0
+        new_s, new_q = moved(n, s, q, new_p - p)
+    return n, new_p, new_s, new_q if not new_q < 0.0 else 0.0  # rounding alone makes it negative
+
+
+def moved(n: Any, s: Any, q: Any, t: Any) -> tuple[Any, Any]:
+    """Give the sums of n values about a pivot that has moved by t."""
     nt = n * t
-    q = q - t * (2.0 * s - nt)
-    return n, new_p, s - nt, q if not q < 0.0 else 0.0  # rounding alone makes it negative
+    return s - nt, q - t * (2.0 * s - nt)
 
 
 def close(state: State) -> State:

@@ -5,8 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from bncore.backends.numpy.order import add_rows, add_to_lanes, blocks, fold, virtual_rows
+from bncore.backends.numpy.statistics import is_near_0, sums_about_0
 from bncore.backends.numpy.weights import Weights
 from bncore.backends.partition import LANES, ROW_BLOCK, Data, Planes, Rows, Stat
+
+
+def sum_mean(mean: Stat, var: Stat, x: Data) -> Stat:
+    """Return what is subtracted from the values of a channel as they are summed."""
+    return np.where(is_near_0(1.0, mean, var), 0.0, mean) if sums_about_0(x) else mean
 
 
 def terms_of(
@@ -99,13 +105,15 @@ def add_columns(columns: Stat, geo: Rows) -> Stat:
     return total
 
 
-def scaled(b: Stat, a: Stat, mean: Stat, invstd: Stat, chained: bool) -> Stat:
+def scaled(b: Stat, a: Stat, mean: Stat, centre: Stat, invstd: Stat, chained: bool) -> Stat:
     """Scale the sums of products; in chains that is done, and what hi lost is taken away.
 
     An infinite sum of dy would make NaN of it, and has nothing taken away.  Where the mean is NaN,
-    the sum is NaN, or 0 if all values are left out, and stays.
+    the sum is NaN, or 0 if all values are left out, and stays.  What was summed about 0 instead of
+    the mean has the mean taken away.
     """
     if not chained:
+        b = np.where((centre == mean) | np.isnan(mean), b, b - mean * a)
         return np.where(np.isnan(mean), b, b * invstd)
     lo = mean - mean.astype(np.float32)
     exact = (lo == 0.0) | ~np.isfinite(a) | np.isnan(mean)

@@ -20,9 +20,16 @@ from bncore.backends.numpy.gradients import (
     planes_grad_sums,
     rows_grad_sums,
     scaled,
+    sum_mean,
 )
 from bncore.backends.numpy.order import channel_groups, column_strips
-from bncore.backends.numpy.statistics import Partial, merge_columns, planes_moments, rows_moments
+from bncore.backends.numpy.statistics import (
+    Partial,
+    merge_columns,
+    planes_moments,
+    rows_moments,
+    sums_about_0,
+)
 from bncore.backends.numpy.storage import computed, store
 from bncore.backends.numpy.tiles import tiles
 from bncore.backends.numpy.weights import Weights
@@ -118,6 +125,8 @@ def group_moments(
     weights: contract.Weights | None = None,
 ) -> None:
     """Write those of groups of `wide` channels, which are merged in the order of the channels."""
+    if float64_sums and sums_about_0(x):
+        x = x.astype(np.float64)  # whose sums are never about 0
     geo, chained = geometry(*x.shape), in_chains(x, float64_sums)
     w = Weights.of(weights, x, geo)
     count = np.empty_like(mean) if weights is None else weights.count
@@ -151,25 +160,25 @@ def grad_sums(
     """Write sum(dy) and sum(dy * xhat) of every channel."""
     geo, chained = geometry(*x.shape), in_chains(x)
     w = Weights.of(weights, x, geo)
-    invstd = inverse_std(var, eps)
+    invstd, centre = inverse_std(var, eps), sum_mean(mean, var, x)
     if isinstance(geo, Planes):
         shape = geo.outer, geo.channels, geo.inner
         for group in channel_groups(geo):
             g, values = dy.reshape(shape)[:, group], x.reshape(shape)[:, group]
             w_group = None if w is None else w.of_group(group)
             sum_dy[group], sum_dy_xhat[group] = planes_grad_sums(
-                g, values, mean[group], invstd[group], geo, chained, w_group
+                g, values, centre[group], invstd[group], geo, chained, w_group
             )
     else:
-        means, invstds = (np.tile(v.repeat(geo.inner), geo.repeat) for v in (mean, invstd))
+        centres, invstds = (np.tile(v.repeat(geo.inner), geo.repeat) for v in (centre, invstd))
         a, b = np.empty((2, geo.width))
         for strip, rows in column_strips(geo):
             g, values = dy.reshape(-1), x.reshape(-1)
             a[strip], b[strip] = rows_grad_sums(
-                g, values, means[strip], invstds[strip], geo, strip, rows, chained, w
+                g, values, centres[strip], invstds[strip], geo, strip, rows, chained, w
             )
         sum_dy[:], sum_dy_xhat[:] = add_columns(a, geo), add_columns(b, geo)
-    sum_dy_xhat[:] = scaled(sum_dy_xhat, sum_dy, mean, invstd, chained)
+    sum_dy_xhat[:] = scaled(sum_dy_xhat, sum_dy, mean, centre, invstd, chained)
 
 
 @np.errstate(all="ignore")

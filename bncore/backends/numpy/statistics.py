@@ -49,16 +49,29 @@ def storable(pivot: Stat, x: Data, chained: bool) -> Stat:
     return computed(stored(pivot.astype(np.float32), x.dtype)).astype(np.float64)
 
 
+def sums_about_0(x: Data) -> bool:
+    """Tell whether data are of a type that is summed about 0 where that loses nothing."""
+    return x.dtype == np.float32
+
+
+def is_near_0(n: float | Stat, mean: Stat, squares: Stat) -> Data:
+    """Tell which means of n values are near 0, beside the squares about them."""
+    near: Data = n * (mean * mean) <= 15.0 * squares
+    return near
+
+
 def first_pivot(values: Stat, counted: Data, number: Data, x: Data, chained: bool) -> Stat:
     """Return the mean of the first values, (k, channels), as the pivot, or 0 if it is not finite.
 
-    Differences from the first value keep the digits of a mean that is far from zero.
+    It is also 0 for data that are summed about 0, if the first values lie around it.  Differences
+    from the first value keep the digits of a mean that is far from zero.
     """
     total = np.zeros_like(values[0])
     for i in range(1, len(values)):
         total += np.where(counted[i], values[i] - values[0], 0.0)
     pivot = storable(values[0] + total / number, x, chained)
-    return np.where(np.isfinite(pivot), pivot, 0.0)
+    around = ((values <= 0.0) & counted).any(axis=0) & ((values >= 0.0) & counted).any(axis=0)
+    return np.where(np.isfinite(pivot) & ~(around & sums_about_0(x)), pivot, 0.0)
 
 
 def fits(scale: Stat) -> Data:
@@ -122,7 +135,7 @@ class Running:
         self.scale = np.where(self.n == 0.0, self.scale, self.q / self.n)
 
     def flush(self, s: Stat, q: Stat, count: int | Stat) -> None:
-        """Add a block's sums about p, then move the pivot to the mean so far.
+        """Add a block's sums about p, then move the pivot to the mean so far, or to 0 near it.
 
         The pivot does not change if nothing in the block counts.  Neither does it if the mean is
         not finite, because the channel has NaN or Inf or has overflowed.
@@ -132,13 +145,20 @@ class Running:
         self.n += count
         p = storable(self.p + self.s / self.n, self.x, self.chained)
         moved = np.isfinite(p) & (count != 0.0)
-        t = p - self.p
-        nt = self.n * t
-        q = self.q - t * (2.0 * self.s - nt)
+        s, q = self.about(p)
+        if sums_about_0(self.x):
+            p = np.where(moved & is_near_0(self.n, p, q), 0.0, p)
+            s, q = self.about(p)
         q = np.where(q < 0.0, 0.0, q)  # rounding can make it negative
         self.q = np.where(moved, q, self.q)
-        self.s = np.where(moved, self.s - nt, self.s)
+        self.s = np.where(moved, s, self.s)
         self.p = np.where(moved, p, self.p)
+
+    def about(self, p: Stat) -> tuple[Stat, Stat]:
+        """Return both sums about another pivot."""
+        t = p - self.p
+        nt = self.n * t
+        return self.s - nt, self.q - t * (2.0 * self.s - nt)
 
     def partial(self) -> Partial:
         """End a segment: return the mean as pivot + offset, and the squares about that mean."""
