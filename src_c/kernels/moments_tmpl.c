@@ -195,8 +195,9 @@ static void NAME(start_columns)(bncore_partial partial, double *restrict sum, co
     for (int64_t j = 0; j < t->cols; j++) {
         int below = 0, above = 0;
         for (int64_t r = 0; r < k; r++) {
-            below |= x[r * t->stride + j] <= (T)0;
-            above |= x[r * t->stride + j] >= (T)0;
+            const ACC v = NAME(load)(x[r * t->stride + j]);
+            below |= v <= (ACC)0;
+            above |= v >= (ACC)0;
         }
         pivot_[j] = below && above ? 0.0 : pivot_[j];
     }
