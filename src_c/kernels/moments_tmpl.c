@@ -174,32 +174,35 @@ static ONCE_ONLY void NAME(add_block)(running_columns *w, const double *pivot, c
     for (; r < rows; r++) NAME(add_rows)(w, pivot, at_0, x + r * stride, stride, cols, 1);
 }
 
-/* Start the running statistics of columns with a pivot as in first_pivot. The sums of differences are kept in `sum`. */
+/* Start the running statistics of columns with a pivot as in first_pivot. The sums of differences are kept in `sum`, and
+ * the least and the largest values where S and Q will be. */
 static void NAME(start_columns)(bncore_partial partial, double *restrict sum, const T *x,
                                 const bncore_rows *t, int about_0)
 {
     const int64_t k = bncore_min(t->rows, BNCORE_PIVOT_ROWS);
     double *restrict pivot_ = partial.at + RUNNING_PIVOT * partial.stride;
-    double *restrict S = partial.at + RUNNING_S * partial.stride;
-    double *restrict Q = partial.at + RUNNING_Q * partial.stride;
-    for (int64_t j = 0; j < t->cols; j++) sum[j] = 0.0;
+    double *S = partial.at + RUNNING_S * partial.stride;
+    double *Q = partial.at + RUNNING_Q * partial.stride;
+    double *least = S, *most = Q;
+    for (int64_t j = 0; j < t->cols; j++) {
+        least[j] = most[j] = (double)NAME(load)(x[j]);
+        sum[j] = 0.0;
+    }
     for (int64_t r = 1; r < k; r++)
-        for (int64_t j = 0; j < t->cols; j++)
-            sum[j] += (double)NAME(load)(x[r * t->stride + j]) - (double)NAME(load)(x[j]);
+#pragma omp simd
+        for (int64_t j = 0; j < t->cols; j++) {
+            const double v = (double)NAME(load)(x[r * t->stride + j]);
+            sum[j] += v - (double)NAME(load)(x[j]);
+            if (!NAME(ABOUT_0)) continue;
+            least[j] = v < least[j] ? v : least[j];
+            most[j] = v > most[j] ? v : most[j];
+        }
+#pragma omp simd
     for (int64_t j = 0; j < t->cols; j++) {
         const double pivot = (double)NAME(load)(x[j]) + sum[j] / (double)k;
-        pivot_[j] = is_finite(pivot) ? pivot : 0.0;
+        const int around_0 = about_0 && least[j] <= 0.0 && most[j] >= 0.0;
+        pivot_[j] = is_finite(pivot) && !around_0 ? pivot : 0.0;
         S[j] = Q[j] = 0.0;
-    }
-    if (!about_0) return;
-    for (int64_t j = 0; j < t->cols; j++) {
-        int below = 0, above = 0;
-        for (int64_t r = 0; r < k; r++) {
-            const ACC v = NAME(load)(x[r * t->stride + j]);
-            below |= v <= (ACC)0;
-            above |= v >= (ACC)0;
-        }
-        pivot_[j] = below && above ? 0.0 : pivot_[j];
     }
 }
 

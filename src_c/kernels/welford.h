@@ -94,9 +94,13 @@ static inline double fold_lanes(const double *lane)
 static inline void find_0(uint8_t *at_0, const double *v, int64_t cols)
 {
     for (int64_t j = 0; j + BNCORE_LANES <= cols; j += BNCORE_LANES) {
-        int others = 0;
-        for (int l = 0; l < BNCORE_LANES; l++) others |= v[j + l] != 0.0;
-        at_0[j / BNCORE_LANES] = !others;
+        uint64_t others = 0;
+        for (int l = 0; l < BNCORE_LANES; l++) {
+            uint64_t bits;
+            memcpy(&bits, v + j + l, sizeof bits);
+            others |= bits << 1; /* without the sign */
+        }
+        at_0[j / BNCORE_LANES] = others == 0;
     }
 }
 
