@@ -112,7 +112,7 @@ class Backend(Protocol):
 
         float64_sums adds up all terms in float64, where data of 16 bits would otherwise be added
         up in short chains of float32.  float32 data then have the moments of the same values in
-        float64, and nothing changes for float64 data.
+        float64, to which the Numba and the NumPy backend copy them.
         """
 
     def normalize(

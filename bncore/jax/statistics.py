@@ -254,7 +254,8 @@ def _correction(moments: Moments, correction: float) -> tuple[Given, Given]:
     if isinstance(moments.count, jax.core.Tracer):
         count = moments.count
         left = count - correction
-        left = jnp.where(left <= ROUNDING * correction, 0.0, left)
+        rounded = (left <= ROUNDING * correction) & (count != jnp.floor(count))
+        left = jnp.where(rounded | (left <= 0.0), 0.0, left)
         return count == 0.0, (count / left).astype(dtype)
     count = np.broadcast_to(np.asarray(moments.count, np.float64), moments.mean.shape)
     require_divisors(count, correction)

@@ -303,4 +303,6 @@ class BatchNorm(LayerCalls):
 for _base in (LayerCalls, LayerState):  # Python's own messages name methods by their class
     for _name, _method in vars(_base).items():
         if isinstance(_method, FunctionType):
-            _method.__qualname__ = unwrap(_method).__qualname__ = f"{BatchNorm.__name__}.{_name}"
+            for _function in (_method, unwrap(_method)):
+                _function.__qualname__ = f"{BatchNorm.__name__}.{_name}"
+                _function.__module__ = __name__  # where pickle looks for that name

@@ -203,7 +203,9 @@ class LayerCalls(LayerState):
 
     def _is_single(self, x: Array, count: int, counted: dict[str, Any]) -> bool:
         """Tell whether a channel has one value only, or one that counts."""
-        if not counted:
+        if all(counted.get(name) is None for name in ("where", "weights")) and (
+            counted.get("nan_policy", PROPAGATE) is PROPAGATE
+        ):
             return count == 1
         p = problem.Problem(x, self.axis)
         return bool((p.weights(**counted).numbers(p.x) == 1).any())

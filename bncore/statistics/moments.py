@@ -58,10 +58,14 @@ def _given_counts(count: object, channels: int) -> Stat:
 
 
 def divisor(count: Stat | float, correction: float) -> Stat:
-    """Return count - correction, or 0 where the count is not above it by more than rounding."""
+    """Return count - correction, or 0 where the count is not above it by more than rounding.
+
+    A count that is a whole number has not been rounded.
+    """
     with silent_arithmetic():
         left = count - correction
-        return np.where(left <= ROUNDING * correction, 0.0, left)
+        rounded = (left <= ROUNDING * correction) & (count != np.floor(count))
+        return np.where(rounded | (left <= 0.0), 0.0, left)
 
 
 def variance(count: Stat | float, m2: Stat, correction: float) -> Stat:
@@ -206,8 +210,8 @@ class Moments:
         correction : float, default 0
             0 for the population variance, which batch norm normalizes by; 1 for the unbiased
             estimate.  It is subtracted from the count of each channel.  So weights count as that
-            many copies of their values.  A count above it by a part of 1e-5 or less, as sums of
-            rounded weights are, is taken as equal to it.
+            many copies of their values.  A sum of weights that is above it by a part of 1e-5 or
+            less, and no whole number, is taken as equal to it.
 
         Returns
         -------

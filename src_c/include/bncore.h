@@ -62,9 +62,9 @@ typedef enum bncore_dtype {
 
 /* bncore_problem.flags is a sum of these. */
 typedef enum bncore_flag {
-    /* Add all squares and products of the statistics in double, whatever the dtype is. Without it, those of dtypes other
-     * than BNCORE_FLOAT64 may be added in short chains of float first, which is faster and costs the variance digits
-     * beyond 2^-22; those of BNCORE_FLOAT32 may be added about 0, which changes last bits. */
+    /* Add up the moments as those of the same values in BNCORE_FLOAT64, whatever the dtype is. Without it, values of 16
+     * bits may be added in short chains of float first, which is faster and costs the variance digits beyond 2^-22, and
+     * values of BNCORE_FLOAT32 may be added about 0, which changes last bits. It changes no gradient. */
     BNCORE_FLOAT64_SUMS = 1
 } bncore_flag;
 

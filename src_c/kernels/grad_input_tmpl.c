@@ -34,7 +34,8 @@ static void NAME(grad_frozen_coefs)(void *coef, int64_t n, const double *restric
         a[c] = NAME(coefficient)(weight ? weight[c] * invstd[c] : invstd[c]);
 }
 
-/* The gradients by z of as many values as are computed at once. Without an activation the coefficients hi and shift may be missing. */
+/* The gradients by z of as many values as are computed at once. Without an activation the coefficients hi and shift may be
+ * missing. */
 static inline ALWAYS_INLINE void NAME(mask_gradients)(ACC *g, const NAME(inputs) * in,
                                                       NAME(values) v, const ACC *coef,
                                                       int64_t stride, int by_column, int fused)

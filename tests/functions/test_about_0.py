@@ -82,6 +82,18 @@ def test_gradient_sums(backend, rng, shape, shift):
     assert (np.abs(found.sum_dy - dy.sum(axis=axes, dtype=np.longdouble)) <= 1e-11).all()
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_an_infinite_gradient_stays_in_its_channel(backend, rng, shape):
+    """Near 0 the sum of products is NaN: x * Inf - mean * Inf.  No other channel changes."""
+    x, dy = rng.standard_normal((2, *shape)).astype(np.float32)
+    moments = bncore.moments(x)
+    clean = bncore.grad_sums(dy, x, moments)
+    dy[1, 0] = np.inf
+    found = bncore.grad_sums(dy, x, moments)
+    assert found.sum_dy[0] == np.inf and not np.isfinite(found.sum_dy_xhat[0])
+    assert found.sum_dy[1] == clean.sum_dy[1] and found.sum_dy_xhat[1] == clean.sum_dy_xhat[1]
+
+
 def test_the_first_pivot():
     """It is 0 where the first float32 values have both signs, or where one of them is 0."""
     for values, pivot in (([-1, 3], 0), ([1, 3], 2), ([0, 3], 0), ([-5, -1], -3), ([-0.0, -4], 0)):

@@ -29,7 +29,7 @@ static void NAME(fill)(const tile *t, int wild)
         in->r[i] = NAME(store)((ACC)random_or_special(wild));
     }
     for (int64_t c = 0; c < t->columns; c++) {
-        given.mean[c] = far == 0.0 ? 0.0 : random_value(),
+        given.mean[c] = random_int(0, c % 32 < 16 ? 1 : 3) ? 0.0 : random_value();
         given.var[c] = fabs(random_or_special(wild));
         given.weight[c] = random_value(), given.bias[c] = random_value();
         given.sum_dy[c] = random_value(), given.sum_dy_xhat[c] = random_value();

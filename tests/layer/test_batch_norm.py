@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import numpy as np
@@ -309,3 +310,8 @@ def test_array_likes_are_taken(rng):
     same.load_state_dict(layer.state_dict())
     np.testing.assert_array_equal(layer(x.tolist()), same(x))
     np.testing.assert_array_equal(layer.backward(dy.tolist()), same.backward(dy))
+
+
+def test_methods_can_be_pickled():
+    for method in (bncore.BatchNorm.forward, bncore.BatchNorm.backward, bncore.BatchNorm.__call__):
+        assert pickle.loads(pickle.dumps(method)) is method

@@ -2,7 +2,7 @@
 
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
-from libc.math cimport isfinite
+from libc.math cimport floor, isfinite
 from libc.stdint cimport int64_t
 
 cimport numpy as cnp
@@ -38,7 +38,8 @@ cdef bint _corrected(object given, double *correction) noexcept:
 cdef inline double _divisor(double count, double correction) noexcept:
     """Compute divisor of bncore.statistics: what m2 is divided by, for a variance."""
     cdef double left = count - correction
-    return 0.0 if left <= ROUNDING * correction else left
+    cdef bint rounded = left <= ROUNDING * correction and count != floor(count)
+    return 0.0 if rounded or left <= 0.0 else left
 
 
 def fast_running(running_mean, running_var, cnp.ndarray count, cnp.ndarray mean, cnp.ndarray m2, momentum_,
