@@ -30,9 +30,10 @@ enum {
         256,          /* the same with weights that are laid out, which take a part of the stack */
     FLAGGED_ROWS = 8, /* rows: a chain */
     TAKEN_ROWS = 64, /* rows: so many are taken at once where nothing has to be laid out for them */
-    ONE_ABOVE = 2 * BNCORE_PIVOT_ROWS, /* more than BNCORE_PIVOT_ROWS ones: a sum keeps both counts */
-    SUM_ROWS = 8, /* the same of moments, which need fewer registers */
-    ROW_TILE = 4, /* rows: rows that are added between a load and a store of these sums */
+    ONE_ABOVE = 2 *
+        BNCORE_PIVOT_ROWS, /* more than BNCORE_PIVOT_ROWS ones: a sum keeps both counts */
+    SUM_ROWS = 8,          /* the same of moments, which need fewer registers */
+    ROW_TILE = 4,          /* rows: rows that are added between a load and a store of these sums */
     /* Rows: from so many columns on, streamed rows are taken ROW_TILE at a time. The coefficients of fewer columns stay
      * in L1 anyway. */
     TILED_COLS = 2048,
