@@ -18,7 +18,7 @@ from bncore.arguments.float_environment import silent_arithmetic
 from bncore.arguments.weights import NanPolicy
 from bncore.jax import checks, counting, devices, ops
 from bncore.jax.manual_axes import alike
-from bncore.statistics import ROUNDING, divisor, require_divisors
+from bncore.statistics import divisor, require_divisors
 
 Array: TypeAlias = jax.Array
 Given: TypeAlias = jax.Array | npt.NDArray[Any]
@@ -253,10 +253,7 @@ def _correction(moments: Moments, correction: float) -> tuple[Given, Given]:
     dtype = moments.mean.dtype
     if isinstance(moments.count, jax.core.Tracer):
         count = moments.count
-        left = count - correction
-        rounded = (left <= ROUNDING * correction) & (count != jnp.floor(count))
-        left = jnp.where(rounded | (left <= 0.0), 0.0, left)
-        return count == 0.0, (count / left).astype(dtype)
+        return count == 0.0, (count / divisor(count, correction, jnp)).astype(dtype)
     count = np.broadcast_to(np.asarray(moments.count, np.float64), moments.mean.shape)
     require_divisors(count, correction)
     with silent_arithmetic():

@@ -5,7 +5,6 @@ Both can be merged, pickled and exchanged between processes.
 
 from bncore.statistics.grad_sums import GradSums, checked_sums, frozen_sums, trusted_sums
 from bncore.statistics.moments import (
-    ROUNDING,
     Moments,
     channels_of,
     checked_moments,
@@ -25,7 +24,6 @@ from bncore.statistics.values import Stat
 from bncore.statistics.values import restored as _restored  # what earlier pickles name
 
 __all__ = [
-    "ROUNDING",
     "GradSums",
     "Moments",
     "Stat",

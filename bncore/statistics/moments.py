@@ -57,21 +57,22 @@ def _given_counts(count: object, channels: int) -> Stat:
     return counts
 
 
-def divisor(count: Stat | float, correction: float) -> Stat:
+def divisor(count: Any, correction: Any, module: Any = np) -> Any:
     """Return count - correction, or 0 where the count is not above it by more than rounding.
 
-    A count that is a whole number has not been rounded.
+    A count that is a whole number has not been rounded.  `module` is that of the arrays, for JAX.
     """
     with silent_arithmetic():
         left = count - correction
-        rounded = (left <= ROUNDING * correction) & (count != np.floor(count))
-        return np.where(rounded | (left <= 0.0), 0.0, left)
+        rounded = (left <= ROUNDING * correction) & (count != module.floor(count))
+        return module.where(rounded | (left <= 0.0), 0.0, left)
 
 
 def variance(count: Stat | float, m2: Stat, correction: float) -> Stat:
     """Compute m2 / (count - correction) without warnings; NaN or inf where it divides by 0."""
     with silent_arithmetic():
-        return m2 / divisor(count, correction)
+        result: Stat = m2 / divisor(count, correction)
+        return result
 
 
 class Moments:
