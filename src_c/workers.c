@@ -32,7 +32,11 @@
  *    while they compute) jobs run on one thread for a while; see learning.c.
  *
  * G. Fork, unloading, exit. A forked child has no workers and free slots, and creates its own. When the library is
- *    unloaded or the process exits, the workers are told to quit and joined: each finishes its unit at most. */
+ *    unloaded or the process exits, the workers are told to quit and joined: each finishes its unit at most.
+ *
+ * H. Processors. Linux may wake a worker on its caller's processor though others are idle, and leave both there for
+ *    milliseconds, in which the call takes longer than on one thread. So the caller moves workers away from its own
+ *    processor: those that it wakes, where they are few, and those that have not come since they were called. */
 #include "workers.h"
 
 #if !BNCORE_HAVE_WORKERS
@@ -55,17 +59,13 @@ int bncore_workers_count(void)
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
-#include <stdio.h>
 #include <unistd.h>
-
-#if defined(__linux__)
-#include <sys/prctl.h>
-#endif
 
 #include "float_env.h"
 #include "learning.h"
 #include "parking.h"
 #include "shares.h"
+#include "system_thread.h"
 
 enum {
     SLOTS = 16,           /* jobs at once; further ones run on their callers alone */
@@ -74,6 +74,7 @@ enum {
     SPIN_WORKER = 20000,  /* nanoseconds that an idle worker looks for mail before it sleeps */
     SPIN_CALLER = 50000,  /* nanoseconds that a caller waits for the last units before it sleeps */
     REFUSED_CALLS = 1000, /* jobs that do not try to create workers after the system refused to */
+    FEW_THREADS = 4,      /* of a job whose workers are moved as soon as they are woken */
 };
 
 /* What a worker's word says, if it is no mail. */
@@ -100,6 +101,7 @@ typedef struct slot {
 typedef struct worker {
     _Alignas(BNCORE_CACHE_LINE) bncore_parking mail;
     pthread_t thread;
+    _Atomic int number; /* the system's, or 0 where it has not begun */
 } worker;
 
 static slot slots[SLOTS];
@@ -186,12 +188,8 @@ static uint32_t next_mail(bncore_parking *p)
 static void *worker_main(void *index)
 {
     const int32_t k = (int32_t)(intptr_t)index;
-#if defined(__linux__)
-    char name[16];
-    snprintf(name, sizeof name, "bncore-%d", (int)k);
-    prctl(PR_SET_NAME, name);
-#endif
     (void)bncore_float_env_enter(); /* the creator's may be another; it is inherited */
+    atomic_store_explicit(&workers[k].number, bncore_begin_thread(k), memory_order_relaxed);
     bncore_parking *p = &workers[k].mail;
     for (;;) {
         uint32_t mail = next_mail(p);
@@ -249,8 +247,8 @@ static void create_workers(int wanted)
 
 /* ---- a job ---- */
 
-/* Sends mail to worker k, where it has nothing to do; whether it was sent. */
-static int send(int k, uint32_t mail)
+/* Sends mail to worker k, where it has nothing to do; whether it was sent. See H. */
+static int send(int k, uint32_t mail, int few)
 {
     bncore_parking *p = &workers[k].mail;
     uint32_t word = atomic_load_explicit(&p->word, memory_order_relaxed);
@@ -261,6 +259,8 @@ static int send(int k, uint32_t mail)
         const uint32_t before = word;
         if (!atomic_compare_exchange_weak(&p->word, &word, mail)) continue;
         if (before == ASLEEP) bncore_unpark(p);
+        if (is_mail(before) || (before == ASLEEP && few))
+            bncore_move_away(atomic_load_explicit(&workers[k].number, memory_order_relaxed));
         return 1;
     }
 }
@@ -270,10 +270,11 @@ static void call_workers(uint32_t mail, int32_t threads)
 {
     create_workers(threads - 1);
     const int there = atomic_load_explicit(&count, memory_order_acquire);
+    const int few = threads <= FEW_THREADS;
     int missing = 0;
     for (int k = 1; k < threads; k++)
-        if (k > there || !send(k, mail)) missing++;
-    for (int k = threads; k <= there && missing > 0; k++) missing -= send(k, mail);
+        if (k > there || !send(k, mail, few)) missing++;
+    for (int k = threads; k <= there && missing > 0; k++) missing -= send(k, mail, few);
 }
 
 /* A free slot, or NULL. */
@@ -367,7 +368,10 @@ static void start_again(void)
         atomic_flag_clear(&slots[i].taken);
         bncore_parking_init(&slots[i].left);
     }
-    for (int k = 0; k < MOST_THREADS; k++) bncore_parking_init(&workers[k].mail);
+    for (int k = 0; k < MOST_THREADS; k++) {
+        bncore_parking_init(&workers[k].mail);
+        atomic_store(&workers[k].number, 0);
+    }
     atomic_store(&count, 0);
     atomic_store(&refused, 0);
     atomic_flag_clear(&creating);

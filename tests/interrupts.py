@@ -39,6 +39,8 @@ class _Countdown:
 def interrupted(files: frozenset[str], number: int, call: Callable[[], Any]) -> bool:
     """Raise at the n-th bytecode of a call; return False if the call has fewer bytecodes."""
     before = sys.gettrace()
+    # Python 3.12 has bytecodes traced only if a frame asked for it before the tracing began.
+    sys._getframe().f_trace_opcodes = True
     sys.settrace(_Countdown(files, number))
     try:
         call()
