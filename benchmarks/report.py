@@ -143,7 +143,8 @@ def write_data(results: Results, resident: int, rows: str, kept: str) -> None:
 
 def write_figures(results: Results, figured: dict[str, Any]) -> None:
     """Keep what else the pictures show: the machine, the errors, and the history."""
-    about = {"machine": results.machine, "caches": results.caches, **results.options}
+    # The option of the same name says whether the caches are warm; here their sizes are meant.
+    about = {**results.options, "machine": results.machine, "caches": results.caches}
     (DATA / "benchmarks.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     lines = [
         [*name.rsplit(", ", 1), f"{ratio:g}", f"{ulp:.4g}"]

@@ -36,7 +36,7 @@
  *
  * H. Processors. Linux may wake a worker on its caller's processor though others are idle, and leave both there for
  *    milliseconds, in which the call takes longer than on one thread. So the caller moves workers away from its own
- *    processor: those that it wakes, where they are few, and those that have not come since they were called. */
+ *    processor: a few of those that it wakes, or that have not come since they were called. */
 #include "workers.h"
 
 #if !BNCORE_HAVE_WORKERS
@@ -74,7 +74,7 @@ enum {
     SPIN_WORKER = 20000,  /* nanoseconds that an idle worker looks for mail before it sleeps */
     SPIN_CALLER = 50000,  /* nanoseconds that a caller waits for the last units before it sleeps */
     REFUSED_CALLS = 1000, /* jobs that do not try to create workers after the system refused to */
-    FEW_THREADS = 4,      /* of a job whose workers are moved as soon as they are woken */
+    MOST_MOVES = 3,       /* workers that a job moves to other processors */
 };
 
 /* What a worker's word says, if it is no mail. */
@@ -101,7 +101,7 @@ typedef struct slot {
 typedef struct worker {
     _Alignas(BNCORE_CACHE_LINE) bncore_parking mail;
     pthread_t thread;
-    _Atomic int number; /* the system's, or 0 where it has not begun */
+    _Atomic int number; /* the system's; 0: it has not begun, or is being moved */
 } worker;
 
 static slot slots[SLOTS];
@@ -247,8 +247,8 @@ static void create_workers(int wanted)
 
 /* ---- a job ---- */
 
-/* Sends mail to worker k, where it has nothing to do; whether it was sent. See H. */
-static int send(int k, uint32_t mail, int few)
+/* Sends mail to worker k, where it has nothing to do; whether it was sent. `moves`: how many workers may still be moved. */
+static int send(int k, uint32_t mail, int *moves)
 {
     bncore_parking *p = &workers[k].mail;
     uint32_t word = atomic_load_explicit(&p->word, memory_order_relaxed);
@@ -259,8 +259,7 @@ static int send(int k, uint32_t mail, int few)
         const uint32_t before = word;
         if (!atomic_compare_exchange_weak(&p->word, &word, mail)) continue;
         if (before == ASLEEP) bncore_unpark(p);
-        if (is_mail(before) || (before == ASLEEP && few))
-            bncore_move_away(atomic_load_explicit(&workers[k].number, memory_order_relaxed));
+        if (before != IDLE && (*moves)-- > 0) bncore_move_away(&workers[k].number);
         return 1;
     }
 }
@@ -270,11 +269,10 @@ static void call_workers(uint32_t mail, int32_t threads)
 {
     create_workers(threads - 1);
     const int there = atomic_load_explicit(&count, memory_order_acquire);
-    const int few = threads <= FEW_THREADS;
-    int missing = 0;
+    int missing = 0, moves = MOST_MOVES;
     for (int k = 1; k < threads; k++)
-        if (k > there || !send(k, mail, few)) missing++;
-    for (int k = threads; k <= there && missing > 0; k++) missing -= send(k, mail, few);
+        if (k > there || !send(k, mail, &moves)) missing++;
+    for (int k = threads; k <= there && missing > 0; k++) missing -= send(k, mail, &moves);
 }
 
 /* A free slot, or NULL. */

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import textwrap
 
 import pytest
 
 import processes
+from checkout import COMPILER
 from variants import FOUND
 
 pytestmark = [
@@ -42,10 +44,27 @@ CALLS = """
 """
 
 
-def python(code: str) -> list[str]:
+# In the place of the system's function, one that refuses and counts.
+REFUSING = """
+    #define _GNU_SOURCE
+    #include <errno.h>
+    #include <sched.h>
+    int refusals = 0;
+    int sched_setaffinity(pid_t thread, size_t size, const cpu_set_t *set)
+    {
+        (void)thread, (void)size, (void)set;
+        refusals++;
+        errno = EPERM;
+        return -1;
+    }
+"""
+
+
+def python(code: str, **environment: str) -> list[str]:
     """The words that a new process prints which runs the code behind CALLS."""
     whole = textwrap.dedent(CALLS) + textwrap.dedent(code)
-    return processes.python(whole, BNCORE_BACKEND="native", BNCORE_EXECUTOR="own").split()
+    chosen = {"BNCORE_BACKEND": "native", "BNCORE_EXECUTOR": "own", **environment}
+    return processes.python(whole, **chosen).split()
 
 
 def test_a_worker_may_run_where_it_might_before():
@@ -58,6 +77,27 @@ def test_a_worker_may_run_where_it_might_before():
             print(os.sched_getaffinity(worker) == processors)
     """)
     assert kept == ["True"] * 3
+
+
+def test_callers_at_once_keep_what_is_allowed():
+    """Two that move a worker at the same time do not take each other's change for its affinity."""
+    kept = python("""
+        from threading import Thread
+
+        def calls():
+            own = np.empty_like(x)
+            for _ in range(100):
+                time.sleep(0.0002)
+                bncore.batch_norm_train(x, out=own, n_threads=2)
+
+        callers = [Thread(target=calls) for _ in range(4)]
+        for one in callers:
+            one.start()
+        for one in callers:
+            one.join()
+        print(os.sched_getaffinity(worker) == allowed)
+    """)
+    assert kept == ["True"]
 
 
 @pytest.mark.skipif(
@@ -80,3 +120,28 @@ def test_a_worker_leaves_the_processor_of_its_caller():
         print(left)
     """)
     assert int(left) > 0
+
+
+@pytest.mark.skipif(COMPILER is None, reason="needs a C compiler")
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="there is one processor",
+)
+def test_a_system_that_refuses_is_asked_once(tmp_path):
+    """As in a sandbox: the calls go on, and their results are right."""
+    library = tmp_path / "refusing.so"
+    subprocess.run(
+        [COMPILER, "-shared", "-fPIC", "-x", "c", "-", "-o", library],
+        input=textwrap.dedent(REFUSING), text=True, check=True,
+    )  # fmt: skip
+    asked, right = python(
+        """
+        import ctypes
+
+        for _ in range(20):
+            call()
+        print(ctypes.c_int.in_dll(ctypes.CDLL(None), "refusals").value, (y == 0).all())
+        """,
+        LD_PRELOAD=str(library),
+    )
+    assert (asked, right) == ("1", "True")
