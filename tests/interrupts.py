@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ PACKAGE = Path(bncore.__file__).parent
 
 
 class _Countdown:
-    """A trace function that raises at the n-th bytecode of these files."""
+    """A trace function that raises at the bytecode of these files at which `left` becomes 0."""
 
-    def __init__(self, files: frozenset[str], number: int) -> None:
-        self._files, self.left = files, number
+    def __init__(self, files: frozenset[str]) -> None:
+        self._files, self.left = files, 0
 
     def __call__(self, frame: Any, event: str, argument: Any) -> Any:
         if frame.f_code.co_filename not in self._files:
@@ -36,19 +37,30 @@ class _Countdown:
         return self
 
 
-def interrupted(files: frozenset[str], number: int, call: Callable[[], Any]) -> bool:
-    """Raise at the n-th bytecode of a call; return False if the call has fewer bytecodes."""
+def interrupted(
+    files: frozenset[str], number: int, start: Callable[[], Any], call: Callable[[Any], Any]
+) -> tuple[Any, bool]:
+    """Call with a new object of `start`, and raise at the n-th bytecode.
+
+    Return the object, and whether the call has so many bytecodes.
+    """
+    countdown = _Countdown(files)
     before = sys.gettrace()
-    # Python 3.12 has bytecodes traced only if a frame asked for it before the tracing began.
+    # Python 3.12 traces bytecodes only if a frame asks for them before the tracing begins, and
+    # later ones trace those of a function from its next call on.
     sys._getframe().f_trace_opcodes = True
-    sys.settrace(_Countdown(files, number))
+    sys.settrace(countdown)
     try:
-        call()
+        if sys.version_info >= (3, 13):
+            call(start())
+        made = start()
+        countdown.left = number
+        call(made)
     except KeyboardInterrupt:
-        return True
+        return made, True
     finally:
         sys.settrace(before)
-    return False
+    return made, False
 
 
 def every_interrupt(
@@ -59,14 +71,12 @@ def every_interrupt(
     `modules` are the files of bncore whose bytecodes count, such as ``layer/state.py``.
     """
     files = frozenset(str(PACKAGE / name) for name in modules)
-    number = 1
-    while True:
-        made = start()
-        if not interrupted(files, number, lambda made=made: call(made)):
+    for number in count(1):
+        made, was_interrupted = interrupted(files, number, start, call)
+        if not was_interrupted:
             assert number > 1, "the call does not run these files"
             return
         yield made
-        number += 1
 
 
 def contents(value: Any) -> Any:
