@@ -48,6 +48,25 @@ def inverse_stds(first: int, last: int, invstd: Stat, var: Stat, eps: float) -> 
         invstd[c] = inverse_std(var[c], eps)
 
 
+def add_product_row(
+    a: Stat,
+    b: Stat,
+    dy: Data,
+    x: Data,
+    means: Stat,
+    w: Stat | None,
+    at: int,
+    filled: bool,
+) -> None:
+    """Add each value to its own totals; the first one's weight is w[at]."""
+    for j in range(len(x)):
+        g, d = np.float64(value(dy[j])), np.float64(value(x[j])) - means[j]
+        if w is not None and left_out(w[at + j], g, filled):
+            g = d = np.float64(0.0)
+        a[j] += g
+        b[j] += g * d
+
+
 def add_products(
     a: Stat,
     b: Stat,
@@ -62,15 +81,13 @@ def add_products(
     """Add a piece to its totals, as `add_squares` does; w has the weights, or is None."""
     width = len(a)
     if not chained:
-        for at in range(0, len(x), width):
-            skip = max(at + width - len(x), 0)
-            for j in range(skip, width):
-                i = at + j - skip
-                g, d = np.float64(value(dy[i])), np.float64(value(x[i])) - means[j]
-                if w is not None and left_out(w[i], g, filled):
-                    g = d = np.float64(0.0)
-                a[j] += g
-                b[j] += g * d
+        rest = len(x) % width
+        whole, last = len(x) - rest, width - rest
+        for at in range(0, whole, width):
+            row = dy[at : at + width], x[at : at + width]
+            add_product_row(a, b, *row, means, w, at, filled)
+        row = dy[whole:], x[whole:]
+        add_product_row(a[last:], b[last:], *row, means[last:], w, whole, filled)
         return
     g_terms, w_terms = np.empty(len(x), np.float32), np.empty(len(x), np.float32)
     hi, r = means.astype(np.float32), invstds.astype(np.float32)

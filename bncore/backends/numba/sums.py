@@ -209,16 +209,23 @@ def fold(lanes: Stat) -> Any:
     return total
 
 
+def add_row(s: Stat, q: Stat, values: Data, pivots: Stat) -> None:
+    """Add each value to its own totals."""
+    for j in range(len(values)):
+        d = np.float64(value(values[j])) - pivots[j]
+        s[j] += d
+        q[j] += d * d
+
+
 def add_squares(s: Stat, q: Stat, values: Data, pivots: Stat, chained: bool) -> None:
     """Add a piece to its totals: value i to total i % width, those that are left to the last."""
     width = len(s)
     if not chained:
-        for at in range(0, len(values), width):
-            skip = max(at + width - len(values), 0)
-            for j in range(skip, width):
-                d = np.float64(value(values[at + j - skip])) - pivots[j]
-                s[j] += d
-                q[j] += d * d
+        rest = len(values) % width
+        whole, last = len(values) - rest, width - rest
+        for at in range(0, whole, width):
+            add_row(s, q, values[at : at + width], pivots)
+        add_row(s[last:], q[last:], values[whole:], pivots[last:])
         return
     d_terms, p = np.empty(len(values), np.float32), pivots.astype(np.float32)
     for at in range(0, len(values), width):
