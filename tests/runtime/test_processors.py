@@ -20,6 +20,11 @@ pytestmark = [
     ),
 ]
 
+two_processors = pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="with one processor there is no other to move to",
+)
+
 # A process in which worker 1 sleeps before each call.
 CALLS = """
     import os, time
@@ -100,10 +105,7 @@ def test_callers_at_once_keep_what_is_allowed():
     assert kept == ["True"]
 
 
-@pytest.mark.skipif(
-    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
-    reason="there is one processor",
-)
+@two_processors
 def test_a_worker_leaves_the_processor_of_its_caller():
     """It is bound to its caller's processor, and may then run on another one, too."""
     (left,) = python("""
@@ -123,10 +125,7 @@ def test_a_worker_leaves_the_processor_of_its_caller():
 
 
 @pytest.mark.skipif(COMPILER is None, reason="needs a C compiler")
-@pytest.mark.skipif(
-    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
-    reason="there is one processor",
-)
+@two_processors
 def test_a_system_that_refuses_is_asked_once(tmp_path):
     """As in a sandbox: the calls go on, and their results are right."""
     library = tmp_path / "refusing.so"
