@@ -1,4 +1,4 @@
-"""Compile without a trace function: with that of coverage, Numba takes a third longer.
+"""Work without a trace function: with that of coverage, Numba takes a third longer.
 
 The lines of the kernels count all the same, since Numba itself reports what it compiles.
 """
@@ -6,10 +6,28 @@ The lines of the kernels count all the same, since Numba itself reports what it 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
 KERNELS = "bncore.backends.numba."
+
+
+def call(function: Callable[..., Any], /, *args: Any) -> Any:
+    """Call a function without the trace function of this thread."""
+    before = sys.gettrace()
+    if before is None:
+        return function(*args)
+    sys.settrace(None)
+    try:
+        return function(*args)
+    finally:
+        sys.settrace(before)
+        _called()  # coverage takes the next call as its begin, and so sees this one return
+
+
+def _called() -> None:
+    pass
 
 
 def compile_untraced() -> None:
@@ -20,18 +38,8 @@ def compile_untraced() -> None:
 
     @wraps(compile_)
     def untraced(self: Any, signature: Any) -> Any:
-        before = sys.gettrace()
-        if before is None or not str(self.py_func.__module__).startswith(KERNELS):
-            return compile_(self, signature)
-        sys.settrace(None)
-        try:
-            return compile_(self, signature)
-        finally:
-            sys.settrace(before)
-            _called()  # coverage takes the next call as its begin, and so sees this one return
+        if str(self.py_func.__module__).startswith(KERNELS):
+            return call(compile_, self, signature)
+        return compile_(self, signature)
 
     Dispatcher.compile = untraced
-
-
-def _called() -> None:
-    pass

@@ -131,26 +131,28 @@ def make_case(
     return WeightedCase(*data, weight, bias, given, activation, residual)
 
 
+def run_sums(case: WeightedCase, n_threads: int = 1) -> dict[str, np.ndarray]:
+    """The moments and the gradient sums of the backend in use."""
+    kernels, found = backends.current().kernels, {}
+    for name, float64_sums in (("moments", False), ("float64", True)):
+        mean, m2, (w, count) = per_channel(case), per_channel(case), weights(case)
+        kernels.moments(mean, m2, case.x, n_threads, float64_sums, w)
+        found |= {f"{name}.mean": mean, f"{name}.m2": m2, f"{name}.count": count}
+    with np.errstate(all="ignore"):
+        mean, var = found["moments.mean"], found["moments.m2"] / found["moments.count"]
+    sums = per_channel(case), per_channel(case)
+    kernels.grad_sums(*sums, case.dy, case.x, mean, var, EPS, n_threads, weights(case)[0])
+    return found | {"steps.dbias": sums[0], "steps.dweight": sums[1]}
+
+
 def run(case: WeightedCase, n_threads: int = 1) -> dict[str, np.ndarray]:
     """The results of all functions of the backend in use."""
-    kernels, given = backends.current().kernels, case.given
-    channels, results = case.x.shape[1], {}
-
-    def per_channel() -> np.ndarray:
-        return np.full(channels, 99.0)
-
-    def weights() -> tuple[Weights | None, np.ndarray]:
-        count = np.full(channels, 99.0 if given is not None else case.x.size / channels)
-        return (None if given is None else given._replace(count=count)), count
+    kernels, results = backends.current().kernels, run_sums(case, n_threads)
 
     def fusion(dresidual: np.ndarray | None = None) -> Fusion | None:
         return Fusion(case.activation, 0.25, case.residual, None, dresidual, case.bias).asked()
 
-    for name, float64_sums in (("moments", False), ("float64", True)):
-        mean, m2, (w, count) = per_channel(), per_channel(), weights()
-        kernels.moments(mean, m2, case.x, n_threads, float64_sums, w)
-        results |= {f"{name}.mean": mean, f"{name}.m2": m2, f"{name}.count": count}
-    mean, m2, (w, count) = per_channel(), per_channel(), weights()
+    mean, m2, (w, count) = per_channel(case), per_channel(case), weights(case)
     given_forward = case.weight, case.bias, EPS, n_threads
     y = np.empty_like(case.x)
     kernels.train(y, mean, m2, case.x, *given_forward, fusion(), w)
@@ -160,14 +162,13 @@ def run(case: WeightedCase, n_threads: int = 1) -> dict[str, np.ndarray]:
     y = np.empty_like(case.x)
     kernels.normalize(y, case.x, mean, var, *given_forward, fusion(), w)
     results["normalize.y"] = y
-    sums, dx = (per_channel(), per_channel()), np.empty_like(case.x)
-    kernels.grad_sums(*sums, case.dy, case.x, mean, var, EPS, n_threads, w)
+    sums, dx = (results["steps.dbias"], results["steps.dweight"]), np.empty_like(case.x)
     statistics = mean, var, *sums, count, case.weight, EPS
     kernels.grad_input(dx, case.dy, case.x, *statistics, n_threads, w)
-    results |= {"steps.dbias": sums[0], "steps.dweight": sums[1], "steps.dx": dx}
+    results["steps.dx"] = dx
     for name in ("train_backward", "infer_backward"):
         for target in (None, np.empty_like(case.x)):
-            dx, sums = np.empty_like(case.x), (per_channel(), per_channel())
+            dx, sums = np.empty_like(case.x), (per_channel(case), per_channel(case))
             arrays = dx, *sums, case.dy, case.x, mean, var, case.weight, EPS, n_threads
             getattr(kernels, name)(*arrays, fusion(target), w)
             found = {"dx": dx, "dbias": sums[0], "dweight": sums[1]}
@@ -175,6 +176,20 @@ def run(case: WeightedCase, n_threads: int = 1) -> dict[str, np.ndarray]:
             key = name if target is None else f"{name} of both"
             results |= {f"{key}.{part}": value for part, value in found.items()}
     return results
+
+
+def per_channel(case: WeightedCase) -> np.ndarray:
+    """An output per channel, to be overwritten."""
+    return np.full(case.x.shape[1], 99.0)
+
+
+def weights(case: WeightedCase) -> tuple[Weights | None, np.ndarray]:
+    """The weights with a count of their own, and this count."""
+    if case.given is None:
+        channels = case.x.shape[1]
+        return None, np.full(channels, case.x.size / channels)
+    count = per_channel(case)
+    return case.given._replace(count=count), count
 
 
 def one_nan(results: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -12,9 +12,8 @@ import bncore
 import variants
 from arrays import SIXTEEN_BITS
 from bncore import backends
-from bncore.backends.numba.group_operations import GroupOperations
-from bncore.backends.numba.operations import in_order
 from bncore.backends.partition import line_segment
+from specified import PLAIN
 
 # (samples, outer, channels, inner), groups, and what the additions go through there.
 SHAPES = {
@@ -87,7 +86,7 @@ def test_every_backend_gives_the_bits_of_the_specification(rng, shape, groups, d
     x, dy, *parameters = make(rng, shape, dtype)
     given = parameters if affine else (None, None)
     case = stored(x), stored(dy), *given, groups
-    assert_every_backend_gives(run(GroupOperations(in_order), *case), *case)
+    assert_every_backend_gives(run(PLAIN, *case), *case)
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["weight", "bias"])
@@ -95,7 +94,7 @@ def test_a_weight_or_a_bias_alone(rng, which):
     x, dy, *parameters = make(rng, (5, 1, 40, 1), np.float32)
     parameters[which] = None
     case = x, dy, *parameters, 2
-    assert_every_backend_gives(run(GroupOperations(in_order), *case), *case)
+    assert_every_backend_gives(run(PLAIN, *case), *case)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -109,7 +108,7 @@ def test_lines_that_are_not_added_up_about_0(rng, groups, dtype):
     x[7] *= np.finfo(dtype).max / 16  # in float64 a square overflows
     case = x, dy, *parameters, groups
     with np.errstate(all="ignore"):
-        found = run(GroupOperations(in_order), *case)
+        found = run(PLAIN, *case)
     assert_every_backend_gives(found, *case)
     assert (found["m2"].reshape(8, groups)[3:5] == 0.0).all()
     assert (found["mean"].reshape(8, groups)[3] == x[3, 0, 0]).all()
@@ -120,10 +119,10 @@ def test_lines_that_are_not_added_up_about_0(rng, groups, dtype):
 )
 def test_nan_and_infinity_stay_in_their_group(rng, shape, groups):
     x, dy, weight, bias = make(rng, shape, np.float32)
-    clean = run(GroupOperations(in_order), x, dy, weight, bias, groups)
+    clean = run(PLAIN, x, dy, weight, bias, groups)
     x[1, 0, 0, 0], x[2, 0, -1, 0] = np.nan, np.inf
     case = x, dy, weight, bias, groups
-    found = run(GroupOperations(in_order), *case)
+    found = run(PLAIN, *case)
     assert_every_backend_gives(found, *case)
     wide = shape[2] // groups
     for name in ("y", "dx"):
@@ -159,7 +158,7 @@ def test_the_order_of_operations_has_not_changed():
     rng = np.random.default_rng(17)
     digest = hashlib.sha256()
     for shape, groups in SHAPES:
-        found = run(GroupOperations(in_order), *make(rng, shape, np.float32), groups)
+        found = run(PLAIN, *make(rng, shape, np.float32), groups)
         for values in found.values():
             digest.update(np.ascontiguousarray(values).astype(values.dtype.newbyteorder("<")))
     assert digest.hexdigest()[:16] == "13fba802f66a54e9"

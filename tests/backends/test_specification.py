@@ -19,6 +19,7 @@ import bncore
 import operations
 from arrays import FLOATS, SIXTEEN_BITS
 from bncore.backends.numba import gradients, sums
+from bncore.backends.numba.group_operations import GroupOperations
 from bncore.backends.numba.operations import in_order
 from bncore.backends.partition import Planes, Rows, geometry
 from specified import assert_every_backend_gives, specification
@@ -198,7 +199,7 @@ def test_tasks_share_nothing(rng, shape):
     case = operations.make_case(rng, shape)
     with specification():
         expected = operations.run_all(case)
-    with specification(in_pieces):
+    with specification(GroupOperations(in_pieces)):
         assert operations.differences(operations.run_all(case), expected) == []
 
 

@@ -89,14 +89,18 @@ def test_every_kind_of_values_in_16_bits(rng, shape, values, dtype, monkeypatch)
 
 def ways_of(monkeypatch, x):
     """How the specification adds up blocks of x: in chains (True), in float64 (False)."""
-    ways, add = set(), sums.add_squares
+    ways = set()
 
-    def spied(s, q, values, pivots, chained):
-        ways.add(chained)
-        add(s, q, values, pivots, chained)
+    def spied(add, chained):
+        def call(*arguments):
+            ways.add(chained)
+            add(*arguments)
+
+        return call
 
     with monkeypatch.context() as patched, specification():
-        patched.setattr(sums, "add_squares", spied)
+        patched.setattr(sums, "add_chains", spied(sums.add_chains, True))
+        patched.setattr(sums, "add_wide_squares", spied(sums.add_wide_squares, False))
         bncore.moments(x)
     return ways
 

@@ -8,10 +8,8 @@ import pytest
 import operations
 import variants
 import weighted
-from bncore import backends
 from bncore.backends.numba import weighted as kernels
-from bncore.backends.numba.group_operations import GroupOperations
-from bncore.backends.numba.operations import in_order
+from specified import PLAIN, specification
 
 DTYPES = [np.float32, np.float64, np.float16, np.uint16]  # uint16: the bits of bfloat16
 # (outer, channels, inner), and what the additions go through there.
@@ -30,20 +28,17 @@ LARGE_SHAPES = {
 }
 
 
-def specified(case):
+def specified(case, run=weighted.run):
     """The results of the plain text."""
-    token = backends._chosen.set(backends.Active("specification", GroupOperations(in_order)))
-    try:
-        return weighted.run(case)
-    finally:
-        backends._chosen.reset(token)
+    with specification():
+        return run(case)
 
 
-def assert_every_backend_gives(expected, case):
+def assert_every_backend_gives(expected, case, run=weighted.run):
     expected = weighted.one_nan(expected)
     for variant in variants.FOUND.present:
         with variant.active():
-            got = weighted.one_nan(weighted.run(case))
+            got = weighted.one_nan(run(case))
         assert operations.differences(got, expected) == [], variant
 
 
@@ -63,12 +58,13 @@ def test_every_kind_of_weights(rng, shape, kind):
 def test_blocks_and_segments(rng, shape, kind):
     """Some segments and blocks have nothing that counts, others have only ones.
 
-    Every shape and both kinds meet both dtypes.
+    Every shape and both kinds meet both dtypes.  Only sums have segments and blocks.
     """
     even = list(LARGE_SHAPES).index(shape) % 2 == 0
     dtype = np.float32 if even == (kind == "late") else np.uint16
     case = weighted.make_case(rng, shape, dtype, kind)
-    assert_every_backend_gives(specified(case), case)
+    run = weighted.run_sums
+    assert_every_backend_gives(specified(case, run), case, run)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -110,7 +106,7 @@ def test_blocks_of_16_bits_take_chains_only_if_all_weights_are_1(rng, shape, who
 
     monkeypatch.setattr(kernels, "keeps_digits", spied)
     mean, m2 = np.empty((2, shape[1]))
-    GroupOperations(in_order).moments(mean, m2, x, 1, False, given)
+    PLAIN.moments(mean, m2, x, 1, False, given)
     assert set(asked) == {whole}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bncore.backends.numba.storage import value
+from bncore.backends.numba.storage import unsigned, value
 from bncore.backends.numba.sums import (
     CHAIN,
     STRIP,
@@ -48,23 +48,37 @@ def inverse_stds(first: int, last: int, invstd: Stat, var: Stat, eps: float) -> 
         invstd[c] = inverse_std(var[c], eps)
 
 
-def add_product_row(
+def add_product(
+    a: Stat, b: Stat, j: int, dy: Data, x: Data, i: int, means: Stat, w: Stat | None, filled: bool
+) -> None:
+    """Add value i, whose weight is w[i], to totals j."""
+    g, d = np.float64(value(dy[i])), np.float64(value(x[i])) - means[j]
+    if w is not None and left_out(w[i], g, filled):
+        g = d = np.float64(0.0)
+    a[j] += g
+    b[j] += g * d
+
+
+def add_wide_products(
     a: Stat,
     b: Stat,
     dy: Data,
     x: Data,
-    means: Stat,
-    w: Stat | None,
     at: int,
-    filled: bool,
+    count: int,
+    means: Stat,
+    w: Stat | None = None,
+    filled: bool = False,
 ) -> None:
-    """Add each value to its own totals; the first one's weight is w[at]."""
-    for j in range(len(x)):
-        g, d = np.float64(value(dy[j])), np.float64(value(x[j])) - means[j]
-        if w is not None and left_out(w[at + j], g, filled):
-            g = d = np.float64(0.0)
-        a[j] += g
-        b[j] += g * d
+    """Add `count` values from x[at] on in float64, as `add_squares` says."""
+    width, stop = len(a), at + count
+    while at + width <= stop:
+        for j in range(width):
+            add_product(a, b, j, dy, x, unsigned(at + j), means, w, filled)
+        at += width
+    skip = at + width - stop
+    for j in range(skip, width):
+        add_product(a, b, j, dy, x, unsigned(at + j - skip), means, w, filled)
 
 
 def add_products(
@@ -79,16 +93,10 @@ def add_products(
     filled: bool = False,
 ) -> None:
     """Add a piece to its totals, as `add_squares` does; w has the weights, or is None."""
-    width = len(a)
     if not chained:
-        rest = len(x) % width
-        whole, last = len(x) - rest, width - rest
-        for at in range(0, whole, width):
-            row = dy[at : at + width], x[at : at + width]
-            add_product_row(a, b, *row, means, w, at, filled)
-        row = dy[whole:], x[whole:]
-        add_product_row(a[last:], b[last:], *row, means[last:], w, whole, filled)
+        add_wide_products(a, b, dy, x, 0, len(x), means, w, filled)
         return
+    width = len(a)
     g_terms, w_terms = np.empty(len(x), np.float32), np.empty(len(x), np.float32)
     hi, r = means.astype(np.float32), invstds.astype(np.float32)
     for at in range(0, len(x), width):
@@ -125,17 +133,18 @@ def planes_grad_sums(
         mean, invstd = np.full(LANES, means[c]), np.full(LANES, invstds[c])
         parts[k, 0, c] = parts[k, 1, c] = 0.0
         while e < end:
-            grads, values = (
-                piece(dy, c, channels, inner, e, end),
-                piece(x, c, channels, inner, e, end),
-            )
-            if weights is None:
-                add_products(a, b, grads, values, mean, invstd, chained)
+            at, size = piece(c, channels, inner, e, end)
+            if weights is None and not chained:  # no view, as in `add_block`
+                add_wide_products(a, b, dy, x, at, size, mean)
             else:
-                w = piece_weights(weights, values, c, inner, e)
-                add_products(a, b, grads, values, mean, invstd, chained, w, weights.filled)
-            e += len(grads)
-            pending += len(grads)
+                grads, values = dy[at : at + size], x[at : at + size]
+                if weights is None:
+                    add_products(a, b, grads, values, mean, invstd, chained)
+                else:
+                    w = piece_weights(weights, values, c, inner, e)
+                    add_products(a, b, grads, values, mean, invstd, chained, w, weights.filled)
+            e += size
+            pending += size
             if pending >= BLOCK or e == end:
                 parts[k, 0, c] += fold(a)
                 parts[k, 1, c] += fold(b)
@@ -202,9 +211,9 @@ def add_grad_sums(
         for left in range(c * inner, parts.shape[2], len(sum_dy) * inner):
             for j in range(left, left + inner):
                 column_a = column_b = 0.0
-                for part in parts:
-                    column_a += part[0, j]
-                    column_b += part[1, j]
+                for k in range(len(parts)):
+                    column_a += parts[k, 0, j]
+                    column_b += parts[k, 1, j]
                 a += column_a
                 b += column_b
         sum_dy[c] = a

@@ -13,6 +13,7 @@ from inspect import isfunction
 from typing import Any
 
 import numba
+import numpy as np
 from numba.extending import overload, register_jitable
 from numba.np.numpy_support import as_dtype
 
@@ -32,8 +33,8 @@ if numba.config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set, and this backend would be slower than NumPy's")
 
 # Kernels call the other functions of the specification, which have no decorators in its text.
-# Two of them look up a function by the storage type, which is known when a kernel is compiled.
-BY_TYPE = storage.value, storage.stored
+# Three of them are others once compiled: two look up a function by the storage type, known then.
+BY_TYPE = storage.value, storage.stored, storage.unsigned
 
 for _module in (storage, sums, weighted, gradients, elementwise, groups, integers):
     for _function in filter(isfunction, vars(_module).values()):
@@ -61,8 +62,18 @@ def rounding(number: Any, array: Any) -> Callable[[Any, Any], Any]:
     return stored
 
 
+def casting(place: Any) -> Callable[[Any], Any]:
+    """Give Numba the function that makes a place unsigned."""
+
+    def unsigned(place: Any) -> Any:
+        return np.uint64(place)
+
+    return unsigned
+
+
 overload(storage.value)(reading)
 overload(storage.stored)(rounding)
+overload(storage.unsigned)(casting)
 
 
 @cache

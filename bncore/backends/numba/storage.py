@@ -27,6 +27,14 @@ def stored(number: Any, array: Data) -> Any:
     return ROUND[array.dtype.type](number)
 
 
+def unsigned(place: int) -> int:
+    """Give a place in an array, not counted from the end.
+
+    Compiled it is unsigned, and Numba does not ask for every value whether it is negative.
+    """
+    return place
+
+
 def from_bfloat16(element: Any) -> Any:
     """Read bfloat16: it is the upper half of a float32."""
     return np.uint32(np.uint32(element) << 16).view(np.float32)

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from bncore.backends.numba.storage import stored, value
+from bncore.backends.numba.storage import stored, unsigned, value
 from bncore.backends.partition import BLOCK, LANES, PIVOT_ROWS, ROW_BLOCK, Data, Stat
 
 # Of a running state about a pivot p: n values, p, the sum S of x - p, the sum Q of (x - p)**2.
@@ -71,7 +71,7 @@ def tree(terms: Data, at: int, step: int) -> Any:
 
 def first_pivot(values: Data, chained: bool) -> Any:
     """Average the first values of a segment; 0 if that is not finite, or if they lie around 0."""
-    if sums_about_0(values) and (values <= 0.0).any() and (values >= 0.0).any():
+    if sums_about_0(values) and lie_around_0(values):
         return 0.0
     first = np.float64(value(values[0]))
     total = 0.0
@@ -84,6 +84,14 @@ def first_pivot(values: Data, chained: bool) -> Any:
 def sums_about_0(x: Data) -> Any:
     """Tell whether data are of a type that is summed about 0 where that loses nothing."""
     return x.itemsize == 4  # float32
+
+
+def lie_around_0(values: Data) -> Any:
+    """Tell whether some are positive and some negative, or one is 0."""
+    low = high = False
+    for number in values:
+        low, high = low or number <= 0.0, high or number >= 0.0
+    return low and high
 
 
 def is_near_0(n: Any, mean: Any, squares: Any) -> Any:
@@ -179,8 +187,9 @@ def merge_moments(
         for left in range(c * inner, parts.shape[2], len(mean) * inner):
             for j in range(left, left + inner):
                 column = (0.0, 0.0, 0.0, 0.0)
-                for part in parts:
-                    column = merge(column, (part[0, j], part[1, j], part[2, j], part[3, j]))
+                for k in range(len(parts)):
+                    part = parts[k, 0, j], parts[k, 1, j], parts[k, 2, j], parts[k, 3, j]
+                    column = merge(column, part)
                 total = merge(total, column)
         count[c] = total[0]
         mean[c] = total[1] + total[2] if total[0] != 0.0 else np.nan
@@ -190,11 +199,14 @@ def merge_moments(
 # Planes: LANES sums of a channel run side by side
 
 
-def piece(x: Data, c: int, channels: int, inner: int, e: int, end: int) -> Data:
-    """Take the values of channel `c` from `e` on: at most BLOCK, none from `end` on, one image."""
+def piece(c: int, channels: int, inner: int, e: int, end: int) -> tuple[int, int]:
+    """Find the values of channel `c` from `e` on: at most BLOCK, none from `end` on, one image.
+
+    Returns where they begin in x, and their number.
+    """
     start = e % inner
     at = (e // inner * channels + c) * inner + start
-    return x[at : at + min(inner - start, end - e, BLOCK)]
+    return at, min(inner - start, end - e, BLOCK)
 
 
 def fold(lanes: Stat) -> Any:
@@ -209,24 +221,31 @@ def fold(lanes: Stat) -> Any:
     return total
 
 
-def add_row(s: Stat, q: Stat, values: Data, pivots: Stat) -> None:
-    """Add each value to its own totals."""
-    for j in range(len(values)):
-        d = np.float64(value(values[j])) - pivots[j]
-        s[j] += d
-        q[j] += d * d
+def add_value(s: Stat, q: Stat, j: int, number: Any, pivots: Stat) -> None:
+    """Add a value to totals j."""
+    d = np.float64(value(number)) - pivots[j]
+    s[j] += d
+    q[j] += d * d
+
+
+def add_wide_squares(s: Stat, q: Stat, x: Data, at: int, count: int, pivots: Stat) -> None:
+    """Add `count` values from x[at] on in float64, as `add_squares` says."""
+    width, stop = len(s), at + count
+    while at + width <= stop:
+        for j in range(width):
+            add_value(s, q, j, x[unsigned(at + j)], pivots)
+        at += width
+    skip = at + width - stop
+    for j in range(skip, width):
+        add_value(s, q, j, x[unsigned(at + j - skip)], pivots)
 
 
 def add_squares(s: Stat, q: Stat, values: Data, pivots: Stat, chained: bool) -> None:
     """Add a piece to its totals: value i to total i % width, those that are left to the last."""
-    width = len(s)
     if not chained:
-        rest = len(values) % width
-        whole, last = len(values) - rest, width - rest
-        for at in range(0, whole, width):
-            add_row(s, q, values[at : at + width], pivots)
-        add_row(s[last:], q[last:], values[whole:], pivots[last:])
+        add_wide_squares(s, q, values, 0, len(values), pivots)
         return
+    width = len(s)
     d_terms, p = np.empty(len(values), np.float32), pivots.astype(np.float32)
     for at in range(0, len(values), width):
         for j in range(min(width, len(values) - at)):  # all lanes have the same pivot
@@ -250,9 +269,12 @@ def add_block(
     """Add the pieces of a block to the lanes; return the number of its values."""
     count, pivots = 0, np.full(LANES, pivot)
     while count < BLOCK and e + count < end:
-        values = piece(x, c, channels, inner, e + count, end)
-        add_squares(s, q, values, pivots, chained)
-        count += len(values)
+        at, size = piece(c, channels, inner, e + count, end)
+        if chained:
+            add_squares(s, q, x[at : at + size], pivots, True)
+        else:  # no view of x, which takes as long as some values
+            add_wide_squares(s, q, x, at, size, pivots)
+        count += size
     return count
 
 
@@ -266,7 +288,8 @@ def planes_moments(
     for task in range(first, last):
         k, c = task // channels, task % channels
         e, end = k * segment_len, min((k + 1) * segment_len, count)
-        values = piece(x, c, channels, inner, e, end)[:LANES]
+        at, size = piece(c, channels, inner, e, end)
+        values = x[at : at + min(size, LANES)]
         state = 0.0, first_pivot(values, chained), 0.0, 0.0
         scale = first_scale(values, state[1])
         while e < end:
@@ -307,7 +330,9 @@ def longer(size: int, width: int, j0: int, j1: int, end: int) -> int:
 
 
 def lines(x: Data, width: int, columns: int, row: int, stop: int) -> Data:
-    """Copy the first columns of some rows, one row after the other."""
+    """Give the first columns of some rows, one row after the other; a copy if there are others."""
+    if columns == width:
+        return x[row * width : stop * width]
     values = np.empty((stop - row) * columns, x.dtype)
     for k in range(stop - row):
         at = (row + k) * width
@@ -320,11 +345,13 @@ def strip_moments(parts: Stat, x: Data, width: int, begin: int, end: int, chaine
     columns = parts.shape[1]
     if columns == 0:
         return
-    n, pivots, sums, squares = parts[0], parts[1], parts[2], parts[3]
-    s, q, scales = np.zeros(columns), np.zeros(columns), np.zeros(columns)
+    n, sums, squares = parts[0], parts[2], parts[3]
+    s, q = np.zeros(columns), np.zeros(columns)
+    pivots, scales = np.zeros(columns), np.zeros(columns)
     parts[:] = 0.0
+    first = lines(x, width, columns, begin, min(begin + PIVOT_ROWS, end))
     for j in range(columns if begin < end else 0):
-        values = x[begin * width + j : end * width : width][:PIVOT_ROWS]
+        values = first[j::columns]
         pivots[j] = first_pivot(values, chained)
         scales[j] = first_scale(values, pivots[j])
     for block in range(begin, end, ROW_BLOCK):
@@ -344,4 +371,5 @@ def strip_moments(parts: Stat, x: Data, width: int, begin: int, end: int, chaine
         s[:] = 0.0
         q[:] = 0.0
     for j in range(columns):
-        n[j], pivots[j], sums[j], squares[j] = close((n[j], pivots[j], sums[j], squares[j]))
+        state = close((n[j], pivots[j], sums[j], squares[j]))
+        n[j], parts[1, j], sums[j], squares[j] = state

@@ -109,12 +109,12 @@ def first_counted(
 ) -> int:
     """Find the first value of channel `c` from `e` on that counts; `end` if there is none."""
     while e < end:
-        values = piece(x, c, channels, inner, e, end)
-        w = piece_weights(weights, values, c, inner, e)
-        for i in range(len(values)):
+        at, size = piece(c, channels, inner, e, end)
+        w = piece_weights(weights, x[at : at + size], c, inner, e)
+        for i in range(size):
             if w[i] != 0.0:
                 return e + i
-        e += len(values)
+        e += size
     return end
 
 
@@ -132,10 +132,11 @@ def add_weighted_block(
     """Add the pieces of a block to the lanes of each sum; return the number of its values."""
     count, pivots = 0, np.full(LANES, pivot)
     while count < BLOCK and e + count < end:
-        values = piece(x, c, channels, inner, e + count, end)
+        at, size = piece(c, channels, inner, e + count, end)
+        values = x[at : at + size]
         w = piece_weights(weights, values, c, inner, e + count)
         add_weighted(lanes[0], lanes[1], lanes[2], lanes[3], values, w, pivots)
-        count += len(values)
+        count += size
     return count
 
 
@@ -163,7 +164,8 @@ def planes_weighted_moments(
         state, scale = (0.0, 0.0, 0.0, 0.0), 0.0
         at = first_counted(weights, x, c, channels, inner, e, end)
         if at < end:
-            values = piece(x, c, channels, inner, at, end)[:LANES]
+            begin, size = piece(c, channels, inner, at, end)
+            values = x[begin : begin + min(size, LANES)]
             w = piece_weights(weights, values, c, inner, at)
             pivot, scale = start(values, w, chained)
             state = 0.0, pivot, 0.0, 0.0
