@@ -286,7 +286,7 @@ $(FREE)/.test: pyproject.toml $(NATIVE_SOURCES) $(wildcard bncore/*.py bncore/*/
 	$(FREETHREADED_PYTHON) -c "import sys; sys.exit('expected a free-threaded Python' if getattr(sys, '_is_gil_enabled', bool)() or not hasattr(sys, '_is_gil_enabled') else 0)"
 	$(FREETHREADED_PYTHON) -m venv $(FREE)
 	$(FREE_PIP) $(INSTALL) --upgrade pip
-	$(FREE_PIP) $(INSTALL) --only-binary numpy $(subst $(PY),$(FREE)/bin/python,$(BUILD_REQUIRES)) hypothesis mpmath pytest pytest-xdist threadpoolctl
+	$(FREE_PIP) $(INSTALL) --only-binary numpy,hypothesis $(subst $(PY),$(FREE)/bin/python,$(BUILD_REQUIRES)) hypothesis mpmath pytest pytest-xdist threadpoolctl
 	rm -rf build/lib*
 	BNCORE_REQUIRE_NATIVE=1 $(FREE_PIP) $(INSTALL) --no-build-isolation --no-deps .
 	@touch $@
