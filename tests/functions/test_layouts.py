@@ -13,6 +13,7 @@ import bncore
 import operations
 import oracle
 import tolerances
+import variants
 from arrays import FLOATS, LAYOUTS, RANK_SHAPES, VALUES
 
 WRITABLE = [layout for layout in LAYOUTS if layout.writable]
@@ -38,22 +39,21 @@ def expected(
     return plain, forward, oracle.backward(plain.dy, plain.x, exact, plain.weight, plain.eps)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("shape", [*RANK_SHAPES, (3, 5, 17, 19), (40, 8)], ids=str)
-def test_every_layout_gives_the_plain_result(backend, shape, dtype):
+@variants.taking_turns(
+    shape=[*RANK_SHAPES, (3, 5, 17, 19), (40, 8)], layout=LAYOUTS, dtype=FLOATS
+)
+def test_every_layout_gives_the_plain_result(backend, shape, layout, dtype):
     """The bits are the same if a channel's values keep their order; else they fit the gates."""
     plain, forward, backward = expected(shape, dtype)
-    of_plain = operations.run_all(operations.replace(plain))
-    for layout in LAYOUTS:
-        case = plain.laid_out(layout)
-        results = operations.plain_results(case, operations.run_all(case))
-        assert all(value.dtype.isnative for value in results.values()), layout
-        if layout.same_order:
-            assert operations.differences(results, of_plain) == [], layout
-        error = oracle.forward_error(results["train.y"], forward)
-        assert error <= tolerances.forward(dtype), layout
-        error = oracle.gradient_error(results["train_backward.dx"], backward)
-        assert error <= tolerances.gradient(dtype), layout
+    case = plain.laid_out(layout)
+    results = operations.plain_results(case, operations.run_all(case))
+    assert all(value.dtype.isnative for value in results.values())
+    if layout.same_order:
+        assert operations.differences(results, operations.run_all(plain)) == []
+    error = oracle.forward_error(results["train.y"], forward)
+    assert error <= tolerances.forward(dtype)
+    error = oracle.gradient_error(results["train_backward.dx"], backward)
+    assert error <= tolerances.gradient(dtype)
 
 
 @pytest.mark.parametrize("shape", RANK_SHAPES, ids=str)

@@ -9,6 +9,7 @@ import arrays
 import bncore
 import oracle
 import tolerances
+import variants
 import weight_cases
 from arrays import LAYOUTS, Layout
 from oracle import relative_error
@@ -100,9 +101,7 @@ def test_any_layout_gives_the_exact_result(rng, layout, kind, dtype):
     assert_all(rng, *made(rng, kind, SHAPE, dtype), layout, dtype)
 
 
-@pytest.mark.parametrize("dtype", arrays.FLOATS)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@variants.taking_turns(shape=SHAPES, kind=KINDS, dtype=arrays.FLOATS)
 def test_any_shape_gives_the_exact_result(backend, rng, shape, kind, dtype):
     assert_all(rng, *made(rng, kind, shape, dtype), LAYOUTS[0], dtype)
 
