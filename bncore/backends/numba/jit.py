@@ -33,12 +33,13 @@ if numba.config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set, and this backend would be slower than NumPy's")
 
 # Kernels call the other functions of the specification, which have no decorators in its text.
-# Three of them are others once compiled: two look up a function by the storage type, known then.
-BY_TYPE = storage.value, storage.stored, storage.unsigned
+# The overloads below take the place of three: two of these look up a function by the storage type,
+# which is known when a kernel is compiled.
+REPLACED = storage.value, storage.stored, storage.unsigned
 
 for _module in (storage, sums, weighted, gradients, elementwise, groups, integers):
     for _function in filter(isfunction, vars(_module).values()):
-        if _function.__module__ == _module.__name__ and _function not in BY_TYPE:
+        if _function.__module__ == _module.__name__ and _function not in REPLACED:
             register_jitable(error_model="numpy")(_function)
 
 

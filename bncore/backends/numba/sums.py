@@ -272,7 +272,7 @@ def add_block(
         at, size = piece(c, channels, inner, e + count, end)
         if chained:
             add_squares(s, q, x[at : at + size], pivots, True)
-        else:  # no view of x, which takes as long as some values
+        else:  # without a view of x, which would cost Numba as much as a row of values
             add_wide_squares(s, q, x, at, size, pivots)
         count += size
     return count
