@@ -1,6 +1,7 @@
 """Work without a trace function: with that of coverage, Numba takes a third longer.
 
-The lines of the kernels count all the same, since Numba itself reports what it compiles.
+Plain loops take longer, too.  The lines of the kernels count all the same, since Numba itself
+reports what it compiles, if the cache of what it compiled was empty.
 """
 
 from __future__ import annotations

@@ -68,7 +68,10 @@ def plain_array(name: str, value: object) -> npt.NDArray[Any]:
     if type(value) is np.ndarray:
         return value
     if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name}: expected an array without a mask, got {shown(value)}")
+        raise TypeError(
+            f"{name}: expected an array without a mask, got {shown(value)} (what counts is an "
+            "argument of its own: x.data and where=~np.ma.getmaskarray(x))"
+        )
     if issubclass(type(value), np.ndarray):
         return memory_of(value)  # type: ignore[arg-type]
     if value is None:

@@ -115,5 +115,6 @@ def option(name: str, value: object, options: tuple[str, ...]) -> str | None:
         return None
     if isinstance(value, str) and value in options:
         return options[options.index(value)]  # not a subclass of str
-    expected = f"{name}: expected None, {' or '.join(map(repr, options))}, got {shown(value)}"
+    *others, last = "None", *map(repr, options)
+    expected = f"{name}: expected {', '.join(others)} or {last}, got {shown(value)}"
     raise ValueError(expected) if isinstance(value, str) else TypeError(expected)

@@ -286,6 +286,8 @@ class MicroBatches:
         try:
             for x, counted in _counted(where, weights, pieces):
                 self.add(x, **counted)
+            if self._moments is None:
+                raise RuntimeError("pieces: expected at least one piece, got none")
             self._require_batch()
             given = _counted(where, weights, pieces)
             return (self.normalize(x, **counted) for x, counted in given)

@@ -62,9 +62,12 @@ def array(name: str, doc: str) -> Any:
     def get(self: Any) -> Array | None:
         found: Array | None = getattr(self, place)
         if found is None and name in self._names():
+            wanted, made = "channels", "BatchNorm(64)"
+            if name in PARAMETERS:
+                wanted, made = "channels and dtype", "BatchNorm(64, dtype=np.float32)"
             raise RuntimeError(
-                f"{name}: expected a layer that knows its channels"
-                f"{' and its dtype' if name in PARAMETERS else ''}, got one before its first call"
+                f"{name}: expected a layer that knows its {wanted}, as {made} does, got one "
+                "before its first call"
             )
         return found
 

@@ -288,7 +288,11 @@ BAD = {
         ValueError,
         "weights: expected finite numbers >= 0, got nan at (0, 0, 1)",
     ),
-    "policy": ({"nan_policy": "skip"}, ValueError, "nan_policy: expected None, 'propagate' or"),
+    "policy": (
+        {"nan_policy": "skip"},
+        ValueError,
+        "nan_policy: expected None, 'propagate', 'omit'",
+    ),
     "fill": ({"fill": "0"}, TypeError, "fill: expected a real number"),
 }
 

@@ -181,7 +181,7 @@ def test_the_module():
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"activation": "relu"}, "activation: expected None, 'leaky_relu', got 'relu'"),
+        ({"activation": "relu"}, "activation: expected None or 'leaky_relu', got 'relu'"),
         ({"negative_slope": 0.0}, r"negative_slope: expected a positive number, got 0\.0"),
     ],
 )

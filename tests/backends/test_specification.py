@@ -268,6 +268,13 @@ def test_values_that_do_not_fill_the_lanes_go_to_the_last_ones():
     gradients.add_products(a, b, values, values, zero, zero, False)
     assert s.tolist() == a.tolist() == lanes.tolist()
     assert q.tolist() == b.tolist() == squares.tolist()
+    padded = np.concatenate([np.full(7, 99.0), values, np.full(3, 99.0)])
+    for lanes_of in (s, q, a, b):
+        lanes_of[:] = 0.0
+    sums.add_wide_squares(s, q, padded, 7, 21, zero)
+    gradients.add_wide_products(a, b, padded, padded, 7, 21, zero)
+    assert s.tolist() == a.tolist() == lanes.tolist()
+    assert q.tolist() == b.tolist() == squares.tolist()
 
 
 def test_the_plain_text_needs_no_numba():

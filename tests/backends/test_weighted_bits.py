@@ -19,8 +19,9 @@ import variants
 import weighted
 
 DTYPES = [np.float32, np.float64, np.float16, np.uint16]
-# Planes and rows of several blocks, segments and strips; work for several threads.
-SHAPES = [(2, 3, 45001), (16000, 19, 1), (3001, 33, 5)]
+# Planes and rows of several blocks, segments and strips; work for several threads.  One channel,
+# and rows too wide to fold, are divided by segments and by the tiles of NumPy's backend.
+SHAPES = [(2, 3, 45001), (16000, 19, 1), (3001, 33, 5), (2, 1, 33000), (300, 257, 1)]
 
 
 def assert_same(got, expected, but=()):

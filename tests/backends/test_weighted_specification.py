@@ -58,7 +58,8 @@ def test_every_kind_of_weights(rng, shape, kind):
 def test_blocks_and_segments(rng, shape, kind):
     """Some segments and blocks have nothing that counts, others have only ones.
 
-    Every shape and both kinds meet both dtypes.  Only sums have segments and blocks.
+    Every shape and both kinds meet both dtypes.  These are the sums; `test_threads` of
+    test_weighted_bits compares whole calls of such shapes.
     """
     even = list(LARGE_SHAPES).index(shape) % 2 == 0
     dtype = np.float32 if even == (kind == "late") else np.uint16

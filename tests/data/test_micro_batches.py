@@ -96,7 +96,7 @@ def started(*pieces):
     (lambda: MicroBatches().forward(iter([ONE])), TypeError,
      r"^pieces: expected an iterable that starts anew every time, such as a list, got "),
     (lambda: MicroBatches().forward(3), TypeError, r"^pieces: expected an iterable .*, got 3$"),
-    (lambda: MicroBatches().forward([]), RuntimeError, r"^moments: expected add of a piece before"),
+    (lambda: MicroBatches().forward([]), RuntimeError, r"^pieces: expected at least one piece"),
     (lambda: MicroBatches().forward([ONE[:1]]), ValueError, r"^Expected more than 1 value"),
     (lambda: started(ONE).forward([ONE]), RuntimeError, r"^forward: expected a new MicroBatches"),
     (lambda: started(ONE, ONE[:, :2]), ValueError,

@@ -39,9 +39,7 @@ def expected(
     return plain, forward, oracle.backward(plain.dy, plain.x, exact, plain.weight, plain.eps)
 
 
-@variants.taking_turns(
-    shape=[*RANK_SHAPES, (3, 5, 17, 19), (40, 8)], layout=LAYOUTS, dtype=FLOATS
-)
+@variants.taking_turns(shape=[*RANK_SHAPES, (3, 5, 17, 19), (40, 8)], layout=LAYOUTS, dtype=FLOATS)
 def test_every_layout_gives_the_plain_result(backend, shape, layout, dtype):
     """The bits are the same if a channel's values keep their order; else they fit the gates."""
     plain, forward, backward = expected(shape, dtype)

@@ -108,7 +108,7 @@ def test_tables():
     assert table.lines[0][0] == "2×3×4×4"
     assert table.lines[0][4] == "50%"
     assert table.lines[0][-2:] == ["2 (2.00×)", ""]
-    assert table.lines[1][-2:] == ["1 (0.50×)", "10 µs (0.01×)"]
+    assert table.lines[1][-2:] == ["1 (0.50×)", "0.01 (0.01×)"]
     summary = tables.summary_table(rows)
     assert summary.lines[0] == ["train, 1 thread, channels first", "2.00 (2.00 at 2×3×4×4)", ""]
     assert summary.markdown().splitlines()[1] == "| --- | ---: | ---: |"

@@ -70,7 +70,7 @@ def add_wide_products(
     w: Stat | None = None,
     filled: bool = False,
 ) -> None:
-    """Add `count` values from x[at] on in float64, as `add_squares` says."""
+    """Add `count` values from x[at] on in float64, as `add_squares` says; w[i] belongs to x[i]."""
     width, stop = len(a), at + count
     while at + width <= stop:
         for j in range(width):
@@ -139,7 +139,7 @@ def planes_grad_sums(
             else:
                 grads, values = dy[at : at + size], x[at : at + size]
                 if weights is None:
-                    add_products(a, b, grads, values, mean, invstd, chained)
+                    add_products(a, b, grads, values, mean, invstd, True)
                 else:
                     w = piece_weights(weights, values, c, inner, e)
                     add_products(a, b, grads, values, mean, invstd, chained, w, weights.filled)

@@ -14,7 +14,7 @@ import numpy as np
 from bncore.backends.numba.storage import stored, value
 from bncore.backends.numba.sums import (
     add_chains,
-    add_squares,
+    add_wide_squares,
     close,
     first_pivot,
     flush,
@@ -79,17 +79,17 @@ def lines_moments(first: int, last: int, mean: Stat, m2: Stat, x: Data, width: i
     Where the squares about 0 are more than 16 times those about the mean, whose digits they would
     hide, the line is added up about a pivot, as a segment in planes is.
     """
-    s, q = np.zeros(LANES), np.zeros(LANES)
+    s, q, zero = np.zeros(LANES), np.zeros(LANES), np.zeros(LANES)
     for line in range(first, last):
-        values = x[line * width : (line + 1) * width]
-        add_squares(s, q, values, np.zeros(LANES), False)
+        at = line * width
+        add_wide_squares(s, q, x, at, width, zero)
         total, squares = fold(s), fold(q)
         if 16.0 * (total * total) < 15.0 * (width * squares):
             mean[line] = total / width
             m2[line] = squares - total * mean[line]
             continue
-        pivot = first_pivot(values[:LANES], False)
-        add_squares(s, q, values, np.full(LANES, pivot), False)
+        pivot = first_pivot(x[at : at + LANES], False)
+        add_wide_squares(s, q, x, at, width, np.full(LANES, pivot))
         state = flush((0.0, pivot, 0.0, 0.0), fold(s), fold(q), width, x, False)
         _, pivot, offset, m2[line] = close(state)
         mean[line] = pivot + offset

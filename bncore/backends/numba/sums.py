@@ -229,7 +229,7 @@ def add_value(s: Stat, q: Stat, j: int, number: Any, pivots: Stat) -> None:
 
 
 def add_wide_squares(s: Stat, q: Stat, x: Data, at: int, count: int, pivots: Stat) -> None:
-    """Add `count` values from x[at] on in float64, as `add_squares` says."""
+    """Add `count` values from x[at] on in float64, as `add_squares` says, to at least one total."""
     width, stop = len(s), at + count
     while at + width <= stop:
         for j in range(width):
@@ -272,7 +272,7 @@ def add_block(
         at, size = piece(c, channels, inner, e + count, end)
         if chained:
             add_squares(s, q, x[at : at + size], pivots, True)
-        else:  # without a view of x, which would cost Numba as much as a row of values
+        else:  # without a view of x, which takes Numba as long as 16 values
             add_wide_squares(s, q, x, at, size, pivots)
         count += size
     return count

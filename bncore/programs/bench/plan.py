@@ -218,7 +218,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
         "--help.",
     )
     add = made.add_argument
-    add("--quick", action="store_true", help="five shapes, in under two minutes")
+    add("--quick", action="store_true", help="five shapes, in two minutes if nothing else runs")
     add("--judged", action="store_true",
         help="float32 and 16 bits in the shapes of two networks, beside PyTorch; "
         "--shapes takes some of these shapes")  # fmt: skip

@@ -96,9 +96,7 @@ class Table:
 
 
 def milliseconds(seconds: float) -> str:
-    """Return a time in ms with three significant digits, or in µs if it is short."""
-    if seconds < 1e-4:
-        return f"{seconds * 1e6:.3g} µs"
+    """Return a time in ms with three significant digits."""
     return f"{seconds * 1e3:.3g}"
 
 
