@@ -286,7 +286,7 @@ class MicroBatches:
         try:
             for x, counted in _counted(where, weights, pieces):
                 self.add(x, **counted)
-            if self._moments is None:
+            if self._dtype is None:
                 raise RuntimeError("pieces: expected at least one piece, got none")
             self._require_batch()
             given = _counted(where, weights, pieces)
