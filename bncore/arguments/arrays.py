@@ -69,8 +69,8 @@ def plain_array(name: str, value: object) -> npt.NDArray[Any]:
         return value
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(
-            f"{name}: expected an array without a mask, got {shown(value)} (what counts is an "
-            "argument of its own: x.data and where=~np.ma.getmaskarray(x))"
+            f"{name}: expected an array without a mask, got {shown(value)} (x.data and "
+            "where=~np.ma.getmaskarray(x) say what counts of x)"
         )
     if issubclass(type(value), np.ndarray):
         return memory_of(value)  # type: ignore[arg-type]

@@ -245,7 +245,7 @@ def var(
     n_threads: int | None = None,
     scale: float | None = None,
 ) -> Any:
-    """Compute the variance over some axes, with the signature of `numpy.var`.
+    """Compute the variance over some axes, with the arguments of `numpy.var` but `mean`.
 
     Parameters
     ----------
@@ -286,7 +286,7 @@ def std(
     n_threads: int | None = None,
     scale: float | None = None,
 ) -> Any:
-    """Compute the standard deviation over some axes, with the signature of `numpy.std`.
+    """Compute the standard deviation over some axes, with the arguments of `numpy.std` but `mean`.
 
     Parameters
     ----------

@@ -134,7 +134,7 @@ def planes_grad_sums(
         parts[k, 0, c] = parts[k, 1, c] = 0.0
         while e < end:
             at, size = piece(c, channels, inner, e, end)
-            if weights is None and not chained:  # no view, as in `add_block`
+            if weights is None and not chained:  # directly, as in `add_block`
                 add_wide_products(a, b, dy, x, at, size, mean)
             else:
                 grads, values = dy[at : at + size], x[at : at + size]
